@@ -1,0 +1,338 @@
+"""Feature schemas: what a row holds, checked when the class is defined.
+
+A schema is a class, so that it has a name, a docstring and an import path::
+
+    class UserFeatures(FeatureSchema):
+        version = 1
+        fields = [FeatureField("age", dtype.float32), FeatureField("embedding", dtype.float32, shape=(128,))]
+
+Only the standard library and NumPy are imported here.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import keyword
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from quorin.errors import SchemaError, SchemaTypeError
+from quorin.hashing import hash_bytes
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Schema = type["FeatureSchema"]
+
+RESERVED_FIELD_NAMES = frozenset({"entity_id", "event_time_ns", "schema"})
+MAX_NAME_BYTES = 128
+MAX_FIELDS = 4096
+MAX_ELEMENTS = 1 << 20
+
+_FIELD_NAME = re.compile(r"[^\W\d]\w*\Z")
+_SCHEMA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+
+class dtype(enum.IntEnum):  # noqa: N801 - reads as numpy's and Feast's dtypes do
+    """Types of a field. The codes are part of the segment format and never change."""
+
+    float32 = 1
+    float64 = 2
+    int32 = 3
+    int64 = 4
+    uint8 = 5
+    bool = 6
+    string = 7
+    bytes = 8
+
+    @property
+    def is_numeric(self) -> bool:  # type: ignore[valid-type]
+        """Whether values are fixed-size numbers (``bool`` included), so that they can stand in a float32 vector."""
+        return self not in (dtype.string, dtype.bytes)
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """NumPy's dtype of one element; for ``string`` and ``bytes`` that of one byte."""
+        return _NUMPY_DTYPES[self]
+
+    @property
+    def item_size(self) -> int:
+        """Bytes of one element; 1 for ``string`` and ``bytes``."""
+        return _NUMPY_DTYPES[self].itemsize
+
+
+_NUMPY_DTYPES: dict[dtype, np.dtype[Any]] = {
+    dtype.float32: np.dtype("<f4"),
+    dtype.float64: np.dtype("<f8"),
+    dtype.int32: np.dtype("<i4"),
+    dtype.int64: np.dtype("<i8"),
+    dtype.uint8: np.dtype("u1"),
+    dtype.bool: np.dtype("?"),
+    dtype.string: np.dtype("u1"),
+    dtype.bytes: np.dtype("u1"),
+}
+
+
+@dataclass(frozen=True)
+class FeatureField:
+    """One field of a row.
+
+    ``shape`` is ``()`` for a scalar, ``(n, ...)`` for a fixed-shape array stored in the row, ``(None,)`` for a list of any
+    length. ``default`` is what a null reads as in a float32 vector; NaN if left out.
+
+    :raises SchemaError: (``ValueError``) for a bad name or shape, or a default that is no number.
+    :raises SchemaTypeError: (``TypeError``) for a part of the wrong Python type.
+    """
+
+    name: str
+    dtype: dtype
+    shape: tuple[int | None, ...] = ()
+    default: float | None = None
+
+    def __post_init__(self) -> None:
+        check_field_name(self.name)
+        if not isinstance(self.dtype, dtype):
+            raise SchemaTypeError(
+                f"field {self.name!r}: dtype must be one of quorin.schema.dtype ({', '.join(d.name for d in dtype)}), "
+                f"got {self.dtype!r}"
+            )
+        object.__setattr__(self, "shape", _checked_shape(self.name, self.dtype, self.shape))
+        _check_default(self)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether values are lists of any length."""
+        return self.shape == (None,)
+
+    @property
+    def is_variable(self) -> bool:
+        """Whether values live in heap cells because their size differs from row to row."""
+        return self.is_list or not self.dtype.is_numeric
+
+    @property
+    def element_count(self) -> int:
+        """Elements of this field in the assembled float32 vector; 0 for variable-size fields, which have no place there."""
+        return 0 if self.is_variable else math.prod(int(n or 0) for n in self.shape)
+
+    @property
+    def byte_count(self) -> int:
+        """Bytes of the field's values in a row; 0 for variable-size fields, whose values live in the heap."""
+        return self.element_count * self.dtype.item_size
+
+    @property
+    def vector_default(self) -> np.float32:
+        """What a null reads as in a float32 vector."""
+        return np.float32(math.nan if self.default is None else self.default)
+
+
+class FeatureSchema:
+    """Base of all schemas: subclass it with ``version`` and ``fields``.
+
+    :raises SchemaError: when the class is defined with a bad name, ``version`` or ``fields``.
+    """
+
+    version: ClassVar[int]
+    fields: ClassVar[list[FeatureField] | tuple[FeatureField, ...]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _check_schema(cls)
+        cls.fields = tuple(cls.fields)
+
+    def __init__(self) -> None:
+        raise SchemaTypeError(f"{type(self).__name__} is a schema: use the class itself, it has no instances")
+
+
+OFFSET_TABLE_DTYPE = np.dtype(
+    [
+        ("name_hash", "<u8"),
+        ("index", "<i4"),
+        ("dtype", "<i4"),
+        ("element_offset", "<i8"),
+        ("element_count", "<i8"),
+        ("byte_count", "<i8"),
+    ]
+)
+"""One row a field: where its elements stand in the assembled vector (-1 for variable-size fields)."""
+
+
+def compile_schema(schema: Schema) -> np.ndarray[Any, Any]:
+    """The offset table of a schema: structured array of shape ``(fields,)``, sorted by name hash."""
+    table = np.zeros(len(schema.fields), OFFSET_TABLE_DTYPE)
+    element_offset = 0
+    for index, field in enumerate(schema.fields):
+        offset = -1 if field.is_variable else element_offset
+        table[index] = (_name_hash(field.name), index, field.dtype, offset, field.element_count, field.byte_count)
+        element_offset += field.element_count
+    return np.sort(table, order="name_hash")
+
+
+def total_element_count(schema: Schema) -> int:
+    """Length of the assembled float32 vector: numeric fixed-size fields, in declaration order, row-major."""
+    return sum(field.element_count for field in schema.fields)
+
+
+def fingerprint(schema: Schema) -> int:
+    """A 64-bit number that two schemas share only if name, version and every field agree."""
+    return hash_bytes(schema_to_json(schema).encode())
+
+
+def schema_to_json(schema: Schema) -> str:
+    """The schema as canonical JSON: equal schemas give equal text."""
+    return json.dumps(
+        {
+            "name": schema.__name__,
+            "version": schema.version,
+            "fields": [
+                {"name": f.name, "dtype": f.dtype.name, "shape": list(f.shape), "default": f.default} for f in schema.fields
+            ],
+        },
+        separators=(",", ":"),
+        ensure_ascii=False,
+    )
+
+
+def schema_from_json(text: str) -> Schema:
+    """The schema that :func:`schema_to_json` wrote, as a new class.
+
+    :raises SchemaError: for text that is not such JSON, or describes no valid schema.
+    """
+    try:
+        parts = json.loads(text)
+        fields = [
+            FeatureField(f["name"], dtype[f["dtype"]], tuple(f["shape"]), f["default"]) for f in parts["fields"]
+        ]
+        name, version = parts["name"], parts["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SchemaError(f"not a schema in JSON ({error!r}): {text[:200]!r}") from error
+    return make_schema(name, fields, version=version)
+
+
+def make_schema(name: str, fields: list[FeatureField] | tuple[FeatureField, ...], *, version: int = 1) -> Schema:
+    """A schema class built at run time; the same checks as for a class statement."""
+    check_schema_name(name)
+    return type(name, (FeatureSchema,), {"version": version, "fields": fields})
+
+
+def schema_to_arrow(schema: Schema) -> pa.Schema:
+    """The Arrow schema of a schema's fields, all nullable. Multi-dimensional shapes are nested fixed-size lists."""
+    import pyarrow as pa
+
+    def arrow_type(field: FeatureField) -> pa.DataType:
+        element = pa.bool_() if field.dtype is dtype.bool else pa.from_numpy_dtype(field.dtype.numpy)
+        if field.dtype is dtype.string:
+            element = pa.string()
+        elif field.dtype is dtype.bytes:
+            element = pa.binary()
+        if field.is_list:
+            return pa.list_(element)
+        for size in reversed(field.shape):
+            element = pa.list_(element, size)
+        return element
+
+    return pa.schema([pa.field(field.name, arrow_type(field)) for field in schema.fields])
+
+
+def schema_from_arrow(name: str, arrow_schema: pa.Schema, *, version: int = 1) -> Schema:
+    """A schema with a field for each Arrow column, ``entity_id`` and ``event_time_ns`` left out.
+
+    :raises SchemaError: for a column whose Arrow type no field can hold; the text names it.
+    """
+    import pyarrow as pa
+
+    scalars = {arrow: code for code, arrow in zip(dtype, map(_scalar_arrow_type, dtype), strict=True)}
+    scalars |= {pa.large_string(): dtype.string, pa.large_binary(): dtype.bytes}
+
+    def field_of(column: pa.Field) -> FeatureField:
+        shape: list[int | None] = []
+        inner = column.type
+        while pa.types.is_fixed_size_list(inner):
+            shape.append(inner.list_size)
+            inner = inner.value_type
+        if not shape and (pa.types.is_list(inner) or pa.types.is_large_list(inner)):
+            shape, inner = [None], inner.value_type
+        if inner not in scalars:
+            raise SchemaError(f"column {column.name!r}: no field can hold the Arrow type {column.type}")
+        return FeatureField(column.name, scalars[inner], tuple(shape))
+
+    skipped = RESERVED_FIELD_NAMES
+    return make_schema(name, [field_of(c) for c in arrow_schema if c.name not in skipped], version=version)
+
+
+def check_field_name(name: object) -> None:
+    """Refuse a field name that is no identifier of at most 128 UTF-8 bytes, or that Quorin uses itself."""
+    if not isinstance(name, str):
+        raise SchemaTypeError(f"a field name must be a str, got {name!r}")
+    if not _FIELD_NAME.match(name) or len(name.encode()) > MAX_NAME_BYTES:
+        raise SchemaError(f"field name {name!r}: expected letters, digits and '_', no leading digit, at most {MAX_NAME_BYTES} bytes")
+    if name in RESERVED_FIELD_NAMES:
+        raise SchemaError(f"field name {name!r} is reserved; reserved are {sorted(RESERVED_FIELD_NAMES)}")
+
+
+def check_schema_name(name: object) -> None:
+    """Refuse a schema name that could not stand in a file name or a key."""
+    if not isinstance(name, str):
+        raise SchemaTypeError(f"a schema name must be a str, got {name!r}")
+    if not _SCHEMA_NAME.match(name) or len(name) > MAX_NAME_BYTES or keyword.iskeyword(name):
+        raise SchemaError(f"schema name {name!r}: expected ASCII letters, digits and '_', no leading digit, at most {MAX_NAME_BYTES}")
+
+
+def _scalar_arrow_type(code: dtype) -> pa.DataType:
+    return schema_to_arrow(make_schema("Scalar", [FeatureField("value", code)])).field(0).type
+
+
+def _name_hash(name: str) -> int:
+    return hash_bytes(name.encode())
+
+
+def _checked_shape(name: str, code: dtype, shape: object) -> tuple[int | None, ...]:
+    if not isinstance(shape, (tuple, list)):
+        raise SchemaTypeError(f"field {name!r}: shape must be a tuple, got {shape!r}")
+    shape = tuple(shape)
+    if shape == (None,) or shape == ():
+        return shape
+    if not code.is_numeric:
+        raise SchemaError(f"field {name!r}: {code.name} takes shape () or (None,), got {shape!r}")
+    for size in shape:
+        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
+            raise SchemaError(f"field {name!r}: a shape holds whole numbers of 1 and more, or is (None,); got {shape!r}")
+    if math.prod(shape) > MAX_ELEMENTS:
+        raise SchemaError(f"field {name!r}: shape {shape!r} has over {MAX_ELEMENTS} elements")
+    return tuple(int(size) for size in shape)
+
+
+def _check_default(field: FeatureField) -> None:
+    if field.default is None:
+        return
+    if isinstance(field.default, bool) or not isinstance(field.default, (int, float, np.integer, np.floating)):
+        raise SchemaTypeError(f"field {field.name!r}: default must be a number, got {field.default!r}")
+    if field.is_variable:
+        raise SchemaError(f"field {field.name!r}: a variable-size field has no place in the vector, so no default")
+    object.__setattr__(field, "default", float(field.default))
+
+
+def _check_schema(cls: Schema) -> None:
+    name = cls.__name__
+    check_schema_name(name)
+    version = cls.__dict__.get("version")
+    if isinstance(version, bool) or not isinstance(version, int):
+        raise SchemaError(f"schema {name!r}: version must be an int from 1, got {version!r}")
+    if not 1 <= version <= 0xFFFFFFFF:
+        raise SchemaError(f"schema {name!r}: version must be from 1 to 4294967295, got {version}")
+    fields = cls.__dict__.get("fields")
+    if not isinstance(fields, (list, tuple)) or not fields:
+        raise SchemaError(f"schema {name!r}: fields must be a non-empty list of FeatureField, got {fields!r}")
+    if len(fields) > MAX_FIELDS:
+        raise SchemaError(f"schema {name!r}: {len(fields)} fields, at most {MAX_FIELDS}")
+    seen: set[str] = set()
+    for field in fields:
+        if not isinstance(field, FeatureField):
+            raise SchemaTypeError(f"schema {name!r}: fields must hold FeatureField, got {field!r}")
+        if field.name in seen:
+            raise SchemaError(f"schema {name!r}: field {field.name!r} is defined twice")
+        seen.add(field.name)
