@@ -1,0 +1,47 @@
+"""What Python hands to the kernels and gets back: flat int64 arrays and codes, item by item.
+
+Kernels take flat arrays because one array costs a call about 30 ns and a dozen scalars cost a dozen times that. Both sides
+read the places from here.
+"""
+
+from __future__ import annotations
+
+# The descriptor: where everything of an attached segment is. Addresses, sizes in bytes, counts.
+(
+    D_HEADER, D_INDEX, D_SLOT_COUNT, D_ROWS, D_ROW_STRIDE, D_HEAP, D_HEAP_BYTES, D_SEED_0, D_SEED_1,
+    D_KEY_INLINE, D_BODY_OFFSET, D_BODY_BYTES, D_FREE, D_ROW_LIMIT, D_CAPACITY, D_MAX_ID_BYTES,
+) = range(16)  # fmt: skip
+DESCRIPTOR_ITEMS = 16
+
+# A read plan: a descriptor, then what to copy from a row to the output, as spans and as patches for null fields.
+P_OUT_BYTES, P_SPAN_COUNT, P_PATCH_COUNT, P_MISSING = range(DESCRIPTOR_ITEMS, DESCRIPTOR_ITEMS + 4)
+P_SPANS = DESCRIPTOR_ITEMS + 4
+SPAN_SOURCE, SPAN_TARGET, SPAN_COUNT, SPAN_CODE = range(4)
+SPAN_ITEMS = 4
+PATCH_NULL_BYTE, PATCH_NULL_MASK, PATCH_TARGET, PATCH_COUNT, PATCH_BITS = range(5)
+PATCH_ITEMS = 5
+
+RAW_BYTES = 0
+"""A span's code when it copies bytes as they are; else it is the code of the dtype that it turns into float32."""
+
+MISSING_ZEROS, MISSING_FLOAT32 = range(2)
+"""What a row that is not found reads as: zero bytes, or the float32 that the caller names."""
+
+# What a read returns.
+FOUND, MISSING, MOVED, CONTENDED, NOT_ASCII, BAD_ID, BAD_OUT = range(7)
+STOPPED, CODES = -1, 8
+"""A batch that stopped says where and why in one negative number: ``STOPPED - CODES * row - code``."""
+
+# A column of a batch that is written, as an item of the column table.
+(
+    C_CELL, C_NULL_BYTE, C_NULL_MASK, C_KIND, C_VALUES, C_ITEM_BYTES, C_VALIDITY, C_VALIDITY_OFFSET,
+    C_OFFSETS, C_OFFSET_BYTES, C_INNER_OFFSETS, C_INNER_OFFSET_BYTES,
+) = range(12)  # fmt: skip
+COLUMN_ITEMS = 12
+KIND_FIXED, KIND_VARIABLE, KIND_TEXT_LIST = range(3)
+
+# How rows are applied, and what a write returns.
+UPSERT, DELETE, PARTIAL = 1, 2, 3
+DONE, ROWS_FULL, HEAP_FULL = range(3)
+R_NEXT, R_APPLIED, R_CREATED = range(3)
+RESULT_ITEMS = 3

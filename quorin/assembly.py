@@ -1,0 +1,227 @@
+"""Compiled reads: feature vectors and typed columns straight from shared memory.
+
+The same functions and results as :mod:`quorin.serving`, bit for bit, and fast. A read finds the row, copies it and checks
+that no writer touched it meanwhile; it takes no lock, and waits for nobody. When a segment has grown or was replaced, the
+read that notices attaches the successor and goes on there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from quorin import buffers, packing
+from quorin.abi import BAD_ID, CODES, FOUND, MOVED, P_OUT_BYTES, STOPPED
+from quorin.errors import EntityNotFoundError, InvalidRowError
+from quorin.values import check_entity_id
+from quorin.view import row_plan, vector_plan
+
+if TYPE_CHECKING:
+    from quorin.shm import Segment
+    from quorin.view import SegmentView
+
+__all__ = ["EntityNotFoundError", "Reader", "assemble", "assemble_batch", "prewarm", "read", "reader"]
+
+_Plan = packing.Words
+_FLOAT32 = np.dtype(np.float32)
+_empty = np.empty
+
+
+def assemble(segment: Segment, entity_id: str, *, out: buffers.Floats | None = None) -> buffers.Floats:
+    """The float32 vector of one entity, shape ``(total_element_count,)``: ``out`` if given, else a fresh array.
+
+    Numeric fixed-size fields in declaration order, shaped ones row-major; a null reads as its field's default. What ``out``
+    holds after an error is undefined.
+
+    :raises EntityNotFoundError: if the entity has no row. :raises EntityIdError: for an id that is empty or no text.
+    :raises InvalidBufferError: for an ``out`` that does not fit. :raises SegmentClosedError: after close.
+    """
+    view = segment._view
+    if out is None:
+        out = _empty(view.vector_length, _FLOAT32)
+    else:
+        buffers.vector_out(out, view.vector_length)
+    if type(entity_id) is str and _assemble_one(view.plan, entity_id, out) == FOUND:
+        return out
+    return _assemble_slowly(segment, _whole_vector, entity_id, out)
+
+
+def assemble_batch(
+    segment: Segment,
+    entity_ids: Any,
+    *,
+    out: buffers.Floats | None = None,
+    found_mask: buffers.Mask | None = None,
+    missing: float = math.nan,
+) -> tuple[buffers.Floats, buffers.Mask]:
+    """The vectors of many entities: float32 of shape ``(N, total_element_count)``, and bool of shape ``(N,)``.
+
+    ``entity_ids`` is a list of str, a NumPy array of str or bytes, or an Arrow string array, which is not copied. Rows that
+    are not found are filled with ``missing``. Releases the GIL.
+
+    :raises EntityIdError: naming the first id that is empty, null or no text. :raises InvalidBufferError: for buffers that
+        don't fit.
+    """
+    return _assemble_many(segment, _whole_vector, entity_ids, out, found_mask, missing)
+
+
+def read(segment: Segment, entity_ids: Any, fields: Sequence[str] | None = None) -> pa.RecordBatch:
+    """Exact typed values: the columns ``entity_id`` (as asked), ``found`` (bool), ``event_time_ns`` (int64), and the fields.
+
+    One row out per id in, in the same order; everything but the first two is null where an entity is not found. Each row is
+    one whole version. Releases the GIL.
+
+    :raises EntityIdError: naming the first id that is empty, null or no text. :raises InvalidRowError: for unknown fields.
+    """
+    ids = buffers.id_array(entity_ids)
+    while True:
+        view = segment.current_view()
+        rows = _empty((len(ids), view.layout.row_stride), np.uint8)
+        found = _empty(len(ids), np.bool_)
+        if _read_many(view, row_plan(view), ids, rows.ctypes.data, found, math.nan):
+            return packing.record_batch(view, ids, rows, found, fields, _gather_cells)
+
+
+def reader(segment: Segment, fields: Sequence[str] | None = None) -> Reader:
+    """A callable that reads a choice of numeric fields in the order given; for hot loops.
+
+    :raises InvalidRowError: for a field that the schema does not have, or that has no place in a vector.
+    """
+    return Reader(segment, fields)
+
+
+def prewarm() -> None:
+    """Load the compiled kernels now rather than at the first read (seconds after an install, then about half a second)."""
+    from quorin import kernels  # noqa: F401
+
+
+class Reader:
+    """Bound to a segment and a choice of fields: ``reader(entity_id)`` is one vector, ``reader.batch(ids)`` many.
+
+    ``length`` is the size of a vector. Results and errors are those of :func:`assemble` and :func:`assemble_batch`.
+    """
+
+    __slots__ = ("_fields", "_plan", "_segment", "_view", "length")
+
+    def __init__(self, segment: Segment, fields: Sequence[str] | None = None) -> None:
+        schema = segment.schema
+        known = {field.name: field for field in schema.fields}
+        chosen = [f.name for f in schema.fields if f.element_count] if fields is None else list(fields)
+        wrong = [name for name in chosen if name not in known or not known[name].element_count]
+        if wrong or not chosen:
+            raise InvalidRowError(
+                f"no vector of {wrong or chosen}: {schema.__name__} has the numeric fields "
+                f"{[f.name for f in schema.fields if f.element_count]}"
+            )
+        self._segment = segment
+        self._fields = [known[name] for name in chosen]
+        self.length = sum(field.element_count for field in self._fields)
+        self._view = segment.current_view()
+        self._plan = vector_plan(self._view, self._fields)
+
+    def __call__(self, entity_id: str, out: buffers.Floats | None = None) -> buffers.Floats:
+        """The vector of one entity."""
+        if out is None:
+            out = _empty(self.length, _FLOAT32)
+        else:
+            buffers.vector_out(out, self.length)
+        if self._segment._view is self._view and type(entity_id) is str:
+            if _assemble_one(self._plan, entity_id, out) == FOUND:
+                return out
+        return _assemble_slowly(self._segment, self._plan_for, entity_id, out)
+
+    def batch(
+        self,
+        entity_ids: Any,
+        *,
+        out: buffers.Floats | None = None,
+        found_mask: buffers.Mask | None = None,
+        missing: float = math.nan,
+    ) -> tuple[buffers.Floats, buffers.Mask]:
+        """The vectors of many entities, and which were found."""
+        return _assemble_many(self._segment, self._plan_for, entity_ids, out, found_mask, missing)
+
+    def _plan_for(self, view: SegmentView) -> _Plan:
+        if self._view is not view:
+            self._plan = vector_plan(view, self._fields)
+            self._view = view
+        return self._plan
+
+
+def _whole_vector(view: SegmentView) -> _Plan:
+    return view.plan
+
+
+def _assemble_one(plan: _Plan, entity_id: str, out: buffers.Floats) -> int:
+    """Stands in for the kernel until the first read has loaded it."""
+    global _assemble_one
+    from quorin.kernels import assemble_one as _assemble_one  # type: ignore[no-redef]
+
+    return _assemble_one(plan, entity_id, out)
+
+
+def _assemble_slowly(
+    segment: Segment, plan_for: Callable[[SegmentView], _Plan], entity_id: str, out: buffers.Floats
+) -> buffers.Floats:
+    """What the quick path leaves: ids that are not ASCII, segments that moved on, contended rows, and all errors."""
+    ids = pa.array([check_entity_id(entity_id)], pa.binary())
+    found = _empty(1, np.bool_)
+    while True:
+        view = segment.current_view()
+        plan = plan_for(view)
+        if _read_many(view, plan, ids, out.ctypes.data, found, math.nan):
+            break
+    if not found[0]:
+        raise EntityNotFoundError(entity_id, view.name)
+    return out
+
+
+def _assemble_many(
+    segment: Segment,
+    plan_for: Callable[[SegmentView], _Plan],
+    entity_ids: Any,
+    out: buffers.Floats | None,
+    found_mask: buffers.Mask | None,
+    missing: float,
+) -> tuple[buffers.Floats, buffers.Mask]:
+    ids = buffers.id_array(entity_ids)
+    while True:
+        view = segment.current_view()
+        plan = plan_for(view)
+        out, found_mask = buffers.batch_out(out, found_mask, len(ids), int(plan[P_OUT_BYTES]) // 4)
+        if _read_many(view, plan, ids, out.ctypes.data, found_mask, missing):
+            return out, found_mask
+
+
+def _read_many(view: SegmentView, plan: _Plan, ids: pa.Array, out: int, found: buffers.Mask, missing: float) -> bool:
+    """Run the batch kernel; False if the segment has a successor, where the caller must begin again."""
+    from quorin import kernels
+
+    offsets, width, data = packing.text_addresses(ids)
+    first = 0
+    while True:
+        stop = kernels.read_many(plan, offsets, width, data, first, len(ids), out, found.ctypes.data, missing)
+        if stop >= 0:
+            return True
+        first, code = divmod(STOPPED - stop, CODES)
+        if code == BAD_ID:
+            raise buffers.empty_id(first)
+        if code == MOVED:
+            return False
+
+
+def _gather_cells(
+    view: SegmentView, cells: np.ndarray[Any, Any], valid: buffers.Mask
+) -> tuple[packing.Bytes, packing.Words]:
+    """:func:`quorin.packing.gather_cells`, compiled."""
+    from quorin import kernels
+
+    ends = packing.cell_ends(cells, valid)
+    data = _empty(int(ends[-1]), np.uint8)
+    heap = view.mapping.address + view.layout.heap_offset
+    kernels.gather_cells(cells.ctypes.data, heap, ends, data.ctypes.data)
+    return data, ends

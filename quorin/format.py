@@ -1,0 +1,261 @@
+"""Every byte of a segment, defined once.
+
+A segment is one file. Its sections follow each other, each aligned to a cache line::
+
+    0         4096             index_offset     free_offset      rows_offset     heap_offset      file_bytes
+    ├─ header ─┼─ schema (JSON) ─┼─ index ────────┼─ free ring ────┼─ rows ────────┼─ heap ─────────┤
+    │ 4096 B   │ as written     │ slot_count     │ row_limit      │ row_limit     │ heap_bytes     │
+    │          │ at creation    │ × u64          │ × u32          │ × row_stride  │ append-only    │
+
+A slot is one word, ``0`` while no key has claimed it; a key keeps its slot for the life of the segment::
+
+    63            32 31             0
+    ├── hash tag ───┼── row + 1 ────┤
+
+A row is a header, the key, the body::
+
+    0       8                16         24          26      28          body_offset        row_stride
+    ├ stamp ─┼ event_time_ns ─┼ position ─┼ key_bytes ─┼ flags ─┼ key ───────┼ body ──────────────┤
+
+A key longer than ``key_inline`` bytes stands in the heap, and the row holds its heap offset at ``LONG_KEY_OFFSET``. The body
+holds the cells of the fields, largest alignment first, then the validity bitmap (bit set: not null). A variable-size
+field's cell is a :data:`VAR_CELL` that points into the heap.
+
+**The commit rule.** A row that a slot points to is immutable. An update takes a free row, makes its stamp odd, writes it,
+makes its stamp even, and publishes it with one release store of the slot word; only then is the old row free. Stamps only
+grow, so a reader that finds the slot word and an even stamp unchanged after its copy has copied one version, whole.
+``docs/format.md`` gives the argument instruction by instruction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from quorin.schema import FeatureField, Schema
+
+MAGIC = b"QUORIN\x1a\n"
+FORMAT_VERSION = 1
+BYTE_ORDER_MARK = 0x01020304
+CACHE_LINE = 64
+
+NAME_BYTES = 192
+PARTITIONS = 16
+
+PARTITION_DTYPE = np.dtype([("log_identity", "<u8"), ("position", "<u8"), ("reserved", "V16")])
+"""What is applied from one partition of the log: the log's identity and the last applied position."""
+
+HEADER_DTYPE = np.dtype(
+    {
+        "names": [
+            # Written once, before the file gets its name; covered by ``static_crc``.
+            "magic", "byte_order", "format_version", "header_bytes", "static_crc", "file_bytes", "fingerprint",
+            "schema_bytes", "schema_version", "seed", "capacity", "row_limit", "slot_count", "heap_bytes",
+            "index_offset", "free_offset", "rows_offset", "heap_offset", "row_stride", "key_inline", "max_id_bytes",
+            "body_bytes", "created_ns", "name",
+            # Written once at the flip, read by every read.
+            "successor_ready", "successor_name",
+            # Written when the writer changes.
+            "epoch", "writer_pid", "writer_active", "writer_since_ns",
+            # Written with every row, by the writer alone.
+            "entity_count", "deleted_count", "rows_fresh", "ring_head", "ring_tail", "heap_used", "heap_garbage", "stamp",
+            # Written with every log entry.
+            "partitions",
+        ],
+        "formats": [
+            "S8", "<u4", "<u4", "<u4", "<u4", "<u8", "<u8",
+            "<u4", "<u4", ("<u8", 2), "<u8", "<u8", "<u8", "<u8",
+            "<u8", "<u8", "<u8", "<u8", "<u4", "<u4", "<u4",
+            "<u4", "<i8", f"S{NAME_BYTES}",
+            "<u8", f"S{NAME_BYTES}",
+            "<u8", "<u8", "<u8", "<i8",
+            "<u8", "<u8", "<u8", "<u8", "<u8", "<u8", "<u8", "<u8",
+            (PARTITION_DTYPE, PARTITIONS),
+        ],
+        "offsets": [
+            0, 8, 12, 16, 20, 24, 32,
+            40, 44, 48, 64, 72, 80, 88,
+            96, 104, 112, 120, 128, 132, 136,
+            140, 144, 152,
+            512, 520,
+            768, 776, 784, 792,
+            832, 840, 848, 856, 864, 872, 880, 888,
+            896,
+        ],
+        "itemsize": 4096,
+    }
+)  # fmt: skip
+HEADER_BYTES = HEADER_DTYPE.itemsize
+STATIC_BYTES = 512
+"""The part of the header that never changes once the file has its name."""
+
+ROW_HEADER_DTYPE = np.dtype(
+    {
+        "names": ["stamp", "event_time_ns", "position", "key_bytes", "flags"],
+        "formats": ["<u8", "<i8", "<u8", "<u2", "<u2"],
+        "offsets": [0, 8, 16, 24, 26],
+        "itemsize": 28,
+    }
+)
+KEY_OFFSET = ROW_HEADER_DTYPE.itemsize
+LONG_KEY_OFFSET = 32
+KEY_INLINE_CHOICES = (12, 20, 28)
+"""Room for a key in the row: each choice makes the body start at a multiple of eight."""
+
+FLAG_DELETED = 1
+FLAG_HAS_NULLS = 2
+
+VAR_CELL = np.dtype([("offset", "<u8"), ("bytes", "<u4"), ("count", "<u4")])
+"""A variable-size value: its place in the heap, its size in bytes, its elements. A list of strings stores ``count`` u32
+end offsets, then the bytes."""
+
+MAX_ID_BYTES = 0xFFFF
+MAX_ROWS = 0xFFFFFFFE
+MAX_CELL_BYTES = 0xFFFFFFFF
+HEAP_ALIGNMENT = 8
+
+
+def header_offset(field: str, item: int = 0) -> int:
+    """Byte offset of a header field, counted from the start of the file."""
+    offset = HEADER_DTYPE.fields[field][1]  # type: ignore[index]
+    return int(offset) + item * PARTITION_DTYPE.itemsize
+
+
+def row_offset(field: str) -> int:
+    """Byte offset of a row header field, counted from the start of the row."""
+    return int(ROW_HEADER_DTYPE.fields[field][1])  # type: ignore[index]
+
+
+def align(size: int, to: int) -> int:
+    """The next multiple of ``to`` (a power of two) at or above ``size``."""
+    return (size + to - 1) & ~(to - 1)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Where one field's value stands in the body."""
+
+    field: FeatureField
+    offset: int
+    null_byte: int
+    null_mask: int
+
+    @property
+    def byte_count(self) -> int:
+        """Bytes in the body: the values themselves, or a :data:`VAR_CELL`."""
+        return VAR_CELL.itemsize if self.field.is_variable else self.field.byte_count
+
+
+@dataclass(frozen=True)
+class BodyLayout:
+    """The body of a schema's rows: cells in declaration order, and the size of it all."""
+
+    cells: tuple[Cell, ...]
+    bitmap_offset: int
+    bitmap_bytes: int
+    byte_count: int
+
+
+@lru_cache(maxsize=256)
+def body_layout(schema: Schema) -> BodyLayout:
+    """Place the cells: largest alignment first, declaration order within one alignment, the validity bitmap last."""
+    offsets: dict[int, int] = {}
+    end = 0
+    for index in sorted(range(len(schema.fields)), key=lambda i: -_alignment(schema.fields[i])):
+        offsets[index] = end
+        field = schema.fields[index]
+        end += VAR_CELL.itemsize if field.is_variable else field.byte_count
+    bitmap_bytes = (len(schema.fields) + 7) // 8
+    cells = tuple(
+        Cell(field, offsets[index], end + index // 8, 1 << index % 8) for index, field in enumerate(schema.fields)
+    )
+    return BodyLayout(cells, end, bitmap_bytes, end + bitmap_bytes)
+
+
+@dataclass(frozen=True)
+class SegmentLayout:
+    """Sizes and places of a segment's sections, in bytes from the start of the file."""
+
+    capacity: int
+    row_limit: int
+    slot_count: int
+    heap_bytes: int
+    schema_bytes: int
+    index_offset: int
+    free_offset: int
+    rows_offset: int
+    heap_offset: int
+    file_bytes: int
+    row_stride: int
+    key_inline: int
+    max_id_bytes: int
+    body_bytes: int
+
+    @property
+    def body_offset(self) -> int:
+        """Where the body starts in a row."""
+        return KEY_OFFSET + self.key_inline
+
+
+def segment_layout(
+    schema: Schema, *, capacity: int, max_id_bytes: int, schema_bytes: int, heap_bytes: int
+) -> SegmentLayout:
+    """Lay out a segment for ``capacity`` entities (deleted ones included) and ``heap_bytes`` of variable-size data.
+
+    A few rows are spare, because an update needs a free row before it frees the old one; slots are half as many again as
+    entities, which keeps probe sequences within a cache line or two.
+    """
+    body = body_layout(schema)
+    key_inline = next((n for n in KEY_INLINE_CHOICES if n >= max_id_bytes), KEY_INLINE_CHOICES[-1])
+    row_stride = align(KEY_OFFSET + key_inline + body.byte_count, 8)
+    row_limit = capacity + max(64, min(capacity // 64, 65536))
+    slot_count = align(max(64, capacity + capacity // 2), 8)
+    index_offset = align(HEADER_BYTES + schema_bytes, CACHE_LINE)
+    free_offset = align(index_offset + 8 * slot_count, CACHE_LINE)
+    rows_offset = align(free_offset + 4 * row_limit, CACHE_LINE)
+    heap_offset = align(rows_offset + row_stride * row_limit, CACHE_LINE)
+    return SegmentLayout(
+        capacity=capacity,
+        row_limit=row_limit,
+        slot_count=slot_count,
+        heap_bytes=align(heap_bytes, CACHE_LINE),
+        schema_bytes=schema_bytes,
+        index_offset=index_offset,
+        free_offset=free_offset,
+        rows_offset=rows_offset,
+        heap_offset=heap_offset,
+        file_bytes=heap_offset + align(heap_bytes, CACHE_LINE),
+        row_stride=row_stride,
+        key_inline=key_inline,
+        max_id_bytes=max_id_bytes,
+        body_bytes=body.byte_count,
+    )
+
+
+def _alignment(field: FeatureField) -> int:
+    return 8 if field.is_variable else field.dtype.item_size
+
+
+def _check_layout() -> None:
+    """Fields of the header and of a row follow each other without overlap, words are aligned, sizes are as promised."""
+    for record in (HEADER_DTYPE, ROW_HEADER_DTYPE):
+        end = 0
+        for name in record.names or ():
+            field: tuple[Any, ...] = record.fields[name]  # type: ignore[index]
+            kind, offset = field[0], field[1]
+            assert offset >= end, f"{name} overlaps its neighbour"
+            assert kind.base.itemsize not in (2, 4, 8) or offset % kind.base.itemsize == 0, f"{name} is not aligned"
+            end = offset + kind.itemsize
+        assert end <= record.itemsize
+    assert HEADER_BYTES == 4096 and PARTITION_DTYPE.itemsize == 32 and VAR_CELL.itemsize == 16
+    assert header_offset("successor_ready") == STATIC_BYTES
+    for first_of_line in ("successor_ready", "epoch", "entity_count", "partitions"):
+        assert header_offset(first_of_line) % CACHE_LINE == 0, f"{first_of_line} must begin a cache line"
+    assert all((KEY_OFFSET + n) % 8 == 0 for n in KEY_INLINE_CHOICES)
+    assert KEY_OFFSET + min(KEY_INLINE_CHOICES) >= LONG_KEY_OFFSET + 8
+
+
+_check_layout()

@@ -1,0 +1,41 @@
+"""The compiled kernels: everything that reads or writes rows at full speed. The only package that imports numba.
+
+Kernels take addresses, lengths and flat int64 arrays, and return codes; callers validate before and raise after. Import
+this package late, in the function that needs it: it loads numba (about half a second the first time in a process).
+
+Each kernel is compiled for one signature, listed below, and its name here is the compiled entry point of that signature.
+Calling it costs a tenth of what the numba dispatcher costs, which looks at the type of every argument first; with an
+argument of another type it raises ``TypeError``. Where a numba without ``entry_point`` is met, the dispatcher stands in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import types
+
+from quorin.kernels import memory, read, write
+
+_WORDS = types.Array(types.int64, 1, "C")
+_BYTES = types.Array(types.uint8, 1, "C")
+_FLOATS = types.Array(types.float32, 1, "C")
+_INT, _WORD, _TEXT, _FLOAT = types.int64, types.uint64, types.unicode_type, types.float32
+
+
+def _compiled(dispatcher: Any, *signature: Any) -> Any:
+    dispatcher.compile(signature)
+    dispatcher.disable_compile()
+    return getattr(dispatcher.overloads[signature], "entry_point", dispatcher)
+
+
+assemble_one = _compiled(read.assemble_one, _WORDS, _TEXT, _FLOATS)
+read_many = _compiled(read.read_many, _WORDS, *[_INT] * 7, _FLOAT)
+gather_cells = _compiled(read.gather_cells, _INT, _INT, _WORDS, _INT)
+hash_one = _compiled(read.hash_one, _TEXT, _WORD, _WORD)
+
+apply_rows = _compiled(write.apply_rows, _WORDS, _WORDS, *[_INT] * 8, _WORDS)
+copy_rows = _compiled(write.copy_rows, _WORDS, _WORDS, _WORDS, _INT, _WORDS)
+recover = _compiled(write.recover, _WORDS, _BYTES)
+
+load_acquire = _compiled(memory.load_word, _INT)
+store_release = _compiled(memory.store_word, _INT, _WORD)

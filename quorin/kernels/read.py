@@ -1,0 +1,256 @@
+"""The read kernels: find a row, copy it, check that it did not change meanwhile.
+
+They follow the commit rule of :mod:`quorin.format` from the reader's side. Nothing here writes to a segment or waits for a
+writer: a row that was replaced in the middle of a copy is simply read again, through its slot, which already points to the
+newer one.
+"""
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator"
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from quorin import format as fmt
+from quorin.abi import (
+    BAD_ID, BAD_OUT, CODES, CONTENDED, D_HEADER, D_HEAP, D_HEAP_BYTES, D_INDEX, D_KEY_INLINE, D_MAX_ID_BYTES, D_ROW_STRIDE,
+    D_ROWS, D_SEED_0, D_SEED_1, D_SLOT_COUNT, FOUND, MISSING, MISSING_FLOAT32, MOVED, NOT_ASCII, P_MISSING, P_OUT_BYTES,
+    P_PATCH_COUNT, P_SPAN_COUNT, P_SPANS, PATCH_BITS, PATCH_COUNT, PATCH_ITEMS, PATCH_NULL_BYTE, PATCH_NULL_MASK, PATCH_TARGET,
+    RAW_BYTES, SPAN_CODE, SPAN_COUNT, SPAN_ITEMS, SPAN_SOURCE, SPAN_TARGET, STOPPED,
+)  # fmt: skip
+from quorin.kernels.hashing import hash_id
+from quorin.kernels.memory import (
+    copy_bytes, fence_acquire, load_acquire, load_f64, load_i32, load_i64, load_u8, load_u16, load_u32, load_u64,
+    prefetch, scale, store_f32, store_u8, store_u32, text_address,
+)  # fmt: skip
+from quorin.schema import dtype
+
+MAX_ATTEMPTS = 1 << 16
+"""A read that finds its row replaced this often in a row returns to Python, which may handle a signal and calls again."""
+BLOCK = 32
+"""Rows in flight in a batch: enough to hide the latency of memory, few enough for the cache to hold."""
+
+_KEY_BYTES, _FLAGS, _KEY, _LONG_KEY = (
+    fmt.row_offset("key_bytes"), fmt.row_offset("flags"), fmt.KEY_OFFSET, fmt.LONG_KEY_OFFSET,
+)  # fmt: skip
+_SUCCESSOR_READY = fmt.header_offset("successor_ready")
+_DELETED, _HAS_NULLS = fmt.FLAG_DELETED, fmt.FLAG_HAS_NULLS
+_FLOAT32, _FLOAT64, _INT32, _INT64 = int(dtype.float32), int(dtype.float64), int(dtype.int32), int(dtype.int64)
+
+_LOW_32 = np.uint64(0xFFFFFFFF)
+_SHIFT_32 = np.uint64(32)
+_ONE = np.uint64(1)
+
+
+@njit(cache=True, boundscheck=False)
+def assemble_one(plan, text, out):
+    """Fill ``out`` with the row of an ASCII id, read in place. Returns a code; ``out`` is undefined unless FOUND."""
+    if out.size * 4 != plan[P_OUT_BYTES]:
+        return BAD_OUT
+    if not text._is_ascii:
+        return NOT_ASCII
+    count = text._length
+    if count == 0 or count > plan[D_MAX_ID_BYTES]:
+        return BAD_ID
+    address = text_address(text)
+    h = hash_id(address, count, np.uint64(plan[D_SEED_0]), np.uint64(plan[D_SEED_1]))
+    return read_row(plan, address, count, h, out.ctypes.data)
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def read_many(plan, offsets, offset_bytes, data, first, last, out, found, missing):
+    """Read rows ``first … last-1`` of a batch into ``out`` (``P_OUT_BYTES`` a row) and ``found`` (one byte a row).
+
+    Ids are an Arrow string column: ``offsets`` (address of ``offset_bytes``-wide integers) into ``data``. Returns ``last``
+    when all are read, else ``STOPPED - CODES * row - code`` for the first row that was not: its id is empty (BAD_ID), its
+    segment has a successor (MOVED), or it kept changing (CONTENDED).
+    """
+    hashes = np.empty(BLOCK, np.uint64)
+    k0 = np.uint64(plan[D_SEED_0])
+    k1 = np.uint64(plan[D_SEED_1])
+    out_bytes = plan[P_OUT_BYTES]
+    for begin in range(first, last, BLOCK):
+        end = min(begin + BLOCK, last)
+        for i in range(begin, end):
+            start = load_offset(offsets, offset_bytes, i)
+            h = hash_id(data + start, load_offset(offsets, offset_bytes, i + 1) - start, k0, k1)
+            hashes[i - begin] = h
+            prefetch(plan[D_INDEX] + 8 * scale(h, plan[D_SLOT_COUNT]))
+        for i in range(begin, end):
+            word = likely_word(plan, hashes[i - begin])
+            if word != 0:
+                row = row_address(plan, word)
+                prefetch(row)
+                prefetch(row + 64)
+        for i in range(begin, end):
+            start = load_offset(offsets, offset_bytes, i)
+            count = load_offset(offsets, offset_bytes, i + 1) - start
+            target = out + i * out_bytes
+            code = read_row(plan, data + start, count, hashes[i - begin], target)
+            if count == 0:
+                code = BAD_ID
+            if code == MOVED or code == CONTENDED or code == BAD_ID:
+                return STOPPED - CODES * i - code
+            store_u8(found + i, 1 if code == FOUND else 0)
+            if code != FOUND:
+                fill_missing(plan, target, missing)
+    return last
+
+
+@njit(inline="always")
+def load_offset(offsets, offset_bytes, i):
+    if offset_bytes == 4:
+        return load_i32(offsets + 4 * i)
+    return load_i64(offsets + 8 * i)
+
+
+@njit(inline="always")
+def row_address(plan, word):
+    return plan[D_ROWS] + np.int64((word & _LOW_32) - _ONE) * plan[D_ROW_STRIDE]
+
+
+@njit(inline="always")
+def likely_word(plan, h):
+    """The word of the slot where a key with this hash probably is, 0 if none looks like it; only for prefetching."""
+    slot = scale(h, plan[D_SLOT_COUNT])
+    tag = h & _LOW_32
+    for _ in range(8):
+        word = load_u64(plan[D_INDEX] + 8 * slot)
+        if word == 0 or word >> _SHIFT_32 == tag:
+            return word
+        slot += 1
+        if slot == plan[D_SLOT_COUNT]:
+            slot = 0
+    return np.uint64(0)
+
+
+@njit(boundscheck=False)
+def read_row(plan, key, count, h, out):
+    """Copy one row by the spans of ``plan``: FOUND, MISSING, MOVED or CONTENDED.
+
+    The order of loads is the argument: slot word (acquire), stamp (acquire), key and values, fence (acquire), stamp, slot
+    word. An even stamp that is the same before and after means that nobody wrote the row in between; the same slot word
+    means that the row is this key's.
+    """
+    tag = h & _LOW_32
+    for _ in range(MAX_ATTEMPTS):
+        if load_acquire(plan[D_HEADER] + _SUCCESSOR_READY) != 0:
+            return MOVED
+        slot = scale(h, plan[D_SLOT_COUNT])
+        for _probe in range(plan[D_SLOT_COUNT]):
+            slot_address = plan[D_INDEX] + 8 * slot
+            word = load_acquire(slot_address)
+            if word == 0:
+                return MISSING
+            if word >> _SHIFT_32 == tag:
+                row = row_address(plan, word)
+                stamp = load_acquire(row)
+                same_key = key_equals(plan, row, key, count)
+                flags = load_u16(row + _FLAGS)
+                if same_key and flags & _DELETED == 0:
+                    copy_spans(plan, row, out)
+                    if flags & _HAS_NULLS != 0:
+                        patch_nulls(plan, row, out)
+                fence_acquire()
+                if load_u64(row) != stamp or stamp & _ONE != 0 or load_u64(slot_address) != word:
+                    break
+                if same_key:
+                    return FOUND if flags & _DELETED == 0 else MISSING
+            slot += 1
+            if slot == plan[D_SLOT_COUNT]:
+                slot = 0
+        else:
+            return MISSING
+    return CONTENDED
+
+
+@njit(inline="always")
+def key_equals(plan, row, key, count):
+    """Whether the row's key is the ``count`` bytes at ``key``. The row may be changing: every offset is checked."""
+    if load_u16(row + _KEY_BYTES) != count:
+        return False
+    place = row + _KEY
+    if count > plan[D_KEY_INLINE]:
+        offset = load_i64(row + _LONG_KEY)
+        if offset < 0 or offset > plan[D_HEAP_BYTES] - count:
+            return False
+        place = plan[D_HEAP] + offset
+    i = 0
+    while i + 8 <= count:
+        if load_u64(place + i) != load_u64(key + i):
+            return False
+        i += 8
+    if i + 4 <= count:
+        if load_u32(place + i) != load_u32(key + i):
+            return False
+        i += 4
+    while i < count:
+        if load_u8(place + i) != load_u8(key + i):
+            return False
+        i += 1
+    return True
+
+
+@njit(inline="always")
+def copy_spans(plan, row, out):
+    at = P_SPANS
+    for _ in range(plan[P_SPAN_COUNT]):
+        source = row + plan[at + SPAN_SOURCE]
+        target = out + plan[at + SPAN_TARGET]
+        count = plan[at + SPAN_COUNT]
+        code = plan[at + SPAN_CODE]
+        if code == RAW_BYTES:
+            copy_bytes(target, source, count)
+        elif code == _FLOAT32:
+            for i in range(count):
+                store_u32(target + 4 * i, load_u32(source + 4 * i))
+        elif code == _FLOAT64:
+            for i in range(count):
+                store_f32(target + 4 * i, np.float32(load_f64(source + 8 * i)))
+        elif code == _INT32:
+            for i in range(count):
+                store_f32(target + 4 * i, np.float32(load_i32(source + 4 * i)))
+        elif code == _INT64:
+            for i in range(count):
+                store_f32(target + 4 * i, np.float32(load_i64(source + 8 * i)))
+        else:
+            for i in range(count):
+                store_f32(target + 4 * i, np.float32(load_u8(source + i)))
+        at += SPAN_ITEMS
+
+
+@njit(boundscheck=False)
+def patch_nulls(plan, row, out):
+    """Put each null field's default where its value would stand."""
+    at = P_SPANS + SPAN_ITEMS * plan[P_SPAN_COUNT]
+    for _ in range(plan[P_PATCH_COUNT]):
+        if load_u8(row + plan[at + PATCH_NULL_BYTE]) & plan[at + PATCH_NULL_MASK] == 0:
+            target = out + plan[at + PATCH_TARGET]
+            for i in range(plan[at + PATCH_COUNT]):
+                store_u32(target + 4 * i, plan[at + PATCH_BITS])
+        at += PATCH_ITEMS
+
+
+@njit(boundscheck=False)
+def fill_missing(plan, out, missing):
+    if plan[P_MISSING] == MISSING_FLOAT32:
+        for i in range(plan[P_OUT_BYTES] // 4):
+            store_f32(out + 4 * i, missing)
+    else:
+        for i in range(plan[P_OUT_BYTES]):
+            store_u8(out + i, 0)
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def gather_cells(cells, heap, ends, data):
+    """Copy the heap bytes of VAR_CELLs to ``data``, value ``i`` to ``ends[i] … ends[i + 1]``."""
+    for i in range(ends.size - 1):
+        size = ends[i + 1] - ends[i]
+        if size > 0:
+            copy_bytes(data + ends[i], heap + load_i64(cells + 16 * i), size)
+
+
+@njit(cache=True, boundscheck=False)
+def hash_one(text, k0, k1):
+    """The hash of an ASCII str, for tests that hold it against :func:`quorin.hashing.hash_bytes`."""
+    return hash_id(text_address(text), text._length, k0, k1)

@@ -1,0 +1,389 @@
+"""The write kernels: apply rows, copy a segment into its successor, repair the books after a writer's death.
+
+They follow the commit rule of :mod:`quorin.format` from the writer's side, and may run in one process at a time: the one
+that holds the writer lease.
+"""
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator"
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from quorin import format as fmt
+from quorin.abi import (
+    C_CELL, C_INNER_OFFSET_BYTES, C_INNER_OFFSETS, C_ITEM_BYTES, C_KIND, C_NULL_BYTE, C_NULL_MASK, C_OFFSET_BYTES, C_OFFSETS,
+    C_VALIDITY, C_VALIDITY_OFFSET, C_VALUES, COLUMN_ITEMS, D_BODY_BYTES, D_BODY_OFFSET, D_CAPACITY, D_FREE, D_HEADER, D_HEAP,
+    D_HEAP_BYTES, D_INDEX, D_KEY_INLINE, D_ROW_LIMIT, D_ROW_STRIDE, D_ROWS, D_SEED_0, D_SEED_1, D_SLOT_COUNT, DELETE, DONE,
+    HEAP_FULL, KIND_FIXED, KIND_VARIABLE, PARTIAL, R_APPLIED, R_CREATED, R_NEXT, ROWS_FULL,
+)  # fmt: skip
+from quorin.kernels.hashing import hash_id
+from quorin.kernels.memory import (
+    copy_bytes, fence_release, load_acquire, load_i64, load_u8, load_u16, load_u32, load_u64, scale, store_i64,
+    store_release, store_u8, store_u16, store_u32, store_u64,
+)  # fmt: skip
+from quorin.kernels.read import key_equals, load_offset, row_address
+
+REUSE_DELAY = 32
+"""Freed rows rest at least this long before they are written again, while fresh ones remain, so that slow readers rarely
+have to read twice."""
+
+_ENTITY_COUNT, _DELETED_COUNT = fmt.header_offset("entity_count"), fmt.header_offset("deleted_count")
+_ROWS_FRESH, _RING_HEAD, _RING_TAIL = (fmt.header_offset(name) for name in ("rows_fresh", "ring_head", "ring_tail"))
+_HEAP_USED, _HEAP_GARBAGE = fmt.header_offset("heap_used"), fmt.header_offset("heap_garbage")
+_STAMP = fmt.header_offset("stamp")
+_EVENT_TIME, _POSITION = fmt.row_offset("event_time_ns"), fmt.row_offset("position")
+_KEY_BYTES, _FLAGS, _KEY, _LONG_KEY = (
+    fmt.row_offset("key_bytes"), fmt.row_offset("flags"), fmt.KEY_OFFSET, fmt.LONG_KEY_OFFSET,
+)  # fmt: skip
+_DELETED, _HAS_NULLS = fmt.FLAG_DELETED, fmt.FLAG_HAS_NULLS
+_CELL_OFFSET, _CELL_BYTES, _CELL_COUNT = (int(fmt.VAR_CELL.fields[n][1]) for n in ("offset", "bytes", "count"))  # type: ignore[index]
+_CELL_SIZE = fmt.VAR_CELL.itemsize
+_LAST_ALIGNED = fmt.HEAP_ALIGNMENT - 1
+
+_LOW_32 = np.uint64(0xFFFFFFFF)
+_SHIFT_32 = np.uint64(32)
+_ONE = np.uint64(1)
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def apply_rows(place, columns, mode, offsets, offset_bytes, ids, event_times, position, first, last, result):
+    """Apply rows ``first … last-1`` of a batch, each published on its own, in order.
+
+    A row older in event time than the stored one, or of the same time and a lower log position, is passed over. Adds to
+    ``result`` how many took effect and how many entities came into being, and sets in it the first row that was not
+    looked at: the batch is DONE, or the segment is out of rows (ROWS_FULL) or heap (HEAP_FULL) and must grow first.
+    """
+    k0 = np.uint64(place[D_SEED_0])
+    k1 = np.uint64(place[D_SEED_1])
+    for i in range(first, last):
+        result[R_NEXT] = i
+        start = load_offset(offsets, offset_bytes, i)
+        count = load_offset(offsets, offset_bytes, i + 1) - start
+        key = ids + start
+        h = hash_id(key, count, k0, k1)
+        slot_address = find_slot(place, key, count, h)
+        word = load_u64(slot_address)
+        event_time = load_i64(event_times + 8 * i)
+        old = np.int64(0)
+        alive = False
+        if word != 0:
+            old = row_address(place, word)
+            stored = load_i64(old + _EVENT_TIME)
+            if event_time < stored or (event_time == stored and position < load_i64(old + _POSITION)):
+                continue
+            alive = load_u16(old + _FLAGS) & _DELETED == 0
+        elif counter(place, _ENTITY_COUNT) + counter(place, _DELETED_COUNT) >= place[D_CAPACITY]:
+            return ROWS_FULL
+        long_key = count if word == 0 and count > place[D_KEY_INLINE] else 0
+        heap = heap_needed(columns, mode, i) + ((long_key + _LAST_ALIGNED) & ~_LAST_ALIGNED)
+        if counter(place, _HEAP_USED) + heap > place[D_HEAP_BYTES]:
+            return HEAP_FULL
+        index = take_free_row(place)
+        if index < 0:
+            return ROWS_FULL
+
+        row = place[D_ROWS] + index * place[D_ROW_STRIDE]
+        stamp = begin_row(place, row)
+        store_i64(row + _EVENT_TIME, event_time)
+        store_i64(row + _POSITION, position)
+        write_key(place, row, old, key, count)
+        flags = write_body(place, row, old if alive else 0, columns, mode, i)
+        store_u16(row + _FLAGS, flags)
+        store_release(row, stamp)
+        store_release(slot_address, (h & _LOW_32) << _SHIFT_32 | np.uint64(index + 1))
+
+        now_alive = mode != DELETE
+        count_change(place, _ENTITY_COUNT, np.int64(now_alive) - np.int64(alive))
+        count_change(place, _DELETED_COUNT, np.int64(not now_alive) - np.int64(word != 0 and not alive))
+        result[R_APPLIED] += 1
+        result[R_CREATED] += np.int64(now_alive and not alive)
+        if word != 0:
+            if alive:
+                count_change(place, _HEAP_GARBAGE, heap_replaced(place, old, columns, mode))
+            give_back_row(place, np.int64((word & _LOW_32) - _ONE))
+    result[R_NEXT] = last
+    return DONE
+
+
+@njit(inline="always")
+def counter(place, offset):
+    return load_i64(place[D_HEADER] + offset)
+
+
+@njit(inline="always")
+def count_change(place, offset, change):
+    store_i64(place[D_HEADER] + offset, counter(place, offset) + change)
+
+
+@njit(boundscheck=False)
+def find_slot(place, key, count, h):
+    """Address of the key's slot, or of the empty slot where it belongs. There always is an empty one."""
+    slot = scale(h, place[D_SLOT_COUNT])
+    tag = h & _LOW_32
+    while True:
+        slot_address = place[D_INDEX] + 8 * slot
+        word = load_u64(slot_address)
+        if word == 0:
+            return slot_address
+        if word >> _SHIFT_32 == tag and key_equals(place, row_address(place, word), key, count):
+            return slot_address
+        slot += 1
+        if slot == place[D_SLOT_COUNT]:
+            slot = 0
+
+
+@njit(boundscheck=False)
+def take_free_row(place):
+    """The index of a row that no slot points to, -1 if there is none."""
+    head = counter(place, _RING_HEAD)
+    resting = counter(place, _RING_TAIL) - head
+    fresh = counter(place, _ROWS_FRESH)
+    if fresh < place[D_ROW_LIMIT] and resting <= REUSE_DELAY:
+        count_change(place, _ROWS_FRESH, 1)
+        return fresh
+    if resting == 0:
+        return -1
+    count_change(place, _RING_HEAD, 1)
+    return load_u32(place[D_FREE] + 4 * (head % place[D_ROW_LIMIT]))
+
+
+@njit(boundscheck=False)
+def give_back_row(place, index):
+    tail = counter(place, _RING_TAIL)
+    store_u32(place[D_FREE] + 4 * (tail % place[D_ROW_LIMIT]), index)
+    count_change(place, _RING_TAIL, 1)
+
+
+@njit(inline="always")
+def begin_row(place, row):
+    """Make the row's stamp odd, and return the even one that completes it.
+
+    The fence keeps every store into the row after the odd stamp: a reader that sees any of them sees that too.
+    """
+    stamp = load_u64(place[D_HEADER] + _STAMP) + np.uint64(2)
+    store_u64(place[D_HEADER] + _STAMP, stamp)
+    store_u64(row, stamp - _ONE)
+    fence_release()
+    return stamp
+
+
+@njit(inline="always")
+def take_heap(place, size):
+    """Room for ``size`` bytes in the heap, as an offset. The caller has made sure that there is as much."""
+    offset = counter(place, _HEAP_USED)
+    count_change(place, _HEAP_USED, (size + _LAST_ALIGNED) & ~_LAST_ALIGNED)
+    return offset
+
+
+@njit(boundscheck=False)
+def write_key(place, row, old, key, count):
+    store_u16(row + _KEY_BYTES, count)
+    if count <= place[D_KEY_INLINE]:
+        copy_bytes(row + _KEY, key, count)
+    elif old != 0:
+        store_i64(row + _LONG_KEY, load_i64(old + _LONG_KEY))
+    else:
+        offset = take_heap(place, count)
+        copy_bytes(place[D_HEAP] + offset, key, count)
+        store_i64(row + _LONG_KEY, offset)
+
+
+@njit(boundscheck=False)
+def write_body(place, row, old, columns, mode, i):
+    """Write the cells and the validity bitmap; returns the row's flags. ``old`` is 0 where there is no live old row."""
+    body = row + place[D_BODY_OFFSET]
+    if mode == DELETE:
+        return _DELETED
+    flags = 0
+    if mode == PARTIAL and old != 0:
+        copy_bytes(body, old + place[D_BODY_OFFSET], place[D_BODY_BYTES])
+        flags = load_u16(old + _FLAGS) & _HAS_NULLS
+    elif mode == PARTIAL:
+        zero(body, place[D_BODY_BYTES])
+        flags = _HAS_NULLS
+    for c in range(0, columns.size, COLUMN_ITEMS):
+        mask_place = body + columns[c + C_NULL_BYTE]
+        mask = columns[c + C_NULL_MASK]
+        cell = body + columns[c + C_CELL]
+        fixed = columns[c + C_KIND] == KIND_FIXED
+        if is_null(columns, c, i):
+            store_u8(mask_place, load_u8(mask_place) & ~mask)
+            zero(cell, columns[c + C_ITEM_BYTES] if fixed else _CELL_SIZE)
+            if fixed:
+                flags = flags | _HAS_NULLS
+        else:
+            store_u8(mask_place, load_u8(mask_place) | mask)
+            if fixed:
+                size = columns[c + C_ITEM_BYTES]
+                copy_bytes(cell, columns[c + C_VALUES] + i * size, size)
+            else:
+                write_variable(place, cell, columns, c, i)
+    return flags
+
+
+@njit(inline="always")
+def zero(address, count):
+    for i in range(count):
+        store_u8(address + i, 0)
+
+
+@njit(inline="always")
+def is_null(columns, c, i):
+    validity = columns[c + C_VALIDITY]
+    if validity == 0:
+        return False
+    bit = columns[c + C_VALIDITY_OFFSET] + i
+    return load_u8(validity + (bit >> 3)) >> (bit & 7) & 1 == 0
+
+
+@njit(boundscheck=False)
+def variable_bytes(columns, c, i):
+    """Heap bytes that value ``i`` of a variable-size column takes, before alignment."""
+    first = load_offset(columns[c + C_OFFSETS], columns[c + C_OFFSET_BYTES], i)
+    last = load_offset(columns[c + C_OFFSETS], columns[c + C_OFFSET_BYTES], i + 1)
+    if columns[c + C_KIND] == KIND_VARIABLE:
+        return (last - first) * columns[c + C_ITEM_BYTES]
+    inner, width = columns[c + C_INNER_OFFSETS], columns[c + C_INNER_OFFSET_BYTES]
+    return 4 * (last - first) + load_offset(inner, width, last) - load_offset(inner, width, first)
+
+
+@njit(boundscheck=False)
+def write_variable(place, cell, columns, c, i):
+    size = variable_bytes(columns, c, i)
+    first = load_offset(columns[c + C_OFFSETS], columns[c + C_OFFSET_BYTES], i)
+    last = load_offset(columns[c + C_OFFSETS], columns[c + C_OFFSET_BYTES], i + 1)
+    offset = take_heap(place, size)
+    target = place[D_HEAP] + offset
+    if columns[c + C_KIND] == KIND_VARIABLE:
+        copy_bytes(target, columns[c + C_VALUES] + first * columns[c + C_ITEM_BYTES], size)
+    else:
+        inner, width = columns[c + C_INNER_OFFSETS], columns[c + C_INNER_OFFSET_BYTES]
+        base = load_offset(inner, width, first)
+        for item in range(last - first):
+            store_u32(target + 4 * item, load_offset(inner, width, first + item + 1) - base)
+        copy_bytes(target + 4 * (last - first), columns[c + C_VALUES] + base, size - 4 * (last - first))
+    store_i64(cell + _CELL_OFFSET, offset)
+    store_u32(cell + _CELL_BYTES, size)
+    store_u32(cell + _CELL_COUNT, last - first)
+
+
+@njit(boundscheck=False)
+def heap_needed(columns, mode, i):
+    total = 0
+    if mode == DELETE:
+        return total
+    for c in range(0, columns.size, COLUMN_ITEMS):
+        if columns[c + C_KIND] != KIND_FIXED and not is_null(columns, c, i):
+            total += (variable_bytes(columns, c, i) + _LAST_ALIGNED) & ~_LAST_ALIGNED
+    return total
+
+
+@njit(boundscheck=False)
+def heap_replaced(place, old, columns, mode):
+    """Heap bytes that the replaced row alone referred to: all variable cells that the batch wrote anew."""
+    total = 0
+    body = old + place[D_BODY_OFFSET]
+    for c in range(0, columns.size, COLUMN_ITEMS):
+        if columns[c + C_KIND] != KIND_FIXED:
+            total += (load_u32(body + columns[c + C_CELL] + _CELL_BYTES) + _LAST_ALIGNED) & ~_LAST_ALIGNED
+    return total
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def copy_rows(source, target, variable_cells, forget_before_ns, result):
+    """Copy every row into a new, empty segment of the same schema; deletions older than ``forget_before_ns`` are left out.
+
+    ``variable_cells`` holds the body offsets of variable-size cells. Garbage stays behind. Returns DONE, or ROWS_FULL or
+    HEAP_FULL when the target is too small.
+    """
+    k0 = np.uint64(target[D_SEED_0])
+    k1 = np.uint64(target[D_SEED_1])
+    for slot in range(source[D_SLOT_COUNT]):
+        word = load_u64(source[D_INDEX] + 8 * slot)
+        if word == 0:
+            continue
+        old = row_address(source, word)
+        deleted = load_u16(old + _FLAGS) & _DELETED != 0
+        if deleted and load_i64(old + _EVENT_TIME) < forget_before_ns:
+            continue
+        if counter(target, _ENTITY_COUNT) + counter(target, _DELETED_COUNT) >= target[D_CAPACITY]:
+            return ROWS_FULL
+        count = load_u16(old + _KEY_BYTES)
+        key = old + _KEY
+        if count > source[D_KEY_INLINE]:
+            key = source[D_HEAP] + load_i64(old + _LONG_KEY)
+        if counter(target, _HEAP_USED) + heap_referenced(source, old, count, variable_cells) > target[D_HEAP_BYTES]:
+            return HEAP_FULL
+        index = take_free_row(target)
+        row = target[D_ROWS] + index * target[D_ROW_STRIDE]
+        copy_bytes(row, old, source[D_ROW_STRIDE])
+        stamp = begin_row(target, row)
+        write_key(target, row, 0, key, count)
+        if not deleted:
+            move_cells(source, target, row, variable_cells)
+        store_release(row, stamp)
+        h = hash_id(key, count, k0, k1)
+        word = (h & _LOW_32) << _SHIFT_32 | np.uint64(index + 1)
+        store_release(find_slot(target, key, count, h), word)
+        count_change(target, _DELETED_COUNT if deleted else _ENTITY_COUNT, 1)
+        result[R_APPLIED] += 1
+    return DONE
+
+
+@njit(boundscheck=False)
+def heap_referenced(place, row, key_bytes, variable_cells):
+    total = 0
+    if key_bytes > place[D_KEY_INLINE]:
+        total += (key_bytes + _LAST_ALIGNED) & ~_LAST_ALIGNED
+    if load_u16(row + _FLAGS) & _DELETED == 0:
+        for c in variable_cells:
+            total += (load_u32(row + place[D_BODY_OFFSET] + c + _CELL_BYTES) + _LAST_ALIGNED) & ~_LAST_ALIGNED
+    return total
+
+
+@njit(boundscheck=False)
+def move_cells(source, target, row, variable_cells):
+    """Copy the heap values that a copied row's cells point to, and point the cells to the copies."""
+    for c in variable_cells:
+        cell = row + target[D_BODY_OFFSET] + c
+        size = load_u32(cell + _CELL_BYTES)
+        if size > 0:
+            offset = take_heap(target, size)
+            copy_bytes(target[D_HEAP] + offset, source[D_HEAP] + load_i64(cell + _CELL_OFFSET), size)
+            store_i64(cell + _CELL_OFFSET, offset)
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def recover(place, used):
+    """Rebuild what a writer that died may have left half-said: the counts and the list of free rows.
+
+    ``used`` is scratch, one zero byte a row. The index says what is true: a row is in use if a slot points to it.
+    """
+    live = 0
+    deleted = 0
+    fresh = 0
+    for slot in range(place[D_SLOT_COUNT]):
+        word = load_acquire(place[D_INDEX] + 8 * slot)
+        if word == 0:
+            continue
+        index = np.int64((word & _LOW_32) - _ONE)
+        used[index] = 1
+        fresh = max(fresh, index + 1)
+        if load_u16(row_address(place, word) + _FLAGS) & _DELETED:
+            deleted += 1
+        else:
+            live += 1
+    free = 0
+    for index in range(fresh):
+        if used[index] == 0:
+            store_u32(place[D_FREE] + 4 * free, index)
+            free += 1
+    header = place[D_HEADER]
+    store_i64(header + _ENTITY_COUNT, live)
+    store_i64(header + _DELETED_COUNT, deleted)
+    store_i64(header + _ROWS_FRESH, fresh)
+    store_i64(header + _RING_HEAD, 0)
+    store_i64(header + _RING_TAIL, free)
+    store_u64(header + _STAMP, load_u64(header + _STAMP) + np.uint64(2))
+    return live

@@ -1,0 +1,211 @@
+"""Rows into a segment, one at a time or in bulk, and the plain reference of how a row is found.
+
+Everything that writes ends in :func:`apply_batch`, whose order is that of event times: an older event never overwrites a
+newer one, of two with the same time the one with the later log position wins, and then the later row. So applying anything
+twice, or in another order, gives the same rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quorin import format as fmt
+from quorin import packing
+from quorin.abi import DELETE, DONE, R_APPLIED, R_CREATED, R_NEXT, RESULT_ITEMS, ROWS_FULL, UPSERT
+from quorin.errors import CapacityExceededError, EntityIdTooLongError
+from quorin.growth import grow
+from quorin.hashing import hash_bytes
+from quorin.packing import unpack_row
+from quorin.values import check_entity_id, check_event_time
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from quorin.schema import Schema
+    from quorin.shm import Segment
+    from quorin.view import SegmentView
+
+__all__ = [
+    "CapacityExceededError",
+    "EntityIdTooLongError",
+    "StringPoolExhaustedError",
+    "apply_batch",
+    "delete",
+    "insert",
+    "insert_many",
+    "iterate_occupied",
+    "lookup",
+    "pack_row",
+    "unpack_row",
+]
+
+StringPoolExhaustedError = EntityIdTooLongError
+
+
+def pack_row(schema: Schema, /, **fields: Any) -> bytes:
+    """One row as bytes for :func:`insert`. Every field must be given; ``None`` is a null.
+
+    :raises InvalidRowError: for a missing or unknown field, or a value that its field can't hold unchanged (it names both).
+    """
+    return packing.pack_row(schema, fields)
+
+
+def insert(segment: Segment, entity_id: str, row: bytes, *, event_time_ns: int | None = None) -> bool:
+    """Write one packed row; True if the entity is new. Without an event time it is now.
+
+    Nothing changes if the stored row is newer. The row is in shared memory, not in the log: it is as durable as that is.
+
+    :raises EntityIdError, EntityIdTooLongError: for a bad id. :raises InvalidRowError: if ``row`` is no row of the schema.
+    :raises WriterLeaseHeldError: if another process is the writer. :raises CapacityExceededError: if memory is out.
+    """
+    columns = packing.packed_columns(segment.schema, row)
+    return bool(_apply_one(segment, entity_id, columns, UPSERT, event_time_ns, len(row))[R_CREATED])
+
+
+def insert_many(segment: Segment, table: Any, *, event_time_ns: int | None = None) -> int:
+    """Write many rows from Arrow (table or record batch) or pandas: ``entity_id``, optional ``event_time_ns``, the fields.
+
+    Returns how many took effect: rows older than the stored ones don't. Of duplicates the newest wins. All values are
+    checked before the first row is written.
+
+    :raises InvalidRowError, EntityIdError: naming column, row and value. :raises WriterLeaseHeldError: if another writes.
+    """
+    from quorin.rows import to_batch
+
+    max_id_bytes = segment.current_view().layout.max_id_bytes
+    batch = to_batch(segment.schema, table, event_time_ns=event_time_ns, max_id_bytes=max_id_bytes)
+    return apply_batch(segment, batch)
+
+
+def delete(segment: Segment, entity_id: str, *, event_time_ns: int | None = None) -> bool:
+    """Remove an entity as of an event time (now if left out); True if it had a row and has none any more.
+
+    What remains is the fact of the deletion, so that an older row that comes late does not bring the entity back.
+    """
+    before = lookup(segment, entity_id)
+    result = _apply_one(segment, entity_id, packing.ColumnTable(), DELETE, event_time_ns, 0)
+    return before is not None and bool(result[R_APPLIED])
+
+
+def apply_batch(segment: Segment, batch: pa.RecordBatch, *, position: int = 0, kind: int = UPSERT) -> int:
+    """Apply a canonical batch (see :mod:`quorin.rows`) as its kind says: upsert, delete, or partial update.
+
+    Each row is published on its own, whole; a crash in between leaves a prefix applied, and applying again completes it.
+    The segment grows as needed. Returns how many rows took effect.
+
+    :raises EntityIdTooLongError: if an id exceeds the segment's limit; nothing is applied then.
+    """
+    ids, times = batch.column("entity_id"), batch.column("event_time_ns")
+    _check_id_lengths(segment, ids)
+    columns = packing.batch_columns(segment.schema, batch)
+    times_address = times.buffers()[1].address + 8 * times.offset if len(times) else 0
+    result = _apply(
+        segment, columns, kind, packing.text_addresses(ids), times_address, position, len(batch), batch.nbytes
+    )
+    return int(result[R_APPLIED])
+
+
+def lookup(segment: Segment, entity_id: str) -> int | None:
+    """Where an entity's row begins, in bytes from the start of the segment's file; None if it has none.
+
+    The reference: plain Python over the layout of :mod:`quorin.format`.
+    """
+    view = segment.current_view()
+    found = find_row(view, check_entity_id(entity_id))
+    if found is None:
+        return None
+    _, row = found
+    header = view.mapping.memory[row : row + fmt.KEY_OFFSET].view(fmt.ROW_HEADER_DTYPE)[0]
+    return None if int(header["flags"]) & fmt.FLAG_DELETED else row
+
+
+def iterate_occupied(segment: Segment) -> Iterator[tuple[str, int]]:
+    """Every entity that has a row: its id, and where the row begins in the file. In no particular order."""
+    view = segment.current_view()
+    layout = view.layout
+    slots = view.mapping.memory[layout.index_offset :][: 8 * layout.slot_count].view(np.uint64)
+    for word in slots[slots != 0].tolist():
+        row = layout.rows_offset + ((word & 0xFFFFFFFF) - 1) * layout.row_stride
+        header = view.mapping.memory[row : row + fmt.KEY_OFFSET].view(fmt.ROW_HEADER_DTYPE)[0]
+        if not int(header["flags"]) & fmt.FLAG_DELETED:
+            yield row_key(view, row).decode(), row
+
+
+def find_row(view: SegmentView, key: bytes) -> tuple[int, int] | None:
+    """The slot of a key (its place in the file) and the row it points to; a deleted row counts as found."""
+    layout = view.layout
+    memory = view.mapping.memory
+    seed = view.header["seed"]
+    h = hash_bytes(key, (int(seed[0]), int(seed[1])))
+    slot = (h * layout.slot_count) >> 64
+    for _ in range(layout.slot_count):
+        place = layout.index_offset + 8 * slot
+        word = int(memory[place : place + 8].view(np.uint64)[0])
+        if word == 0:
+            return None
+        row = layout.rows_offset + ((word & 0xFFFFFFFF) - 1) * layout.row_stride
+        if word >> 32 == h & 0xFFFFFFFF and row_key(view, row) == key:
+            return place, row
+        slot = (slot + 1) % layout.slot_count
+    return None
+
+
+def row_key(view: SegmentView, row: int) -> bytes:
+    """The UTF-8 bytes of a row's entity id."""
+    memory, layout = view.mapping.memory, view.layout
+    count = int(memory[row : row + fmt.KEY_OFFSET].view(fmt.ROW_HEADER_DTYPE)[0]["key_bytes"])
+    start = row + fmt.KEY_OFFSET
+    if count > layout.key_inline:
+        start = layout.heap_offset + int(memory[row + fmt.LONG_KEY_OFFSET :][:8].view(np.uint64)[0])
+    return memory[start : start + count].tobytes()
+
+
+def _apply_one(
+    segment: Segment, entity_id: str, columns: packing.ColumnTable, kind: int, event_time_ns: int | None, size: int
+) -> packing.Words:
+    key = check_entity_id(entity_id, segment.current_view().layout.max_id_bytes)
+    ids = np.frombuffer(key, np.uint8)
+    offsets = np.array([0, len(key)], np.int64)
+    times = np.array([time.time_ns() if event_time_ns is None else check_event_time(event_time_ns)], np.int64)
+    addresses = (offsets.ctypes.data, 8, ids.ctypes.data)
+    return _apply(segment, columns, kind, addresses, times.ctypes.data, 0, 1, size + len(key))
+
+
+def _apply(
+    segment: Segment,
+    columns: packing.ColumnTable,
+    kind: int,
+    ids: tuple[int, int, int],
+    times: int,
+    position: int,
+    rows: int,
+    size: int,
+) -> packing.Words:
+    """Run the kernel over a batch of ``rows``, growing the segment whenever it is full. ``size`` bounds the heap needed."""
+    from quorin import kernels
+
+    segment.acquire_writer_lease()
+    result = np.zeros(RESULT_ITEMS, np.int64)
+    words = columns.words
+    while True:
+        view = segment.current_view()
+        code = kernels.apply_rows(
+            view.descriptor, words, int(kind), *ids, times, int(position), int(result[R_NEXT]), rows, result
+        )
+        if code == DONE:
+            return result
+        grow(segment, rows=code == ROWS_FULL, heap_bytes=2 * size)
+
+
+def _check_id_lengths(segment: Segment, ids: pa.Array) -> None:
+    import pyarrow.compute as pc
+
+    most = segment.current_view().layout.max_id_bytes
+    longest = pc.max(pc.binary_length(ids)).as_py() or 0
+    if longest > most:
+        index = pc.index(pc.binary_length(ids), longest).as_py()
+        raise EntityIdTooLongError(f"row {index}: entity id {ids[index].as_py()!r} has {longest} bytes, the limit is {most}")

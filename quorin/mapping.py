@@ -1,0 +1,169 @@
+"""Files in shared memory: creating, mapping, locking and removing them. The only module that maps memory.
+
+A mapping is never closed by hand: it is unmapped when the last Python object that refers to it is gone. So a thread that
+is inside a kernel, which holds a reference, can't have its memory taken away by another thread's ``close``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import secrets
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quorin.errors import CorruptSegmentError, SegmentNotFoundError, SharedMemoryError
+
+_MADV_POPULATE_READ = 22
+_MADV_POPULATE_WRITE = 23
+_PENDING_SUFFIX = ".pending"
+
+
+class Mapping:
+    """A mapped file: ``memory`` is a uint8 array over all of it, ``address`` where it begins."""
+
+    __slots__ = ("__weakref__", "address", "memory", "path", "writable")
+
+    def __init__(self, path: Path, descriptor: int, size: int, *, writable: bool) -> None:
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        mapped = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED, prot=protection)
+        _advise(mapped, mmap.MADV_HUGEPAGE)
+        _advise(mapped, _MADV_POPULATE_WRITE if writable else _MADV_POPULATE_READ)
+        self.path = path
+        self.writable = writable
+        self.memory: np.ndarray[Any, np.dtype[np.uint8]] = np.frombuffer(mapped, np.uint8)
+        self.address: int = self.memory.ctypes.data
+
+
+class PendingFile:
+    """A file that is being built under a name of its own; it gets its real name when it is whole.
+
+    A crash before :meth:`publish` leaves only a file that ends in ``.pending``, which no reader opens.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path = path
+        self._pending = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_PENDING_SUFFIX}")
+        try:
+            descriptor = os.open(self._pending, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise SharedMemoryError(error.errno, f"cannot create a segment in {path.parent}: {error.strerror}") from error
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            self.mapping = Mapping(path, descriptor, size, writable=True)
+        except OSError as error:
+            self._pending.unlink(missing_ok=True)
+            raise SharedMemoryError(error.errno, _no_room(path.parent, size, error)) from error
+        finally:
+            os.close(descriptor)
+
+    def publish(self) -> Mapping:
+        """Give the file its name, replacing an unfinished successor that a dead writer may have left there."""
+        os.replace(self._pending, self._path)
+        return self.mapping
+
+    def discard(self) -> None:
+        """Remove the unfinished file."""
+        self._pending.unlink(missing_ok=True)
+
+
+def attach(path: Path, *, writable: bool, least_bytes: int) -> Mapping:
+    """Map a file that exists.
+
+    :raises SegmentNotFoundError: if there is none. :raises CorruptSegmentError: if it is shorter than ``least_bytes``.
+    :raises SharedMemoryError: if the system refuses.
+    """
+    try:
+        descriptor = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError as error:
+        raise SegmentNotFoundError(f"no segment file {path}") from error
+    except OSError as error:
+        raise SharedMemoryError(error.errno, f"cannot open segment file {path}: {error.strerror}") from error
+    try:
+        size = os.fstat(descriptor).st_size
+        if size < least_bytes:
+            raise CorruptSegmentError(f"{path} is no segment: {size} bytes, expected at least {least_bytes}")
+        return Mapping(path, descriptor, size, writable=writable)
+    except OSError as error:
+        raise SharedMemoryError(error.errno, f"cannot map segment file {path}: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+
+
+class FileLock:
+    """An exclusive lock on a file, held by this process until released or until the process dies.
+
+    It is ``flock(2)``: the kernel lets go of it when the last descriptor is closed, so a dead holder never blocks. A forked
+    child inherits the descriptor, and would keep the lock past its parent's death; so children close it at once.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._owner_pid = os.getpid()
+        _held_locks.add(self)
+        _close_locks_in_children()
+
+    @classmethod
+    def try_acquire(cls, path: Path) -> FileLock | None:
+        """The lock, or None if another holder has it. :raises SegmentNotFoundError: if the file is gone."""
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError as error:
+            raise SegmentNotFoundError(f"no segment file {path}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                return None
+            raise SharedMemoryError(error.errno, f"cannot lock {path}: {error.strerror}") from error
+        return cls(descriptor)
+
+    @property
+    def is_ours(self) -> bool:
+        """False in a child that inherited this object by fork, and after release."""
+        return self._descriptor >= 0 and self._owner_pid == os.getpid()
+
+    def release(self) -> None:
+        """Let go. Does nothing when already released, and never frees a parent's lock from a child."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        _held_locks.discard(self)
+
+
+def unlink(path: Path) -> None:
+    """Remove a segment's name. Processes that have it mapped keep it until they let go."""
+    path.unlink(missing_ok=True)
+
+
+_held_locks: weakref.WeakSet[FileLock] = weakref.WeakSet()
+_fork_hook_installed = False
+
+
+def _close_locks_in_children() -> None:
+    global _fork_hook_installed
+    if not _fork_hook_installed:
+        _fork_hook_installed = True
+        os.register_at_fork(after_in_child=lambda: [lock.release() for lock in list(_held_locks)])
+
+
+def _advise(mapped: mmap.mmap, advice: int) -> None:
+    # Advice is an optimisation: older kernels do not know it, and answer EINVAL.
+    with contextlib.suppress(OSError):
+        mapped.madvise(advice)
+
+
+def _no_room(directory: Path, size: int, error: OSError) -> str:
+    usage = os.statvfs(directory)
+    free = usage.f_bavail * usage.f_frsize
+    return (
+        f"cannot reserve {size:,} bytes in {directory} ({error.strerror}); {free:,} bytes are free there. "
+        f"Use a smaller capacity, a larger tmpfs, or another shm_dir"
+    )

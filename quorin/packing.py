@@ -1,0 +1,361 @@
+"""Values on their way into the kernels and out of them: Arrow columns, packed rows, and raw rows read back.
+
+A *packed row* is the body of a row as bytes (see :mod:`quorin.format`) followed by the bytes of its variable-size values; a
+cell's offset then counts from the end of the body. It depends on the schema alone, not on a segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from quorin import format as fmt
+from quorin.abi import KIND_FIXED, KIND_TEXT_LIST, KIND_VARIABLE
+from quorin.columns import arrow_type_of
+from quorin.errors import InvalidRowError
+from quorin.schema import FeatureField, Schema, dtype
+from quorin.values import check_value
+
+if TYPE_CHECKING:
+    from quorin.view import SegmentView
+
+Words = np.ndarray[Any, np.dtype[np.int64]]
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Gather = Callable[["SegmentView", np.ndarray[Any, Any], Mask], tuple[Bytes, Words]]
+
+_NULL = np.zeros(1, np.uint8)
+
+
+class ColumnTable:
+    """Columns as the write kernels take them: ``words``, and the objects that own the memory it points to."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, ...]] = []
+        self._owners: list[Any] = [_NULL]
+
+    @property
+    def words(self) -> Words:
+        """The flat table, ``COLUMN_ITEMS`` words a column."""
+        return np.array(self._rows, np.int64).ravel()
+
+    def keep(self, owner: Any) -> Any:
+        """Hold on to an object that owns memory."""
+        self._owners.append(owner)
+        return owner
+
+    def add(
+        self,
+        cell: fmt.Cell,
+        *,
+        kind: int,
+        values: int,
+        item_bytes: int,
+        validity: tuple[int, int],
+        offsets: tuple[int, int] = (0, 0),
+        inner: tuple[int, int] = (0, 0),
+    ) -> None:
+        """One column: addresses of its parts; ``validity`` with its first bit, offsets with their width in bytes."""
+        null = (cell.null_byte, cell.null_mask)
+        self._rows.append((cell.offset, *null, kind, values, item_bytes, *validity, *offsets, *inner))
+
+
+def batch_columns(schema: Schema, batch: pa.RecordBatch) -> ColumnTable:
+    """The fields of a canonical batch, without copying (booleans, which Arrow keeps as bits, become bytes)."""
+    table = ColumnTable()
+    names = set(batch.schema.names)
+    for cell in fmt.body_layout(schema).cells:
+        if cell.field.name in names:
+            _add_arrow_column(table, cell, table.keep(batch.column(cell.field.name)))
+    return table
+
+
+def text_addresses(array: pa.Array) -> tuple[int, int, int]:
+    """Of a string or binary array: where its offsets begin, how wide they are, where its bytes begin."""
+    large = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
+    width = 8 if large else 4
+    _, offsets, data = array.buffers()
+    if offsets is None:
+        return _NULL.ctypes.data, width, _NULL.ctypes.data
+    return offsets.address + array.offset * width, width, data.address if data is not None else _NULL.ctypes.data
+
+
+def pack_row(schema: Schema, fields: Mapping[str, Any]) -> bytes:
+    """Pack one row.
+
+    :raises InvalidRowError: for a missing or unknown field, or a value that its field can't hold unchanged.
+    """
+    _check_field_names(schema, fields)
+    layout = fmt.body_layout(schema)
+    body = bytearray(layout.byte_count)
+    tail = bytearray()
+    for cell in layout.cells:
+        value = check_value(cell.field, fields[cell.field.name])
+        if value is None:
+            continue
+        body[cell.null_byte] |= cell.null_mask
+        if not cell.field.is_variable:
+            content = np.asarray(value, cell.field.dtype.numpy).tobytes()
+        else:
+            stored, count = _variable_content(cell.field, value)
+            content = np.array((len(tail), len(stored), count), fmt.VAR_CELL).tobytes()
+            tail += stored + bytes(-len(stored) % fmt.HEAP_ALIGNMENT)
+        body[cell.offset : cell.offset + len(content)] = content
+    return bytes(body + tail)
+
+
+def unpack_row(schema: Schema, row: bytes) -> dict[str, Any]:
+    """The values of a packed row by field name, ``None`` where null; shaped fields and numeric lists as arrays.
+
+    :raises InvalidRowError: if the bytes are no packed row of the schema.
+    """
+    layout = fmt.body_layout(schema)
+    check_packed_row(schema, row)
+    return {
+        cell.field.name: _value_at(row, cell, layout.byte_count) if row[cell.null_byte] & cell.null_mask else None
+        for cell in layout.cells
+    }
+
+
+def check_packed_row(schema: Schema, row: object) -> None:
+    """Refuse bytes that are too short or too long for the schema, or whose cells point outside."""
+    layout = fmt.body_layout(schema)
+    if not isinstance(row, (bytes, bytearray, memoryview)):
+        raise InvalidRowError(f"a row must be the bytes that pack_row gives, got {type(row).__name__}")
+    expected = layout.byte_count
+    for cell in layout.cells if len(row) >= layout.byte_count else ():
+        if cell.field.is_variable and row[cell.null_byte] & cell.null_mask:
+            place = np.frombuffer(row, fmt.VAR_CELL, 1, cell.offset)[0]
+            if int(place["offset"]) + layout.byte_count != expected:
+                raise InvalidRowError(f"field {cell.field.name!r} of a packed {schema.__name__} row points to {place}")
+            expected += fmt.align(int(place["bytes"]), fmt.HEAP_ALIGNMENT)
+    if len(row) != expected:
+        raise InvalidRowError(f"a packed {schema.__name__} row must have {expected} bytes, got {len(row)}")
+
+
+def packed_columns(schema: Schema, row: bytes) -> ColumnTable:
+    """One packed row as a batch of one for the write kernels."""
+    check_packed_row(schema, row)
+    layout = fmt.body_layout(schema)
+    table = ColumnTable()
+    memory = table.keep(np.frombuffer(row, np.uint8))
+    base = memory.ctypes.data
+    for cell in layout.cells:
+        is_null = not row[cell.null_byte] & cell.null_mask
+        validity = (_NULL.ctypes.data if is_null else 0, 0)
+        if not cell.field.is_variable:
+            size = cell.field.byte_count
+            table.add(cell, kind=KIND_FIXED, values=base + cell.offset, item_bytes=size, validity=validity)
+            continue
+        place = np.frombuffer(row, fmt.VAR_CELL, 1, cell.offset)[0]
+        start, count = layout.byte_count + int(place["offset"]), int(place["count"])
+        ends = table.keep(np.array([0, count], np.int64))
+        offsets = (ends.ctypes.data, 8)
+        if _is_text_list(cell.field):
+            inner = np.zeros(count + 1, np.int64)
+            inner[1:] = np.frombuffer(row, "<u4", count, start)
+            table.keep(inner)
+            data = base + start + 4 * count
+            table.add(
+                cell, kind=KIND_TEXT_LIST, values=data, item_bytes=1, validity=validity, offsets=offsets,
+                inner=(inner.ctypes.data, 8),
+            )  # fmt: skip
+        else:
+            size = cell.field.dtype.item_size
+            table.add(
+                cell, kind=KIND_VARIABLE, values=base + start, item_bytes=size, validity=validity, offsets=offsets
+            )
+    return table
+
+
+def record_batch(
+    view: SegmentView, ids: pa.Array, rows: Bytes, found: Mask, names: Sequence[str] | None, gather: Gather
+) -> pa.RecordBatch:
+    """Raw rows (uint8 of shape ``(N, row_stride)``, whole versions) as a record batch; every value null where not found.
+
+    Columns: ``entity_id``, ``found``, ``event_time_ns``, then the fields asked for. Heap cells are immutable, so what the
+    rows point to can be read any time while ``view`` is held. ``gather`` is :func:`gather_cells` or something faster that
+    does the same.
+
+    :raises InvalidRowError: for a name that is no field of the schema.
+    """
+    cells = {cell.field.name: cell for cell in fmt.body_layout(view.schema).cells}
+    chosen = list(cells) if names is None else list(names)
+    unknown = [name for name in chosen if name not in cells]
+    if unknown:
+        raise InvalidRowError(f"{view.schema.__name__} has no fields {unknown}; it has {list(cells)}")
+    body = rows[:, view.layout.body_offset :]
+    arrays = [ids, pa.array(found), _event_times(rows, found)]
+    for name in chosen:
+        cell = cells[name]
+        field = cell.field
+        valid = found & (body[:, cell.null_byte] & cell.null_mask != 0)
+        raw = body[:, cell.offset : cell.offset + cell.byte_count]
+        if field.is_variable:
+            arrays.append(_variable_array(view, field, raw, valid, gather))
+        else:
+            arrays.append(_fixed_array(field, raw, valid))
+    return pa.RecordBatch.from_arrays(arrays, names=["entity_id", "found", "event_time_ns", *chosen])
+
+
+def gather_cells(view: SegmentView, cells: np.ndarray[Any, Any], valid: Mask) -> tuple[Bytes, Words]:
+    """The heap bytes of the valid cells, one after the other, and where each begins and ends (``len(cells) + 1`` offsets)."""
+    ends = cell_ends(cells, valid)
+    heap = view.mapping.memory[view.layout.heap_offset :]
+    data = np.empty(int(ends[-1]), np.uint8)
+    for start, stop, offset in zip(ends[:-1].tolist(), ends[1:].tolist(), cells["offset"].tolist(), strict=True):
+        data[start:stop] = heap[offset : offset + stop - start]
+    return data, ends
+
+
+def cell_ends(cells: np.ndarray[Any, Any], valid: Mask) -> Words:
+    """Where each valid cell's bytes begin and end when put one after the other: ``len(cells) + 1`` offsets.
+
+    :raises InvalidRowError: if they are more than one Arrow array can hold.
+    """
+    ends = np.zeros(len(cells) + 1, np.int64)
+    np.cumsum(np.where(valid, cells["bytes"], 0), out=ends[1:])
+    if ends[-1] > np.iinfo(np.int32).max:
+        raise InvalidRowError(f"{int(ends[-1]):,} bytes of one field in one read, an Arrow array holds 2**31-1; read fewer rows")
+    return ends
+
+
+def _add_arrow_column(table: ColumnTable, cell: fmt.Cell, array: pa.Array) -> None:
+    field = cell.field
+    validity_buffer = array.buffers()[0] if array.null_count else None
+    validity = (validity_buffer.address if validity_buffer is not None else 0, array.offset)
+    if not field.is_variable:
+        values, first = _fixed_leaf(table, array)
+        address = values + first * field.dtype.item_size
+        table.add(cell, kind=KIND_FIXED, values=address, item_bytes=field.byte_count, validity=validity)
+    elif not field.is_list:
+        offsets, width, data = text_addresses(array)
+        table.add(cell, kind=KIND_VARIABLE, values=data, item_bytes=1, validity=validity, offsets=(offsets, width))
+    else:
+        offset_buffer = array.buffers()[1]
+        offsets = offset_buffer.address + 4 * array.offset if offset_buffer is not None else _NULL.ctypes.data
+        child = array.values
+        if _is_text_list(field):
+            inner, width, data = text_addresses(child)
+            table.add(
+                cell, kind=KIND_TEXT_LIST, values=data, item_bytes=1, validity=validity, offsets=(offsets, 4),
+                inner=(inner, width),
+            )  # fmt: skip
+        else:
+            values, first = _fixed_leaf(table, child)
+            size = field.dtype.item_size
+            table.add(
+                cell, kind=KIND_VARIABLE, values=values + first * size, item_bytes=size, validity=validity,
+                offsets=(offsets, 4),
+            )  # fmt: skip
+
+
+def _fixed_leaf(table: ColumnTable, array: pa.Array) -> tuple[int, int]:
+    """Address of the numbers under (nested fixed-size lists of) an array, and the index of the first that belongs to it."""
+    first = 0
+    while pa.types.is_fixed_size_list(array.type):
+        first = (first + array.offset) * array.type.list_size
+        array = array.values
+    if pa.types.is_boolean(array.type):
+        array = table.keep(array.cast(pa.uint8()))
+    data = array.buffers()[1]
+    return (data.address if data is not None else _NULL.ctypes.data), first + array.offset
+
+
+def _is_text_list(field: FeatureField) -> bool:
+    return field.is_list and not field.dtype.is_numeric
+
+
+def _variable_content(field: FeatureField, value: Any) -> tuple[bytes, int]:
+    """What a variable-size value stores in the heap, and its element count."""
+    if not field.is_list:
+        stored = value.encode() if field.dtype is dtype.string else value
+        return stored, len(stored)
+    if field.dtype.is_numeric:
+        return np.ascontiguousarray(value, field.dtype.numpy).tobytes(), len(value)
+    items = [item.encode() if field.dtype is dtype.string else item for item in value]
+    ends = np.cumsum([len(item) for item in items], dtype="<u4")
+    return ends.tobytes() + b"".join(items), len(items)
+
+
+def _value_at(row: bytes, cell: fmt.Cell, tail: int) -> Any:
+    field = cell.field
+    if not field.is_variable:
+        values = np.frombuffer(row, field.dtype.numpy, field.element_count, cell.offset)
+        return values[0].item() if field.shape == () else values.reshape(field.shape)  # type: ignore[arg-type]
+    place = np.frombuffer(row, fmt.VAR_CELL, 1, cell.offset)[0]
+    start, count = tail + int(place["offset"]), int(place["count"])
+    if field.is_list and field.dtype.is_numeric:
+        return np.frombuffer(row, field.dtype.numpy, count, start)
+    stored = bytes(row[start : start + int(place["bytes"])])
+    if not field.is_list:
+        return stored.decode() if field.dtype is dtype.string else stored
+    ends = np.frombuffer(stored, "<u4", count).tolist()
+    items = [stored[4 * count + a : 4 * count + b] for a, b in zip([0, *ends], ends, strict=False)]
+    return [item.decode() for item in items] if field.dtype is dtype.string else items
+
+
+def _event_times(rows: Bytes, found: Mask) -> pa.Array:
+    start = fmt.row_offset("event_time_ns")
+    times = np.ascontiguousarray(rows[:, start : start + 8]).view(np.int64).ravel()
+    return pa.array(times, pa.int64(), mask=None if found.all() else ~found)
+
+
+def _fixed_array(field: FeatureField, raw: Bytes, valid: Mask) -> pa.Array:
+    values = np.ascontiguousarray(raw).view(field.dtype.numpy).ravel()
+    mask = None if valid.all() else ~valid
+    if field.shape == ():
+        return pa.array(values, arrow_type_of(field), mask=mask)
+    array = pa.array(values)
+    for size in reversed(field.shape):
+        outermost = len(array) // int(size or 1) == len(valid)
+        array = pa.FixedSizeListArray.from_arrays(
+            array, size, mask=pa.array(mask) if mask is not None and outermost else None
+        )
+    return array
+
+
+def _variable_array(
+    view: SegmentView, field: FeatureField, raw: Bytes, valid: Mask, gather: Gather
+) -> pa.Array:
+    cells = np.ascontiguousarray(raw).view(fmt.VAR_CELL).ravel()
+    data, ends = gather(view, cells, valid)
+    validity = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
+    nulls = 0 if validity is None else int(len(valid) - valid.sum())
+    kind = arrow_type_of(field)
+    if not field.is_list:
+        buffers = [validity, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(data)]
+        return pa.Array.from_buffers(kind, len(valid), buffers, nulls)
+    counts = np.where(valid, cells["count"], 0)
+    offsets = pa.py_buffer(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+    if field.dtype.is_numeric:
+        child = pa.array(data.view(field.dtype.numpy), kind.value_type)
+    else:
+        child = _text_items(kind.value_type, data, ends, counts)
+    return pa.Array.from_buffers(kind, len(valid), [validity, offsets], nulls, children=[child])
+
+
+def _text_items(kind: pa.DataType, data: Bytes, ends: Words, counts: np.ndarray[Any, Any]) -> pa.Array:
+    """The strings of gathered lists of strings, one after the other."""
+    lengths: list[np.ndarray[Any, Any]] = []
+    parts: list[Bytes] = []
+    for start, stop, count in zip(ends[:-1].tolist(), ends[1:].tolist(), counts.tolist(), strict=True):
+        stored_ends = data[start : start + 4 * count].view("<u4")
+        lengths.append(np.diff(stored_ends, prepend=0))
+        parts.append(data[start + 4 * count : stop])
+    total = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]) if lengths else np.zeros(1)
+    joined = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+    buffers = [None, pa.py_buffer(total.astype(np.int32)), pa.py_buffer(joined)]
+    return pa.Array.from_buffers(kind, len(total) - 1, buffers, 0)
+
+
+def _check_field_names(schema: Schema, fields: Mapping[str, Any]) -> None:
+    names = [field.name for field in schema.fields]
+    missing = [name for name in names if name not in fields]
+    extra = [name for name in fields if name not in names]
+    if missing or extra:
+        parts = [f"missing {missing}"] * bool(missing) + [f"unknown {extra}"] * bool(extra)
+        raise InvalidRowError(f"a {schema.__name__} row needs every field (None for a null): {', '.join(parts)}")

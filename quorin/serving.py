@@ -1,0 +1,118 @@
+"""Reads in plain NumPy: the oracle that :mod:`quorin.assembly` must equal bit for bit, and a fallback without numba.
+
+The commit rule is kept as a reader keeps it: a row counts only if its stamp was even and its stamp and slot word are the
+same after the copy. Python has no fences; on x86-64 none are needed, and elsewhere the compiled reads are the safe ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from quorin import buffers, packing
+from quorin import format as fmt
+from quorin.errors import EntityNotFoundError
+from quorin.layout import find_row
+from quorin.values import check_entity_id
+
+if TYPE_CHECKING:
+    from quorin.schema import FeatureField
+    from quorin.shm import Segment
+    from quorin.view import SegmentView
+
+
+def assemble(segment: Segment, entity_id: str, *, out: buffers.Floats | None = None) -> buffers.Floats:
+    """The float32 vector of one entity, shape ``(total_element_count,)``; see :func:`quorin.assembly.assemble`."""
+    view = segment.current_view()
+    out = buffers.vector_out(out, view.vector_length)
+    row = _copy_row(view, check_entity_id(entity_id))
+    if row is None:
+        raise EntityNotFoundError(entity_id, view.name)
+    _fill_vector(view, row, out)
+    return out
+
+
+def assemble_batch(
+    segment: Segment,
+    entity_ids: Any,
+    *,
+    out: buffers.Floats | None = None,
+    found_mask: buffers.Mask | None = None,
+    missing: float = math.nan,
+) -> tuple[buffers.Floats, buffers.Mask]:
+    """The vectors of many entities, shape ``(N, total_element_count)``, and which were found."""
+    view = segment.current_view()
+    keys = _keys(entity_ids)
+    out, found_mask = buffers.batch_out(out, found_mask, len(keys), view.vector_length)
+    for i, key in enumerate(keys):
+        row = _copy_row(view, key)
+        found_mask[i] = row is not None
+        if row is None:
+            out[i] = missing
+        else:
+            _fill_vector(view, row, out[i])
+    return out, found_mask
+
+
+def read(segment: Segment, entity_ids: Any, fields: Sequence[str] | None = None) -> pa.RecordBatch:
+    """Exact typed values as Arrow; see :func:`quorin.assembly.read`."""
+    view = segment.current_view()
+    ids = buffers.id_array(entity_ids)
+    rows = np.zeros((len(ids), view.layout.row_stride), np.uint8)
+    found = np.zeros(len(ids), np.bool_)
+    for i, key in enumerate(_keys(ids)):
+        row = _copy_row(view, key)
+        if row is not None:
+            rows[i], found[i] = row, True
+    return packing.record_batch(view, ids, rows, found, fields, packing.gather_cells)
+
+
+def _keys(entity_ids: Any) -> list[bytes]:
+    keys: list[bytes] = buffers.id_array(entity_ids).cast(pa.large_binary()).to_pylist()
+    for i, key in enumerate(keys):
+        if not key:
+            raise buffers.empty_id(i)
+    return keys
+
+
+def _copy_row(view: SegmentView, key: bytes) -> packing.Bytes | None:
+    """A whole version of a key's row, None if it has none."""
+    memory, stride = view.mapping.memory, view.layout.row_stride
+    while True:
+        found = find_row(view, key)
+        if found is None:
+            return None
+        slot, start = found
+        word = memory[slot : slot + 8].view(np.uint64)[0]
+        stamp = memory[start : start + 8].view(np.uint64)[0]
+        row = memory[start : start + stride].copy()
+        unchanged = stamp == memory[start : start + 8].view(np.uint64)[0] and word == memory[slot : slot + 8].view(np.uint64)[0]
+        if unchanged and int(stamp) % 2 == 0 and find_row(view, key) == found:
+            header = row[: fmt.KEY_OFFSET].view(fmt.ROW_HEADER_DTYPE)[0]
+            return None if int(header["flags"]) & fmt.FLAG_DELETED else row
+
+
+def _fill_vector(view: SegmentView, row: packing.Bytes, out: buffers.Floats) -> None:
+    body = row[view.layout.body_offset :]
+    target = 0
+    for cell in fmt.body_layout(view.schema).cells:
+        count = cell.field.element_count
+        if not count:
+            continue
+        values = out[target : target + count]
+        if body[cell.null_byte] & cell.null_mask:
+            stored = body[cell.offset : cell.offset + cell.byte_count].view(_stored_dtype(cell.field))
+            with np.errstate(over="ignore", invalid="ignore"):
+                values[:] = stored.astype(np.float32)
+        else:
+            values[:] = cell.field.vector_default
+        target += count
+
+
+def _stored_dtype(field: FeatureField) -> np.dtype[Any]:
+    """Booleans are bytes of 0 and 1."""
+    return np.dtype(np.uint8) if field.dtype.numpy == np.bool_ else field.dtype.numpy

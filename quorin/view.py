@@ -1,0 +1,247 @@
+"""One attached segment file: its checked header, its schema, and the flat arrays that kernels take.
+
+A view never changes; when a segment grows, :class:`quorin.shm.Segment` swaps its view for the successor's.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quorin import format as fmt
+from quorin import mapping
+from quorin.abi import (
+    D_BODY_BYTES, D_BODY_OFFSET, D_CAPACITY, D_FREE, D_HEADER, D_HEAP, D_HEAP_BYTES, D_INDEX, D_KEY_INLINE, D_MAX_ID_BYTES,
+    D_ROW_LIMIT, D_ROW_STRIDE, D_ROWS, D_SEED_0, D_SEED_1, D_SLOT_COUNT, DESCRIPTOR_ITEMS, MISSING_FLOAT32, MISSING_ZEROS,
+    RAW_BYTES, SPAN_CODE, SPAN_COUNT, SPAN_SOURCE,
+)  # fmt: skip
+from quorin.errors import CorruptSegmentError, SchemaMismatchError
+from quorin.schema import FeatureField, Schema, fingerprint, schema_from_json, schema_to_json, total_element_count
+
+SEGMENT_NAME = re.compile(r"quorin_[A-Za-z_][A-Za-z0-9_]*_[0-9a-f]{16}\Z")
+_LINEAGE_DIGITS = 12
+
+
+
+def segment_name(schema_name: str, lineage: str, generation: int) -> str:
+    """``quorin_<Schema>_<hex>``: twelve digits that all generations of a segment share, four that count them."""
+    return f"quorin_{schema_name}_{lineage}{generation & 0xFFFF:04x}"
+
+
+def new_lineage() -> str:
+    """Twelve random hex digits."""
+    return secrets.token_hex(_LINEAGE_DIGITS // 2)
+
+
+class SegmentView:
+    """A segment file, mapped and checked. ``header`` is a structured scalar view that shows live values."""
+
+    __slots__ = ("descriptor", "generation", "header", "layout", "lineage", "mapping", "name", "plan", "schema", "vector_length")
+
+    def __init__(self, mapped: mapping.Mapping, schema: Schema, layout: fmt.SegmentLayout) -> None:
+        self.mapping = mapped
+        self.schema = schema
+        self.layout = layout
+        self.header = mapped.memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
+        self.name = self.header["name"].decode()
+        self.lineage = self.name[-16:-4]
+        self.generation = int(self.name[-4:], 16)
+        self.descriptor = _describe(mapped.address, layout, self.header["seed"])
+        self.plan = vector_plan(self, schema.fields)
+        self.vector_length = total_element_count(schema)
+
+    @classmethod
+    def create(
+        cls, directory: Path, name: str, schema: Schema, *, capacity: int, max_id_bytes: int, heap_bytes: int
+    ) -> SegmentView:
+        """Build a new, empty segment file; it gets its name when it is whole.
+
+        :raises SharedMemoryError: if ``directory`` has no room for it or can't be written.
+        """
+        text = schema_to_json(schema).encode()
+        layout = fmt.segment_layout(
+            schema, capacity=capacity, max_id_bytes=max_id_bytes, schema_bytes=len(text), heap_bytes=heap_bytes
+        )
+        pending = mapping.PendingFile(directory / name, layout.file_bytes)
+        try:
+            memory = pending.mapping.memory
+            _write_header(memory, name, schema, layout)
+            memory[fmt.HEADER_BYTES : fmt.HEADER_BYTES + len(text)] = np.frombuffer(text, np.uint8)
+            return cls(pending.publish(), schema, layout)
+        except BaseException:
+            pending.discard()
+            raise
+
+    @classmethod
+    def attach(cls, path: Path, schema: Schema | None, *, writable: bool) -> SegmentView:
+        """Map and check a segment file. With ``schema`` None the schema is the one that the file carries.
+
+        :raises SegmentNotFoundError: if there is no such file. :raises CorruptSegmentError: if it is not a segment of this
+            format, or damaged. :raises SchemaMismatchError: if it holds rows of another schema.
+        """
+        mapped = mapping.attach(path, writable=writable, least_bytes=fmt.HEADER_BYTES)
+        header = mapped.memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
+        _check_header(path, mapped.memory, header)
+        text = bytes(mapped.memory[fmt.HEADER_BYTES : fmt.HEADER_BYTES + int(header["schema_bytes"])])
+        stored = schema_from_json(text.decode())
+        if schema is None:
+            schema = stored
+        elif fingerprint(schema) != int(header["fingerprint"]):
+            raise SchemaMismatchError(f"{path} holds rows of another schema: {_difference(schema, stored)}")
+        layout = fmt.segment_layout(
+            stored,
+            capacity=int(header["capacity"]),
+            max_id_bytes=int(header["max_id_bytes"]),
+            schema_bytes=int(header["schema_bytes"]),
+            heap_bytes=int(header["heap_bytes"]),
+        )
+        _check_layout(path, header, layout)
+        return cls(mapped, schema, layout)
+
+    @property
+    def path(self) -> Path:
+        """Where the file is, or was."""
+        return self.mapping.path
+
+    @property
+    def successor_name(self) -> str | None:
+        """The segment that took this one's place, if one did."""
+        if not int(self.header["successor_ready"]):
+            return None
+        name: str = self.header["successor_name"].decode()
+        return name
+
+
+def vector_plan(view: SegmentView, fields: Sequence[FeatureField]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The read plan that fills a float32 vector with ``fields``, in the order given.
+
+    Fields of one dtype that are neighbours both in the row and in the vector become one span.
+    """
+    cells = {cell.field.name: cell for cell in fmt.body_layout(view.schema).cells}
+    body = view.layout.body_offset
+    spans: list[list[int]] = []
+    patches: list[tuple[int, ...]] = []
+    target = 0
+    for field in fields:
+        count = field.element_count
+        if not count:
+            continue
+        cell = cells[field.name]
+        source = body + cell.offset
+        last = spans[-1] if spans else None
+        if last and last[SPAN_CODE] == field.dtype and last[SPAN_SOURCE] + last[SPAN_COUNT] * field.dtype.item_size == source:
+            last[SPAN_COUNT] += count
+        else:
+            spans.append([source, target, count, int(field.dtype)])
+        default_bits = int(np.float32(field.vector_default).view(np.uint32))
+        patches.append((body + cell.null_byte, cell.null_mask, target, count, default_bits))
+        target += 4 * count
+    return _plan(view, target, spans, patches, MISSING_FLOAT32)
+
+
+def row_plan(view: SegmentView) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The read plan that copies whole rows, header and all, as they are."""
+    stride = view.layout.row_stride
+    return _plan(view, stride, [[0, 0, stride, RAW_BYTES]], [], MISSING_ZEROS)
+
+
+def _plan(
+    view: SegmentView, out_bytes: int, spans: list[list[int]], patches: list[tuple[int, ...]], missing: int
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    head = np.array([out_bytes, len(spans), len(patches), missing], np.int64)
+    tail = [np.array(part, np.int64).ravel() for part in (spans, patches)]
+    return np.concatenate([view.descriptor, head, *tail])
+
+
+def _describe(address: int, layout: fmt.SegmentLayout, seed: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
+    words = np.zeros(DESCRIPTOR_ITEMS, np.int64)
+    words[D_HEADER] = address
+    words[D_INDEX] = address + layout.index_offset
+    words[D_SLOT_COUNT] = layout.slot_count
+    words[D_ROWS] = address + layout.rows_offset
+    words[D_ROW_STRIDE] = layout.row_stride
+    words[D_HEAP] = address + layout.heap_offset
+    words[D_HEAP_BYTES] = layout.heap_bytes
+    words[D_SEED_0 : D_SEED_1 + 1] = seed.view(np.int64)
+    words[D_KEY_INLINE] = layout.key_inline
+    words[D_BODY_OFFSET] = layout.body_offset
+    words[D_BODY_BYTES] = layout.body_bytes
+    words[D_FREE] = address + layout.free_offset
+    words[D_ROW_LIMIT] = layout.row_limit
+    words[D_CAPACITY] = layout.capacity
+    words[D_MAX_ID_BYTES] = layout.max_id_bytes
+    return words
+
+
+def _write_header(memory: np.ndarray[Any, Any], name: str, schema: Schema, layout: fmt.SegmentLayout) -> None:
+    header = memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
+    header["magic"] = fmt.MAGIC
+    header["byte_order"] = fmt.BYTE_ORDER_MARK
+    header["format_version"] = fmt.FORMAT_VERSION
+    header["header_bytes"] = fmt.HEADER_BYTES
+    header["fingerprint"] = fingerprint(schema)
+    header["schema_version"] = schema.version
+    header["seed"] = [secrets.randbits(64), secrets.randbits(64)]
+    for field in _LAYOUT_FIELDS:
+        header[field] = getattr(layout, field)
+    header["created_ns"] = time.time_ns()
+    header["name"] = name.encode()
+    header["static_crc"] = _static_crc(memory, schema_bytes=schema_to_json(schema).encode())
+
+
+_LAYOUT_FIELDS = (
+    "capacity", "row_limit", "slot_count", "heap_bytes", "schema_bytes", "index_offset", "free_offset", "rows_offset",
+    "heap_offset", "file_bytes", "row_stride", "key_inline", "max_id_bytes", "body_bytes",
+)  # fmt: skip
+
+
+def _static_crc(memory: np.ndarray[Any, Any], schema_bytes: bytes) -> int:
+    """CRC-32 over the static header, its own four bytes taken as zero, and the schema."""
+    static = bytearray(memory[: fmt.STATIC_BYTES].tobytes())
+    place = fmt.header_offset("static_crc")
+    static[place : place + 4] = bytes(4)
+    return zlib.crc32(schema_bytes, zlib.crc32(bytes(static)))
+
+
+def _check_header(path: Path, memory: np.ndarray[Any, Any], header: Any) -> None:
+    if bytes(memory[:8]) != fmt.MAGIC:
+        raise CorruptSegmentError(f"{path} is no segment: it begins with {bytes(memory[:8])!r}, expected {fmt.MAGIC!r}")
+    if int(header["byte_order"]) != fmt.BYTE_ORDER_MARK:
+        raise CorruptSegmentError(
+            f"{path} was written in another byte order: mark {int(header['byte_order']):#x}, expected {fmt.BYTE_ORDER_MARK:#x}"
+        )
+    if int(header["format_version"]) != fmt.FORMAT_VERSION or int(header["header_bytes"]) != fmt.HEADER_BYTES:
+        raise CorruptSegmentError(
+            f"{path} has format version {int(header['format_version'])}, this Quorin reads {fmt.FORMAT_VERSION}"
+        )
+    schema_end = fmt.HEADER_BYTES + int(header["schema_bytes"])
+    if int(header["file_bytes"]) != len(memory) or schema_end > len(memory):
+        raise CorruptSegmentError(f"{path} has {len(memory)} bytes, its header says {int(header['file_bytes'])}")
+    crc = _static_crc(memory, bytes(memory[fmt.HEADER_BYTES : schema_end]))
+    if int(header["static_crc"]) != crc:
+        raise CorruptSegmentError(f"{path}: header checksum {int(header['static_crc']):#010x}, computed {crc:#010x}")
+    if not SEGMENT_NAME.match(header["name"].decode("ascii", "replace")):
+        raise CorruptSegmentError(f"{path}: {header['name']!r} is no segment name")
+
+
+def _check_layout(path: Path, header: Any, layout: fmt.SegmentLayout) -> None:
+    for field in _LAYOUT_FIELDS:
+        if int(header[field]) != getattr(layout, field):
+            raise CorruptSegmentError(f"{path}: header says {field}={int(header[field])}, the schema needs {getattr(layout, field)}")
+
+
+def _difference(asked: Schema, stored: Schema) -> str:
+    if asked.__name__ != stored.__name__ or asked.version != stored.version:
+        return f"it is {stored.__name__} version {stored.version}, asked for {asked.__name__} version {asked.version}"
+    ours, theirs = ({f.name: f for f in s.fields} for s in (asked, stored))
+    parts = [f"{n!r} only in the segment" for n in theirs if n not in ours]
+    parts += [f"{n!r} not in the segment" for n in ours if n not in theirs]
+    parts += [f"{n!r} is {theirs[n]} there, {ours[n]} here" for n in ours if n in theirs and ours[n] != theirs[n]]
+    return f"{asked.__name__} version {asked.version}: " + ("; ".join(parts) or "the fields stand in another order")
