@@ -1,7 +1,7 @@
 """What Python hands to the kernels and gets back: flat int64 arrays and codes, item by item.
 
-Kernels take flat arrays because one array costs a call about 30 ns and a dozen scalars cost a dozen times that. Both sides
-read the places from here.
+Kernels take flat arrays because one array costs a call about 30 ns and a dozen scalars cost a dozen times that. Both
+sides read the places from here.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
 """Compiled reads: feature vectors and typed columns straight from shared memory.
 
-The same functions and results as :mod:`quorin.serving`, bit for bit, and fast. A read finds the row, copies it and checks
-that no writer touched it meanwhile; it takes no lock, and waits for nobody. When a segment has grown or was replaced, the
-read that notices attaches the successor and goes on there.
+The same functions and results as :mod:`quorin.serving`, bit for bit, and fast. A read finds the row, copies it and
+checks that no writer touched it meanwhile; it takes no lock, and waits for nobody. When a segment has grown or was
+replaced, the read that notices attaches the successor and goes on there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +20,8 @@ from quorin.values import check_entity_id
 from quorin.view import row_plan, vector_plan
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from quorin.shm import Segment
     from quorin.view import SegmentView
 
@@ -34,8 +35,8 @@ _empty = np.empty
 def assemble(segment: Segment, entity_id: str, *, out: buffers.Floats | None = None) -> buffers.Floats:
     """The float32 vector of one entity, shape ``(total_element_count,)``: ``out`` if given, else a fresh array.
 
-    Numeric fixed-size fields in declaration order, shaped ones row-major; a null reads as its field's default. What ``out``
-    holds after an error is undefined.
+    Numeric fixed-size fields in declaration order, shaped ones row-major; a null reads as its field's default. What
+    ``out`` holds after an error is undefined.
 
     :raises EntityNotFoundError: if the entity has no row. :raises EntityIdError: for an id that is empty or no text.
     :raises InvalidBufferError: for an ``out`` that does not fit. :raises SegmentClosedError: after close.
@@ -60,29 +61,31 @@ def assemble_batch(
 ) -> tuple[buffers.Floats, buffers.Mask]:
     """The vectors of many entities: float32 of shape ``(N, total_element_count)``, and bool of shape ``(N,)``.
 
-    ``entity_ids`` is a list of str, a NumPy array of str or bytes, or an Arrow string array, which is not copied. Rows that
-    are not found are filled with ``missing``. Releases the GIL.
+    ``entity_ids`` is a list of str, a NumPy array of str or bytes, or an Arrow string array, which is not copied. Rows
+    that are not found are filled with ``missing``. Releases the GIL.
 
-    :raises EntityIdError: naming the first id that is empty, null or no text. :raises InvalidBufferError: for buffers that
-        don't fit.
+    :raises EntityIdError: naming the first id that is empty, null or no text. :raises InvalidBufferError: for buffers
+        that don't fit.
     """
     return _assemble_many(segment, _whole_vector, entity_ids, out, found_mask, missing)
 
 
 def read(segment: Segment, entity_ids: Any, fields: Sequence[str] | None = None) -> pa.RecordBatch:
-    """Exact typed values: the columns ``entity_id`` (as asked), ``found`` (bool), ``event_time_ns`` (int64), and the fields.
+    """Exact typed values: the columns ``entity_id`` (as asked), ``found`` (bool), ``event_time_ns`` (int64), and the
+    fields.
 
-    One row out per id in, in the same order; everything but the first two is null where an entity is not found. Each row is
-    one whole version. Releases the GIL.
+    One row out per id in, in the same order; everything but the first two is null where an entity is not found. Each
+    row is one whole version. Releases the GIL.
 
-    :raises EntityIdError: naming the first id that is empty, null or no text. :raises InvalidRowError: for unknown fields.
+    :raises EntityIdError: naming the first id that is empty, null or no text. :raises InvalidRowError: for unknown
+        fields.
     """
     ids = buffers.id_array(entity_ids)
     while True:
         view = segment.current_view()
         rows = _empty((len(ids), view.layout.row_stride), np.uint8)
         found = _empty(len(ids), np.bool_)
-        if _read_many(view, row_plan(view), ids, rows.ctypes.data, found, math.nan):
+        if _read_many(row_plan(view), ids, rows.ctypes.data, found, math.nan):
             return packing.record_batch(view, ids, rows, found, fields, _gather_cells)
 
 
@@ -95,7 +98,9 @@ def reader(segment: Segment, fields: Sequence[str] | None = None) -> Reader:
 
 
 def prewarm() -> None:
-    """Load the compiled kernels now rather than at the first read (seconds after an install, then about half a second)."""
+    """Load the compiled kernels now rather than at the first read (seconds after an install, then about half a
+    second).
+    """
     from quorin import kernels  # noqa: F401
 
 
@@ -129,9 +134,9 @@ class Reader:
             out = _empty(self.length, _FLOAT32)
         else:
             buffers.vector_out(out, self.length)
-        if self._segment._view is self._view and type(entity_id) is str:
-            if _assemble_one(self._plan, entity_id, out) == FOUND:
-                return out
+        is_quick = self._segment._view is self._view and type(entity_id) is str
+        if is_quick and _assemble_one(self._plan, entity_id, out) == FOUND:
+            return out
         return _assemble_slowly(self._segment, self._plan_for, entity_id, out)
 
     def batch(
@@ -159,7 +164,7 @@ def _whole_vector(view: SegmentView) -> _Plan:
 def _assemble_one(plan: _Plan, entity_id: str, out: buffers.Floats) -> int:
     """Stands in for the kernel until the first read has loaded it."""
     global _assemble_one
-    from quorin.kernels import assemble_one as _assemble_one  # type: ignore[no-redef]
+    from quorin.kernels import assemble_one as _assemble_one
 
     return _assemble_one(plan, entity_id, out)
 
@@ -173,7 +178,7 @@ def _assemble_slowly(
     while True:
         view = segment.current_view()
         plan = plan_for(view)
-        if _read_many(view, plan, ids, out.ctypes.data, found, math.nan):
+        if _read_many(plan, ids, out.ctypes.data, found, math.nan):
             break
     if not found[0]:
         raise EntityNotFoundError(entity_id, view.name)
@@ -193,11 +198,11 @@ def _assemble_many(
         view = segment.current_view()
         plan = plan_for(view)
         out, found_mask = buffers.batch_out(out, found_mask, len(ids), int(plan[P_OUT_BYTES]) // 4)
-        if _read_many(view, plan, ids, out.ctypes.data, found_mask, missing):
+        if _read_many(plan, ids, out.ctypes.data, found_mask, missing):
             return out, found_mask
 
 
-def _read_many(view: SegmentView, plan: _Plan, ids: pa.Array, out: int, found: buffers.Mask, missing: float) -> bool:
+def _read_many(plan: _Plan, ids: pa.Array, out: int, found: buffers.Mask, missing: float) -> bool:
     """Run the batch kernel; False if the segment has a successor, where the caller must begin again."""
     from quorin import kernels
 

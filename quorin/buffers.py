@@ -15,6 +15,9 @@ from quorin.values import check_entity_id
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
+_FLOAT32 = np.dtype(np.float32)
+_BOOL = np.dtype(np.bool_)
+
 
 def id_array(entity_ids: Any) -> pa.Array:
     """Entity ids as an Arrow string (or binary) array; Arrow arrays of those types as they are, without copying.
@@ -49,7 +52,7 @@ def vector_out(out: Any, length: int) -> Floats:
     """
     if out is None:
         return np.empty(length, np.float32)
-    _check_buffer("out", out, np.dtype(np.float32), (length,))
+    _check_buffer("out", out, _FLOAT32, (length,))
     floats: Floats = out
     return floats
 
@@ -62,11 +65,11 @@ def batch_out(out: Any, found_mask: Any, rows: int, length: int) -> tuple[Floats
     if out is None:
         out = np.empty((rows, length), np.float32)
     else:
-        _check_buffer("out", out, np.dtype(np.float32), (rows, length))
+        _check_buffer("out", out, _FLOAT32, (rows, length))
     if found_mask is None:
         found_mask = np.empty(rows, np.bool_)
     else:
-        _check_buffer("found_mask", found_mask, np.dtype(np.bool_), (rows,))
+        _check_buffer("found_mask", found_mask, _BOOL, (rows,))
     return out, found_mask
 
 
@@ -87,11 +90,13 @@ def _from_python(entity_ids: Any) -> pa.Array:
 
 
 def _check_buffer(name: str, buffer: Any, kind: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    expected = f"a writeable C-contiguous {kind} array of shape {shape}"
+    if type(buffer) is np.ndarray and buffer.dtype is kind and buffer.shape == shape and buffer.flags.carray:
+        return
+    expected = f"{name} must be a writeable C-contiguous {kind} array of shape {shape}"
     if not isinstance(buffer, np.ndarray):
-        raise InvalidBufferError(f"{name} must be {expected}, got {type(buffer).__name__}")
+        raise InvalidBufferError(f"{expected}, got {type(buffer).__name__}")
     if buffer.dtype != kind or buffer.shape != shape:
-        raise InvalidBufferError(f"{name} must be {expected}, got {buffer.dtype} of shape {buffer.shape}")
+        raise InvalidBufferError(f"{expected}, got {buffer.dtype} of shape {buffer.shape}")
     if not buffer.flags.carray:
         state = "read-only" if not buffer.flags.writeable else "not contiguous or not aligned"
-        raise InvalidBufferError(f"{name} must be {expected}, this one is {state}")
+        raise InvalidBufferError(f"{expected}, this one is {state}")

@@ -1,7 +1,7 @@
 """Every error that Quorin raises on purpose.
 
-All derive from :class:`QuorinError` and from the built-in that fits, so that code which knows nothing of Quorin can still
-catch them. Their texts carry the values concerned and what was expected.
+All derive from :class:`QuorinError` and from the built-in that fits, so that code which knows nothing of Quorin can
+still catch them. Their texts carry the values concerned and what was expected.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class WriterFencedError(QuorinError, RuntimeError):
 
 
 class ConnectionFailedError(QuorinError, ConnectionError):
-    """The control plane cannot be reached, or a connection string is wrong; the text names the address without secrets."""
+    """The control plane cannot be reached, or a connection string is wrong; the text names the address, no secrets."""
 
 
 class LogFullError(QuorinError, RuntimeError):

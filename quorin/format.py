@@ -5,7 +5,7 @@ A segment is one file. Its sections follow each other, each aligned to a cache l
     0         4096             index_offset     free_offset      rows_offset     heap_offset      file_bytes
     ├─ header ─┼─ schema (JSON) ─┼─ index ────────┼─ free ring ────┼─ rows ────────┼─ heap ─────────┤
     │ 4096 B   │ as written     │ slot_count     │ row_limit      │ row_limit     │ heap_bytes     │
-    │          │ at creation    │ × u64          │ × u32          │ × row_stride  │ append-only    │
+    │          │ at creation    │ x u64          │ x u32          │ x row_stride  │ append-only    │
 
 A slot is one word, ``0`` while no key has claimed it; a key keeps its slot for the life of the segment::
 
@@ -17,25 +17,26 @@ A row is a header, the key, the body::
     0       8                16         24          26      28          body_offset        row_stride
     ├ stamp ─┼ event_time_ns ─┼ position ─┼ key_bytes ─┼ flags ─┼ key ───────┼ body ──────────────┤
 
-A key longer than ``key_inline`` bytes stands in the heap, and the row holds its heap offset at ``LONG_KEY_OFFSET``. The body
-holds the cells of the fields, largest alignment first, then the validity bitmap (bit set: not null). A variable-size
-field's cell is a :data:`VAR_CELL` that points into the heap.
+A key longer than ``key_inline`` bytes stands in the heap, and the row holds its heap offset at ``LONG_KEY_OFFSET``. The
+body holds the cells of the fields, largest alignment first, then the validity bitmap (bit set: not null). A
+variable-size field's cell is a :data:`VAR_CELL` that points into the heap.
 
-**The commit rule.** A row that a slot points to is immutable. An update takes a free row, makes its stamp odd, writes it,
-makes its stamp even, and publishes it with one release store of the slot word; only then is the old row free. Stamps only
-grow, so a reader that finds the slot word and an even stamp unchanged after its copy has copied one version, whole.
-``docs/format.md`` gives the argument instruction by instruction.
+**The commit rule.** A row that a slot points to is immutable. An update takes a free row, makes its stamp odd, writes
+it, makes its stamp even, and publishes it with one release store of the slot word; only then is the old row free.
+Stamps only grow, so a reader that finds the slot word and an even stamp unchanged after its copy has copied one
+version, whole. ``docs/format.md`` gives the argument instruction by instruction.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from quorin.schema import FeatureField, Schema
+if TYPE_CHECKING:
+    from quorin.schema import FeatureField, Schema
 
 MAGIC = b"QUORIN\x1a\n"
 FORMAT_VERSION = 1
@@ -48,46 +49,56 @@ PARTITIONS = 16
 PARTITION_DTYPE = np.dtype([("log_identity", "<u8"), ("position", "<u8"), ("reserved", "V16")])
 """What is applied from one partition of the log: the log's identity and the last applied position."""
 
+_HEADER_FIELDS: tuple[tuple[str, Any, int], ...] = (
+    # Written once, before the file gets its name, and covered by static_crc.
+    ("magic", "S8", 0),
+    ("byte_order", "<u4", 8),
+    ("format_version", "<u4", 12),
+    ("header_bytes", "<u4", 16),
+    ("static_crc", "<u4", 20),
+    ("file_bytes", "<u8", 24),
+    ("fingerprint", "<u8", 32),
+    ("schema_bytes", "<u4", 40),
+    ("schema_version", "<u4", 44),
+    ("seed", ("<u8", 2), 48),
+    ("capacity", "<u8", 64),
+    ("row_limit", "<u8", 72),
+    ("slot_count", "<u8", 80),
+    ("heap_bytes", "<u8", 88),
+    ("index_offset", "<u8", 96),
+    ("free_offset", "<u8", 104),
+    ("rows_offset", "<u8", 112),
+    ("heap_offset", "<u8", 120),
+    ("row_stride", "<u4", 128),
+    ("key_inline", "<u4", 132),
+    ("max_id_bytes", "<u4", 136),
+    ("body_bytes", "<u4", 140),
+    ("created_ns", "<i8", 144),
+    ("name", f"S{NAME_BYTES}", 152),
+    # Written once, at the flip; read by every read.
+    ("successor_ready", "<u8", 512),
+    ("successor_name", f"S{NAME_BYTES}", 520),
+    # Written when the writer changes.
+    ("epoch", "<u8", 768),
+    ("writer_pid", "<u8", 776),
+    ("writer_active", "<u8", 784),
+    ("writer_since_ns", "<i8", 792),
+    # Written with every row, by the writer alone.
+    ("entity_count", "<u8", 832),
+    ("deleted_count", "<u8", 840),
+    ("rows_fresh", "<u8", 848),
+    ("ring_head", "<u8", 856),
+    ("ring_tail", "<u8", 864),
+    ("heap_used", "<u8", 872),
+    ("heap_garbage", "<u8", 880),
+    ("stamp", "<u8", 888),
+    # Written with every log entry.
+    ("partitions", (PARTITION_DTYPE, PARTITIONS), 896),
+)
+_HEADER_NAMES, _HEADER_FORMATS, _HEADER_OFFSETS = zip(*_HEADER_FIELDS, strict=True)
 HEADER_DTYPE = np.dtype(
-    {
-        "names": [
-            # Written once, before the file gets its name; covered by ``static_crc``.
-            "magic", "byte_order", "format_version", "header_bytes", "static_crc", "file_bytes", "fingerprint",
-            "schema_bytes", "schema_version", "seed", "capacity", "row_limit", "slot_count", "heap_bytes",
-            "index_offset", "free_offset", "rows_offset", "heap_offset", "row_stride", "key_inline", "max_id_bytes",
-            "body_bytes", "created_ns", "name",
-            # Written once at the flip, read by every read.
-            "successor_ready", "successor_name",
-            # Written when the writer changes.
-            "epoch", "writer_pid", "writer_active", "writer_since_ns",
-            # Written with every row, by the writer alone.
-            "entity_count", "deleted_count", "rows_fresh", "ring_head", "ring_tail", "heap_used", "heap_garbage", "stamp",
-            # Written with every log entry.
-            "partitions",
-        ],
-        "formats": [
-            "S8", "<u4", "<u4", "<u4", "<u4", "<u8", "<u8",
-            "<u4", "<u4", ("<u8", 2), "<u8", "<u8", "<u8", "<u8",
-            "<u8", "<u8", "<u8", "<u8", "<u4", "<u4", "<u4",
-            "<u4", "<i8", f"S{NAME_BYTES}",
-            "<u8", f"S{NAME_BYTES}",
-            "<u8", "<u8", "<u8", "<i8",
-            "<u8", "<u8", "<u8", "<u8", "<u8", "<u8", "<u8", "<u8",
-            (PARTITION_DTYPE, PARTITIONS),
-        ],
-        "offsets": [
-            0, 8, 12, 16, 20, 24, 32,
-            40, 44, 48, 64, 72, 80, 88,
-            96, 104, 112, 120, 128, 132, 136,
-            140, 144, 152,
-            512, 520,
-            768, 776, 784, 792,
-            832, 840, 848, 856, 864, 872, 880, 888,
-            896,
-        ],
-        "itemsize": 4096,
-    }
-)  # fmt: skip
+    {"names": _HEADER_NAMES, "formats": _HEADER_FORMATS, "offsets": _HEADER_OFFSETS, "itemsize": 4096}
+)
 HEADER_BYTES = HEADER_DTYPE.itemsize
 STATIC_BYTES = 512
 """The part of the header that never changes once the file has its name."""
@@ -129,6 +140,11 @@ def row_offset(field: str) -> int:
     return int(ROW_HEADER_DTYPE.fields[field][1])  # type: ignore[index]
 
 
+def cell_offset(part: str) -> int:
+    """Byte offset of a part of a :data:`VAR_CELL`."""
+    return int(VAR_CELL.fields[part][1])  # type: ignore[index]
+
+
 def align(size: int, to: int) -> int:
     """The next multiple of ``to`` (a power of two) at or above ``size``."""
     return (size + to - 1) & ~(to - 1)
@@ -159,9 +175,18 @@ class BodyLayout:
     byte_count: int
 
 
-@lru_cache(maxsize=256)
+_body_layouts: WeakKeyDictionary[Schema, BodyLayout] = WeakKeyDictionary()
+
+
 def body_layout(schema: Schema) -> BodyLayout:
     """Place the cells: largest alignment first, declaration order within one alignment, the validity bitmap last."""
+    known = _body_layouts.get(schema)
+    if known is None:
+        known = _body_layouts[schema] = _place_cells(schema)
+    return known
+
+
+def _place_cells(schema: Schema) -> BodyLayout:
     offsets: dict[int, int] = {}
     end = 0
     for index in sorted(range(len(schema.fields)), key=lambda i: -_alignment(schema.fields[i])):
@@ -205,8 +230,8 @@ def segment_layout(
 ) -> SegmentLayout:
     """Lay out a segment for ``capacity`` entities (deleted ones included) and ``heap_bytes`` of variable-size data.
 
-    A few rows are spare, because an update needs a free row before it frees the old one; slots are half as many again as
-    entities, which keeps probe sequences within a cache line or two.
+    A few rows are spare, because an update needs a free row before it frees the old one; slots are half as many again
+    as entities, which keeps probe sequences within a cache line or two.
     """
     body = body_layout(schema)
     key_inline = next((n for n in KEY_INLINE_CHOICES if n >= max_id_bytes), KEY_INLINE_CHOICES[-1])
@@ -250,7 +275,7 @@ def _check_layout() -> None:
             assert kind.base.itemsize not in (2, 4, 8) or offset % kind.base.itemsize == 0, f"{name} is not aligned"
             end = offset + kind.itemsize
         assert end <= record.itemsize
-    assert HEADER_BYTES == 4096 and PARTITION_DTYPE.itemsize == 32 and VAR_CELL.itemsize == 16
+    assert (HEADER_BYTES, PARTITION_DTYPE.itemsize, VAR_CELL.itemsize) == (4096, 32, 16)
     assert header_offset("successor_ready") == STATIC_BYTES
     for first_of_line in ("successor_ready", "epoch", "entity_count", "partitions"):
         assert header_offset(first_of_line) % CACHE_LINE == 0, f"{first_of_line} must begin a cache line"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from quorin.logging import get_logger
 
 from quorin import format as fmt
 from quorin import mapping
 from quorin.abi import DONE, RESULT_ITEMS
 from quorin.errors import CapacityExceededError, SharedMemoryError
-from quorin.logging import get_logger
 from quorin.view import SegmentView, segment_name
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ _KEEP_ALL_DELETIONS = -(2**63)
 def grow(segment: Segment, *, rows: bool, heap_bytes: int) -> None:
     """Replace a segment that is full by one with room; this process must hold the writer lease.
 
-    ``rows`` asks for twice the entities (unless deleted ones make up half); ``heap_bytes`` is the room that is needed for
-    new variable-size values. What updates left behind in the heap stays behind. A crash at any point leaves the old
+    ``rows`` asks for twice the entities (unless deleted ones make up half); ``heap_bytes`` is the room that is needed
+    for new variable-size values. What updates left behind in the heap stays behind. A crash at any point leaves the old
     segment in force, or the new one.
 
     :raises CapacityExceededError: if memory is out, or the format's limit of rows is reached.
@@ -35,15 +35,15 @@ def grow(segment: Segment, *, rows: bool, heap_bytes: int) -> None:
     if capacity > fmt.MAX_ROWS // 2:
         raise CapacityExceededError(f"segment {view.name!r} cannot hold over {fmt.MAX_ROWS // 2} entities")
     live_heap = max(0, int(header["heap_used"]) - int(header["heap_garbage"]))
-    heap = max(view.layout.heap_bytes if live_heap * 4 < view.layout.heap_bytes else 0, live_heap * 2 + heap_bytes, 1 << 16)
+    heap = max(
+        view.layout.heap_bytes if live_heap * 4 < view.layout.heap_bytes else 0, live_heap * 2 + heap_bytes, 1 << 16
+    )
     while True:
         successor = _build(view, capacity=capacity, heap_bytes=heap)
         if successor is not None:
             break
         heap *= 2
-    _log.info(
-        "segment_grown", old=view.name, new=successor.name, capacity=capacity, heap_bytes=heap, rows=len(segment)
-    )
+    _log.info("segment_grown", old=view.name, new=successor.name, capacity=capacity, heap_bytes=heap, rows=len(segment))
     segment.replace(successor)
 
 

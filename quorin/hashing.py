@@ -1,8 +1,8 @@
 """The pinned 64-bit hash of entity ids and names, in plain Python.
 
-This is the definition; the compiled kernel (:mod:`quorin.kernels.hashing`) must agree with it on every input, and a test
-holds them together. It is a keyed multiply-fold hash in the manner of wyhash (Wang Yi, public domain): every product has a
-secret word in both factors, so that nobody who does not know the seed can choose ids that collide.
+This is the definition; the compiled kernel (:mod:`quorin.kernels.hashing`) must agree with it on every input, and a
+test holds them together. It is a keyed multiply-fold hash in the manner of wyhash (Wang Yi, public domain): every
+product has a secret word in both factors, so that nobody who does not know the seed can choose ids that collide.
 
 ``fold(a, b)`` is the exclusive-or of the two halves of the 128-bit product.
 """

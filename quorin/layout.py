@@ -1,14 +1,13 @@
 """Rows into a segment, one at a time or in bulk, and the plain reference of how a row is found.
 
-Everything that writes ends in :func:`apply_batch`, whose order is that of event times: an older event never overwrites a
-newer one, of two with the same time the one with the later log position wins, and then the later row. So applying anything
-twice, or in another order, gives the same rows.
+Everything that writes ends in :func:`apply_batch`, whose order is that of event times: an older event never overwrites
+a newer one, of two with the same time the one with the later log position wins, and then the later row. So applying
+anything twice, or in another order, gives the same rows.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +22,8 @@ from quorin.packing import unpack_row
 from quorin.values import check_entity_id, check_event_time
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pyarrow as pa
 
     from quorin.schema import Schema
@@ -49,7 +50,8 @@ StringPoolExhaustedError = EntityIdTooLongError
 def pack_row(schema: Schema, /, **fields: Any) -> bytes:
     """One row as bytes for :func:`insert`. Every field must be given; ``None`` is a null.
 
-    :raises InvalidRowError: for a missing or unknown field, or a value that its field can't hold unchanged (it names both).
+    :raises InvalidRowError: for a missing or unknown field, or a value that its field can't hold unchanged (it names
+        both).
     """
     return packing.pack_row(schema, fields)
 
@@ -57,9 +59,11 @@ def pack_row(schema: Schema, /, **fields: Any) -> bytes:
 def insert(segment: Segment, entity_id: str, row: bytes, *, event_time_ns: int | None = None) -> bool:
     """Write one packed row; True if the entity is new. Without an event time it is now.
 
-    Nothing changes if the stored row is newer. The row is in shared memory, not in the log: it is as durable as that is.
+    Nothing changes if the stored row is newer. The row is in shared memory, not in the log: it is as durable as that
+    is.
 
-    :raises EntityIdError, EntityIdTooLongError: for a bad id. :raises InvalidRowError: if ``row`` is no row of the schema.
+    :raises EntityIdError, EntityIdTooLongError: for a bad id. :raises InvalidRowError: if ``row`` is no row of the
+        schema.
     :raises WriterLeaseHeldError: if another process is the writer. :raises CapacityExceededError: if memory is out.
     """
     columns = packing.packed_columns(segment.schema, row)
@@ -67,12 +71,14 @@ def insert(segment: Segment, entity_id: str, row: bytes, *, event_time_ns: int |
 
 
 def insert_many(segment: Segment, table: Any, *, event_time_ns: int | None = None) -> int:
-    """Write many rows from Arrow (table or record batch) or pandas: ``entity_id``, optional ``event_time_ns``, the fields.
+    """Write many rows from Arrow (table or record batch) or pandas: ``entity_id``, optional ``event_time_ns``, the
+    fields.
 
     Returns how many took effect: rows older than the stored ones don't. Of duplicates the newest wins. All values are
     checked before the first row is written.
 
-    :raises InvalidRowError, EntityIdError: naming column, row and value. :raises WriterLeaseHeldError: if another writes.
+    :raises InvalidRowError, EntityIdError: naming column, row and value. :raises WriterLeaseHeldError: if another
+        writes.
     """
     from quorin.rows import to_batch
 
@@ -94,8 +100,8 @@ def delete(segment: Segment, entity_id: str, *, event_time_ns: int | None = None
 def apply_batch(segment: Segment, batch: pa.RecordBatch, *, position: int = 0, kind: int = UPSERT) -> int:
     """Apply a canonical batch (see :mod:`quorin.rows`) as its kind says: upsert, delete, or partial update.
 
-    Each row is published on its own, whole; a crash in between leaves a prefix applied, and applying again completes it.
-    The segment grows as needed. Returns how many rows took effect.
+    Each row is published on its own, whole; a crash in between leaves a prefix applied, and applying again completes
+    it. The segment grows as needed. Returns how many rows took effect.
 
     :raises EntityIdTooLongError: if an id exceeds the segment's limit; nothing is applied then.
     """
@@ -185,7 +191,9 @@ def _apply(
     rows: int,
     size: int,
 ) -> packing.Words:
-    """Run the kernel over a batch of ``rows``, growing the segment whenever it is full. ``size`` bounds the heap needed."""
+    """Run the kernel over a batch of ``rows``, growing the segment whenever it is full. ``size`` bounds the heap
+    needed.
+    """
     from quorin import kernels
 
     segment.acquire_writer_lease()
@@ -208,4 +216,6 @@ def _check_id_lengths(segment: Segment, ids: pa.Array) -> None:
     longest = pc.max(pc.binary_length(ids)).as_py() or 0
     if longest > most:
         index = pc.index(pc.binary_length(ids), longest).as_py()
-        raise EntityIdTooLongError(f"row {index}: entity id {ids[index].as_py()!r} has {longest} bytes, the limit is {most}")
+        raise EntityIdTooLongError(
+            f"row {index}: entity id {ids[index].as_py()!r} has {longest} bytes, the limit is {most}"
+        )

@@ -1,7 +1,7 @@
 """Files in shared memory: creating, mapping, locking and removing them. The only module that maps memory.
 
-A mapping is never closed by hand: it is unmapped when the last Python object that refers to it is gone. So a thread that
-is inside a kernel, which holds a reference, can't have its memory taken away by another thread's ``close``.
+A mapping is never closed by hand: it is unmapped when the last Python object that refers to it is gone. So a thread
+that is inside a kernel, which holds a reference, can't have its memory taken away by another thread's ``close``.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import mmap
 import os
 import secrets
 import weakref
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quorin.errors import CorruptSegmentError, SegmentNotFoundError, SharedMemoryError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
@@ -51,9 +53,13 @@ class PendingFile:
         self._path = path
         self._pending = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_PENDING_SUFFIX}")
         try:
-            descriptor = os.open(self._pending, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            descriptor = os.open(
+                self._pending, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+            )
         except OSError as error:
-            raise SharedMemoryError(error.errno, f"cannot create a segment in {path.parent}: {error.strerror}") from error
+            raise SharedMemoryError(
+                error.errno, f"cannot create a segment in {path.parent}: {error.strerror}"
+            ) from error
         try:
             os.posix_fallocate(descriptor, 0, size)
             self.mapping = Mapping(path, descriptor, size, writable=True)
@@ -65,7 +71,7 @@ class PendingFile:
 
     def publish(self) -> Mapping:
         """Give the file its name, replacing an unfinished successor that a dead writer may have left there."""
-        os.replace(self._pending, self._path)
+        self._pending.replace(self._path)
         return self.mapping
 
     def discard(self) -> None:
@@ -99,8 +105,8 @@ def attach(path: Path, *, writable: bool, least_bytes: int) -> Mapping:
 class FileLock:
     """An exclusive lock on a file, held by this process until released or until the process dies.
 
-    It is ``flock(2)``: the kernel lets go of it when the last descriptor is closed, so a dead holder never blocks. A forked
-    child inherits the descriptor, and would keep the lock past its parent's death; so children close it at once.
+    It is ``flock(2)``: the kernel lets go of it when the last descriptor is closed, so a dead holder never blocks. A
+    forked child inherits the descriptor, and would keep the lock past its parent's death; so children close it at once.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -137,6 +143,9 @@ class FileLock:
             self._descriptor = -1
         _held_locks.discard(self)
 
+    def __del__(self) -> None:
+        self.release()
+
 
 def unlink(path: Path) -> None:
     """Remove a segment's name. Processes that have it mapped keep it until they let go."""
@@ -151,7 +160,12 @@ def _close_locks_in_children() -> None:
     global _fork_hook_installed
     if not _fork_hook_installed:
         _fork_hook_installed = True
-        os.register_at_fork(after_in_child=lambda: [lock.release() for lock in list(_held_locks)])
+        os.register_at_fork(after_in_child=_release_inherited_locks)
+
+
+def _release_inherited_locks() -> None:
+    for lock in list(_held_locks):
+        lock.release()
 
 
 def _advise(mapped: mmap.mmap, advice: int) -> None:

@@ -1,7 +1,7 @@
 """Values on their way into the kernels and out of them: Arrow columns, packed rows, and raw rows read back.
 
-A *packed row* is the body of a row as bytes (see :mod:`quorin.format`) followed by the bytes of its variable-size values; a
-cell's offset then counts from the end of the body. It depends on the schema alone, not on a segment.
+A *packed row* is the body of a row as bytes (see :mod:`quorin.format`) followed by the bytes of its variable-size
+values; a cell's offset then counts from the end of the body. It depends on the schema alone, not on a segment.
 """
 
 from __future__ import annotations
@@ -174,11 +174,12 @@ def packed_columns(schema: Schema, row: bytes) -> ColumnTable:
 def record_batch(
     view: SegmentView, ids: pa.Array, rows: Bytes, found: Mask, names: Sequence[str] | None, gather: Gather
 ) -> pa.RecordBatch:
-    """Raw rows (uint8 of shape ``(N, row_stride)``, whole versions) as a record batch; every value null where not found.
+    """Raw rows (uint8 of shape ``(N, row_stride)``, whole versions) as a record batch; every value null where not
+    found.
 
-    Columns: ``entity_id``, ``found``, ``event_time_ns``, then the fields asked for. Heap cells are immutable, so what the
-    rows point to can be read any time while ``view`` is held. ``gather`` is :func:`gather_cells` or something faster that
-    does the same.
+    Columns: ``entity_id``, ``found``, ``event_time_ns``, then the fields asked for. Heap cells are immutable, so what
+    the rows point to can be read any time while ``view`` is held. ``gather`` is :func:`gather_cells` or something
+    faster that does the same.
 
     :raises InvalidRowError: for a name that is no field of the schema.
     """
@@ -202,7 +203,9 @@ def record_batch(
 
 
 def gather_cells(view: SegmentView, cells: np.ndarray[Any, Any], valid: Mask) -> tuple[Bytes, Words]:
-    """The heap bytes of the valid cells, one after the other, and where each begins and ends (``len(cells) + 1`` offsets)."""
+    """The heap bytes of the valid cells, one after the other, and where each begins and ends (``len(cells) + 1``
+    offsets).
+    """
     ends = cell_ends(cells, valid)
     heap = view.mapping.memory[view.layout.heap_offset :]
     data = np.empty(int(ends[-1]), np.uint8)
@@ -219,7 +222,9 @@ def cell_ends(cells: np.ndarray[Any, Any], valid: Mask) -> Words:
     ends = np.zeros(len(cells) + 1, np.int64)
     np.cumsum(np.where(valid, cells["bytes"], 0), out=ends[1:])
     if ends[-1] > np.iinfo(np.int32).max:
-        raise InvalidRowError(f"{int(ends[-1]):,} bytes of one field in one read, an Arrow array holds 2**31-1; read fewer rows")
+        raise InvalidRowError(
+            f"{int(ends[-1]):,} bytes of one field in one read, an Arrow array holds 2**31-1; read fewer rows"
+        )
     return ends
 
 
@@ -254,7 +259,9 @@ def _add_arrow_column(table: ColumnTable, cell: fmt.Cell, array: pa.Array) -> No
 
 
 def _fixed_leaf(table: ColumnTable, array: pa.Array) -> tuple[int, int]:
-    """Address of the numbers under (nested fixed-size lists of) an array, and the index of the first that belongs to it."""
+    """Address of the numbers under (nested fixed-size lists of) an array, and the index of the first that belongs to
+    it.
+    """
     first = 0
     while pa.types.is_fixed_size_list(array.type):
         first = (first + array.offset) * array.type.list_size
@@ -285,7 +292,7 @@ def _value_at(row: bytes, cell: fmt.Cell, tail: int) -> Any:
     field = cell.field
     if not field.is_variable:
         values = np.frombuffer(row, field.dtype.numpy, field.element_count, cell.offset)
-        return values[0].item() if field.shape == () else values.reshape(field.shape)  # type: ignore[arg-type]
+        return values[0].item() if field.shape == () else values.reshape(field.shape)
     place = np.frombuffer(row, fmt.VAR_CELL, 1, cell.offset)[0]
     start, count = tail + int(place["offset"]), int(place["count"])
     if field.is_list and field.dtype.is_numeric:
@@ -318,9 +325,7 @@ def _fixed_array(field: FeatureField, raw: Bytes, valid: Mask) -> pa.Array:
     return array
 
 
-def _variable_array(
-    view: SegmentView, field: FeatureField, raw: Bytes, valid: Mask, gather: Gather
-) -> pa.Array:
+def _variable_array(view: SegmentView, field: FeatureField, raw: Bytes, valid: Mask, gather: Gather) -> pa.Array:
     cells = np.ascontiguousarray(raw).view(fmt.VAR_CELL).ravel()
     data, ends = gather(view, cells, valid)
     validity = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))

@@ -1,19 +1,21 @@
 """Reusable output buffers, for callers who want no allocation on the hot path.
 
-A fresh small array costs about 0.1 µs, and a checkout costs more than that: for vectors below some thousand elements plain
-``assemble(segment, id)`` or one ``out`` that the caller keeps is quicker. Pools pay for large batches, whose pages the system
-would otherwise map anew each time.
+A fresh small array costs about 0.1 µs, and a checkout costs more than that: for vectors below some thousand elements
+plain ``assemble(segment, id)`` or one ``out`` that the caller keeps is quicker. Pools pay for large batches, whose
+pages the system would otherwise map anew each time.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quorin.schema import Schema, total_element_count
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -21,8 +23,8 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 class BufferPool:
     """Lends float32 buffers of shape ``(total_element_count,)``. Threads may share a pool.
 
-    ``with pool.checkout() as buffer:`` lends one and takes it back. An empty pool lends a fresh buffer and counts a miss in
-    :attr:`misses`; at most ``max_size`` are kept.
+    ``with pool.checkout() as buffer:`` lends one and takes it back. An empty pool lends a fresh buffer and counts a
+    miss in :attr:`misses`; at most ``max_size`` are kept.
     """
 
     def __init__(self, schema: Schema, *, max_size: int = 128, zero_on_return: bool = True) -> None:
@@ -85,7 +87,9 @@ class Checkout:
         self._buffer = self._pool._lend()
         return self._buffer
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
             self._pool._take_back(buffer)

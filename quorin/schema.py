@@ -82,8 +82,8 @@ _NUMPY_DTYPES: dict[dtype, np.dtype[Any]] = {
 class FeatureField:
     """One field of a row.
 
-    ``shape`` is ``()`` for a scalar, ``(n, ...)`` for a fixed-shape array stored in the row, ``(None,)`` for a list of any
-    length. ``default`` is what a null reads as in a float32 vector; NaN if left out.
+    ``shape`` is ``()`` for a scalar, ``(n, ...)`` for a fixed-shape array stored in the row, ``(None,)`` for a list of
+    any length. ``default`` is what a null reads as in a float32 vector; NaN if left out.
 
     :raises SchemaError: (``ValueError``) for a bad name or shape, or a default that is no number.
     :raises SchemaTypeError: (``TypeError``) for a part of the wrong Python type.
@@ -116,7 +116,9 @@ class FeatureField:
 
     @property
     def element_count(self) -> int:
-        """Elements of this field in the assembled float32 vector; 0 for variable-size fields, which have no place there."""
+        """Elements of this field in the assembled float32 vector; 0 for variable-size fields, which have no place
+        there.
+        """
         return 0 if self.is_variable else math.prod(int(n or 0) for n in self.shape)
 
     @property
@@ -189,7 +191,8 @@ def schema_to_json(schema: Schema) -> str:
             "name": schema.__name__,
             "version": schema.version,
             "fields": [
-                {"name": f.name, "dtype": f.dtype.name, "shape": list(f.shape), "default": f.default} for f in schema.fields
+                {"name": f.name, "dtype": f.dtype.name, "shape": list(f.shape), "default": f.default}
+                for f in schema.fields
             ],
         },
         separators=(",", ":"),
@@ -204,9 +207,7 @@ def schema_from_json(text: str) -> Schema:
     """
     try:
         parts = json.loads(text)
-        fields = [
-            FeatureField(f["name"], dtype[f["dtype"]], tuple(f["shape"]), f["default"]) for f in parts["fields"]
-        ]
+        fields = [FeatureField(f["name"], dtype[f["dtype"]], tuple(f["shape"]), f["default"]) for f in parts["fields"]]
         name, version = parts["name"], parts["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise SchemaError(f"not a schema in JSON ({error!r}): {text[:200]!r}") from error
@@ -269,7 +270,9 @@ def check_field_name(name: object) -> None:
     if not isinstance(name, str):
         raise SchemaTypeError(f"a field name must be a str, got {name!r}")
     if not _FIELD_NAME.match(name) or len(name.encode()) > MAX_NAME_BYTES:
-        raise SchemaError(f"field name {name!r}: expected letters, digits and '_', no leading digit, at most {MAX_NAME_BYTES} bytes")
+        raise SchemaError(
+            f"field name {name!r}: expected letters, digits and '_', no leading digit, at most {MAX_NAME_BYTES} bytes"
+        )
     if name in RESERVED_FIELD_NAMES:
         raise SchemaError(f"field name {name!r} is reserved; reserved are {sorted(RESERVED_FIELD_NAMES)}")
 
@@ -279,7 +282,9 @@ def check_schema_name(name: object) -> None:
     if not isinstance(name, str):
         raise SchemaTypeError(f"a schema name must be a str, got {name!r}")
     if not _SCHEMA_NAME.match(name) or len(name) > MAX_NAME_BYTES or keyword.iskeyword(name):
-        raise SchemaError(f"schema name {name!r}: expected ASCII letters, digits and '_', no leading digit, at most {MAX_NAME_BYTES}")
+        raise SchemaError(
+            f"schema name {name!r}: expected ASCII letters, digits and '_', no leading digit, at most {MAX_NAME_BYTES}"
+        )
 
 
 def _scalar_arrow_type(code: dtype) -> pa.DataType:
@@ -300,7 +305,9 @@ def _checked_shape(name: str, code: dtype, shape: object) -> tuple[int | None, .
         raise SchemaError(f"field {name!r}: {code.name} takes shape () or (None,), got {shape!r}")
     for size in shape:
         if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
-            raise SchemaError(f"field {name!r}: a shape holds whole numbers of 1 and more, or is (None,); got {shape!r}")
+            raise SchemaError(
+                f"field {name!r}: a shape holds whole numbers of 1 and more, or is (None,); got {shape!r}"
+            )
     if math.prod(shape) > MAX_ELEMENTS:
         raise SchemaError(f"field {name!r}: shape {shape!r} has over {MAX_ELEMENTS} elements")
     return tuple(int(size) for size in shape)

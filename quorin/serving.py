@@ -1,13 +1,13 @@
 """Reads in plain NumPy: the oracle that :mod:`quorin.assembly` must equal bit for bit, and a fallback without numba.
 
-The commit rule is kept as a reader keeps it: a row counts only if its stamp was even and its stamp and slot word are the
-same after the copy. Python has no fences; on x86-64 none are needed, and elsewhere the compiled reads are the safe ones.
+The commit rule is kept as a reader keeps it: a row counts only if its stamp was even and its stamp and slot word are
+the same after the copy. Python has no fences; on x86-64 none are needed, and elsewhere the compiled reads are the safe
+ones.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from quorin.layout import find_row
 from quorin.values import check_entity_id
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from quorin.schema import FeatureField
     from quorin.shm import Segment
     from quorin.view import SegmentView
@@ -90,7 +92,9 @@ def _copy_row(view: SegmentView, key: bytes) -> packing.Bytes | None:
         word = memory[slot : slot + 8].view(np.uint64)[0]
         stamp = memory[start : start + 8].view(np.uint64)[0]
         row = memory[start : start + stride].copy()
-        unchanged = stamp == memory[start : start + 8].view(np.uint64)[0] and word == memory[slot : slot + 8].view(np.uint64)[0]
+        unchanged = (
+            stamp == memory[start : start + 8].view(np.uint64)[0] and word == memory[slot : slot + 8].view(np.uint64)[0]
+        )
         if unchanged and int(stamp) % 2 == 0 and find_row(view, key) == found:
             header = row[: fmt.KEY_OFFSET].view(fmt.ROW_HEADER_DTYPE)[0]
             return None if int(header["flags"]) & fmt.FLAG_DELETED else row

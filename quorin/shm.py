@@ -1,7 +1,8 @@
 """Segments and the registry that names them.
 
-A :class:`Segment` is what a process reads and writes through. It stands for a line of generations: when the writer grows,
-compacts or replaces a segment it builds the next file and flips, and every open ``Segment`` follows at its next read.
+A :class:`Segment` is what a process reads and writes through. It stands for a line of generations: when the writer
+grows, compacts or replaces a segment it builds the next file and flips, and every open ``Segment`` follows at its next
+read.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import os
 import time
 import weakref
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
+
+from quorin.logging import get_logger
 
 from quorin import format as fmt
 from quorin import mapping
@@ -26,11 +28,12 @@ from quorin.errors import (
     WriterFencedError,
     WriterLeaseHeldError,
 )
-from quorin.logging import get_logger
 from quorin.schema import FeatureSchema, Schema, schema_to_json
 from quorin.view import SEGMENT_NAME, SegmentView, new_lineage, segment_name
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from quorin.backend import ControlPlane
 
 __all__ = [
@@ -44,6 +47,7 @@ __all__ = [
 
 SchemaCRCMismatchError = SchemaMismatchError
 
+SHM_DIR = "/dev/shm"  # noqa: S108 - where POSIX shared memory lives on Linux; files there are created 0600, exclusively
 _LEAST_HEAP_BYTES = 1 << 16
 _HEAP_BYTES_A_VALUE = 32
 
@@ -69,7 +73,9 @@ class Segment:
     def __enter__(self) -> Segment:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __len__(self) -> int:
@@ -85,7 +91,8 @@ class Segment:
     @property
     def name(self) -> str:
         """``quorin_<Schema>_<hex>``, the name of the current generation's file."""
-        return self.current_view().name
+        name: str = self.current_view().name
+        return name
 
     @property
     def schema(self) -> Schema:
@@ -156,14 +163,16 @@ class Segment:
     def acquire_writer_lease(self) -> None:
         """Become the segment's writer. Does nothing if this object is that already.
 
-        The lease is the kernel's: it ends when it is released or when the process dies. If the last writer died with it,
-        counts and free rows are rebuilt from the index, which always tells the truth.
+        The lease is the kernel's: it ends when it is released or when the process dies. If the last writer died with
+        it, counts and free rows are rebuilt from the index, which always tells the truth.
 
         :raises WriterLeaseHeldError: if another holder has it. :raises SegmentReadOnlyError: if opened read-only.
         :raises WriterFencedError: if this object had the lease and was overtaken.
         """
         if self.read_only:
-            raise SegmentReadOnlyError(f"segment {self.name!r} is open read-only; open it with read_only=False to write")
+            raise SegmentReadOnlyError(
+                f"segment {self.name!r} is open read-only; open it with read_only=False to write"
+            )
         if self.holds_writer_lease:
             self._check_not_overtaken()
             return
@@ -211,10 +220,13 @@ class Segment:
         from quorin import kernels
 
         old, old_lease = self._view, self._lease
-        assert old_lease is not None
+        if old_lease is None:
+            raise WriterFencedError(f"process {os.getpid()} is not the writer of {old.name!r}, so it can't replace it")
         lease = mapping.FileLock.try_acquire(successor.path)
         if lease is None:
-            raise WriterLeaseHeldError(f"segment {successor.name!r} was locked by another process before it was current")
+            raise WriterLeaseHeldError(
+                f"segment {successor.name!r} was locked by another process before it was current"
+            )
         self._lease, self._view = None, successor
         self._begin_writing(successor, lease)
         old.header["successor_name"] = successor.name.encode()
@@ -225,7 +237,8 @@ class Segment:
         old_lease.release()
 
     def close(self) -> None:
-        """Let go of the memory and the lease. Reads after it raise :class:`SegmentClosedError`; a second call does nothing.
+        """Let go of the memory and the lease. Reads after it raise :class:`SegmentClosedError`; a second call does
+        nothing.
 
         The memory goes back to the system when no thread is inside a kernel any more. A child that closes an inherited
         segment does its parent no harm.
@@ -274,12 +287,12 @@ class Segment:
 class SegmentRegistry:
     """Creates, finds and removes segments.
 
-    ``connection`` is the control plane: a ``redis.Redis``, a URL (``redis://``, ``rediss://``, ``unix://``), or a directory
-    path for the embedded one. Segment files live in ``shm_dir``; on a disk they survive a reboot.
+    ``connection`` is the control plane: a ``redis.Redis``, a URL (``redis://``, ``rediss://``, ``unix://``), or a
+    directory path for the embedded one. Segment files live in ``shm_dir``; on a disk they survive a reboot.
     """
 
     def __init__(
-        self, connection: Any, *, shm_dir: str | os.PathLike[str] = "/dev/shm", namespace: str = "quorin"
+        self, connection: Any, *, shm_dir: str | os.PathLike[str] = SHM_DIR, namespace: str = "quorin"
     ) -> None:
         from quorin.backend import connect
 
@@ -289,13 +302,11 @@ class SegmentRegistry:
         self.backend = connect(connection, namespace=namespace)
         self._control = self.backend.control
 
-    def create(
-        self, schema: Schema, *, capacity: int, max_id_bytes: int = 64, set_current: bool = True
-    ) -> Segment:
+    def create(self, schema: Schema, *, capacity: int, max_id_bytes: int = 64, set_current: bool = True) -> Segment:
         """A new, empty segment, writable by this process, made current unless asked otherwise.
 
-        An earlier current segment of the schema is replaced: its readers follow to the new one. ``capacity`` (entities) is
-        a starting point; segments grow.
+        An earlier current segment of the schema is replaced: its readers follow to the new one. ``capacity`` (entities)
+        is a starting point; segments grow.
 
         :raises ValueError: for a capacity or id limit out of range. :raises SharedMemoryError: if there is no room.
         :raises WriterLeaseHeldError: if another process is writing to the segment that this one would replace.
@@ -326,12 +337,15 @@ class SegmentRegistry:
         """The current segment of a schema.
 
         :raises SegmentNotFoundError: if there is none, or its file is gone (``/dev/shm`` is empty after a reboot).
-        :raises SchemaMismatchError: if it holds another version or other fields. :raises CorruptSegmentError: if damaged.
+        :raises SchemaMismatchError: if it holds another version or other fields. :raises CorruptSegmentError: if
+            damaged.
         """
         _check_schema(schema)
         name = self._control.current(schema.__name__)
         if name is None:
-            raise SegmentNotFoundError(f"no segment is current for schema {schema.__name__!r} at {self.backend.address}")
+            raise SegmentNotFoundError(
+                f"no segment is current for schema {schema.__name__!r} at {self.backend.address}"
+            )
         view = _attach_newest(self._directory, name, schema, writable=not read_only)
         return Segment(view, self._control, read_only=read_only)
 
@@ -361,7 +375,9 @@ class SegmentRegistry:
         previous = self._attach_if_there(name)
         if previous is None:
             if not self._control.set_current(schema.__name__, segment.name, expected=name):
-                raise WriterLeaseHeldError(f"another process made a segment of {schema.__name__!r} current at the same time")
+                raise WriterLeaseHeldError(
+                    f"another process made a segment of {schema.__name__!r} current at the same time"
+                )
             return
         for writer in list(_writers):
             if writer.name == previous.name:
@@ -408,7 +424,9 @@ def _attach_newest(directory: Path, name: str, schema: Schema | None, *, writabl
     except SegmentNotFoundError:
         generations = sorted(path.name for path in directory.glob(f"{name[:-4]}????") if SEGMENT_NAME.match(path.name))
         if not generations:
-            raise SegmentNotFoundError(f"segment {name!r} is current, but there is no such file in {directory}") from None
+            raise SegmentNotFoundError(
+                f"segment {name!r} is current, but there is no such file in {directory}"
+            ) from None
         view = SegmentView.attach(directory / generations[-1], schema, writable=writable)
     return _newest(view, writable=writable)
 

@@ -9,25 +9,46 @@ import re
 import secrets
 import time
 import zlib
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quorin import format as fmt
 from quorin import mapping
 from quorin.abi import (
-    D_BODY_BYTES, D_BODY_OFFSET, D_CAPACITY, D_FREE, D_HEADER, D_HEAP, D_HEAP_BYTES, D_INDEX, D_KEY_INLINE, D_MAX_ID_BYTES,
-    D_ROW_LIMIT, D_ROW_STRIDE, D_ROWS, D_SEED_0, D_SEED_1, D_SLOT_COUNT, DESCRIPTOR_ITEMS, MISSING_FLOAT32, MISSING_ZEROS,
-    RAW_BYTES, SPAN_CODE, SPAN_COUNT, SPAN_SOURCE,
+    D_BODY_BYTES,
+    D_BODY_OFFSET,
+    D_CAPACITY,
+    D_FREE,
+    D_HEADER,
+    D_HEAP,
+    D_HEAP_BYTES,
+    D_INDEX,
+    D_KEY_INLINE,
+    D_MAX_ID_BYTES,
+    D_ROW_LIMIT,
+    D_ROW_STRIDE,
+    D_ROWS,
+    D_SEED_0,
+    D_SEED_1,
+    D_SLOT_COUNT,
+    DESCRIPTOR_ITEMS,
+    MISSING_FLOAT32,
+    MISSING_ZEROS,
+    RAW_BYTES,
+    SPAN_CODE,
+    SPAN_COUNT,
+    SPAN_SOURCE,
 )  # fmt: skip
 from quorin.errors import CorruptSegmentError, SchemaMismatchError
 from quorin.schema import FeatureField, Schema, fingerprint, schema_from_json, schema_to_json, total_element_count
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
 SEGMENT_NAME = re.compile(r"quorin_[A-Za-z_][A-Za-z0-9_]*_[0-9a-f]{16}\Z")
 _LINEAGE_DIGITS = 12
-
 
 
 def segment_name(schema_name: str, lineage: str, generation: int) -> str:
@@ -43,7 +64,18 @@ def new_lineage() -> str:
 class SegmentView:
     """A segment file, mapped and checked. ``header`` is a structured scalar view that shows live values."""
 
-    __slots__ = ("descriptor", "generation", "header", "layout", "lineage", "mapping", "name", "plan", "schema", "vector_length")
+    __slots__ = (
+        "descriptor",
+        "generation",
+        "header",
+        "layout",
+        "lineage",
+        "mapping",
+        "name",
+        "plan",
+        "schema",
+        "vector_length",
+    )
 
     def __init__(self, mapped: mapping.Mapping, schema: Schema, layout: fmt.SegmentLayout) -> None:
         self.mapping = mapped
@@ -83,8 +115,8 @@ class SegmentView:
     def attach(cls, path: Path, schema: Schema | None, *, writable: bool) -> SegmentView:
         """Map and check a segment file. With ``schema`` None the schema is the one that the file carries.
 
-        :raises SegmentNotFoundError: if there is no such file. :raises CorruptSegmentError: if it is not a segment of this
-            format, or damaged. :raises SchemaMismatchError: if it holds rows of another schema.
+        :raises SegmentNotFoundError: if there is no such file. :raises CorruptSegmentError: if it is not a segment of
+            this format, or damaged. :raises SchemaMismatchError: if it holds rows of another schema.
         """
         mapped = mapping.attach(path, writable=writable, least_bytes=fmt.HEADER_BYTES)
         header = mapped.memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
@@ -136,7 +168,11 @@ def vector_plan(view: SegmentView, fields: Sequence[FeatureField]) -> np.ndarray
         cell = cells[field.name]
         source = body + cell.offset
         last = spans[-1] if spans else None
-        if last and last[SPAN_CODE] == field.dtype and last[SPAN_SOURCE] + last[SPAN_COUNT] * field.dtype.item_size == source:
+        if (
+            last
+            and last[SPAN_CODE] == field.dtype
+            and last[SPAN_SOURCE] + last[SPAN_COUNT] * field.dtype.item_size == source
+        ):
             last[SPAN_COUNT] += count
         else:
             spans.append([source, target, count, int(field.dtype)])
@@ -215,7 +251,8 @@ def _check_header(path: Path, memory: np.ndarray[Any, Any], header: Any) -> None
         raise CorruptSegmentError(f"{path} is no segment: it begins with {bytes(memory[:8])!r}, expected {fmt.MAGIC!r}")
     if int(header["byte_order"]) != fmt.BYTE_ORDER_MARK:
         raise CorruptSegmentError(
-            f"{path} was written in another byte order: mark {int(header['byte_order']):#x}, expected {fmt.BYTE_ORDER_MARK:#x}"
+            f"{path} was written in another byte order: mark {int(header['byte_order']):#010x}, "
+            f"expected {fmt.BYTE_ORDER_MARK:#010x}"
         )
     if int(header["format_version"]) != fmt.FORMAT_VERSION or int(header["header_bytes"]) != fmt.HEADER_BYTES:
         raise CorruptSegmentError(
@@ -234,7 +271,9 @@ def _check_header(path: Path, memory: np.ndarray[Any, Any], header: Any) -> None
 def _check_layout(path: Path, header: Any, layout: fmt.SegmentLayout) -> None:
     for field in _LAYOUT_FIELDS:
         if int(header[field]) != getattr(layout, field):
-            raise CorruptSegmentError(f"{path}: header says {field}={int(header[field])}, the schema needs {getattr(layout, field)}")
+            raise CorruptSegmentError(
+                f"{path}: header says {field}={int(header[field])}, the schema needs {getattr(layout, field)}"
+            )
 
 
 def _difference(asked: Schema, stored: Schema) -> str:

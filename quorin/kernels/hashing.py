@@ -1,5 +1,4 @@
 """The hash of :mod:`quorin.hashing`, compiled. The two agree on every input; a property test holds them together."""
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator"
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """Loads, stores, fences and prefetches on raw addresses, which numba itself does not offer.
 
-Each is one LLVM instruction. The ordered ones are emitted as such (``load atomic … acquire`` and so on), so that they are
-right on ARM as well as on x86-64, where acquire and release cost nothing beyond keeping the compiler from reordering.
+Each is one LLVM instruction. The ordered ones are emitted as such (``load atomic … acquire`` and so on), so that they
+are right on ARM as well as on x86-64, where acquire and release cost nothing beyond keeping the compiler from
+reordering.
 
 Addresses are int64, words uint64: numba turns an int64 met by a uint64 into a float64.
 """
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator"
 
 from __future__ import annotations
 

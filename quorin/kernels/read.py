@@ -1,10 +1,9 @@
 """The read kernels: find a row, copy it, check that it did not change meanwhile.
 
-They follow the commit rule of :mod:`quorin.format` from the reader's side. Nothing here writes to a segment or waits for a
-writer: a row that was replaced in the middle of a copy is simply read again, through its slot, which already points to the
-newer one.
+They follow the commit rule of :mod:`quorin.format` from the reader's side. Nothing here writes to a segment or waits
+for a writer: a row that was replaced in the middle of a copy is simply read again, through its slot, which already
+points to the newer one.
 """
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator"
 
 from __future__ import annotations
 
@@ -13,20 +12,69 @@ from numba import njit
 
 from quorin import format as fmt
 from quorin.abi import (
-    BAD_ID, BAD_OUT, CODES, CONTENDED, D_HEADER, D_HEAP, D_HEAP_BYTES, D_INDEX, D_KEY_INLINE, D_MAX_ID_BYTES, D_ROW_STRIDE,
-    D_ROWS, D_SEED_0, D_SEED_1, D_SLOT_COUNT, FOUND, MISSING, MISSING_FLOAT32, MOVED, NOT_ASCII, P_MISSING, P_OUT_BYTES,
-    P_PATCH_COUNT, P_SPAN_COUNT, P_SPANS, PATCH_BITS, PATCH_COUNT, PATCH_ITEMS, PATCH_NULL_BYTE, PATCH_NULL_MASK, PATCH_TARGET,
-    RAW_BYTES, SPAN_CODE, SPAN_COUNT, SPAN_ITEMS, SPAN_SOURCE, SPAN_TARGET, STOPPED,
+    BAD_ID,
+    BAD_OUT,
+    CODES,
+    CONTENDED,
+    D_HEADER,
+    D_HEAP,
+    D_HEAP_BYTES,
+    D_INDEX,
+    D_KEY_INLINE,
+    D_MAX_ID_BYTES,
+    D_ROW_STRIDE,
+    D_ROWS,
+    D_SEED_0,
+    D_SEED_1,
+    D_SLOT_COUNT,
+    FOUND,
+    MISSING,
+    MISSING_FLOAT32,
+    MOVED,
+    NOT_ASCII,
+    P_MISSING,
+    P_OUT_BYTES,
+    P_PATCH_COUNT,
+    P_SPAN_COUNT,
+    P_SPANS,
+    PATCH_BITS,
+    PATCH_COUNT,
+    PATCH_ITEMS,
+    PATCH_NULL_BYTE,
+    PATCH_NULL_MASK,
+    PATCH_TARGET,
+    RAW_BYTES,
+    SPAN_CODE,
+    SPAN_COUNT,
+    SPAN_ITEMS,
+    SPAN_SOURCE,
+    SPAN_TARGET,
+    STOPPED,
 )  # fmt: skip
 from quorin.kernels.hashing import hash_id
 from quorin.kernels.memory import (
-    copy_bytes, fence_acquire, load_acquire, load_f64, load_i32, load_i64, load_u8, load_u16, load_u32, load_u64,
-    prefetch, scale, store_f32, store_u8, store_u32, text_address,
+    copy_bytes,
+    fence_acquire,
+    load_acquire,
+    load_f64,
+    load_i32,
+    load_i64,
+    load_u8,
+    load_u16,
+    load_u32,
+    load_u64,
+    prefetch,
+    scale,
+    store_f32,
+    store_u8,
+    store_u32,
+    text_address,
 )  # fmt: skip
 from quorin.schema import dtype
 
 MAX_ATTEMPTS = 1 << 16
-"""A read that finds its row replaced this often in a row returns to Python, which may handle a signal and calls again."""
+"""A read that finds its row replaced this often in a row returns to Python, which may handle a signal and calls
+again."""
 BLOCK = 32
 """Rows in flight in a batch: enough to hide the latency of memory, few enough for the cache to hold."""
 
@@ -61,9 +109,9 @@ def assemble_one(plan, text, out):
 def read_many(plan, offsets, offset_bytes, data, first, last, out, found, missing):
     """Read rows ``first … last-1`` of a batch into ``out`` (``P_OUT_BYTES`` a row) and ``found`` (one byte a row).
 
-    Ids are an Arrow string column: ``offsets`` (address of ``offset_bytes``-wide integers) into ``data``. Returns ``last``
-    when all are read, else ``STOPPED - CODES * row - code`` for the first row that was not: its id is empty (BAD_ID), its
-    segment has a successor (MOVED), or it kept changing (CONTENDED).
+    Ids are an Arrow string column: ``offsets`` (address of ``offset_bytes``-wide integers) into ``data``. Returns
+    ``last`` when all are read, else ``STOPPED - CODES * row - code`` for the first row that was not: its id is empty
+    (BAD_ID), its segment has a successor (MOVED), or it kept changing (CONTENDED).
     """
     hashes = np.empty(BLOCK, np.uint64)
     k0 = np.uint64(plan[D_SEED_0])
@@ -89,7 +137,7 @@ def read_many(plan, offsets, offset_bytes, data, first, last, out, found, missin
             code = read_row(plan, data + start, count, hashes[i - begin], target)
             if count == 0:
                 code = BAD_ID
-            if code == MOVED or code == CONTENDED or code == BAD_ID:
+            if code == MOVED or code == CONTENDED or code == BAD_ID:  # noqa: SIM109 - a tuple is slower in numba
                 return STOPPED - CODES * i - code
             store_u8(found + i, 1 if code == FOUND else 0)
             if code != FOUND:
@@ -99,6 +147,7 @@ def read_many(plan, offsets, offset_bytes, data, first, last, out, found, missin
 
 @njit(inline="always")
 def load_offset(offsets, offset_bytes, i):
+    """Arrow's offset ``i``, of 4 or 8 bytes."""
     if offset_bytes == 4:
         return load_i32(offsets + 4 * i)
     return load_i64(offsets + 8 * i)
@@ -106,6 +155,7 @@ def load_offset(offsets, offset_bytes, i):
 
 @njit(inline="always")
 def row_address(plan, word):
+    """Where the row that a slot word names begins."""
     return plan[D_ROWS] + np.int64((word & _LOW_32) - _ONE) * plan[D_ROW_STRIDE]
 
 
@@ -128,9 +178,9 @@ def likely_word(plan, h):
 def read_row(plan, key, count, h, out):
     """Copy one row by the spans of ``plan``: FOUND, MISSING, MOVED or CONTENDED.
 
-    The order of loads is the argument: slot word (acquire), stamp (acquire), key and values, fence (acquire), stamp, slot
-    word. An even stamp that is the same before and after means that nobody wrote the row in between; the same slot word
-    means that the row is this key's.
+    The order of loads is the argument: slot word (acquire), stamp (acquire), key and values, fence (acquire), stamp,
+    slot word. An even stamp that is the same before and after means that nobody wrote the row in between; the same slot
+    word means that the row is this key's.
     """
     tag = h & _LOW_32
     for _ in range(MAX_ATTEMPTS):
@@ -193,6 +243,7 @@ def key_equals(plan, row, key, count):
 
 @njit(inline="always")
 def copy_spans(plan, row, out):
+    """Copy a row to the output, span by span."""
     at = P_SPANS
     for _ in range(plan[P_SPAN_COUNT]):
         source = row + plan[at + SPAN_SOURCE]
@@ -233,6 +284,7 @@ def patch_nulls(plan, row, out):
 
 @njit(boundscheck=False)
 def fill_missing(plan, out, missing):
+    """Fill the output of a row that was not found."""
     if plan[P_MISSING] == MISSING_FLOAT32:
         for i in range(plan[P_OUT_BYTES] // 4):
             store_f32(out + 4 * i, missing)

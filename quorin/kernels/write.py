@@ -1,9 +1,8 @@
 """The write kernels: apply rows, copy a segment into its successor, repair the books after a writer's death.
 
-They follow the commit rule of :mod:`quorin.format` from the writer's side, and may run in one process at a time: the one
-that holds the writer lease.
+They follow the commit rule of :mod:`quorin.format` from the writer's side, and may run in one process at a time: the
+one that holds the writer lease.
 """
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator"
 
 from __future__ import annotations
 
@@ -12,21 +11,68 @@ from numba import njit
 
 from quorin import format as fmt
 from quorin.abi import (
-    C_CELL, C_INNER_OFFSET_BYTES, C_INNER_OFFSETS, C_ITEM_BYTES, C_KIND, C_NULL_BYTE, C_NULL_MASK, C_OFFSET_BYTES, C_OFFSETS,
-    C_VALIDITY, C_VALIDITY_OFFSET, C_VALUES, COLUMN_ITEMS, D_BODY_BYTES, D_BODY_OFFSET, D_CAPACITY, D_FREE, D_HEADER, D_HEAP,
-    D_HEAP_BYTES, D_INDEX, D_KEY_INLINE, D_ROW_LIMIT, D_ROW_STRIDE, D_ROWS, D_SEED_0, D_SEED_1, D_SLOT_COUNT, DELETE, DONE,
-    HEAP_FULL, KIND_FIXED, KIND_VARIABLE, PARTIAL, R_APPLIED, R_CREATED, R_NEXT, ROWS_FULL,
+    C_CELL,
+    C_INNER_OFFSET_BYTES,
+    C_INNER_OFFSETS,
+    C_ITEM_BYTES,
+    C_KIND,
+    C_NULL_BYTE,
+    C_NULL_MASK,
+    C_OFFSET_BYTES,
+    C_OFFSETS,
+    C_VALIDITY,
+    C_VALIDITY_OFFSET,
+    C_VALUES,
+    COLUMN_ITEMS,
+    D_BODY_BYTES,
+    D_BODY_OFFSET,
+    D_CAPACITY,
+    D_FREE,
+    D_HEADER,
+    D_HEAP,
+    D_HEAP_BYTES,
+    D_INDEX,
+    D_KEY_INLINE,
+    D_ROW_LIMIT,
+    D_ROW_STRIDE,
+    D_ROWS,
+    D_SEED_0,
+    D_SEED_1,
+    D_SLOT_COUNT,
+    DELETE,
+    DONE,
+    HEAP_FULL,
+    KIND_FIXED,
+    KIND_VARIABLE,
+    PARTIAL,
+    R_APPLIED,
+    R_CREATED,
+    R_NEXT,
+    ROWS_FULL,
 )  # fmt: skip
 from quorin.kernels.hashing import hash_id
 from quorin.kernels.memory import (
-    copy_bytes, fence_release, load_acquire, load_i64, load_u8, load_u16, load_u32, load_u64, scale, store_i64,
-    store_release, store_u8, store_u16, store_u32, store_u64,
+    copy_bytes,
+    fence_release,
+    load_acquire,
+    load_i64,
+    load_u8,
+    load_u16,
+    load_u32,
+    load_u64,
+    scale,
+    store_i64,
+    store_release,
+    store_u8,
+    store_u16,
+    store_u32,
+    store_u64,
 )  # fmt: skip
 from quorin.kernels.read import key_equals, load_offset, row_address
 
 REUSE_DELAY = 32
-"""Freed rows rest at least this long before they are written again, while fresh ones remain, so that slow readers rarely
-have to read twice."""
+"""While fresh rows remain, this many freed ones rest before they are written again, so that slow readers rarely have to
+read twice."""
 
 _ENTITY_COUNT, _DELETED_COUNT = fmt.header_offset("entity_count"), fmt.header_offset("deleted_count")
 _ROWS_FRESH, _RING_HEAD, _RING_TAIL = (fmt.header_offset(name) for name in ("rows_fresh", "ring_head", "ring_tail"))
@@ -37,7 +83,7 @@ _KEY_BYTES, _FLAGS, _KEY, _LONG_KEY = (
     fmt.row_offset("key_bytes"), fmt.row_offset("flags"), fmt.KEY_OFFSET, fmt.LONG_KEY_OFFSET,
 )  # fmt: skip
 _DELETED, _HAS_NULLS = fmt.FLAG_DELETED, fmt.FLAG_HAS_NULLS
-_CELL_OFFSET, _CELL_BYTES, _CELL_COUNT = (int(fmt.VAR_CELL.fields[n][1]) for n in ("offset", "bytes", "count"))  # type: ignore[index]
+_CELL_OFFSET, _CELL_BYTES, _CELL_COUNT = (fmt.cell_offset(part) for part in ("offset", "bytes", "count"))
 _CELL_SIZE = fmt.VAR_CELL.itemsize
 _LAST_ALIGNED = fmt.HEAP_ALIGNMENT - 1
 
@@ -100,7 +146,7 @@ def apply_rows(place, columns, mode, offsets, offset_bytes, ids, event_times, po
         result[R_CREATED] += np.int64(now_alive and not alive)
         if word != 0:
             if alive:
-                count_change(place, _HEAP_GARBAGE, heap_replaced(place, old, columns, mode))
+                count_change(place, _HEAP_GARBAGE, heap_replaced(place, old, columns))
             give_back_row(place, np.int64((word & _LOW_32) - _ONE))
     result[R_NEXT] = last
     return DONE
@@ -108,11 +154,13 @@ def apply_rows(place, columns, mode, offsets, offset_bytes, ids, event_times, po
 
 @njit(inline="always")
 def counter(place, offset):
+    """A header counter."""
     return load_i64(place[D_HEADER] + offset)
 
 
 @njit(inline="always")
 def count_change(place, offset, change):
+    """Add to a header counter."""
     store_i64(place[D_HEADER] + offset, counter(place, offset) + change)
 
 
@@ -150,6 +198,7 @@ def take_free_row(place):
 
 @njit(boundscheck=False)
 def give_back_row(place, index):
+    """Put a row that no slot points to any more at the end of the ring of free rows."""
     tail = counter(place, _RING_TAIL)
     store_u32(place[D_FREE] + 4 * (tail % place[D_ROW_LIMIT]), index)
     count_change(place, _RING_TAIL, 1)
@@ -178,6 +227,7 @@ def take_heap(place, size):
 
 @njit(boundscheck=False)
 def write_key(place, row, old, key, count):
+    """Write the key into a row: in place if it is short, else as a reference to the heap, shared with the old row."""
     store_u16(row + _KEY_BYTES, count)
     if count <= place[D_KEY_INLINE]:
         copy_bytes(row + _KEY, key, count)
@@ -224,12 +274,14 @@ def write_body(place, row, old, columns, mode, i):
 
 @njit(inline="always")
 def zero(address, count):
+    """Set bytes to zero."""
     for i in range(count):
         store_u8(address + i, 0)
 
 
 @njit(inline="always")
 def is_null(columns, c, i):
+    """Whether value ``i`` of a column is null by Arrow's validity bitmap."""
     validity = columns[c + C_VALIDITY]
     if validity == 0:
         return False
@@ -250,6 +302,7 @@ def variable_bytes(columns, c, i):
 
 @njit(boundscheck=False)
 def write_variable(place, cell, columns, c, i):
+    """Write value ``i`` of a variable-size column into the heap, and point the cell to it."""
     size = variable_bytes(columns, c, i)
     first = load_offset(columns[c + C_OFFSETS], columns[c + C_OFFSET_BYTES], i)
     last = load_offset(columns[c + C_OFFSETS], columns[c + C_OFFSET_BYTES], i + 1)
@@ -270,6 +323,7 @@ def write_variable(place, cell, columns, c, i):
 
 @njit(boundscheck=False)
 def heap_needed(columns, mode, i):
+    """Heap bytes that row ``i`` of the batch takes."""
     total = 0
     if mode == DELETE:
         return total
@@ -280,7 +334,7 @@ def heap_needed(columns, mode, i):
 
 
 @njit(boundscheck=False)
-def heap_replaced(place, old, columns, mode):
+def heap_replaced(place, old, columns):
     """Heap bytes that the replaced row alone referred to: all variable cells that the batch wrote anew."""
     total = 0
     body = old + place[D_BODY_OFFSET]
@@ -292,10 +346,11 @@ def heap_replaced(place, old, columns, mode):
 
 @njit(cache=True, nogil=True, boundscheck=False)
 def copy_rows(source, target, variable_cells, forget_before_ns, result):
-    """Copy every row into a new, empty segment of the same schema; deletions older than ``forget_before_ns`` are left out.
+    """Copy every row into a new, empty segment of the same schema; deletions older than ``forget_before_ns`` are left
+    out.
 
-    ``variable_cells`` holds the body offsets of variable-size cells. Garbage stays behind. Returns DONE, or ROWS_FULL or
-    HEAP_FULL when the target is too small.
+    ``variable_cells`` holds the body offsets of variable-size cells. Garbage stays behind. Returns DONE, or ROWS_FULL
+    or HEAP_FULL when the target is too small.
     """
     k0 = np.uint64(target[D_SEED_0])
     k1 = np.uint64(target[D_SEED_1])
@@ -333,6 +388,7 @@ def copy_rows(source, target, variable_cells, forget_before_ns, result):
 
 @njit(boundscheck=False)
 def heap_referenced(place, row, key_bytes, variable_cells):
+    """Heap bytes that a row's key and cells refer to."""
     total = 0
     if key_bytes > place[D_KEY_INLINE]:
         total += (key_bytes + _LAST_ALIGNED) & ~_LAST_ALIGNED
