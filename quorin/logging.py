@@ -56,5 +56,5 @@ class _Logger:
         if structlog.is_configured():
             return getattr(structlog.get_logger(logger=self._name), attribute)
         quiet = structlog.make_filtering_bound_logger(logging.WARNING)
-        logger = structlog.wrap_logger(structlog.PrintLogger(sys.stderr), wrapper_class=quiet, logger=self._name)
-        return getattr(logger, attribute)
+        logger = structlog.wrap_logger(structlog.PrintLogger(sys.stderr), wrapper_class=quiet)
+        return getattr(logger.bind(logger=self._name), attribute)
