@@ -54,7 +54,8 @@ class _Logger:
 
     def __getattr__(self, attribute: str) -> Any:
         if structlog.is_configured():
-            return getattr(structlog.get_logger(logger=self._name), attribute)
-        quiet = structlog.make_filtering_bound_logger(logging.WARNING)
-        logger = structlog.wrap_logger(structlog.PrintLogger(sys.stderr), wrapper_class=quiet)
+            logger = structlog.get_logger()
+        else:
+            quiet = structlog.make_filtering_bound_logger(logging.WARNING)
+            logger = structlog.wrap_logger(structlog.PrintLogger(sys.stderr), wrapper_class=quiet)
         return getattr(logger.bind(logger=self._name), attribute)
