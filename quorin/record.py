@@ -117,7 +117,7 @@ def peek(payload: bytes | memoryview) -> Header:
 def decode(payload: bytes | memoryview) -> Record:
     """A record from its bytes. Its columns are views of ``payload``, not copies.
 
-    :raises InvalidEntryError: for anything that :func:`encode` cannot have written whole: damaged, cut short, of another
+    :raises InvalidEntryError: for anything that :func:`encode` cannot have written: damaged, cut short, of another
         version, with ids or times that are missing or null, or with buffers that Arrow finds invalid.
     """
     view = memoryview(payload)

@@ -1,0 +1,71 @@
+"""The control plane and the log behind one small interface: Redis in production, one SQLite file by default."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quorin.backend.protocols import Backend, Bounds, ControlPlane, DeadLetter, Log, ReadResult
+from quorin.errors import ConnectionFailedError
+from quorin.keys import DEFAULT_NAMESPACE
+
+if TYPE_CHECKING:
+    import redis
+
+__all__ = ["Backend", "Bounds", "Connection", "ControlPlane", "DeadLetter", "Log", "ReadResult", "connect"]
+
+if TYPE_CHECKING:
+    Connection = redis.Redis | str | os.PathLike[str] | Backend
+
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+_NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*\Z")
+
+
+def connect(connection: Connection, *, namespace: str = DEFAULT_NAMESPACE) -> Backend:
+    """Connect to a control plane: a ``redis.Redis``, a Redis URL, or a directory for the embedded one.
+
+    A directory is created, for its owner alone, if its parent exists. A client's settings are kept, but connections are
+    Quorin's own. Anything that already is a backend is given back as it is.
+
+    :raises ConnectionFailedError: if the connection is none of these, or what it names cannot be reached or used. The
+        text names the address, never a password.
+    """
+    if not isinstance(namespace, str) or not _NAMESPACE.match(namespace):
+        raise ConnectionFailedError(f"namespace {namespace!r}: expected ASCII letters, digits and '_.:-'")
+    if _is_backend(connection):
+        return connection  # type: ignore[return-value]
+    if isinstance(connection, (str, os.PathLike)):
+        text = os.fspath(connection)
+        if isinstance(text, str) and text.startswith(_REDIS_SCHEMES):
+            from quorin.backend.redis import RedisBackend
+
+            return RedisBackend.from_url(text, namespace)
+        _refuse_what_is_no_path(text)
+        from quorin.backend.embedded import EmbeddedBackend
+
+        return EmbeddedBackend(Path(text), namespace)
+    if any(base.__module__.partition(".")[0] == "redis" for base in type(connection).__mro__):
+        from quorin.backend.redis import RedisBackend
+
+        return RedisBackend.from_client(connection, namespace)
+    raise ConnectionFailedError(
+        f"expected a redis.Redis, a URL ({', '.join(_REDIS_SCHEMES)}) or a directory, got {type(connection).__name__}"
+    )
+
+
+def _is_backend(connection: Any) -> bool:
+    return all(hasattr(connection, name) for name in ("address", "control", "log", "close"))
+
+
+def _refuse_what_is_no_path(text: str | bytes) -> None:
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConnectionFailedError(f"expected a directory's path as text, got {text!r}")
+    scheme, separator, _ = text.partition("://")
+    if separator:
+        raise ConnectionFailedError(f"URL scheme {scheme!r} is not known, expected one of {', '.join(_REDIS_SCHEMES)}")
+    if re.fullmatch(r"[\w.-]+:\d+", text):
+        raise ConnectionFailedError(
+            f"{text!r} looks like a host and port: write 'redis://{text}', or './{text}' for a directory"
+        )

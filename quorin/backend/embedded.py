@@ -1,0 +1,349 @@
+"""The embedded control plane and log: one SQLite file in a directory, for any number of processes, without a server.
+
+The file is in WAL mode with ``synchronous=NORMAL``: what a call has written survives the death of any process at any
+moment. A power cut may take the last calls back, all of each; the file stays whole.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from quorin import keys
+from quorin.backend.protocols import Bounds, DeadLetter, ReadResult
+from quorin.errors import ConnectionFailedError, LogFullError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+    from pathlib import Path
+
+_BUSY_TIMEOUT_SECONDS = 10.0
+_POLL_SECONDS = (0.0001, 0.005)
+"""A waiting reader looks again after a tenth of the time it has waited, within these bounds."""
+
+
+class EmbeddedBackend:
+    """A directory with ``quorin.db`` in it, mode 0600."""
+
+    def __init__(self, directory: Path, namespace: str) -> None:
+        self._database = _Database(directory)
+        self._namespace = namespace
+        self.address = self._database.address
+        self.control = EmbeddedControlPlane(self._database, namespace)
+        with self._database.connection():
+            pass
+
+    def log(self, stream_key: str = keys.DEFAULT_STREAM_KEY) -> EmbeddedLog:
+        """The log of that name."""
+        return EmbeddedLog(self._database, self._namespace, stream_key)
+
+    def close(self) -> None:
+        """Close every thread's connection."""
+        self._database.close()
+
+
+class EmbeddedControlPlane:
+    """The tables ``current`` and ``schemas``, each row of one namespace."""
+
+    def __init__(self, database: _Database, namespace: str) -> None:
+        self._database = database
+        self._namespace = namespace
+
+    def current(self, schema_name: str) -> str | None:
+        """The name of the current segment, or None."""
+        with self._database.connection() as connection:
+            row = connection.execute(
+                "SELECT segment_name FROM current WHERE namespace = ? AND schema_name = ?",
+                (self._namespace, schema_name),
+            ).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_current(self, schema_name: str, segment_name: str, *, expected: str | None) -> bool:
+        """Compare and set."""
+        with self._database.transaction() as connection:
+            if expected is None:
+                sql = "INSERT OR IGNORE INTO current (segment_name, namespace, schema_name) VALUES (?, ?, ?)"
+                values: tuple[str, ...] = (segment_name, self._namespace, schema_name)
+            else:
+                sql = "UPDATE current SET segment_name = ? WHERE namespace = ? AND schema_name = ? AND segment_name = ?"
+                values = (segment_name, self._namespace, schema_name, expected)
+            return connection.execute(sql, values).rowcount == 1
+
+    def clear_current(self, schema_name: str, *, expected: str) -> bool:
+        """Compare and delete."""
+        with self._database.transaction() as connection:
+            sql = "DELETE FROM current WHERE namespace = ? AND schema_name = ? AND segment_name = ?"
+            return connection.execute(sql, (self._namespace, schema_name, expected)).rowcount == 1
+
+    def put_schema(self, schema_name: str, json: str) -> None:
+        """Keep a schema's JSON."""
+        with self._database.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO schemas VALUES (?, ?, ?)", (self._namespace, schema_name, json))
+
+    def schemas(self) -> dict[str, str]:
+        """The schemas' JSON by name."""
+        with self._database.connection() as connection:
+            sql = "SELECT schema_name, json FROM schemas WHERE namespace = ?"
+            return dict(connection.execute(sql, (self._namespace,)).fetchall())
+
+    def drop_schema(self, schema_name: str) -> bool:
+        """Forget a schema's JSON."""
+        with self._database.transaction() as connection:
+            sql = "DELETE FROM schemas WHERE namespace = ? AND schema_name = ?"
+            return connection.execute(sql, (self._namespace, schema_name)).rowcount == 1
+
+
+class EmbeddedLog:
+    """The rows of the table ``entries`` that belong to one row of ``logs``."""
+
+    def __init__(self, database: _Database, namespace: str, stream_key: str) -> None:
+        self._database = database
+        self._key = (namespace, stream_key)
+        self.stream_key = stream_key
+
+    def identity(self) -> int:
+        """The number that was drawn when the log was made."""
+        with self._database.transaction() as connection:
+            return self._ensure(connection)[1]
+
+    def append(self, entries: Sequence[tuple[str, bytes]], *, max_entries: int | None = None) -> list[int]:
+        """Append in one transaction."""
+        with self._database.transaction() as connection:
+            log, _, count = self._ensure(connection)
+            if max_entries is not None and count + len(entries) > max_entries:
+                raise LogFullError(
+                    f"log {self.stream_key!r} in {self._database.address} has {count} entries, the limit is "
+                    f"{max_entries}: {len(entries)} more do not fit until a consumer has applied and trimmed some"
+                )
+            sql = "INSERT INTO entries (log, schema_name, payload) VALUES (?, ?, ?)"
+            positions = [int(connection.execute(sql, (log, *entry)).lastrowid or 0) for entry in entries]
+            if positions:
+                sql = "UPDATE logs SET last_position = ?, entry_count = entry_count + ? WHERE id = ?"
+                connection.execute(sql, (positions[-1], len(positions), log))
+            return positions
+
+    def read(
+        self,
+        after: int,
+        *,
+        schema_names: Collection[str] | None = None,
+        max_entries: int = 1024,
+        max_bytes: int = 16 << 20,
+        block_ms: int = 0,
+    ) -> ReadResult:
+        """Read in one snapshot; other schemas' entries are not touched."""
+        started = time.monotonic()
+        while True:
+            result = self._read_now(after, schema_names, max_entries, max_bytes)
+            waited = time.monotonic() - started
+            if result.entries or waited * 1000 >= block_ms:
+                return result
+            pause = min(max(waited / 10, _POLL_SECONDS[0]), _POLL_SECONDS[1])
+            time.sleep(min(pause, block_ms / 1000 - waited))
+
+    def _read_now(
+        self, after: int, schema_names: Collection[str] | None, max_entries: int, max_bytes: int
+    ) -> ReadResult:
+        entries: list[tuple[int, bytes]] = []
+        with self._database.snapshot() as connection:
+            log, last, _ = self._row(connection)
+            if last <= after:
+                return ReadResult([], after)
+            sql = "SELECT position, payload FROM entries WHERE log = ? AND position > ?"
+            values: list[Any] = [log, after]
+            if schema_names is not None:
+                sql += f" AND schema_name IN ({','.join('?' * len(schema_names))})"
+                values += schema_names
+            size = 0
+            for position, payload in connection.execute(sql + " ORDER BY position LIMIT ?", (*values, max_entries)):
+                entries.append((position, payload))
+                size += len(payload)
+                if size >= max_bytes:
+                    break
+        complete = size < max_bytes and len(entries) < max_entries
+        return ReadResult(entries, last if complete else entries[-1][0])
+
+    def bounds(self) -> Bounds:
+        """The first entry's position and the last one that was given."""
+        with self._database.snapshot() as connection:
+            log, last, _ = self._row(connection)
+            first = connection.execute("SELECT MIN(position) FROM entries WHERE log = ?", (log,)).fetchone()[0]
+        return Bounds(first or 0, last)
+
+    def trim(self, through: int) -> int:
+        """Delete in one transaction; the file keeps its size and reuses the space."""
+        with self._database.transaction() as connection:
+            log, _, _ = self._ensure(connection)
+            gone = connection.execute("DELETE FROM entries WHERE log = ? AND position <= ?", (log, through)).rowcount
+            connection.execute("UPDATE logs SET entry_count = entry_count - ? WHERE id = ?", (gone, log))
+            return gone
+
+    def bury(self, position: int, payload: bytes, reason: str) -> None:
+        """Keep a dead letter."""
+        with self._database.transaction() as connection:
+            log, _, _ = self._ensure(connection)
+            connection.execute(
+                "INSERT OR REPLACE INTO dead_letters VALUES (?, ?, ?, ?)", (log, position, payload, reason)
+            )
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """The dead letters by position."""
+        with self._database.snapshot() as connection:
+            log, _, _ = self._row(connection)
+            sql = "SELECT position, payload, reason FROM dead_letters WHERE log = ? ORDER BY position"
+            return [DeadLetter(*row) for row in connection.execute(sql, (log,))]
+
+    def remove_dead_letter(self, position: int) -> bool:
+        """Forget a dead letter."""
+        with self._database.transaction() as connection:
+            log, _, _ = self._ensure(connection)
+            sql = "DELETE FROM dead_letters WHERE log = ? AND position = ?"
+            return connection.execute(sql, (log, position)).rowcount == 1
+
+    def _ensure(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
+        """Id, identity and number of entries of this log, which is made if it is new."""
+        sql = "SELECT id, identity, entry_count FROM logs WHERE namespace = ? AND stream_key = ?"
+        row = connection.execute(sql, self._key).fetchone()
+        if row is None:
+            values = (*self._key, secrets.randbits(62) + 1)
+            connection.execute("INSERT INTO logs (namespace, stream_key, identity) VALUES (?, ?, ?)", values)
+            row = connection.execute(sql, self._key).fetchone()
+        return int(row[0]), int(row[1]), int(row[2])
+
+    def _row(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
+        """Id, last position and number of entries of this log; zeros if it was never written."""
+        sql = "SELECT id, last_position, entry_count FROM logs WHERE namespace = ? AND stream_key = ?"
+        row = connection.execute(sql, self._key).fetchone()
+        return (0, 0, 0) if row is None else (int(row[0]), int(row[1]), int(row[2]))
+
+
+class _Database:
+    """One connection a thread and process, opened when it is first needed, and anew if the file was replaced."""
+
+    def __init__(self, directory: Path) -> None:
+        self.address = str(directory)
+        self._directory = directory
+        self._path = directory / keys.SQL_FILE
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._open: dict[int, tuple[sqlite3.Connection, int]] = {}
+        self._closed = False
+
+    @contextmanager
+    def connection(self) -> Iterator[sqlite3.Connection]:
+        """This thread's connection; SQLite's and the system's errors become ``ConnectionFailedError``."""
+        if self._closed:
+            raise ConnectionFailedError(f"the connection to {self.address} is closed")
+        try:
+            yield self._connection()
+        except (sqlite3.Error, OSError) as error:
+            raise ConnectionFailedError(f"the control plane in {self.address} cannot be used: {error}") from error
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A write transaction: all that the block does, or nothing."""
+        with self.connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """A read transaction: every query of the block sees the same state."""
+        with self.connection() as connection:
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                connection.execute("ROLLBACK")
+
+    def close(self) -> None:
+        """Close all connections of this process."""
+        with self._lock:
+            self._closed = True
+            if self._pid == os.getpid():
+                for connection, _ in self._open.values():
+                    connection.close()
+                self._open = {}
+
+    def _connection(self) -> sqlite3.Connection:
+        inode = self._inode()
+        known = self._open.get(threading.get_ident())
+        if known is not None and known[1] == inode and self._pid == os.getpid():
+            return known[0]
+        with self._lock:
+            if self._pid != os.getpid():
+                _abandoned.extend(connection for connection, _ in self._open.values())
+                self._open, self._pid = {}, os.getpid()
+            elif known is not None:
+                _abandoned.append(known[0])
+            alive = {thread.ident for thread in threading.enumerate()}
+            for ident in self._open.keys() - alive:
+                self._open.pop(ident)[0].close()
+            connection = self._connect()
+            self._open[threading.get_ident()] = (connection, self._inode())
+        return connection
+
+    def _inode(self) -> int:
+        """Tells this file from one that took its place; 0 if there is none."""
+        try:
+            return self._path.stat().st_ino
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
+
+    def _connect(self) -> sqlite3.Connection:
+        self._make_file()
+        connection = sqlite3.connect(self._path, _BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            self._prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _make_file(self) -> None:
+        try:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        except FileNotFoundError as error:
+            raise ConnectionFailedError(
+                f"directory {self.address!r} cannot be made: its parent does not exist"
+            ) from error
+        except FileExistsError as error:
+            raise ConnectionFailedError(f"expected a directory, and {self.address!r} is something else") from error
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        deadline = time.monotonic() + _BUSY_TIMEOUT_SECONDS
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                break
+            except sqlite3.OperationalError:
+                # Changing the mode does not wait for others as statements do.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        connection.execute("PRAGMA synchronous = NORMAL")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == keys.SQL_VERSION:
+            return
+        if version != 0:
+            raise ConnectionFailedError(f"{self._path} has format {version}, this release reads {keys.SQL_VERSION}")
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {keys.SQL_SCHEMA} PRAGMA user_version = {keys.SQL_VERSION}; COMMIT;"
+        )
+
+
+_abandoned: list[sqlite3.Connection] = []
+"""Connections that came through a fork, or whose file was replaced. Closing one could delete the log file of a database
+that is in use, so they are kept open instead."""

@@ -1,0 +1,124 @@
+"""What the control plane and the log can do, whoever does it. Both implementations pass one contract suite.
+
+Every method raises :class:`quorin.errors.ConnectionFailedError`, naming the address, when the store cannot be reached.
+Objects may be shared by threads, and go on working in a forked child, which opens connections of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """Entries in the order of the log. Every entry of the schemas asked for up to ``through`` has been given."""
+
+    entries: list[tuple[int, bytes]]
+    through: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The first position that is still in the log (0: none), and the last that was ever given (0: none)."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """An entry that could not be applied, and why."""
+
+    position: int
+    payload: bytes
+    reason: str
+
+
+class Log(Protocol):
+    """An ordered, durable list of entries. Positions start at 1 and only grow; 0 stands before the first."""
+
+    @property
+    def stream_key(self) -> str:
+        """The name of the log."""
+
+    def identity(self) -> int:
+        """A random 63-bit number made with the log: another one means that the log was wiped and began anew."""
+
+    def append(self, entries: Sequence[tuple[str, bytes]], *, max_entries: int | None = None) -> list[int]:
+        """Append pairs of schema name and record, all or none, and give their positions.
+
+        :raises quorin.errors.LogFullError: if the log would hold more than ``max_entries``; nothing was written.
+        """
+
+    def read(
+        self,
+        after: int,
+        *,
+        schema_names: Collection[str] | None = None,
+        max_entries: int = 1024,
+        max_bytes: int = 16 << 20,
+        block_ms: int = 0,
+    ) -> ReadResult:
+        """Entries behind position ``after``; waits up to ``block_ms`` if there are none.
+
+        ``schema_names`` leaves other schemas' entries out. ``max_bytes`` is aimed at, and at least one entry is given.
+        """
+
+    def bounds(self) -> Bounds:
+        """Where the log begins and ends. Trimmed entries count for the end."""
+
+    def trim(self, through: int) -> int:
+        """Forget the entries up to and with a position; gives how many there were."""
+
+    def bury(self, position: int, payload: bytes, reason: str) -> None:
+        """Keep an entry that cannot be applied. Burying a position again replaces what is kept for it."""
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """The buried entries, by position."""
+
+    def remove_dead_letter(self, position: int) -> bool:
+        """Forget a buried entry; False if there was none."""
+
+
+class ControlPlane(Protocol):
+    """What processes must agree on: which segment is the current one of a schema, and what the schemas are."""
+
+    def current(self, schema_name: str) -> str | None:
+        """The name of the current segment, or None."""
+
+    def set_current(self, schema_name: str, segment_name: str, *, expected: str | None) -> bool:
+        """Make a segment the current one if ``expected`` (None: no segment) is so now; False if it is not."""
+
+    def clear_current(self, schema_name: str, *, expected: str) -> bool:
+        """Let a schema have no current segment, if ``expected`` is it now; False if it is not."""
+
+    def put_schema(self, schema_name: str, json: str) -> None:
+        """Keep a schema's JSON, in place of any older one."""
+
+    def schemas(self) -> dict[str, str]:
+        """The schemas' JSON by name."""
+
+    def drop_schema(self, schema_name: str) -> bool:
+        """Forget a schema's JSON; False if there was none."""
+
+
+class Backend(Protocol):
+    """A connection to one control plane and its logs."""
+
+    @property
+    def address(self) -> str:
+        """Where it is, for people: no user, no password."""
+
+    @property
+    def control(self) -> ControlPlane:
+        """The control plane of this connection's namespace."""
+
+    def log(self, stream_key: str = ...) -> Log:
+        """The log of that name; it need not exist yet."""
+
+    def close(self) -> None:
+        """Give connections back. Closing twice is fine; using a closed one raises ``ConnectionFailedError``."""

@@ -1,0 +1,169 @@
+"""The words of the control plane: every Redis key and script, and every SQL table, stand here and nowhere else.
+
+Redis. All keys begin with the namespace as a hash tag, so that on a cluster a script's keys share a slot and two
+deployments can share a server. ``<log>`` is ``{namespace}:<stream key>``, by default ``{quorin}:quorin:wal``.
+
+===========================  ======  ===================================================================
+key                          type    holds
+===========================  ======  ===================================================================
+``{namespace}:current``      hash    schema name → name of its current segment
+``{namespace}:schemas``      hash    schema name → the schema as JSON
+``<log>``                    stream  the entries: ``s`` schema name, ``p`` record (:mod:`quorin.record`)
+``<log>:identity``           string  the log's identity, made together with the stream
+``<log>:dead``               hash    position → record of a dead letter
+``<log>:dead:reasons``       hash    position → why it is dead
+===========================  ======  ===================================================================
+
+A stream id ``<ms>-<seq>`` is the position ``ms << 20 | seq``. The identity belongs to the stream: whoever finds no
+stream makes both anew, so a deleted stream shows as another log.
+
+SQLite. One file, ``quorin.db``, holds the same in tables (:data:`SQL_SCHEMA`); positions are row numbers that only
+grow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DEFAULT_NAMESPACE = "quorin"
+DEFAULT_STREAM_KEY = "quorin:wal"
+
+FIELD_SCHEMA = b"s"
+FIELD_PAYLOAD = b"p"
+
+SEQUENCE_BITS = 20
+MAX_SEQUENCE = (1 << SEQUENCE_BITS) - 1
+
+
+def current_key(namespace: str) -> str:
+    """Hash of schema name to the name of its current segment."""
+    return f"{{{namespace}}}:current"
+
+
+def schemas_key(namespace: str) -> str:
+    """Hash of schema name to its JSON."""
+    return f"{{{namespace}}}:schemas"
+
+
+@dataclass(frozen=True, slots=True)
+class LogKeys:
+    """The keys of one log."""
+
+    stream: str
+    identity: str
+    dead: str
+    dead_reasons: str
+
+
+def log_keys(namespace: str, stream_key: str) -> LogKeys:
+    """The keys of the log that users call ``stream_key``."""
+    stream = f"{{{namespace}}}:{stream_key}"
+    return LogKeys(stream, f"{stream}:identity", f"{stream}:dead", f"{stream}:dead:reasons")
+
+
+def position_of(stream_id: bytes) -> int:
+    """The position of a stream id ``<ms>-<seq>``."""
+    milliseconds, _, sequence = stream_id.partition(b"-")
+    return int(milliseconds) << SEQUENCE_BITS | int(sequence)
+
+
+def stream_id_of(position: int) -> str:
+    """The stream id of a position."""
+    return f"{position >> SEQUENCE_BITS}-{position & MAX_SEQUENCE}"
+
+
+_ENSURE = """
+local function ensure(stream, identity, fresh)
+  if redis.call('EXISTS', stream) == 0 then
+    redis.call('XGROUP', 'CREATE', stream, 'new', '$', 'MKSTREAM')
+    redis.call('XGROUP', 'DESTROY', stream, 'new')
+    redis.call('SET', identity, fresh)
+    return fresh
+  end
+  local known = redis.call('GET', identity)
+  if not known then
+    redis.call('SET', identity, fresh)
+    return fresh
+  end
+  return known
+end
+"""
+
+LUA_IDENTITY = _ENSURE + "return ensure(KEYS[1], KEYS[2], ARGV[1])"
+"""KEYS stream, identity; ARGV a fresh identity. Gives the log's identity."""
+
+LUA_APPEND = (
+    _ENSURE
+    + """
+ensure(KEYS[1], KEYS[2], ARGV[1])
+local limit = tonumber(ARGV[2])
+if limit >= 0 and redis.call('XLEN', KEYS[1]) + (#ARGV - 2) / 2 > limit then
+  return redis.call('XLEN', KEYS[1])
+end
+local ids = {}
+for i = 3, #ARGV, 2 do
+  local id = redis.call('XADD', KEYS[1], '*', 's', ARGV[i], 'p', ARGV[i + 1])
+  local dash = string.find(id, '-', 1, true)
+  if tonumber(string.sub(id, dash + 1)) > 1048575 then
+    redis.call('XDEL', KEYS[1], id)
+    local next_ms = string.format('%.0f', tonumber(string.sub(id, 1, dash - 1)) + 1)
+    id = redis.call('XADD', KEYS[1], next_ms .. '-0', 's', ARGV[i], 'p', ARGV[i + 1])
+  end
+  ids[#ids + 1] = id
+end
+return ids
+"""
+)
+"""KEYS stream, identity; ARGV a fresh identity, the limit of entries (-1: none), then schema and record of each entry.
+Gives the ids, or, if the entries do not fit, the number of entries there are."""
+
+LUA_BOUNDS = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return {'0-0', '0-0'} end
+local info = redis.call('XINFO', 'STREAM', KEYS[1])
+local bounds = {'0-0', '0-0'}
+for i = 1, #info, 2 do
+  if info[i] == 'first-entry' and info[i + 1] then bounds[1] = info[i + 1][1] end
+  if info[i] == 'last-generated-id' then bounds[2] = info[i + 1] end
+end
+return bounds
+"""
+"""KEYS stream. Gives the id of the first entry (0-0: none) and the last id that was ever given."""
+
+LUA_BURY = """
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
+"""
+"""KEYS dead, dead reasons; ARGV position, record, reason."""
+
+LUA_SWAP = """
+local known = redis.call('HGET', KEYS[1], ARGV[1])
+if (known or '') ~= ARGV[2] then return 0 end
+if ARGV[3] == '' then redis.call('HDEL', KEYS[1], ARGV[1]) else redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]) end
+return 1
+"""
+"""KEYS hash; ARGV field, expected value, new value; '' stands for none. Gives 1 if the value was as expected."""
+
+SQL_FILE = "quorin.db"
+SQL_VERSION = 1
+"""``PRAGMA user_version`` of the file."""
+
+SQL_SCHEMA = """
+CREATE TABLE IF NOT EXISTS current (
+    namespace TEXT NOT NULL, schema_name TEXT NOT NULL, segment_name TEXT NOT NULL, PRIMARY KEY (namespace, schema_name)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS schemas (
+    namespace TEXT NOT NULL, schema_name TEXT NOT NULL, json TEXT NOT NULL, PRIMARY KEY (namespace, schema_name)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS logs (
+    id INTEGER PRIMARY KEY, namespace TEXT NOT NULL, stream_key TEXT NOT NULL, identity INTEGER NOT NULL,
+    last_position INTEGER NOT NULL DEFAULT 0, entry_count INTEGER NOT NULL DEFAULT 0, UNIQUE (namespace, stream_key)
+);
+CREATE TABLE IF NOT EXISTS entries (
+    position INTEGER PRIMARY KEY AUTOINCREMENT, log INTEGER NOT NULL, schema_name TEXT NOT NULL, payload BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS entries_by_schema ON entries (log, schema_name, position);
+CREATE TABLE IF NOT EXISTS dead_letters (
+    log INTEGER NOT NULL, position INTEGER NOT NULL, payload BLOB NOT NULL, reason TEXT NOT NULL,
+    PRIMARY KEY (log, position)
+);
+"""

@@ -1,0 +1,217 @@
+"""What is no control plane, or cannot be reached, is refused at once, by its address and without its password."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from quorin import keys
+from quorin.backend import connect
+from quorin.errors import ConnectionFailedError, LogFullError
+from tests.redis_server import RedisServer
+
+SECRET = "hunter2-hunter2"  # noqa: S105 - must not be seen
+
+
+def failure(connection: Any) -> str:
+    """The whole report of the error that a connection meets."""
+    with pytest.raises(ConnectionFailedError) as caught:
+        connect(connection)
+    report = "".join(traceback.format_exception(caught.value))
+    assert SECRET not in report
+    assert isinstance(caught.value, ConnectionError)
+    return str(caught.value)
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("connection", [None, 5, b"/tmp/x", "", "a\0b", object(), ["redis://x"]])
+def test_what_is_no_connection_is_refused(connection: Any) -> None:
+    assert "expected" in failure(connection)
+
+
+def test_unknown_schemes_and_forgotten_schemes_are_explained() -> None:
+    assert "URL scheme 'http' is not known" in failure(f"http://u:{SECRET}@host/")
+    assert "write 'redis://localhost:6379'" in failure("localhost:6379")
+    assert not Path("localhost:6379").exists()
+
+
+@pytest.mark.parametrize(
+    "url", [f"redis://:{SECRET}@h:port/0", f"redis://u:{SECRET}@[::1/0", f"redis://h:6x?password={SECRET}"]
+)
+def test_broken_urls_are_refused_without_their_password(url: str) -> None:
+    assert "is wrong" in failure(url)
+
+
+def test_unknown_settings_are_named(free_port: int) -> None:
+    assert "'speed'" in failure(f"redis://:{SECRET}@127.0.0.1:{free_port}?speed=9")
+
+
+def test_an_unreachable_server_is_named_in_time(free_port: int, tmp_path: Path) -> None:
+    started = time.monotonic()
+    assert f"redis://127.0.0.1:{free_port}/3" in failure(f"redis://user:{SECRET}@127.0.0.1:{free_port}/3")
+    assert f"redis://127.0.0.1:{free_port}/0" in failure(redis.Redis(port=free_port, host="127.0.0.1", password=SECRET))
+    assert str(tmp_path / "no.sock") in failure(f"unix://{tmp_path}/no.sock")
+    assert time.monotonic() - started < 3
+
+
+def test_a_server_that_never_answers_is_named_in_time() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        port = silent.getsockname()[1]
+        started = time.monotonic()
+        assert f"redis://127.0.0.1:{port}/0" in failure(f"redis://:{SECRET}@127.0.0.1:{port}?socket_timeout=0.5")
+        assert time.monotonic() - started < 3
+
+
+def test_a_wrong_password_is_refused_and_a_right_one_works() -> None:
+    server = RedisServer("--requirepass", SECRET)
+    try:
+        assert "Authentication" in failure(server.url)
+        assert "invalid" in failure(f"unix://:{SECRET}wrong@{server.socket}")
+        backend = connect(f"unix://:{SECRET}@{server.socket}")
+        backend.log().append([("A", b"x")])
+        assert SECRET not in backend.address
+        backend.close()
+    finally:
+        server.stop()
+
+
+def test_a_server_that_dies_is_named_and_used_again_when_it_is_back(tmp_path: Path) -> None:
+    server = RedisServer("--appendonly", "yes", "--appendfsync", "always")
+    try:
+        backend = connect(server.url)
+        positions = backend.log().append([("A", b"x")])
+        identity = backend.log().identity()
+        server.kill()
+        started = time.monotonic()
+        for use in (backend.log().bounds, backend.log().identity, lambda: backend.log().read(0, block_ms=100)):
+            with pytest.raises(ConnectionFailedError, match=str(server.socket)):
+                use()
+        assert time.monotonic() - started < 5
+        server.start()
+        assert backend.log().read(0).entries == [(positions[0], b"x")]
+        assert backend.log().identity() == identity
+        backend.close()
+    finally:
+        server.stop()
+
+
+def test_a_server_out_of_memory_is_a_full_log() -> None:
+    server = RedisServer("--maxmemory", "3mb", "--maxmemory-policy", "noeviction")
+    try:
+        backend = connect(server.url)
+        with pytest.raises(LogFullError, match="maxmemory"):
+            [backend.log().append([("A", bytes(100_000))]) for _ in range(100)]
+        backend.close()
+    finally:
+        server.stop()
+
+
+def test_a_client_keeps_its_settings_and_its_answers(redis_server: RedisServer, redis_url: str) -> None:
+    client = redis.Redis(unix_socket_path=str(redis_server.socket), db=2, decode_responses=True)
+    backend = connect(client)
+    backend.log().append([("A", b"\xff")])
+    assert [payload for _, payload in backend.log().read(0).entries] == [b"\xff"]
+    assert backend.address.endswith("?db=2")
+    assert sorted(client.keys()) == ["{quorin}:quorin:wal", "{quorin}:quorin:wal:identity"]
+    backend.close()
+    assert client.ping()
+    client.close()
+
+
+def test_a_deleted_stream_is_another_log(redis_url: str) -> None:
+    backend = connect(redis_url)
+    log = backend.log()
+    log.append([("A", b"1")])
+    identity = log.identity()
+    with redis.Redis.from_url(redis_url) as client:
+        client.delete(keys.log_keys("quorin", "quorin:wal").stream)
+    log.append([("A", b"2")])
+    assert log.identity() != identity
+    backend.close()
+
+
+def test_sequence_numbers_never_run_over(redis_url: str) -> None:
+    backend = connect(redis_url)
+    log = backend.log()
+    far = 1 << 43  # a clock far ahead, so that only sequence numbers can grow
+    with redis.Redis.from_url(redis_url) as client:
+        log.identity()
+        client.xadd(
+            keys.log_keys("quorin", "quorin:wal").stream, {"s": "A", "p": "0"}, id=f"{far}-{keys.MAX_SEQUENCE - 1}"
+        )
+    positions = log.append([("A", b"1"), ("A", b"2"), ("A", b"3")])
+    assert [p >> 20 for p in positions] == [far, far + 1, far + 1]
+    assert [payload for _, payload in log.read(0).entries] == [b"0", b"1", b"2", b"3"]
+    assert [position for position, _ in log.read(0).entries][1:] == positions
+    backend.close()
+
+
+def test_every_key_carries_the_namespace_as_hash_tag(redis_url: str) -> None:
+    backend = connect(redis_url, namespace="team-a")
+    backend.control.set_current("A", "x", expected=None)
+    backend.control.put_schema("A", "{}")
+    backend.log("my:log").append([("A", b"1")])
+    backend.log("my:log").bury(1, b"1", "bad")
+    with redis.Redis.from_url(redis_url) as client:
+        assert all(key.startswith(b"{team-a}:") for key in client.scan_iter())
+        assert client.type("{team-a}:my:log") == b"stream"
+    backend.close()
+
+
+# The embedded control plane
+
+
+def test_the_file_is_for_its_owner_alone(tmp_path: Path) -> None:
+    backend = connect(tmp_path / "store")
+    backend.log().append([("A", b"1")])
+    assert stat.S_IMODE((tmp_path / "store").stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "store").iterdir()} == {0o600}
+    assert backend.address == str(tmp_path / "store")
+    backend.close()
+
+
+def test_paths_that_cannot_be_directories_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    assert "its parent does not exist" in failure(tmp_path / "no" / "store")
+    assert "is something else" in failure(tmp_path / "file")
+    assert str(tmp_path / "file") in failure(tmp_path / "file" / "store")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_without_permission_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert str(tmp_path / "locked") in failure(tmp_path / "locked")
+
+
+def test_a_file_of_another_kind_or_format_is_refused(tmp_path: Path) -> None:
+    import sqlite3
+
+    (tmp_path / "quorin.db").write_bytes(b"this is no database, and long enough to be looked at as one" * 10)
+    assert "not a database" in failure(tmp_path)
+    (tmp_path / "quorin.db").unlink()
+    with sqlite3.connect(tmp_path / "quorin.db") as connection:
+        connection.execute("PRAGMA user_version = 9")
+    connection.close()
+    assert "has format 9, this release reads 1" in failure(tmp_path)
+
+
+@pytest.mark.parametrize("namespace", ["", "a b", "{x}", None, 5])
+def test_bad_namespaces_are_refused(tmp_path: Path, namespace: Any) -> None:
+    with pytest.raises(ConnectionFailedError, match="namespace"):
+        connect(tmp_path, namespace=namespace)

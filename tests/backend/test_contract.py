@@ -1,0 +1,335 @@
+"""What the control plane and the log promise, whichever implementation keeps it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from quorin.backend import Backend, Bounds, DeadLetter, connect
+from quorin.errors import ConnectionFailedError, LogFullError
+
+spawn = multiprocessing.get_context("spawn")
+
+
+# The control plane
+
+
+def test_a_segment_becomes_current_only_as_expected(backend: Backend) -> None:
+    control = backend.control
+    assert control.current("Trip") is None
+    assert control.set_current("Trip", "one", expected=None)
+    assert not control.set_current("Trip", "two", expected=None)
+    assert not control.set_current("Trip", "two", expected="three")
+    assert control.current("Trip") == "one"
+    assert control.set_current("Trip", "two", expected="one")
+    assert control.current("Trip") == "two"
+    assert control.current("Other") is None
+
+
+def test_a_segment_stops_being_current_only_as_expected(backend: Backend) -> None:
+    control = backend.control
+    control.set_current("Trip", "one", expected=None)
+    assert not control.clear_current("Trip", expected="two")
+    assert control.current("Trip") == "one"
+    assert control.clear_current("Trip", expected="one")
+    assert not control.clear_current("Trip", expected="one")
+    assert control.current("Trip") is None
+
+
+def test_schemas_are_kept_replaced_and_dropped(backend: Backend) -> None:
+    control = backend.control
+    control.put_schema("Trip", '{"name":"Trip","é":1}')
+    control.put_schema("Other", "{}")
+    control.put_schema("Other", "{ }")
+    assert control.schemas() == {"Trip": '{"name":"Trip","é":1}', "Other": "{ }"}
+    assert control.drop_schema("Other")
+    assert not control.drop_schema("Other")
+    assert list(control.schemas()) == ["Trip"]
+
+
+def test_namespaces_do_not_see_each_other(connection: str, backend: Backend) -> None:
+    other = connect(connection, namespace="other")
+    backend.control.set_current("Trip", "one", expected=None)
+    backend.control.put_schema("Trip", "{}")
+    backend.log().append([("Trip", b"x")])
+    backend.log().bury(1, b"x", "bad")
+    assert other.control.current("Trip") is None
+    assert other.control.schemas() == {}
+    assert other.log().bounds() == Bounds(0, 0)
+    assert other.log().dead_letters() == []
+    assert other.log().identity() != backend.log().identity()
+    other.close()
+
+
+def test_everything_outlives_the_connection(connection: str, backend: Backend) -> None:
+    backend.control.set_current("Trip", "one", expected=None)
+    positions = backend.log().append([("Trip", b"x")])
+    identity = backend.log().identity()
+    backend.close()
+    again = connect(connection)
+    assert again.control.current("Trip") == "one"
+    assert again.log().read(0).entries == [(positions[0], b"x")]
+    assert again.log().identity() == identity
+    again.close()
+
+
+# The log
+
+
+def test_a_new_log_is_empty(backend: Backend) -> None:
+    log = backend.log()
+    assert log.stream_key == "quorin:wal"
+    assert log.bounds() == Bounds(0, 0)
+    assert log.read(0).entries == []
+    assert log.read(0).through == 0
+    assert 0 < log.identity() < 2**63
+    assert log.bounds() == Bounds(0, 0)
+    assert log.trim(5) == 0
+
+
+def test_entries_are_read_in_order_with_growing_positions(backend: Backend) -> None:
+    log = backend.log()
+    positions = log.append([("A", b"1"), ("B", b"2")]) + log.append([("A", bytes(range(256)))])
+    assert positions == sorted(set(positions))
+    assert positions[0] > 0
+    assert positions[-1] < 2**63
+    result = log.read(0)
+    assert result.entries == [(positions[0], b"1"), (positions[1], b"2"), (positions[2], bytes(range(256)))]
+    assert result.through == positions[2]
+    assert log.read(positions[1]).entries == [(positions[2], bytes(range(256)))]
+    assert log.read(positions[2]).entries == []
+    assert log.read(positions[2]).through == positions[2]
+    assert log.bounds() == Bounds(positions[0], positions[2])
+
+
+def test_nothing_appended_is_nothing_done(backend: Backend) -> None:
+    assert backend.log().append([]) == []
+    assert backend.log().bounds() == Bounds(0, 0)
+
+
+def test_logs_of_other_names_are_apart(backend: Backend) -> None:
+    backend.log().append([("A", b"1")])
+    other = backend.log("other:wal")
+    assert other.bounds() == Bounds(0, 0)
+    (position,) = other.append([("A", b"2")])
+    assert other.read(0).entries == [(position, b"2")]
+    assert other.trim(position) == 1
+    assert len(backend.log().read(0).entries) == 1
+    assert other.identity() != backend.log().identity()
+
+
+def test_other_schemas_are_left_out_and_passed_over(backend: Backend) -> None:
+    log = backend.log()
+    positions = log.append([("A", b"1"), ("B", b"2"), ("A", b"3"), ("C", b"4")])
+    result = log.read(0, schema_names=["A"])
+    assert result.entries == [(positions[0], b"1"), (positions[2], b"3")]
+    assert result.through == positions[3]
+    result = log.read(positions[0], schema_names={"B", "C"})
+    assert result.entries == [(positions[1], b"2"), (positions[3], b"4")]
+    assert log.read(0, schema_names=["D"]).entries == []
+    assert log.read(0, schema_names=["D"]).through == positions[3]
+
+
+def read_entries(backend: Backend, **limits: int) -> list[tuple[int, bytes]]:
+    """Read in steps, as a consumer does."""
+    log, after, entries = backend.log(), 0, []
+    while True:
+        result = log.read(after, **limits)
+        if result.through == after:
+            return entries
+        assert all(after < position <= result.through for position, _ in result.entries)
+        entries += result.entries
+        after = result.through
+
+
+def read_all(backend: Backend, **limits: int) -> list[bytes]:
+    return [payload for _, payload in read_entries(backend, **limits)]
+
+
+def test_reads_in_steps_miss_nothing(backend: Backend) -> None:
+    written = [bytes([i]) * 2000 for i in range(50)]
+    backend.log().append([("A", payload) for payload in written])
+    assert read_all(backend, max_entries=7) == written
+    assert read_all(backend, max_bytes=5000) == written
+    assert read_all(backend, max_bytes=1) == written
+    assert len(backend.log().read(0, max_entries=3).entries) == 3
+    assert len(backend.log().read(0, max_bytes=5000).entries) <= 3
+
+
+def test_a_waiting_read_returns_with_the_entry(backend: Backend) -> None:
+    log = backend.log()
+    started = time.monotonic()
+    assert log.read(0, block_ms=100).entries == []
+    assert time.monotonic() - started >= 0.09
+    thread = threading.Timer(0.1, log.append, [[("A", b"late")]])
+    thread.start()
+    assert [payload for _, payload in log.read(0, block_ms=10_000).entries] == [b"late"]
+    assert time.monotonic() - started < 5
+    thread.join()
+
+
+def test_trimmed_entries_are_gone_and_count_for_the_end(backend: Backend) -> None:
+    log = backend.log()
+    positions = log.append([("A", b"1"), ("A", b"2"), ("A", b"3")])
+    identity = log.identity()
+    assert log.trim(positions[1]) == 2
+    assert log.bounds() == Bounds(positions[2], positions[2])
+    assert log.trim(positions[2]) == 1
+    assert log.bounds() == Bounds(0, positions[2])
+    assert log.read(0).entries == []
+    assert log.identity() == identity
+    assert log.append([("A", b"4")])[0] > positions[2]
+
+
+def test_a_full_log_takes_all_or_nothing(backend: Backend) -> None:
+    log = backend.log()
+    positions = log.append([("A", b"1"), ("A", b"2")], max_entries=3)
+    with pytest.raises(LogFullError, match=r"has 2 entries, the limit is 3"):
+        log.append([("A", b"3"), ("A", b"4")], max_entries=3)
+    assert len(log.read(0).entries) == 2
+    log.append([("A", b"3")], max_entries=3)
+    with pytest.raises(LogFullError):
+        log.append([("A", b"4")], max_entries=3)
+    log.trim(positions[0])
+    log.append([("A", b"4")], max_entries=3)
+
+
+def test_a_wiped_log_is_another_log(backend: Backend, wipe: Callable[[], None]) -> None:
+    log = backend.log()
+    log.append([("A", b"1")])
+    identity = log.identity()
+    wipe()
+    log.append([("A", b"2")])
+    assert log.identity() != identity
+    assert [payload for _, payload in log.read(0).entries] == [b"2"]
+    assert backend.control.current("A") is None
+
+
+def test_dead_letters_are_kept_listed_and_removed(backend: Backend) -> None:
+    log = backend.log()
+    log.bury(9, b"\x00\xff", "undecodable: é")
+    log.bury(2, b"x", "first reason")
+    log.bury(2, b"y", "second reason")
+    assert log.dead_letters() == [DeadLetter(2, b"y", "second reason"), DeadLetter(9, b"\x00\xff", "undecodable: é")]
+    assert log.remove_dead_letter(2)
+    assert not log.remove_dead_letter(2)
+    assert [letter.position for letter in log.dead_letters()] == [9]
+    assert log.bounds() == Bounds(0, 0)
+
+
+# Several threads and processes
+
+
+def append_many(connection: str, name: str, count: int) -> None:
+    backend = connect(connection)
+    for number in range(count):
+        backend.log().append([(name, f"{name}{number}-{part}".encode()) for part in range(2)])
+    backend.close()
+
+
+def test_processes_append_at_once_and_nothing_is_lost_or_torn_apart(connection: str, backend: Backend) -> None:
+    names = [f"W{i}" for i in range(3)]
+    writers = [spawn.Process(target=append_many, args=(connection, name, 40)) for name in names]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+        assert writer.exitcode == 0
+    everything = read_all(backend)
+    assert len(everything) == 3 * 40 * 2
+    for name in names:
+        mine = [payload for payload in everything if payload.startswith(name.encode())]
+        assert mine == [f"{name}{number}-{part}".encode() for number in range(40) for part in range(2)]
+    for first, second in zip(everything[::2], everything[1::2], strict=True):
+        assert first[:-1] == second[:-1]
+
+
+def set_first(connection: str, name: str, results: object) -> None:
+    backend = connect(connection)
+    if backend.control.set_current("Trip", name, expected=None):
+        results.put(name)  # type: ignore[attr-defined]
+    backend.close()
+
+
+def test_one_of_several_processes_wins(connection: str, backend: Backend) -> None:
+    results = spawn.Queue()
+    racers = [spawn.Process(target=set_first, args=(connection, f"segment{i}", results)) for i in range(3)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join(60)
+    assert results.get(timeout=5) == backend.control.current("Trip")
+    assert results.empty()
+
+
+def test_threads_share_a_backend(backend: Backend) -> None:
+    def work(name: str) -> None:
+        for number in range(20):
+            backend.log().append([(name, str(number).encode())])
+
+    threads = [threading.Thread(target=work, args=(f"T{i}",)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(read_all(backend)) == 80
+
+
+def test_a_forked_child_and_its_parent_go_on(backend: Backend) -> None:
+    log = backend.log()
+    log.append([("A", b"before")])
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            for _ in range(10):
+                log.append([("A", b"child")])
+            status = 0 if len(log.read(0, max_entries=100).entries) > 10 else 2
+        finally:
+            os._exit(status)
+    for _ in range(10):
+        log.append([("A", b"parent")])
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    payloads = read_all(backend)
+    assert sorted(payloads) == [b"before"] + [b"child"] * 10 + [b"parent"] * 10
+
+
+def append_until_killed(connection: str, acknowledged: object) -> None:
+    log = connect(connection).log()
+    number = 0
+    while True:
+        (position,) = log.append([("A", str(number).encode())])
+        acknowledged.send((position, number))  # type: ignore[attr-defined]
+        number += 1
+
+
+def test_what_a_killed_producer_was_told_is_there(connection: str, backend: Backend) -> None:
+    for _ in range(3):
+        receiver, sender = spawn.Pipe(duplex=False)
+        writer = spawn.Process(target=append_until_killed, args=(connection, sender))
+        writer.start()
+        told = [receiver.recv() for _ in range(30)]
+        assert writer.pid is not None
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join(10)
+        found = dict(read_entries(backend))
+        assert all(found[position] == str(number).encode() for position, number in told)
+
+
+def test_a_closed_backend_says_so(backend: Backend) -> None:
+    log = backend.log()
+    backend.close()
+    backend.close()
+    for use in (log.identity, log.bounds, backend.control.schemas, lambda: log.append([("A", b"1")])):
+        with pytest.raises(ConnectionFailedError, match="is closed"):
+            use()
+
+
+def test_a_backend_is_taken_as_a_connection(backend: Backend) -> None:
+    assert connect(backend) is backend
