@@ -1,0 +1,113 @@
+"""The settings of the store, checked when Feast reads ``feature_store.yaml``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from feast.repo_config import FeastConfigBaseModel, FeastConfigError
+from pydantic import Field, StrictStr, ValidationError, field_validator, model_validator
+
+from quorin.errors import QuorinError
+
+DEFAULT_PATH = "data/quorin"
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+_PASSWORD = re.compile(r"(?P<before>://[^:@\s]*:).*(?=@)|(?P<key>[?&]password=)[^&'\s]*")
+_MAX_SHOWN = 200
+
+
+class ConfigError(QuorinError, FeastConfigError):
+    """A setting under ``online_store`` is wrong; the text names it, what it is and what was expected.
+
+    No ``ValueError``: pydantic would wrap one into an error of its own that prints its whole input, passwords included.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "online_store in feature_store.yaml")
+
+
+class StoreSettings(FeastConfigBaseModel):
+    """Where the store keeps its data, and who applies what is written. Every key has a default.
+
+    Unknown keys, ``path`` together with ``redis_url``, and bad values raise :class:`ConfigError`.
+    """
+
+    type: Literal["quorin", "feast_quorin.QuorinOnlineStore", "feast_quorin.online_store.QuorinOnlineStore"] = "quorin"
+
+    path: StrictStr | None = None
+    """Directory of the embedded store (control plane and log), default ``data/quorin``, relative to the repo."""
+
+    redis_url: StrictStr | None = Field(default=None, repr=False)
+    """Redis as control plane and log instead: ``redis://``, ``rediss://`` or ``unix://``."""
+
+    consumer: Literal["auto", "external", "inline"] = "auto"
+    """Who applies writes to shared memory: ``external``, a ``quorin consumer`` process alone; ``inline``, the process
+    that writes; ``auto``, the process that writes unless another one holds a view's writer lease."""
+
+    capacity: int = 4096
+    """Entities that a new segment has room for at first; it grows by itself."""
+
+    shm_dir: StrictStr = "/dev/shm"  # noqa: S108 - shared memory is there
+    """Directory of the segments."""
+
+    wait: Literal["applied", "logged"] = "applied"
+    """When a write returns: once readers can see it, or once the log has it."""
+
+    timeout_ms: int = 10_000
+    """How long a write waits, in milliseconds, while nothing at all is being applied."""
+
+    @field_validator("capacity", "timeout_ms", mode="before")
+    @classmethod
+    def _positive(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError("expected a whole number of 1 and more")
+        return value
+
+    @field_validator("path", "shm_dir")
+    @classmethod
+    def _not_empty(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("expected a directory")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(_REDIS_SCHEMES):
+            raise ValueError(f"expected a URL that starts with {', '.join(_REDIS_SCHEMES)}")
+        return value
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _one_clear_error(cls, data: Any, handler: Any) -> Any:
+        try:
+            settings = handler(data)
+        except ValidationError as error:
+            problems = [_problem(cls, problem) for problem in error.errors(include_url=False)]
+        else:
+            if settings.path is None or settings.redis_url is None:
+                return settings
+            problems = [
+                f"path {settings.path!r} and redis_url {masked(settings.redis_url)!r} exclude each other: give one"
+            ]
+        raise ConfigError("; ".join(problems))
+
+    def connection(self, repo_path: Path | None) -> str:
+        """What the engine connects to: the Redis URL, or the absolute directory of the embedded store."""
+        if self.redis_url is not None:
+            return self.redis_url
+        return str((Path(repo_path or ".") / Path(self.path or DEFAULT_PATH).expanduser()).absolute())
+
+
+def masked(text: str) -> str:
+    """A text with the passwords of its URLs replaced by ``***``."""
+    return _PASSWORD.sub(lambda match: f"{match['before'] or match['key']}***", text)
+
+
+def _problem(model: Any, problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"]) or "online_store"
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key, known are {', '.join(model.model_fields)}"
+    expected = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: {expected[:1].lower()}{expected[1:]}, got {masked(repr(problem['input']))[:_MAX_SHOWN]}"

@@ -1,0 +1,225 @@
+"""One process's connection to the engine: segments to read, the log to write to, and inline application.
+
+An :class:`Engine` is made when a store is first used and made anew in a forked child. It holds no thread.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quorin.wal import WALProducer
+from quorin.wal_consumer import WALConsumer
+
+from feast_quorin.keys import MAX_ID_BYTES
+from quorin import assembly
+from quorin.errors import SchemaMismatchError, SegmentNotFoundError, WriterLeaseHeldError, WriteSyncTimeoutError
+from quorin.schema import Schema, schema_from_json, schema_to_json
+from quorin.shm import Segment, SegmentRegistry
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from feast_quorin.config import StoreSettings
+    from feast_quorin.views import StoredView
+
+_ATTEMPTS = 5
+_PAUSE_SECONDS = (0.0002, 0.01)
+
+
+class Engine:
+    """Everything that one process needs to read and write views. Threads may share it.
+
+    :raises ConnectionFailedError: if the control plane cannot be reached; the text names the address.
+    """
+
+    def __init__(self, settings: StoreSettings, connection: str) -> None:
+        self.pid = os.getpid()
+        self._settings = settings
+        self._directory = Path(settings.shm_dir)
+        if settings.redis_url is None:
+            with suppress(OSError):  # The engine says what is wrong with the directory, if anything is.
+                Path(connection).parent.mkdir(exist_ok=True)
+        self.registry = SegmentRegistry(connection, shm_dir=settings.shm_dir)
+        self._control = self.registry.backend.control
+        self._log = self.registry.backend.log()
+        self._producer = WALProducer(self.registry.backend, registry=self.registry)
+        self._readers: dict[str, Segment] = {}
+        self._known: set[str] = set()
+        self._opening = threading.Lock()
+        self._applying = threading.Lock()
+
+    def read(self, view: StoredView, ids: Sequence[str], fields: Sequence[str]) -> tuple[list[str], pa.RecordBatch]:
+        """The named fields of entities, as :func:`quorin.assembly.read` gives them, and which of them the segment has.
+
+        Follows a segment that was replaced, even by one with other fields.
+
+        :raises SegmentNotFoundError: if the view was never applied, or was removed.
+        """
+        for _ in range(_ATTEMPTS):
+            try:
+                segment = self.reader(view)
+                stored = {field.name for field in segment.schema.fields}
+                kept = [name for name in fields if name in stored]
+                return kept, assembly.read(segment, ids, kept)
+            except (SchemaMismatchError, SegmentNotFoundError):
+                if self._readers.pop(view.schema.__name__, None) is None:
+                    raise
+        raise SegmentNotFoundError(
+            f"feature view {view.name!r}: its segment was replaced {_ATTEMPTS} times in one read"
+        )
+
+    def write(self, view: StoredView, batch: pa.RecordBatch) -> int:
+        """Append rows to the log; gives the position of the last. A view that was never applied gets its segment here.
+
+        :raises LogFullError: if the log is at its limit.
+        """
+        name = view.schema.__name__
+        if name not in self._known:
+            if self.current_schema(name) is None:
+                self.create(view.schema, replay=False)
+            self._known.add(name)
+        return self._producer.write_many(view.schema, batch)
+
+    def settle(self, view: StoredView, position: int) -> None:
+        """Return when what was logged up to ``position`` is where ``wait`` says; applies it here unless that is
+        others' job.
+
+        :raises WriteSyncTimeoutError: if nothing was applied for ``timeout_ms``. The write stays in the log.
+        """
+        wait = self._settings.wait == "applied"
+        if self._settings.consumer == "external":
+            if wait:
+                self._until(view, position, lambda: False)
+        elif wait:
+            self._until(view, position, lambda: self._drain(view))
+        else:
+            self._drain(view)
+
+    def reader(self, view: StoredView) -> Segment:
+        """The view's current segment, open for reading; opened anew when its file is gone."""
+        name = view.schema.__name__
+        segment = self._readers.get(name)
+        if segment is None or not (self._directory / segment.name).exists():
+            with self._opening:
+                segment = self._readers[name] = self._open(view, read_only=True)
+            if self._settings.consumer != "external" and self._is_behind(name, segment.position):
+                with suppress(WriteSyncTimeoutError):
+                    self._until(view, self._log.bounds().last, lambda: self._drain(view))
+        return segment
+
+    def current_schema(self, name: str) -> Schema | None:
+        """The schema that the control plane keeps under a name."""
+        text = self._control.schemas().get(name)
+        return None if text is None else _parsed(text)
+
+    def schemas(self, prefix: str) -> list[Schema]:
+        """The schemas that the control plane keeps under names that begin so."""
+        return [_parsed(text) for name, text in self._control.schemas().items() if name.startswith(prefix)]
+
+    def create(self, schema: Schema, *, replay: bool) -> None:
+        """Make an empty segment current. With ``replay`` it takes all that the log has, else what comes from now on."""
+        segment = self.registry.create(schema, capacity=self._settings.capacity, max_id_bytes=MAX_ID_BYTES)
+        with segment:
+            if not replay:
+                segment.commit_position(self._log.bounds().last, self._log.identity())
+
+    def create_successor(self, schema: Schema, *, capacity: int) -> Segment:
+        """An empty segment that is not current, for ``Segment.replace``."""
+        capacity = max(capacity, self._settings.capacity)
+        return self.registry.create(schema, capacity=capacity, max_id_bytes=MAX_ID_BYTES, set_current=False)
+
+    def put_schema(self, schema: Schema) -> None:
+        """Keep a schema in the control plane."""
+        self._control.put_schema(schema.__name__, schema_to_json(schema))
+
+    def drop_schema(self, name: str) -> None:
+        """Forget a schema, here and in the control plane."""
+        self._control.drop_schema(name)
+        self._readers.pop(name, None)
+        self._known.discard(name)
+
+    @contextmanager
+    def writer(self, view: StoredView, *, patient: bool) -> Iterator[Segment]:
+        """The view's current segment with its writer lease; ``patient`` waits ``timeout_ms`` for another writer to end.
+
+        :raises WriterLeaseHeldError: if another process has the lease.
+        """
+        with self._applying, self._open(view, read_only=False) as segment:
+            deadline = time.monotonic() + self._settings.timeout_ms / 1000
+            while True:
+                try:
+                    segment.acquire_writer_lease()
+                    break
+                except WriterLeaseHeldError:
+                    if not patient or time.monotonic() > deadline:
+                        raise
+                    time.sleep(_PAUSE_SECONDS[1])
+            yield segment
+
+    def _open(self, view: StoredView, *, read_only: bool) -> Segment:
+        """The current segment whatever its fields; rebuilt from the log if its file is gone and we may apply."""
+        name = view.schema.__name__
+        for attempt in range(_ATTEMPTS):
+            stored = self.current_schema(name)
+            if stored is None:
+                break
+            for schema in (stored, view.schema):
+                with suppress(SchemaMismatchError, SegmentNotFoundError):
+                    return self.registry.open_current(schema, read_only=read_only)
+            if self._settings.consumer == "external":
+                break
+            time.sleep(attempt * _PAUSE_SECONDS[1])
+            if attempt:
+                with suppress(WriterLeaseHeldError):  # Another process was quicker.
+                    self.create(stored, replay=True)
+        address = self.registry.backend.address
+        raise SegmentNotFoundError(
+            f"feature view {view.name!r} has no segment ({name!r} at {address}): run `feast apply`"
+            + (", and the consumer that fills it" if self._settings.consumer == "external" else "")
+        )
+
+    def _drain(self, view: StoredView) -> bool:
+        """Apply what the log has for a view; False if another process is applying. Leaves no lease behind.
+
+        Who finds the lease taken may rely on its holder: that one looks at the log once more after letting go.
+        """
+        name = view.schema.__name__
+        while True:
+            try:
+                with self.writer(view, patient=False) as segment:
+                    WALConsumer(self.registry.backend, [segment], registry=self.registry).drain()
+                    segment.release_writer_lease()
+                    position = segment.position
+            except WriterLeaseHeldError:
+                return False
+            if not self._is_behind(name, position):
+                return True
+
+    def _is_behind(self, name: str, position: int) -> bool:
+        return bool(self._log.read(position, schema_names=[name], max_entries=1).entries)
+
+    def _until(self, view: StoredView, position: int, drain: Callable[[], bool]) -> None:
+        """Wait until a segment has reached a position, which ``drain`` may bring about."""
+        pause, seen, started = _PAUSE_SECONDS[0], -1, time.monotonic()
+        while not drain():
+            applied = self.reader(view).position
+            if applied >= position:
+                return
+            if applied > seen:
+                seen, started = applied, time.monotonic()
+            elif (time.monotonic() - started) * 1000 > self._settings.timeout_ms:
+                raise WriteSyncTimeoutError(view.schema.__name__, position, self._settings.timeout_ms)
+            time.sleep(pause)
+            pause = min(2 * pause, _PAUSE_SECONDS[1])
+
+
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> Schema:
+    return schema_from_json(text)

@@ -1,0 +1,60 @@
+"""Teaches Feast the short name ``type: quorin``.
+
+Feast looks a store's short name up in a dictionary of its module ``feast.repo_config``, before it imports anything of
+the user's, and offers no way to register one. ``quorin_feast.pth`` therefore calls :func:`install` when Python starts.
+It adds a finder to ``sys.meta_path`` that does nothing until ``feast.repo_config`` is imported, and then adds one
+entry to that dictionary. Where Feast is absent or differs, nothing happens: the full class path needs none of this.
+
+Every start of Python runs this file: it imports only ``sys`` and prints nothing.
+"""
+
+import sys
+
+FEAST_MODULE = "feast.repo_config"
+TABLE = "ONLINE_STORE_CLASS_FOR_TYPE"
+NAME, CLASS_PATH = "quorin", "feast_quorin.QuorinOnlineStore"
+
+
+def install() -> None:
+    """Register the name as soon as Feast is imported, or now if it is already. Calling it again changes nothing."""
+    if FEAST_MODULE in sys.modules:
+        register(sys.modules[FEAST_MODULE])
+    if all(map(_is_another, sys.meta_path)):
+        sys.meta_path.insert(0, FeastFinder)  # type: ignore[arg-type]
+
+
+def register(module: object) -> None:
+    """Add the name to the table in Feast's module, unless it is there or there is no such table."""
+    table = getattr(module, TABLE, None)
+    if isinstance(table, dict):
+        table.setdefault(NAME, CLASS_PATH)
+
+
+class FeastFinder:
+    """Finds ``feast.repo_config`` where the other finders do, and has its loader call :func:`register` afterwards."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):  # type: ignore[no-untyped-def]
+        """The module's own spec with a loader that registers the name; None for every other module."""
+        if name != FEAST_MODULE:
+            return None
+        finders = (f for f in sys.meta_path if _is_another(f) and hasattr(f, "find_spec"))
+        spec = next((s for s in (f.find_spec(name, path, target) for f in finders) if s is not None), None)
+        load = getattr(getattr(spec, "loader", None), "exec_module", None)
+        if load is None:
+            return spec
+
+        def load_and_register(module: object) -> None:
+            load(module)
+            register(module)
+
+        try:
+            spec.loader.exec_module = load_and_register
+        except AttributeError:  # A loader that takes no attributes: Feast loads as ever, without the short name.
+            return spec
+        return spec
+
+
+def _is_another(finder: object) -> bool:
+    """Whether a finder is not ours, nor ours from before this module was reloaded."""
+    return getattr(finder, "__module__", None) != __name__

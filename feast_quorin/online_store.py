@@ -1,0 +1,157 @@
+"""The online store that Feast loads: ``type: quorin``, or ``type: feast_quorin.QuorinOnlineStore``.
+
+Feast looks for the config class beside the store class, so both stand here. The store itself only passes on: reads to
+:mod:`feast_quorin.reading`, writes to :mod:`feast_quorin.writing`, apply and teardown to
+:mod:`feast_quorin.infrastructure`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from feast import utils
+from feast.infra.online_stores.online_store import OnlineStore
+from feast.infra.supported_async_methods import SupportedAsyncMethods
+
+from feast_quorin import infrastructure, reading, writing
+from feast_quorin.config import StoreSettings
+from feast_quorin.engine import Engine
+from feast_quorin.keys import entity_ids, entity_ids_of_rows
+from feast_quorin.names import project_prefix
+from feast_quorin.views import StoredView, stored_view
+
+if TYPE_CHECKING:
+    from feast.repo_config import RepoConfig
+
+
+class QuorinOnlineStoreConfig(StoreSettings):
+    """The keys under ``online_store``; :class:`feast_quorin.config.StoreSettings` documents and checks them."""
+
+
+class QuorinOnlineStore(OnlineStore):
+    """Feature views in shared memory.
+
+    A reader attaches a view's segment at its first read and follows it from then on, in every process of its own.
+    Writes go to the log first, so what is written survives the death of any process.
+    """
+
+    _versioned_read_supported = True
+    _engine: Engine | None = None
+
+    @property
+    def async_supported(self) -> SupportedAsyncMethods:
+        """Reads take microseconds and so run in the event loop itself; writes run in a thread."""
+        return SupportedAsyncMethods(read=True, write=True)
+
+    def update(
+        self,
+        config: RepoConfig,
+        tables_to_delete: Sequence[Any],
+        tables_to_keep: Sequence[Any],
+        entities_to_delete: Sequence[Any],  # noqa: ARG002 - Feast's signature
+        entities_to_keep: Sequence[Any],  # noqa: ARG002
+        partial: bool,  # noqa: ARG002
+    ) -> None:
+        """``feast apply``: a segment for every view, with its rows where features changed; none for removed views."""
+        engine = self._engine_for(config)
+        for table in tables_to_keep:
+            infrastructure.apply_view(engine, stored_view(config, table))
+        for table in tables_to_delete:
+            infrastructure.remove(engine, stored_view(config, table))
+
+    def teardown(self, config: RepoConfig, tables: Sequence[Any], entities: Sequence[Any]) -> None:  # noqa: ARG002
+        """``feast teardown``: everything of this project, and nothing of any other."""
+        engine = self._engine_for(config)
+        for schema in engine.schemas(project_prefix(config.project)):
+            infrastructure.remove(engine, StoredView(schema.__name__, schema, {}))
+
+    def online_write_batch(
+        self,
+        config: RepoConfig,
+        table: Any,
+        data: Sequence[writing.FeastRow],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """Write rows; returns when they are applied, or logged, as ``wait`` says."""
+        writing.write_rows(self._engine_for(config), stored_view(config, table), data, progress)
+
+    async def online_write_batch_async(
+        self,
+        config: RepoConfig,
+        table: Any,
+        data: Sequence[writing.FeastRow],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """The same in a thread, because the log waits for a disk or a network."""
+        await asyncio.to_thread(self.online_write_batch, config, table, data, progress)
+
+    def online_read(
+        self, config: RepoConfig, table: Any, entity_keys: Sequence[Any], requested_features: list[str] | None = None
+    ) -> list[Any]:
+        """Event time and features of each entity, or a pair of None."""
+        rows = reading.read_rows(
+            self._engine_for(config), stored_view(config, table), entity_ids(entity_keys), requested_features
+        )
+        return reading.feast_rows(rows)
+
+    async def online_read_async(
+        self, config: RepoConfig, table: Any, entity_keys: Sequence[Any], requested_features: list[str] | None = None
+    ) -> list[Any]:
+        """The same as :meth:`online_read`: there is nothing to wait for."""
+        return self.online_read(config, table, entity_keys, requested_features)
+
+    def _read_features_per_fv(
+        self,
+        config: RepoConfig,
+        grouped_refs: Iterable[tuple[Any, list[str]]],
+        join_key_values: dict[str, Any],
+        entity_name_to_join_key_map: dict[str, str],
+        online_features_response: Any,
+        full_feature_names: bool,
+        include_feature_view_version_metadata: bool,
+    ) -> None:
+        """One batch read a view, straight into the response."""
+        engine = self._engine_for(config)
+        for table, requested in grouped_refs:
+            unique = utils._get_unique_entities(table, join_key_values, entity_name_to_join_key_map)
+            entities, places, row_count = unique
+            rows = reading.read_rows(engine, stored_view(config, table), entity_ids_of_rows(entities), requested)
+            reading.add_to_response(
+                online_features_response,
+                table,
+                requested,
+                rows,
+                places,
+                row_count,
+                full_feature_names=full_feature_names,
+                with_version=include_feature_view_version_metadata,
+            )
+
+    async def _read_features_per_fv_async(self, *args: Any, **kwargs: Any) -> None:
+        """The same as :meth:`_read_features_per_fv`: there is nothing to wait for."""
+        self._read_features_per_fv(*args, **kwargs)
+
+    async def initialize(self, config: RepoConfig) -> None:
+        """Connect, so that a feature server's first request does not have to."""
+        self._engine_for(config)
+
+    async def close(self) -> None:
+        """Let go of segments and connections; a later use connects anew."""
+        self._engine = None
+
+    def _engine_for(self, config: RepoConfig) -> Engine:
+        """This process's engine: a forked child must not use its parent's."""
+        engine = self._engine
+        if engine is None or engine.pid != os.getpid():
+            if engine is not None:
+                _inherited.append(engine)
+            settings = config.online_store
+            engine = self._engine = Engine(settings, settings.connection(config.repo_path))
+        return engine
+
+
+_inherited: list[Engine] = []
+"""Engines of a parent process, kept so that nothing of the parent's is ever closed here."""

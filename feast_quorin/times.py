@@ -1,0 +1,45 @@
+"""Event times: Feast's datetimes as integer nanoseconds since the epoch, and back."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from quorin.errors import InvalidRowError
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_SECOND_NS = 1_000_000_000
+_RANGE = range(-(2**63), 2**63)
+
+
+def to_ns(time: Any) -> int:
+    """Nanoseconds of a datetime, exact to its microsecond (a pandas ``Timestamp``: to its nanosecond); naive means UTC.
+
+    :raises InvalidRowError: for no time (``None``, ``NaT``), or one before 1677 or after 2262.
+    """
+    if not is_time(time):
+        raise InvalidRowError(f"expected an event time, got {time!r}")
+    aware = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+    nanoseconds = (aware - _EPOCH) // _MICROSECOND * 1000 + getattr(time, "nanosecond", 0)
+    if nanoseconds not in _RANGE:
+        raise InvalidRowError(f"expected an event time between 1677 and 2262, got {time}")
+    return nanoseconds
+
+
+def is_time(time: Any) -> bool:
+    """Whether this is a datetime, and not pandas' ``NaT``, the one that differs from itself."""
+    return isinstance(time, datetime) and time == time
+
+
+def to_datetime(nanoseconds: int) -> datetime:
+    """An aware datetime in UTC, cut to the microsecond."""
+    return _EPOCH + timedelta(microseconds=nanoseconds // 1000)
+
+
+def to_timestamp(nanoseconds: int) -> Timestamp:
+    """A protobuf timestamp, exact to the nanosecond."""
+    seconds, nanos = divmod(nanoseconds, _SECOND_NS)
+    return Timestamp(seconds=seconds, nanos=nanos)

@@ -1,0 +1,52 @@
+"""A feature view as the engine keeps it: its schema, and how each feature's values are coded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from feast_quorin.names import field_name, table_schema_name
+from feast_quorin.values import Codec, codec_for
+from quorin.errors import SchemaError
+from quorin.schema import Schema, make_schema
+
+if TYPE_CHECKING:
+    from feast.repo_config import RepoConfig
+    from feast.value_type import ValueType
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFeature:
+    """One feature: the engine's field that holds it, and its codec."""
+
+    field: str
+    codec: Codec
+
+
+@dataclass(frozen=True, slots=True)
+class StoredView:
+    """One feature view, or one version of it. ``name`` is Feast's, for messages; the schema's name is the engine's."""
+
+    name: str
+    schema: Schema
+    features: Mapping[str, StoredFeature]
+
+
+def stored_view(config: RepoConfig, table: Any) -> StoredView:
+    """The view behind a Feast object (feature, stream, on-demand or label view); equal views give the same object.
+
+    :raises SchemaError: for a view without features.
+    """
+    features = tuple((field.name, field.dtype.to_value_type()) for field in table.features)
+    return _stored_view(table.name, table_schema_name(config, table), features)
+
+
+@lru_cache(maxsize=1024)
+def _stored_view(view: str, schema_name: str, features: tuple[tuple[str, ValueType], ...]) -> StoredView:
+    if not features:
+        raise SchemaError(f"feature view {view!r} has no features, so there is nothing to keep")
+    stored = {name: StoredFeature(field_name(name, kind.name.lower()), codec_for(kind)) for name, kind in features}
+    schema = make_schema(schema_name, [feature.codec.field(feature.field) for feature in stored.values()])
+    return StoredView(view, schema, stored)

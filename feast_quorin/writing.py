@@ -1,0 +1,76 @@
+"""Writes: Feast's rows as Arrow batches, column by column, and on to the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from feast.protos.feast.types.Value_pb2 import Value
+
+from feast_quorin.keys import entity_ids
+from feast_quorin.times import is_time, to_ns
+from quorin.errors import InvalidRowError
+
+if TYPE_CHECKING:
+    from feast_quorin.engine import Engine
+    from feast_quorin.views import StoredView
+
+CHUNK_ROWS = 8192
+"""Rows converted at a time: bounds the memory of a large materialization, and paces its progress bar."""
+
+_NULL = Value()
+_BEFORE_ALL_TIMES = -(2**63) - 1
+
+FeastRow = tuple[Any, dict[str, Any], Any, Any]
+"""Entity key, feature values, event time, created time or None: what Feast hands to ``online_write_batch``."""
+
+
+def write_rows(
+    engine: Engine, view: StoredView, rows: Sequence[FeastRow], progress: Callable[[int], Any] | None
+) -> None:
+    """Log the rows and wait as the settings say. Of rows for one entity the newest event time wins; of equal ones the
+    newer created time, then the later row.
+
+    A crash in between leaves a prefix of the chunks logged; writing the rows again completes it.
+
+    :raises InvalidRowError: for a value or time that the view cannot hold; the chunks before it are logged.
+    """
+    position = 0
+    for chunk in _chunks(_oldest_created_first(rows)):
+        position = engine.write(view, rows_to_batch(view, chunk))
+        if progress is not None:
+            progress(len(chunk))
+    if position:
+        engine.settle(view, position)
+
+
+def rows_to_batch(view: StoredView, rows: Sequence[FeastRow]) -> pa.RecordBatch:
+    """Rows as the engine's record batch: ``entity_id``, ``event_time_ns``, and every field of the view.
+
+    A feature that a row leaves out is null; names that the view does not have are left out.
+    """
+    names = ["entity_id", "event_time_ns"]
+    arrays = [
+        pa.array(entity_ids([key for key, _, _, _ in rows]), pa.string()),
+        pa.array(np.array([to_ns(time) for _, _, time, _ in rows], np.int64)),
+    ]
+    values = [row for _, row, _, _ in rows]
+    for feature, stored in view.features.items():
+        names.append(stored.field)
+        try:
+            arrays.append(stored.codec.to_arrow([row.get(feature, _NULL) for row in values]))
+        except InvalidRowError as error:
+            raise InvalidRowError(f"feature {feature!r} of view {view.name!r}: {error}") from None
+    return pa.RecordBatch.from_arrays(arrays, names)
+
+
+def _oldest_created_first(rows: Sequence[FeastRow]) -> Sequence[FeastRow]:
+    if all(created is None for _, _, _, created in rows):
+        return rows
+    return sorted(rows, key=lambda row: to_ns(row[3]) if is_time(row[3]) else _BEFORE_ALL_TIMES)
+
+
+def _chunks(rows: Sequence[FeastRow]) -> Iterator[Sequence[FeastRow]]:
+    return (rows[start : start + CHUNK_ROWS] for start in range(0, len(rows), CHUNK_ROWS))

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from feast.repo_config import FeastConfigError, RepoConfig, load_repo_config
+
+from feast_quorin import QuorinOnlineStore, QuorinOnlineStoreConfig
+from feast_quorin.config import ConfigError, masked
+from quorin.errors import QuorinError
+
+
+def test_every_key_has_a_default(tmp_path: Path) -> None:
+    config = QuorinOnlineStoreConfig()
+    assert config.type == "quorin"
+    assert config.connection(tmp_path) == str(tmp_path / "data" / "quorin")
+
+
+@pytest.mark.parametrize("name", ["quorin", "feast_quorin.QuorinOnlineStore"])
+def test_both_names_are_taken(name: str) -> None:
+    assert QuorinOnlineStoreConfig(type=name).type == name
+
+
+def test_paths_are_relative_to_the_repository(tmp_path: Path) -> None:
+    assert QuorinOnlineStoreConfig(path="here").connection(tmp_path) == str(tmp_path / "here")
+    assert QuorinOnlineStoreConfig(path="/there").connection(tmp_path) == "/there"
+    assert QuorinOnlineStoreConfig(path="here").connection(None) == str(Path.cwd() / "here")
+    assert QuorinOnlineStoreConfig(redis_url="redis://h:1/2").connection(tmp_path) == "redis://h:1/2"
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"pth": "x"}, "pth: unknown key, known are type, path, redis_url"),
+        (
+            {"path": "a", "redis_url": "redis://u:s3cret@h"},
+            r"path 'a' and redis_url 'redis://u:\*\*\*@h' exclude each other",
+        ),
+        ({"path": ""}, "path: expected a directory, got ''"),
+        ({"path": 7}, "path: .*string, got 7"),
+        (
+            {"redis_url": "http://:s3cret@h"},
+            r"redis_url: expected a URL that starts with redis://.*got 'http://:\*\*\*@h'",
+        ),
+        ({"redis_url": "localhost:6379"}, "redis_url: expected a URL"),
+        ({"consumer": "sometimes"}, "consumer: .*'auto', 'external' or 'inline', got 'sometimes'"),
+        ({"wait": "never"}, "wait: .*'applied' or 'logged', got 'never'"),
+        ({"capacity": 0}, "capacity: expected a whole number of 1 and more, got 0"),
+        ({"capacity": 1.5}, "capacity: .*got 1.5"),
+        ({"timeout_ms": True}, "timeout_ms: .*got True"),
+        ({"type": "redis"}, "type: .*'quorin'.*got 'redis'"),
+    ],
+)
+def test_bad_settings_are_named_in_one_error(settings: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected) as caught:
+        QuorinOnlineStoreConfig(**settings)
+    assert isinstance(caught.value, (QuorinError, FeastConfigError))
+    assert "s3cret" not in str(caught.value)
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)capacity.*; .*pth"):
+        QuorinOnlineStoreConfig(capacity=-1, pth="x")
+
+
+def test_feast_reads_the_settings_and_passes_the_error_on(tmp_path: Path) -> None:
+    settings = tmp_path / "feature_store.yaml"
+    text = "project: p\nprovider: local\nregistry: r.db\nonline_store:\n  type: feast_quorin.QuorinOnlineStore\n"
+    settings.write_text(text + "  capacity: 9\n")
+    config = load_repo_config(tmp_path, settings)
+    assert isinstance(config.online_store, QuorinOnlineStoreConfig)
+    assert config.online_store.capacity == 9
+    settings.write_text(text + "  redis_url: nonsense://:s3cret@h\n")
+    with pytest.raises(ConfigError, match="redis_url") as caught:
+        load_repo_config(tmp_path, settings)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_feast_finds_the_store_beside_its_config() -> None:
+    from feast.infra.online_stores.helpers import get_online_store_from_config
+
+    config = RepoConfig(
+        project="p", provider="local", registry="r.db", online_store={"type": "feast_quorin.QuorinOnlineStore"}
+    )
+    assert isinstance(get_online_store_from_config(config.online_store), QuorinOnlineStore)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("redis://user:p/a@ss@host:1/0", "redis://user:***@host:1/0"),
+        ("unix:///run/r.sock?password=abc&db=1", "unix:///run/r.sock?password=***&db=1"),
+        ("redis://host:6379", "redis://host:6379"),
+    ],
+)
+def test_passwords_are_masked(text: str, shown: str) -> None:
+    assert masked(text) == shown
