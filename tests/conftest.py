@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from quorin.shm import SegmentRegistry
+from tests.redis_server import redis_server, redis_url  # noqa: F401 - fixtures, found here by every test
+
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the place where segments live, not a temporary file
 
 _first_seen_after: dict[str, str] = {}
+_SEGMENTS_AT_START = pytest.StashKey[set[str]]()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -40,9 +44,6 @@ def no_segment_left_at_the_end(request: pytest.FixtureRequest) -> Iterator[None]
     assert not left, f"segments left in {SHARED_MEMORY}, each with the test after which it was first seen: {left}"
 
 
-_SEGMENTS_AT_START = pytest.StashKey[set[str]]()
-
-
 def _segments() -> set[str]:
     return {path.name for path in SHARED_MEMORY.glob("quorin_*")}
 
@@ -68,3 +69,13 @@ def _all_maps() -> Iterator[str]:
             yield maps.read_text()
         except OSError:  # a process that ended, or another user's
             continue
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[SegmentRegistry]:
+    """An embedded registry whose segment files lie in the test's own directory."""
+    shm_dir = tmp_path / "shm"
+    shm_dir.mkdir()
+    registry = SegmentRegistry(tmp_path / "control", shm_dir=shm_dir)
+    yield registry
+    registry.backend.close()
