@@ -10,6 +10,7 @@ key                          type    holds
 ``{namespace}:schemas``      hash    schema name → the schema as JSON
 ``<log>``                    stream  the entries: ``s`` schema name, ``p`` record (:mod:`quorin.record`)
 ``<log>:identity``           string  the log's identity, made together with the stream
+``<log>:trimmed``            string  the last position that was trimmed
 ``<log>:dead``               hash    position → record of a dead letter
 ``<log>:dead:reasons``       hash    position → why it is dead
 ===========================  ======  ===================================================================
@@ -51,6 +52,7 @@ class LogKeys:
 
     stream: str
     identity: str
+    trimmed: str
     dead: str
     dead_reasons: str
 
@@ -58,7 +60,7 @@ class LogKeys:
 def log_keys(namespace: str, stream_key: str) -> LogKeys:
     """The keys of the log that users call ``stream_key``."""
     stream = f"{{{namespace}}}:{stream_key}"
-    return LogKeys(stream, f"{stream}:identity", f"{stream}:dead", f"{stream}:dead:reasons")
+    return LogKeys(stream, f"{stream}:identity", f"{stream}:trimmed", f"{stream}:dead", f"{stream}:dead:reasons")
 
 
 def position_of(stream_id: bytes) -> int:
@@ -73,8 +75,9 @@ def stream_id_of(position: int) -> str:
 
 
 _ENSURE = """
-local function ensure(stream, identity, fresh)
+local function ensure(stream, identity, trimmed, fresh)
   if redis.call('EXISTS', stream) == 0 then
+    redis.call('DEL', trimmed)
     redis.call('XGROUP', 'CREATE', stream, 'new', '$', 'MKSTREAM')
     redis.call('XGROUP', 'DESTROY', stream, 'new')
     redis.call('SET', identity, fresh)
@@ -89,13 +92,13 @@ local function ensure(stream, identity, fresh)
 end
 """
 
-LUA_IDENTITY = _ENSURE + "return ensure(KEYS[1], KEYS[2], ARGV[1])"
-"""KEYS stream, identity; ARGV a fresh identity. Gives the log's identity."""
+LUA_IDENTITY = _ENSURE + "return ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])"
+"""KEYS stream, identity, trimmed; ARGV a fresh identity. Gives the log's identity."""
 
 LUA_APPEND = (
     _ENSURE
     + """
-ensure(KEYS[1], KEYS[2], ARGV[1])
+ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
 local limit = tonumber(ARGV[2])
 if limit >= 0 and redis.call('XLEN', KEYS[1]) + (#ARGV - 2) / 2 > limit then
   return redis.call('XLEN', KEYS[1])
@@ -114,20 +117,27 @@ end
 return ids
 """
 )
-"""KEYS stream, identity; ARGV a fresh identity, the limit of entries (-1: none), then schema and record of each entry.
-Gives the ids, or, if the entries do not fit, the number of entries there are."""
+"""KEYS stream, identity, trimmed; ARGV a fresh identity, the limit of entries (-1: none), then schema and record of each
+entry. Gives the ids, or, if the entries do not fit, the number of entries there are."""
 
 LUA_BOUNDS = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return {'0-0', '0-0'} end
+if redis.call('EXISTS', KEYS[1]) == 0 then return {'0-0', '0-0', '0'} end
 local info = redis.call('XINFO', 'STREAM', KEYS[1])
-local bounds = {'0-0', '0-0'}
+local bounds = {'0-0', '0-0', redis.call('GET', KEYS[2]) or '0'}
 for i = 1, #info, 2 do
   if info[i] == 'first-entry' and info[i + 1] then bounds[1] = info[i + 1][1] end
   if info[i] == 'last-generated-id' then bounds[2] = info[i + 1] end
 end
 return bounds
 """
-"""KEYS stream. Gives the id of the first entry (0-0: none) and the last id that was ever given."""
+"""KEYS stream, trimmed. Gives the first entry's id (0-0: none), the last id ever given, the last trimmed position."""
+
+LUA_TRIM = """
+local gone = redis.call('XTRIM', KEYS[1], 'MINID', ARGV[1])
+if gone > 0 then redis.call('SET', KEYS[2], ARGV[2]) end
+return gone
+"""
+"""KEYS stream, trimmed; ARGV the id from which entries stay, and the position through which they go."""
 
 LUA_BURY = """
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
@@ -156,7 +166,8 @@ CREATE TABLE IF NOT EXISTS schemas (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS logs (
     id INTEGER PRIMARY KEY, namespace TEXT NOT NULL, stream_key TEXT NOT NULL, identity INTEGER NOT NULL,
-    last_position INTEGER NOT NULL DEFAULT 0, entry_count INTEGER NOT NULL DEFAULT 0, UNIQUE (namespace, stream_key)
+    last_position INTEGER NOT NULL DEFAULT 0, trimmed INTEGER NOT NULL DEFAULT 0,
+    entry_count INTEGER NOT NULL DEFAULT 0, UNIQUE (namespace, stream_key)
 );
 CREATE TABLE IF NOT EXISTS entries (
     position INTEGER PRIMARY KEY AUTOINCREMENT, log INTEGER NOT NULL, schema_name TEXT NOT NULL, payload BLOB NOT NULL

@@ -171,16 +171,18 @@ class EmbeddedLog:
     def bounds(self) -> Bounds:
         """The first entry's position and the last one that was given."""
         with self._database.snapshot() as connection:
-            log, last, _ = self._row(connection)
+            log, last, trimmed = self._row(connection)
             first = connection.execute("SELECT MIN(position) FROM entries WHERE log = ?", (log,)).fetchone()[0]
-        return Bounds(first or 0, last)
+        return Bounds(first or 0, last, trimmed)
 
     def trim(self, through: int) -> int:
         """Delete in one transaction; the file keeps its size and reuses the space."""
         with self._database.transaction() as connection:
             log, _, _ = self._ensure(connection)
             gone = connection.execute("DELETE FROM entries WHERE log = ? AND position <= ?", (log, through)).rowcount
-            connection.execute("UPDATE logs SET entry_count = entry_count - ? WHERE id = ?", (gone, log))
+            if gone:
+                sql = "UPDATE logs SET entry_count = entry_count - ?, trimmed = MIN(?, last_position) WHERE id = ?"
+                connection.execute(sql, (gone, through, log))
             return gone
 
     def bury(self, position: int, payload: bytes, reason: str) -> None:
@@ -216,8 +218,8 @@ class EmbeddedLog:
         return int(row[0]), int(row[1]), int(row[2])
 
     def _row(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
-        """Id, last position and number of entries of this log; zeros if it was never written."""
-        sql = "SELECT id, last_position, entry_count FROM logs WHERE namespace = ? AND stream_key = ?"
+        """Id, last position and last trimmed position of this log; zeros if it was never written."""
+        sql = "SELECT id, last_position, trimmed FROM logs WHERE namespace = ? AND stream_key = ?"
         row = connection.execute(sql, self._key).fetchone()
         return (0, 0, 0) if row is None else (int(row[0]), int(row[1]), int(row[2]))
 
@@ -339,8 +341,12 @@ class _Database:
             return
         if version != 0:
             raise ConnectionFailedError(f"{self._path} has format {version}, this release reads {keys.SQL_VERSION}")
+        # Positions begin at the present time, as Redis' ids do: a new file never gives those of a lost one again.
+        begin = time.time_ns() // 1_000_000 << keys.SEQUENCE_BITS
         connection.executescript(
-            f"BEGIN IMMEDIATE; {keys.SQL_SCHEMA} PRAGMA user_version = {keys.SQL_VERSION}; COMMIT;"
+            f"BEGIN IMMEDIATE; {keys.SQL_SCHEMA} INSERT INTO sqlite_sequence SELECT 'entries', {begin} "
+            f"WHERE NOT EXISTS (SELECT * FROM sqlite_sequence WHERE name = 'entries'); "
+            f"PRAGMA user_version = {keys.SQL_VERSION}; COMMIT;"
         )
 
 

@@ -23,10 +23,11 @@ class ReadResult:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The first position that is still in the log (0: none), and the last that was ever given (0: none)."""
+    """The first position still in the log, the last that was ever given, the last that was trimmed; 0 for none."""
 
     first: int
     last: int
+    trimmed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,19 +116,20 @@ class RedisLog:
     def __init__(self, server: _Server, namespace: str, stream_key: str) -> None:
         self._server = server
         self._keys = keys.log_keys(namespace, stream_key)
+        self._made_together = [self._keys.stream, self._keys.identity, self._keys.trimmed]
         self._entry_bytes = 1 << 20
         self.stream_key = stream_key
 
     def identity(self) -> int:
         """The number that was drawn when the stream was made."""
-        return int(self._server.run(keys.LUA_IDENTITY, [self._keys.stream, self._keys.identity], [_fresh_identity()]))
+        return int(self._server.run(keys.LUA_IDENTITY, self._made_together, [_fresh_identity()]))
 
     def append(self, entries: Sequence[tuple[str, bytes]], *, max_entries: int | None = None) -> list[int]:
         """Append in one script."""
         arguments: list[Any] = [_fresh_identity(), -1 if max_entries is None else max_entries]
         for entry in entries:
             arguments += entry
-        ids = self._server.run(keys.LUA_APPEND, [self._keys.stream, self._keys.identity], arguments)
+        ids = self._server.run(keys.LUA_APPEND, self._made_together, arguments)
         if isinstance(ids, int):
             raise LogFullError(
                 f"log {self.stream_key!r} at {self._server.address} has {ids} entries, the limit is {max_entries}: "
@@ -169,13 +170,14 @@ class RedisLog:
 
     def bounds(self) -> Bounds:
         """The first entry's position and the last one that was given."""
-        first, last = self._server.run(keys.LUA_BOUNDS, [self._keys.stream], [])
-        return Bounds(keys.position_of(first), keys.position_of(last))
+        first, last, trimmed = self._server.run(keys.LUA_BOUNDS, [self._keys.stream, self._keys.trimmed], [])
+        return Bounds(keys.position_of(first), keys.position_of(last), int(trimmed))
 
     def trim(self, through: int) -> int:
         """Trim the stream exactly; it stays, with its last id, when nothing is left in it."""
-        with self._server.client() as client:
-            return int(client.xtrim(self._keys.stream, minid=keys.stream_id_of(through + 1), approximate=False))
+        through = min(through, self.bounds().last)
+        arguments = [keys.stream_id_of(through + 1), through]
+        return int(self._server.run(keys.LUA_TRIM, [self._keys.stream, self._keys.trimmed], arguments))
 
     def bury(self, position: int, payload: bytes, reason: str) -> None:
         """Keep a dead letter."""

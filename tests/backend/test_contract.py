@@ -179,9 +179,11 @@ def test_trimmed_entries_are_gone_and_count_for_the_end(backend: Backend) -> Non
     positions = log.append([("A", b"1"), ("A", b"2"), ("A", b"3")])
     identity = log.identity()
     assert log.trim(positions[1]) == 2
-    assert log.bounds() == Bounds(positions[2], positions[2])
+    assert log.bounds() == Bounds(positions[2], positions[2], positions[1])
     assert log.trim(positions[2]) == 1
-    assert log.bounds() == Bounds(0, positions[2])
+    assert log.bounds() == Bounds(0, positions[2], positions[2])
+    assert log.trim(2**62) == 0
+    assert log.bounds().trimmed == positions[2]
     assert log.read(0).entries == []
     assert log.identity() == identity
     assert log.append([("A", b"4")])[0] > positions[2]
@@ -202,11 +204,15 @@ def test_a_full_log_takes_all_or_nothing(backend: Backend) -> None:
 
 def test_a_wiped_log_is_another_log(backend: Backend, wipe: Callable[[], None]) -> None:
     log = backend.log()
-    log.append([("A", b"1")])
+    (before,) = log.append([("A", b"1")])
+    log.trim(before)
     identity = log.identity()
     wipe()
-    log.append([("A", b"2")])
+    time.sleep(0.002)  # positions follow the clock's milliseconds
+    (after,) = log.append([("A", b"2")])
     assert log.identity() != identity
+    assert log.bounds() == Bounds(after, after)
+    assert after > before
     assert [payload for _, payload in log.read(0).entries] == [b"2"]
     assert backend.control.current("A") is None
 
