@@ -20,7 +20,7 @@ def install() -> None:
     if FEAST_MODULE in sys.modules:
         register(sys.modules[FEAST_MODULE])
     if all(map(_is_another, sys.meta_path)):
-        sys.meta_path.insert(0, FeastFinder)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, FeastFinder)
 
 
 def register(module: object) -> None:
@@ -49,7 +49,7 @@ class FeastFinder:
             register(module)
 
         try:
-            spec.loader.exec_module = load_and_register
+            spec.loader.exec_module = load_and_register  # type: ignore[method-assign, union-attr]
         except AttributeError:  # A loader that takes no attributes: Feast loads as ever, without the short name.
             return spec
         return spec

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from quorin import assembly, layout
 from quorin.errors import SegmentNotFoundError
-from quorin.rows import canonical_schema
+from quorin.schema import schema_to_arrow
 
 if TYPE_CHECKING:
     from feast_quorin.engine import Engine
@@ -76,16 +76,15 @@ def _carry_over(engine: Engine, view: StoredView) -> None:
 
 
 def _copy_rows(old: Segment, new: Segment) -> None:
-    target = canonical_schema(new.schema)
+    target = schema_to_arrow(new.schema)
     kept = [field.name for field in old.schema.fields if field in new.schema.fields]
     for ids in _id_chunks(old):
         rows = assembly.read(old, ids, kept)
-        columns = [rows.column(0), rows.column(2)]
-        columns += [
-            rows.column(3 + kept.index(field.name)) if field.name in kept else pa.nulls(len(ids), field.type)
-            for field in list(target)[2:]
-        ]
-        layout.apply_batch(new, pa.RecordBatch.from_arrays(columns, schema=target), position=old.position)
+        columns = {"entity_id": rows.column(0), "event_time_ns": rows.column(2)}
+        for field in target:
+            is_kept = field.name in kept
+            columns[field.name] = rows.column(3 + kept.index(field.name)) if is_kept else pa.nulls(len(ids), field.type)
+        layout.insert_many(new, pa.table(columns))
 
 
 def _id_chunks(segment: Segment) -> Iterator[list[str]]:

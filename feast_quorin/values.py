@@ -7,6 +7,7 @@ Arrow's null and reads back as an empty ``Value``, as Feast has it; an empty lis
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -58,26 +59,26 @@ _ARROW = {
 
 
 @dataclass(frozen=True)
-class Codec:
-    """How values of one Feast type are kept. ``kind`` is the member of ``Value`` that it uses, None for any."""
+class Codec(ABC):
+    """How values of one Feast type are kept. ``kind`` is the member of ``Value`` that it uses, '' for any."""
 
     dtype: dtype
-    kind: str | None = None
+    kind: str = ""
 
     def field(self, name: str) -> FeatureField:
         """The engine's field for values of this type."""
         return FeatureField(name, self.dtype)
 
+    @abstractmethod
     def to_arrow(self, values: Sequence[Any]) -> pa.Array:
         """``Value`` protos as an Arrow array of the field's type.
 
         :raises InvalidRowError: for a value of another type; the text names both types and the value.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def to_protos(self, column: pa.Array) -> list[Any]:
         """An Arrow array as ``Value`` protos, equal to those that were written."""
-        raise NotImplementedError
 
     def _nulls(self, values: Sequence[Any]) -> list[bool] | None:
         """Which values are null, None if none is."""
@@ -95,7 +96,7 @@ class ScalarCodec(Codec):
 
     def to_arrow(self, values: Sequence[Any]) -> pa.Array:  # noqa: D102 - the base class says it
         nulls = self._nulls(values)
-        plain = list(map(attrgetter(self.kind), values))  # type: ignore[arg-type]
+        plain = list(map(attrgetter(self.kind), values))
         if self.dtype.is_numeric:
             return pa.array(np.array(plain, self.dtype.numpy), mask=None if nulls is None else np.array(nulls))
         if nulls is not None:
@@ -118,7 +119,7 @@ class ListCodec(Codec):
 
     def to_arrow(self, values: Sequence[Any]) -> pa.Array:  # noqa: D102
         nulls = self._nulls(values)
-        lists = [getattr(value, self.kind).val for value in values]  # type: ignore[arg-type]
+        lists = [getattr(value, self.kind).val for value in values]
         offsets = np.zeros(len(lists) + 1, np.int32)
         np.cumsum(list(map(len, lists)), out=offsets[1:])
         flat = chain.from_iterable(lists)
