@@ -117,7 +117,7 @@ def aircraft_delays(flights: pd.DataFrame) -> pd.DataFrame:
     """By aircraft, at each landing: how its landings of the last seven days went."""
     rows = _known(flights.dropna(subset=["tailnum", "landed", "arr_delay"]), "landed", ["tailnum"])
     rows["late"] = (rows["arr_delay"] > 15).astype(float)
-    week = rows.groupby("tailnum", sort=False).rolling("7D", on="event_timestamp")
+    week = rows.groupby("group").rolling("7D", on="event_timestamp")
     delays = week["arr_delay"]
     rows["landings_7d"] = delays.count().to_numpy().astype(np.int64)
     rows["mean_arr_delay_7d"] = delays.mean().to_numpy()
@@ -142,7 +142,7 @@ def origin_carrier_departures(flights: pd.DataFrame) -> pd.DataFrame:
     rows = _known(flights.assign(moment=moment + np.timedelta64(1, "m")), "moment", keys)
     rows["left"] = rows["dep_delay"].notna().astype(float)
     rows["cancelled"] = 1.0 - rows["left"]
-    day = rows.groupby(keys, sort=False).rolling("24h", on="event_timestamp", min_periods=1)
+    day = rows.groupby("group").rolling("24h", on="event_timestamp", min_periods=1)
     rows["departures_24h"] = day["left"].sum().to_numpy().round().astype(np.int64)
     rows["cancelled_24h"] = day["cancelled"].sum().to_numpy().round().astype(np.int64)
     rows["mean_dep_delay_24h"] = day["dep_delay"].mean().to_numpy()
@@ -153,7 +153,7 @@ def flight_punctuality(flights: pd.DataFrame) -> pd.DataFrame:
     """By flight number (carrier and number), at each landing: the last 30 days."""
     keys = ["carrier", "flight_number"]
     rows = _known(flights.dropna(subset=["landed", "arr_delay"]), "landed", keys)
-    month = rows.groupby(keys, sort=False).rolling("30D", on="event_timestamp")["arr_delay"]
+    month = rows.groupby("group").rolling("30D", on="event_timestamp")["arr_delay"]
     rows["landings_30d"] = month.count().to_numpy().astype(np.int64)
     rows["mean_arr_delay_30d"] = month.mean().to_numpy()
     return _newest(rows.rename(columns={"dest": "destination"}), "flight_punctuality")
@@ -218,9 +218,14 @@ def _to_utc(local: pd.Series, zone: str) -> pd.Series:
 
 
 def _known(flights: pd.DataFrame, moment: str, keys: list[str]) -> pd.DataFrame:
-    """In order of key and of the moment at which the row is known, so that rolling results line up with the rows."""
+    """In order of key and of the moment at which the row is known; `group` numbers the keys in that order.
+
+    Rolling windows go by that one number: by several columns pandas gives the groups back in another order, and results
+    would not line up with the rows.
+    """
     rows = flights.rename(columns={moment: "event_timestamp"})
-    return rows.sort_values([*keys, "event_timestamp"], kind="stable").reset_index(drop=True)
+    rows = rows.sort_values([*keys, "event_timestamp"], kind="stable").reset_index(drop=True)
+    return rows.assign(group=rows.groupby(keys).ngroup())
 
 
 def _newest(rows: pd.DataFrame, source: str) -> pd.DataFrame:
