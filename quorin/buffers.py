@@ -31,10 +31,10 @@ def id_array(entity_ids: Any) -> pa.Array:
     if not isinstance(entity_ids, pa.Array):
         entity_ids = _from_python(entity_ids)
     if entity_ids.type not in _AS_THEY_ARE:
-        try:
-            entity_ids = entity_ids.cast(pa.string())
-        except pa.ArrowException as error:
-            raise EntityIdError(f"entity ids must be text, got an Arrow array of {entity_ids.type}") from error
+        values = entity_ids.type.value_type if pa.types.is_dictionary(entity_ids.type) else entity_ids.type
+        if values not in _AS_THEY_ARE | {pa.string_view(), pa.binary_view()}:
+            raise EntityIdError(f"entity ids must be text, got an Arrow array of {entity_ids.type}")
+        entity_ids = entity_ids.cast(pa.large_string())
     if entity_ids.null_count:
         raise EntityIdError(f"entity id {pc.index(pc.is_null(entity_ids), True).as_py()} is null")
     return entity_ids

@@ -1,0 +1,122 @@
+"""Attaching a file: whatever is wrong with it is refused there, with a clear error and never a crash."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+
+from quorin import format as fmt
+from quorin import layout
+from quorin.errors import CorruptSegmentError, SchemaMismatchError, SegmentNotFoundError, SharedMemoryError
+from quorin.schema import FeatureField, Schema, dtype, make_schema
+from quorin.shm import SegmentRegistry
+from quorin.view import SegmentView, new_lineage, segment_name
+from tests.schemas import Scalars
+
+
+@pytest.fixture
+def path(registry: SegmentRegistry) -> Path:
+    with registry.create(Scalars, capacity=10) as segment:
+        layout.insert(segment, "x", layout.pack_row(Scalars, a=1, b=2, c=3, d=4))
+        return segment.current_view().path
+
+
+def test_every_flipped_byte_of_the_static_header_or_schema_is_refused(path: Path) -> None:
+    original = path.read_bytes()
+    schema_bytes = int(SegmentView.attach(path, Scalars, writable=False).header["schema_bytes"])
+    places = [*range(fmt.STATIC_BYTES), *range(fmt.HEADER_BYTES, fmt.HEADER_BYTES + schema_bytes)]
+    for place in places:
+        damaged = bytearray(original)
+        damaged[place] ^= 0x41
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptSegmentError, match=path.name):
+            SegmentView.attach(path, Scalars, writable=False)
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 4095, 4096, 5000])
+def test_a_truncated_file_is_refused(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CorruptSegmentError, match="bytes"):
+        SegmentView.attach(path, Scalars, writable=False)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "text"),
+    [(0, b"SQLite f", "SQLite"), (8, b"\1\2\3\4", "byte order"), (12, b"\2\0\0\0", "version 2"), (24, b"\0" * 8, "says 0")],
+)
+def test_foreign_files_are_told_apart(path: Path, offset: int, value: bytes, text: str) -> None:
+    damaged = bytearray(path.read_bytes())
+    damaged[offset : offset + len(value)] = value
+    path.write_bytes(damaged)
+    with pytest.raises(CorruptSegmentError, match=text):
+        SegmentView.attach(path, Scalars, writable=False)
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        (make_schema("Scalars", Scalars.fields, version=2), "version 1, asked for Scalars version 2"),
+        (make_schema("Other", Scalars.fields), "Scalars version 1, asked for Other"),
+        (make_schema("Scalars", Scalars.fields[:3]), "'d' only in the segment"),
+        (make_schema("Scalars", [*Scalars.fields, FeatureField("e", dtype.bool)]), "'e' not in the segment"),
+        (make_schema("Scalars", [FeatureField("a", dtype.int32), *Scalars.fields[1:]]), "'a' is .*float32"),
+        (make_schema("Scalars", Scalars.fields[::-1]), "another order"),
+    ],
+)
+def test_a_segment_of_another_schema_is_refused_with_the_difference(path: Path, schema: Schema, text: str) -> None:
+    with pytest.raises(SchemaMismatchError, match=text):
+        SegmentView.attach(path, schema, writable=False)
+
+
+def test_a_segment_carries_its_schema(path: Path) -> None:
+    view = SegmentView.attach(path, None, writable=False)
+    assert repr(view.schema.fields) == repr(Scalars.fields)
+
+
+def test_a_missing_file_and_a_link_are_refused(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(SegmentNotFoundError, match="nothing"):
+        SegmentView.attach(tmp_path / "nothing", Scalars, writable=False)
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    with pytest.raises(SharedMemoryError, match="link"):
+        SegmentView.attach(link, Scalars, writable=False)
+
+
+def test_files_are_for_their_owner_alone_and_readers_cannot_write(path: Path) -> None:
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    view = SegmentView.attach(path, Scalars, writable=False)
+    with pytest.raises(ValueError, match="read-only"):
+        view.mapping.memory[5000] = 1
+
+
+def test_a_segment_that_does_not_fit_is_a_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
+    free = shutil.disk_usage("/dev/shm").total
+    capacity = free // 50
+    name = segment_name("Scalars", new_lineage(), 1)
+    with pytest.raises(SharedMemoryError, match="cannot reserve .* bytes in /dev/shm .*; .* are free there"):
+        SegmentView.create(Path("/dev/shm"), name, Scalars, capacity=capacity, max_id_bytes=64, heap_bytes=0)
+    assert not list(Path("/dev/shm").glob(f"{name}*"))
+    with pytest.raises(SharedMemoryError, match="nowhere"):
+        SegmentView.create(tmp_path / "nowhere", name, Scalars, capacity=1, max_id_bytes=64, heap_bytes=0)
+
+
+def test_neighbouring_fields_of_one_dtype_are_one_span() -> None:
+    wide = make_schema("Wide", [FeatureField(f"f{i}", dtype.float32) for i in range(200)])
+    assert span_count(wide) == 1
+    assert span_count(Scalars) == 1
+    mixed = make_schema("Mixed", [FeatureField(f"f{i}", dtype.float32 if i % 2 else dtype.int64) for i in range(6)])
+    assert span_count(mixed) == 6
+
+
+def span_count(schema: Schema) -> int:
+    import tempfile
+
+    from quorin.abi import P_SPAN_COUNT
+
+    with tempfile.TemporaryDirectory() as directory:
+        name = segment_name(schema.__name__, new_lineage(), 1)
+        view = SegmentView.create(Path(directory), name, schema, capacity=1, max_id_bytes=8, heap_bytes=0)
+        return int(view.plan[P_SPAN_COUNT])
