@@ -14,14 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quorin.wal import WALProducer
-from quorin.wal_consumer import WALConsumer
-
 from feast_quorin.keys import MAX_ID_BYTES
 from quorin import assembly
 from quorin.errors import SchemaMismatchError, SegmentNotFoundError, WriterLeaseHeldError, WriteSyncTimeoutError
 from quorin.schema import Schema, schema_from_json, schema_to_json
 from quorin.shm import Segment, SegmentRegistry
+from quorin.wal import WALProducer
+from quorin.wal_consumer import WALConsumer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -75,8 +74,10 @@ class Engine:
             f"feature view {view.name!r}: its segment was replaced {_ATTEMPTS} times in one read"
         )
 
-    def write(self, view: StoredView, batch: pa.RecordBatch) -> int:
+    def write(self, view: StoredView, batch: pa.RecordBatch, *, partial: bool = False) -> int:
         """Append rows to the log; gives the position of the last. A view that was never applied gets its segment here.
+
+        Fields that a ``partial`` batch does not have stay as they are.
 
         :raises LogFullError: if the log is at its limit.
         """
@@ -85,7 +86,7 @@ class Engine:
             if self.current_schema(name) is None:
                 self.create(view.schema, replay=False)
             self._known.add(name)
-        return self._producer.write_many(view.schema, batch)
+        return self._producer.write_many(view.schema, batch, partial=partial)
 
     def settle(self, view: StoredView, position: int) -> None:
         """Return when what was logged up to ``position`` is where ``wait`` says; applies it here unless that is

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from feast.protos.feast.types.Value_pb2 import Value
+import pyarrow.compute as pc
 
-from feast_quorin.keys import entity_ids
+from feast_quorin.keys import MAX_ID_BYTES, entity_ids
 from feast_quorin.times import is_time, to_ns
-from quorin.errors import InvalidRowError
+from quorin.errors import EntityIdTooLongError, InvalidRowError
 
 if TYPE_CHECKING:
     from feast_quorin.engine import Engine
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 CHUNK_ROWS = 8192
 """Rows converted at a time: bounds the memory of a large materialization, and paces its progress bar."""
 
-_NULL = Value()
 _BEFORE_ALL_TIMES = -(2**63) - 1
 
 FeastRow = tuple[Any, dict[str, Any], Any, Any]
@@ -31,7 +31,7 @@ def write_rows(
     engine: Engine, view: StoredView, rows: Sequence[FeastRow], progress: Callable[[int], Any] | None
 ) -> None:
     """Log the rows and wait as the settings say. Of rows for one entity the newest event time wins; of equal ones the
-    newer created time, then the later row.
+    newer created time, then the later row. Features that a row leaves out stay as they are.
 
     A crash in between leaves a prefix of the chunks logged; writing the rows again completes it.
 
@@ -39,31 +39,50 @@ def write_rows(
     """
     position = 0
     for chunk in _chunks(_oldest_created_first(rows)):
-        position = engine.write(view, rows_to_batch(view, chunk))
+        for names, part in _by_features(view, chunk):
+            partial = len(names) < len(view.features)
+            position = engine.write(view, rows_to_batch(view, part, names), partial=partial)
         if progress is not None:
             progress(len(chunk))
     if position:
         engine.settle(view, position)
 
 
-def rows_to_batch(view: StoredView, rows: Sequence[FeastRow]) -> pa.RecordBatch:
-    """Rows as the engine's record batch: ``entity_id``, ``event_time_ns``, and every field of the view.
+def rows_to_batch(view: StoredView, rows: Sequence[FeastRow], features: Sequence[str]) -> pa.RecordBatch:
+    """Rows as the engine's record batch: ``entity_id``, ``event_time_ns``, and the fields of the named features.
 
-    A feature that a row leaves out is null; names that the view does not have are left out.
+    :raises InvalidRowError: for a value or time that does not fit. :raises EntityIdTooLongError: for a long key.
     """
     names = ["entity_id", "event_time_ns"]
     arrays = [
-        pa.array(entity_ids([key for key, _, _, _ in rows]), pa.string()),
+        _id_column(view, [key for key, _, _, _ in rows]),
         pa.array(np.array([to_ns(time) for _, _, time, _ in rows], np.int64)),
     ]
     values = [row for _, row, _, _ in rows]
-    for feature, stored in view.features.items():
+    for feature in features:
+        stored = view.features[feature]
         names.append(stored.field)
         try:
-            arrays.append(stored.codec.to_arrow([row.get(feature, _NULL) for row in values]))
+            arrays.append(stored.codec.to_arrow([row[feature] for row in values]))
         except InvalidRowError as error:
             raise InvalidRowError(f"feature {feature!r} of view {view.name!r}: {error}") from None
     return pa.RecordBatch.from_arrays(arrays, names)
+
+
+def _id_column(view: StoredView, keys: Sequence[Any]) -> pa.Array:
+    ids = pa.array(entity_ids(keys), pa.string())
+    longest = pc.max(pc.binary_length(ids)).as_py() or 0
+    if longest > MAX_ID_BYTES:
+        raise EntityIdTooLongError(f"view {view.name!r}: an entity key of {longest} bytes, at most {MAX_ID_BYTES} fit")
+    return ids
+
+
+def _by_features(view: StoredView, rows: Sequence[FeastRow]) -> Iterator[tuple[list[str], list[FeastRow]]]:
+    """Runs of rows that have the same features of the view; rows that have none say nothing and are left out."""
+    known = view.features.keys()
+    for given, run in groupby(rows, key=lambda row: known & row[1].keys()):
+        if given:
+            yield [name for name in known if name in given], list(run)
 
 
 def _oldest_created_first(rows: Sequence[FeastRow]) -> Sequence[FeastRow]:

@@ -1,0 +1,136 @@
+"""Whatever Feast's SQLite store answers, Quorin answers: two repositories side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from feast import FeatureStore
+from google.protobuf.message import Message
+
+from feast_quorin import QuorinOnlineStore
+from tests.feast_quorin.conftest import make_sqlite_store
+from tests.feast_quorin.repos import DRIVERS, END, REQUESTS, START, ask, day
+
+
+def vectors(response: Any) -> dict[str, Message]:
+    """A response's vectors by feature name."""
+    names = response.proto.metadata.feature_names.val
+    assert len(set(names)) == len(names) == len(response.proto.results)
+    return dict(zip(names, response.proto.results, strict=True))
+
+
+def same(ours: Any, theirs: Any) -> None:
+    """Equal as protobuf (values, statuses, event times, metadata), as dictionaries, and as frames."""
+    assert vectors(ours) == vectors(theirs)
+    assert ours.proto.metadata.feature_view_metadata == theirs.proto.metadata.feature_view_metadata
+    for with_times in (False, True):
+        assert ours.to_dict(include_event_timestamps=with_times) == theirs.to_dict(include_event_timestamps=with_times)
+    left, right = ours.to_df(), theirs.to_df()
+    pd.testing.assert_frame_equal(left[sorted(left)], right[sorted(right)])
+
+
+@pytest.fixture
+def both(store: FeatureStore, data: Path, tmp_path: Path) -> list[FeatureStore]:
+    """Quorin and SQLite, applied and empty."""
+    return [store, make_sqlite_store(tmp_path / "sqlite", data)]
+
+
+def test_materialized_features_are_the_same(store: FeatureStore, sqlite_store: FeatureStore) -> None:
+    store.materialize(START, END)
+    for name in REQUESTS:
+        same(ask(store, name), ask(sqlite_store, name))
+
+
+def test_the_generic_path_gives_the_same(
+    store: FeatureStore, sqlite_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from feast.infra.online_stores.online_store import OnlineStore
+
+    store.materialize(START, END)
+    monkeypatch.setattr(QuorinOnlineStore, "_read_features_per_fv", OnlineStore._read_features_per_fv)
+    for name in REQUESTS:
+        same(ask(store, name), ask(sqlite_store, name))
+
+
+def test_async_reads_are_the_same(store: FeatureStore, sqlite_store: FeatureStore) -> None:
+    store.materialize(START, END)
+    for name, request in REQUESTS.items():
+        if isinstance(request["features"], list):
+            same(asyncio.run(store.get_online_features_async(**request)), ask(sqlite_store, name))
+
+
+def test_incremental_materialization_is_the_same(both: list[FeatureStore]) -> None:
+    for until in (day(0), day(1) + dt.timedelta(hours=1), END):
+        for store in both:
+            store.materialize_incremental(until)
+        for name in REQUESTS:
+            same(*(ask(store, name) for store in both))
+
+
+def test_empty_views_are_the_same(both: list[FeatureStore]) -> None:
+    for name in REQUESTS:
+        same(*(ask(store, name) for store in both))
+
+
+def test_pushes_are_the_same(both: list[FeatureStore]) -> None:
+    pushed = pd.DataFrame(
+        {
+            "customer": ["alice", "new", "", "bob|carol"],
+            "at": pd.to_datetime([END] * 4),
+            "score": [99.5, 1.0, None, float("inf")],
+            "city": ["Oslo", None, "", "名"],
+        }
+    )
+    for store in both:
+        store.materialize(START, END)
+        store.push("customer_push", pushed)
+    rows = [{"customer": name} for name in ["alice", "new", "", "bob|carol", "Åse"]]
+    features = ["customer_stats:score", "customer_stats:city"]
+    same(*(store.get_online_features(features, rows) for store in both))
+
+
+def test_written_frames_are_the_same(both: list[FeatureStore]) -> None:
+    frame = pd.DataFrame(
+        {"customer": ["a", "b"], "driver_id": [1, 2], "at": pd.to_datetime([END] * 2), "rides": [5, 6]}
+    )
+    for store in both:
+        store.write_to_online_store("pair_stats", frame)
+    rows = {"customer": ["a", "b", "a"], "driver_id": [1, 2, 2]}
+    same(*(store.get_online_features(["pair_stats:rides"], rows) for store in both))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"features": ["driver_stats:conv_rate"], "entity_rows": [{"driver_id": 1}, {"other": 2}]},
+        {"features": ["driver_stats:conv_rate"], "entity_rows": {"driver_id": [1, 2], "customer": ["a"]}},
+        {"features": ["driver_stats:conv_rate"], "entity_rows": [{"wrong": 1}]},
+        {"features": ["driver_stats:conv_rate"], "entity_rows": {"driver_id": [None]}},
+        {"features": ["driver_stats:nothing"], "entity_rows": {"driver_id": [1]}},
+        {"features": ["nowhere:conv_rate"], "entity_rows": {"driver_id": [1]}},
+        {"features": ["boosted:boosted_rate"], "entity_rows": {"driver_id": [1]}},
+        {"features": ["driver_stats:conv_rate", "boosted:conv_rate"], "entity_rows": {"driver_id": [1]}},
+    ],
+)
+def test_errors_are_the_same(store: FeatureStore, sqlite_store: FeatureStore, request_: dict[str, Any]) -> None:
+    def outcome(store: FeatureStore) -> Any:
+        try:
+            return store.get_online_features(**request_).to_dict()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it has to be the same
+            return type(error), str(error)
+
+    assert outcome(store) == outcome(sqlite_store)
+
+
+def test_columns_of_protobuf_values_are_taken(store: FeatureStore, sqlite_store: FeatureStore) -> None:
+    from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
+
+    store.materialize(START, END)
+    keys = RepeatedValue(val=[Value(int64_val=driver) for driver in DRIVERS[:3]])
+    request: dict[str, Any] = {"features": ["driver_stats:small"], "entity_rows": {"driver_id": keys}}
+    same(store.get_online_features(**request), sqlite_store.get_online_features(**request))
