@@ -117,8 +117,8 @@ end
 return ids
 """
 )
-"""KEYS stream, identity, trimmed; ARGV a fresh identity, the limit of entries (-1: none), then schema and record of each
-entry. Gives the ids, or, if the entries do not fit, the number of entries there are."""
+"""KEYS stream, identity, trimmed; ARGV a fresh identity, the limit of entries (-1: none), then schema and record of
+each entry. Gives the ids, or, if the entries do not fit, the number of entries there are."""
 
 LUA_BOUNDS = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return {'0-0', '0-0', '0'} end

@@ -1,0 +1,146 @@
+"""What a consumer works on: the segments it writes to, and runs of entries that go into one of them together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from quorin.errors import SchemaError, SegmentNotFoundError, WriterLeaseHeldError
+from quorin.logging import get_logger
+from quorin.record import Kind
+from quorin.schema import FeatureSchema, schema_to_json
+from quorin.shm import Segment, SegmentRegistry
+
+if TYPE_CHECKING:
+    from quorin.schema import Schema
+
+_MERGED_ROWS = 8192
+
+_log = get_logger(__name__)
+
+
+def targets_of(given: Any) -> list[Target]:
+    """One target for each schema or segment given. :raises SchemaError: for anything else, or two of one name."""
+    items = [given] if isinstance(given, (type, Segment)) else list(given)
+    targets = []
+    for item in items:
+        if isinstance(item, Segment):
+            targets.append(Target(item.schema, item))
+        elif isinstance(item, type) and issubclass(item, FeatureSchema) and item is not FeatureSchema:
+            targets.append(Target(item, None))
+        else:
+            raise SchemaError(f"expected schemas or segments, got {item!r}")
+    names = [target.schema.__name__ for target in targets]
+    if not names or len(set(names)) != len(names):
+        raise SchemaError(f"expected one schema or segment of each name, got {names}")
+    return targets
+
+
+class Target:
+    """A schema and the segment that it is applied to, once that is open."""
+
+    def __init__(self, schema: Schema, segment: Segment | None) -> None:
+        self.schema = schema
+        self._segment = segment
+        self._given = segment is not None
+
+    @property
+    def opened(self) -> Segment:
+        """The segment; :meth:`take` has opened it."""
+        if self._segment is None:
+            raise SegmentNotFoundError(f"the segment of {self.schema.__name__!r} is not open")
+        return self._segment
+
+    @property
+    def holds_lease(self) -> bool:
+        """Whether this process is the segment's writer, through this target."""
+        return self._segment is not None and self._segment.holds_writer_lease
+
+    def take(self, registry: SegmentRegistry, new_segment: dict[str, int]) -> None:
+        """Open or create the segment and become its writer.
+
+        :raises WriterLeaseHeldError: if another process is the writer, or has just created the segment.
+        """
+        if not self._given:
+            self.close()
+            try:
+                self._segment = registry.open_current(self.schema, read_only=False)
+            except SegmentNotFoundError:
+                self._segment = self._create(registry, new_segment)
+        self.opened.acquire_writer_lease()
+
+    def _create(self, registry: SegmentRegistry, new_segment: dict[str, int]) -> Segment:
+        """A new segment made current only where there is none, so that no other process's is ever replaced."""
+        control, name = registry.backend.control, self.schema.__name__
+        lost = control.current(name)
+        segment = registry.create(self.schema, set_current=False, **new_segment)
+        control.put_schema(name, schema_to_json(self.schema))
+        if not control.set_current(name, segment.name, expected=lost):
+            registry.discard(segment)
+            raise WriterLeaseHeldError(f"another process created a segment of {name!r} at the same time")
+        _log.info("segment_created", schema=name, segment=segment.name, replaces_lost=lost)
+        return segment
+
+    def release(self) -> None:
+        """Stop being the writer."""
+        if self._segment is not None and self._segment.holds_writer_lease:
+            self._segment.release_writer_lease()
+
+    def close(self) -> None:
+        """Close the segment if this target opened it."""
+        if self._segment is not None and not self._given:
+            self._segment.close()
+            self._segment = None
+
+
+class Run:
+    """Neighbouring entries of one schema and kind, to be applied as one batch."""
+
+    def __init__(self) -> None:
+        self.target: Target | None = None
+        self.kind = Kind.upsert
+        self.batches: list[pa.RecordBatch] = []
+        self.positions: list[int] = []
+        self.payloads: list[bytes] = []
+        self.written_ns = 0
+        self._rows = 0
+
+    def takes(self, target: Target, kind: Kind, batch: pa.RecordBatch) -> bool:
+        """Whether an entry can join: the same schema, kind and columns, and not too many rows."""
+        if self.target is None:
+            return True
+        same = self.target is target and self.kind is kind and self.batches[0].schema.equals(batch.schema)
+        return same and self._rows + batch.num_rows <= _MERGED_ROWS
+
+    def add(
+        self, target: Target, kind: Kind, batch: pa.RecordBatch, position: int, payload: bytes, written_ns: int
+    ) -> None:
+        """Let an entry join."""
+        self.target, self.kind, self.written_ns = target, kind, written_ns
+        self.batches.append(batch)
+        self.positions.append(position)
+        self.payloads.append(payload)
+        self._rows += batch.num_rows
+
+    def merged(self) -> pa.RecordBatch:
+        """All rows in the order of the log."""
+        if len(self.batches) == 1:
+            return self.batches[0]
+        batches = pa.Table.from_batches(self.batches).combine_chunks().to_batches()
+        return batches[0] if batches else self.batches[0]
+
+    def row_positions(self) -> pa.Array:
+        """The position of each row."""
+        return pa.array(np.repeat(np.array(self.positions, np.int64), [batch.num_rows for batch in self.batches]))
+
+    def singles(self) -> list[Run]:
+        """The entries one by one."""
+        runs = []
+        for batch, position, payload in zip(self.batches, self.positions, self.payloads, strict=True):
+            run = Run()
+            assert self.target is not None  # noqa: S101 - a run with batches has a target
+            run.add(self.target, self.kind, batch, position, payload, self.written_ns)
+            runs.append(run)
+        return runs

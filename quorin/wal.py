@@ -1,0 +1,218 @@
+"""Writing through the log: rows are checked, appended as records, and applied by a consumer elsewhere.
+
+What a write's return promises: the rows are in the log, as durable as the log is (see :mod:`quorin.backend`), at the
+position returned. A consumer shows them in the segment, usually within a millisecond; :meth:`WALProducer.wait` waits
+for that. Writing the same rows again is safe: they apply once in effect.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from quorin import metrics
+from quorin.backend import connect
+from quorin.errors import LogFullError, SchemaError, SegmentNotFoundError, WriteSyncTimeoutError
+from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.record import Kind, encode
+from quorin.rows import check_entity_id, delete_batch, row_batch, to_batch
+from quorin.schema import FeatureSchema
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import pyarrow as pa
+
+    from quorin.backend import Connection
+    from quorin.schema import Schema
+    from quorin.shm import Segment, SegmentRegistry
+
+__all__ = ["LogFullError", "WALProducer", "WriteSyncTimeoutError"]
+
+MAX_ENTRY_ROWS = 8192
+MAX_ENTRY_BYTES = 1 << 20
+MAX_APPEND_BYTES = 8 << 20
+DEFAULT_MAX_ENTRIES = 1_000_000
+DEFAULT_WAIT_MS = 100.0
+
+
+class WALProducer:
+    """Appends rows to a log. Threads may share one, and it goes on working in a forked child.
+
+    ``max_entries`` limits the log: writes that would pass it raise ``LogFullError`` until a consumer has trimmed; None
+    sets no limit. ``registry`` is needed only if segments are not in ``/dev/shm``, for :meth:`wait` to find them.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        stream_key: str = DEFAULT_STREAM_KEY,
+        max_entries: int | None = DEFAULT_MAX_ENTRIES,
+        registry: SegmentRegistry | None = None,
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> None:
+        self._backend = connect(connection, namespace=namespace)
+        self._owns_backend = self._backend is not connection
+        self._log = self._backend.log(stream_key)
+        self._max_entries = max_entries
+        self._registry = registry
+        self._segments: dict[Schema, Segment] = {}
+        self._identity = 0
+
+    def __enter__(self) -> WALProducer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(
+        self,
+        schema: Schema,
+        entity_id: str,
+        values: Mapping[str, Any],
+        event_time_ns: int | None = None,
+        *,
+        partial: bool = False,
+    ) -> int:
+        """Append one row and give its position. ``None`` is a null; no event time means now.
+
+        With ``partial`` fields may be left out, and stay as they are in the segment.
+
+        :raises InvalidRowError: for a missing, unknown or ill-fitting value, naming it.
+        :raises EntityIdError: for an id that is empty or no text.
+        :raises LogFullError: if the log is at its limit; nothing was written.
+        """
+        _check_schema(schema)
+        batch = row_batch(schema, entity_id, values, event_time_ns, partial=partial)
+        return self._append(schema, [encode(Kind.partial if partial else Kind.upsert, schema, batch)], 1)
+
+    def write_many(self, schema: Schema, table: Any, *, event_time_ns: int | None = None, partial: bool = False) -> int:
+        """Append many rows and give the last position; 0 for no rows.
+
+        ``table`` is as for :func:`quorin.rows.to_batch`. All rows are checked before the first is written. They are cut
+        into entries of at most 8,192 rows and about 1 MiB, appended about 8 MiB at a time: an error in between leaves
+        the earlier ones written, and writing all again is safe.
+
+        :raises InvalidRowError, EntityIdError: naming column, row and value; nothing was written.
+        :raises LogFullError: if the log is at its limit.
+        """
+        _check_schema(schema)
+        batch = to_batch(schema, table, event_time_ns=event_time_ns, partial=partial)
+        kind = Kind.partial if partial else Kind.upsert
+        position, payloads, rows, size = 0, [], 0, 0
+        for part in cut(batch):
+            payloads.append(encode(kind, schema, part))
+            rows += part.num_rows
+            size += len(payloads[-1])
+            if size >= MAX_APPEND_BYTES:
+                position = self._append(schema, payloads, rows)
+                payloads, rows, size = [], 0, 0
+        return self._append(schema, payloads, rows) if payloads else position
+
+    def delete(self, schema: Schema, entity_id: str, event_time_ns: int | None = None) -> int:
+        """Append that an entity is to be forgotten as of an event time (None: now), and give the position.
+
+        Rows with an older event time, even if they come later, do not bring it back.
+        """
+        _check_schema(schema)
+        return self._append(schema, [encode(Kind.delete, schema, delete_batch([entity_id], event_time_ns))], 1)
+
+    def write_sync(
+        self,
+        schema: Schema,
+        entity_id: str,
+        values: Mapping[str, Any],
+        event_time_ns: int | None = None,
+        *,
+        partial: bool = False,
+        timeout_ms: float = DEFAULT_WAIT_MS,
+    ) -> int:
+        """:meth:`write`, and wait until the segment on this machine shows it.
+
+        :raises WriteSyncTimeoutError: if no consumer applied it in time; the row is in the log all the same.
+        :raises EntityIdTooLongError: if the id does not fit the segment.
+        """
+        _check_schema(schema)
+        segment = self._segment(schema)
+        if segment is not None:
+            check_entity_id(entity_id, segment.current_view().layout.max_id_bytes)
+        position = self.write(schema, entity_id, values, event_time_ns, partial=partial)
+        self.wait(schema, position, timeout_ms=timeout_ms)
+        return position
+
+    def wait(self, schema: Schema, position: int, *, timeout_ms: float = DEFAULT_WAIT_MS) -> None:
+        """Wait until the segment on this machine has applied a position. Polls shared memory, not the log.
+
+        :raises WriteSyncTimeoutError: if it has not in time.
+        """
+        _check_schema(schema)
+        started = time.monotonic()
+        looked_again = False
+        while not self._is_applied(schema, position):
+            waited = time.monotonic() - started
+            if waited * 1000 >= timeout_ms:
+                raise WriteSyncTimeoutError(schema.__name__, position, timeout_ms)
+            if waited * 2000 >= timeout_ms and not looked_again:
+                # The segment known here may have been discarded, and another made.
+                looked_again = True
+                self._segments.pop(schema, None)
+            time.sleep(min(max(waited / 20, 2e-5), 0.002))
+
+    def close(self) -> None:
+        """Close the connection and the segments that were opened to wait."""
+        for segment in self._segments.values():
+            segment.close()
+        self._segments = {}
+        if self._owns_backend:
+            self._backend.close()
+
+    def _append(self, schema: Schema, payloads: list[bytes], rows: int) -> int:
+        name = schema.__name__
+        positions = self._log.append([(name, payload) for payload in payloads], max_entries=self._max_entries)
+        metrics.entries_appended.labels(name).inc(len(payloads))
+        metrics.rows_appended.labels(name).inc(rows)
+        return positions[-1]
+
+    def _is_applied(self, schema: Schema, position: int) -> bool:
+        segment = self._segment(schema)
+        if segment is None or segment.position < position:
+            return False
+        if segment.log_identity != self._identity:
+            # A segment may still show the position of a log that was wiped since.
+            self._identity = self._log.identity()
+        return segment.log_identity == self._identity
+
+    def _segment(self, schema: Schema) -> Segment | None:
+        """The segment to look at; None while there is none."""
+        known = self._segments.get(schema)
+        if known is None:
+            if self._registry is None:
+                from quorin.shm import SegmentRegistry
+
+                self._registry = SegmentRegistry(self._backend)
+            try:
+                known = self._segments[schema] = self._registry.open_current(schema)
+            except SegmentNotFoundError:
+                return None
+        return known
+
+
+def cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Slices of at most 8,192 rows and about 1 MiB each; a single row may be larger."""
+    if not batch.num_rows:
+        return
+    rows = min(MAX_ENTRY_ROWS, max(1, MAX_ENTRY_BYTES * batch.num_rows // max(1, batch.nbytes)))
+    for start in range(0, batch.num_rows, rows):
+        part = batch.slice(start, rows)
+        if part.num_rows > 1 and part.nbytes > 2 * MAX_ENTRY_BYTES:
+            half = part.num_rows // 2
+            yield from cut(part.slice(0, half))
+            yield from cut(part.slice(half))
+        else:
+            yield part
+
+
+def _check_schema(schema: object) -> None:
+    if not (isinstance(schema, type) and issubclass(schema, FeatureSchema)) or schema is FeatureSchema:
+        raise SchemaError(f"expected a subclass of FeatureSchema, got {schema!r}")

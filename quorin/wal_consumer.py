@@ -1,0 +1,414 @@
+"""From the log into the segments: the consumer is the single writer of the segments that it has taken.
+
+It reads behind the position in a segment's own header, applies the rows, and then publishes the new position there. A
+consumer that dies at any moment loses nothing: the next one reads from that position again, and applying again changes
+nothing, because event times decide. Entries that cannot be applied are put among the log's dead letters, with the
+reason, before the position passes them.
+
+What to do when is decided in :mod:`quorin.consumer_plan`; here it is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import TYPE_CHECKING, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from quorin import metrics
+from quorin.backend import connect
+from quorin.consumer_plan import Agenda, Cursors, Fit, Step, anchor, next_step
+from quorin.consumer_targets import Run, Target, targets_of
+from quorin.errors import (
+    ConnectionFailedError,
+    EntityIdError,
+    InvalidEntryError,
+    InvalidRowError,
+    WriterFencedError,
+    WriterLeaseHeldError,
+)
+from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.layout import apply_batch
+from quorin.logging import get_logger
+from quorin.record import Kind, decode, encode, peek, translate
+from quorin.shm import SegmentRegistry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from quorin.backend import Connection
+    from quorin.schema import Schema
+    from quorin.shm import Segment
+
+__all__ = ["NoopOfflineWriter", "OfflineWriter", "WALConsumer", "WriterLeaseHeldError"]
+
+DEFAULT_BATCH_ENTRIES = 1024
+DEFAULT_FLUSH_INTERVAL_SECONDS = 5.0
+DEFAULT_CAPACITY = 4096
+
+_READ_BYTES = 16 << 20
+_BLOCK_MS = 250
+
+_log = get_logger(__name__)
+
+
+class OfflineWriter(Protocol):
+    """Where the history goes. An entry may be appended more than once, always with the same position."""
+
+    def append(self, schema: Schema, batch: pa.RecordBatch, positions: pa.Array, *, kind: Kind = Kind.upsert) -> None:
+        """Take rows in canonical form; ``positions`` (int64) has the log position of each row."""
+
+    def flush(self) -> None:
+        """Make everything that was appended durable."""
+
+    def flushed_position(self, schema: Schema) -> int | None:
+        """The log position up to which a schema's rows are durable; None if whatever is applied counts as such."""
+
+
+class NoopOfflineWriter:
+    """Keeps no history: entries may be trimmed once they are applied. A segment that is lost is then lost for good."""
+
+    def append(self, schema: Schema, batch: pa.RecordBatch, positions: pa.Array, *, kind: Kind = Kind.upsert) -> None:
+        """Do nothing."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def flushed_position(self, schema: Schema) -> int | None:  # noqa: ARG002 - the same for all schemas
+        """Whatever is applied counts as durable."""
+        return None
+
+
+class WALConsumer:
+    """Applies a log to the current segments of some schemas, and is their single writer meanwhile.
+
+    ``schemas_or_segments`` names what to apply: schemas, whose current segments are opened, and created with
+    ``capacity`` entities and ``max_id_bytes`` if there are none; or segments that are open for writing.
+
+    With ``offline`` every row goes into the history too, every ``flush_interval_seconds`` at the latest, and the log is
+    trimmed behind what is both applied and durable, provided that this consumer has all schemas of the control plane.
+    Without, nothing is trimmed: the log is then the only durable copy.
+
+    :raises SchemaError: for anything else than schemas and segments.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        schemas_or_segments: Iterable[Schema | Segment] | Schema | Segment,
+        *,
+        offline: OfflineWriter | None = None,
+        registry: SegmentRegistry | None = None,
+        stream_key: str = DEFAULT_STREAM_KEY,
+        batch_entries: int = DEFAULT_BATCH_ENTRIES,
+        flush_interval_seconds: float = DEFAULT_FLUSH_INTERVAL_SECONDS,
+        capacity: int = DEFAULT_CAPACITY,
+        max_id_bytes: int = 64,
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> None:
+        self._targets = targets_of(schemas_or_segments)
+        self._backend = connect(connection, namespace=namespace)
+        self._owns_backend = self._backend is not connection
+        self._registry = SegmentRegistry(self._backend, namespace=namespace) if registry is None else registry
+        self._log = self._backend.log(stream_key)
+        self._offline = offline
+        self._batch_entries = batch_entries
+        self._flush_interval_seconds = flush_interval_seconds
+        self._new_segment = {"capacity": capacity, "max_id_bytes": max_id_bytes}
+        self._agenda = Agenda(len(self._targets))
+        self._cursors = Cursors()
+        self._identity = 0
+        self._stop = threading.Event()
+        self._running = threading.Lock()
+
+    def __enter__(self) -> WALConsumer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self.close()
+
+    def run(self) -> None:
+        """Apply until :meth:`stop`. Waits while another process is the writer, and while the log can't be reached.
+
+        On return the leases are released and the history is flushed.
+
+        :raises SchemaMismatchError: if a current segment holds another version of its schema.
+        :raises CapacityExceededError: if a segment cannot grow.
+        """
+        with self._alone():
+            self._agenda = Agenda(len(self._targets), stopping=self._stop.is_set())
+            try:
+                while (step := next_step(self._agenda, time.monotonic()))[0] is not Step.stop:
+                    self._perform(*step)
+                    self._agenda.stopping = self._stop.is_set()
+            finally:
+                self._finish()
+
+    def stop(self) -> None:
+        """Ask :meth:`run` to return; it does within a second. From any thread, or a signal handler."""
+        self._stop.set()
+
+    async def run_async(self) -> None:
+        """:meth:`run` in a thread of its own; cancelling stops it."""
+        running = asyncio.create_task(asyncio.to_thread(self.run))
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            self.stop()
+            await running
+            raise
+
+    def drain(self) -> int:
+        """Apply what is in the log now, and give the number of rows that changed a segment.
+
+        Leases are held meanwhile, and released unless they were held before.
+
+        :raises WriterLeaseHeldError: if another process is a segment's writer.
+        :raises ConnectionFailedError: if the log cannot be reached.
+        """
+        with self._alone():
+            self._agenda = Agenda(len(self._targets))
+            held_before = {target.schema for target in self._targets if target.holds_lease}
+            try:
+                self._take(waiting=False)
+                self._check()
+                end, applied = self._log.bounds().last, 0
+                while self._cursors.lowest < end:
+                    before = self._cursors.lowest
+                    applied += self._read(block_ms=0)
+                    if self._cursors.lowest == before:
+                        break
+                self._flush()
+                return applied
+            finally:
+                self._cursors = Cursors()
+                for target in self._targets:
+                    if target.schema not in held_before:
+                        target.release()
+
+    def close(self) -> None:
+        """Close the segments that this consumer opened, and its connection."""
+        for target in self._targets:
+            target.close()
+        if self._owns_backend:
+            self._backend.close()
+
+    def _alone(self) -> _Held:
+        return _Held(self._running)
+
+    def _perform(self, step: Step, seconds: float) -> None:
+        """Do one step; an unreachable control plane puts it off, with back-off."""
+        try:
+            if step is Step.wait:
+                self._stop.wait(seconds)
+                return
+            if step is Step.take:
+                self._take(waiting=True)
+            elif step is Step.check:
+                self._check()
+            elif step is Step.flush:
+                self._flush()
+            elif step is Step.read:
+                self._read(block_ms=_BLOCK_MS)
+            self._agenda.reached()
+        except ConnectionFailedError as error:
+            first = self._agenda.failures == 0
+            delay = self._agenda.failed(time.monotonic())
+            if first:
+                _log.warning("log_unreachable", address=self._backend.address, error=str(error), next_try_seconds=delay)
+        except WriterFencedError as error:
+            _log.warning("writer_fenced", error=str(error))
+            self._drop_lost_targets()
+
+    def _take(self, *, waiting: bool) -> None:
+        for target in self._targets:
+            if target.holds_lease and target.schema.__name__ in self._cursors.after:
+                continue
+            try:
+                target.take(self._registry, self._new_segment)
+            except WriterLeaseHeldError:
+                if not waiting:
+                    raise
+                continue
+            self._cursors.after.pop(target.schema.__name__, None)
+        self._agenda.took(len(self._owned()), time.monotonic())
+
+    def _check(self) -> None:
+        """Compare the log with each segment's header, and let those that do not follow it yet begin where they must."""
+        identity, bounds = self._log.identity(), self._log.bounds()
+        for target in self._owned():
+            name, segment = target.schema.__name__, target.opened
+            known = self._cursors.after.get(name)
+            if known is not None and segment.log_identity == identity == self._identity and known <= bounds.last:
+                continue
+            flushed = None if self._offline is None else self._offline.flushed_position(target.schema)
+            start = anchor(
+                position=segment.position,
+                log_identity=segment.log_identity,
+                identity=identity,
+                bounds=bounds,
+                flushed=flushed,
+            )
+            if start.fit not in (Fit.same, Fit.new):
+                metrics.reanchored.labels(name, start.fit.name).inc()
+                _log.warning(
+                    "log_reanchored",
+                    schema=name,
+                    reason=start.fit.value,
+                    position=segment.position,
+                    last=bounds.last,
+                    trimmed=bounds.trimmed,
+                    reading_from=start.after,
+                )
+            self._cursors.after[name] = start.after
+            if start.resets:
+                segment.commit_position(start.after, identity)
+        self._identity = identity
+        self._agenda.checked(time.monotonic())
+
+    def _read(self, *, block_ms: int) -> int:
+        """Read once, apply, publish the position; gives the number of rows that changed something."""
+        if len(self._owned()) < self._agenda.owned:
+            self._drop_lost_targets()
+            return 0
+        found = self._log.read(
+            self._cursors.lowest,
+            schema_names=list(self._cursors.after),
+            max_entries=self._batch_entries,
+            max_bytes=_READ_BYTES,
+            block_ms=block_ms,
+        )
+        applied = self._apply_entries(found.entries)
+        if found.through > self._cursors.lowest:
+            self._cursors.advance(found.through)
+            for target in self._owned():
+                after = self._cursors.after[target.schema.__name__]
+                if after > target.opened.position:
+                    target.opened.commit_position(after, self._identity)
+            self._agenda.applied(time.monotonic(), self._flush_interval_seconds)
+        return applied
+
+    def _apply_entries(self, entries: list[tuple[int, bytes]]) -> int:
+        by_name = {target.schema.__name__: target for target in self._owned()}
+        applied, run = 0, Run()
+        for position, payload in entries:
+            try:
+                name = peek(payload).schema_name
+                if name in by_name and not self._cursors.wants(name, position):
+                    continue
+                if name not in by_name:
+                    raise InvalidEntryError(f"an entry under a schema of this consumer holds one of {name!r}")
+                record = decode(payload)
+                batch = translate(record, by_name[name].schema)
+            except InvalidEntryError as error:
+                self._bury(position, payload, error)
+                continue
+            if not run.takes(by_name[name], record.kind, batch):
+                applied += self._apply_run(run)
+                run = Run()
+            run.add(by_name[name], record.kind, batch, position, payload, record.written_ns)
+        return applied + self._apply_run(run)
+
+    def _apply_run(self, run: Run) -> int:
+        """Apply entries as one batch; if some of it is refused, one by one, to find what is to blame."""
+        if run.target is None:
+            return 0
+        segment, name, batch = run.target.opened, run.target.schema.__name__, run.merged()
+        try:
+            fitting = _rows_with_fitting_ids(batch, segment.current_view().layout.max_id_bytes)
+            if fitting is not None and len(run.batches) == 1:
+                batch = self._without_rejected(run, batch, fitting)
+            elif fitting is not None:
+                return sum(self._apply_run(single) for single in run.singles())
+            applied = 0
+            if run.kind is not Kind.partial or batch.num_columns > 2:
+                applied = apply_batch(segment, batch, position=run.positions[-1], kind=run.kind)
+        except (InvalidRowError, EntityIdError) as error:
+            if len(run.batches) > 1:
+                return sum(self._apply_run(single) for single in run.singles())
+            self._bury(run.positions[0], run.payloads[0], error)
+            return 0
+        if self._offline is not None:
+            # Rows may have been rejected from a single entry; merged ones are whole.
+            single = len(run.batches) == 1
+            positions = pa.repeat(run.positions[0], batch.num_rows) if single else run.row_positions()
+            self._offline.append(run.target.schema, batch, positions, kind=run.kind)
+        metrics.rows_applied.labels(name).inc(applied)
+        metrics.rows_ignored.labels(name).inc(batch.num_rows - applied)
+        metrics.apply_delay_seconds.labels(name).observe(max(0, time.time_ns() - run.written_ns) / 1e9)
+        return applied
+
+    def _without_rejected(self, run: Run, batch: pa.RecordBatch, fitting: pa.Array) -> pa.RecordBatch:
+        """The rows of one entry whose ids fit the segment; the others become a dead letter of their own."""
+        assert run.target is not None  # noqa: S101 - a run with batches has a target
+        rejected = batch.filter(pc.invert(fitting))
+        payload = encode(run.kind, run.target.schema, rejected, written_ns=run.written_ns)
+        limit = run.target.opened.current_view().layout.max_id_bytes
+        reason = f"{rejected.num_rows} entity ids have more than the segment's limit of {limit} bytes in UTF-8"
+        self._bury(run.positions[0], payload, InvalidEntryError(reason))
+        return batch.filter(fitting)
+
+    def _bury(self, position: int, payload: bytes, error: Exception) -> None:
+        self._log.bury(position, payload, str(error))
+        try:
+            name = peek(payload).schema_name
+        except InvalidEntryError:
+            name = "?"
+        metrics.dead_letters.labels(name if any(name == t.schema.__name__ for t in self._targets) else "?").inc()
+        _log.error("dead_letter", schema=name, position=position, reason=str(error))
+
+    def _flush(self) -> None:
+        """Make the history durable and trim the log behind it, as far as nobody needs it any more."""
+        if self._offline is not None:
+            self._offline.flush()
+            flushed = [self._offline.flushed_position(target.schema) for target in self._targets]
+            through = min([self._cursors.lowest, *(position for position in flushed if position is not None)])
+            everybody = {target.schema.__name__ for target in self._targets}
+            if len(self._owned()) == len(self._targets) and self._backend.control.schemas().keys() <= everybody:
+                self._log.trim(through)
+        self._agenda.flushed()
+
+    def _finish(self) -> None:
+        try:
+            if self._agenda.unflushed:
+                self._flush()
+        except ConnectionFailedError as error:
+            _log.warning("log_not_trimmed", error=str(error))
+        finally:
+            self._cursors = Cursors()
+            for target in self._targets:
+                target.release()
+
+    def _drop_lost_targets(self) -> None:
+        owned = self._owned()
+        names = {target.schema.__name__ for target in owned}
+        self._cursors = Cursors({name: after for name, after in self._cursors.after.items() if name in names})
+        self._agenda.lost(len(owned), time.monotonic())
+
+    def _owned(self) -> list[Target]:
+        return [target for target in self._targets if target.holds_lease]
+
+
+def _rows_with_fitting_ids(batch: pa.RecordBatch, max_id_bytes: int) -> pa.Array | None:
+    """Which rows have ids of at most so many bytes; None if all have."""
+    lengths = pc.binary_length(batch.column(0))
+    longest = pc.max(lengths).as_py()
+    return None if longest is None or longest <= max_id_bytes else pc.less_equal(lengths, max_id_bytes)
+
+
+class _Held:
+    """A lock held for a block, refused at once if somebody has it."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise WriterLeaseHeldError("this consumer is running already, in another thread")
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
