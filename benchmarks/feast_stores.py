@@ -38,7 +38,7 @@ def stores(directory: Path, redis_address: str) -> dict[str, Any]:
 
 def fill(store: Any, directory: Path, *, entities: int) -> None:
     """Apply the view and write `entities` rows of float32 features to the store."""
-    from feast import Entity, FeatureView, Field, FileSource
+    from feast import Entity, FeatureView, Field, FileSource, ValueType
     from feast.types import Float32
 
     rng = np.random.default_rng(7)
@@ -48,7 +48,7 @@ def fill(store: Any, directory: Path, *, entities: int) -> None:
     rows["event_timestamp"] = datetime(2024, 1, 1, tzinfo=UTC)
     path = directory / "rows.parquet"
     rows.to_parquet(path)
-    entity = Entity(name="id", join_keys=["id"])
+    entity = Entity(name="id", join_keys=["id"], value_type=ValueType.INT64)
     view = FeatureView(
         name=VIEW,
         entities=[entity],

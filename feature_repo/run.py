@@ -291,10 +291,15 @@ def _show(pushes: Pushes, reports: list[Report], redis_url: str | None) -> None:
     console.print()
     console.print(table)
     updates = ", ".join(f"{report.updates_seen:,} (pid {report.pid})" for report in reports)
-    console.print(f"  {sum(pushes.rows):,} rows were pushed; updates seen while reading: {updates}")
-    for path, size in {path: size for report in reports for path, size in report.segments.items()}.items():
-        console.print(f"  read from {path} ({size / 1e6:.1f} MB)")
-    console.print(f"  log and control plane: {_without_password(redis_url) if redis_url else DATA}")
+    console.print(f"  {sum(pushes.rows):,} rows pushed; updates seen: {updates}")
+    segments = {Path(path): size for report in reports for path, size in report.segments.items()}
+    for directory in {path.parent for path in segments}:
+        console.print(
+            f"  read from {len(segments)} segments in {directory}, {sum(segments.values()) / 1e6:.1f} MB in all:"
+        )
+    for path in sorted(segments):
+        console.print(f"    {path.name}", style="dim")
+    console.print(f"  log and control plane: {_without_password(redis_url) if redis_url else DATA / 'quorin'}")
 
 
 def _percentiles(seconds: np.ndarray) -> list[str]:

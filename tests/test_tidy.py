@@ -26,7 +26,7 @@ PUBLIC = {
     "logging",
     "errors",
 }
-MAX_LINES = 450
+MAX_LINES = 500
 SOURCES = sorted(path for name in ("quorin", "feast_quorin") for path in (ROOT / name).rglob("*.py"))
 TRACKED = [
     ROOT / name for name in subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split("\n") if name
@@ -48,7 +48,7 @@ def test_floors_hold():
         for imported in own_imports(path)
         if unit(imported, order) != unit(name, order) and place(imported, order) >= place(name, order)
     ]
-    assert wrong == []
+    assert wrong == [], "\n".join(wrong)
 
 
 def test_the_table_of_floors_names_every_module_and_no_other():
@@ -135,7 +135,8 @@ def test_no_test_is_skipped():
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: module_name(path))
 def test_module_fits_a_sitting(path):
-    assert len(path.read_text().splitlines()) <= MAX_LINES
+    lines = len(path.read_text().splitlines())
+    assert lines <= MAX_LINES
 
 
 def test_importing_only_defines_names():
