@@ -41,7 +41,6 @@ class Engine:
     def __init__(self, settings: StoreSettings, connection: str) -> None:
         self.pid = os.getpid()
         self._settings = settings
-        self._directory = Path(settings.shm_dir)
         if settings.redis_url is None:
             with suppress(OSError):  # The engine says what is wrong with the directory, if anything is.
                 Path(connection).parent.mkdir(exist_ok=True)
@@ -107,7 +106,7 @@ class Engine:
         """The view's current segment, open for reading; opened anew when its file is gone."""
         name = view.schema.__name__
         segment = self._readers.get(name)
-        if segment is None or not (self._directory / segment.name).exists():
+        if segment is None or not _file(self._settings.shm_dir, segment.name).exists():
             with self._opening:
                 segment = self._readers[name] = self._open(view, read_only=True)
             if self._settings.consumer != "external" and self._is_behind(name, segment.position):
@@ -131,10 +130,9 @@ class Engine:
             if not replay:
                 segment.commit_position(self._log.bounds().last, self._log.identity())
 
-    def create_successor(self, schema: Schema, *, capacity: int) -> Segment:
+    def create_successor(self, segment: Segment, schema: Schema) -> Segment:
         """An empty segment that is not current, for ``Segment.replace``."""
-        capacity = max(capacity, self._settings.capacity)
-        return self.registry.create(schema, capacity=capacity, max_id_bytes=MAX_ID_BYTES, set_current=False)
+        return self.registry.create_successor(segment, schema, capacity=max(len(segment), self._settings.capacity))
 
     def put_schema(self, schema: Schema) -> None:
         """Keep a schema in the control plane."""
@@ -219,6 +217,11 @@ class Engine:
                 raise WriteSyncTimeoutError(view.schema.__name__, position, self._settings.timeout_ms)
             time.sleep(pause)
             pause = min(2 * pause, _PAUSE_SECONDS[1])
+
+
+@lru_cache(maxsize=4096)
+def _file(directory: str, segment_name: str) -> Path:
+    return Path(directory, segment_name)
 
 
 @lru_cache(maxsize=1024)

@@ -62,7 +62,7 @@ def remove(engine: Engine, view: StoredView) -> None:
 
 def _carry_over(engine: Engine, view: StoredView) -> None:
     with engine.writer(view, patient=True) as old:
-        new = engine.create_successor(view.schema, capacity=len(old))
+        new = engine.create_successor(old, view.schema)
         try:
             _copy_rows(old, new)
             new.commit_position(old.position, old.log_identity)

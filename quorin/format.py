@@ -75,14 +75,14 @@ _HEADER_FIELDS: tuple[tuple[str, Any, int], ...] = (
     ("body_bytes", "<u4", 140),
     ("created_ns", "<i8", 144),
     ("name", f"S{NAME_BYTES}", 152),
-    # Written once, at the flip; read by every read.
-    ("successor_ready", "<u8", 512),
-    ("successor_name", f"S{NAME_BYTES}", 520),
-    # Written when the writer changes.
+    # Written once, at the flip, by an atomic exchange; read by every read.
+    ("successor", "<u8", 512),
+    # Written when the writer changes, the heartbeat by the writer as it goes on.
     ("epoch", "<u8", 768),
     ("writer_pid", "<u8", 776),
     ("writer_active", "<u8", 784),
     ("writer_since_ns", "<i8", 792),
+    ("writer_heartbeat_ns", "<i8", 800),
     # Written with every row, by the writer alone.
     ("entity_count", "<u8", 832),
     ("deleted_count", "<u8", 840),
@@ -276,8 +276,8 @@ def _check_layout() -> None:
             end = offset + kind.itemsize
         assert end <= record.itemsize
     assert (HEADER_BYTES, PARTITION_DTYPE.itemsize, VAR_CELL.itemsize) == (4096, 32, 16)
-    assert header_offset("successor_ready") == STATIC_BYTES
-    for first_of_line in ("successor_ready", "epoch", "entity_count", "partitions"):
+    assert header_offset("successor") == STATIC_BYTES
+    for first_of_line in ("successor", "epoch", "entity_count", "partitions"):
         assert header_offset(first_of_line) % CACHE_LINE == 0, f"{first_of_line} must begin a cache line"
     assert all((KEY_OFFSET + n) % 8 == 0 for n in KEY_INLINE_CHOICES)
     assert KEY_OFFSET + min(KEY_INLINE_CHOICES) >= LONG_KEY_OFFSET + 8

@@ -70,8 +70,9 @@ class PendingFile:
             os.close(descriptor)
 
     def publish(self) -> Mapping:
-        """Give the file its name, replacing an unfinished successor that a dead writer may have left there."""
-        self._pending.replace(self._path)
+        """Give the file its name. :raises FileExistsError: if another file has it."""
+        os.link(self._pending, self._path)
+        self._pending.unlink()
         return self.mapping
 
     def discard(self) -> None:

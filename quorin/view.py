@@ -47,18 +47,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-SEGMENT_NAME = re.compile(r"quorin_[A-Za-z_][A-Za-z0-9_]*_[0-9a-f]{16}\Z")
-_LINEAGE_DIGITS = 12
+SEGMENT_NAME = re.compile(r"quorin_[A-Za-z_][A-Za-z0-9_]*_[0-9a-f]{20}\Z")
+LINEAGE_DIGITS, GENERATION_DIGITS = 12, 8
 
 
 def segment_name(schema_name: str, lineage: str, generation: int) -> str:
-    """``quorin_<Schema>_<hex>``: twelve digits that all generations of a segment share, four that count them."""
-    return f"quorin_{schema_name}_{lineage}{generation & 0xFFFF:04x}"
+    """``quorin_<Schema>_<hex>``: twelve digits that all generations of a segment share, eight that count them."""
+    return f"quorin_{schema_name}_{lineage}{generation:0{GENERATION_DIGITS}x}"
 
 
 def new_lineage() -> str:
     """Twelve random hex digits."""
-    return secrets.token_hex(_LINEAGE_DIGITS // 2)
+    return secrets.token_hex(LINEAGE_DIGITS // 2)
 
 
 class SegmentView:
@@ -83,8 +83,8 @@ class SegmentView:
         self.layout = layout
         self.header = mapped.memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
         self.name = self.header["name"].decode()
-        self.lineage = self.name[-16:-4]
-        self.generation = int(self.name[-4:], 16)
+        self.lineage = self.name[-LINEAGE_DIGITS - GENERATION_DIGITS : -GENERATION_DIGITS]
+        self.generation = int(self.name[-GENERATION_DIGITS:], 16)
         self.descriptor = _describe(mapped.address, layout, self.header["seed"])
         self.plan = vector_plan(self, schema.fields)
         self.vector_length = total_element_count(schema)
@@ -96,6 +96,7 @@ class SegmentView:
         """Build a new, empty segment file; it gets its name when it is whole.
 
         :raises SharedMemoryError: if ``directory`` has no room for it or can't be written.
+        :raises FileExistsError: if there is a file of that name.
         """
         text = schema_to_json(schema).encode()
         layout = fmt.segment_layout(
@@ -145,10 +146,13 @@ class SegmentView:
     @property
     def successor_name(self) -> str | None:
         """The segment that took this one's place, if one did."""
-        if not int(self.header["successor_ready"]):
-            return None
-        name: str = self.header["successor_name"].decode()
-        return name
+        generation = int(self.header["successor"])
+        return segment_name(self.schema.__name__, self.lineage, generation) if generation else None
+
+    @property
+    def was_in_force(self) -> bool:
+        """Whether this generation ever had a writer; one that never had may be an attempt that came too late."""
+        return int(self.header["epoch"]) > 0
 
 
 def vector_plan(view: SegmentView, fields: Sequence[FeatureField]) -> np.ndarray[Any, np.dtype[np.int64]]:

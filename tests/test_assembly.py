@@ -122,15 +122,18 @@ def test_nulls_read_as_defaults_in_vectors_and_as_nulls_in_columns(registry: Seg
 
 def test_read_gives_exact_types(registry: SegmentRegistry) -> None:
     values: dict[str, Any] = {
-        "f32": 0.5, "f64": 1e300, "i32": -5, "i64": 2**62 + 1, "u8": 255, "flag": True, "text": "héllo\0", "blob": b"\0\xff",
-        "vector": [1, 2, 3], "grid": [[1, 2], [3, 4]], "flags": [True, False, True], "numbers": [2**60, -1],
+        "f32": 0.5, "f64": 1e300, "i32": -5, "i64": 2**62 + 1, "u8": 255, "flag": True, "text": "héllo\0",
+        "blob": b"\0\xff", "vector": [1, 2, 3], "grid": [[1, 2], [3, 4]], "flags": [True, False, True], "numbers": [2**60, -1],
         "marks": [False, True], "tags": ["x", "", "ü"], "blobs": [b"", b"\0"],
     }  # fmt: skip
     with registry.create(Everything, capacity=10) as segment:
         layout.insert(segment, "é", layout.pack_row(Everything, **values), event_time_ns=17)
         batch = assembly.read(segment, ["nobody", "é"])
         assert batch.to_pylist()[1] == {"entity_id": "é", "found": True, "event_time_ns": 17, **values}
-        assert {k: v for k, v in batch.to_pylist()[0].items() if v is not None} == {"entity_id": "nobody", "found": False}
+        assert {k: v for k, v in batch.to_pylist()[0].items() if v is not None} == {
+            "entity_id": "nobody",
+            "found": False,
+        }
         few = assembly.read(segment, ["é"], ["tags", "f32"])
         assert few.schema.names == ["entity_id", "found", "event_time_ns", "tags", "f32"]
         with pytest.raises(InvalidRowError, match="colour"):

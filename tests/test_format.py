@@ -74,7 +74,9 @@ def cell_table() -> str:
 
 
 def dtype_table() -> str:
-    return _table(("code", "dtype", "bytes an element"), [(str(int(d)), f"`{d.name}`", str(d.item_size)) for d in dtype])
+    return _table(
+        ("code", "dtype", "bytes an element"), [(str(int(d)), f"`{d.name}`", str(d.item_size)) for d in dtype]
+    )
 
 
 def _fields(record: object) -> list[tuple[str, str, str]]:

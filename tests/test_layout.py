@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from time import time_ns
 from typing import Any
 
 import hypothesis.strategies as st
@@ -16,7 +17,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from quorin import assembly, layout, serving
 from quorin.abi import DELETE, PARTIAL
 from quorin.errors import EntityIdError, EntityIdTooLongError, InvalidRowError, SegmentReadOnlyError
-from quorin.growth import grow
+from quorin.growth import DELETIONS_KEPT_NS, grow
 from quorin.rows import delete_batch, row_batch, to_batch
 from quorin.schema import FeatureField, dtype, make_schema
 from quorin.shm import SegmentRegistry
@@ -156,6 +157,19 @@ def test_delete_and_reinsert(registry: SegmentRegistry) -> None:
         assert assembly.read(segment, ["x"]).column("found").to_pylist() == [False]
 
 
+def test_deletions_are_remembered_for_a_week_of_event_time(registry: SegmentRegistry) -> None:
+    week, now = DELETIONS_KEPT_NS, time_ns()
+    with registry.create(One, capacity=4) as segment:
+        for entity_id, age in (("lately", 0), ("long ago", 2 * week)):
+            layout.insert(segment, entity_id, layout.pack_row(One, n=1, s=""), event_time_ns=now - age - 1)
+            layout.delete(segment, entity_id, event_time_ns=now - age)
+        assert segment.stats()["deleted_rows"] == 2
+        grow(segment, rows=False, heap_bytes=0)
+        assert segment.stats()["deleted_rows"] == 1
+        assert not layout.insert(segment, "lately", layout.pack_row(One, n=1, s=""), event_time_ns=now - 1)
+        assert layout.insert(segment, "long ago", layout.pack_row(One, n=1, s=""), event_time_ns=now - 1)
+
+
 def test_of_duplicates_in_one_load_the_newest_wins(registry: SegmentRegistry) -> None:
     table = pa.table(
         {
@@ -194,7 +208,8 @@ def test_sliced_and_null_columns_of_every_type_arrive_unchanged(registry: Segmen
         },
         {
             "f32": -1.5, "f64": None, "i32": 3, "i64": None, "u8": 50, "flag": False, "text": "", "blob": b"",
-            "vector": None, "grid": [[5, 6], [7, 8]], "flags": None, "numbers": [], "marks": None, "tags": [], "blobs": None,
+            "vector": None, "grid": [[5, 6], [7, 8]], "flags": None, "numbers": [], "marks": None, "tags": [],
+            "blobs": None,
         },
     ]  # fmt: skip
     batches = [row_batch(Everything, f"id{i}", rows[i % 3], i) for i in range(30)]
@@ -226,7 +241,11 @@ def test_a_partial_row_changes_only_its_fields(registry: SegmentRegistry) -> Non
 def test_a_large_load_into_a_tiny_segment_grows_it(registry: SegmentRegistry) -> None:
     count = 20_000
     table = pa.table(
-        {"entity_id": [f"user_{i}" for i in range(count)], "n": np.arange(count), "s": [f"text {i}" for i in range(count)]}
+        {
+            "entity_id": [f"user_{i}" for i in range(count)],
+            "n": np.arange(count),
+            "s": [f"text {i}" for i in range(count)],
+        }
     )
     with registry.create(One, capacity=1) as segment, registry.open_current(One) as reader:
         assert layout.insert_many(segment, table) == count
@@ -235,6 +254,10 @@ def test_a_large_load_into_a_tiny_segment_grows_it(registry: SegmentRegistry) ->
         got = assembly.read(reader, table["entity_id"])
         assert got.column("s").to_pylist() == table["s"].to_pylist()
         assert got.column("n").to_pylist() == list(range(count))
+
+
+RECENTLY_NS = time_ns()
+TIMES = st.integers(RECENTLY_NS, RECENTLY_NS + 9)
 
 
 class SegmentAgainstDict(RuleBasedStateMachine):
@@ -264,7 +287,7 @@ class SegmentAgainstDict(RuleBasedStateMachine):
     def an_id(self, entity_id: str) -> str:
         return entity_id
 
-    @rule(entity_id=ids, row=rows_of(Everything), time=st.integers(0, 9))
+    @rule(entity_id=ids, row=rows_of(Everything), time=TIMES)
     def insert(self, entity_id: str, row: dict[str, Any], time: int) -> None:
         was_there = self.model.get(entity_id, (0, None))[1] is not None
         wins = entity_id not in self.model or self.model[entity_id][0] <= time
@@ -272,14 +295,14 @@ class SegmentAgainstDict(RuleBasedStateMachine):
         assert created == (wins and not was_there)
         self.newest(entity_id, time, row)
 
-    @rule(rows=st.lists(st.tuples(ids, rows_of(Everything), st.integers(0, 9)), min_size=1, max_size=5))
+    @rule(rows=st.lists(st.tuples(ids, rows_of(Everything), TIMES), min_size=1, max_size=5))
     def insert_many(self, rows: list[tuple[str, dict[str, Any], int]]) -> None:
         batches = [row_batch(Everything, entity_id, row, time) for entity_id, row, time in rows]
         layout.apply_batch(self.segment, to_batch(Everything, pa.Table.from_batches(batches)))
         for entity_id, row, time in rows:
             self.newest(entity_id, time, row)
 
-    @rule(entity_id=ids, time=st.integers(0, 9))
+    @rule(entity_id=ids, time=TIMES)
     def delete(self, entity_id: str, time: int) -> None:
         layout.apply_batch(self.segment, delete_batch([entity_id], time), kind=DELETE)
         self.newest(entity_id, time, None)
@@ -318,9 +341,7 @@ TestSegmentAgainstDict.settings = settings(max_examples=25, stateful_step_count=
 @given(st.data())
 def test_any_order_of_application_converges(data: st.DataObject) -> None:
     """Positions are fixed by the log; the order and repetition of application is not."""
-    events = data.draw(
-        st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 4), st.booleans()), min_size=1, max_size=12)
-    )
+    events = data.draw(st.lists(st.tuples(st.sampled_from("abc"), TIMES, st.booleans()), min_size=1, max_size=12))
     batches = []
     for position, (entity_id, time, is_delete) in enumerate(events, 1):
         if is_delete:

@@ -26,7 +26,7 @@ from quorin.errors import (
 )
 from quorin.growth import grow
 from quorin.schema import FeatureSchema, make_schema
-from quorin.shm import SegmentRegistry
+from quorin.shm import Segment, SegmentRegistry
 from tests.schemas import Scalars
 
 ROOT = Path(__file__).parents[1]
@@ -160,7 +160,7 @@ def test_growth_without_memory_is_a_clear_error_and_loses_nothing(
     with registry.create(Scalars, capacity=1) as writer:
         layout.insert(writer, "x", row(1))
         monkeypatch.setattr(os, "posix_fallocate", no_space)
-        with pytest.raises(CapacityExceededError, match="cannot grow.*No space left"):
+        with pytest.raises(CapacityExceededError, match=r"cannot grow.*No space left"):
             layout.insert(writer, "y", row(2))
         assert assembly.assemble(writer, "x")[0] == 1
         monkeypatch.undo()
@@ -181,7 +181,7 @@ WRITER = """
 import sys
 import numpy as np, pyarrow as pa
 from quorin import layout
-from quorin.shm import SegmentRegistry
+from quorin.shm import Segment, SegmentRegistry
 from tests.schemas import Scalars
 segment = SegmentRegistry(sys.argv[1], shm_dir=sys.argv[2]).open_current(Scalars, read_only=False)
 ids = pa.array([f"id{i}" for i in range(200)])
@@ -198,7 +198,7 @@ while True:
 
 def start_writer(registry_path: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", WRITER, str(registry_path / "control"), str(registry_path / "shm")]
-    writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert writer.stdout is not None
     assert writer.stdout.readline() == "ready\n"
     return writer
@@ -217,7 +217,8 @@ def test_a_killed_writer_leaves_whole_rows_and_the_next_takes_over_at_once(
             writer.send_signal(signal.SIGKILL)
             vectors, found = assembly.assemble_batch(reader, ids)
             assert (vectors[found] == vectors[found][:, :1]).all(), "a torn row"
-            assert writer.wait() == -signal.SIGKILL
+            writer.communicate()
+            assert writer.returncode == -signal.SIGKILL
             segment.acquire_writer_lease()
             stats = segment.stats()
             occupied = dict(layout.iterate_occupied(segment))
@@ -251,15 +252,67 @@ def test_a_stopped_writer_does_not_block_readers(registry: SegmentRegistry, tmp_
                 writer.send_signal(signal.SIGCONT)
         finally:
             writer.kill()
-            writer.wait()
-            assert writer.stdout is not None
-            writer.stdout.close()
+            writer.communicate()
+
+
+def test_a_frozen_writer_is_overtaken_and_fenced_when_it_wakes(registry: SegmentRegistry, tmp_path: Path) -> None:
+    with registry.create(Scalars, capacity=300) as segment, registry.open_current(Scalars) as reader:
+        layout.insert(segment, "mine", row(7))
+        segment.release_writer_lease()
+        sleeper = start_writer(tmp_path)
+        try:
+            time.sleep(0.2)
+            sleeper.send_signal(signal.SIGSTOP)
+            before = segment.name
+            segment.overtake_writer()
+            assert segment.name != before
+            layout.insert(segment, "mine", row(8))
+            sleeper.send_signal(signal.SIGCONT)
+            assert sleeper.stderr is not None
+            assert "WriterFencedError" in sleeper.stderr.read()
+            assert sleeper.wait() == 1
+            assert assembly.assemble(reader, "mine")[0] == 8
+            vectors, found = assembly.assemble_batch(reader, [f"id{i}" for i in range(200)])
+            assert found.all()
+            assert (vectors == vectors[:, :1]).all()
+            layout.insert(segment, "mine", row(9))
+            assert assembly.assemble(reader, "mine")[0] == 9
+            assert reader.name == segment.name
+        finally:
+            sleeper.kill()
+            sleeper.communicate()
+
+
+def test_of_two_that_flip_one_is_too_late(registry: SegmentRegistry) -> None:
+    with registry.create(Scalars, capacity=4) as writer:
+        layout.insert(writer, "x", row(1))
+        late = registry.create_successor(writer, Scalars, capacity=4)
+        grow(writer, rows=False, heap_bytes=0)
+        with registry.open_current(Scalars, read_only=False) as current:
+            assert current.name == writer.name
+        stale = Segment(writer.current_view(), None, read_only=False)
+        grow(writer, rows=True, heap_bytes=0)
+        with pytest.raises(WriterFencedError, match="overtaken"):
+            stale._flip(stale._view, late.current_view())
+        assert not late.current_view().path.exists()
+        assert assembly.assemble(writer, "x")[0] == 1
+
+
+def test_an_attempt_that_never_came_into_force_is_not_followed(registry: SegmentRegistry) -> None:
+    with registry.create(Scalars, capacity=1) as writer, registry.open_current(Scalars) as reader:
+        layout.insert(writer, "x", row(5))
+        grow(writer, rows=True, heap_bytes=0)
+        grow(writer, rows=True, heap_bytes=0)
+        orphan = registry.create_successor(writer, Scalars, capacity=1)
+        assert assembly.assemble(reader, "x")[0] == 5
+        assert reader.name == writer.name < orphan.name
+        registry.discard(orphan)
 
 
 def test_a_child_of_a_dead_writer_does_not_hold_its_lease(registry: SegmentRegistry, tmp_path: Path) -> None:
     code = """
 import os, sys, time
-from quorin.shm import SegmentRegistry
+from quorin.shm import Segment, SegmentRegistry
 from tests.schemas import Scalars
 segment = SegmentRegistry(sys.argv[1], shm_dir=sys.argv[2]).open_current(Scalars, read_only=False)
 segment.acquire_writer_lease()

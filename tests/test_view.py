@@ -12,7 +12,7 @@ from quorin import format as fmt
 from quorin import layout
 from quorin.errors import CorruptSegmentError, SchemaMismatchError, SegmentNotFoundError, SharedMemoryError
 from quorin.schema import FeatureField, Schema, dtype, make_schema
-from quorin.shm import SegmentRegistry
+from quorin.shm import SHM_DIR, SegmentRegistry
 from quorin.view import SegmentView, new_lineage, segment_name
 from tests.schemas import Scalars
 
@@ -45,7 +45,12 @@ def test_a_truncated_file_is_refused(path: Path, size: int) -> None:
 
 @pytest.mark.parametrize(
     ("offset", "value", "text"),
-    [(0, b"SQLite f", "SQLite"), (8, b"\1\2\3\4", "byte order"), (12, b"\2\0\0\0", "version 2"), (24, b"\0" * 8, "says 0")],
+    [
+        (0, b"SQLite f", "SQLite"),
+        (8, b"\1\2\3\4", "byte order"),
+        (12, b"\2\0\0\0", "version 2"),
+        (24, b"\0" * 8, "says 0"),
+    ],
 )
 def test_foreign_files_are_told_apart(path: Path, offset: int, value: bytes, text: str) -> None:
     damaged = bytearray(path.read_bytes())
@@ -93,12 +98,12 @@ def test_files_are_for_their_owner_alone_and_readers_cannot_write(path: Path) ->
 
 
 def test_a_segment_that_does_not_fit_is_a_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
-    free = shutil.disk_usage("/dev/shm").total
+    free = shutil.disk_usage(SHM_DIR).total
     capacity = free // 50
     name = segment_name("Scalars", new_lineage(), 1)
-    with pytest.raises(SharedMemoryError, match="cannot reserve .* bytes in /dev/shm .*; .* are free there"):
-        SegmentView.create(Path("/dev/shm"), name, Scalars, capacity=capacity, max_id_bytes=64, heap_bytes=0)
-    assert not list(Path("/dev/shm").glob(f"{name}*"))
+    with pytest.raises(SharedMemoryError, match=rf"cannot reserve .* bytes in {SHM_DIR} .*; .* are free there"):
+        SegmentView.create(Path(SHM_DIR), name, Scalars, capacity=capacity, max_id_bytes=64, heap_bytes=0)
+    assert not list(Path(SHM_DIR).glob(f"{name}*"))
     with pytest.raises(SharedMemoryError, match="nowhere"):
         SegmentView.create(tmp_path / "nowhere", name, Scalars, capacity=1, max_id_bytes=64, heap_bytes=0)
 

@@ -71,7 +71,7 @@ def write(directory: Path) -> None:
     wide.acquire_writer_lease()
     mixed.acquire_writer_lease()
     version = int(time.time() * 1000)
-    print("writing", flush=True)
+    print("writing", flush=True)  # noqa: T201
     wide_batches = [to_batch(Wide, wide_table(version + i)) for i in range(64)]
     while True:
         # Upserts of prepared batches at positions that grow: the kernel at full speed, without making of tables.
@@ -103,7 +103,7 @@ def read(directory: Path, seconds: float) -> None:
         for row in assembly.read(mixed, ENTITY_IDS).to_pylist():
             _check_mixed(row)
         reads += 2 * len(ids)
-    print(reads)
+    print(reads)  # noqa: T201
 
 
 def _check_mixed(row: dict[str, object]) -> None:
@@ -122,7 +122,7 @@ def _check_mixed(row: dict[str, object]) -> None:
 
 def _check(whole: object, what: str, value: object) -> None:
     if not whole:
-        print(what, value)
+        print(what, value)  # noqa: T201
         sys.exit(1)
 
 

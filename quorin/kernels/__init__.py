@@ -40,3 +40,4 @@ recover = _compiled(write.recover, _WORDS, _BYTES)
 
 load_acquire = _compiled(memory.load_word, _INT)
 store_release = _compiled(memory.store_word, _INT, _WORD)
+compare_and_exchange = _compiled(memory.exchange_word, _INT, _WORD, _WORD)

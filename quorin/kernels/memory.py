@@ -90,6 +90,18 @@ def store_release(_typing, address, word):
     return types.void(types.int64, types.uint64), generate
 
 
+@intrinsic
+def exchange(_typing, address, expected, word):
+    """Store ``word`` if the aligned word at ``address`` is ``expected``; whether it was. One atomic step."""
+
+    def generate(_context, builder, _signature, arguments):
+        pointer = builder.inttoptr(arguments[0], _I64.as_pointer())
+        outcome = builder.cmpxchg(pointer, arguments[1], arguments[2], "acq_rel", "acquire")
+        return builder.zext(builder.extract_value(outcome, 1), _I64)
+
+    return types.int64(types.int64, types.uint64, types.uint64), generate
+
+
 def _fence(ordering):
     @intrinsic
     def fence(_typing):
@@ -175,3 +187,9 @@ def load_word(address):
 def store_word(address, word):
     """:func:`store_release` for Python."""
     store_release(address, word)
+
+
+@njit(cache=True, boundscheck=False)
+def exchange_word(address, expected, word):
+    """:func:`exchange` for Python."""
+    return exchange(address, expected, word)

@@ -81,7 +81,7 @@ BLOCK = 32
 _KEY_BYTES, _FLAGS, _KEY, _LONG_KEY = (
     fmt.row_offset("key_bytes"), fmt.row_offset("flags"), fmt.KEY_OFFSET, fmt.LONG_KEY_OFFSET,
 )  # fmt: skip
-_SUCCESSOR_READY = fmt.header_offset("successor_ready")
+_SUCCESSOR = fmt.header_offset("successor")
 _DELETED, _HAS_NULLS = fmt.FLAG_DELETED, fmt.FLAG_HAS_NULLS
 _FLOAT32, _FLOAT64, _INT32, _INT64 = int(dtype.float32), int(dtype.float64), int(dtype.int32), int(dtype.int64)
 
@@ -184,7 +184,7 @@ def read_row(plan, key, count, h, out):
     """
     tag = h & _LOW_32
     for _ in range(MAX_ATTEMPTS):
-        if load_acquire(plan[D_HEADER] + _SUCCESSOR_READY) != 0:
+        if load_acquire(plan[D_HEADER] + _SUCCESSOR) != 0:
             return MOVED
         slot = scale(h, plan[D_SLOT_COUNT])
         for _probe in range(plan[D_SLOT_COUNT]):

@@ -53,6 +53,7 @@ from quorin.abi import (
 from quorin.kernels.hashing import hash_id
 from quorin.kernels.memory import (
     copy_bytes,
+    fence_acquire,
     fence_release,
     load_acquire,
     load_i64,
@@ -349,41 +350,57 @@ def copy_rows(source, target, variable_cells, forget_before_ns, result):
     """Copy every row into a new, empty segment of the same schema; deletions older than ``forget_before_ns`` are left
     out.
 
-    ``variable_cells`` holds the body offsets of variable-size cells. Garbage stays behind. Returns DONE, or ROWS_FULL
-    or HEAP_FULL when the target is too small.
+    ``variable_cells`` holds the body offsets of variable-size cells. Garbage stays behind. The source may have a writer
+    that was frozen and wakes up: each row is copied as a reader copies it. Returns DONE, or ROWS_FULL or HEAP_FULL when
+    the target is too small.
     """
     k0 = np.uint64(target[D_SEED_0])
     k1 = np.uint64(target[D_SEED_1])
     for slot in range(source[D_SLOT_COUNT]):
-        word = load_u64(source[D_INDEX] + 8 * slot)
-        if word == 0:
+        index = counter(target, _ROWS_FRESH)
+        row = target[D_ROWS] + index * target[D_ROW_STRIDE]
+        if not copy_published_row(source, slot, row):
             continue
-        old = row_address(source, word)
-        deleted = load_u16(old + _FLAGS) & _DELETED != 0
-        if deleted and load_i64(old + _EVENT_TIME) < forget_before_ns:
+        deleted = load_u16(row + _FLAGS) & _DELETED != 0
+        if deleted and load_i64(row + _EVENT_TIME) < forget_before_ns:
             continue
         if counter(target, _ENTITY_COUNT) + counter(target, _DELETED_COUNT) >= target[D_CAPACITY]:
             return ROWS_FULL
-        count = load_u16(old + _KEY_BYTES)
-        key = old + _KEY
+        count = load_u16(row + _KEY_BYTES)
+        key = row + _KEY
         if count > source[D_KEY_INLINE]:
-            key = source[D_HEAP] + load_i64(old + _LONG_KEY)
-        if counter(target, _HEAP_USED) + heap_referenced(source, old, count, variable_cells) > target[D_HEAP_BYTES]:
+            key = source[D_HEAP] + load_i64(row + _LONG_KEY)
+        if counter(target, _HEAP_USED) + heap_referenced(target, row, count, variable_cells) > target[D_HEAP_BYTES]:
             return HEAP_FULL
-        index = take_free_row(target)
-        row = target[D_ROWS] + index * target[D_ROW_STRIDE]
-        copy_bytes(row, old, source[D_ROW_STRIDE])
+        h = hash_id(key, count, k0, k1)
+        slot_address = find_slot(target, key, count, h)
         stamp = begin_row(target, row)
-        write_key(target, row, 0, key, count)
+        if count > target[D_KEY_INLINE]:
+            write_key(target, row, 0, key, count)
         if not deleted:
             move_cells(source, target, row, variable_cells)
         store_release(row, stamp)
-        h = hash_id(key, count, k0, k1)
-        word = (h & _LOW_32) << _SHIFT_32 | np.uint64(index + 1)
-        store_release(find_slot(target, key, count, h), word)
+        store_release(slot_address, (h & _LOW_32) << _SHIFT_32 | np.uint64(index + 1))
+        count_change(target, _ROWS_FRESH, 1)
         count_change(target, _DELETED_COUNT if deleted else _ENTITY_COUNT, 1)
         result[R_APPLIED] += 1
     return DONE
+
+
+@njit(boundscheck=False)
+def copy_published_row(source, slot, row):
+    """Copy the row that a slot points to, one whole version of it, to ``row``; False if the slot is empty."""
+    while True:
+        word = load_acquire(source[D_INDEX] + 8 * slot)
+        if word == 0:
+            return False
+        old = row_address(source, word)
+        stamp = load_acquire(old)
+        copy_bytes(row, old, source[D_ROW_STRIDE])
+        fence_acquire()
+        unchanged = load_u64(old) == stamp and load_u64(source[D_INDEX] + 8 * slot) == word
+        if unchanged and stamp & _ONE == 0:
+            return True
 
 
 @njit(boundscheck=False)

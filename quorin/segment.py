@@ -1,0 +1,347 @@
+"""One segment as a process has it open: reading, writing, following its generations.
+
+A :class:`Segment` stands for a line of generations: when the writer grows, compacts or replaces a segment it builds the
+next file and flips, and every open ``Segment`` follows at its next read.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quorin import format as fmt
+from quorin import mapping
+from quorin.errors import (
+    CorruptSegmentError,
+    QuorinError,
+    SegmentClosedError,
+    SegmentNotFoundError,
+    SegmentReadOnlyError,
+    WriterFencedError,
+    WriterLeaseHeldError,
+)
+from quorin.growth import next_generation
+from quorin.logging import get_logger
+from quorin.view import GENERATION_DIGITS, SEGMENT_NAME, SegmentView
+
+if TYPE_CHECKING:
+    from quorin.backend import ControlPlane
+    from quorin.schema import Schema
+
+_log = get_logger(__name__)
+
+
+class Segment:
+    """Rows of one schema in shared memory, open in this process.
+
+    Any number of threads and processes may read; one process at a time writes, the one that holds the writer lease.
+    Made by :class:`SegmentRegistry`. A context manager: leaving it closes.
+    """
+
+    __slots__ = ("__weakref__", "_control", "_epoch", "_lease", "_view", "read_only")
+
+    def __init__(self, view: SegmentView, control: ControlPlane | None, *, read_only: bool) -> None:
+        self._view = view
+        self._control = control
+        self._lease: mapping.FileLock | None = None
+        self._epoch = 0
+        self.read_only = read_only
+
+    def __enter__(self) -> Segment:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        """How many entities have a row."""
+        return int(self.current_view().header["entity_count"])
+
+    def __repr__(self) -> str:
+        view = self._view
+        if isinstance(view, _ClosedView):
+            return f"<Segment {view.closed_name} (closed)>"
+        return f"<Segment {view.name}: {len(self)} of {self.capacity} entities>"
+
+    @property
+    def name(self) -> str:
+        """``quorin_<Schema>_<hex>``, the name of the current generation's file."""
+        name: str = self.current_view().name
+        return name
+
+    @property
+    def schema(self) -> Schema:
+        """The schema of its rows."""
+        return self._view.schema
+
+    @property
+    def capacity(self) -> int:
+        """Entities that fit before the segment grows."""
+        return self.current_view().layout.capacity
+
+    @property
+    def position(self) -> int:
+        """The log position up to which everything is applied; 0 before the first."""
+        from quorin import kernels
+
+        view = self.current_view()
+        return int(kernels.load_acquire(view.mapping.address + fmt.header_offset("partitions") + 8))
+
+    @property
+    def log_identity(self) -> int:
+        """Which log :attr:`position` belongs to; 0 before the first."""
+        return int(self.current_view().header["partitions"][0]["log_identity"])
+
+    @property
+    def holds_writer_lease(self) -> bool:
+        """Whether this object, in this process, is the segment's writer."""
+        return self._lease is not None and self._lease.is_ours
+
+    def stats(self) -> dict[str, Any]:
+        """Rows, bytes, load and who writes: one flat dictionary of plain values."""
+        view = self.current_view()
+        header = view.header
+        return {
+            "name": view.name,
+            "path": str(view.path),
+            "schema": view.schema.__name__,
+            "schema_version": view.schema.version,
+            "rows": int(header["entity_count"]),
+            "deleted_rows": int(header["deleted_count"]),
+            "capacity": view.layout.capacity,
+            "load": int(header["entity_count"] + header["deleted_count"]) / view.layout.capacity,
+            "bytes": view.layout.file_bytes,
+            "row_bytes": view.layout.row_stride,
+            "heap_bytes": view.layout.heap_bytes,
+            "heap_used_bytes": int(header["heap_used"]),
+            "heap_garbage_bytes": int(header["heap_garbage"]),
+            "generation": view.generation,
+            "position": self.position,
+            "writer_pid": int(header["writer_pid"]) if int(header["writer_active"]) else None,
+            "writer_epoch": int(header["epoch"]),
+            "writer_heartbeat_age_seconds": (time.time_ns() - int(header["writer_heartbeat_ns"])) / 1e9,
+            "age_seconds": (time.time_ns() - int(header["created_ns"])) / 1e9,
+        }
+
+    def current_view(self) -> SegmentView:
+        """The view of the newest generation, followed to it if need be. :raises SegmentClosedError: after close."""
+        view = self._view
+        if view.successor_name is not None:
+            return self.follow(view)
+        return view
+
+    def follow(self, seen: SegmentView) -> SegmentView:
+        """Attach the newest successor of ``seen``; other threads may do the same at the same time, without harm."""
+        if self._view is seen:
+            self._view = _newest(seen, writable=not self.read_only)
+        return self._view
+
+    def acquire_writer_lease(self) -> None:
+        """Become the segment's writer. Does nothing if this object is that already.
+
+        The lease is the kernel's: it ends when it is released or when the process dies. If the last writer died with
+        it, counts and free rows are rebuilt from the index, which always tells the truth.
+
+        :raises WriterLeaseHeldError: if another holder has it. :raises SegmentReadOnlyError: if opened read-only.
+        :raises WriterFencedError: if this object had the lease and was overtaken.
+        """
+        if self.read_only:
+            raise SegmentReadOnlyError(
+                f"segment {self.name!r} is open read-only; open it with read_only=False to write"
+            )
+        if self.holds_writer_lease:
+            self._check_not_overtaken()
+            return
+        while True:
+            view = self.current_view()
+            lease = mapping.FileLock.try_acquire(view.path)
+            if lease is None:
+                raise WriterLeaseHeldError(
+                    f"segment {view.name!r} has a writer already: process {int(view.header['writer_pid'])}"
+                )
+            if view.successor_name is None:
+                break
+            lease.release()
+        self._begin_writing(view, lease)
+
+    def release_writer_lease(self) -> None:
+        """Stop being the writer, so that another may at once. Does nothing if not the writer."""
+        if self._lease is None:
+            return
+        if self._lease.is_ours:
+            self._view.header["writer_active"] = 0
+        self._lease.release()
+        self._lease = None
+        _writers.discard(self)
+
+    def commit_position(self, position: int, log_identity: int) -> None:
+        """Publish that everything up to ``position`` of a log is applied; call it after the rows are.
+
+        A crash before this call loses nothing: the next consumer applies the entry again, to the same effect.
+        """
+        from quorin import kernels
+
+        self.acquire_writer_lease()
+        view = self._view
+        if int(view.header["partitions"][0]["log_identity"]) != log_identity:
+            view.header["partitions"][0]["log_identity"] = log_identity
+        kernels.store_release(view.mapping.address + fmt.header_offset("partitions") + 8, position)
+        self.heartbeat()
+
+    def overtake_writer(self) -> None:
+        """Become the writer although another process holds the lease, because it is frozen.
+
+        The rows are copied into the next generation, which takes this one's place; whatever the other process still
+        writes when it wakes lands in a file that nobody reads, and its next batch raises :class:`WriterFencedError`.
+        Rows that it writes between copy and flip come again from the log; ``insert`` without a log loses them. Whether
+        a writer is frozen or only idle is the caller's to judge, by ``stats()["writer_heartbeat_age_seconds"]`` for
+        example.
+
+        :raises WriterFencedError: if yet another process was quicker. :raises CapacityExceededError: if memory is out.
+        """
+        try:
+            self.acquire_writer_lease()
+        except WriterLeaseHeldError:
+            view = self.current_view()
+            overtaken = int(view.header["writer_pid"])
+            self._flip(view, next_generation(view, capacity=view.layout.capacity))
+            _log.warning("writer_overtaken", segment=view.name, successor=self._view.name, overtaken_pid=overtaken)
+
+    def heartbeat(self) -> None:
+        """Say that this writer is alive; :meth:`commit_position` says so as well."""
+        if self.holds_writer_lease:
+            self._view.header["writer_heartbeat_ns"] = time.time_ns()
+
+    def replace(self, successor: SegmentView) -> None:
+        """Put a finished successor of the same line in this generation's place; the caller has copied the rows.
+
+        Readers follow from the next read on. The control plane is told after that; if it can't be reached, the old file
+        stays as a signpost until the next flip, and nothing else is lost.
+
+        :raises WriterFencedError: if this object is not the writer, or was overtaken; the successor is removed.
+        """
+        if not self.holds_writer_lease:
+            raise WriterFencedError(f"process {os.getpid()} is not the writer of {self.name!r}, so it can't replace it")
+        self._flip(self._view, successor)
+
+    def _flip(self, old: SegmentView, successor: SegmentView) -> None:
+        """The one step that decides is the atomic exchange of the successor word: of two that try, one is too late."""
+        from quorin import kernels
+
+        lease = mapping.FileLock.try_acquire(successor.path)
+        word = old.mapping.address + fmt.header_offset("successor")
+        if lease is None or not kernels.compare_and_exchange(word, 0, successor.generation):
+            mapping.unlink(successor.path)
+            if lease is not None:
+                lease.release()
+            raise WriterFencedError(
+                f"process {os.getpid()} was overtaken as the writer of {old.name!r}: "
+                f"{old.successor_name!r} took its place"
+            )
+        old_lease, self._view = self._lease, successor
+        self._begin_writing(successor, lease)
+        if self._tell_control_plane(old, successor):
+            mapping.unlink(old.path)
+        if old_lease is not None:
+            old_lease.release()
+
+    def close(self) -> None:
+        """Let go of the memory and the lease. Reads after it raise :class:`SegmentClosedError`; a second call does
+        nothing.
+
+        The memory goes back to the system when no thread is inside a kernel any more. A child that closes an inherited
+        segment does its parent no harm.
+        """
+        if not isinstance(self._view, _ClosedView):
+            self.release_writer_lease()
+            self._view = _ClosedView(self._view.name)  # type: ignore[assignment]
+
+    def _begin_writing(self, view: SegmentView, lease: mapping.FileLock) -> None:
+        from quorin import kernels
+
+        if int(view.header["writer_active"]):
+            rows = kernels.recover(view.descriptor, np.zeros(view.layout.row_limit, np.uint8))
+            _log.warning("writer_recovered", segment=view.name, dead_pid=int(view.header["writer_pid"]), rows=rows)
+        self._epoch = int(view.header["epoch"]) + 1
+        view.header["epoch"] = self._epoch
+        view.header["writer_pid"] = os.getpid()
+        view.header["writer_since_ns"] = time.time_ns()
+        view.header["writer_active"] = 1
+        view.header["writer_heartbeat_ns"] = time.time_ns()
+        self._lease = lease
+        _writers.add(self)
+
+    def _check_not_overtaken(self) -> None:
+        view = self._view
+        if view.successor_name is not None or int(view.header["epoch"]) != self._epoch:
+            self._lease, lease = None, self._lease
+            if lease is not None:
+                lease.release()
+            raise WriterFencedError(
+                f"process {os.getpid()} is no longer the writer of {view.name!r}: epoch {self._epoch} was followed by "
+                f"{int(view.header['epoch'])}, successor {view.successor_name!r}; nothing was written"
+            )
+
+    def _tell_control_plane(self, old: SegmentView, successor: SegmentView) -> bool:
+        if self._control is None:
+            return True
+        try:
+            return self._control.set_current(successor.schema.__name__, successor.name, expected=old.name)
+        except QuorinError as error:
+            _log.warning("control_plane_not_told", segment=successor.name, replaces=old.name, error=str(error))
+            return False
+
+
+def attach_newest(directory: Path, name: str, schema: Schema | None, *, writable: bool) -> SegmentView:
+    """Attach the segment ``name`` or what took its place; if its file is gone already, the newest of its line."""
+    if not SEGMENT_NAME.match(name):
+        raise CorruptSegmentError(f"{name!r} is no segment name")
+    try:
+        view = SegmentView.attach(directory / name, schema, writable=writable)
+    except SegmentNotFoundError:
+        view = _newest_in_force(directory, name, schema, writable=writable)
+    return _newest(view, writable=writable)
+
+
+def release_own_lease(name: str) -> None:
+    """Let go of a segment's writer lease if another object of this process holds it."""
+    for segment in list(_writers):
+        if segment.name == name:
+            segment.release_writer_lease()
+
+
+_writers: weakref.WeakSet[Segment] = weakref.WeakSet()
+
+
+class _ClosedView:
+    """Stands in for the view of a closed segment; whatever is asked of it says that the segment is closed."""
+
+    def __init__(self, name: str) -> None:
+        self.closed_name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        raise SegmentClosedError(f"segment {self.closed_name!r} is closed")
+
+
+def _newest(view: SegmentView, *, writable: bool) -> SegmentView:
+    while (successor := view.successor_name) is not None:
+        view = attach_newest(view.path.parent, successor, view.schema, writable=writable)
+    return view
+
+
+def _newest_in_force(directory: Path, name: str, schema: Schema | None, *, writable: bool) -> SegmentView:
+    line = name[:-GENERATION_DIGITS]
+    for path in sorted(directory.glob(f"{line}*"), reverse=True):
+        if SEGMENT_NAME.match(path.name):
+            view = SegmentView.attach(path, schema, writable=writable)
+            if view.was_in_force:
+                return view
+    raise SegmentNotFoundError(f"segment {name!r} is current, but there is no such file in {directory}")
