@@ -123,9 +123,7 @@ class QuorinOnlineStore(OnlineStore):
                 online_features_response,
                 table,
                 requested,
-                rows,
-                places,
-                row_count,
+                rows.placed(places, row_count),
                 full_feature_names=full_feature_names,
                 with_version=include_feature_view_version_metadata,
             )

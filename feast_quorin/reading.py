@@ -6,87 +6,97 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
-from feast.protos.feast.types.Value_pb2 import Value
 from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
 
 from feast_quorin.times import to_datetime, to_timestamp
 
 if TYPE_CHECKING:
     from feast_quorin.engine import Engine
+    from feast_quorin.values import Codec
     from feast_quorin.views import StoredView
+
+_FOUND, _EVENT_TIME, _FIRST_FIELD = 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What a view holds for some entities, in the order asked for: N rows.
+    """What a view holds for some entities.
 
-    ``found`` tells which entities have a row, ``event_times_ns`` is None where one has not. ``features`` holds a list
-    of N ``Value`` protos for each feature that the segment has; empty ones are nulls, or belong to rows not found.
+    ``batch`` is as :func:`quorin.assembly.read` gives it: one row an entity, in the order asked for. ``features`` names
+    the features whose fields it has, in the order of its columns, with the codec of each.
     """
 
-    found: list[bool]
-    event_times_ns: list[int | None]
-    features: dict[str, list[Any]]
+    batch: pa.RecordBatch
+    features: dict[str, Codec]
+
+    def column(self, feature: str) -> pa.Array:
+        """The values of a feature; null where they are null, or where the entity has no row."""
+        return self.batch.column(_FIRST_FIELD + list(self.features).index(feature))
+
+    def placed(self, places: Sequence[Sequence[int]], row_count: int) -> Rows:
+        """The rows where a request wants them: row ``i`` at each of ``places[i]``, ``row_count`` in all."""
+        source = [0] * row_count
+        for row, targets in enumerate(places):
+            for target in targets:
+                source[target] = row
+        if source == list(range(len(self.batch))):
+            return self
+        return Rows(self.batch.take(pa.array(source, pa.int64())), self.features)
 
 
 def read_rows(engine: Engine, view: StoredView, ids: Sequence[str], requested: Sequence[str] | None = None) -> Rows:
     """Read the requested features (all of the view's without any) of entities; unknown features are left out."""
-    names = [name for name in dict.fromkeys(requested or view.features) if name in view.features]
-    fields, batch = engine.read(view, ids, [view.features[name].field for name in names])
-    kept = [name for name in names if view.features[name].field in fields]
-    columns = {name: view.features[name].codec.to_protos(batch.column(3 + i)) for i, name in enumerate(kept)}
-    return Rows(batch.column(1).to_pylist(), batch.column(2).to_pylist(), columns)
+    names = {view.features[name].field: name for name in requested or view.features if name in view.features}
+    fields, batch = engine.read(view, ids, list(names))
+    return Rows(batch, {names[field]: view.features[names[field]].codec for field in fields})
 
 
 def feast_rows(rows: Rows) -> list[tuple[Any, dict[str, Any] | None]]:
     """Rows as ``online_read`` returns them: event time and a dictionary of protos, or a pair of None."""
-    names = list(rows.features)
-    records = zip(*rows.features.values(), strict=True) if names else ((),) * len(rows.found)
+    times = rows.batch.column(_EVENT_TIME).to_pylist()
+    columns = [codec.to_protos(rows.column(name)) for name, codec in rows.features.items()]
+    records = zip(*columns, strict=True) if columns else [()] * len(times)
     return [
-        (to_datetime(time), dict(zip(names, values, strict=True))) if time is not None else (None, None)
-        for time, values in zip(rows.event_times_ns, records, strict=True)
+        (None, None) if time is None else (to_datetime(time), dict(zip(rows.features, record, strict=True)))
+        for time, record in zip(times, records, strict=True)
     ]
 
 
 def add_to_response(
-    response: Any,
-    table: Any,
-    requested: Sequence[str],
-    rows: Rows,
-    destinations: Sequence[Sequence[int]],
-    row_count: int,
-    *,
-    full_feature_names: bool,
-    with_version: bool,
+    response: Any, table: Any, requested: Sequence[str], rows: Rows, *, full_feature_names: bool, with_version: bool
 ) -> None:
-    """Append one vector a requested feature to a ``GetOnlineFeaturesResponse``, as Feast's generic path does.
-
-    ``destinations[i]`` lists the places, of ``row_count`` in all, where row ``i`` of ``rows`` belongs.
-    """
-    name_in_response = table.projection.name_to_use()
-    names = [f"{name_in_response}__{name}" if full_feature_names else name for name in requested]
+    """Append one vector a requested feature to a ``GetOnlineFeaturesResponse``, as Feast's generic path does."""
+    view = table.projection.name_to_use()
+    names = [f"{view}__{name}" if full_feature_names else name for name in requested]
     response.metadata.feature_names.val.extend(names)
     if with_version:
         _add_version(response, table)
-    source = [0] * row_count
-    for row, places in enumerate(destinations):
-        for place in places:
-            source[place] = row
-    found = [rows.found[row] for row in source]
-    status = [FieldStatus.PRESENT if is_found else FieldStatus.NOT_FOUND for is_found in found]
-    stamps = [Timestamp() if time is None else to_timestamp(time) for time in rows.event_times_ns]
-    times = [stamps[row] for row in source]
+    found = rows.batch.column(_FOUND).to_pylist()
+    statuses = [FieldStatus.PRESENT if is_found else FieldStatus.NOT_FOUND for is_found in found]
+    times = _timestamps(rows.batch.column(_EVENT_TIME).to_pylist())
+    template = GetOnlineFeaturesResponse.FeatureVector(statuses=statuses, event_timestamps=times)
     for name in requested:
-        column = rows.features.get(name)
-        if column is None:
-            values, statuses = [Value()] * row_count, [FieldStatus.NOT_FOUND] * row_count
+        vector = response.results.add()
+        vector.CopyFrom(template)
+        if name in rows.features:
+            rows.features[name].append_to(vector.values, rows.column(name))
         else:
-            values, statuses = [column[row] for row in source], status
-        response.results.append(
-            GetOnlineFeaturesResponse.FeatureVector(values=values, statuses=statuses, event_timestamps=times)
-        )
-    _count_statuses(table.name, requested, rows, found)
+            vector.statuses[:] = [FieldStatus.NOT_FOUND] * len(found)
+            for _ in found:
+                vector.values.add()
+    _count_statuses(
+        table.name, sum(name in rows.features for name in requested) * sum(found), len(requested) * len(found)
+    )
+
+
+def _timestamps(times_ns: Sequence[int | None]) -> list[Timestamp]:
+    """One proto for each time, shared where times are equal; an empty one for None."""
+    made: dict[int | None, Timestamp] = {
+        time: Timestamp() if time is None else to_timestamp(time) for time in set(times_ns)
+    }
+    return [made[time] for time in times_ns]
 
 
 def _add_version(response: Any, table: Any) -> None:
@@ -95,11 +105,10 @@ def _add_version(response: Any, table: Any) -> None:
         response.metadata.feature_view_metadata.add(name=name, version=getattr(table, "current_version_number", 0) or 0)
 
 
-def _count_statuses(view: str, requested: Sequence[str], rows: Rows, found: Sequence[bool]) -> None:
+def _count_statuses(view: str, present: int, values: int) -> None:
     """Feed Feast's own metrics, where they are installed."""
     try:
         from feast.metrics import track_feature_statuses
     except ImportError:
         return
-    present = sum(name in rows.features for name in requested) * sum(found)
-    track_feature_statuses(view, present, len(requested) * len(found) - present)
+    track_feature_statuses(view, present, values - present)

@@ -80,6 +80,10 @@ class Codec(ABC):
     def to_protos(self, column: pa.Array) -> list[Any]:
         """An Arrow array as ``Value`` protos, equal to those that were written."""
 
+    def append_to(self, values: Any, column: pa.Array) -> None:
+        """Append an Arrow array to a repeated field of ``Value``: as :meth:`to_protos`, but quicker."""
+        values.extend(self.to_protos(column))
+
     def _nulls(self, values: Sequence[Any]) -> list[bool] | None:
         """Which values are null, None if none is."""
         kinds = [value.WhichOneof("val") for value in values]
@@ -104,8 +108,15 @@ class ScalarCodec(Codec):
         return pa.array(plain, _ARROW[self.dtype])
 
     def to_protos(self, column: pa.Array) -> list[Any]:  # noqa: D102
-        kind = self.kind
-        return [Value() if value is None else Value(**{kind: value}) for value in column.to_pylist()]
+        return [Value() if value is None else Value(**{self.kind: value}) for value in column.to_pylist()]
+
+    def append_to(self, values: Any, column: pa.Array) -> None:  # noqa: D102
+        add, kind = values.add, self.kind
+        for value in column.to_pylist():
+            if value is None:
+                add()
+            else:
+                setattr(add(), kind, value)
 
 
 @dataclass(frozen=True)
@@ -132,6 +143,15 @@ class ListCodec(Codec):
     def to_protos(self, column: pa.Array) -> list[Any]:  # noqa: D102
         kind, message = self.kind, self.message
         return [Value() if value is None else Value(**{kind: message(val=value)}) for value in column.to_pylist()]
+
+    def append_to(self, values: Any, column: pa.Array) -> None:  # noqa: D102
+        add, kind = values.add, self.kind
+        for elements in column.to_pylist():
+            value = add()
+            if elements is not None:
+                wrapped = getattr(value, kind)
+                wrapped.SetInParent()
+                wrapped.val.extend(elements)
 
 
 class ProtoCodec(Codec):

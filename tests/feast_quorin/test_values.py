@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from feast.protos.feast.types.Value_pb2 import FloatList, Value
+from feast.protos.feast.types.Value_pb2 import FloatList, RepeatedValue, Value
 from feast.type_map import python_values_to_proto_values
 from feast.value_type import ValueType
 
@@ -57,8 +57,11 @@ def test_every_type_reads_back_exactly(value_type: ValueType) -> None:
     column = codec.to_arrow(protos)
     assert column.type == schema_to_arrow(make_schema("S", [codec.field("f")])).field(0).type
     assert column.null_count == sum(value is None for value in SAMPLES[value_type])
-    back = codec.to_protos(column)
-    assert [(v.WhichOneof("val"), v) for v in back] == [(v.WhichOneof("val"), v) for v in protos]
+    expected = [(value.WhichOneof("val"), value) for value in protos]
+    assert [(value.WhichOneof("val"), value) for value in codec.to_protos(column)] == expected
+    repeated = RepeatedValue()
+    codec.append_to(repeated.val, column)
+    assert [(value.WhichOneof("val"), value) for value in repeated.val] == expected
 
 
 @pytest.mark.parametrize("value_type", list(SAMPLES), ids=lambda t: t.name)
