@@ -236,7 +236,7 @@ class Segment:
         """The one step that decides is the atomic exchange of the successor word: of two that try, one is too late."""
         from quorin import kernels
 
-        lease = mapping.FileLock.try_acquire(successor.path)
+        lease = _lock_if_there(successor.path)
         word = old.mapping.address + fmt.header_offset("successor")
         if lease is None or not kernels.compare_and_exchange(word, 0, successor.generation):
             mapping.unlink(successor.path)
@@ -248,8 +248,8 @@ class Segment:
             )
         old_lease, self._view = self._lease, successor
         self._begin_writing(successor, lease)
-        if self._tell_control_plane(old, successor):
-            mapping.unlink(old.path)
+        if self._nothing_points_behind(successor):
+            _unlink_older_generations(successor)
         if old_lease is not None:
             old_lease.release()
 
@@ -290,13 +290,18 @@ class Segment:
                 f"{int(view.header['epoch'])}, successor {view.successor_name!r}; nothing was written"
             )
 
-    def _tell_control_plane(self, old: SegmentView, successor: SegmentView) -> bool:
+    def _nothing_points_behind(self, successor: SegmentView) -> bool:
+        """Tell the control plane, if it names an older generation of this line; whether none is named any more."""
         if self._control is None:
             return True
+        schema_name = successor.schema.__name__
         try:
-            return self._control.set_current(successor.schema.__name__, successor.name, expected=old.name)
+            named = self._control.current(schema_name)
+            if named is None or not _is_older_generation(named, successor.name):
+                return True
+            return self._control.set_current(schema_name, successor.name, expected=named)
         except QuorinError as error:
-            _log.warning("control_plane_not_told", segment=successor.name, replaces=old.name, error=str(error))
+            _log.warning("control_plane_not_told", segment=successor.name, error=str(error))
             return False
 
 
@@ -329,6 +334,24 @@ class _ClosedView:
 
     def __getattr__(self, attribute: str) -> Any:
         raise SegmentClosedError(f"segment {self.closed_name!r} is closed")
+
+
+def _lock_if_there(path: Path) -> mapping.FileLock | None:
+    try:
+        return mapping.FileLock.try_acquire(path)
+    except SegmentNotFoundError:
+        return None
+
+
+def _is_older_generation(name: str, newer: str) -> bool:
+    return name[:-GENERATION_DIGITS] == newer[:-GENERATION_DIGITS] and name < newer
+
+
+def _unlink_older_generations(view: SegmentView) -> None:
+    """Remove the files that a generation has replaced, and those that writers left that died before their flip."""
+    for path in view.path.parent.glob(f"{view.name[:-GENERATION_DIGITS]}*"):
+        if SEGMENT_NAME.match(path.name) and _is_older_generation(path.name, view.name):
+            mapping.unlink(path)
 
 
 def _newest(view: SegmentView, *, writable: bool) -> SegmentView:

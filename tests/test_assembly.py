@@ -123,7 +123,8 @@ def test_nulls_read_as_defaults_in_vectors_and_as_nulls_in_columns(registry: Seg
 def test_read_gives_exact_types(registry: SegmentRegistry) -> None:
     values: dict[str, Any] = {
         "f32": 0.5, "f64": 1e300, "i32": -5, "i64": 2**62 + 1, "u8": 255, "flag": True, "text": "héllo\0",
-        "blob": b"\0\xff", "vector": [1, 2, 3], "grid": [[1, 2], [3, 4]], "flags": [True, False, True], "numbers": [2**60, -1],
+        "blob": b"\0\xff",
+        "vector": [1, 2, 3], "grid": [[1, 2], [3, 4]], "flags": [True, False, True], "numbers": [2**60, -1],
         "marks": [False, True], "tags": ["x", "", "ü"], "blobs": [b"", b"\0"],
     }  # fmt: skip
     with registry.create(Everything, capacity=10) as segment:
