@@ -271,23 +271,20 @@ class _Database:
 
     def close(self) -> None:
         """Close all connections of this process."""
+        self._leave_parent()
         with self._lock:
             self._closed = True
-            if self._pid == os.getpid():
-                for connection, _ in self._open.values():
-                    connection.close()
-                self._open = {}
+            for connection, _ in self._open.values():
+                connection.close()
+            self._open = {}
 
     def _connection(self) -> sqlite3.Connection:
-        inode = self._inode()
+        self._leave_parent()
         known = self._open.get(threading.get_ident())
-        if known is not None and known[1] == inode and self._pid == os.getpid():
+        if known is not None and known[1] == self._inode():
             return known[0]
         with self._lock:
-            if self._pid != os.getpid():
-                _abandoned.extend(connection for connection, _ in self._open.values())
-                self._open, self._pid = {}, os.getpid()
-            elif known is not None:
+            if known is not None:
                 _abandoned.append(known[0])
             alive = {thread.ident for thread in threading.enumerate()}
             for ident in self._open.keys() - alive:
@@ -295,6 +292,12 @@ class _Database:
             connection = self._connect()
             self._open[threading.get_ident()] = (connection, self._inode())
         return connection
+
+    def _leave_parent(self) -> None:
+        """After a fork: leave the parent's connections alone, and its lock, which a thread of it may have held."""
+        if self._pid != os.getpid():
+            _abandoned.extend(connection for connection, _ in self._open.values())
+            self._open, self._lock, self._pid = {}, threading.Lock(), os.getpid()
 
     def _inode(self) -> int:
         """Tells this file from one that took its place; 0 if there is none."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _DEFAULTS: dict[str, Any] = {"socket_connect_timeout": 2.0, "socket_timeout": 5.0}
 _RETRIES = 2
+_NEEDS_PROTOCOL_3 = ("maint_notifications", "oss_cluster_maint", "event_dispatcher", "cache")
 _LARGEST_READ_COUNT = 4096
 
 
@@ -156,9 +157,9 @@ class RedisLog:
             answer = client.xread(
                 {self._keys.stream: keys.stream_id_of(after)}, count=count, block=block if block > 0 else None
             )
-        found = _entries_of(answer)
-        if not found:
+        if not answer:
             return ReadResult([], after)
+        found: list[tuple[bytes, dict[bytes, bytes]]] = answer[0][1]
         self._entry_bytes = max(1024, *(len(fields[keys.FIELD_PAYLOAD]) for _, fields in found))
         wanted = None if schema_names is None else {name.encode() for name in schema_names}
         entries = [
@@ -253,29 +254,19 @@ class _Server:
 
 
 def _pool(connection_class: Any, settings: dict[str, Any]) -> redis.ConnectionPool:
-    """A pool of our own: answers as bytes, bounded waiting, and repeated calls."""
+    """A pool of our own: answers as bytes in the form of protocol 2, bounded waiting, and repeated calls."""
+    settings = {name: value for name, value in settings.items() if not name.startswith(_NEEDS_PROTOCOL_3)}
     for name, value in _DEFAULTS.items():
         if settings.get(name) is None:
             settings[name] = value
-    for name in ("encoder_class", "himport"):
-        settings.pop(name, None)
     settings |= {
+        "protocol": 2,
         "decode_responses": False,
         "encoding": "utf-8",
         "retry": Retry(ExponentialBackoff(cap=0.2, base=0.02), _RETRIES),
         "retry_on_error": [redis.exceptions.ConnectionError, redis.exceptions.TimeoutError],
     }
     return redis.ConnectionPool(connection_class=connection_class, **settings)
-
-
-def _entries_of(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    """The entries of the one stream that XREAD was asked for, in either protocol version's form."""
-    if not answer:
-        return []
-    if isinstance(answer, dict):
-        chunks = next(iter(answer.values()))
-        return [entry for chunk in chunks for entry in (chunk if isinstance(chunk, list) else [chunk])]
-    return answer[0][1]  # type: ignore[no-any-return]
 
 
 def _fresh_identity() -> int:

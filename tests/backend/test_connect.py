@@ -134,6 +134,21 @@ def test_a_client_keeps_its_settings_and_its_answers(redis_server: RedisServer, 
     client.close()
 
 
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_both_versions_of_the_protocol_give_the_same(redis_url: str, protocol: int) -> None:
+    backend = connect(f"{redis_url}?protocol={protocol}")
+    log = backend.log()
+    assert log.read(0, block_ms=5).entries == []
+    positions = log.append([("A", b"1"), ("A", b"2")])
+    assert log.read(0).entries == list(zip(positions, [b"1", b"2"], strict=True))
+    assert log.bounds().last == positions[1]
+    log.bury(3, b"x", "bad")
+    assert [letter.position for letter in log.dead_letters()] == [3]
+    backend.control.put_schema("A", "{}")
+    assert backend.control.schemas() == {"A": "{}"}
+    backend.close()
+
+
 def test_a_deleted_stream_is_another_log(redis_url: str) -> None:
     backend = connect(redis_url)
     log = backend.log()
