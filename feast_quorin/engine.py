@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING
 
 from feast_quorin.keys import MAX_ID_BYTES
 from quorin import assembly
-from quorin.errors import SchemaMismatchError, SegmentNotFoundError, WriterLeaseHeldError, WriteSyncTimeoutError
+from quorin.errors import (
+    SchemaMismatchError,
+    SegmentClosedError,
+    SegmentNotFoundError,
+    WriterFencedError,
+    WriterLeaseHeldError,
+    WriteSyncTimeoutError,
+)
 from quorin.schema import Schema, schema_from_json, schema_to_json
 from quorin.shm import Segment, SegmentRegistry
 from quorin.wal import WALProducer
@@ -49,6 +56,7 @@ class Engine:
         self._log = self.registry.backend.log()
         self._producer = WALProducer(self.registry.backend, registry=self.registry)
         self._readers: dict[str, Segment] = {}
+        self._writers: dict[str, Segment] = {}
         self._known: set[str] = set()
         self._opening = threading.Lock()
         self._applying = threading.Lock()
@@ -106,7 +114,7 @@ class Engine:
         """The view's current segment, open for reading; opened anew when its file is gone."""
         name = view.schema.__name__
         segment = self._readers.get(name)
-        if segment is None or not _file(self._settings.shm_dir, segment.name).exists():
+        if segment is None or not self._is_there(segment):
             with self._opening:
                 segment = self._readers[name] = self._open(view, read_only=True)
             if self._settings.consumer != "external" and self._is_behind(name, segment.position):
@@ -124,11 +132,20 @@ class Engine:
         return [_parsed(text) for name, text in self._control.schemas().items() if name.startswith(prefix)]
 
     def create(self, schema: Schema, *, replay: bool) -> None:
-        """Make an empty segment current. With ``replay`` it takes all that the log has, else what comes from now on."""
-        segment = self.registry.create(schema, capacity=self._settings.capacity, max_id_bytes=MAX_ID_BYTES)
-        with segment:
-            if not replay:
-                segment.commit_position(self._log.bounds().last, self._log.identity())
+        """Make an empty segment current. With ``replay`` it takes all that the log has, else what comes from now on.
+
+        :raises WriterLeaseHeldError: if another process was quicker; its segment stays.
+        """
+        name, capacity = schema.__name__, self._settings.capacity
+        lost = self._control.current(name)
+        segment = self.registry.create(schema, capacity=capacity, max_id_bytes=MAX_ID_BYTES, set_current=False)
+        if not replay:
+            segment.commit_position(self._log.bounds().last, self._log.identity())
+        self.put_schema(schema)
+        if not self._control.set_current(name, segment.name, expected=lost):
+            self.registry.discard(segment)
+            raise WriterLeaseHeldError(f"another process made a segment of {name!r} at the same time")
+        segment.close()
 
     def create_successor(self, segment: Segment, schema: Schema) -> Segment:
         """An empty segment that is not current, for ``Segment.replace``."""
@@ -139,9 +156,13 @@ class Engine:
         self._control.put_schema(schema.__name__, schema_to_json(schema))
 
     def drop_schema(self, name: str) -> None:
-        """Forget a schema, here and in the control plane."""
+        """Forget a schema and which segment was its current one, here and in the control plane."""
+        lost = self._control.current(name)
+        if lost is not None:
+            self._control.clear_current(name, expected=lost)
         self._control.drop_schema(name)
         self._readers.pop(name, None)
+        self._writers.pop(name, None)
         self._known.discard(name)
 
     @contextmanager
@@ -150,17 +171,35 @@ class Engine:
 
         :raises WriterLeaseHeldError: if another process has the lease.
         """
-        with self._applying, self._open(view, read_only=False) as segment:
-            deadline = time.monotonic() + self._settings.timeout_ms / 1000
-            while True:
-                try:
-                    segment.acquire_writer_lease()
-                    break
-                except WriterLeaseHeldError:
-                    if not patient or time.monotonic() > deadline:
-                        raise
-                    time.sleep(_PAUSE_SECONDS[1])
-            yield segment
+        with self._applying:
+            segment = self._leased(view, self._settings.timeout_ms / 1000 if patient else 0)
+            try:
+                yield segment
+            finally:
+                segment.release_writer_lease()
+
+    def _leased(self, view: StoredView, patience_seconds: float) -> Segment:
+        name, deadline = view.schema.__name__, time.monotonic() + patience_seconds
+        while True:
+            segment = self._writers.get(name)
+            if segment is None or not self._is_there(segment):
+                segment = self._writers[name] = self._open(view, read_only=False)
+            try:
+                segment.acquire_writer_lease()
+                return segment
+            except (SchemaMismatchError, SegmentNotFoundError, WriterFencedError):  # Replaced a moment ago: open anew.
+                del self._writers[name]
+            except WriterLeaseHeldError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_PAUSE_SECONDS[1])
+
+    def _is_there(self, segment: Segment) -> bool:
+        """Whether an open segment is still in force; False if it was removed, or replaced by one with other fields."""
+        try:
+            return _file(self._settings.shm_dir, segment.name).exists()
+        except (SchemaMismatchError, SegmentClosedError, SegmentNotFoundError):
+            return False
 
     def _open(self, view: StoredView, *, read_only: bool) -> Segment:
         """The current segment whatever its fields; rebuilt from the log if its file is gone and we may apply."""
@@ -194,9 +233,8 @@ class Engine:
             try:
                 with self.writer(view, patient=False) as segment:
                     WALConsumer(self.registry.backend, [segment], registry=self.registry).drain()
-                    segment.release_writer_lease()
                     position = segment.position
-            except WriterLeaseHeldError:
+            except (WriterLeaseHeldError, WriterFencedError):
                 return False
             if not self._is_behind(name, position):
                 return True
