@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Array, Float64, Int32, Int64, String, UnixTimestamp
 
+from feast_quorin.views import stored_view
 from quorin.errors import (
     ConnectionFailedError,
     EntityIdTooLongError,
@@ -20,6 +22,7 @@ from quorin.errors import (
     SegmentNotFoundError,
     WriteSyncTimeoutError,
 )
+from quorin.wal_consumer import WALConsumer
 from tests.feast_quorin.repos import DAYS, DRIVERS, END, START, definitions, make_store
 
 NOON = dt.datetime(2024, 5, 1, 12, tzinfo=dt.UTC)
@@ -242,6 +245,26 @@ def test_without_a_consumer_a_write_says_so(store: FeatureStore, online_store: d
     external = make_store(store.repo_path, settings, data=data)
     with pytest.raises(WriteSyncTimeoutError, match="50 ms"):
         write(external, (key("a"), 7, NOON, None))
+
+
+def test_an_external_consumer_applies_what_is_only_logged_here(
+    store: FeatureStore, online_store: dict[str, Any], data: Path
+) -> None:
+    external = make_store(store.repo_path, {**online_store, "consumer": "external"}, data=data)
+    engine = provider(store)._engine_for(store.config)
+    schema = stored_view(store.config, view(store)).schema
+    consumer = WALConsumer(engine.registry.backend, [schema], registry=engine.registry)
+    running = threading.Thread(target=consumer.run)
+    running.start()
+    try:
+        write(external, (key("a"), 7, NOON, None))
+        assert rides(external, key("a")) == 7
+        write(store, (key("a"), 8, NOON + MICROSECOND, None))
+        assert rides(external, key("a")) == 8
+    finally:
+        consumer.stop()
+        running.join()
+        consumer.close()
 
 
 def test_versions_of_a_view_are_kept_apart(online_store: dict[str, Any], data: Path, tmp_path: Path) -> None:
