@@ -22,6 +22,7 @@ from feast_quorin.engine import Engine
 from feast_quorin.keys import entity_ids, entity_ids_of_rows
 from feast_quorin.names import project_prefix
 from feast_quorin.views import StoredView, stored_view
+from quorin import assembly
 
 if TYPE_CHECKING:
     from feast.repo_config import RepoConfig
@@ -133,8 +134,9 @@ class QuorinOnlineStore(OnlineStore):
         self._read_features_per_fv(*args, **kwargs)
 
     async def initialize(self, config: RepoConfig) -> None:
-        """Connect, so that a feature server's first request does not have to."""
+        """Connect and load the compiled kernels, so that a feature server's first request does not have to."""
         self._engine_for(config)
+        await asyncio.to_thread(assembly.prewarm)
 
     async def close(self) -> None:
         """Let go of segments and connections; a later use connects anew."""

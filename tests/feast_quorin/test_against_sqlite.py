@@ -9,12 +9,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from feast import FeatureStore
+from feast import FeatureStore, Field
+from feast.on_demand_feature_view import on_demand_feature_view
+from feast.types import Float64, String
 from google.protobuf.message import Message
 
 from feast_quorin import QuorinOnlineStore
 from tests.feast_quorin.conftest import make_sqlite_store
-from tests.feast_quorin.repos import DRIVERS, END, REQUESTS, START, ask, day
+from tests.feast_quorin.repos import DRIVERS, END, REQUESTS, START, ask, day, definitions
 
 
 def vectors(response: Any) -> dict[str, Message]:
@@ -102,6 +104,27 @@ def test_written_frames_are_the_same(both: list[FeatureStore]) -> None:
         store.write_to_online_store("pair_stats", frame)
     rows = {"customer": ["a", "b", "a"], "driver_id": [1, 2, 2]}
     same(*(store.get_online_features(["pair_stats:rides"], rows) for store in both))
+
+
+def test_views_computed_when_written_are_the_same(both: list[FeatureStore], data: Path) -> None:
+    customer, customer_stats = (thing for thing in definitions(data) if thing.name in ("customer", "customer_stats"))
+
+    def doubled_score(inputs: dict[str, Any]) -> dict[str, Any]:
+        return {"twice": [2 * score for score in inputs["score"]], "label": [f"in {city}" for city in inputs["city"]]}
+
+    doubled = on_demand_feature_view(
+        entities=[customer],
+        sources=[customer_stats],
+        schema=[Field(name="twice", dtype=Float64), Field(name="label", dtype=String)],
+        mode="python",
+        write_to_online_store=True,
+    )(doubled_score)
+    for store in both:
+        store.apply([customer, customer_stats, doubled])
+        store.write_to_online_store("doubled_score", pd.DataFrame({"customer": ["z"], "score": [5.0], "city": ["q"]}))
+    features = ["doubled_score:twice", "doubled_score:label"]
+    answers = [store.get_online_features(features, {"customer": ["z", "a"]}).to_dict() for store in both]
+    assert answers[0] == answers[1] == {"customer": ["z", "a"], "twice": [10.0, None], "label": ["in q", None]}
 
 
 @pytest.mark.parametrize(
