@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from feast_quorin.config import StoreSettings
     from feast_quorin.views import StoredView
 
-_ATTEMPTS = 5
+_ATTEMPTS = 6
 _PAUSE_SECONDS = (0.0002, 0.01)
 
 
@@ -208,20 +208,30 @@ class Engine:
             stored = self.current_schema(name)
             if stored is None:
                 break
-            for schema in (stored, view.schema):
-                with suppress(SchemaMismatchError, SegmentNotFoundError):
-                    return self.registry.open_current(schema, read_only=read_only)
-            if self._settings.consumer == "external":
-                break
+            try:
+                return self._open_as((stored, view.schema), read_only=read_only)
+            except SchemaMismatchError:  # Another process is about to say which fields it has given the segment.
+                if attempt == _ATTEMPTS - 1:
+                    raise
+            except SegmentNotFoundError:
+                # Another process may be about to remove the view; what is still missing after a while was lost.
+                if attempt >= _ATTEMPTS // 2 and self._settings.consumer != "external":
+                    with suppress(WriterLeaseHeldError):  # Another process was quicker.
+                        self.create(stored, replay=True)
             time.sleep(attempt * _PAUSE_SECONDS[1])
-            if attempt:
-                with suppress(WriterLeaseHeldError):  # Another process was quicker.
-                    self.create(stored, replay=True)
         address = self.registry.backend.address
         raise SegmentNotFoundError(
             f"feature view {view.name!r} has no segment ({name!r} at {address}): run `feast apply`"
             + (", and the consumer that fills it" if self._settings.consumer == "external" else "")
         )
+
+    def _open_as(self, schemas: Sequence[Schema], *, read_only: bool) -> Segment:
+        """The current segment, opened as the first of these schemas that is its own."""
+        *others, last = schemas
+        for schema in others:
+            with suppress(SchemaMismatchError):
+                return self.registry.open_current(schema, read_only=read_only)
+        return self.registry.open_current(last, read_only=read_only)
 
     def _drain(self, view: StoredView) -> bool:
         """Apply what the log has for a view; False if another process is applying. Leaves no lease behind.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def project_prefix(project: str) -> str:
     return identifier(project) + "__"
 
 
+@lru_cache(maxsize=4096)
 def schema_name(project: str, view: str, version: int | None = None) -> str:
     """The engine's schema name of a feature view, or of one of its versions from 1 up."""
     return project_prefix(project) + identifier(f"{view}@v{version}" if version else view)

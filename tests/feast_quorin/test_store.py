@@ -19,6 +19,7 @@ from quorin.errors import (
     ConnectionFailedError,
     EntityIdTooLongError,
     InvalidRowError,
+    SchemaMismatchError,
     SegmentNotFoundError,
     WriteSyncTimeoutError,
 )
@@ -173,6 +174,21 @@ def test_a_reader_with_older_definitions_goes_on(store: FeatureStore, data: Path
     store.apply([narrowed])
     after = reader.get_online_features(features, rows)
     assert after.to_dict() == {**before, "city": [None]}
+
+
+def test_a_flip_that_was_not_announced_is_waited_for_and_mended(store: FeatureStore, data: Path) -> None:
+    """As if the applying process had died after the flip, before it told the control plane of the new fields."""
+    write(store, (key("a"), 1, NOON, None))
+    engine, old = provider(store)._engine_for(store.config), stored_view(store.config, view(store))
+    changed = view(store)
+    changed.features = [*changed.features, Field(name="more", dtype=Int64)]
+    provider(store).update(store.config, [], [changed], [], [], True)
+    engine.put_schema(old.schema)
+    reader = make_store(store.repo_path, store.config.online_store.model_dump(exclude_unset=True), data=data)
+    with pytest.raises(SchemaMismatchError, match="more__int64"):
+        rides(reader, key("a"))
+    provider(store).update(store.config, [], [changed], [], [], True)
+    assert rides(reader, key("a")) == 1
 
 
 def test_applying_again_changes_nothing(store: FeatureStore, data: Path, online_store: dict[str, Any]) -> None:
