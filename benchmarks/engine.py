@@ -147,7 +147,7 @@ def measure_reads(arguments: argparse.Namespace, directory: Path, console: Conso
     """Single reads and batches, quiet."""
     figures: dict[str, Any] = {}
     with servers.redis_server() as address:
-        for fields, count in ((4, arguments.entities), (200, SMALL)):
+        for fields, count in ((4, arguments.entities), (200, min(SMALL, arguments.entities))):
             folder = directory / str(fields)
             folder.mkdir()
             with segment_of(folder, floats(fields), count), rivals_of(folder, address, count, fields):
@@ -211,7 +211,7 @@ def fresh(entity_id: str) -> str:
 def measure_beside_a_writer(arguments: argparse.Namespace, directory: Path, console: Console) -> tuple[Any, Table]:
     """The same reads, quiet and while another process rewrites all rows as fast as it can."""
     figures: dict[str, Any] = {}
-    count = 100_000
+    count = min(100_000, arguments.entities)
     with segment_of(directory, floats(4), count) as segment:
         segment.release_writer_lease()
         for name, writer in (("quiet", nullcontext()), ("beside a writer", _writer(directory, count))):
@@ -298,9 +298,11 @@ def measure_memory(_: argparse.Namespace, directory: Path, console: Console) -> 
 def measure_growth(arguments: argparse.Namespace, directory: Path, console: Console) -> tuple[Any, Table]:
     """How cost grows with entities, fields and batch size; one process each."""
     figures: dict[str, Any] = {}
-    once = argparse.Namespace(**vars(arguments) | {"processes": 3})
+    once = argparse.Namespace(**vars(arguments) | {"processes": min(3, arguments.processes)})
     exponents = range(3, len(str(arguments.most_entities)))
-    sizes = [(4, 10**exponent) for exponent in exponents] + [(fields, 10_000) for fields in (1, 10, 100, 1000)]
+    sizes = [(4, 10**exponent) for exponent in exponents] + [
+        (fields, min(10_000, arguments.most_entities)) for fields in (1, 10, 100, 1000)
+    ]
     for number, (fields, count) in enumerate(sizes):
         folder = directory / str(number)
         folder.mkdir()
