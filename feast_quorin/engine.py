@@ -117,7 +117,7 @@ class Engine:
         if segment is None or not self._is_there(segment):
             with self._opening:
                 segment = self._readers[name] = self._open(view, read_only=True)
-            if self._settings.consumer != "external" and self._is_behind(name, segment.position):
+            if self._settings.consumer != "external" and self._is_behind(name, self._position(view)):
                 with suppress(WriteSyncTimeoutError):
                     self._until(view, self._log.bounds().last, lambda: self._drain(view))
         return segment
@@ -249,6 +249,13 @@ class Engine:
             if not self._is_behind(name, position):
                 return True
 
+    def _position(self, view: StoredView) -> int:
+        """Up to where the view's segment is applied; 0 if it was replaced this moment."""
+        try:
+            return self.reader(view).position
+        except SchemaMismatchError:
+            return 0
+
     def _is_behind(self, name: str, position: int) -> bool:
         return bool(self._log.read(position, schema_names=[name], max_entries=1).entries)
 
@@ -256,7 +263,7 @@ class Engine:
         """Wait until a segment has reached a position, which ``drain`` may bring about."""
         pause, seen, started = _PAUSE_SECONDS[0], -1, time.monotonic()
         while not drain():
-            applied = self.reader(view).position
+            applied = self._position(view)
             if applied >= position:
                 return
             if applied > seen:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from feast import FeatureStore
+from feast import FeatureStore, Field
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
+from feast.types import Int64
 
 from tests.feast_quorin.repos import make_store
 
@@ -89,6 +90,22 @@ def test_a_forked_child_reads_and_writes_beside_its_parent(store: FeatureStore) 
     assert read(store) == [2] * KEYS
     write(store, 3, NOON + 2 * SECOND)
     assert read(store) == [3] * KEYS
+
+
+def test_readers_and_writers_go_on_while_a_view_changes(store: FeatureStore, online_store: dict[str, Any]) -> None:
+    times = 25
+    write(store, 0)
+    reader = start("spawn", read_until, store.repo_path, online_store, times - 1)
+    writer = start("spawn", write_many_times, store.repo_path, online_store, 1, 1, times)
+    changed, plain = store.get_feature_view("pair_stats"), store.get_feature_view("pair_stats")
+    changed.features = [*changed.features, Field(name="more", dtype=Int64)]
+    online = store._get_provider().online_store
+    while writer.is_alive() or reader.is_alive():
+        for table in (changed, plain):
+            online.update(store.config, [], [table], [], [], True)
+            time.sleep(0.05)
+    succeed(writer, reader)
+    assert read(store) == [times - 1] * KEYS
 
 
 @pytest.mark.parametrize("after_seconds", [0.0, 0.05, 0.2])
