@@ -161,13 +161,13 @@ def read_child(arguments: argparse.Namespace) -> None:
     rng = np.random.default_rng(arguments.seed)
     segment = SegmentRegistry(arguments.directory / "engine").open_current(floats(fields))
     rows = dict(zip(ids_of(count), [row.copy() for row in values_of(count, fields)], strict=True))
-    reading = open_lmdb(arguments.directory).begin(buffers=True)
-    client = open_redis(arguments.redis)
+    reading: Any = open_lmdb(arguments.directory).begin(buffers=True)
+    client: Any = open_redis(arguments.redis)  # whose stubs promise awaitables as well
     prefix = f"{fields}:"
     hot = fresh(f"user_{rng.integers(count):07}")
     random = [fresh(f"user_{number:07}") for number in rng.integers(count, size=100_000)]
     out = np.empty(fields, np.float32)
-    singles: dict[str, Callable[[str], object]] = {
+    singles: dict[str, Callable[[str], Any]] = {
         "dict[id].copy()": lambda entity_id: rows[entity_id].copy(),
         "assemble": lambda entity_id: assemble(segment, entity_id),
         "assemble, out=": lambda entity_id: assemble(segment, entity_id, out=out),
@@ -175,7 +175,7 @@ def read_child(arguments: argparse.Namespace) -> None:
         "Redis GET": lambda entity_id: np.frombuffer(client.get(prefix + entity_id), np.float32),
     }
     for read in singles.values():
-        assert np.array_equal(read(random[0]), rows[random[0]])  # type: ignore[arg-type]
+        assert np.array_equal(read(random[0]), rows[random[0]])
     cases: dict[str, Callable[[], object]] = {"the clock itself": lambda: None}
     for name, read in singles.items():
         cases[f"{fields} fields, one id: {name}"] = lambda read=read: read(hot)  # type: ignore[misc]

@@ -167,8 +167,8 @@ def origin_weather() -> pd.DataFrame:
     """
     weather = _csv("weather.csv", parse_dates=["time_hour"])
     eighth = (weather["wind_dir"] / 45.0).round()
-    names = COMPASS[eighth.fillna(0).astype(int) % 8]
-    weather["wind_from"] = np.where(eighth.isna() | (weather["wind_speed"] == 0), None, names)
+    names = pd.Series(COMPASS[eighth.fillna(0).astype(int) % 8], index=weather.index)
+    weather["wind_from"] = names.mask(eighth.isna() | (weather["wind_speed"] == 0), None)
     columns = {
         "time_hour": "event_timestamp",
         "temp": "temperature_f",
