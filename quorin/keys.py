@@ -8,6 +8,7 @@ key                          type    holds
 ===========================  ======  ===================================================================
 ``{namespace}:current``      hash    schema name → name of its current segment
 ``{namespace}:schemas``      hash    schema name → the schema as JSON
+``{namespace}:processes``    hash    process → what it does, as JSON (:mod:`quorin.presence`)
 ``<log>``                    stream  the entries: ``s`` schema name, ``p`` record (:mod:`quorin.record`)
 ``<log>:identity``           string  the log's identity, made together with the stream
 ``<log>:trimmed``            string  the last position that was trimmed
@@ -32,6 +33,9 @@ DEFAULT_STREAM_KEY = "quorin:wal"
 FIELD_SCHEMA = b"s"
 FIELD_PAYLOAD = b"p"
 
+MAX_DEAD_LETTERS = 1000
+"""How many dead letters a log keeps; the oldest make room."""
+
 SEQUENCE_BITS = 20
 MAX_SEQUENCE = (1 << SEQUENCE_BITS) - 1
 
@@ -44,6 +48,11 @@ def current_key(namespace: str) -> str:
 def schemas_key(namespace: str) -> str:
     """Hash of schema name to its JSON."""
     return f"{{{namespace}}}:schemas"
+
+
+def processes_key(namespace: str) -> str:
+    """Hash of process to the JSON of its report."""
+    return f"{{{namespace}}}:processes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +151,17 @@ return gone
 LUA_BURY = """
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
+local over = redis.call('HLEN', KEYS[1]) - tonumber(ARGV[4])
+if over <= 0 then return 0 end
+local positions = redis.call('HKEYS', KEYS[1])
+table.sort(positions, function(a, b) return #a < #b or (#a == #b and a < b) end)
+for i = 1, over do
+  redis.call('HDEL', KEYS[1], positions[i])
+  redis.call('HDEL', KEYS[2], positions[i])
+end
+return over
 """
-"""KEYS dead, dead reasons; ARGV position, record, reason."""
+"""KEYS dead, dead reasons; ARGV position, record, reason, the most that are kept. Gives how many of the oldest went."""
 
 LUA_SWAP = """
 local known = redis.call('HGET', KEYS[1], ARGV[1])
@@ -163,6 +181,9 @@ CREATE TABLE IF NOT EXISTS current (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS schemas (
     namespace TEXT NOT NULL, schema_name TEXT NOT NULL, json TEXT NOT NULL, PRIMARY KEY (namespace, schema_name)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS processes (
+    namespace TEXT NOT NULL, process TEXT NOT NULL, report TEXT NOT NULL, PRIMARY KEY (namespace, process)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS logs (
     id INTEGER PRIMARY KEY, namespace TEXT NOT NULL, stream_key TEXT NOT NULL, identity INTEGER NOT NULL,

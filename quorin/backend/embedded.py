@@ -48,7 +48,7 @@ class EmbeddedBackend:
 
 
 class EmbeddedControlPlane:
-    """The tables ``current`` and ``schemas``, each row of one namespace."""
+    """The tables ``current``, ``schemas`` and ``processes``, each row of one namespace."""
 
     def __init__(self, database: _Database, namespace: str) -> None:
         self._database = database
@@ -96,6 +96,23 @@ class EmbeddedControlPlane:
         with self._database.transaction() as connection:
             sql = "DELETE FROM schemas WHERE namespace = ? AND schema_name = ?"
             return connection.execute(sql, (self._namespace, schema_name)).rowcount == 1
+
+    def announce(self, process: str, report: str) -> None:
+        """Keep what a process says of itself."""
+        with self._database.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO processes VALUES (?, ?, ?)", (self._namespace, process, report))
+
+    def processes(self) -> dict[str, str]:
+        """The reports by process."""
+        with self._database.connection() as connection:
+            sql = "SELECT process, report FROM processes WHERE namespace = ?"
+            return dict(connection.execute(sql, (self._namespace,)).fetchall())
+
+    def withdraw(self, process: str) -> bool:
+        """Forget a process."""
+        with self._database.transaction() as connection:
+            sql = "DELETE FROM processes WHERE namespace = ? AND process = ?"
+            return connection.execute(sql, (self._namespace, process)).rowcount == 1
 
 
 class EmbeddedLog:
@@ -185,13 +202,17 @@ class EmbeddedLog:
                 connection.execute(sql, (gone, through, log))
             return gone
 
-    def bury(self, position: int, payload: bytes, reason: str) -> None:
+    def bury(self, position: int, payload: bytes, reason: str, *, max_letters: int = keys.MAX_DEAD_LETTERS) -> int:
         """Keep a dead letter."""
         with self._database.transaction() as connection:
             log, _, _ = self._ensure(connection)
-            connection.execute(
-                "INSERT OR REPLACE INTO dead_letters VALUES (?, ?, ?, ?)", (log, position, payload, reason)
+            values = (log, position, payload, reason)
+            connection.execute("INSERT OR REPLACE INTO dead_letters VALUES (?, ?, ?, ?)", values)
+            sql = (
+                "DELETE FROM dead_letters WHERE log = ?1 AND position NOT IN "
+                "(SELECT position FROM dead_letters WHERE log = ?1 ORDER BY position DESC LIMIT ?2)"
             )
+            return connection.execute(sql, (log, max_letters)).rowcount
 
     def dead_letters(self) -> list[DeadLetter]:
         """The dead letters by position."""

@@ -75,8 +75,11 @@ class Log(Protocol):
     def trim(self, through: int) -> int:
         """Forget the entries up to and with a position; gives how many there were."""
 
-    def bury(self, position: int, payload: bytes, reason: str) -> None:
-        """Keep an entry that cannot be applied. Burying a position again replaces what is kept for it."""
+    def bury(self, position: int, payload: bytes, reason: str, *, max_letters: int = ...) -> int:
+        """Keep an entry that cannot be applied. Burying a position again replaces what is kept for it.
+
+        Over ``max_letters`` the oldest make room; gives how many did.
+        """
 
     def dead_letters(self) -> list[DeadLetter]:
         """The buried entries, by position."""
@@ -86,7 +89,10 @@ class Log(Protocol):
 
 
 class ControlPlane(Protocol):
-    """What processes must agree on: which segment is the current one of a schema, and what the schemas are."""
+    """What processes must agree on: which segment is the current one of a schema, and what the schemas are.
+
+    And what they only tell each other: which processes there are. Nothing that must hold depends on that.
+    """
 
     def current(self, schema_name: str) -> str | None:
         """The name of the current segment, or None."""
@@ -105,6 +111,15 @@ class ControlPlane(Protocol):
 
     def drop_schema(self, schema_name: str) -> bool:
         """Forget a schema's JSON; False if there was none."""
+
+    def announce(self, process: str, report: str) -> None:
+        """Keep what a process says of itself, in place of what it said before."""
+
+    def processes(self) -> dict[str, str]:
+        """What processes said of themselves; those that died stay until somebody withdraws them."""
+
+    def withdraw(self, process: str) -> bool:
+        """Forget a process; False if there was none of that name."""
 
 
 class Backend(Protocol):

@@ -232,6 +232,26 @@ def test_dead_letters_are_kept_listed_and_removed(backend: Backend) -> None:
 # Several threads and processes
 
 
+def test_the_oldest_dead_letters_make_room(backend: Backend) -> None:
+    log = backend.log()
+    far = 1 << 61  # positions that a double cannot tell apart
+    assert [log.bury(far + i, b"x", "bad", max_letters=3) for i in (1, 3, 2)] == [0, 0, 0]
+    assert log.bury(far + 5, b"x", "bad", max_letters=3) == 1
+    assert log.bury(9, b"x", "bad", max_letters=3) == 1
+    assert [letter.position - far for letter in log.dead_letters()] == [2, 3, 5]
+
+
+def test_processes_announce_themselves_and_are_withdrawn(backend: Backend) -> None:
+    assert backend.control.processes() == {}
+    backend.control.announce("host:1:2", "first")
+    backend.control.announce("host:1:2", "second")
+    backend.control.announce("é:3:4", "{}")
+    assert backend.control.processes() == {"host:1:2": "second", "é:3:4": "{}"}
+    assert backend.control.withdraw("host:1:2")
+    assert not backend.control.withdraw("host:1:2")
+    assert backend.control.processes() == {"é:3:4": "{}"}
+
+
 def append_many(connection: str, name: str, count: int) -> None:
     backend = connect(connection)
     for number in range(count):
