@@ -30,9 +30,11 @@ __all__ = [
     "canonical_schema",
     "check_entity_id",
     "check_value",
+    "checked_row",
     "delete_batch",
     "fields_by_name",
     "row_batch",
+    "rows_batch",
     "subset_schema",
     "to_batch",
 ]
@@ -84,20 +86,28 @@ def row_batch(
     :raises InvalidRowError: for a missing, unknown or ill-fitting value; an explicit ``None`` is a null.
     :raises EntityIdError: for an id that is empty or no text.
     """
-    check_entity_id(entity_id)
-    row = [entity_id, event_time_or_now(event_time_ns)]
     fields = fields_by_name(schema)
     if values.keys() == fields.keys():
-        row_type = _row_type(schema)
-    else:
-        _check_names(schema, values, partial=partial)
-        fields = {name: field for name, field in fields.items() if name in values}
-        row_type = pa.struct(list(subset_schema(schema, fields)))
-    for name, field in fields.items():
-        value = check_value(field, values[name])
-        row.append(value.tolist() if len(field.shape) > 1 and value is not None else value)
-    # One struct is a third of the cost of one array a column.
-    return pa.RecordBatch.from_struct_array(pa.array([tuple(row)], row_type))
+        return rows_batch(schema, [checked_row(schema, entity_id, values, event_time_ns)])
+    _check_names(schema, values, partial=partial)
+    fields = {name: field for name, field in fields.items() if name in values}
+    row_type = pa.struct(list(subset_schema(schema, fields)))
+    return _struct_batch([_checked_row(fields, entity_id, values, event_time_ns)], row_type)
+
+
+def checked_row(
+    schema: Schema, entity_id: str, values: Mapping[str, Any], event_time_ns: int | None = None
+) -> tuple[Any, ...]:
+    """One whole row for :func:`rows_batch`, checked as :func:`row_batch` does."""
+    fields = fields_by_name(schema)
+    if values.keys() != fields.keys():
+        _check_names(schema, values, partial=False)
+    return _checked_row(fields, entity_id, values, event_time_ns)
+
+
+def rows_batch(schema: Schema, rows: Sequence[tuple[Any, ...]]) -> pa.RecordBatch:
+    """Rows of :func:`checked_row` as one canonical batch."""
+    return _struct_batch(rows, _row_type(schema))
 
 
 def delete_batch(entity_ids: Sequence[str], event_time_ns: int | None = None) -> pa.RecordBatch:
@@ -154,6 +164,22 @@ def to_batch(
             f"schema {schema.__name__!r}: the table's buffers are no valid Arrow data: {error}"
         ) from error
     return batch
+
+
+def _checked_row(
+    fields: Mapping[str, FeatureField], entity_id: str, values: Mapping[str, Any], event_time_ns: int | None
+) -> tuple[Any, ...]:
+    check_entity_id(entity_id)
+    row = [entity_id, event_time_or_now(event_time_ns)]
+    for name, field in fields.items():
+        value = check_value(field, values[name])
+        row.append(value.tolist() if len(field.shape) > 1 and value is not None else value)
+    return tuple(row)
+
+
+def _struct_batch(rows: Sequence[tuple[Any, ...]], row_type: pa.StructType) -> pa.RecordBatch:
+    # One struct is a third of the cost of one array a column.
+    return pa.RecordBatch.from_struct_array(pa.array(rows, row_type))
 
 
 def _row_type(schema: Schema) -> pa.StructType:

@@ -15,7 +15,7 @@ from quorin.backend import connect
 from quorin.errors import LogFullError, SchemaError, SegmentNotFoundError, WriteSyncTimeoutError
 from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.record import Kind, encode
-from quorin.rows import check_entity_id, delete_batch, row_batch, to_batch
+from quorin.rows import check_entity_id, checked_row, delete_batch, row_batch, rows_batch, to_batch
 from quorin.schema import FeatureSchema
 
 if TYPE_CHECKING:
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from quorin.schema import Schema
     from quorin.shm import Segment, SegmentRegistry
 
-__all__ = ["LogFullError", "WALProducer", "WriteSyncTimeoutError"]
+__all__ = ["LogFullError", "Pipeline", "WALProducer", "WriteSyncTimeoutError"]
 
 MAX_ENTRY_ROWS = 8192
 MAX_ENTRY_BYTES = 1 << 20
 MAX_APPEND_BYTES = 8 << 20
 DEFAULT_MAX_ENTRIES = 1_000_000
 DEFAULT_WAIT_MS = 100.0
+_SPIN_SECONDS = 0.001
 
 
 class WALProducer:
@@ -99,16 +100,12 @@ class WALProducer:
         """
         _check_schema(schema)
         batch = to_batch(schema, table, event_time_ns=event_time_ns, partial=partial)
-        kind = Kind.partial if partial else Kind.upsert
-        position, payloads, rows, size = 0, [], 0, 0
-        for part in cut(batch):
-            payloads.append(encode(kind, schema, part))
-            rows += part.num_rows
-            size += len(payloads[-1])
-            if size >= MAX_APPEND_BYTES:
-                position = self._append(schema, payloads, rows)
-                payloads, rows, size = [], 0, 0
-        return self._append(schema, payloads, rows) if payloads else position
+        return self.append_batch(schema, batch, Kind.partial if partial else Kind.upsert)
+
+    def pipeline(self, schema: Schema) -> Pipeline:
+        """Many single writes at the cost of few: ``with producer.pipeline(schema) as pipe: pipe.write(...)``."""
+        _check_schema(schema)
+        return Pipeline(self, schema)
 
     def delete(self, schema: Schema, entity_id: str, event_time_ns: int | None = None) -> int:
         """Append that an entity is to be forgotten as of an event time (None: now), and give the position.
@@ -157,7 +154,8 @@ class WALProducer:
                 # The segment known here may have been discarded, and another made.
                 looked_again = True
                 self._segments.pop(schema, None)
-            time.sleep(min(max(waited / 20, 2e-5), 0.002))
+            # Most waits end before the shortest sleep would; spinning lets other threads run, but no more than that.
+            time.sleep(0 if waited < _SPIN_SECONDS else min(waited / 20, 0.002))
 
     def close(self) -> None:
         """Close the connection and the segments that were opened to wait."""
@@ -166,6 +164,18 @@ class WALProducer:
         self._segments = {}
         if self._owns_backend:
             self._backend.close()
+
+    def append_batch(self, schema: Schema, batch: pa.RecordBatch, kind: Kind = Kind.upsert) -> int:
+        """Append a canonical batch (see :mod:`quorin.rows`), which was checked already; gives the last position."""
+        position, payloads, rows, size = 0, [], 0, 0
+        for part in cut(batch):
+            payloads.append(encode(kind, schema, part))
+            rows += part.num_rows
+            size += len(payloads[-1])
+            if size >= MAX_APPEND_BYTES:
+                position = self._append(schema, payloads, rows)
+                payloads, rows, size = [], 0, 0
+        return self._append(schema, payloads, rows) if payloads else position
 
     def _append(self, schema: Schema, payloads: list[bytes], rows: int) -> int:
         name = schema.__name__
@@ -196,6 +206,45 @@ class WALProducer:
             except SegmentNotFoundError:
                 return None
         return known
+
+
+class Pipeline:
+    """Rows collected into columnar entries. For one thread; made by :meth:`WALProducer.pipeline`.
+
+    Every row is checked when it is written here, and sent with up to 8,191 others: what a crash can lose are the rows
+    that were not sent yet. Leaving the block sends the rest, unless by an error, which leaves them out.
+    """
+
+    def __init__(self, producer: WALProducer, schema: Schema) -> None:
+        self._producer = producer
+        self._schema = schema
+        self._rows: list[tuple[Any, ...]] = []
+        self.position = 0
+        """The position of the last row that was sent."""
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.flush()
+
+    def write(self, entity_id: str, values: Mapping[str, Any], event_time_ns: int | None = None) -> None:
+        """Take one row; no event time means now.
+
+        :raises InvalidRowError, EntityIdError: as :meth:`WALProducer.write`; the rows before it are kept.
+        :raises LogFullError: if rows had to be sent and the log is at its limit; none of them is lost here.
+        """
+        self._rows.append(checked_row(self._schema, entity_id, values, event_time_ns))
+        if len(self._rows) >= MAX_ENTRY_ROWS:
+            self.flush()
+
+    def flush(self) -> int:
+        """Send what was collected; gives the position of the last row that was sent."""
+        if self._rows:
+            self.position = self._producer.append_batch(self._schema, rows_batch(self._schema, self._rows))
+            self._rows = []
+        return self.position
 
 
 def cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

@@ -25,6 +25,7 @@ from quorin.consumer_targets import Run, Target, targets_of
 from quorin.errors import (
     ConnectionFailedError,
     EntityIdError,
+    EntityIdTooLongError,
     InvalidEntryError,
     InvalidRowError,
     WriterFencedError,
@@ -319,19 +320,15 @@ class WALConsumer:
             return 0
         segment, name, batch = run.target.opened, run.target.schema.__name__, run.merged()
         try:
-            fitting = _rows_with_fitting_ids(batch, segment.current_view().layout.max_id_bytes)
-            if fitting is not None and len(run.batches) == 1:
-                batch = self._without_rejected(run, batch, fitting)
-            elif fitting is not None:
-                return sum(self._apply_run(single) for single in run.singles())
-            applied = 0
-            if run.kind is not Kind.partial or batch.num_columns > 2:
-                applied = apply_batch(segment, batch, position=run.positions[-1], kind=run.kind)
+            applied = self._apply_batch(run, batch)
         except (InvalidRowError, EntityIdError) as error:
             if len(run.batches) > 1:
                 return sum(self._apply_run(single) for single in run.singles())
-            self._bury(run.positions[0], run.payloads[0], error)
-            return 0
+            if not isinstance(error, EntityIdTooLongError):
+                self._bury(run.positions[0], run.payloads[0], error)
+                return 0
+            batch = self._without_rejected(run, batch, segment.current_view().layout.max_id_bytes)
+            applied = self._apply_batch(run, batch)
         if self._offline is not None:
             # Rows may have been rejected from a single entry; merged ones are whole.
             single = len(run.batches) == 1
@@ -342,12 +339,18 @@ class WALConsumer:
         metrics.apply_delay_seconds.labels(name).observe(max(0, time.time_ns() - run.written_ns) / 1e9)
         return applied
 
-    def _without_rejected(self, run: Run, batch: pa.RecordBatch, fitting: pa.Array) -> pa.RecordBatch:
+    def _apply_batch(self, run: Run, batch: pa.RecordBatch) -> int:
+        assert run.target is not None  # noqa: S101 - a run with batches has a target
+        if run.kind is Kind.partial and batch.num_columns == 2:
+            return 0
+        return apply_batch(run.target.opened, batch, position=run.positions[-1], kind=run.kind)
+
+    def _without_rejected(self, run: Run, batch: pa.RecordBatch, limit: int) -> pa.RecordBatch:
         """The rows of one entry whose ids fit the segment; the others become a dead letter of their own."""
         assert run.target is not None  # noqa: S101 - a run with batches has a target
+        fitting = pc.less_equal(pc.binary_length(batch.column(0)), limit)
         rejected = batch.filter(pc.invert(fitting))
         payload = encode(run.kind, run.target.schema, rejected, written_ns=run.written_ns)
-        limit = run.target.opened.current_view().layout.max_id_bytes
         reason = f"{rejected.num_rows} entity ids have more than the segment's limit of {limit} bytes in UTF-8"
         self._bury(run.positions[0], payload, InvalidEntryError(reason))
         return batch.filter(fitting)
@@ -391,13 +394,6 @@ class WALConsumer:
 
     def _owned(self) -> list[Target]:
         return [target for target in self._targets if target.holds_lease]
-
-
-def _rows_with_fitting_ids(batch: pa.RecordBatch, max_id_bytes: int) -> pa.Array | None:
-    """Which rows have ids of at most so many bytes; None if all have."""
-    lengths = pc.binary_length(batch.column(0))
-    longest = pc.max(lengths).as_py()
-    return None if longest is None or longest <= max_id_bytes else pc.less_equal(lengths, max_id_bytes)
 
 
 class _Held:

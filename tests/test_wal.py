@@ -95,6 +95,21 @@ def test_no_rows_are_position_zero(producer: WALProducer) -> None:
     producer.write_many(TRIP, pa.table({"entity_id": pa.array([], pa.string()), "score": [], "tag": []}))
 
 
+def test_a_pipeline_collects_rows_into_entries(connection: str, producer: WALProducer) -> None:
+    with producer.pipeline(TRIP) as pipe:
+        for number in range(9000):
+            pipe.write(f"id{number}", {"score": float(number), "tag": "t"}, number)
+        assert pipe.position > 0
+        with pytest.raises(InvalidRowError, match="field 'score'"):
+            pipe.write("x", {"score": "high", "tag": "t"})
+    records = [decode(payload) for payload in payloads(connection)]
+    assert [record.row_count for record in records] == [8192, 808]
+    assert pa.Table.from_batches([record.batch for record in records]).equals(table(9000).cast(canonical_schema(TRIP)))
+    with pytest.raises(InvalidRowError), producer.pipeline(TRIP) as pipe:
+        [pipe.write("a", {"score": score, "tag": None}) for score in (1.0, "high")]
+    assert len(payloads(connection)) == 2
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_written(connection: str, producer: WALProducer) -> None:
     for values, text in (
         ({"score": "high", "tag": "x"}, "field 'score'"),
