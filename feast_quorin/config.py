@@ -10,6 +10,7 @@ from feast.repo_config import FeastConfigBaseModel, FeastConfigError
 from pydantic import Field, StrictStr, ValidationError, field_validator, model_validator
 
 from quorin.errors import QuorinError
+from quorin.shm import default_shm_dir
 
 DEFAULT_PATH = "data/quorin"
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
@@ -48,8 +49,8 @@ class StoreSettings(FeastConfigBaseModel):
     capacity: int = 4096
     """Entities that a new segment has room for at first; it grows by itself."""
 
-    shm_dir: StrictStr = "/dev/shm"  # noqa: S108 - shared memory is there
-    """Directory of the segments."""
+    shm_dir: StrictStr = Field(default_factory=default_shm_dir)
+    """Directory of the segments; by default ``QUORIN_SHM_DIR`` from the environment, else ``/dev/shm``."""
 
     wait: Literal["applied", "logged"] = "applied"
     """When a write returns: once readers can see it, or once the log has it."""

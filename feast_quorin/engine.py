@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from feast_quorin.views import StoredView
 
 _ATTEMPTS = 6
-_PAUSE_SECONDS = (0.0002, 0.01)
+_RETRY_SECONDS = 0.01
+_POLL_SECONDS = (0.0002, 0.002)
 
 
 class Engine:
@@ -192,7 +193,7 @@ class Engine:
             except WriterLeaseHeldError:
                 if time.monotonic() >= deadline:
                     raise
-                time.sleep(_PAUSE_SECONDS[1])
+                time.sleep(_RETRY_SECONDS)
 
     def _is_there(self, segment: Segment) -> bool:
         """Whether an open segment is still in force; False if it was removed, or replaced by one with other fields."""
@@ -218,7 +219,7 @@ class Engine:
                 if attempt >= _ATTEMPTS // 2 and self._settings.consumer != "external":
                     with suppress(WriterLeaseHeldError):  # Another process was quicker.
                         self.create(stored, replay=True)
-            time.sleep(attempt * _PAUSE_SECONDS[1])
+            time.sleep(attempt * _RETRY_SECONDS)
         address = self.registry.backend.address
         raise SegmentNotFoundError(
             f"feature view {view.name!r} has no segment ({name!r} at {address}): run `feast apply`"
@@ -261,7 +262,7 @@ class Engine:
 
     def _until(self, view: StoredView, position: int, drain: Callable[[], bool]) -> None:
         """Wait until a segment has reached a position, which ``drain`` may bring about."""
-        pause, seen, started = _PAUSE_SECONDS[0], -1, time.monotonic()
+        pause, seen, started = _POLL_SECONDS[0], -1, time.monotonic()
         while not drain():
             applied = self._position(view)
             if applied >= position:
@@ -271,7 +272,7 @@ class Engine:
             elif (time.monotonic() - started) * 1000 > self._settings.timeout_ms:
                 raise WriteSyncTimeoutError(view.schema.__name__, position, self._settings.timeout_ms)
             time.sleep(pause)
-            pause = min(2 * pause, _PAUSE_SECONDS[1])
+            pause = min(2 * pause, _POLL_SECONDS[1])
 
 
 @lru_cache(maxsize=4096)

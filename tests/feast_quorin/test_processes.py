@@ -71,7 +71,7 @@ def succeed(*processes: Any) -> None:
 
 
 def test_fresh_processes_write_and_read_at_once(store: FeatureStore, online_store: dict[str, Any]) -> None:
-    repo, times = store.repo_path, 60
+    repo, times = store.repo_path, 40
     writers = [start("spawn", write_many_times, repo, online_store, first, 2, times) for first in range(2)]
     read_until(repo, online_store, times - 1)
     succeed(*writers)
