@@ -27,29 +27,37 @@ __all__ = [
     "Segment",
     "SegmentNotFoundError",
     "SegmentRegistry",
+    "default_shm_dir",
 ]
 
 SchemaCRCMismatchError = SchemaMismatchError
 
 SHM_DIR = "/dev/shm"  # noqa: S108 - where POSIX shared memory lives on Linux; files there are created 0600, exclusively
+SHM_DIR_VARIABLE = "QUORIN_SHM_DIR"
 _HEAP_BYTES_A_VALUE = 32
+
+
+def default_shm_dir() -> str:
+    """Where segments live unless a registry is told otherwise: ``QUORIN_SHM_DIR``, else ``/dev/shm``."""
+    return os.environ.get(SHM_DIR_VARIABLE) or SHM_DIR
 
 
 class SegmentRegistry:
     """Creates, finds and removes segments.
 
     ``connection`` is the control plane: a ``redis.Redis``, a URL (``redis://``, ``rediss://``, ``unix://``), or a
-    directory path for the embedded one. Segment files live in ``shm_dir``; on a disk they survive a reboot.
+    directory path for the embedded one. Segment files live in ``shm_dir``, by default what the environment variable
+    ``QUORIN_SHM_DIR`` says, else ``/dev/shm``; on a disk they survive a reboot.
     """
 
     def __init__(
-        self, connection: Any, *, shm_dir: str | os.PathLike[str] = SHM_DIR, namespace: str = "quorin"
+        self, connection: Any, *, shm_dir: str | os.PathLike[str] | None = None, namespace: str = "quorin"
     ) -> None:
         from quorin.backend import connect
 
-        self._directory = Path(shm_dir)
+        self._directory = Path(default_shm_dir() if shm_dir is None else shm_dir)
         if not self._directory.is_dir():
-            raise SegmentNotFoundError(f"shm_dir {str(shm_dir)!r} is no directory")
+            raise SegmentNotFoundError(f"shm_dir {str(self._directory)!r} is no directory")
         self.backend = connect(connection, namespace=namespace)
         self._control = self.backend.control
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from quorin.shm import default_shm_dir
+
 FEATURE_REPO = Path(__file__).parent.parent.parent / "feature_repo"
 
 
@@ -25,7 +27,7 @@ def test_workers_read_what_was_materialized_and_pushed(repo, control_plane, requ
     try:
         output = run(repo, "--workers", "2", "--seconds", "1", *connection)
         assert "13,030 online rows" in output
-        assert "read from 5 segments in /dev/shm" in output
+        assert f"read from 5 segments in {default_shm_dir()}" in output
         assert "every worker reads all 4,037 aircraft as Parquet's newest rows have them" in " ".join(output.split())
     finally:
         run(repo, "--teardown", *connection)
