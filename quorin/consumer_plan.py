@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 LEASE_RETRY_SECONDS = 0.2
 LOG_CHECK_SECONDS = 1.0
+LOOK_SECONDS = 0.5
 BACK_OFF_SECONDS = (0.1, 5.0)
 
 
@@ -23,10 +24,20 @@ class Step(enum.Enum):
 
     stop = "leave the loop"
     wait = "sleep for the seconds given with it, or until told to stop"
+    look = "see which schemas the control plane knows"
     take = "try to become the writer of the segments it is not the writer of"
     check = "see whether the log is still the one that the segments follow"
     flush = "make the history durable, and trim what is no longer needed"
     read = "read the log, waiting a little for entries, and apply them"
+
+
+@dataclass(frozen=True, slots=True)
+class FlushLimits:
+    """The history is flushed when any of these is reached: seconds since the first unflushed row, rows, bytes."""
+
+    seconds: float
+    rows: int
+    size: int
 
 
 @dataclass(slots=True)
@@ -36,12 +47,23 @@ class Agenda:
     targets: int
     owned: int = 0
     stopping: bool = False
+    discovers: bool = False
     unflushed: bool = False
+    unflushed_rows: int = 0
+    unflushed_bytes: int = 0
+    look_at: float = 0.0
     take_at: float = 0.0
     check_at: float = 0.0
     flush_at: float = 0.0
     retry_at: float = 0.0
     failures: int = 0
+
+    def looked(self, targets: int, now: float) -> None:
+        """There are so many schemas to work on; ones that are new are to be taken."""
+        if targets != self.targets:
+            self.take_at = now
+        self.targets = targets
+        self.look_at = now + LOOK_SECONDS
 
     def took(self, owned: int, now: float) -> None:
         """The consumer is the writer of ``owned`` segments; newly taken ones are to be checked against the log."""
@@ -59,15 +81,20 @@ class Agenda:
         """The log is the one that the segments follow."""
         self.check_at = now + LOG_CHECK_SECONDS
 
-    def applied(self, now: float, flush_interval_seconds: float) -> None:
-        """Something was read that is not flushed yet."""
+    def applied(self, now: float, limits: FlushLimits, *, rows: int, size: int) -> None:
+        """So many rows and bytes were read that are not flushed yet."""
         if not self.unflushed:
             self.unflushed = True
-            self.flush_at = now + flush_interval_seconds
+            self.flush_at = now + limits.seconds
+        self.unflushed_rows += rows
+        self.unflushed_bytes += size
+        if self.unflushed_rows >= limits.rows or self.unflushed_bytes >= limits.size:
+            self.flush_at = now
 
     def flushed(self) -> None:
         """Everything that was applied is durable."""
         self.unflushed = False
+        self.unflushed_rows = self.unflushed_bytes = 0
 
     def failed(self, now: float) -> float:
         """The control plane could not be reached; gives the seconds until the next try. Then the log is checked."""
@@ -88,10 +115,15 @@ def next_step(agenda: Agenda, now: float) -> tuple[Step, float]:
         return Step.stop, 0.0
     if now < agenda.retry_at:
         return Step.wait, agenda.retry_at - now
+    if agenda.discovers and now >= agenda.look_at:
+        return Step.look, 0.0
     if agenda.owned < agenda.targets and now >= agenda.take_at:
         return Step.take, 0.0
     if agenda.owned == 0:
-        return Step.wait, agenda.take_at - now
+        next_at = agenda.take_at if agenda.targets else agenda.look_at
+        if agenda.discovers:
+            next_at = min(next_at, agenda.look_at)
+        return Step.wait, next_at - now
     if now >= agenda.check_at:
         return Step.check, 0.0
     if agenda.unflushed and now >= agenda.flush_at:

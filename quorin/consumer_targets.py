@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from quorin.errors import SchemaError, SegmentNotFoundError, WriterLeaseHeldError
+from quorin.errors import QuorinError, SchemaError, SegmentNotFoundError, WriterLeaseHeldError
 from quorin.logging import get_logger
 from quorin.record import Kind
-from quorin.schema import FeatureSchema, schema_to_json
+from quorin.schema import FeatureSchema, schema_from_json, schema_to_json
 from quorin.shm import Segment, SegmentRegistry
 
 if TYPE_CHECKING:
@@ -38,6 +38,44 @@ def targets_of(given: Any) -> list[Target]:
     return targets
 
 
+class Discovery:
+    """Targets for whatever schemas the control plane knows. What cannot be used is reported once, and left alone."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+        self._reported: set[str] = set()
+
+    def targets(self, known: list[Target], schemas: dict[str, str]) -> list[Target]:
+        """The targets for the schemas (JSON by name): those known already, unless their schema was changed or dropped,
+        which closes them; and new ones.
+        """
+        kept = []
+        for target in known:
+            name = target.schema.__name__
+            if self._texts.get(name) == schemas.get(name):
+                kept.append(target)
+            else:
+                target.close()
+                self._texts.pop(name, None)
+        for name, text in schemas.items():
+            if name not in self._texts:
+                try:
+                    kept.append(Target(schema_from_json(text), None))
+                    self._texts[name] = text
+                except (QuorinError, ValueError, TypeError, KeyError) as error:
+                    self._report(f"schema {name!r} of the control plane: {error}")
+        return kept
+
+    def refused(self, target: Target, error: Exception) -> None:
+        """A segment could not be taken because it holds something else."""
+        self._report(f"schema {target.schema.__name__!r}: {error}")
+
+    def _report(self, problem: str) -> None:
+        if problem not in self._reported:
+            self._reported.add(problem)
+            _log.error("schema_left_alone", problem=problem)
+
+
 class Target:
     """A schema and the segment that it is applied to, once that is open."""
 
@@ -58,8 +96,12 @@ class Target:
         """Whether this process is the segment's writer, through this target."""
         return self._segment is not None and self._segment.holds_writer_lease
 
-    def take(self, registry: SegmentRegistry, new_segment: dict[str, int]) -> None:
-        """Open or create the segment and become its writer.
+    def report(self) -> dict[str, Any]:
+        """What others may want to know of it."""
+        return {"segment": self.opened.name, "position": self.opened.position}
+
+    def take(self, registry: SegmentRegistry, new_segment: dict[str, int], frozen_after_seconds: float) -> None:
+        """Open or create the segment and become its writer, in the place of one that gave no sign of life for so long.
 
         :raises WriterLeaseHeldError: if another process is the writer, or has just created the segment.
         """
@@ -69,7 +111,12 @@ class Target:
                 self._segment = registry.open_current(self.schema, read_only=False)
             except SegmentNotFoundError:
                 self._segment = self._create(registry, new_segment)
-        self.opened.acquire_writer_lease()
+        try:
+            self.opened.acquire_writer_lease()
+        except WriterLeaseHeldError:
+            if self.opened.stats()["writer_heartbeat_age_seconds"] < frozen_after_seconds:
+                raise
+            self.opened.overtake_writer()
 
     def _create(self, registry: SegmentRegistry, new_segment: dict[str, int]) -> Segment:
         """A new segment made current only where there is none, so that no other process's is ever replaced."""

@@ -33,6 +33,9 @@ rows_ignored = Counter(
 dead_letters = Counter(
     "quorin_dead_letters_total", "Entries that could not be applied and were put aside.", ["schema"], registry=registry
 )
+dead_letters_dropped = Counter(
+    "quorin_dead_letters_dropped_total", "Dead letters that made room for newer ones.", registry=registry
+)
 reanchored = Counter(
     "quorin_log_reanchored_total",
     "Times a consumer found that the log was not the one its segment had followed, or lacked entries.",

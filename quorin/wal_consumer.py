@@ -15,30 +15,21 @@ import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from quorin import metrics
+from quorin import metrics, presence
 from quorin.backend import connect
-from quorin.consumer_plan import Agenda, Cursors, Fit, Step, anchor, next_step
-from quorin.consumer_targets import Run, Target, targets_of
-from quorin.errors import (
-    ConnectionFailedError,
-    EntityIdError,
-    EntityIdTooLongError,
-    InvalidEntryError,
-    InvalidRowError,
-    WriterFencedError,
-    WriterLeaseHeldError,
-)
+from quorin.consumer_apply import Applier
+from quorin.consumer_plan import Agenda, Cursors, Fit, FlushLimits, Step, anchor, next_step
+from quorin.consumer_targets import Discovery, Target, targets_of
+from quorin.errors import ConnectionFailedError, SchemaMismatchError, WriterFencedError, WriterLeaseHeldError
 from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
-from quorin.layout import apply_batch
 from quorin.logging import get_logger
-from quorin.record import Kind, decode, encode, peek, translate
+from quorin.record import Kind
 from quorin.shm import SegmentRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import pyarrow as pa
 
     from quorin.backend import Connection
     from quorin.schema import Schema
@@ -48,7 +39,10 @@ __all__ = ["NoopOfflineWriter", "OfflineWriter", "WALConsumer", "WriterLeaseHeld
 
 DEFAULT_BATCH_ENTRIES = 1024
 DEFAULT_FLUSH_INTERVAL_SECONDS = 5.0
+DEFAULT_FLUSH_ROWS = 1_000_000
+DEFAULT_FLUSH_BYTES = 128 << 20
 DEFAULT_CAPACITY = 4096
+DEFAULT_FROZEN_AFTER_SECONDS = 30.0
 
 _READ_BYTES = 16 << 20
 _BLOCK_MS = 250
@@ -87,11 +81,17 @@ class WALConsumer:
     """Applies a log to the current segments of some schemas, and is their single writer meanwhile.
 
     ``schemas_or_segments`` names what to apply: schemas, whose current segments are opened, and created with
-    ``capacity`` entities and ``max_id_bytes`` if there are none; or segments that are open for writing.
+    ``capacity`` entities and ``max_id_bytes`` if there are none; or segments that are open for writing; or None for
+    every schema that the control plane knows, and those it gets to know meanwhile.
 
-    With ``offline`` every row goes into the history too, every ``flush_interval_seconds`` at the latest, and the log is
-    trimmed behind what is both applied and durable, provided that this consumer has all schemas of the control plane.
-    Without, nothing is trimmed: the log is then the only durable copy.
+    With ``offline`` every row goes into the history too, flushed at the latest after ``flush_interval_seconds``,
+    ``flush_rows`` or ``flush_bytes``, and the log is trimmed behind what is both applied and durable, provided that
+    this consumer has all schemas of the control plane; entries of a schema that nobody knows become dead letters
+    before. Without, nothing is trimmed: the log is then the only durable copy.
+
+    Where another process is the writer, this one waits, and takes over at once when that one dies. One that is frozen
+    is overtaken after ``frozen_after_seconds`` without a heartbeat; consumers give one each second, whoever else holds
+    a writer lease for long does by ``Segment.heartbeat``.
 
     :raises SchemaError: for anything else than schemas and segments.
     """
@@ -99,27 +99,33 @@ class WALConsumer:
     def __init__(
         self,
         connection: Connection,
-        schemas_or_segments: Iterable[Schema | Segment] | Schema | Segment,
+        schemas_or_segments: Iterable[Schema | Segment] | Schema | Segment | None,
         *,
         offline: OfflineWriter | None = None,
         registry: SegmentRegistry | None = None,
         stream_key: str = DEFAULT_STREAM_KEY,
         batch_entries: int = DEFAULT_BATCH_ENTRIES,
         flush_interval_seconds: float = DEFAULT_FLUSH_INTERVAL_SECONDS,
+        flush_rows: int = DEFAULT_FLUSH_ROWS,
+        flush_bytes: int = DEFAULT_FLUSH_BYTES,
+        frozen_after_seconds: float = DEFAULT_FROZEN_AFTER_SECONDS,
         capacity: int = DEFAULT_CAPACITY,
         max_id_bytes: int = 64,
         namespace: str = DEFAULT_NAMESPACE,
     ) -> None:
-        self._targets = targets_of(schemas_or_segments)
+        self._discovery = Discovery() if schemas_or_segments is None else None
+        self._targets = [] if schemas_or_segments is None else targets_of(schemas_or_segments)
         self._backend = connect(connection, namespace=namespace)
         self._owns_backend = self._backend is not connection
         self._registry = SegmentRegistry(self._backend, namespace=namespace) if registry is None else registry
         self._log = self._backend.log(stream_key)
         self._offline = offline
+        self._applier = Applier(self._log, self._backend.control, offline)
         self._batch_entries = batch_entries
-        self._flush_interval_seconds = flush_interval_seconds
+        self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
+        self._frozen_after_seconds = frozen_after_seconds
         self._new_segment = {"capacity": capacity, "max_id_bytes": max_id_bytes}
-        self._agenda = Agenda(len(self._targets))
+        self._agenda = self._new_agenda()
         self._cursors = Cursors()
         self._identity = 0
         self._stop = threading.Event()
@@ -141,7 +147,8 @@ class WALConsumer:
         :raises CapacityExceededError: if a segment cannot grow.
         """
         with self._alone():
-            self._agenda = Agenda(len(self._targets), stopping=self._stop.is_set())
+            self._agenda = self._new_agenda()
+            self._agenda.stopping = self._stop.is_set()
             try:
                 while (step := next_step(self._agenda, time.monotonic()))[0] is not Step.stop:
                     self._perform(*step)
@@ -172,7 +179,8 @@ class WALConsumer:
         :raises ConnectionFailedError: if the log cannot be reached.
         """
         with self._alone():
-            self._agenda = Agenda(len(self._targets))
+            self._look()
+            self._agenda = self._new_agenda()
             held_before = {target.schema for target in self._targets if target.holds_lease}
             try:
                 self._take(waiting=False)
@@ -207,10 +215,14 @@ class WALConsumer:
             if step is Step.wait:
                 self._stop.wait(seconds)
                 return
-            if step is Step.take:
+            if step is Step.look:
+                self._look()
+            elif step is Step.take:
                 self._take(waiting=True)
             elif step is Step.check:
                 self._check()
+                reports = {target.schema.__name__: target.report() for target in self._owned()}
+                presence.announce(self._backend.control, "consumer", reports)
             elif step is Step.flush:
                 self._flush()
             elif step is Step.read:
@@ -225,21 +237,45 @@ class WALConsumer:
             _log.warning("writer_fenced", error=str(error))
             self._drop_lost_targets()
 
+    def _new_agenda(self) -> Agenda:
+        return Agenda(len(self._targets), discovers=self._discovery is not None)
+
+    def _look(self) -> None:
+        """Follow the control plane's list of schemas."""
+        if self._discovery is not None:
+            known = len(self._targets)
+            self._targets = self._discovery.targets(self._targets, self._backend.control.schemas())
+            self._drop_lost_targets()
+            self._agenda.looked(len(self._targets), time.monotonic())
+            if len(self._targets) != known:
+                _log.info("schemas_followed", schemas=[target.schema.__name__ for target in self._targets])
+
     def _take(self, *, waiting: bool) -> None:
         for target in self._targets:
             if target.holds_lease and target.schema.__name__ in self._cursors.after:
                 continue
             try:
-                target.take(self._registry, self._new_segment)
+                target.take(self._registry, self._new_segment, self._frozen_after_seconds)
             except WriterLeaseHeldError:
                 if not waiting:
                     raise
+                continue
+            except SchemaMismatchError as error:
+                if self._discovery is None:
+                    raise
+                self._discovery.refused(target, error)
                 continue
             self._cursors.after.pop(target.schema.__name__, None)
         self._agenda.took(len(self._owned()), time.monotonic())
 
     def _check(self) -> None:
-        """Compare the log with each segment's header, and let those that do not follow it yet begin where they must."""
+        """Compare the log with each segment's header, and let those that do not follow it yet begin where they must.
+
+        First say to others that this process lives, and see whether it was not overtaken.
+        """
+        for target in self._owned():
+            target.opened.heartbeat()
+            target.opened.acquire_writer_lease()
         identity, bounds = self._log.identity(), self._log.bounds()
         for target in self._owned():
             name, segment = target.schema.__name__, target.opened
@@ -278,91 +314,22 @@ class WALConsumer:
             return 0
         found = self._log.read(
             self._cursors.lowest,
-            schema_names=list(self._cursors.after),
+            # Whoever trims must have seen everything, so that what nobody applies is not lost unseen.
+            schema_names=list(self._cursors.after) if self._offline is None else None,
             max_entries=self._batch_entries,
             max_bytes=_READ_BYTES,
             block_ms=block_ms,
         )
-        applied = self._apply_entries(found.entries)
+        applied = self._applier.apply(found.entries, {t.schema.__name__: t for t in self._owned()}, self._cursors)
         if found.through > self._cursors.lowest:
             self._cursors.advance(found.through)
             for target in self._owned():
                 after = self._cursors.after[target.schema.__name__]
                 if after > target.opened.position:
                     target.opened.commit_position(after, self._identity)
-            self._agenda.applied(time.monotonic(), self._flush_interval_seconds)
+            size = sum(len(payload) for _, payload in found.entries)
+            self._agenda.applied(time.monotonic(), self._flush_limits, rows=applied, size=size)
         return applied
-
-    def _apply_entries(self, entries: list[tuple[int, bytes]]) -> int:
-        by_name = {target.schema.__name__: target for target in self._owned()}
-        applied, run = 0, Run()
-        for position, payload in entries:
-            try:
-                name = peek(payload).schema_name
-                if name in by_name and not self._cursors.wants(name, position):
-                    continue
-                if name not in by_name:
-                    raise InvalidEntryError(f"an entry under a schema of this consumer holds one of {name!r}")
-                record = decode(payload)
-                batch = translate(record, by_name[name].schema)
-            except InvalidEntryError as error:
-                self._bury(position, payload, error)
-                continue
-            if not run.takes(by_name[name], record.kind, batch):
-                applied += self._apply_run(run)
-                run = Run()
-            run.add(by_name[name], record.kind, batch, position, payload, record.written_ns)
-        return applied + self._apply_run(run)
-
-    def _apply_run(self, run: Run) -> int:
-        """Apply entries as one batch; if some of it is refused, one by one, to find what is to blame."""
-        if run.target is None:
-            return 0
-        segment, name, batch = run.target.opened, run.target.schema.__name__, run.merged()
-        try:
-            applied = self._apply_batch(run, batch)
-        except (InvalidRowError, EntityIdError) as error:
-            if len(run.batches) > 1:
-                return sum(self._apply_run(single) for single in run.singles())
-            if not isinstance(error, EntityIdTooLongError):
-                self._bury(run.positions[0], run.payloads[0], error)
-                return 0
-            batch = self._without_rejected(run, batch, segment.current_view().layout.max_id_bytes)
-            applied = self._apply_batch(run, batch)
-        if self._offline is not None:
-            # Rows may have been rejected from a single entry; merged ones are whole.
-            single = len(run.batches) == 1
-            positions = pa.repeat(run.positions[0], batch.num_rows) if single else run.row_positions()
-            self._offline.append(run.target.schema, batch, positions, kind=run.kind)
-        metrics.rows_applied.labels(name).inc(applied)
-        metrics.rows_ignored.labels(name).inc(batch.num_rows - applied)
-        metrics.apply_delay_seconds.labels(name).observe(max(0, time.time_ns() - run.written_ns) / 1e9)
-        return applied
-
-    def _apply_batch(self, run: Run, batch: pa.RecordBatch) -> int:
-        assert run.target is not None  # noqa: S101 - a run with batches has a target
-        if run.kind is Kind.partial and batch.num_columns == 2:
-            return 0
-        return apply_batch(run.target.opened, batch, position=run.positions[-1], kind=run.kind)
-
-    def _without_rejected(self, run: Run, batch: pa.RecordBatch, limit: int) -> pa.RecordBatch:
-        """The rows of one entry whose ids fit the segment; the others become a dead letter of their own."""
-        assert run.target is not None  # noqa: S101 - a run with batches has a target
-        fitting = pc.less_equal(pc.binary_length(batch.column(0)), limit)
-        rejected = batch.filter(pc.invert(fitting))
-        payload = encode(run.kind, run.target.schema, rejected, written_ns=run.written_ns)
-        reason = f"{rejected.num_rows} entity ids have more than the segment's limit of {limit} bytes in UTF-8"
-        self._bury(run.positions[0], payload, InvalidEntryError(reason))
-        return batch.filter(fitting)
-
-    def _bury(self, position: int, payload: bytes, error: Exception) -> None:
-        self._log.bury(position, payload, str(error))
-        try:
-            name = peek(payload).schema_name
-        except InvalidEntryError:
-            name = "?"
-        metrics.dead_letters.labels(name if any(name == t.schema.__name__ for t in self._targets) else "?").inc()
-        _log.error("dead_letter", schema=name, position=position, reason=str(error))
 
     def _flush(self) -> None:
         """Make the history durable and trim the log behind it, as far as nobody needs it any more."""
@@ -372,6 +339,8 @@ class WALConsumer:
             through = min([self._cursors.lowest, *(position for position in flushed if position is not None)])
             everybody = {target.schema.__name__ for target in self._targets}
             if len(self._owned()) == len(self._targets) and self._backend.control.schemas().keys() <= everybody:
+                for target in self._targets:
+                    target.opened.acquire_writer_lease()  # Who was overtaken may not trim what the other still needs.
                 self._log.trim(through)
         self._agenda.flushed()
 
@@ -379,7 +348,8 @@ class WALConsumer:
         try:
             if self._agenda.unflushed:
                 self._flush()
-        except ConnectionFailedError as error:
+            presence.withdraw(self._backend.control)
+        except (ConnectionFailedError, WriterFencedError) as error:
             _log.warning("log_not_trimmed", error=str(error))
         finally:
             self._cursors = Cursors()

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quorin.backend import Bounds
-from quorin.consumer_plan import Agenda, Anchor, Cursors, Fit, Step, anchor, next_step
+from quorin.consumer_plan import Agenda, Anchor, Cursors, Fit, FlushLimits, Step, anchor, next_step
+
+LIMITS = FlushLimits(seconds=5.0, rows=100, size=1000)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +26,11 @@ from quorin.consumer_plan import Agenda, Anchor, Cursors, Fit, Step, anchor, nex
         (Agenda(1, owned=1, check_at=11), Step.read, 0),
         (Agenda(1, owned=1, check_at=11, unflushed=True, flush_at=11), Step.read, 0),
         (Agenda(1, owned=1, check_at=11, unflushed=True, flush_at=10), Step.flush, 0),
+        (Agenda(0, discovers=True), Step.look, 0),
+        (Agenda(0, discovers=True, look_at=10.5), Step.wait, 0.5),
+        (Agenda(1, discovers=True, look_at=11, take_at=10.2), Step.wait, pytest.approx(0.2)),
+        (Agenda(1, discovers=True, look_at=10.5, take_at=9), Step.take, 0),
+        (Agenda(1, discovers=True, owned=1, look_at=9, check_at=9), Step.look, 0),
         (Agenda(1, owned=1, check_at=10, unflushed=True, flush_at=10), Step.check, 0),
     ],
 )
@@ -58,11 +65,24 @@ def test_failures_back_off_and_end_with_a_check() -> None:
 
 def test_the_first_unflushed_rows_set_the_time_of_the_flush() -> None:
     agenda = Agenda(1, owned=1, check_at=100)
-    agenda.applied(10.0, 5.0)
-    agenda.applied(14.0, 5.0)
+    agenda.applied(10.0, LIMITS, rows=1, size=1)
+    agenda.applied(14.0, LIMITS, rows=1, size=1)
+    assert next_step(agenda, 14.0)[0] is Step.read
     assert next_step(agenda, 15.0)[0] is Step.flush
     agenda.flushed()
     assert next_step(agenda, 15.0)[0] is Step.read
+
+
+@pytest.mark.parametrize(("rows", "size"), [(50, 1), (1, 500)])
+def test_many_rows_or_bytes_are_flushed_before_their_time(rows: int, size: int) -> None:
+    agenda = Agenda(1, owned=1, check_at=100)
+    agenda.applied(10.0, LIMITS, rows=rows, size=size)
+    assert next_step(agenda, 10.0)[0] is Step.read
+    agenda.applied(10.5, LIMITS, rows=rows, size=size)
+    assert next_step(agenda, 10.5)[0] is Step.flush
+    agenda.flushed()
+    agenda.applied(11.0, LIMITS, rows=rows, size=size)
+    assert next_step(agenda, 11.0)[0] is Step.read
 
 
 @pytest.mark.parametrize(

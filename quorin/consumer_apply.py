@@ -1,0 +1,129 @@
+"""Entries of the log into segments and history: decoded, merged into larger batches, applied, or buried."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from quorin import metrics
+from quorin.consumer_targets import Run
+from quorin.errors import EntityIdError, EntityIdTooLongError, InvalidEntryError, InvalidRowError
+from quorin.layout import apply_batch
+from quorin.logging import get_logger
+from quorin.record import Kind, decode, encode, peek, translate
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from quorin.backend import ControlPlane, Log
+    from quorin.consumer_plan import Cursors
+    from quorin.consumer_targets import Target
+    from quorin.wal_consumer import OfflineWriter
+
+_log = get_logger(__name__)
+
+
+class Applier:
+    """Applies entries; what cannot be applied goes among the log's dead letters, with the reason."""
+
+    def __init__(self, log: Log, control: ControlPlane, offline: OfflineWriter | None) -> None:
+        self._dead_letters_of = log
+        self._control = control
+        self._offline = offline
+        self._elsewhere: set[str] = set()
+        self._applied_here: Collection[str] = ()
+
+    def apply(self, entries: list[tuple[int, bytes]], targets: Mapping[str, Target], cursors: Cursors) -> int:
+        """Apply entries in the order of the log; gives the number of rows that changed a segment.
+
+        ``targets`` are the segments to write to, by schema name; entries that a cursor has passed are left out.
+
+        :raises ConnectionFailedError: if a dead letter cannot be kept. Applying all entries again is safe.
+        :raises WriterFencedError: if another process has taken a segment over.
+        """
+        self._applied_here = targets.keys()
+        applied, run = 0, Run()
+        for position, payload in entries:
+            try:
+                name = peek(payload).schema_name
+                if name not in targets:
+                    self._check_known(name)
+                    continue
+                if not cursors.wants(name, position):
+                    continue
+                record = decode(payload)
+                batch = translate(record, targets[name].schema)
+            except InvalidEntryError as error:
+                self._bury(position, payload, error)
+                continue
+            if not run.takes(targets[name], record.kind, batch):
+                applied += self._apply_run(run)
+                run = Run()
+            run.add(targets[name], record.kind, batch, position, payload, record.written_ns)
+        return applied + self._apply_run(run)
+
+    def _check_known(self, name: str) -> None:
+        """Entries of schemas that others apply are theirs; an entry of a schema that nobody knows is nobody's."""
+        if name not in self._elsewhere:
+            self._elsewhere = set(self._control.schemas())
+        if name not in self._elsewhere:
+            raise InvalidEntryError(f"schema {name!r} is unknown to the control plane")
+
+    def _apply_run(self, run: Run) -> int:
+        """Apply entries as one batch; if some of it is refused, one by one, to find what is to blame."""
+        if run.target is None:
+            return 0
+        name, batch = run.target.schema.__name__, run.merged()
+        try:
+            applied = _apply_batch(run, batch)
+        except (InvalidRowError, EntityIdError) as error:
+            if len(run.batches) > 1:
+                return sum(self._apply_run(single) for single in run.singles())
+            if not isinstance(error, EntityIdTooLongError):
+                self._bury(run.positions[0], run.payloads[0], error)
+                return 0
+            batch = self._without_rejected(run, batch)
+            applied = _apply_batch(run, batch)
+        if self._offline is not None:
+            # Rows may have been rejected from a single entry; merged ones are whole.
+            single = len(run.batches) == 1
+            positions = pa.repeat(run.positions[0], batch.num_rows) if single else run.row_positions()
+            self._offline.append(run.target.schema, batch, positions, kind=run.kind)
+        metrics.rows_applied.labels(name).inc(applied)
+        metrics.rows_ignored.labels(name).inc(batch.num_rows - applied)
+        metrics.apply_delay_seconds.labels(name).observe(max(0, time.time_ns() - run.written_ns) / 1e9)
+        return applied
+
+    def _without_rejected(self, run: Run, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows of one entry whose ids fit the segment; the others become a dead letter of their own."""
+        assert run.target is not None  # noqa: S101 - a run with batches has a target
+        limit = run.target.opened.current_view().layout.max_id_bytes
+        fitting = pc.less_equal(pc.binary_length(batch.column(0)), limit)
+        rejected = batch.filter(pc.invert(fitting))
+        payload = encode(run.kind, run.target.schema, rejected, written_ns=run.written_ns)
+        reason = f"{rejected.num_rows} entity ids have more than the segment's limit of {limit} bytes in UTF-8"
+        self._bury(run.positions[0], payload, InvalidEntryError(reason))
+        return batch.filter(fitting)
+
+    def _bury(self, position: int, payload: bytes, error: Exception) -> None:
+        dropped = self._dead_letters_of.bury(position, payload, str(error))
+        try:
+            name = peek(payload).schema_name
+        except InvalidEntryError:
+            name = "?"
+        # An unknown schema's name is somebody's mistake, and must not become a series of its own.
+        metrics.dead_letters.labels(name if name in self._applied_here else "?").inc()
+        _log.error("dead_letter", schema=name, position=position, reason=str(error))
+        if dropped:
+            metrics.dead_letters_dropped.inc(dropped)
+            _log.error("dead_letters_dropped", count=dropped, why="there are too many; the oldest made room")
+
+
+def _apply_batch(run: Run, batch: pa.RecordBatch) -> int:
+    assert run.target is not None  # noqa: S101 - a run with batches has a target
+    if run.kind is Kind.partial and batch.num_columns == 2:
+        return 0
+    return apply_batch(run.target.opened, batch, position=run.positions[-1], kind=run.kind)
