@@ -14,12 +14,14 @@ from __future__ import annotations
 DESCRIPTOR_ITEMS = 16
 
 # A read plan: a descriptor, then what to copy from a row to the output, as spans and as patches for null fields.
+# Row i of the output begins, for each span by itself, at its target plus i times its step; so a plan can fill rows as
+# well as columns.
 P_OUT_BYTES, P_SPAN_COUNT, P_PATCH_COUNT, P_MISSING = range(DESCRIPTOR_ITEMS, DESCRIPTOR_ITEMS + 4)
 P_SPANS = DESCRIPTOR_ITEMS + 4
-SPAN_SOURCE, SPAN_TARGET, SPAN_COUNT, SPAN_CODE = range(4)
-SPAN_ITEMS = 4
-PATCH_NULL_BYTE, PATCH_NULL_MASK, PATCH_TARGET, PATCH_COUNT, PATCH_BITS = range(5)
-PATCH_ITEMS = 5
+SPAN_SOURCE, SPAN_TARGET, SPAN_STEP, SPAN_COUNT, SPAN_CODE = range(5)
+SPAN_ITEMS = 5
+PATCH_NULL_BYTE, PATCH_NULL_MASK, PATCH_TARGET, PATCH_STEP, PATCH_COUNT, PATCH_BITS = range(6)
+PATCH_ITEMS = 6
 
 RAW_BYTES = 0
 """A span's code when it copies bytes as they are; else it is the code of the dtype that it turns into float32."""

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from quorin import buffers, packing
+from quorin import buffers
 from quorin.abi import BAD_ID, CODES, FOUND, MOVED, P_OUT_BYTES, STOPPED
+from quorin.columnar import Bytes, Cells, Columns, Gather, Words, column_plan
 from quorin.errors import EntityNotFoundError, InvalidRowError
+from quorin.packing import text_addresses
 from quorin.values import check_entity_id
-from quorin.view import row_plan, vector_plan
+from quorin.view import vector_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,9 +27,19 @@ if TYPE_CHECKING:
     from quorin.shm import Segment
     from quorin.view import SegmentView
 
-__all__ = ["EntityNotFoundError", "Reader", "assemble", "assemble_batch", "prewarm", "read", "reader"]
+__all__ = [
+    "ColumnReader",
+    "EntityNotFoundError",
+    "Reader",
+    "assemble",
+    "assemble_batch",
+    "column_reader",
+    "prewarm",
+    "read",
+    "reader",
+]
 
-_Plan = packing.Words
+_Plan = Words
 _FLOAT32 = np.dtype(np.float32)
 _empty = np.empty
 
@@ -80,13 +92,15 @@ def read(segment: Segment, entity_ids: Any, fields: Sequence[str] | None = None)
     :raises EntityIdError: naming the first id that is empty, null or no text. :raises InvalidRowError: for unknown
         fields.
     """
-    ids = buffers.id_array(entity_ids)
-    while True:
-        view = segment.current_view()
-        rows = _empty((len(ids), view.layout.row_stride), np.uint8)
-        found = _empty(len(ids), np.bool_)
-        if _read_many(row_plan(view), ids, rows.ctypes.data, found, math.nan):
-            return packing.record_batch(view, ids, rows, found, fields, _gather_cells)
+    return column_reader(segment, fields)(entity_ids).to_batch()
+
+
+def column_reader(segment: Segment, fields: Sequence[str] | None = None) -> ColumnReader:
+    """A callable that reads a choice of fields, of any type, as typed columns; what :func:`read` does, without Arrow.
+
+    :raises InvalidRowError: for fields that the schema does not have.
+    """
+    return ColumnReader(segment, fields)
 
 
 def reader(segment: Segment, fields: Sequence[str] | None = None) -> Reader:
@@ -157,6 +171,32 @@ class Reader:
         return self._plan
 
 
+class ColumnReader:
+    """Bound to a segment and a choice of fields: ``reader(entity_ids)`` gives :class:`quorin.columnar.Columns`."""
+
+    __slots__ = ("_names", "_segment")
+
+    def __init__(self, segment: Segment, fields: Sequence[str] | None = None) -> None:
+        self._segment = segment
+        self._names = None if fields is None else tuple(fields)
+        column_plan(segment.current_view(), self._names)
+
+    def __call__(self, entity_ids: Any) -> Columns:
+        """The rows of entities, in the order asked for. Batches release the GIL."""
+        if type(entity_ids) is list and len(entity_ids) == 1 and type(entity_ids[0]) is str:
+            plan = column_plan(self._segment.current_view(), self._names)
+            columns = Columns(plan, entity_ids, _COMPILED_GATHER)
+            if _read_one(plan.words(1), entity_ids[0], columns.buffer) == FOUND:
+                columns.found[0] = True
+                return columns
+        ids = buffers.id_array(entity_ids)
+        while True:
+            plan = column_plan(self._segment.current_view(), self._names)
+            columns = Columns(plan, ids, _COMPILED_GATHER)
+            if _read_many(plan.words(len(ids)), ids, columns.buffer, columns.found, math.nan):
+                return columns
+
+
 def _whole_vector(view: SegmentView) -> _Plan:
     return view.plan
 
@@ -169,6 +209,14 @@ def _assemble_one(plan: _Plan, entity_id: str, out: buffers.Floats) -> int:
     return _assemble_one(plan, entity_id, out)
 
 
+def _read_one(words: Words, entity_id: str, out: Bytes) -> int:
+    """Stands in for the kernel until the first read has loaded it."""
+    global _read_one
+    from quorin.kernels import read_one as _read_one
+
+    return _read_one(words, entity_id, out)
+
+
 def _assemble_slowly(
     segment: Segment, plan_for: Callable[[SegmentView], _Plan], entity_id: str, out: buffers.Floats
 ) -> buffers.Floats:
@@ -178,7 +226,7 @@ def _assemble_slowly(
     while True:
         view = segment.current_view()
         plan = plan_for(view)
-        if _read_many(plan, ids, out.ctypes.data, found, math.nan):
+        if _read_many(plan, ids, out.view(np.uint8), found, math.nan):
             break
     if not found[0]:
         raise EntityNotFoundError(entity_id, view.name)
@@ -198,18 +246,18 @@ def _assemble_many(
         view = segment.current_view()
         plan = plan_for(view)
         out, found_mask = buffers.batch_out(out, found_mask, len(ids), int(plan[P_OUT_BYTES]) // 4)
-        if _read_many(plan, ids, out.ctypes.data, found_mask, missing):
+        if _read_many(plan, ids, out.reshape(-1).view(np.uint8), found_mask, missing):
             return out, found_mask
 
 
-def _read_many(plan: _Plan, ids: pa.Array, out: int, found: buffers.Mask, missing: float) -> bool:
+def _read_many(plan: _Plan, ids: pa.Array, out: Bytes, found: buffers.Mask, missing: float) -> bool:
     """Run the batch kernel; False if the segment has a successor, where the caller must begin again."""
     from quorin import kernels
 
-    offsets, width, data = packing.text_addresses(ids)
+    offsets, width, data = text_addresses(ids)
     first = 0
     while True:
-        stop = kernels.read_many(plan, offsets, width, data, first, len(ids), out, found.ctypes.data, missing)
+        stop = kernels.read_many(plan, offsets, width, data, first, len(ids), out, found, missing)
         if stop >= 0:
             return True
         first, code = divmod(STOPPED - stop, CODES)
@@ -219,14 +267,17 @@ def _read_many(plan: _Plan, ids: pa.Array, out: int, found: buffers.Mask, missin
             return False
 
 
-def _gather_cells(
-    view: SegmentView, cells: np.ndarray[Any, Any], valid: buffers.Mask
-) -> tuple[packing.Bytes, packing.Words]:
-    """:func:`quorin.packing.gather_cells`, compiled."""
+def _gather_values(view: SegmentView, cells: Cells, ends: Words, data: Bytes) -> None:
     from quorin import kernels
 
-    ends = packing.cell_ends(cells, valid)
-    data = _empty(int(ends[-1]), np.uint8)
+    kernels.gather_values(cells.ctypes.data, view.mapping.address + view.layout.heap_offset, ends, data.ctypes.data)
+
+
+def _gather_texts(view: SegmentView, cells: Cells, ends: Words, item_ends: Words, data: Bytes) -> None:
+    from quorin import kernels
+
     heap = view.mapping.address + view.layout.heap_offset
-    kernels.gather_cells(cells.ctypes.data, heap, ends, data.ctypes.data)
-    return data, ends
+    kernels.gather_texts(cells.ctypes.data, heap, ends, item_ends, data.ctypes.data)
+
+
+_COMPILED_GATHER = Gather(_gather_values, _gather_texts)

@@ -189,7 +189,7 @@ def body_layout(schema: Schema) -> BodyLayout:
 def _place_cells(schema: Schema) -> BodyLayout:
     offsets: dict[int, int] = {}
     end = 0
-    for index in sorted(range(len(schema.fields)), key=lambda i: -_alignment(schema.fields[i])):
+    for index in sorted(range(len(schema.fields)), key=lambda i: -alignment(schema.fields[i])):
         offsets[index] = end
         field = schema.fields[index]
         end += VAR_CELL.itemsize if field.is_variable else field.byte_count
@@ -260,7 +260,8 @@ def segment_layout(
     )
 
 
-def _alignment(field: FeatureField) -> int:
+def alignment(field: FeatureField) -> int:
+    """What a field's cell is aligned to, in bytes."""
     return 8 if field.is_variable else field.dtype.item_size
 
 

@@ -1,4 +1,4 @@
-"""Values on their way into the kernels and out of them: Arrow columns, packed rows, and raw rows read back.
+"""Values on their way into the kernels: Arrow columns, and packed rows.
 
 A *packed row* is the body of a row as bytes (see :mod:`quorin.format`) followed by the bytes of its variable-size
 values; a cell's offset then counts from the end of the body. It depends on the schema alone, not on a segment.
@@ -6,26 +6,20 @@ values; a cell's offset then counts from the end of the body. It depends on the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from quorin import format as fmt
 from quorin.abi import KIND_FIXED, KIND_TEXT_LIST, KIND_VARIABLE
-from quorin.columns import arrow_type_of
 from quorin.errors import InvalidRowError
 from quorin.schema import FeatureField, Schema, dtype
 from quorin.values import check_value
 
-if TYPE_CHECKING:
-    from quorin.view import SegmentView
-
 Words = np.ndarray[Any, np.dtype[np.int64]]
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
-Gather = Callable[["SegmentView", np.ndarray[Any, Any], Mask], tuple[Bytes, Words]]
 
 _NULL = np.zeros(1, np.uint8)
 
@@ -171,63 +165,6 @@ def packed_columns(schema: Schema, row: bytes) -> ColumnTable:
     return table
 
 
-def record_batch(
-    view: SegmentView, ids: pa.Array, rows: Bytes, found: Mask, names: Sequence[str] | None, gather: Gather
-) -> pa.RecordBatch:
-    """Raw rows (uint8 of shape ``(N, row_stride)``, whole versions) as a record batch; every value null where not
-    found.
-
-    Columns: ``entity_id``, ``found``, ``event_time_ns``, then the fields asked for. Heap cells are immutable, so what
-    the rows point to can be read any time while ``view`` is held. ``gather`` is :func:`gather_cells` or something
-    faster that does the same.
-
-    :raises InvalidRowError: for a name that is no field of the schema.
-    """
-    cells = {cell.field.name: cell for cell in fmt.body_layout(view.schema).cells}
-    chosen = list(cells) if names is None else list(names)
-    unknown = [name for name in chosen if name not in cells]
-    if unknown:
-        raise InvalidRowError(f"{view.schema.__name__} has no fields {unknown}; it has {list(cells)}")
-    body = rows[:, view.layout.body_offset :]
-    arrays = [ids, pa.array(found), _event_times(rows, found)]
-    for name in chosen:
-        cell = cells[name]
-        field = cell.field
-        valid = found & (body[:, cell.null_byte] & cell.null_mask != 0)
-        raw = body[:, cell.offset : cell.offset + cell.byte_count]
-        if field.is_variable:
-            arrays.append(_variable_array(view, field, raw, valid, gather))
-        else:
-            arrays.append(_fixed_array(field, raw, valid))
-    return pa.RecordBatch.from_arrays(arrays, names=["entity_id", "found", "event_time_ns", *chosen])
-
-
-def gather_cells(view: SegmentView, cells: np.ndarray[Any, Any], valid: Mask) -> tuple[Bytes, Words]:
-    """The heap bytes of the valid cells, one after the other, and where each begins and ends (``len(cells) + 1``
-    offsets).
-    """
-    ends = cell_ends(cells, valid)
-    heap = view.mapping.memory[view.layout.heap_offset :]
-    data = np.empty(int(ends[-1]), np.uint8)
-    for start, stop, offset in zip(ends[:-1].tolist(), ends[1:].tolist(), cells["offset"].tolist(), strict=True):
-        data[start:stop] = heap[offset : offset + stop - start]
-    return data, ends
-
-
-def cell_ends(cells: np.ndarray[Any, Any], valid: Mask) -> Words:
-    """Where each valid cell's bytes begin and end when put one after the other: ``len(cells) + 1`` offsets.
-
-    :raises InvalidRowError: if they are more than one Arrow array can hold.
-    """
-    ends = np.zeros(len(cells) + 1, np.int64)
-    np.cumsum(np.where(valid, cells["bytes"], 0), out=ends[1:])
-    if ends[-1] > np.iinfo(np.int32).max:
-        raise InvalidRowError(
-            f"{int(ends[-1]):,} bytes of one field in one read, an Arrow array holds 2**31-1; read fewer rows"
-        )
-    return ends
-
-
 def _add_arrow_column(table: ColumnTable, cell: fmt.Cell, array: pa.Array) -> None:
     field = cell.field
     validity_buffer = array.buffers()[0] if array.null_count else None
@@ -303,58 +240,6 @@ def _value_at(row: bytes, cell: fmt.Cell, tail: int) -> Any:
     ends = np.frombuffer(stored, "<u4", count).tolist()
     items = [stored[4 * count + a : 4 * count + b] for a, b in zip([0, *ends], ends, strict=False)]
     return [item.decode() for item in items] if field.dtype is dtype.string else items
-
-
-def _event_times(rows: Bytes, found: Mask) -> pa.Array:
-    start = fmt.row_offset("event_time_ns")
-    times = np.ascontiguousarray(rows[:, start : start + 8]).view(np.int64).ravel()
-    return pa.array(times, pa.int64(), mask=None if found.all() else ~found)
-
-
-def _fixed_array(field: FeatureField, raw: Bytes, valid: Mask) -> pa.Array:
-    values = np.ascontiguousarray(raw).view(field.dtype.numpy).ravel()
-    mask = None if valid.all() else ~valid
-    if field.shape == ():
-        return pa.array(values, arrow_type_of(field), mask=mask)
-    array = pa.array(values)
-    for size in reversed(field.shape):
-        outermost = len(array) // int(size or 1) == len(valid)
-        array = pa.FixedSizeListArray.from_arrays(
-            array, size, mask=pa.array(mask) if mask is not None and outermost else None
-        )
-    return array
-
-
-def _variable_array(view: SegmentView, field: FeatureField, raw: Bytes, valid: Mask, gather: Gather) -> pa.Array:
-    cells = np.ascontiguousarray(raw).view(fmt.VAR_CELL).ravel()
-    data, ends = gather(view, cells, valid)
-    validity = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
-    nulls = 0 if validity is None else int(len(valid) - valid.sum())
-    kind = arrow_type_of(field)
-    if not field.is_list:
-        buffers = [validity, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(data)]
-        return pa.Array.from_buffers(kind, len(valid), buffers, nulls)
-    counts = np.where(valid, cells["count"], 0)
-    offsets = pa.py_buffer(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
-    if field.dtype.is_numeric:
-        child = pa.array(data.view(field.dtype.numpy), kind.value_type)
-    else:
-        child = _text_items(kind.value_type, data, ends, counts)
-    return pa.Array.from_buffers(kind, len(valid), [validity, offsets], nulls, children=[child])
-
-
-def _text_items(kind: pa.DataType, data: Bytes, ends: Words, counts: np.ndarray[Any, Any]) -> pa.Array:
-    """The strings of gathered lists of strings, one after the other."""
-    lengths: list[np.ndarray[Any, Any]] = []
-    parts: list[Bytes] = []
-    for start, stop, count in zip(ends[:-1].tolist(), ends[1:].tolist(), counts.tolist(), strict=True):
-        stored_ends = data[start : start + 4 * count].view("<u4")
-        lengths.append(np.diff(stored_ends, prepend=0))
-        parts.append(data[start + 4 * count : stop])
-    total = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]) if lengths else np.zeros(1)
-    joined = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
-    buffers = [None, pa.py_buffer(total.astype(np.int32)), pa.py_buffer(joined)]
-    return pa.Array.from_buffers(kind, len(total) - 1, buffers, 0)
 
 
 def _check_field_names(schema: Schema, fields: Mapping[str, Any]) -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from quorin import buffers, packing
+from quorin import buffers
 from quorin import format as fmt
+from quorin.columnar import PLAIN_GATHER, Bytes, Columns, column_plan
 from quorin.errors import EntityNotFoundError
 from quorin.layout import find_row
 from quorin.values import check_entity_id
@@ -63,14 +64,20 @@ def assemble_batch(
 def read(segment: Segment, entity_ids: Any, fields: Sequence[str] | None = None) -> pa.RecordBatch:
     """Exact typed values as Arrow; see :func:`quorin.assembly.read`."""
     view = segment.current_view()
+    plan = column_plan(view, fields)
     ids = buffers.id_array(entity_ids)
-    rows = np.zeros((len(ids), view.layout.row_stride), np.uint8)
-    found = np.zeros(len(ids), np.bool_)
+    columns = Columns(plan, ids, PLAIN_GATHER)
+    count = len(columns.found)
+    columns.buffer[:] = 0
     for i, key in enumerate(_keys(ids)):
         row = _copy_row(view, key)
-        if row is not None:
-            rows[i], found[i] = row, True
-    return packing.record_batch(view, ids, rows, found, fields, packing.gather_cells)
+        columns.found[i] = row is not None
+        if row is None:
+            continue
+        for source, start, size in plan.spans():
+            target = start * count + i * size
+            columns.buffer[target : target + size] = row[source : source + size]
+    return columns.to_batch()
 
 
 def _keys(entity_ids: Any) -> list[bytes]:
@@ -81,7 +88,7 @@ def _keys(entity_ids: Any) -> list[bytes]:
     return keys
 
 
-def _copy_row(view: SegmentView, key: bytes) -> packing.Bytes | None:
+def _copy_row(view: SegmentView, key: bytes) -> Bytes | None:
     """A whole version of a key's row, None if it has none."""
     memory, stride = view.mapping.memory, view.layout.row_stride
     while True:
@@ -100,7 +107,7 @@ def _copy_row(view: SegmentView, key: bytes) -> packing.Bytes | None:
             return None if int(header["flags"]) & fmt.FLAG_DELETED else row
 
 
-def _fill_vector(view: SegmentView, row: packing.Bytes, out: buffers.Floats) -> None:
+def _fill_vector(view: SegmentView, row: Bytes, out: buffers.Floats) -> None:
     body = row[view.layout.body_offset :]
     target = 0
     for cell in fmt.body_layout(view.schema).cells:

@@ -34,8 +34,6 @@ from quorin.abi import (
     D_SLOT_COUNT,
     DESCRIPTOR_ITEMS,
     MISSING_FLOAT32,
-    MISSING_ZEROS,
-    RAW_BYTES,
     SPAN_CODE,
     SPAN_COUNT,
     SPAN_SOURCE,
@@ -65,6 +63,7 @@ class SegmentView:
     """A segment file, mapped and checked. ``header`` is a structured scalar view that shows live values."""
 
     __slots__ = (
+        "column_plans",
         "descriptor",
         "generation",
         "header",
@@ -87,6 +86,7 @@ class SegmentView:
         self.generation = int(self.name[-GENERATION_DIGITS:], 16)
         self.descriptor = _describe(mapped.address, layout, self.header["seed"])
         self.plan = vector_plan(self, schema.fields)
+        self.column_plans: dict[Any, Any] = {}
         self.vector_length = total_element_count(schema)
 
     @classmethod
@@ -164,7 +164,7 @@ def vector_plan(view: SegmentView, fields: Sequence[FeatureField]) -> np.ndarray
     body = view.layout.body_offset
     spans: list[list[int]] = []
     patches: list[tuple[int, ...]] = []
-    target = 0
+    target, out_bytes = 0, 4 * sum(field.element_count for field in fields)
     for field in fields:
         count = field.element_count
         if not count:
@@ -179,22 +179,17 @@ def vector_plan(view: SegmentView, fields: Sequence[FeatureField]) -> np.ndarray
         ):
             last[SPAN_COUNT] += count
         else:
-            spans.append([source, target, count, int(field.dtype)])
+            spans.append([source, target, out_bytes, count, int(field.dtype)])
         default_bits = int(np.float32(field.vector_default).view(np.uint32))
-        patches.append((body + cell.null_byte, cell.null_mask, target, count, default_bits))
+        patches.append((body + cell.null_byte, cell.null_mask, target, out_bytes, count, default_bits))
         target += 4 * count
-    return _plan(view, target, spans, patches, MISSING_FLOAT32)
+    return read_plan(view, out_bytes, spans, patches, MISSING_FLOAT32)
 
 
-def row_plan(view: SegmentView) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The read plan that copies whole rows, header and all, as they are."""
-    stride = view.layout.row_stride
-    return _plan(view, stride, [[0, 0, stride, RAW_BYTES]], [], MISSING_ZEROS)
-
-
-def _plan(
+def read_plan(
     view: SegmentView, out_bytes: int, spans: list[list[int]], patches: list[tuple[int, ...]], missing: int
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """A read plan as :mod:`quorin.abi` lays it out; ``out_bytes`` is what a row takes in the output."""
     head = np.array([out_bytes, len(spans), len(patches), missing], np.int64)
     tail = [np.array(part, np.int64).ravel() for part in (spans, patches)]
     return np.concatenate([view.descriptor, head, *tail])

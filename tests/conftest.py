@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -19,7 +18,6 @@ def pytest_configure(config: pytest.Config) -> None:
     """Give this test process, and all that it starts, a place in shared memory that is its own."""
     directory = Path(tempfile.mkdtemp(prefix="quorin-tests-", dir=SHM_DIR))
     os.environ[SHM_DIR_VARIABLE] = str(directory)
-    os.environ["NUMBA_CACHE_DIR"] = str(_kernel_cache(config.rootpath))
     config.stash[_OWN_SHM_DIR] = directory
 
 
@@ -48,14 +46,6 @@ _first_seen_after: dict[str, str] = {}
 
 def _segments(config: pytest.Config) -> list[str]:
     return [path.name for path in config.stash[_OWN_SHM_DIR].iterdir()]
-
-
-def _kernel_cache(root: Path) -> Path:
-    """Numba looks only at a kernel's own file when it judges its cache; kernels are made of several."""
-    package = root / "quorin"
-    sources = [*sorted((package / "kernels").glob("*.py")), package / "abi.py", package / "format.py"]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
-    return root / ".pytest_cache" / "numba" / digest
 
 
 @pytest.fixture

@@ -329,7 +329,9 @@ class _Database:
 
     def _connect(self) -> sqlite3.Connection:
         self._make_file()
-        connection = sqlite3.connect(self._path, _BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(
+            self._path, timeout=_BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
+        )
         try:
             self._prepare(connection)
         except BaseException:

@@ -7,6 +7,7 @@ Each kernel is compiled for one signature, listed below, and its name here is th
 signature. Calling it costs a tenth of what the numba dispatcher costs, which looks at the type of every argument first;
 with an argument of another type it raises ``TypeError``. Where a numba without ``entry_point`` is met, the dispatcher
 stands in.
+What is compiled is kept on disk, see :mod:`quorin.kernels.cache`.
 """
 
 from __future__ import annotations
@@ -15,23 +16,28 @@ from typing import Any
 
 from numba import types
 
-from quorin.kernels import memory, read, write
+from quorin.kernels.cache import own_cache
+
+with own_cache():
+    from quorin.kernels import memory, read, write
 
 _WORDS = types.Array(types.int64, 1, "C")
 _BYTES = types.Array(types.uint8, 1, "C")
+_BOOLS = types.Array(types.boolean, 1, "C")
 _FLOATS = types.Array(types.float32, 1, "C")
 _INT, _WORD, _TEXT, _FLOAT = types.int64, types.uint64, types.unicode_type, types.float32
 
 
 def _compiled(dispatcher: Any, *signature: Any) -> Any:
     dispatcher.compile(signature)
-    dispatcher.disable_compile()
     return getattr(dispatcher.overloads[signature], "entry_point", dispatcher)
 
 
-assemble_one = _compiled(read.assemble_one, _WORDS, _TEXT, _FLOATS)
-read_many = _compiled(read.read_many, _WORDS, *[_INT] * 7, _FLOAT)
-gather_cells = _compiled(read.gather_cells, _INT, _INT, _WORDS, _INT)
+assemble_one = _compiled(read.read_one, _WORDS, _TEXT, _FLOATS)
+read_one = _compiled(read.read_one, _WORDS, _TEXT, _BYTES)
+read_many = _compiled(read.read_many, _WORDS, *[_INT] * 5, _BYTES, _BOOLS, _FLOAT)
+gather_values = _compiled(read.gather_values, _INT, _INT, _WORDS, _INT)
+gather_texts = _compiled(read.gather_texts, _INT, _INT, _WORDS, _WORDS, _INT)
 hash_one = _compiled(read.hash_one, _TEXT, _WORD, _WORD)
 
 apply_rows = _compiled(write.apply_rows, _WORDS, _WORDS, *[_INT] * 8, _WORDS)

@@ -42,12 +42,14 @@ from quorin.abi import (
     PATCH_ITEMS,
     PATCH_NULL_BYTE,
     PATCH_NULL_MASK,
+    PATCH_STEP,
     PATCH_TARGET,
     RAW_BYTES,
     SPAN_CODE,
     SPAN_COUNT,
     SPAN_ITEMS,
     SPAN_SOURCE,
+    SPAN_STEP,
     SPAN_TARGET,
     STOPPED,
 )  # fmt: skip
@@ -68,6 +70,7 @@ from quorin.kernels.memory import (
     store_f32,
     store_u8,
     store_u32,
+    store_u64,
     text_address,
 )  # fmt: skip
 from quorin.schema import dtype
@@ -83,6 +86,7 @@ _KEY_BYTES, _FLAGS, _KEY, _LONG_KEY = (
 )  # fmt: skip
 _SUCCESSOR = fmt.header_offset("successor")
 _DELETED, _HAS_NULLS = fmt.FLAG_DELETED, fmt.FLAG_HAS_NULLS
+_CELL_SIZE, _CELL_COUNT = fmt.VAR_CELL.itemsize, fmt.cell_offset("count")
 _FLOAT32, _FLOAT64, _INT32, _INT64 = int(dtype.float32), int(dtype.float64), int(dtype.int32), int(dtype.int64)
 
 _LOW_32 = np.uint64(0xFFFFFFFF)
@@ -91,9 +95,9 @@ _ONE = np.uint64(1)
 
 
 @njit(cache=True, boundscheck=False)
-def assemble_one(plan, text, out):
+def read_one(plan, text, out):
     """Fill ``out`` with the row of an ASCII id, read in place. Returns a code; ``out`` is undefined unless FOUND."""
-    if out.size * 4 != plan[P_OUT_BYTES]:
+    if out.size * out.itemsize != plan[P_OUT_BYTES]:
         return BAD_OUT
     if not text._is_ascii:
         return NOT_ASCII
@@ -102,21 +106,21 @@ def assemble_one(plan, text, out):
         return BAD_ID
     address = text_address(text)
     h = hash_id(address, count, np.uint64(plan[D_SEED_0]), np.uint64(plan[D_SEED_1]))
-    return read_row(plan, address, count, h, out.ctypes.data)
+    return read_row(plan, address, count, h, out.ctypes.data, 0)
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
 def read_many(plan, offsets, offset_bytes, data, first, last, out, found, missing):
-    """Read rows ``first … last-1`` of a batch into ``out`` (``P_OUT_BYTES`` a row) and ``found`` (one byte a row).
+    """Read rows ``first … last-1`` of a batch into the bytes of ``out``, as the plan says, and into ``found``.
 
     Ids are an Arrow string column: ``offsets`` (address of ``offset_bytes``-wide integers) into ``data``. Returns
     ``last`` when all are read, else ``STOPPED - CODES * row - code`` for the first row that was not: its id is empty
     (BAD_ID), its segment has a successor (MOVED), or it kept changing (CONTENDED).
     """
     hashes = np.empty(BLOCK, np.uint64)
+    target = out.ctypes.data
     k0 = np.uint64(plan[D_SEED_0])
     k1 = np.uint64(plan[D_SEED_1])
-    out_bytes = plan[P_OUT_BYTES]
     for begin in range(first, last, BLOCK):
         end = min(begin + BLOCK, last)
         for i in range(begin, end):
@@ -133,15 +137,14 @@ def read_many(plan, offsets, offset_bytes, data, first, last, out, found, missin
         for i in range(begin, end):
             start = load_offset(offsets, offset_bytes, i)
             count = load_offset(offsets, offset_bytes, i + 1) - start
-            target = out + i * out_bytes
-            code = read_row(plan, data + start, count, hashes[i - begin], target)
+            code = read_row(plan, data + start, count, hashes[i - begin], target, i)
             if count == 0:
                 code = BAD_ID
             if code == MOVED or code == CONTENDED or code == BAD_ID:  # noqa: SIM109 - a tuple is slower in numba
                 return STOPPED - CODES * i - code
-            store_u8(found + i, 1 if code == FOUND else 0)
+            found[i] = code == FOUND
             if code != FOUND:
-                fill_missing(plan, target, missing)
+                fill_missing(plan, target, i, missing)
     return last
 
 
@@ -175,8 +178,8 @@ def likely_word(plan, h):
 
 
 @njit(boundscheck=False)
-def read_row(plan, key, count, h, out):
-    """Copy one row by the spans of ``plan``: FOUND, MISSING, MOVED or CONTENDED.
+def read_row(plan, key, count, h, out, index):
+    """Copy one row by the spans of ``plan`` to place ``index`` of the output: FOUND, MISSING, MOVED or CONTENDED.
 
     The order of loads is the argument: slot word (acquire), stamp (acquire), key and values, fence (acquire), stamp,
     slot word. An even stamp that is the same before and after means that nobody wrote the row in between; the same slot
@@ -198,9 +201,9 @@ def read_row(plan, key, count, h, out):
                 same_key = key_equals(plan, row, key, count)
                 flags = load_u16(row + _FLAGS)
                 if same_key and flags & _DELETED == 0:
-                    copy_spans(plan, row, out)
+                    copy_spans(plan, row, out, index)
                     if flags & _HAS_NULLS != 0:
-                        patch_nulls(plan, row, out)
+                        patch_nulls(plan, row, out, index)
                 fence_acquire()
                 if load_u64(row) != stamp or stamp & _ONE != 0 or load_u64(slot_address) != word:
                     break
@@ -242,16 +245,22 @@ def key_equals(plan, row, key, count):
 
 
 @njit(inline="always")
-def copy_spans(plan, row, out):
+def copy_spans(plan, row, out, index):
     """Copy a row to the output, span by span."""
     at = P_SPANS
     for _ in range(plan[P_SPAN_COUNT]):
         source = row + plan[at + SPAN_SOURCE]
-        target = out + plan[at + SPAN_TARGET]
+        target = out + plan[at + SPAN_TARGET] + index * plan[at + SPAN_STEP]
         count = plan[at + SPAN_COUNT]
         code = plan[at + SPAN_CODE]
         if code == RAW_BYTES:
-            copy_bytes(target, source, count)
+            # Most columns are 4 or 8 bytes wide, and a call of memcpy costs more than they do.
+            if count == 4:
+                store_u32(target, load_u32(source))
+            elif count == 8:
+                store_u64(target, load_u64(source))
+            else:
+                copy_bytes(target, source, count)
         elif code == _FLOAT32:
             for i in range(count):
                 store_u32(target + 4 * i, load_u32(source + 4 * i))
@@ -271,35 +280,53 @@ def copy_spans(plan, row, out):
 
 
 @njit(boundscheck=False)
-def patch_nulls(plan, row, out):
+def patch_nulls(plan, row, out, index):
     """Put each null field's default where its value would stand."""
     at = P_SPANS + SPAN_ITEMS * plan[P_SPAN_COUNT]
     for _ in range(plan[P_PATCH_COUNT]):
         if load_u8(row + plan[at + PATCH_NULL_BYTE]) & plan[at + PATCH_NULL_MASK] == 0:
-            target = out + plan[at + PATCH_TARGET]
+            target = out + plan[at + PATCH_TARGET] + index * plan[at + PATCH_STEP]
             for i in range(plan[at + PATCH_COUNT]):
                 store_u32(target + 4 * i, plan[at + PATCH_BITS])
         at += PATCH_ITEMS
 
 
 @njit(boundscheck=False)
-def fill_missing(plan, out, missing):
+def fill_missing(plan, out, index, missing):
     """Fill the output of a row that was not found."""
-    if plan[P_MISSING] == MISSING_FLOAT32:
-        for i in range(plan[P_OUT_BYTES] // 4):
-            store_f32(out + 4 * i, missing)
-    else:
-        for i in range(plan[P_OUT_BYTES]):
-            store_u8(out + i, 0)
+    at = P_SPANS
+    for _ in range(plan[P_SPAN_COUNT]):
+        target = out + plan[at + SPAN_TARGET] + index * plan[at + SPAN_STEP]
+        for i in range(plan[at + SPAN_COUNT]):
+            if plan[P_MISSING] == MISSING_FLOAT32:
+                store_f32(target + 4 * i, missing)
+            else:
+                store_u8(target + i, 0)
+        at += SPAN_ITEMS
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
-def gather_cells(cells, heap, ends, data):
+def gather_values(cells, heap, ends, data):
     """Copy the heap bytes of VAR_CELLs to ``data``, value ``i`` to ``ends[i] … ends[i + 1]``."""
     for i in range(ends.size - 1):
         size = ends[i + 1] - ends[i]
         if size > 0:
-            copy_bytes(data + ends[i], heap + load_i64(cells + 16 * i), size)
+            copy_bytes(data + ends[i], heap + load_i64(cells + _CELL_SIZE * i), size)
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def gather_texts(cells, heap, ends, item_ends, data):
+    """The same for lists of strings, without their end offsets; ``item_ends`` says where each item ends in ``data``."""
+    item = 0
+    for i in range(ends.size - 1):
+        stored = heap + load_i64(cells + _CELL_SIZE * i)
+        count = load_u32(cells + _CELL_SIZE * i + _CELL_COUNT)
+        for k in range(count):
+            item_ends[item] = ends[i] + load_u32(stored + 4 * k)
+            item += 1
+        size = ends[i + 1] - ends[i]
+        if size > 0:
+            copy_bytes(data + ends[i], stored + 4 * count, size)
 
 
 @njit(cache=True, boundscheck=False)

@@ -104,7 +104,8 @@ def test_a_feast_that_differs_is_left_alone(site_dir: Path) -> None:
 
 
 def test_the_hook_imports_nothing_else_and_prints_nothing(site_dir: Path) -> None:
-    code = "print(sorted(set(sys.modules) - before))"
+    # Python 3.13 itself loads a codec when it reads a .pth file.
+    code = "print(sorted(name for name in set(sys.modules) - before if not name.startswith('encodings')))"
     done = run(site_dir, code, before="before = set(sys.modules)", feast_too=False)
     assert (done.stdout, done.stderr) == ("['feast_quorin', 'feast_quorin.hook']\n", "")
 

@@ -1,0 +1,276 @@
+"""Typed columns of many rows: where reads put them, and how they become NumPy and Arrow arrays.
+
+A :class:`ColumnPlan` lays the chosen fields of a row out as columns in one buffer, so that the read kernel fills them
+in one pass and they are handed on without copying: event times first, then the cells, largest alignment first, the
+validity bits last. :class:`Columns` is such a buffer, filled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from quorin import format as fmt
+from quorin.abi import MISSING_ZEROS, P_SPANS, RAW_BYTES, SPAN_ITEMS, SPAN_TARGET
+from quorin.buffers import id_array
+from quorin.columns import arrow_type_of
+from quorin.errors import InvalidRowError
+from quorin.schema import FeatureField, dtype
+from quorin.view import SegmentView, read_plan
+
+Words = np.ndarray[Any, np.dtype[np.int64]]
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Cells = np.ndarray[Any, Any]
+
+_EVENT_TIME_BYTES = 8
+_MOST_PLANS = 64
+
+
+class Gather(NamedTuple):
+    """How values are collected from the heap: in plain NumPy, or compiled; the two do the same.
+
+    ``values(view, cells, ends, data)`` copies the bytes of cell ``i`` to ``data[ends[i] : ends[i + 1]]``.
+    ``texts(view, cells, ends, item_ends, data)`` does that for lists of strings, without their end offsets, and
+    fills in where each item ends in ``data``.
+    """
+
+    values: Callable[[SegmentView, Cells, Words, Bytes], None]
+    texts: Callable[[SegmentView, Cells, Words, Words, Bytes], None]
+
+
+class ColumnPlan:
+    """A choice of fields of one view: where each column begins, in bytes a row, and the kernel's plan for any count."""
+
+    def __init__(self, view: SegmentView, fields: Sequence[FeatureField]) -> None:
+        self.view = view
+        self.fields = tuple(fields)
+        cells = {cell.field.name: cell for cell in fmt.body_layout(view.schema).cells}
+        self.cells = [cells[field.name] for field in fields]
+        body, layout = view.layout.body_offset, fmt.body_layout(view.schema)
+        sources = [(fmt.row_offset("event_time_ns"), _EVENT_TIME_BYTES)]
+        self.starts = [0] * len(self.fields)
+        end = _EVENT_TIME_BYTES
+        for index in sorted(range(len(self.fields)), key=lambda i: -fmt.alignment(self.fields[i])):
+            cell = self.cells[index]
+            sources.append((body + cell.offset, cell.byte_count))
+            self.starts[index] = end
+            end += cell.byte_count
+        self.bits_start, self.bits_count = end, layout.bitmap_bytes
+        sources.append((body + layout.bitmap_offset, layout.bitmap_bytes))
+        self.row_bytes = end + layout.bitmap_bytes
+        self._starts = np.cumsum([0, *(count for _, count in sources[:-1])])
+        spans = [[source, 0, count, count, RAW_BYTES] for source, count in sources]
+        self._words = read_plan(view, self.row_bytes, spans, [], MISSING_ZEROS)
+        self._targets = slice(P_SPANS + SPAN_TARGET, P_SPANS + SPAN_ITEMS * len(spans), SPAN_ITEMS)
+        self._words_by_count: dict[int, Words] = {}
+        self.null_bits = [(cell.null_byte - layout.bitmap_offset, cell.null_mask) for cell in self.cells]
+        self.required_bits = np.zeros(layout.bitmap_bytes, np.uint8)
+        for byte, mask in self.null_bits:
+            self.required_bits[byte] |= mask
+        count = len(view.schema.fields)
+        self.all_bits = np.packbits(np.ones(count, np.bool_), bitorder="little").tobytes()
+
+    def words(self, count: int) -> Words:
+        """The kernel's plan for a buffer of ``count`` rows: each column begins ``count`` times its place in a row."""
+        words = self._words_by_count.get(count)
+        if words is None:
+            if len(self._words_by_count) >= _MOST_PLANS:
+                self._words_by_count.clear()
+            words = self._words_by_count[count] = self._words.copy()
+            words[self._targets] = self._starts * count
+        return words
+
+    def spans(self) -> list[tuple[int, int, int]]:
+        """The same for plain Python: source in the row, place in a row of the buffer, bytes."""
+        table = self._words[P_SPANS:].reshape(-1, SPAN_ITEMS)
+        return [(int(span[0]), int(start), int(span[3])) for span, start in zip(table, self._starts, strict=True)]
+
+
+def column_plan(view: SegmentView, names: Sequence[str] | None) -> ColumnPlan:
+    """The plan for the named fields (all, if None), made once a view.
+
+    :raises InvalidRowError: for a name that is no field of the schema.
+    """
+    key = None if names is None else tuple(names)
+    plan: ColumnPlan | None = view.column_plans.get(key)
+    if plan is None:
+        known = {field.name: field for field in view.schema.fields}
+        chosen = list(known) if key is None else list(key)
+        unknown = [name for name in chosen if name not in known]
+        if unknown:
+            raise InvalidRowError(f"{view.schema.__name__} has no fields {unknown}; it has {list(known)}")
+        if len(view.column_plans) >= _MOST_PLANS:
+            view.column_plans.clear()
+        plan = view.column_plans[key] = ColumnPlan(view, [known[name] for name in chosen])
+    return plan
+
+
+class Columns:
+    """The rows of a batch of ids, as columns: each row one whole version, in the order asked for.
+
+    ``found`` (bool, shape ``(N,)``) says which entities have a row. Fields are named by their index in the choice of
+    fields.
+    """
+
+    __slots__ = ("_complete", "_gather", "_ids", "_plan", "buffer", "found")
+
+    def __init__(self, plan: ColumnPlan, ids: Any, gather: Gather) -> None:
+        self._plan = plan
+        self._gather = gather
+        self._complete: bool | None = None
+        self._ids = ids
+        self.buffer: Bytes = np.empty(plan.row_bytes * len(ids), np.uint8)
+        self.found: Mask = np.empty(len(ids), np.bool_)
+
+    @property
+    def fields(self) -> tuple[FeatureField, ...]:
+        """The fields that were read, in the order asked for."""
+        return self._plan.fields
+
+    @property
+    def all_found(self) -> bool:
+        """Whether every entity has a row."""
+        return b"\0" not in self.found.tobytes()  # quicker than `all` on the few rows of a request
+
+    @property
+    def complete(self) -> bool:
+        """Whether every entity has a row and no field that was read is null in any of them."""
+        if self._complete is None:
+            required, bits = self._plan.required_bits, self.buffer[self._plan.bits_start * len(self.found) :]
+            self._complete = self.all_found and (
+                bits.tobytes() == self._plan.all_bits * len(self.found)
+                or bool((self._bits() & required == required).all())
+            )
+        return self._complete
+
+    @property
+    def event_time_ns(self) -> Words:
+        """Event times in nanoseconds since the epoch, int64 of shape ``(N,)``; 0 where not found."""
+        return self.buffer[: _EVENT_TIME_BYTES * len(self.found)].view(np.int64)
+
+    def values(self, index: int) -> np.ndarray[Any, Any]:
+        """A fixed-size field's values, shape ``(N, *field.shape)``, without copying; zeros where null or not found."""
+        field = self._plan.fields[index]
+        column = self._column(index).view(field.dtype.numpy)
+        return column.reshape(len(self.found), *field.shape) if field.shape else column
+
+    def valid(self, index: int) -> Mask:
+        """Where a field has a value: found, and not null."""
+        byte, mask = self._plan.null_bits[index]
+        valid: Mask = self._bits()[:, byte] & mask != 0
+        return valid
+
+    def arrow(self, index: int) -> pa.Array:
+        """A field's values in its exact Arrow type, null where null or not found."""
+        field = self._plan.fields[index]
+        validity = None if self.complete else self.valid(index)
+        if validity is not None and validity.all():
+            validity = None
+        if field.is_variable:
+            return self._variable(field, self._column(index).view(fmt.VAR_CELL), validity)
+        return self._fixed(field, index, validity)
+
+    def to_batch(self) -> pa.RecordBatch:
+        """The columns ``entity_id`` (as asked), ``found``, ``event_time_ns`` (null where not found), and the fields."""
+        missing = None if self.all_found else ~self.found
+        times = pa.array(self.event_time_ns, pa.int64(), mask=missing)
+        arrays = [id_array(self._ids), pa.array(self.found), times, *(self.arrow(i) for i in range(len(self.fields)))]
+        names = ["entity_id", "found", "event_time_ns", *(field.name for field in self.fields)]
+        return pa.RecordBatch.from_arrays(arrays, names=names)
+
+    def _column(self, index: int) -> Bytes:
+        count = len(self.found)
+        start = self._plan.starts[index] * count
+        return self.buffer[start : start + self._plan.cells[index].byte_count * count]
+
+    def _bits(self) -> Bytes:
+        return self.buffer[self._plan.bits_start * len(self.found) :].reshape(len(self.found), self._plan.bits_count)
+
+    def _fixed(self, field: FeatureField, index: int, validity: Mask | None) -> pa.Array:
+        count = len(self.found)
+        kind = arrow_type_of(field)
+        column = self._column(index)
+        if field.dtype is dtype.bool:
+            # Arrow keeps booleans as bits.
+            column = np.packbits(column, bitorder="little")
+        if not field.shape:
+            return pa.Array.from_buffers(kind, count, [_packed(validity), pa.py_buffer(column)])
+        return _nested(kind, pa.py_buffer(column), count, validity)
+
+    def _variable(self, field: FeatureField, cells: Cells, validity: Mask | None) -> pa.Array:
+        count = len(cells)
+        kind = arrow_type_of(field)
+        view = self._plan.view
+        if field.is_list and not field.dtype.is_numeric:
+            return self._texts(kind, cells, validity)
+        ends = _ends(cells["bytes"])
+        data = np.empty(int(ends[-1]), np.uint8)
+        self._gather.values(view, cells, ends, data)
+        if not field.is_list:
+            buffers = [_packed(validity), pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(data)]
+            return pa.Array.from_buffers(kind, count, buffers)
+        child = pa.array(data.view(field.dtype.numpy), kind.value_type)
+        return _list_array(kind, _ends(cells["count"]), child, validity)
+
+    def _texts(self, kind: pa.DataType, cells: Cells, validity: Mask | None) -> pa.Array:
+        item_starts = _ends(cells["count"])
+        ends = _ends(cells["bytes"] - 4 * cells["count"])
+        item_ends = np.zeros(int(item_starts[-1]) + 1, np.int64)
+        data = np.empty(int(ends[-1]), np.uint8)
+        self._gather.texts(self._plan.view, cells, ends, item_ends[1:], data)
+        buffers = [None, pa.py_buffer(item_ends.astype(np.int32)), pa.py_buffer(data)]
+        child = pa.Array.from_buffers(kind.value_type, len(item_ends) - 1, buffers)
+        return _list_array(kind, item_starts, child, validity)
+
+
+def _gather_values(view: SegmentView, cells: Cells, ends: Words, data: Bytes) -> None:
+    heap = view.mapping.memory[view.layout.heap_offset :]
+    for start, stop, offset in zip(ends[:-1].tolist(), ends[1:].tolist(), cells["offset"].tolist(), strict=True):
+        data[start:stop] = heap[offset : offset + stop - start]
+
+
+def _gather_texts(view: SegmentView, cells: Cells, ends: Words, item_ends: Words, data: Bytes) -> None:
+    heap = view.mapping.memory[view.layout.heap_offset :]
+    item = 0
+    for start, stop, cell in zip(ends[:-1].tolist(), ends[1:].tolist(), cells, strict=True):
+        offset, count = int(cell["offset"]), int(cell["count"])
+        item_ends[item : item + count] = start + heap[offset : offset + 4 * count].view("<u4").astype(np.int64)
+        data[start:stop] = heap[offset + 4 * count : offset + 4 * count + stop - start]
+        item += count
+
+
+PLAIN_GATHER = Gather(_gather_values, _gather_texts)
+"""In plain NumPy, a row at a time."""
+
+
+def _ends(sizes: np.ndarray[Any, Any]) -> Words:
+    """Offsets of pieces put one after the other: one more than there are pieces.
+
+    :raises InvalidRowError: if they are more than one Arrow array can hold.
+    """
+    ends = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=ends[1:])
+    if ends[-1] > np.iinfo(np.int32).max:
+        raise InvalidRowError(f"{int(ends[-1]):,} bytes of one field in one read, an Arrow array holds 2**31-1")
+    return ends
+
+
+def _packed(validity: Mask | None) -> pa.Buffer | None:
+    return None if validity is None else pa.py_buffer(np.packbits(validity, bitorder="little"))
+
+
+def _nested(kind: pa.DataType, data: pa.Buffer, count: int, validity: Mask | None) -> pa.Array:
+    """Numbers as (nested) fixed-size lists; the validity is the outermost's."""
+    if not pa.types.is_fixed_size_list(kind):
+        return pa.Array.from_buffers(kind, count, [None, data])
+    child = _nested(kind.value_type, data, count * kind.list_size, None)
+    return pa.Array.from_buffers(kind, count, [_packed(validity)], children=[child])
+
+
+def _list_array(kind: pa.DataType, ends: Words, child: pa.Array, validity: Mask | None) -> pa.Array:
+    offsets = pa.py_buffer(ends.astype(np.int32))
+    return pa.Array.from_buffers(kind, len(ends) - 1, [_packed(validity), offsets], children=[child])
