@@ -38,7 +38,7 @@ def grow(segment: Segment, *, rows: bool, heap_bytes: int) -> None:
     :raises CapacityExceededError: if memory is out, or the format's limit of rows is reached.
     :raises WriterFencedError: if another process overtook this one.
     """
-    view = segment.current_view()
+    view = segment.writing_view()
     capacity = view.layout.capacity * 2 if rows else view.layout.capacity
     segment.replace(next_generation(view, capacity=capacity, heap_bytes=heap_bytes))
     _log.info("segment_grown", old=view.name, new=segment.name, capacity=capacity, rows=len(segment))

@@ -196,11 +196,10 @@ def _apply(
     """
     from quorin import kernels
 
-    segment.acquire_writer_lease()
     result = np.zeros(RESULT_ITEMS, np.int64)
     words = columns.words
     while True:
-        view = segment.current_view()
+        view = segment.writing_view()
         code = kernels.apply_rows(
             view.descriptor, words, int(kind), *ids, times, int(position), int(result[R_NEXT]), rows, result
         )

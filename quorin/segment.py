@@ -44,12 +44,13 @@ class Segment:
     Made by :class:`SegmentRegistry`. A context manager: leaving it closes.
     """
 
-    __slots__ = ("__weakref__", "_control", "_epoch", "_lease", "_view", "read_only")
+    __slots__ = ("__weakref__", "_control", "_epoch", "_lease", "_view", "_written", "read_only")
 
     def __init__(self, view: SegmentView, control: ControlPlane | None, *, read_only: bool) -> None:
         self._view = view
         self._control = control
         self._lease: mapping.FileLock | None = None
+        self._written: SegmentView | None = None
         self._epoch = 0
         self.read_only = read_only
 
@@ -172,14 +173,26 @@ class Segment:
             lease.release()
         self._begin_writing(view, lease)
 
+    def writing_view(self) -> SegmentView:
+        """The view of the generation that this object has the lease of, taken if need be.
+
+        Writers write through it and never follow as readers do: one that was overtaken and wakes up, between any two
+        instructions, still writes into the old file, and not among the rows of whoever overtook it.
+
+        :raises WriterLeaseHeldError, SegmentReadOnlyError, WriterFencedError: as :meth:`acquire_writer_lease`.
+        """
+        self.acquire_writer_lease()
+        assert self._written is not None  # noqa: S101 - the lease is held
+        return self._written
+
     def release_writer_lease(self) -> None:
         """Stop being the writer, so that another may at once. Does nothing if not the writer."""
         if self._lease is None:
             return
-        if self._lease.is_ours:
-            self._view.header["writer_active"] = 0
+        if self._lease.is_ours and self._written is not None:
+            self._written.header["writer_active"] = 0
         self._lease.release()
-        self._lease = None
+        self._lease = self._written = None
         _writers.discard(self)
 
     def commit_position(self, position: int, log_identity: int) -> None:
@@ -189,8 +202,7 @@ class Segment:
         """
         from quorin import kernels
 
-        self.acquire_writer_lease()
-        view = self._view
+        view = self.writing_view()
         if int(view.header["partitions"][0]["log_identity"]) != log_identity:
             view.header["partitions"][0]["log_identity"] = log_identity
         kernels.store_release(view.mapping.address + fmt.header_offset("partitions") + 8, position)
@@ -217,8 +229,8 @@ class Segment:
 
     def heartbeat(self) -> None:
         """Say that this writer is alive; :meth:`commit_position` says so as well."""
-        if self.holds_writer_lease:
-            self._view.header["writer_heartbeat_ns"] = time.time_ns()
+        if self.holds_writer_lease and self._written is not None:
+            self._written.header["writer_heartbeat_ns"] = time.time_ns()
 
     def replace(self, successor: SegmentView) -> None:
         """Put a finished successor of the same line in this generation's place; the caller has copied the rows.
@@ -228,9 +240,9 @@ class Segment:
 
         :raises WriterFencedError: if this object is not the writer, or was overtaken; the successor is removed.
         """
-        if not self.holds_writer_lease:
+        if not self.holds_writer_lease or self._written is None:
             raise WriterFencedError(f"process {os.getpid()} is not the writer of {self.name!r}, so it can't replace it")
-        self._flip(self._view, successor)
+        self._flip(self._written, successor)
 
     def _flip(self, old: SegmentView, successor: SegmentView) -> None:
         """The one step that decides is the atomic exchange of the successor word: of two that try, one is too late."""
@@ -267,8 +279,11 @@ class Segment:
     def _begin_writing(self, view: SegmentView, lease: mapping.FileLock) -> None:
         from quorin import kernels
 
-        if int(view.header["writer_active"]):
+        if int(view.header["writer_active"]) or not view.books_add_up:
             rows = kernels.recover(view.descriptor, np.zeros(view.layout.row_limit, np.uint8))
+            if rows < 0:
+                lease.release()
+                raise CorruptSegmentError(f"segment {view.name!r} is damaged: a slot points outside the file")
             _log.warning("writer_recovered", segment=view.name, dead_pid=int(view.header["writer_pid"]), rows=rows)
         self._epoch = int(view.header["epoch"]) + 1
         view.header["epoch"] = self._epoch
@@ -276,12 +291,14 @@ class Segment:
         view.header["writer_since_ns"] = time.time_ns()
         view.header["writer_active"] = 1
         view.header["writer_heartbeat_ns"] = time.time_ns()
-        self._lease = lease
+        self._lease, self._written = lease, view
         _writers.add(self)
 
     def _check_not_overtaken(self) -> None:
-        view = self._view
+        view = self._written
+        assert view is not None  # noqa: S101 - the lease is held
         if view.successor_name is not None or int(view.header["epoch"]) != self._epoch:
+            self._written = None
             self._lease, lease = None, self._lease
             if lease is not None:
                 lease.release()

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from quorin import metrics
 from quorin.backend import connect
-from quorin.errors import LogFullError, SchemaError, SegmentNotFoundError, WriteSyncTimeoutError
+from quorin.errors import (
+    ConnectionFailedError,
+    LogFullError,
+    SchemaError,
+    SegmentNotFoundError,
+    WriteSyncTimeoutError,
+)
 from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.record import Kind, encode
 from quorin.rows import check_entity_id, checked_row, delete_batch, row_batch, rows_batch, to_batch
@@ -35,13 +41,16 @@ MAX_APPEND_BYTES = 8 << 20
 DEFAULT_MAX_ENTRIES = 1_000_000
 DEFAULT_WAIT_MS = 100.0
 _SPIN_SECONDS = 0.001
+_BLOCKED_SECONDS = 0.02
 
 
 class WALProducer:
     """Appends rows to a log. Threads may share one, and it goes on working in a forked child.
 
     ``max_entries`` limits the log: writes that would pass it raise ``LogFullError`` until a consumer has trimmed; None
-    sets no limit. ``registry`` is needed only if segments are not in ``/dev/shm``, for :meth:`wait` to find them.
+    sets no limit. A write to a log that is full or cannot be reached fails at once, or, with ``block_ms``, when it was
+    tried again for so long. ``registry`` is needed only if segments are not where they are by default, for
+    :meth:`wait` to find them.
     """
 
     def __init__(
@@ -50,6 +59,7 @@ class WALProducer:
         *,
         stream_key: str = DEFAULT_STREAM_KEY,
         max_entries: int | None = DEFAULT_MAX_ENTRIES,
+        block_ms: float = 0,
         registry: SegmentRegistry | None = None,
         namespace: str = DEFAULT_NAMESPACE,
     ) -> None:
@@ -57,6 +67,7 @@ class WALProducer:
         self._owns_backend = self._backend is not connection
         self._log = self._backend.log(stream_key)
         self._max_entries = max_entries
+        self._block_ms = block_ms
         self._registry = registry
         self._segments: dict[Schema, Segment] = {}
         self._identity = 0
@@ -179,10 +190,20 @@ class WALProducer:
 
     def _append(self, schema: Schema, payloads: list[bytes], rows: int) -> int:
         name = schema.__name__
-        positions = self._log.append([(name, payload) for payload in payloads], max_entries=self._max_entries)
+        positions = self._append_patiently([(name, payload) for payload in payloads])
         metrics.entries_appended.labels(name).inc(len(payloads))
         metrics.rows_appended.labels(name).inc(rows)
         return positions[-1]
+
+    def _append_patiently(self, entries: list[tuple[str, bytes]]) -> list[int]:
+        started = time.monotonic()
+        while True:
+            try:
+                return self._log.append(entries, max_entries=self._max_entries)
+            except (LogFullError, ConnectionFailedError):
+                if (time.monotonic() - started) * 1000 >= self._block_ms:
+                    raise
+                time.sleep(_BLOCKED_SECONDS)
 
     def _is_applied(self, schema: Schema, position: int) -> bool:
         segment = self._segment(schema)

@@ -141,6 +141,20 @@ def test_a_full_log_refuses_and_keeps_what_it_has(connection: str) -> None:
     assert len(payloads(connection)) == 2
 
 
+def test_a_full_log_blocks_as_long_as_it_is_told(connection: str) -> None:
+    backend = connect(connection)
+    with WALProducer(backend, max_entries=1, block_ms=150) as producer:
+        first = producer.write(TRIP, "a", {"score": 1, "tag": "x"})
+        started = time.monotonic()
+        with pytest.raises(LogFullError):
+            producer.write(TRIP, "b", {"score": 1, "tag": "x"})
+        assert 0.15 <= time.monotonic() - started < 5
+    with WALProducer(backend, max_entries=1, block_ms=20_000) as producer:
+        threading.Timer(0.1, lambda: backend.log().trim(first)).start()
+        producer.write(TRIP, "b", {"score": 1, "tag": "x"})
+    backend.close()
+
+
 def test_threads_and_forked_children_share_a_producer(connection: str, producer: WALProducer) -> None:
     def work(name: str) -> None:
         for number in range(10):
