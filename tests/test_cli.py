@@ -1,0 +1,135 @@
+"""The command line as its users have it: a process, its output and its exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quorin.assembly import read
+from quorin.backend import connect
+from quorin.errors import SegmentNotFoundError
+from quorin.record import Kind, encode
+from quorin.rows import row_batch
+from quorin.schema import FeatureField, dtype, make_schema, schema_to_json
+from quorin.shm import SegmentRegistry
+from quorin.wal import WALProducer
+
+ROOT = Path(__file__).parents[1]
+TRIP = make_schema("Trip", [FeatureField("score", dtype.float64)])
+LATER = make_schema("Later", [FeatureField("count", dtype.int64)])
+
+
+@pytest.fixture(params=["embedded", "redis"])
+def connection(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "store") if request.param == "embedded" else str(request.getfixturevalue("redis_url"))
+
+
+def command(*arguments: str, shm_dir: Path | None = None) -> list[Any]:
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    if shm_dir is not None:
+        environment["QUORIN_SHM_DIR"] = str(shm_dir)
+    return [[sys.executable, "-m", "quorin", *arguments], environment]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    words, environment = command(*arguments)
+    return subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def output(*arguments: str) -> str:
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def consumer(connection: str, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    (tmp_path / "shm").mkdir()
+    words, environment = command("consumer", "--connection", connection, shm_dir=tmp_path / "shm")
+    process = subprocess.Popen(words, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_help_teaches() -> None:
+    assert "Start with" in output("--help")
+    assert "QUORIN_CONNECTION" in output("consumer", "--help")
+    assert "replay" in output("deadletter", "--help")
+
+
+def test_what_is_wrong_is_said_in_one_line_and_an_exit_code(tmp_path: Path) -> None:
+    missing = run("consumer", "--connection", f"unix://:hunter2@{tmp_path}/no.sock")
+    assert missing.returncode == 1
+    assert f"{tmp_path}/no.sock" in missing.stderr
+    assert "hunter2" not in missing.stderr
+    assert "Traceback" not in missing.stderr
+    assert run("consumer").returncode == 2
+    assert run("deadletter", "replay", "-c", str(tmp_path / "store")).returncode == 2
+    absent = run("deadletter", "show", "7", "-c", str(tmp_path / "store"))
+    assert absent.returncode == 2
+    assert "no dead letter at 7" in absent.stderr
+
+
+def test_the_consumer_serves_schemas_as_they_come_and_ends_on_sigterm(
+    connection: str, consumer: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    backend = connect(connection)
+    registry = SegmentRegistry(backend, shm_dir=tmp_path / "shm")
+    producer = WALProducer(backend, registry=registry)
+    for schema, values in ((TRIP, {"score": 1.5}), (LATER, {"count": 7})):
+        position = producer.write(schema, "a", values)
+        backend.control.put_schema(schema.__name__, schema_to_json(schema))
+        wait(producer, schema, position)
+        with registry.open_current(schema) as segment:
+            (row,) = read(segment, ["a"]).to_pylist()
+        assert row.items() >= values.items()
+    consumer.send_signal(signal.SIGTERM)
+    _, said = consumer.communicate(timeout=10)
+    assert consumer.returncode == 0, said
+    assert "consumer_started" in said
+    assert "consumer_stopped" in said
+    producer.close()
+    backend.close()
+
+
+def wait(producer: WALProducer, schema: Any, position: int) -> None:
+    """The segment is only made when the consumer has seen the schema."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            producer.wait(schema, position, timeout_ms=1000)
+            return
+        except (TimeoutError, SegmentNotFoundError):
+            assert time.monotonic() < deadline
+
+
+def test_dead_letters_are_listed_shown_and_replayed(connection: str) -> None:
+    backend = connect(connection)
+    log = backend.log()
+    assert "no dead letters" in output("deadletter", "list", "-c", connection)
+    payload = encode(Kind.upsert, TRIP, row_batch(TRIP, "some-id", {"score": 2.5}, 5))
+    good, bad = log.append([("Trip", payload), ("Trip", b"garbage")])
+    log.bury(good, payload, "schema 'Trip' is unknown to the control plane")
+    log.bury(bad, b"garbage", "a record begins with [bold]QREC")
+    listed = output("deadletter", "list", "-c", connection)
+    assert str(good) in listed
+    assert "unknown to the control plane" in listed
+    assert "[bold]QREC" in listed
+    assert "'some-id'" in output("deadletter", "show", str(good), "-c", connection)
+    assert "garbage" in output("deadletter", "show", str(bad), "-c", connection)
+    replayed = run("deadletter", "replay", "--all", "-c", connection)
+    assert replayed.returncode == 1
+    assert f"dead letter {bad} cannot be replayed" in replayed.stderr
+    assert f"{good} is in the log again at {log.bounds().last}" in replayed.stdout
+    assert [letter.position for letter in log.dead_letters()] == [bad]
+    assert log.read(bad).entries == [(log.bounds().last, payload)]
+    backend.close()
