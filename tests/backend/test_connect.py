@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import ssl
 import stat
+import subprocess
+import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +94,76 @@ def test_a_wrong_password_is_refused_and_a_right_one_works() -> None:
         backend.close()
     finally:
         server.stop()
+
+
+def test_an_acl_user_needs_no_more_than_the_keys_of_its_namespace() -> None:
+    rules = ["on", f">{SECRET}", "resetkeys", "~{team}:*", "resetchannels", "-@all", "+@read", "+@write", "+@scripting"]
+    server = RedisServer("--user", "default", "off", "--user", "ann", *rules, "+@connection")
+    try:
+        url = f"unix://ann:{SECRET}@{server.socket}"
+        backend = connect(url, namespace="team")
+        log = backend.log()
+        positions = log.append([("A", b"x")])
+        assert log.read(0, block_ms=10).entries == [(positions[0], b"x")]
+        log.bury(positions[0], b"x", "bad")
+        assert log.trim(positions[0]) == 1
+        assert backend.control.set_current("A", "x", expected=None)
+        backend.close()
+        with pytest.raises(ConnectionFailedError, match="permission"):
+            connect(url, namespace="other").log().append([("A", b"x")])
+        assert "Authentication" in failure(server.url)
+        assert "invalid" in failure(f"unix://ann:{SECRET}wrong@{server.socket}")
+    finally:
+        server.stop()
+
+
+def test_tls_is_spoken_and_the_server_s_certificate_is_checked(redis_server: RedisServer, tmp_path: Path) -> None:
+    """A server's TLS, ended by a proxy in front of it: not every redis-server is built with it."""
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *subject]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    with tls_proxy(redis_server.socket, certificate, key) as port:
+        backend = connect(f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}")
+        positions = backend.log().append([("A", b"x" * 100_000)])
+        assert [position for position, _ in backend.log().read(0).entries][-1:] == positions
+        assert backend.address == f"rediss://127.0.0.1:{port}/0"
+        backend.close()
+        assert "certificate verify failed" in failure(f"rediss://127.0.0.1:{port}")
+        assert f"redis://127.0.0.1:{port}/0" in failure(f"redis://127.0.0.1:{port}?socket_timeout=1")
+
+
+@contextmanager
+def tls_proxy(target: Path, certificate: Path, key: Path) -> Iterator[int]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, ssl.SSLError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behind = await asyncio.open_unix_connection(target)
+        await asyncio.gather(copy(reader, behind[1]), copy(behind[0], writer))
+
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", 0, ssl=context))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        loop.call_soon_threadsafe(server.close)
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.1), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
 
 
 def test_a_server_that_dies_is_named_and_used_again_when_it_is_back(tmp_path: Path) -> None:
