@@ -76,7 +76,7 @@ class Engine:
                 kept = [name for name in fields if name in stored]
                 return kept, assembly.read(segment, ids, kept)
             except (SchemaMismatchError, SegmentNotFoundError):
-                if self._readers.pop(view.schema.__name__, None) is None:
+                if not self.forget(view):
                     raise
         raise SegmentNotFoundError(
             f"feature view {view.name!r}: its segment was replaced {_ATTEMPTS} times in one read"
@@ -122,6 +122,14 @@ class Engine:
                 with suppress(WriteSyncTimeoutError):
                     self._until(view, self._log.bounds().last, lambda: self._drain(view))
         return segment
+
+    def is_open(self, name: str, segment: Segment) -> bool:
+        """Whether a segment is the one that reads of the view with this schema name go to, as far as we know here."""
+        return self._readers.get(name) is segment
+
+    def forget(self, view: StoredView) -> bool:
+        """Open the view's segment anew at the next read; False if none is open."""
+        return self._readers.pop(view.schema.__name__, None) is not None
 
     def current_schema(self, name: str) -> Schema | None:
         """The schema that the control plane keeps under a name."""

@@ -38,6 +38,13 @@ def entity_ids_of_rows(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return [_entity_id(list(row), list(row.values())) for row in rows]
 
 
+def escaped(text: str) -> str:
+    """A string as a component of an id."""
+    if "\\" in text or SEPARATOR in text:
+        return text.replace("\\", "\\\\").replace(SEPARATOR, "\\" + SEPARATOR)
+    return text or EMPTY
+
+
 def _entity_id(join_keys: list[str], values: list[Any]) -> str:
     if len(join_keys) != len(values) or not values:
         raise ValueError(f"expected one value for each join key, got join keys {join_keys!r} and {len(values)} values")
@@ -52,10 +59,7 @@ def _component(join_key: str, value: Any) -> str:
     if kind in _INTEGER:
         return str(getattr(value, kind))
     if kind in _TEXT:
-        text = getattr(value, kind)
-        if not text:
-            return EMPTY
-        return text.replace("\\", "\\\\").replace(SEPARATOR, "\\" + SEPARATOR)
+        return escaped(getattr(value, kind))
     if kind == "bytes_val":
         return value.bytes_val.hex() or EMPTY
     if kind in ("float_val", "double_val", "bool_val"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,31 @@ def vectors(response: Any) -> dict[str, Message]:
 
 
 def same(ours: Any, theirs: Any) -> None:
-    """Equal as protobuf (values, statuses, event times, metadata), as dictionaries, and as frames."""
+    """Equal as dictionaries, frames and tables, and as protobuf (values, statuses, event times, metadata)."""
+    for with_times in (False, True):
+        equal_forms(ours, theirs, with_times)
     assert vectors(ours) == vectors(theirs)
     assert ours.proto.metadata.feature_view_metadata == theirs.proto.metadata.feature_view_metadata
     for with_times in (False, True):
-        assert ours.to_dict(include_event_timestamps=with_times) == theirs.to_dict(include_event_timestamps=with_times)
-    left, right = ours.to_df(), theirs.to_df()
-    pd.testing.assert_frame_equal(left[sorted(left)], right[sorted(right)])
+        equal_forms(ours, theirs, with_times)
+
+
+def equal_forms(ours: Any, theirs: Any, with_times: bool) -> None:
+    """Equal in value, type and order in every form that a response can be had in."""
+    left, right = ours.to_dict(with_times), theirs.to_dict(with_times)
+    assert typed(left) == typed(right)
+    assert list(left) == list(right)
+    pd.testing.assert_frame_equal(ours.to_df(with_times), theirs.to_df(with_times))
+    if not any(isinstance(value, (dict, Decimal)) for values in right.values() for value in values):
+        assert ours.to_arrow(with_times).equals(theirs.to_arrow(with_times), check_metadata=True)
+
+
+def typed(value: Any) -> Any:
+    """A value that equals another only if all its parts have the same types."""
+    if isinstance(value, dict):
+        return {key: typed(part) for key, part in value.items()}
+    parts = [typed(part) for part in value] if isinstance(value, list) else repr(value)
+    return type(value), parts
 
 
 @pytest.fixture

@@ -1,0 +1,209 @@
+"""Columns of the engine as Python lists, arrays for frames, and Arrow arrays: what Feast makes of its protobuf values.
+
+Feast turns every ``Value`` into a Python object and builds frames and tables from lists of those, so a float32 becomes
+a float64 column, integers with nulls among them become floats in a frame, and a column of nulls has no type. The
+decoders give the same without the objects where the result is known beforehand.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from feast.protos.feast.types.Value_pb2 import Value
+from feast.type_map import NULL_TIMESTAMP_INT_VALUE, feast_value_type_to_python_type
+from feast.value_type import ValueType
+
+from feast_quorin.values import ListCodec, ScalarCodec, codec_for
+from quorin.schema import dtype
+
+if TYPE_CHECKING:
+    from feast_quorin.view_reader import OneRow
+    from quorin.columnar import Columns
+
+_NO_TIME = int(NULL_TIMESTAMP_INT_VALUE)
+
+
+class Decoder(ABC):
+    """How values of one Feast type are given out. ``index`` is the field's place in the choice that was read."""
+
+    @abstractmethod
+    def value(self, row: OneRow, index: int) -> Any:
+        """The value of one entity, which has one."""
+
+    @abstractmethod
+    def values(self, columns: Columns, index: int) -> list[Any]:
+        """Python values, None where null or not found."""
+
+    def for_frame(self, columns: Columns, index: int) -> Any:
+        """What a frame's column is made from: an array of the dtype that pandas would infer, or a list."""
+        return self.values(columns, index)
+
+    def for_table(self, columns: Columns, index: int) -> Any:
+        """What a table's column is made from: an array of the type that Arrow would infer, or a list."""
+        return self.values(columns, index)
+
+
+class NumberDecoder(Decoder):
+    """A number or boolean; float32 and int32 widen as they do on their way through Python."""
+
+    def __init__(self, code: dtype) -> None:
+        self._wide: Any = np.float64 if code.numpy.kind == "f" else np.int64 if code.numpy.kind == "i" else np.bool_
+
+    def value(self, row: OneRow, index: int) -> Any:  # noqa: D102 - the base class says it
+        return row.values[row.layout.slots[index]]
+
+    def values(self, columns: Columns, index: int) -> list[Any]:  # noqa: D102
+        values: list[Any] = columns.values(index).tolist()
+        if not columns.complete:
+            for place in np.flatnonzero(~columns.valid(index)).tolist():
+                values[place] = None
+        return values
+
+    def for_frame(self, columns: Columns, index: int) -> Any:  # noqa: D102
+        valid = None if columns.complete else columns.valid(index)
+        if valid is None or valid.all():
+            return columns.values(index).astype(self._wide)
+        if self._wide is np.bool_ or not valid.any():
+            return self.values(columns, index)
+        floats = columns.values(index).astype(np.float64)
+        floats[~valid] = np.nan
+        return floats
+
+    def for_table(self, columns: Columns, index: int) -> Any:  # noqa: D102
+        valid = None if columns.complete else columns.valid(index)
+        if valid is not None and not valid.any():
+            return pa.nulls(len(valid))
+        return pa.array(columns.values(index).astype(self._wide), mask=None if valid is None else ~valid)
+
+
+class TimeDecoder(NumberDecoder):
+    """Seconds since the epoch, as aware datetimes."""
+
+    def __init__(self) -> None:
+        super().__init__(dtype.int64)
+
+    def value(self, row: OneRow, index: int) -> Any:  # noqa: D102
+        return _time(super().value(row, index))
+
+    def values(self, columns: Columns, index: int) -> list[Any]:  # noqa: D102
+        return [None if seconds is None else _time(seconds) for seconds in super().values(columns, index)]
+
+    for_frame = for_table = values
+
+
+class TextDecoder(Decoder):
+    """A string, or bytes."""
+
+    def __init__(self, is_text: bool) -> None:
+        self._is_text = is_text
+
+    def value(self, row: OneRow, index: int) -> Any:  # noqa: D102
+        stored = row.stored(index).tobytes()
+        return stored.decode() if self._is_text else stored
+
+    def values(self, columns: Columns, index: int) -> list[Any]:  # noqa: D102
+        return columns.arrow(index).to_pylist()
+
+    def for_table(self, columns: Columns, index: int) -> Any:  # noqa: D102
+        return _typed(columns.arrow(index))
+
+
+class ListDecoder(Decoder):
+    """A list of numbers or booleans."""
+
+    def __init__(self, code: dtype) -> None:
+        self._stored = code.numpy
+        self._wide = {"f": pa.float64(), "i": pa.int64()}.get(code.numpy.kind, pa.bool_())
+
+    def value(self, row: OneRow, index: int) -> Any:  # noqa: D102
+        return row.stored(index).view(self._stored).tolist()
+
+    def values(self, columns: Columns, index: int) -> list[Any]:  # noqa: D102
+        array = columns.arrow(index)
+        elements, ends = array.values.to_numpy(zero_copy_only=False).tolist(), array.offsets.to_pylist()
+        lists: list[Any] = [elements[start:stop] for start, stop in pairwise(ends)]
+        if array.null_count:
+            for place in np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False)).tolist():
+                lists[place] = None
+        return lists
+
+    def for_table(self, columns: Columns, index: int) -> Any:  # noqa: D102
+        array = columns.arrow(index)
+        if not len(array.values):
+            return self.values(columns, index)
+        return array.cast(pa.list_(self._wide))
+
+
+class TimeListDecoder(ListDecoder):
+    """A list of times."""
+
+    def __init__(self) -> None:
+        super().__init__(dtype.int64)
+
+    def value(self, row: OneRow, index: int) -> Any:  # noqa: D102
+        return [_time(seconds) for seconds in super().value(row, index)]
+
+    def values(self, columns: Columns, index: int) -> list[Any]:  # noqa: D102
+        lists = super().values(columns, index)
+        return [None if times is None else [_time(seconds) for seconds in times] for times in lists]
+
+    for_table = values
+
+
+class TextListDecoder(Decoder):
+    """A list of strings, or of bytes."""
+
+    def value(self, row: OneRow, index: int) -> Any:  # noqa: D102
+        return self.values(row.columns(), index)[0]
+
+    def values(self, columns: Columns, index: int) -> list[Any]:  # noqa: D102
+        return columns.arrow(index).to_pylist()
+
+    def for_table(self, columns: Columns, index: int) -> Any:  # noqa: D102
+        array = columns.arrow(index)
+        return array if len(array.values) else array.to_pylist()
+
+
+class ProtoDecoder(Decoder):
+    """A serialized ``Value`` of any type, which Feast's own function decodes."""
+
+    def __init__(self, value_type: ValueType) -> None:
+        self._type = value_type
+
+    def value(self, row: OneRow, index: int) -> Any:  # noqa: D102
+        return self._decode(row.stored(index).tobytes())
+
+    def values(self, columns: Columns, index: int) -> list[Any]:  # noqa: D102
+        return [None if data is None else self._decode(data) for data in columns.arrow(index).to_pylist()]
+
+    def _decode(self, data: bytes) -> Any:
+        return feast_value_type_to_python_type(Value.FromString(data), self._type)
+
+
+def decoder_for(value_type: ValueType) -> Decoder:
+    """The decoder for what :func:`feast_quorin.values.codec_for` encodes."""
+    codec = codec_for(value_type)
+    is_time = value_type in (ValueType.UNIX_TIMESTAMP, ValueType.UNIX_TIMESTAMP_LIST)
+    if isinstance(codec, ListCodec):
+        if not codec.dtype.is_numeric:
+            return TextListDecoder()
+        return TimeListDecoder() if is_time else ListDecoder(codec.dtype)
+    if isinstance(codec, ScalarCodec):
+        if not codec.dtype.is_numeric:
+            return TextDecoder(codec.dtype is dtype.string)
+        return TimeDecoder() if is_time else NumberDecoder(codec.dtype)
+    return ProtoDecoder(value_type)
+
+
+def _time(seconds: int) -> datetime | None:
+    return None if seconds == _NO_TIME else datetime.fromtimestamp(seconds, tz=UTC)
+
+
+def _typed(array: pa.Array) -> pa.Array:
+    """An array as Arrow would infer it from a list: without a type if it holds nothing."""
+    return pa.nulls(len(array)) if array.null_count == len(array) else array
