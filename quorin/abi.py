@@ -30,7 +30,7 @@ MISSING_ZEROS, MISSING_FLOAT32 = range(2)
 """What a row that is not found reads as: zero bytes, or the float32 that the caller names."""
 
 # What a read returns.
-FOUND, MISSING, MOVED, CONTENDED, NOT_ASCII, BAD_ID, BAD_OUT = range(7)
+FOUND, MISSING, MOVED, CONTENDED, NOT_ASCII, BAD_ID, BAD_OUT, CORRUPT = range(8)
 STOPPED, CODES = -1, 8
 """A batch that stopped says where and why in one negative number: ``STOPPED - CODES * row - code``."""
 

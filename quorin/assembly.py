@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from quorin import buffers
-from quorin.abi import BAD_ID, CODES, FOUND, MOVED, P_OUT_BYTES, STOPPED
+from quorin.abi import BAD_ID, CODES, CORRUPT, FOUND, MOVED, P_OUT_BYTES, STOPPED
 from quorin.columnar import Bytes, Cells, Columns, Gather, Words, column_plan
-from quorin.errors import EntityNotFoundError, InvalidRowError
+from quorin.errors import CorruptSegmentError, EntityNotFoundError, InvalidRowError
 from quorin.packing import text_addresses
 from quorin.values import check_entity_id
 from quorin.view import vector_plan
@@ -42,6 +42,9 @@ __all__ = [
 _Plan = Words
 _FLOAT32 = np.dtype(np.float32)
 _empty = np.empty
+_MOST_ROUNDS = 1000
+"""So often the kernel gives up on a row that keeps changing, each time after many attempts of its own, before it counts
+as damaged: a writer replaces a row at most once in the time of an attempt."""
 
 
 def assemble(segment: Segment, entity_id: str, *, out: buffers.Floats | None = None) -> buffers.Floats:
@@ -193,7 +196,7 @@ class ColumnReader:
         while True:
             plan = column_plan(self._segment.current_view(), self._names)
             columns = Columns(plan, ids, _COMPILED_GATHER)
-            if _read_many(plan.words(len(ids)), ids, columns.buffer, columns.found, math.nan):
+            if _read_many(plan.view, plan.words(len(ids)), ids, columns.buffer, columns.found, math.nan):
                 return columns
 
 
@@ -226,7 +229,7 @@ def _assemble_slowly(
     while True:
         view = segment.current_view()
         plan = plan_for(view)
-        if _read_many(plan, ids, out.view(np.uint8), found, math.nan):
+        if _read_many(view, plan, ids, out.view(np.uint8), found, math.nan):
             break
     if not found[0]:
         raise EntityNotFoundError(entity_id, view.name)
@@ -246,17 +249,17 @@ def _assemble_many(
         view = segment.current_view()
         plan = plan_for(view)
         out, found_mask = buffers.batch_out(out, found_mask, len(ids), int(plan[P_OUT_BYTES]) // 4)
-        if _read_many(plan, ids, out.reshape(-1).view(np.uint8), found_mask, missing):
+        if _read_many(view, plan, ids, out.reshape(-1).view(np.uint8), found_mask, missing):
             return out, found_mask
 
 
-def _read_many(plan: _Plan, ids: pa.Array, out: Bytes, found: buffers.Mask, missing: float) -> bool:
+def _read_many(view: SegmentView, plan: _Plan, ids: pa.Array, out: Bytes, found: buffers.Mask, missing: float) -> bool:
     """Run the batch kernel; False if the segment has a successor, where the caller must begin again."""
     from quorin import kernels
 
     offsets, width, data = text_addresses(ids)
     first = 0
-    while True:
+    for _ in range(_MOST_ROUNDS):
         stop = kernels.read_many(plan, offsets, width, data, first, len(ids), out, found, missing)
         if stop >= 0:
             return True
@@ -265,19 +268,29 @@ def _read_many(plan: _Plan, ids: pa.Array, out: Bytes, found: buffers.Mask, miss
             raise buffers.empty_id(first)
         if code == MOVED:
             return False
+        if code == CORRUPT:
+            raise _points_nowhere(view)
+    raise CorruptSegmentError(f"segment {view.name!r} is damaged: the row of entity id {ids[first]} never holds still")
 
 
 def _gather_values(view: SegmentView, cells: Cells, ends: Words, data: Bytes) -> None:
     from quorin import kernels
 
-    kernels.gather_values(cells.ctypes.data, view.mapping.address + view.layout.heap_offset, ends, data.ctypes.data)
+    heap, heap_bytes = view.mapping.address + view.layout.heap_offset, view.layout.heap_bytes
+    if kernels.gather_values(cells.ctypes.data, heap, heap_bytes, ends, data.ctypes.data) == CORRUPT:
+        raise _points_nowhere(view)
 
 
 def _gather_texts(view: SegmentView, cells: Cells, ends: Words, item_ends: Words, data: Bytes) -> None:
     from quorin import kernels
 
-    heap = view.mapping.address + view.layout.heap_offset
-    kernels.gather_texts(cells.ctypes.data, heap, ends, item_ends, data.ctypes.data)
+    heap, heap_bytes = view.mapping.address + view.layout.heap_offset, view.layout.heap_bytes
+    if kernels.gather_texts(cells.ctypes.data, heap, heap_bytes, ends, item_ends, data.ctypes.data) == CORRUPT:
+        raise _points_nowhere(view)
+
+
+def _points_nowhere(view: SegmentView) -> CorruptSegmentError:
+    return CorruptSegmentError(f"segment {view.name!r} is damaged: a row points outside the file; fill a new one")
 
 
 _COMPILED_GATHER = Gather(_gather_values, _gather_texts)

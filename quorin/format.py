@@ -100,6 +100,8 @@ HEADER_DTYPE = np.dtype(
     {"names": _HEADER_NAMES, "formats": _HEADER_FORMATS, "offsets": _HEADER_OFFSETS, "itemsize": 4096}
 )
 HEADER_BYTES = HEADER_DTYPE.itemsize
+RESERVED = ((520, 768), (808, 832), (1408, 4096))
+"""Bytes of the header behind the static part that no field has; zero in this version."""
 STATIC_BYTES = 512
 """The part of the header that never changes once the file has its name."""
 

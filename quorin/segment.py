@@ -380,7 +380,7 @@ def _newest(view: SegmentView, *, writable: bool) -> SegmentView:
 def _newest_in_force(directory: Path, name: str, schema: Schema | None, *, writable: bool) -> SegmentView:
     line = name[:-GENERATION_DIGITS]
     for path in sorted(directory.glob(f"{line}*"), reverse=True):
-        if SEGMENT_NAME.match(path.name):
+        if SEGMENT_NAME.match(path.name) and _is_older_generation(name, path.name):
             view = SegmentView.attach(path, schema, writable=writable)
             if view.was_in_force:
                 return view

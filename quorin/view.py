@@ -136,6 +136,7 @@ class SegmentView:
             heap_bytes=int(header["heap_bytes"]),
         )
         _check_layout(path, header, layout)
+        _check_counters(path, mapped.memory, header, layout)
         return cls(mapped, schema, layout)
 
     @property
@@ -148,6 +149,13 @@ class SegmentView:
         """The segment that took this one's place, if one did."""
         generation = int(self.header["successor"])
         return segment_name(self.schema.__name__, self.lineage, generation) if generation else None
+
+    @property
+    def books_add_up(self) -> bool:
+        """Whether every row that was ever used is a live one, a deleted one or a free one; true between two writes."""
+        resting = int(self.header["ring_tail"]) - int(self.header["ring_head"])
+        used = int(self.header["entity_count"]) + int(self.header["deleted_count"]) + resting
+        return used == int(self.header["rows_fresh"])
 
     @property
     def was_in_force(self) -> bool:
@@ -273,6 +281,29 @@ def _check_layout(path: Path, header: Any, layout: fmt.SegmentLayout) -> None:
             raise CorruptSegmentError(
                 f"{path}: header says {field}={int(header[field])}, the schema needs {getattr(layout, field)}"
             )
+
+
+def _check_counters(path: Path, memory: np.ndarray[Any, Any], header: Any, layout: fmt.SegmentLayout) -> None:
+    """What changes with every write has no checksum, but it has bounds; what is reserved is zero."""
+    resting = int(header["ring_tail"]) - int(header["ring_head"])
+    bounds = {
+        "entity_count": (int(header["entity_count"]), layout.capacity),
+        "deleted_count": (int(header["deleted_count"]), layout.capacity),
+        "rows_fresh": (int(header["rows_fresh"]), layout.row_limit),
+        "ring_tail - ring_head": (resting, layout.row_limit),
+        "heap_used": (int(header["heap_used"]), layout.heap_bytes),
+        "heap_garbage": (int(header["heap_garbage"]), layout.heap_bytes),
+        "writer_active": (int(header["writer_active"]), 1),
+    }
+    for name, (value, most) in bounds.items():
+        if not 0 <= value <= most:
+            raise CorruptSegmentError(f"{path}: {name} is {value}, expected 0 to {most}")
+    generation, successor = int(header["name"][-GENERATION_DIGITS:], 16), int(header["successor"])
+    if successor and successor <= generation:
+        raise CorruptSegmentError(f"{path}: generation {generation} names {successor} as its successor")
+    for start, end in fmt.RESERVED:
+        if memory[start:end].any():
+            raise CorruptSegmentError(f"{path}: bytes {start} to {end} of the header are reserved, and not zero")
 
 
 def _difference(asked: Schema, stored: Schema) -> str:

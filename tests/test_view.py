@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from quorin import assembly, layout
 from quorin import format as fmt
-from quorin import layout
 from quorin.errors import CorruptSegmentError, SchemaMismatchError, SegmentNotFoundError, SharedMemoryError
 from quorin.schema import FeatureField, Schema, dtype, make_schema
 from quorin.shm import SHM_DIR, SegmentRegistry
 from quorin.view import SegmentView, new_lineage, segment_name
-from tests.schemas import Scalars
+from tests.schemas import Everything, Scalars
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -125,3 +129,73 @@ def span_count(schema: Schema) -> int:
         name = segment_name(schema.__name__, new_lineage(), 1)
         view = SegmentView.create(Path(directory), name, schema, capacity=1, max_id_bytes=8, heap_bytes=0)
         return int(view.plan[P_SPAN_COUNT])
+
+
+FLIP = """
+import sys
+from pathlib import Path
+from quorin import assembly, layout, mapping
+from quorin.errors import QuorinError
+from quorin.segment import Segment
+from quorin.view import SegmentView
+from tests.schemas import Everything
+
+path = Path(sys.argv[1])
+original = path.read_bytes()
+nulls = {field.name: None for field in Everything.fields}
+row = layout.pack_row(Everything, **nulls | {"text": "t", "tags": ["a"], "f32": 1.0})
+refused = 0
+for place in range(512, 4096):
+    for flip in (0x01, 0x80):
+        damaged = bytearray(original)
+        damaged[place] ^= flip
+        path.write_bytes(damaged)
+        try:
+            segment = Segment(SegmentView.attach(path, Everything, writable=True), None, read_only=False)
+            assert assembly.read(segment, ["x"]).to_pylist()[0]["text"] == "original"
+            layout.insert(segment, "y", row, event_time_ns=2**62)
+            layout.insert(segment, "x", row, event_time_ns=2**62)
+            assert assembly.read(segment, ["x", "y"]).column("text").to_pylist() == ["t", "t"]
+            assert len(segment) == 2
+            segment.close()
+        except QuorinError:
+            refused += 1
+        for other in path.parent.glob("quorin_*"):
+            other.unlink()
+print(refused)
+"""
+
+
+def test_any_damage_to_the_changing_part_of_the_header_is_refused_or_harmless(registry: SegmentRegistry) -> None:
+    """Two flips of every byte; a crash would be an exit code, not an exception."""
+    with registry.create(Everything, capacity=10) as segment:
+        values = {field.name: None for field in Everything.fields} | {"text": "original", "numbers": [1, 2]}
+        layout.insert(segment, "x", layout.pack_row(Everything, **values))
+        path = segment.current_view().path
+    done = subprocess.run(
+        [sys.executable, "-c", FLIP, str(path)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 6000, "all that is reserved, and all counters that are out of bounds"
+
+
+def test_a_slot_or_cell_that_points_outside_the_file_is_refused_by_the_read(registry: SegmentRegistry) -> None:
+    with registry.create(Everything, capacity=10) as segment:
+        values = {field.name: None for field in Everything.fields} | {"text": "original", "tags": ["a"]}
+        layout.insert(segment, "x", layout.pack_row(Everything, **values))
+        view = segment.current_view()
+        found = layout.find_row(view, b"x")
+        assert found is not None
+        slot, row = found
+        for cell in fmt.body_layout(Everything).cells:
+            if values[cell.field.name] is not None:
+                place = row + view.layout.body_offset + cell.offset
+                kept = view.mapping.memory[place : place + 8].copy()
+                view.mapping.memory[place : place + 8] = 0xFF
+                with pytest.raises(CorruptSegmentError, match="points outside"):
+                    assembly.read(segment, ["x"])
+                view.mapping.memory[place : place + 8] = kept
+        view.mapping.memory[slot : slot + 4] = 0xFF
+        for read in (lambda: assembly.assemble(segment, "x"), lambda: assembly.read(segment, ["x"])):
+            with pytest.raises(CorruptSegmentError, match="points outside"):
+                read()

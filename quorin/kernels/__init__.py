@@ -36,8 +36,8 @@ def _compiled(dispatcher: Any, *signature: Any) -> Any:
 assemble_one = _compiled(read.read_one, _WORDS, _TEXT, _FLOATS)
 read_one = _compiled(read.read_one, _WORDS, _TEXT, _BYTES)
 read_many = _compiled(read.read_many, _WORDS, *[_INT] * 5, _BYTES, _BOOLS, _FLOAT)
-gather_values = _compiled(read.gather_values, _INT, _INT, _WORDS, _INT)
-gather_texts = _compiled(read.gather_texts, _INT, _INT, _WORDS, _WORDS, _INT)
+gather_values = _compiled(read.gather_values, _INT, _INT, _INT, _WORDS, _INT)
+gather_texts = _compiled(read.gather_texts, _INT, _INT, _INT, _WORDS, _WORDS, _INT)
 hash_one = _compiled(read.hash_one, _TEXT, _WORD, _WORD)
 
 apply_rows = _compiled(write.apply_rows, _WORDS, _WORDS, *[_INT] * 8, _WORDS)

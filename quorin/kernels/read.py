@@ -16,12 +16,14 @@ from quorin.abi import (
     BAD_OUT,
     CODES,
     CONTENDED,
+    CORRUPT,
     D_HEADER,
     D_HEAP,
     D_HEAP_BYTES,
     D_INDEX,
     D_KEY_INLINE,
     D_MAX_ID_BYTES,
+    D_ROW_LIMIT,
     D_ROW_STRIDE,
     D_ROWS,
     D_SEED_0,
@@ -115,7 +117,7 @@ def read_many(plan, offsets, offset_bytes, data, first, last, out, found, missin
 
     Ids are an Arrow string column: ``offsets`` (address of ``offset_bytes``-wide integers) into ``data``. Returns
     ``last`` when all are read, else ``STOPPED - CODES * row - code`` for the first row that was not: its id is empty
-    (BAD_ID), its segment has a successor (MOVED), or it kept changing (CONTENDED).
+    (BAD_ID), its segment has a successor (MOVED), it kept changing (CONTENDED), or its slot points nowhere (CORRUPT).
     """
     hashes = np.empty(BLOCK, np.uint64)
     target = out.ctypes.data
@@ -140,7 +142,7 @@ def read_many(plan, offsets, offset_bytes, data, first, last, out, found, missin
             code = read_row(plan, data + start, count, hashes[i - begin], target, i)
             if count == 0:
                 code = BAD_ID
-            if code == MOVED or code == CONTENDED or code == BAD_ID:  # noqa: SIM109 - a tuple is slower in numba
+            if code == MOVED or code == CONTENDED or code == BAD_ID or code == CORRUPT:  # noqa: SIM109 - a tuple is slower in numba
                 return STOPPED - CODES * i - code
             found[i] = code == FOUND
             if code != FOUND:
@@ -179,7 +181,7 @@ def likely_word(plan, h):
 
 @njit(boundscheck=False)
 def read_row(plan, key, count, h, out, index):
-    """Copy one row by the spans of ``plan`` to place ``index`` of the output: FOUND, MISSING, MOVED or CONTENDED.
+    """Copy one row by the spans of ``plan`` to place ``index`` of the output; returns a code.
 
     The order of loads is the argument: slot word (acquire), stamp (acquire), key and values, fence (acquire), stamp,
     slot word. An even stamp that is the same before and after means that nobody wrote the row in between; the same slot
@@ -196,6 +198,8 @@ def read_row(plan, key, count, h, out, index):
             if word == 0:
                 return MISSING
             if word >> _SHIFT_32 == tag:
+                if np.int64(word & _LOW_32) > plan[D_ROW_LIMIT]:
+                    return CORRUPT
                 row = row_address(plan, word)
                 stamp = load_acquire(row)
                 same_key = key_equals(plan, row, key, count)
@@ -306,27 +310,34 @@ def fill_missing(plan, out, index, missing):
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
-def gather_values(cells, heap, ends, data):
-    """Copy the heap bytes of VAR_CELLs to ``data``, value ``i`` to ``ends[i] … ends[i + 1]``."""
+def gather_values(cells, heap, heap_bytes, ends, data):
+    """Copy the heap bytes of VAR_CELLs to ``data``, value ``i`` to ``ends[i] … ends[i + 1]``: FOUND, or CORRUPT."""
     for i in range(ends.size - 1):
         size = ends[i + 1] - ends[i]
+        offset = load_i64(cells + _CELL_SIZE * i)
+        if offset < 0 or offset > heap_bytes - size:
+            return CORRUPT
         if size > 0:
-            copy_bytes(data + ends[i], heap + load_i64(cells + _CELL_SIZE * i), size)
+            copy_bytes(data + ends[i], heap + offset, size)
+    return FOUND
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
-def gather_texts(cells, heap, ends, item_ends, data):
+def gather_texts(cells, heap, heap_bytes, ends, item_ends, data):
     """The same for lists of strings, without their end offsets; ``item_ends`` says where each item ends in ``data``."""
     item = 0
     for i in range(ends.size - 1):
-        stored = heap + load_i64(cells + _CELL_SIZE * i)
+        offset = load_i64(cells + _CELL_SIZE * i)
         count = load_u32(cells + _CELL_SIZE * i + _CELL_COUNT)
-        for k in range(count):
-            item_ends[item] = ends[i] + load_u32(stored + 4 * k)
-            item += 1
         size = ends[i + 1] - ends[i]
+        if offset < 0 or offset > heap_bytes - size - 4 * count or item + count > item_ends.size:
+            return CORRUPT
+        for k in range(count):
+            item_ends[item] = ends[i] + load_u32(heap + offset + 4 * k)
+            item += 1
         if size > 0:
-            copy_bytes(data + ends[i], stored + 4 * count, size)
+            copy_bytes(data + ends[i], heap + offset + 4 * count, size)
+    return FOUND
 
 
 @njit(cache=True, boundscheck=False)

@@ -211,7 +211,7 @@ def begin_row(place, row):
 
     The fence keeps every store into the row after the odd stamp: a reader that sees any of them sees that too.
     """
-    stamp = load_u64(place[D_HEADER] + _STAMP) + np.uint64(2)
+    stamp = (load_u64(place[D_HEADER] + _STAMP) + np.uint64(2)) & ~_ONE
     store_u64(place[D_HEADER] + _STAMP, stamp)
     store_u64(row, stamp - _ONE)
     fence_release()
@@ -432,6 +432,7 @@ def recover(place, used):
     """Rebuild what a writer that died may have left half-said: the counts and the list of free rows.
 
     ``used`` is scratch, one zero byte a row. The index says what is true: a row is in use if a slot points to it.
+    Returns the number of entities, -1 if a slot points nowhere.
     """
     live = 0
     deleted = 0
@@ -441,6 +442,8 @@ def recover(place, used):
         if word == 0:
             continue
         index = np.int64((word & _LOW_32) - _ONE)
+        if index >= place[D_ROW_LIMIT]:
+            return -1
         used[index] = 1
         fresh = max(fresh, index + 1)
         if load_u16(row_address(place, word) + _FLAGS) & _DELETED:
