@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from quorin.backend import Connection
+    from quorin.backend import Connection, ReadResult
     from quorin.schema import Schema
     from quorin.shm import Segment
 
@@ -46,6 +46,9 @@ DEFAULT_FROZEN_AFTER_SECONDS = 30.0
 
 _READ_BYTES = 16 << 20
 _BLOCK_MS = 250
+_STREAM_READS = 8
+_STREAM_ENTRIES = 64
+_GATHER_SECONDS = 0.0005
 
 _log = get_logger(__name__)
 
@@ -128,6 +131,7 @@ class WALConsumer:
         self._agenda = self._new_agenda()
         self._cursors = Cursors()
         self._identity = 0
+        self._reads_in_a_row = 0
         self._stop = threading.Event()
         self._running = threading.Lock()
 
@@ -312,14 +316,12 @@ class WALConsumer:
         if len(self._owned()) < self._agenda.owned:
             self._drop_lost_targets()
             return 0
-        found = self._log.read(
-            self._cursors.lowest,
-            # Whoever trims must have seen everything, so that what nobody applies is not lost unseen.
-            schema_names=list(self._cursors.after) if self._offline is None else None,
-            max_entries=self._batch_entries,
-            max_bytes=_READ_BYTES,
-            block_ms=block_ms,
-        )
+        found = self._read_log(0)
+        if found.through > self._cursors.lowest:
+            self._reads_in_a_row += 1
+        elif block_ms:
+            self._reads_in_a_row = 0
+            found = self._read_log(block_ms)
         applied = self._applier.apply(found.entries, {t.schema.__name__: t for t in self._owned()}, self._cursors)
         if found.through > self._cursors.lowest:
             self._cursors.advance(found.through)
@@ -329,7 +331,24 @@ class WALConsumer:
                     target.opened.commit_position(after, self._identity)
             size = sum(len(payload) for _, payload in found.entries)
             self._agenda.applied(time.monotonic(), self._flush_limits, rows=applied, size=size)
+            if block_ms:
+                self._let_entries_gather(len(found.entries))
         return applied
+
+    def _read_log(self, block_ms: int) -> ReadResult:
+        return self._log.read(
+            self._cursors.lowest,
+            # Whoever trims must have seen everything, so that what nobody applies is not lost unseen.
+            schema_names=list(self._cursors.after) if self._offline is None else None,
+            max_entries=self._batch_entries,
+            max_bytes=_READ_BYTES,
+            block_ms=block_ms,
+        )
+
+    def _let_entries_gather(self, count: int) -> None:
+        """Where small entries come faster than one by one is worth it, leave the processor to those who write them."""
+        if self._reads_in_a_row > _STREAM_READS and count < _STREAM_ENTRIES:
+            time.sleep(_GATHER_SECONDS)
 
     def _flush(self) -> None:
         """Make the history durable and trim the log behind it, as far as nobody needs it any more."""

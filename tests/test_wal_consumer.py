@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 from quorin import metrics
 from quorin.assembly import read
 from quorin.backend import Backend, connect
-from quorin.errors import SchemaError, SchemaMismatchError, WriterLeaseHeldError
+from quorin.dead_letters import replay
+from quorin.errors import SchemaError, SchemaMismatchError, SegmentNotFoundError, WriterLeaseHeldError
 from quorin.layout import iterate_occupied
 from quorin.record import Kind, decode, encode
 from quorin.rows import delete_batch, row_batch, to_batch
-from quorin.schema import FeatureField, dtype, make_schema
+from quorin.schema import FeatureField, dtype, make_schema, schema_to_json
 from quorin.shm import Segment, SegmentRegistry
 from quorin.wal import WALProducer
 from quorin.wal_consumer import NoopOfflineWriter, OfflineWriter, WALConsumer
@@ -449,7 +450,73 @@ def test_other_schemas_entries_are_not_trimmed(world: World) -> None:
     assert world.log.read(0).entries == []
 
 
+def test_what_nobody_applies_is_kept_aside_before_it_is_trimmed(world: World) -> None:
+    world.producer.write(TRIP, "a", row(1), 1)
+    stray = world.producer.write(STOP, "a", {"count": 1}, 1)
+    world.drain(TRIP, offline=NoopOfflineWriter())
+    assert world.log.bounds().first == 0
+    (letter,) = world.log.dead_letters()
+    assert letter.position == stray
+    assert "schema 'Stop' is unknown to the control plane" in letter.reason
+    world.backend.control.put_schema("Stop", schema_to_json(STOP))
+    replay(world.log, letter)
+    assert world.drain(TRIP, STOP, offline=NoopOfflineWriter()) == 1
+    assert world.rows("a", schema=STOP) == [{"count": 1}]
+    assert world.log.dead_letters() == []
+
+
+def test_history_is_flushed_by_rows(world: World) -> None:
+    history = History()
+    consumer = world.consumer(offline=history, flush_interval_seconds=3600, flush_rows=10)
+    thread = threading.Thread(target=consumer.run)
+    thread.start()
+    try:
+        ids = [f"id{i}" for i in range(10)]
+        table = pa.table({"entity_id": ids, "score": [1.0] * 10, "tag": ["x"] * 10})
+        position = world.producer.write_many(TRIP, table)
+        until(lambda: history.durable == position)
+    finally:
+        consumer.stop()
+        thread.join(20)
+        consumer.close()
+
+
 # Running
+
+
+def test_the_control_plane_s_schemas_are_followed(world: World) -> None:
+    consumer = WALConsumer(world.backend, None, registry=world.registry)
+    thread = threading.Thread(target=consumer.run)
+    thread.start()
+
+    def served(schema: Any, count: int) -> bool:
+        try:
+            with world.registry.open_current(schema) as segment:
+                return len(segment) == count
+        except (SegmentNotFoundError, SchemaMismatchError):
+            return False
+
+    try:
+        world.backend.control.put_schema("Broken", "no JSON")
+        for schema, values in ((TRIP, row(1)), (STOP, {"count": 5})):
+            world.producer.write(schema, "a", values, 1)
+            world.backend.control.put_schema(schema.__name__, schema_to_json(schema))
+            until(lambda schema=schema: served(schema, 1))
+        changed = make_schema(
+            "Stop", [FeatureField("count", dtype.int64), FeatureField("more", dtype.int64)], version=2
+        )
+        world.backend.control.drop_schema("Stop")
+        until(lambda: "Stop" not in {target.schema.__name__ for target in consumer._targets})
+        with world.registry.open_current(STOP, read_only=False) as segment:
+            world.registry.discard(segment)
+        world.producer.write(changed, "b", {"count": 6, "more": 7}, 1)
+        world.backend.control.put_schema("Stop", schema_to_json(changed))
+        until(lambda: served(changed, 2))
+        assert world.rows("a", "b", schema=changed) == [{"count": 5, "more": None}, {"count": 6, "more": 7}]
+    finally:
+        consumer.stop()
+        thread.join(20)
+        consumer.close()
 
 
 def test_run_applies_until_it_is_stopped(world: World) -> None:
