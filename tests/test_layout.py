@@ -18,6 +18,7 @@ from quorin import assembly, layout, serving
 from quorin.abi import DELETE, PARTIAL
 from quorin.errors import EntityIdError, EntityIdTooLongError, InvalidRowError, SegmentReadOnlyError
 from quorin.growth import DELETIONS_KEPT_NS, grow
+from quorin.hashing import hash_bytes
 from quorin.rows import delete_batch, row_batch, to_batch
 from quorin.schema import FeatureField, dtype, make_schema
 from quorin.shm import SegmentRegistry
@@ -359,3 +360,18 @@ def test_any_order_of_application_converges(data: st.DataObject) -> None:
                 results.append(assembly.read(segment, ["a", "b", "c"]).to_pylist())
             registry.backend.close()
     assert results[0] == results[1]
+
+
+def test_ids_chosen_to_collide_in_one_segment_do_not_in_the_next(registry: SegmentRegistry) -> None:
+    """Seeds are random: what an attacker learns of one segment is worth nothing in another."""
+    slots = []
+    for _ in range(2):
+        with registry.create(One, capacity=1000) as segment:
+            view = segment.current_view()
+            seed = (int(view.header["seed"][0]), int(view.header["seed"][1]))
+            count = view.layout.slot_count
+            slots.append({f"id{i}": hash_bytes(b"id%d" % i, seed) * count >> 64 for i in range(20_000)})
+    crowded = max(range(1500), key=list(slots[0].values()).count)
+    colliding = [entity_id for entity_id, slot in slots[0].items() if slot == crowded]
+    assert len(colliding) >= 20
+    assert len({slots[1][entity_id] for entity_id in colliding}) > 0.8 * len(colliding)
