@@ -1,8 +1,8 @@
-"""Reusable output buffers, for callers who want no allocation on the hot path.
+"""Reusable output buffers, for callers who want a bound on the memory that reads in flight take.
 
-A fresh small array costs about 0.1 µs, and a checkout costs more than that: for vectors below some thousand elements
-plain ``assemble(segment, id)`` or one ``out`` that the caller keeps is quicker. Pools pay for large batches, whose
-pages the system would otherwise map anew each time.
+They are not the quicker way. A checkout costs about 0.3 µs, a fresh small array 0.15 µs; for batches of megabytes the two
+cost the same, because the allocator has the memory of the last batch at hand. For speed, call ``assemble(segment, id)`` as
+it is, or keep one ``out`` array for each thread.
 """
 
 from __future__ import annotations
