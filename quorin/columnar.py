@@ -80,8 +80,9 @@ class ColumnPlan:
         if words is None:
             if len(self._words_by_count) >= _MOST_PLANS:
                 self._words_by_count.clear()
-            words = self._words_by_count[count] = self._words.copy()
+            words = self._words.copy()
             words[self._targets] = self._starts * count
+            self._words_by_count[count] = words  # only now, as other threads take it from here
         return words
 
     def spans(self) -> list[tuple[int, int, int]]:
