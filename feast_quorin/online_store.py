@@ -24,13 +24,14 @@ from feast_quorin.keys import entity_ids, entity_ids_of_rows
 from feast_quorin.names import project_prefix
 from feast_quorin.plan import Plans
 from feast_quorin.request import key_columns
-from feast_quorin.response import LazyResponse
 from feast_quorin.views import StoredView, stored_view
 from quorin import assembly
 
 if TYPE_CHECKING:
     from feast.online_response import OnlineResponse
     from feast.repo_config import RepoConfig
+
+    from feast_quorin.response import LazyResponse
 
 
 class QuorinOnlineStoreConfig(StoreSettings):
@@ -183,9 +184,11 @@ class QuorinOnlineStore(OnlineStore):
         except Exception:  # noqa: BLE001 - whatever it is, Feast raises it again where it does the same
             return None
         keys = None if plan is None else key_columns(entity_rows)
-        shape = None if plan is None or keys is None else plan.shape(keys[0])
-        read = None if shape is None or keys is None else shape.read(keys[1])
-        return None if shape is None or read is None else LazyResponse(shape, *read)
+        if plan is None or keys is None:
+            return None
+        names, columns = keys
+        shape = plan.shape(names)
+        return None if shape is None else shape.answer(columns)
 
     async def _read_features_per_fv_async(self, *args: Any, **kwargs: Any) -> None:
         """The same as :meth:`_read_features_per_fv`: there is nothing to wait for."""

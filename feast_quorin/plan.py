@@ -21,6 +21,7 @@ from feast.infra.registry.registry import Registry
 
 from feast_quorin.decoding import Decoder, decoder_for
 from feast_quorin.request import KeyColumn, can_be_key, entity_id, entity_ids
+from feast_quorin.response import LazyResponse
 from feast_quorin.view_reader import ViewReader
 from feast_quorin.views import stored_view
 from quorin.errors import EntityIdError
@@ -45,11 +46,12 @@ class Feature(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ViewPlan:
-    """One view: the features to read, in order, with their codecs, and all that were asked for."""
+    """One view: the features to read, in the order that Feast gives them in, with their codecs and fields."""
 
     table: Any
     requested: list[str]
     codecs: dict[str, Codec]
+    fields: dict[str, str]
     reader: ViewReader
 
 
@@ -61,15 +63,25 @@ class Shape:
     keys: tuple[KeyColumn, ...]
     parts: tuple[tuple[int, ...], ...]
 
-    def read(self, columns: list[list[Any]]) -> tuple[list[list[Any]], list[Any]] | None:
-        """The keys as given back, and what each view has for them, see :class:`ViewReader`."""
+    def answer(self, columns: list[list[Any]]) -> LazyResponse | None:
+        """Read what the rows ask for; None where they are for Feast to judge.
+
+        :raises SegmentNotFoundError: if a view was never applied, or was removed.
+        """
+        reads = self._read_row(columns) if len(columns[0]) == 1 else None
+        if reads is not None:
+            return LazyResponse(self, columns, reads)
+        given = [key.normalised(column) for key, column in zip(self.keys, columns, strict=True)]
+        keys = [values for values in given if values is not None]
+        if len(keys) < len(given):
+            return None
         try:
-            read = self._read_row(columns) if len(columns[0]) == 1 else None
-            return read or self._read_rows(columns)
+            return LazyResponse.of(self, keys, self._read_rows(keys))
         except EntityIdError:
             return None
 
-    def _read_row(self, columns: list[list[Any]]) -> tuple[list[list[Any]], list[Any]] | None:
+    def _read_row(self, columns: list[list[Any]]) -> list[Any] | None:
+        """One row, the quick way; None where it does not serve."""
         texts = []
         for key, column in zip(self.keys, columns):  # noqa: B905 - as many by construction, and this is the hot path
             text = key.text(column[0])
@@ -82,21 +94,12 @@ class Shape:
             if row is None:
                 return None
             rows.append(row)
-        return columns, rows
+        return rows
 
-    def _read_rows(self, columns: list[list[Any]]) -> tuple[list[list[Any]], list[Any]] | None:
-        given = [key.normalised(column) for key, column in zip(self.keys, columns, strict=True)]
-        keys = [values for values in given if values is not None]
-        if len(keys) < len(given):
-            return None
+    def _read_rows(self, keys: list[list[Any]]) -> list[Any]:
         texts = [key.texts(values) for key, values in zip(self.keys, keys, strict=True)]
-        reads = []
-        for view, part in zip(self.plan.views, self.parts, strict=True):
-            read = view.reader.many(entity_ids([texts[column] for column in part], len(keys[0])))
-            if read is None:
-                return None
-            reads.append(read)
-        return keys, reads
+        ids = [entity_ids([texts[column] for column in part], len(keys[0])) for part in self.parts]
+        return [view.reader.many(many) for view, many in zip(self.plan.views, ids, strict=True)]
 
 
 class Plan:
@@ -220,7 +223,8 @@ class Plans:
     def _view(self, table: Any, requested: list[str]) -> ViewPlan:
         stored = stored_view(self.config, table)
         codecs = {name: stored.features[name].codec for name in requested}
-        return ViewPlan(table, requested, codecs, ViewReader(self.engine, stored, requested))
+        fields = {name: stored.features[name].field for name in requested}
+        return ViewPlan(table, requested, codecs, fields, ViewReader(self.engine, stored, requested))
 
 
 def _choice(features: Any) -> Any:

@@ -39,6 +39,14 @@ class LazyResponse(OnlineResponse):
         self._proto: Any = None
         self._feature_types = shape.plan.feature_types
 
+    @classmethod
+    def of(cls, shape: Shape, keys: list[list[Any]], reads: list[Columns]) -> LazyResponse:
+        """A response to columns that may lack some fields of the plan, which the protobuf knows how to say."""
+        response = cls(shape, keys, reads)
+        if any(len(read.fields) < len(view.codecs) for view, read in zip(shape.plan.views, reads, strict=True)):
+            response._proto = response._to_proto()
+        return response
+
     @property
     def proto(self) -> Any:
         """The ``GetOnlineFeaturesResponse``. From here on it is what everything else comes from, as in Feast."""
@@ -112,7 +120,9 @@ class LazyResponse(OnlineResponse):
         utils._populate_result_rows_from_columnar(response, keys)
         for view, read in zip(plan.views, self._reads, strict=True):
             columns = read.columns() if type(read) is OneRow else read
-            rows = Rows(columns.to_batch(), view.codecs)
+            stored = {field.name for field in columns.fields}
+            codecs = {name: codec for name, codec in view.codecs.items() if view.fields[name] in stored}
+            rows = Rows(columns.to_batch(), codecs)
             add_to_response(
                 response,
                 view.table,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,6 @@ LOOK_SECONDS = 0.005
 
 _ATTEMPTS = 6
 _CODES = {dtype.float32: "f", dtype.float64: "d", dtype.int32: "i", dtype.int64: "q", dtype.bool: "?"}
-_Read = TypeVar("_Read")
 _HEAP_CELL = "QII"
 
 
@@ -50,28 +49,22 @@ class ViewReader:
         self._bound: _Bound | None = None
         self._look_again = 0.0
 
-    def one(self, entity_id: str) -> OneRow | Columns | None:
-        """One entity; as columns of one row where the quick way does not serve. None if the segment has not (or no
-        longer) all the fields.
+    def one(self, entity_id: str) -> OneRow | None:
+        """One entity, or None where only :meth:`many` serves: not found at once, or not all the fields are there."""
+        bound = self._bound
+        if bound is None or not self._is_fresh(bound) or len(bound.fields) < len(self._fields):
+            return None
+        return bound.rows.read(entity_id)
+
+    def many(self, entity_ids: list[str]) -> Columns:
+        """Many entities. The columns are those of the wanted fields that the segment has: all of them, unless the view
+        changed and this process has not heard of it yet.
 
         :raises SegmentNotFoundError: if the view was never applied, or was removed.
         """
-        bound = self._bound
-        if bound is not None and self._is_fresh(bound):
-            row = bound.rows.read(entity_id)
-            if row is not None:
-                return row
-        return self._follow(_Bound.one, entity_id)
-
-    def many(self, entity_ids: list[str]) -> Columns | None:
-        """Many entities; raises as :meth:`one` does."""
-        return self._follow(_read_many, entity_ids)
-
-    def _follow(self, read: Callable[[_Bound, Any], _Read], wanted: Any) -> _Read | None:
         for _ in range(_ATTEMPTS):
             try:
-                bound = self._bind()
-                return None if bound is None else read(bound, wanted)
+                return self._bind().many(entity_ids)
             except (SchemaMismatchError, SegmentNotFoundError, SegmentClosedError):
                 self._bound = None
                 if not self._engine.forget(self._view):
@@ -80,16 +73,15 @@ class ViewReader:
             f"feature view {self._view.name!r}: its segment was replaced {_ATTEMPTS} times in one read"
         )
 
-    def _bind(self) -> _Bound | None:
+    def _bind(self) -> _Bound:
         bound = self._bound
         if bound is not None and self._is_fresh(bound):
             return bound
         now = time.monotonic()
         segment = self._engine.reader(self._view)
         if bound is None or bound.segment is not segment:
-            if not {field.name for field in segment.schema.fields}.issuperset(self._fields):
-                return None
-            self._bound = bound = _Bound(segment, self._fields)
+            stored = {field.name for field in segment.schema.fields}
+            self._bound = bound = _Bound(segment, [name for name in self._fields if name in stored])
         self._look_again = now + LOOK_SECONDS
         return bound
 
@@ -98,24 +90,21 @@ class ViewReader:
 
 
 class _Bound:
-    """A segment, and what reads it."""
+    """A segment, the fields that are read of it, and what reads them."""
 
-    __slots__ = ("_fields", "many", "rows", "segment")
+    __slots__ = ("_read", "fields", "rows", "segment")
 
     def __init__(self, segment: Segment, fields: list[str]) -> None:
         self.segment = segment
-        self._fields = tuple(fields)
-        self.many: ColumnReader = column_reader(segment, fields)
-        self.rows = RowLayout(column_plan(segment.current_view(), self._fields))
+        self.fields = tuple(fields)
+        self.rows = RowLayout(column_plan(segment.current_view(), self.fields))
+        self._read: ColumnReader = column_reader(segment, fields)
 
-    def one(self, entity_id: str) -> OneRow | Columns:
-        row = self.rows.read(entity_id)
-        if row is not None:
-            return row
-        columns = self.many([entity_id])
+    def many(self, entity_ids: list[str]) -> Columns:
+        columns = self._read(entity_ids)
         view = self.segment.current_view()
         if self.rows.plan.view is not view:
-            self.rows = RowLayout(column_plan(view, self._fields))
+            self.rows = RowLayout(column_plan(view, self.fields))
         return columns
 
 
@@ -183,10 +172,6 @@ class OneRow:
         columns.found[0] = bool(self.values)
         columns.buffer[:] = self._buffer if self.values else 0
         return columns
-
-
-def _read_many(bound: _Bound, entity_ids: list[str]) -> Columns:
-    return bound.many(entity_ids)
 
 
 def _read_one(words: Any, entity_id: str, out: Any) -> int:
