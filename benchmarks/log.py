@@ -160,7 +160,8 @@ def _reads(
         quiet = measuring.interleave(case, rounds=20, calls={"read": 5_000})
         for table in _tables(arguments.rows, arguments.entities):
             position = producer.write_many(LogRow, table)
-        before, runs = segment.position, []
+        before = segment.position
+        runs: list[measuring.Samples] = []
         with _consumer(connection, None):
             while segment.position == before:
                 time.sleep(0.001)

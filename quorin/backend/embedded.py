@@ -362,6 +362,7 @@ class _Database:
                     raise
                 time.sleep(0.01)
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA secure_delete = OFF")  # Some systems write zeros over all that is trimmed.
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == keys.SQL_VERSION:
             return
