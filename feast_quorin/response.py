@@ -69,12 +69,11 @@ class LazyResponse(OnlineResponse):
             return dict(self._columns("values", with_times=True))
         reads = self._reads
         result: dict[str, Any] = {key.name: values[:] for key, values in zip(self._shape.keys, self._keys, strict=True)}
-        complete = [read.complete for read in reads]
         for name, view, place, decoder in self._shape.plan.features:
             read = reads[view]
             if type(read) is not OneRow:
                 result[name] = decoder.values(read, place)
-            elif complete[view] or read.is_valid(place):
+            elif read.complete or read.columns.valid(place)[0]:
                 result[name] = [decoder.value(read, place)]
             else:
                 result[name] = [None]
@@ -109,9 +108,7 @@ class LazyResponse(OnlineResponse):
     def _many(self, feature: Feature) -> Columns:
         """What was read of a feature's view, as columns also where it was one row."""
         read = self._reads[feature.view]
-        if type(read) is OneRow:
-            read = self._reads[feature.view] = read.columns()
-        return read
+        return read.columns if type(read) is OneRow else read
 
     def _to_proto(self) -> Any:
         plan = self._shape.plan
@@ -119,7 +116,7 @@ class LazyResponse(OnlineResponse):
         keys = {key.name: key.protos(values) for key, values in zip(self._shape.keys, self._keys, strict=True)}
         utils._populate_result_rows_from_columnar(response, keys)
         for view, read in zip(plan.views, self._reads, strict=True):
-            columns = read.columns() if type(read) is OneRow else read
+            columns = read.columns if type(read) is OneRow else read
             stored = {field.name for field in columns.fields}
             codecs = {name: codec for name, codec in view.codecs.items() if view.fields[name] in stored}
             rows = Rows(columns.to_batch(), codecs)

@@ -1,7 +1,8 @@
 """Reads of one view for one choice of features: bound to its segment once, followed as it is replaced.
 
-One entity is read as a tuple of Python values (:class:`OneRow`), many as typed columns
-(:class:`quorin.columnar.Columns`). Both are copies of whole rows: what is decoded later is what was read.
+What is read are typed columns (:class:`quorin.columnar.Columns`), copies of whole rows: what is decoded later is what
+was read. Of a single row the numbers are had all at once (:class:`OneRow`), because a NumPy call a value would cost
+more than the read.
 """
 
 from __future__ import annotations
@@ -11,18 +12,14 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
-
-from quorin.abi import FOUND, MISSING
 from quorin.assembly import ColumnReader, column_reader
-from quorin.columnar import PLAIN_GATHER, ColumnPlan, Columns, column_plan
 from quorin.errors import SchemaMismatchError, SegmentClosedError, SegmentNotFoundError
 from quorin.schema import dtype
 
 if TYPE_CHECKING:
     from feast_quorin.engine import Engine
     from feast_quorin.views import StoredView
+    from quorin.columnar import Columns
     from quorin.shm import Segment
 
 LOOK_SECONDS = 0.005
@@ -30,7 +27,6 @@ LOOK_SECONDS = 0.005
 
 _ATTEMPTS = 6
 _CODES = {dtype.float32: "f", dtype.float64: "d", dtype.int32: "i", dtype.int64: "q", dtype.bool: "?"}
-_HEAP_CELL = "QII"
 
 
 class ViewReader:
@@ -50,11 +46,17 @@ class ViewReader:
         self._look_again = 0.0
 
     def one(self, entity_id: str) -> OneRow | None:
-        """One entity, or None where only :meth:`many` serves: not found at once, or not all the fields are there."""
+        """One entity; None if the segment does not have all the fields.
+
+        :raises SegmentNotFoundError: if the view was never applied, or was removed.
+        """
+        columns = self.many([entity_id])
         bound = self._bound
-        if bound is None or not self._is_fresh(bound) or len(bound.fields) < len(self._fields):
+        if bound is None or len(bound.fields) < len(self._fields):
             return None
-        return bound.rows.read(entity_id)
+        if bound.numbers is None:
+            bound.numbers = Numbers(columns)
+        return OneRow(columns, bound.numbers)
 
     def many(self, entity_ids: list[str]) -> Columns:
         """Many entities. The columns are those of the wanted fields that the segment has: all of them, unless the view
@@ -64,7 +66,7 @@ class ViewReader:
         """
         for _ in range(_ATTEMPTS):
             try:
-                return self._bind().many(entity_ids)
+                return self._bind().read(entity_ids)
             except (SchemaMismatchError, SegmentNotFoundError, SegmentClosedError):
                 self._bound = None
                 if not self._engine.forget(self._view):
@@ -92,91 +94,45 @@ class ViewReader:
 class _Bound:
     """A segment, the fields that are read of it, and what reads them."""
 
-    __slots__ = ("_read", "fields", "rows", "segment")
+    __slots__ = ("fields", "numbers", "read", "segment")
 
     def __init__(self, segment: Segment, fields: list[str]) -> None:
         self.segment = segment
-        self.fields = tuple(fields)
-        self.rows = RowLayout(column_plan(segment.current_view(), self.fields))
-        self._read: ColumnReader = column_reader(segment, fields)
-
-    def many(self, entity_ids: list[str]) -> Columns:
-        columns = self._read(entity_ids)
-        view = self.segment.current_view()
-        if self.rows.plan.view is not view:
-            self.rows = RowLayout(column_plan(view, self.fields))
-        return columns
+        self.fields = fields
+        self.read: ColumnReader = column_reader(segment, fields)
+        self.numbers: Numbers | None = None
 
 
-class RowLayout:
-    """How the columns of one row stand in a buffer: where each field is among the values that ``struct`` unpacks."""
+class Numbers:
+    """Where the numbers of one row stand in its columns' buffer: field ``i`` is value ``slots[i]`` of ``unpack``."""
 
-    __slots__ = ("_bytes", "_struct", "_words", "heap", "plan", "required", "slots")
+    __slots__ = ("slots", "unpack")
 
-    def __init__(self, plan: ColumnPlan) -> None:
-        self.plan = plan
-        self.heap = plan.view.mapping.memory[plan.view.layout.heap_offset :]
-        self._words = plan.words(1)
-        self._bytes = plan.row_bytes
-        codes, self.slots, slot = ["<q"], [0] * len(plan.fields), 1
-        for index in sorted(range(len(plan.fields)), key=plan.starts.__getitem__):
-            field = plan.fields[index]
-            codes.append(_HEAP_CELL if field.is_variable else _CODES[field.dtype])
+    def __init__(self, columns: Columns) -> None:
+        buffer_address = columns.buffer.ctypes.data
+        places = [
+            (columns.values(index).ctypes.data - buffer_address, index)
+            for index, field in enumerate(columns.fields)
+            if not field.is_variable
+        ]
+        self.slots = [0] * len(columns.fields)
+        form, end = "<", 0
+        for slot, (place, index) in enumerate(sorted(places)):
+            code = columns.fields[index].dtype
+            form += f"{place - end}x{_CODES[code]}"
+            end = place + code.item_size
             self.slots[index] = slot
-            slot += 3 if field.is_variable else 1
-        self._struct = struct.Struct("".join(codes) + f"{plan.bits_count}s")
-        self.required = int.from_bytes(plan.required_bits.tobytes(), "little")
-
-    def read(self, entity_id: str) -> OneRow | None:
-        """The row, or None for a segment that moved on, an id that is not ASCII, or a contended row."""
-        buffer: Any = np.empty(self._bytes, np.uint8)
-        code = _read_one(self._words, entity_id, buffer)
-        if code == FOUND:
-            return OneRow(self, entity_id, buffer, self._struct.unpack(buffer))
-        return OneRow(self, entity_id, None, ()) if code == MISSING else None
+        self.unpack = struct.Struct(form + f"{len(columns.buffer) - end}x").unpack
 
 
 class OneRow:
-    """The row of one entity: the event time, then values by ``layout.slots``, then null bits; nothing if not found."""
+    """The columns of one row, its numbers by ``slots``, and whether it was found without a null."""
 
-    __slots__ = ("_buffer", "_entity_id", "layout", "values")
+    __slots__ = ("columns", "complete", "numbers", "slots")
 
-    def __init__(self, layout: RowLayout, entity_id: str, buffer: Any, values: tuple[Any, ...]) -> None:
-        self.layout = layout
-        self.values = values
-        self._entity_id = entity_id
-        self._buffer = buffer
-
-    @property
-    def complete(self) -> bool:
-        """Whether the entity has a row, and no field that was read is null."""
-        required = self.layout.required
-        return bool(self.values) and int.from_bytes(self.values[-1], "little") & required == required
-
-    def is_valid(self, index: int) -> bool:
-        """Whether a field has a value."""
-        if not self.values:
-            return False
-        byte, mask = self.layout.plan.null_bits[index]
-        return bool(self.values[-1][byte] & mask)
-
-    def stored(self, index: int) -> Any:
-        """The bytes in the heap of a variable-size field, a view of shared memory."""
-        slot = self.layout.slots[index]
-        offset, size = self.values[slot], self.values[slot + 1]
-        return self.layout.heap[offset : offset + size]
-
-    def columns(self) -> Columns:
-        """The same as columns of one row."""
-        columns = Columns(self.layout.plan, pa.array([self._entity_id], pa.string()), PLAIN_GATHER)
-        columns.found[0] = bool(self.values)
-        columns.buffer[:] = self._buffer if self.values else 0
-        return columns
-
-
-def _read_one(words: Any, entity_id: str, out: Any) -> int:
-    """Stands in for the kernel until the first read has loaded it."""
-    global _read_one
-    from quorin.kernels import read_one as _read_one
-
-    return _read_one(words, entity_id, out)
+    def __init__(self, columns: Columns, layout: Numbers) -> None:
+        self.columns = columns
+        self.complete = columns.complete
+        buffer: Any = columns.buffer
+        self.numbers = layout.unpack(buffer)
+        self.slots = layout.slots
