@@ -22,8 +22,7 @@ from feast_quorin.values import ListCodec, ScalarCodec, codec_for
 from quorin.schema import dtype
 
 if TYPE_CHECKING:
-    from feast_quorin.view_reader import OneRow
-    from quorin.columnar import Columns
+    from quorin.assembly import Columns, OneRow
 
 _NO_TIME = int(NULL_TIMESTAMP_INT_VALUE)
 
@@ -31,9 +30,9 @@ _NO_TIME = int(NULL_TIMESTAMP_INT_VALUE)
 class Decoder(ABC):
     """How values of one Feast type are given out. ``index`` is the field's place in the choice that was read."""
 
+    @abstractmethod
     def value(self, row: OneRow, index: int) -> Any:
         """The value of one entity, which has one."""
-        return self.values(row.columns, index)[0]
 
     @abstractmethod
     def values(self, columns: Columns, index: int) -> list[Any]:
@@ -55,7 +54,7 @@ class NumberDecoder(Decoder):
         self._wide: Any = np.float64 if code.numpy.kind == "f" else np.int64 if code.numpy.kind == "i" else np.bool_
 
     def value(self, row: OneRow, index: int) -> Any:  # noqa: D102 - the base class says it
-        return row.numbers[row.slots[index]]
+        return row.values[row.layout.slots[index]]
 
     def values(self, columns: Columns, index: int) -> list[Any]:  # noqa: D102
         values: list[Any] = columns.values(index).tolist()
@@ -99,6 +98,13 @@ class TimeDecoder(NumberDecoder):
 class TextDecoder(Decoder):
     """A string, or bytes."""
 
+    def __init__(self, is_text: bool) -> None:
+        self._is_text = is_text
+
+    def value(self, row: OneRow, index: int) -> Any:  # noqa: D102
+        stored = row.stored(index).tobytes()
+        return stored.decode() if self._is_text else stored
+
     def values(self, columns: Columns, index: int) -> list[Any]:  # noqa: D102
         return columns.arrow(index).to_pylist()
 
@@ -110,7 +116,11 @@ class ListDecoder(Decoder):
     """A list of numbers or booleans."""
 
     def __init__(self, code: dtype) -> None:
+        self._stored = code.numpy
         self._wide = {"f": pa.float64(), "i": pa.int64()}.get(code.numpy.kind, pa.bool_())
+
+    def value(self, row: OneRow, index: int) -> Any:  # noqa: D102
+        return row.stored(index).view(self._stored).tolist()
 
     def values(self, columns: Columns, index: int) -> list[Any]:  # noqa: D102
         array = columns.arrow(index)
@@ -134,6 +144,9 @@ class TimeListDecoder(ListDecoder):
     def __init__(self) -> None:
         super().__init__(dtype.int64)
 
+    def value(self, row: OneRow, index: int) -> Any:  # noqa: D102
+        return [_time(seconds) for seconds in super().value(row, index)]
+
     def values(self, columns: Columns, index: int) -> list[Any]:  # noqa: D102
         lists = super().values(columns, index)
         return [None if times is None else [_time(seconds) for seconds in times] for times in lists]
@@ -143,6 +156,9 @@ class TimeListDecoder(ListDecoder):
 
 class TextListDecoder(Decoder):
     """A list of strings, or of bytes."""
+
+    def value(self, row: OneRow, index: int) -> Any:  # noqa: D102
+        return self.values(row.columns(), index)[0]
 
     def values(self, columns: Columns, index: int) -> list[Any]:  # noqa: D102
         return columns.arrow(index).to_pylist()
@@ -157,6 +173,9 @@ class ProtoDecoder(Decoder):
 
     def __init__(self, value_type: ValueType) -> None:
         self._type = value_type
+
+    def value(self, row: OneRow, index: int) -> Any:  # noqa: D102
+        return self._decode(row.stored(index).tobytes())
 
     def values(self, columns: Columns, index: int) -> list[Any]:  # noqa: D102
         return [None if data is None else self._decode(data) for data in columns.arrow(index).to_pylist()]
@@ -175,7 +194,7 @@ def decoder_for(value_type: ValueType) -> Decoder:
         return TimeListDecoder() if is_time else ListDecoder(codec.dtype)
     if isinstance(codec, ScalarCodec):
         if not codec.dtype.is_numeric:
-            return TextDecoder()
+            return TextDecoder(codec.dtype is dtype.string)
         return TimeDecoder() if is_time else NumberDecoder(codec.dtype)
     return ProtoDecoder(value_type)
 

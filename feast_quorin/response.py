@@ -13,11 +13,11 @@ from feast.online_response import TIMESTAMP_POSTFIX, OnlineResponse, _convert_uu
 from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 
 from feast_quorin.reading import Rows, add_to_response
-from feast_quorin.view_reader import OneRow
+from quorin.assembly import OneRow
 
 if TYPE_CHECKING:
     from feast_quorin.plan import Feature, Shape
-    from quorin.columnar import Columns
+    from quorin.assembly import Columns
 
 _SECOND_NS = 1_000_000_000
 _LEAST_BLOCK = 8
@@ -69,11 +69,12 @@ class LazyResponse(OnlineResponse):
             return dict(self._columns("values", with_times=True))
         reads = self._reads
         result: dict[str, Any] = {key.name: values[:] for key, values in zip(self._shape.keys, self._keys, strict=True)}
+        complete = [read.complete for read in reads]
         for name, view, place, decoder in self._shape.plan.features:
             read = reads[view]
             if type(read) is not OneRow:
                 result[name] = decoder.values(read, place)
-            elif read.complete or read.columns.valid(place)[0]:
+            elif complete[view] or read.is_valid(place):
                 result[name] = [decoder.value(read, place)]
             else:
                 result[name] = [None]
@@ -108,7 +109,9 @@ class LazyResponse(OnlineResponse):
     def _many(self, feature: Feature) -> Columns:
         """What was read of a feature's view, as columns also where it was one row."""
         read = self._reads[feature.view]
-        return read.columns if type(read) is OneRow else read
+        if type(read) is OneRow:
+            read = self._reads[feature.view] = read.columns()
+        return read
 
     def _to_proto(self) -> Any:
         plan = self._shape.plan
@@ -116,7 +119,7 @@ class LazyResponse(OnlineResponse):
         keys = {key.name: key.protos(values) for key, values in zip(self._shape.keys, self._keys, strict=True)}
         utils._populate_result_rows_from_columnar(response, keys)
         for view, read in zip(plan.views, self._reads, strict=True):
-            columns = read.columns if type(read) is OneRow else read
+            columns = read.columns() if type(read) is OneRow else read
             stored = {field.name for field in columns.fields}
             codecs = {name: codec for name, codec in view.codecs.items() if view.fields[name] in stored}
             rows = Rows(columns.to_batch(), codecs)

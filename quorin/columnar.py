@@ -43,10 +43,13 @@ class Gather(NamedTuple):
 
 
 class ColumnPlan:
-    """A choice of fields of one view: where each column begins, in bytes a row, and the kernel's plan for any count."""
+    """A choice of fields of one view: where each column begins, in bytes a row, and the kernel's plan for any count.
+
+    It does not refer to the view, which keeps it: memory is unmapped when the last reference goes, not when Python's
+    collector comes by.
+    """
 
     def __init__(self, view: SegmentView, fields: Sequence[FeatureField]) -> None:
-        self.view = view
         self.fields = tuple(fields)
         cells = {cell.field.name: cell for cell in fmt.body_layout(view.schema).cells}
         self.cells = [cells[field.name] for field in fields]
@@ -117,10 +120,11 @@ class Columns:
     fields.
     """
 
-    __slots__ = ("_complete", "_gather", "_ids", "_plan", "buffer", "found")
+    __slots__ = ("_complete", "_gather", "_ids", "_plan", "_view", "buffer", "found")
 
-    def __init__(self, plan: ColumnPlan, ids: Any, gather: Gather) -> None:
+    def __init__(self, plan: ColumnPlan, view: SegmentView, ids: Any, gather: Gather) -> None:
         self._plan = plan
+        self._view = view
         self._gather = gather
         self._complete: bool | None = None
         self._ids = ids
@@ -205,12 +209,11 @@ class Columns:
     def _variable(self, field: FeatureField, cells: Cells, validity: Mask | None) -> pa.Array:
         count = len(cells)
         kind = arrow_type_of(field)
-        view = self._plan.view
         if field.is_list and not field.dtype.is_numeric:
             return self._texts(kind, cells, validity)
         ends = _ends(cells["bytes"])
         data = np.empty(int(ends[-1]), np.uint8)
-        self._gather.values(view, cells, ends, data)
+        self._gather.values(self._view, cells, ends, data)
         if not field.is_list:
             buffers = [_packed(validity), pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(data)]
             return pa.Array.from_buffers(kind, count, buffers)
@@ -222,7 +225,7 @@ class Columns:
         ends = _ends(cells["bytes"] - 4 * cells["count"])
         item_ends = np.zeros(int(item_starts[-1]) + 1, np.int64)
         data = np.empty(int(ends[-1]), np.uint8)
-        self._gather.texts(self._plan.view, cells, ends, item_ends[1:], data)
+        self._gather.texts(self._view, cells, ends, item_ends[1:], data)
         buffers = [None, pa.py_buffer(item_ends.astype(np.int32)), pa.py_buffer(data)]
         child = pa.Array.from_buffers(kind.value_type, len(item_ends) - 1, buffers)
         return _list_array(kind, item_starts, child, validity)

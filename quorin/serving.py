@@ -66,7 +66,7 @@ def read(segment: Segment, entity_ids: Any, fields: Sequence[str] | None = None)
     view = segment.current_view()
     plan = column_plan(view, fields)
     ids = buffers.id_array(entity_ids)
-    columns = Columns(plan, ids, PLAIN_GATHER)
+    columns = Columns(plan, view, ids, PLAIN_GATHER)
     count = len(columns.found)
     columns.buffer[:] = 0
     for i, key in enumerate(_keys(ids)):

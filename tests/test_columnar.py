@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,8 @@ from hypothesis import strategies as st
 
 from quorin import assembly, layout, serving
 from quorin.errors import EntityIdError, InvalidRowError
+from quorin.growth import grow
+from quorin.schema import dtype
 from quorin.shm import Segment, SegmentRegistry
 from tests.schemas import Everything, Scalars, rows_of
 
@@ -105,8 +109,6 @@ def test_heap_values_of_a_replaced_generation_can_still_be_read(data: st.DataObj
     """Columns are read from the heap when they are asked for: the generation they came from is kept until then."""
     import tempfile
 
-    from quorin.growth import grow
-
     row = data.draw(rows_of(Everything))
     with tempfile.TemporaryDirectory() as directory:
         registry = SegmentRegistry(directory, shm_dir=directory)
@@ -118,3 +120,57 @@ def test_heap_values_of_a_replaced_generation_can_still_be_read(data: st.DataObj
             layout.insert(segment, "x", layout.pack_row(Everything, **(row | {"text": "other"})))
             assert repr(columns.to_batch().to_pylist()) == repr(before.to_pylist())
         registry.backend.close()
+
+
+def test_old_generations_are_unmapped_without_the_collector(registry: SegmentRegistry) -> None:
+    """Serving processes freeze or disable the collector; segments must not pile up behind it."""
+    gc.collect()
+    gc.disable()
+    try:
+        with registry.create(Scalars, capacity=1) as writer, registry.open_current(Scalars) as reading:
+            layout.insert(writer, "x", layout.pack_row(Scalars, a=1, b=2, c=3, d=4))
+            readers = [make(reading) for make in (assembly.column_reader, assembly.row_reader, assembly.reader)]
+            for _ in range(5):
+                grow(writer, rows=False, heap_bytes=0)
+                for read in readers:
+                    read(["x"]) if isinstance(read, assembly.ColumnReader) else read("x")
+                assembly.assemble(reading, "x")
+                assembly.read(reading, ["x"])
+                # The segment that the writer has open, and the one that the reader has.
+                assert len(mapped(writer.name)) == len(mapped("quorin_Scalars_")) == 2
+    finally:
+        gc.enable()
+
+
+def mapped(name: str) -> list[str]:
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if name in line]
+
+
+@pytest.mark.parametrize("fields", [None, ["tags", "f32", "i64"], ["vector", "text"], ["flag"]])
+def test_one_row_is_that_of_the_columns(segment: Segment, fields: list[str] | None) -> None:
+    read_one, read = assembly.row_reader(segment, fields), assembly.column_reader(segment, fields)
+    for entity_id in ("full", "no text", "nobody"):
+        row, columns = read_one(entity_id), read([entity_id])
+        assert row is not None
+        assert row.columns().to_batch().equals(columns.to_batch())
+        assert row.complete == columns.complete
+        for index, field in enumerate(columns.fields):
+            assert row.is_valid(index) == columns.valid(index)[0]
+            if row.is_valid(index) and not field.is_variable:
+                slot = row.layout.slots[index]
+                assert list(row.values[slot : slot + field.element_count]) == columns.values(index).ravel().tolist()
+            elif row.is_valid(index) and field.dtype is dtype.string and not field.is_list:
+                assert row.stored(index).tobytes().decode() == columns.arrow(index)[0].as_py()
+    assert read_one("é") is None
+    assert read_one(5) is None  # type: ignore[arg-type]
+
+
+def test_a_row_reader_follows_a_flip(registry: SegmentRegistry) -> None:
+    with registry.create(Scalars, capacity=1) as writer, registry.open_current(Scalars) as reading:
+        layout.insert(writer, "x", layout.pack_row(Scalars, a=1, b=2, c=3, d=4))
+        read = assembly.row_reader(reading, ["d"])
+        assert read("x") is not None
+        grow(writer, rows=True, heap_bytes=0)
+        layout.insert(writer, "x", layout.pack_row(Scalars, a=1, b=2, c=3, d=5))
+        rows = [read("x"), read("x")]
+        assert [row.values[row.layout.slots[0]] for row in rows if row is not None] == [5]
