@@ -176,12 +176,12 @@ def read_child(arguments: argparse.Namespace) -> None:
     }
     for read in singles.values():
         assert np.array_equal(read(random[0]), rows[random[0]])
-    cases: dict[str, Callable[[], object]] = {"the clock itself": lambda: None}
+    cases: dict[str, Callable[..., object]] = {"the clock itself": lambda: None}
     for name, read in singles.items():
-        cases[f"{fields} fields, one id: {name}"] = lambda read=read: read(hot)  # type: ignore[misc]
+        cases[f"{fields} fields, one id: {name}"] = lambda read=read: read(hot)
         ids = cycle(random)
-        cases[f"{fields} fields, random ids: {name}"] = lambda read=read, ids=ids: read(next(ids))  # type: ignore[misc]
-    batches = [[random[number] for number in rng.integers(len(random), size=BATCH)] for _ in range(20)]
+        cases[f"{fields} fields, random ids: {name}"] = lambda read=read, ids=ids: read(next(ids))
+    batches = cycle([[random[number] for number in rng.integers(len(random), size=BATCH)] for _ in range(20)])
     group = f"{fields} fields, {BATCH:,} random ids"
     batch_out, mask = np.empty((BATCH, fields), np.float32), np.empty(BATCH, np.bool_)
     forms: dict[str, tuple[Callable[[list[str]], Any], Callable[[Any], object]]] = {
@@ -193,11 +193,12 @@ def read_child(arguments: argparse.Namespace) -> None:
             lambda keys: np.frombuffer(b"".join(client.mget(keys)), np.float32),
         ),
     }
-    for name, (prepare, read_batch) in forms.items():
-        ready = cycle([prepare(batch) for batch in batches])
-        cases[f"{group}: {name}"] = lambda read=read_batch, ready=ready: read(next(ready))  # type: ignore[misc]
+    prepare: dict[str, Callable[[], object]] = {}
+    for name, (form, read_batch) in forms.items():
+        cases[f"{group}: {name}"] = read_batch
+        prepare[f"{group}: {name}"] = lambda form=form: form([fresh(entity_id) for entity_id in next(batches)])  # type: ignore[misc]
     calls = {name: 200 if "Redis GET" in name else 10 if name.startswith(group) else 2000 for name in cases}
-    measuring.send(measuring.interleave(cases, rounds=arguments.rounds, calls=calls))
+    measuring.send(measuring.interleave(cases, rounds=arguments.rounds, calls=calls, prepare=prepare))
 
 
 def fresh(entity_id: str) -> str:

@@ -20,10 +20,17 @@ QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
 Samples = dict[str, "np.ndarray[tuple[int], np.dtype[np.int64]]"]
 
 
-def interleave(cases: Mapping[str, Callable[[], object]], *, rounds: int, calls: Mapping[str, int]) -> Samples:
+def interleave(
+    cases: Mapping[str, Callable[..., object]],
+    *,
+    rounds: int,
+    calls: Mapping[str, int],
+    prepare: Mapping[str, Callable[[], object]] | None = None,
+) -> Samples:
     """Nanoseconds of every call: `calls[name]` calls of each case a round, after one round that does not count.
 
-    Python's cyclic collector is off meanwhile, as it would hit whichever case happens to run.
+    What `prepare[name]` gives, if there is one, is made before each call, outside the time, and handed to it. Python's
+    cyclic collector is off meanwhile, as it would hit whichever case happens to run.
     """
     taken: dict[str, list[int]] = {name: [] for name in cases}
     gc.collect()
@@ -31,7 +38,7 @@ def interleave(cases: Mapping[str, Callable[[], object]], *, rounds: int, calls:
     try:
         for number in range(rounds + 1):
             for name, call in cases.items():
-                times = _time_calls(call, calls[name])
+                times = _time_calls(call, calls[name], (prepare or {}).get(name))
                 if number:
                     taken[name] += times
     finally:
@@ -74,10 +81,15 @@ def duration(nanoseconds: float) -> str:
     return f"{nanoseconds:.0f} ns"
 
 
-def _time_calls(call: Callable[[], object], count: int) -> list[int]:
+def _time_calls(call: Callable[..., object], count: int, prepare: Callable[[], object] | None) -> list[int]:
     clock = time.perf_counter_ns
     times = [0] * count
-    for number in range(count):
+    for number in range(count if prepare else 0):
+        argument = prepare()  # type: ignore[misc]
+        before = clock()
+        call(argument)
+        times[number] = clock() - before
+    for number in range(0 if prepare else count):
         before = clock()
         call()
         times[number] = clock() - before

@@ -2,7 +2,8 @@
 
 The engine against a dict in the same process: `assemble` of four float32 fields, on one id and on random ones, and
 batches. And `get_online_features` on three stores of Feast (its own SQLite and Redis stores, and Quorin), the same rows
-and requests. All rivals take turns in the same processes; quantiles are over the calls of several fresh processes.
+and requests. The engine's rivals take turns call by call, Feast's stores one after the other in each process; quantiles
+are over the calls of several fresh processes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks import feast_stores, machine, measuring, servers
+from benchmarks import feast_stores, machine, measuring, report, servers
 from quorin.assembly import assemble, assemble_batch
 from quorin.layout import insert_many
 from quorin.schema import FeatureField, FeatureSchema, dtype
@@ -62,6 +63,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--feast-entities", type=int, default=2_000, help="Feast's rows (default: %(default)s)")
     parser.add_argument("--only", choices=["engine", "feast"], help="leave the other part out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and figures there")
+    parser.add_argument("--docs", type=Path, metavar="FILE", help="put Feast's table into this Markdown file")
     parser.add_argument("--child", choices=["engine", "feast"], help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--redis", help=argparse.SUPPRESS)
@@ -84,7 +86,10 @@ def _measure(arguments: argparse.Namespace) -> None:
         if arguments.only != "engine":
             with servers.redis_server() as redis, _filled_stores(directory, redis, arguments.feast_entities, console):
                 result["feast"] = _figures("feast", arguments, directory, console, "--redis", redis)
-            console.print(_feast_table(result["feast"]))
+            table = _feast_table(result["feast"])
+            console.print(table)
+            if arguments.docs:
+                report.put(arguments.docs, "feast", machine.one_line(where), [table])
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
@@ -179,7 +184,7 @@ def _engine_table(figures: dict[str, dict[str, float]], entities: int) -> Table:
 
 # --- Feast ------------------------------------------------------------------------------------------------------------
 
-REQUESTS = {"1 row × 4": (1, 4), "100 rows × 50": (100, 50)}
+REQUESTS = {"1 row × 4": (1, 4), "100 rows × 50": (100, 50), "1,000 rows × 50": (1000, 50)}
 
 
 @contextmanager
@@ -196,9 +201,12 @@ def _filled_stores(directory: Path, redis: str, entities: int, console: Console)
 
 
 def _feast_samples(arguments: argparse.Namespace) -> measuring.Samples:
+    """Feast keeps one cache of resolved requests for a whole process, which stores that alternate would spoil for each
+    other; so the stores come one after the other, each process beginning with another one.
+    """
     stores = feast_stores.stores(arguments.directory, arguments.redis)
     rng = np.random.default_rng(arguments.seed)
-    cases: dict[str, Callable[[], object]] = {}
+    cases: dict[str, dict[str, Callable[[], object]]] = {name: {} for name in stores}
     calls = {}
     for shape, (rows, features) in REQUESTS.items():
         names = feast_stores.references(features)
@@ -210,9 +218,13 @@ def _feast_samples(arguments: argparse.Namespace) -> measuring.Samples:
         for form in ("to_dict", "to_df"):
             for store_name, store in stores.items():
                 name = f"{shape}, {form}: {store_name}"
-                cases[name] = _request(store, names, cycle(requests), form)
-                calls[name] = 50 if rows == 1 else 3
-    return measuring.interleave(cases, rounds=arguments.rounds, calls=calls)
+                cases[store_name][name] = _request(store, names, cycle(requests), form)
+                calls[name] = 50 if rows == 1 else 3 if rows < 1000 else 1
+    first = arguments.seed % len(stores)
+    samples: measuring.Samples = {}
+    for store_name in [*stores][first:] + [*stores][:first]:
+        samples |= measuring.interleave(cases[store_name], rounds=arguments.rounds, calls=calls)
+    return {name: samples[name] for name in calls}
 
 
 def _request(store: Any, names: list[str], requests: Iterator[list[dict[str, int]]], form: str) -> Callable[[], object]:

@@ -198,14 +198,15 @@ def _apply(
 
     result = np.zeros(RESULT_ITEMS, np.int64)
     words = columns.words
-    while True:
-        view = segment.writing_view()
-        code = kernels.apply_rows(
-            view.descriptor, words, int(kind), *ids, times, int(position), int(result[R_NEXT]), rows, result
-        )
-        if code == DONE:
-            return result
-        grow(segment, rows=code == ROWS_FULL, heap_bytes=2 * size)
+    with segment.writing:
+        while True:
+            view = segment.writing_view()
+            code = kernels.apply_rows(
+                view.descriptor, words, int(kind), *ids, times, int(position), int(result[R_NEXT]), rows, result
+            )
+            if code == DONE:
+                return result
+            grow(segment, rows=code == ROWS_FULL, heap_bytes=2 * size)
 
 
 def _check_id_lengths(segment: Segment, ids: pa.Array) -> None:

@@ -7,6 +7,7 @@ next file and flips, and every open ``Segment`` follows at its next read.
 from __future__ import annotations
 
 import os
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -40,11 +41,12 @@ _log = get_logger(__name__)
 class Segment:
     """Rows of one schema in shared memory, open in this process.
 
-    Any number of threads and processes may read; one process at a time writes, the one that holds the writer lease.
+    Any number of threads and processes may read; one process at a time writes, the one that holds the writer lease, and
+    of its threads one after the other (:attr:`writing` is their lock).
     Made by :class:`SegmentRegistry`. A context manager: leaving it closes.
     """
 
-    __slots__ = ("__weakref__", "_control", "_epoch", "_lease", "_view", "_written", "read_only")
+    __slots__ = ("__weakref__", "_control", "_epoch", "_lease", "_view", "_written", "read_only", "writing")
 
     def __init__(self, view: SegmentView, control: ControlPlane | None, *, read_only: bool) -> None:
         self._view = view
@@ -53,6 +55,7 @@ class Segment:
         self._written: SegmentView | None = None
         self._epoch = 0
         self.read_only = read_only
+        self.writing = threading.RLock()
 
     def __enter__(self) -> Segment:
         return self
@@ -158,20 +161,21 @@ class Segment:
             raise SegmentReadOnlyError(
                 f"segment {self.name!r} is open read-only; open it with read_only=False to write"
             )
-        if self.holds_writer_lease:
-            self._check_not_overtaken()
-            return
-        while True:
-            view = self.current_view()
-            lease = mapping.FileLock.try_acquire(view.path)
-            if lease is None:
-                raise WriterLeaseHeldError(
-                    f"segment {view.name!r} has a writer already: process {int(view.header['writer_pid'])}"
-                )
-            if view.successor_name is None:
-                break
-            lease.release()
-        self._begin_writing(view, lease)
+        with self.writing:
+            if self.holds_writer_lease:
+                self._check_not_overtaken()
+                return
+            while True:
+                view = self.current_view()
+                lease = mapping.FileLock.try_acquire(view.path)
+                if lease is None:
+                    raise WriterLeaseHeldError(
+                        f"segment {view.name!r} has a writer already: process {int(view.header['writer_pid'])}"
+                    )
+                if view.successor_name is None:
+                    break
+                lease.release()
+            self._begin_writing(view, lease)
 
     def writing_view(self) -> SegmentView:
         """The view of the generation that this object has the lease of, taken if need be.
@@ -186,14 +190,18 @@ class Segment:
         return self._written
 
     def release_writer_lease(self) -> None:
-        """Stop being the writer, so that another may at once. Does nothing if not the writer."""
-        if self._lease is None:
-            return
-        if self._lease.is_ours and self._written is not None:
-            self._written.header["writer_active"] = 0
-        self._lease.release()
-        self._lease = self._written = None
-        _writers.discard(self)
+        """Stop being the writer, so that another may at once. Does nothing if not the writer.
+
+        Waits for a batch that another thread is applying.
+        """
+        with self.writing:
+            if self._lease is None:
+                return
+            if self._lease.is_ours and self._written is not None:
+                self._written.header["writer_active"] = 0
+            self._lease.release()
+            self._lease = self._written = None
+            _writers.discard(self)
 
     def commit_position(self, position: int, log_identity: int) -> None:
         """Publish that everything up to ``position`` of a log is applied; call it after the rows are.
@@ -202,11 +210,12 @@ class Segment:
         """
         from quorin import kernels
 
-        view = self.writing_view()
-        if int(view.header["partitions"][0]["log_identity"]) != log_identity:
-            view.header["partitions"][0]["log_identity"] = log_identity
-        kernels.store_release(view.mapping.address + fmt.header_offset("partitions") + 8, position)
-        self.heartbeat()
+        with self.writing:
+            view = self.writing_view()
+            if int(view.header["partitions"][0]["log_identity"]) != log_identity:
+                view.header["partitions"][0]["log_identity"] = log_identity
+            kernels.store_release(view.mapping.address + fmt.header_offset("partitions") + 8, position)
+            self.heartbeat()
 
     def overtake_writer(self) -> None:
         """Become the writer although another process holds the lease, because it is frozen.
@@ -219,13 +228,14 @@ class Segment:
 
         :raises WriterFencedError: if yet another process was quicker. :raises CapacityExceededError: if memory is out.
         """
-        try:
-            self.acquire_writer_lease()
-        except WriterLeaseHeldError:
-            view = self.current_view()
-            overtaken = int(view.header["writer_pid"])
-            self._flip(view, next_generation(view, capacity=view.layout.capacity))
-            _log.warning("writer_overtaken", segment=view.name, successor=self._view.name, overtaken_pid=overtaken)
+        with self.writing:
+            try:
+                self.acquire_writer_lease()
+            except WriterLeaseHeldError:
+                view = self.current_view()
+                overtaken = int(view.header["writer_pid"])
+                self._flip(view, next_generation(view, capacity=view.layout.capacity))
+                _log.warning("writer_overtaken", segment=view.name, successor=self._view.name, overtaken_pid=overtaken)
 
     def heartbeat(self) -> None:
         """Say that this writer is alive; :meth:`commit_position` says so as well."""
@@ -293,6 +303,7 @@ class Segment:
         view.header["writer_heartbeat_ns"] = time.time_ns()
         self._lease, self._written = lease, view
         _writers.add(self)
+        _renew_locks_in_children()
 
     def _check_not_overtaken(self) -> None:
         view = self._written
@@ -341,6 +352,20 @@ def release_own_lease(name: str) -> None:
 
 
 _writers: weakref.WeakSet[Segment] = weakref.WeakSet()
+_fork_hook_installed = False
+
+
+def _renew_locks_in_children() -> None:
+    """A lock that another thread held at a fork would never be released in the child."""
+    global _fork_hook_installed
+    if not _fork_hook_installed:
+        _fork_hook_installed = True
+        os.register_at_fork(after_in_child=_renew_locks)
+
+
+def _renew_locks() -> None:
+    for segment in list(_writers):
+        segment.writing = threading.RLock()
 
 
 class _ClosedView:

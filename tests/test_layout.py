@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from time import time_ns
 from typing import Any
 
@@ -375,3 +376,24 @@ def test_ids_chosen_to_collide_in_one_segment_do_not_in_the_next(registry: Segme
     colliding = [entity_id for entity_id, slot in slots[0].items() if slot == crowded]
     assert len(colliding) >= 20
     assert len({slots[1][entity_id] for entity_id in colliding}) > 0.8 * len(colliding)
+
+
+def test_threads_may_write_through_one_segment(registry: SegmentRegistry) -> None:
+    """The kernel lets go of the GIL, so only the segment's own lock keeps two writers apart."""
+    count = 3000
+    with registry.create(One, capacity=1) as segment:
+
+        def write(thread: int) -> None:
+            for start in range(0, count, 100):
+                ids = [f"{thread}:{i}" for i in range(start, start + 100)]
+                layout.insert_many(segment, pa.table({"entity_id": ids, "n": [thread] * 100, "s": ids}))
+
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(segment) == 4 * count == len(list(layout.iterate_occupied(segment)))
+        assert segment.current_view().books_add_up
+        batch = assembly.read(segment, [f"{thread}:{i}" for thread in range(4) for i in range(count)])
+        assert batch.column("s").equals(batch.column("entity_id"))

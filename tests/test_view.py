@@ -14,7 +14,7 @@ from quorin import assembly, layout
 from quorin import format as fmt
 from quorin.errors import CorruptSegmentError, SchemaMismatchError, SegmentNotFoundError, SharedMemoryError
 from quorin.schema import FeatureField, Schema, dtype, make_schema
-from quorin.shm import SHM_DIR, SegmentRegistry
+from quorin.shm import SHM_DIR, Segment, SegmentRegistry
 from quorin.view import SegmentView, new_lineage, segment_name
 from tests.schemas import Everything, Scalars
 
@@ -101,13 +101,15 @@ def test_files_are_for_their_owner_alone_and_readers_cannot_write(path: Path) ->
         view.mapping.memory[5000] = 1
 
 
-def test_a_segment_that_does_not_fit_is_a_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_segment_that_does_not_fit_is_a_clear_error_and_leaves_nothing(path: Path, tmp_path: Path) -> None:
+    reader = Segment(SegmentView.attach(path, Scalars, writable=False), None, read_only=True)
     free = shutil.disk_usage(SHM_DIR).total
     capacity = free // 50
     name = segment_name("Scalars", new_lineage(), 1)
     with pytest.raises(SharedMemoryError, match=rf"cannot reserve .* bytes in {SHM_DIR} .*; .* are free there"):
         SegmentView.create(Path(SHM_DIR), name, Scalars, capacity=capacity, max_id_bytes=64, heap_bytes=0)
     assert not list(Path(SHM_DIR).glob(f"{name}*"))
+    assert assembly.assemble(reader, "x").tolist() == [1, 2, 3, 4], "readers of other segments go on"
     with pytest.raises(SharedMemoryError, match="nowhere"):
         SegmentView.create(tmp_path / "nowhere", name, Scalars, capacity=1, max_id_bytes=64, heap_bytes=0)
 
