@@ -334,6 +334,7 @@ def _compare_with_parquet(reports: list[Report]) -> None:
                 f"{tail}: served {served.loc[tail].to_dict()}, expected {expected.loc[tail].to_dict()}"
             )
     console.print(f"  [green]✓[/] every worker reads all {len(source):,} aircraft as Parquet's newest rows have them")
+    console.print("  left in place to be looked at; run.py --teardown removes it", style="dim")
 
 
 def _online_rows() -> int:
