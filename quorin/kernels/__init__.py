@@ -3,11 +3,10 @@
 Kernels take addresses, lengths and flat int64 arrays, and return codes; callers validate before and raise after. Import
 this package late, in the function that needs it: it loads numba (about half a second the first time in a process).
 
-Each kernel is compiled for one signature, listed below, and its name here is the compiled entry point of that
-signature. Calling it costs a tenth of what the numba dispatcher costs, which looks at the type of every argument first;
-with an argument of another type it raises ``TypeError``. Where a numba without ``entry_point`` is met, the dispatcher
-stands in.
-What is compiled is kept on disk, see :mod:`quorin.kernels.cache`.
+Each name below is the compiled entry point of a kernel for one signature. Calling it costs a tenth of what the numba
+dispatcher costs, which looks at the type of every argument first; with an argument of another type it raises
+``TypeError``. Where a numba without ``entry_point`` is met, the dispatcher stands in. What is compiled is kept on disk,
+see :mod:`quorin.kernels.cache`.
 """
 
 from __future__ import annotations
