@@ -1,0 +1,60 @@
+"""``quorin consumer``: the process that applies the log to shared memory."""
+
+from __future__ import annotations
+
+import signal
+from typing import Annotated
+
+import typer
+
+from quorin.cli.options import Connection, Namespace, StreamKey
+from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+
+
+def consumer(
+    connection: Connection,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    stream_key: StreamKey = DEFAULT_STREAM_KEY,
+    trim: Annotated[
+        bool,
+        typer.Option(
+            "--trim/--keep",
+            help="Forget entries once they are applied. A segment that is lost then, as in a reboot, stays lost; "
+            "kept entries fill it again.",
+        ),
+    ] = False,
+    capacity: Annotated[int, typer.Option(min=1, help="Entities that a new segment has room for; it grows.")] = 4096,
+    max_id_bytes: Annotated[int, typer.Option(min=1, help="The longest entity id of a new segment.")] = 64,
+    frozen_after: Annotated[
+        float, typer.Option(min=1, help="Seconds without a sign of life until another writer is overtaken.")
+    ] = 30.0,
+) -> None:
+    """Apply the log to shared memory, for all schemas that the control plane knows and gets to know.
+
+    Run one or more a machine: one writes, the others wait and take over at once when it dies. Ends in good order on
+    SIGTERM and Ctrl-C.
+    """
+    from quorin import logging, presence
+    from quorin.backend import connect
+    from quorin.wal_consumer import NoopOfflineWriter, WALConsumer
+
+    logging.configure()
+    backend = connect(connection, namespace=namespace)
+    running = WALConsumer(
+        backend,
+        None,
+        offline=NoopOfflineWriter() if trim else None,
+        stream_key=stream_key,
+        capacity=capacity,
+        max_id_bytes=max_id_bytes,
+        frozen_after_seconds=frozen_after,
+        namespace=namespace,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: running.stop())
+    log = logging.get_logger(__name__)
+    log.info("consumer_started", address=backend.address, process=str(presence.Process.this()))
+    running.run()
+    running.close()
+    backend.close()
+    log.info("consumer_stopped")
