@@ -126,4 +126,6 @@ def _apply_batch(run: Run, batch: pa.RecordBatch) -> int:
     assert run.target is not None  # noqa: S101 - a run with batches has a target
     if run.kind is Kind.partial and batch.num_columns == 2:
         return 0
-    return apply_batch(run.target.opened, batch, position=run.positions[-1], kind=run.kind)
+    # Rows may have been rejected from a single entry; merged ones are whole.
+    position = run.positions[0] if len(run.batches) == 1 else run.row_positions()
+    return apply_batch(run.target.opened, batch, position=position, kind=run.kind)

@@ -97,8 +97,10 @@ def delete(segment: Segment, entity_id: str, *, event_time_ns: int | None = None
     return before is not None and bool(result[R_APPLIED])
 
 
-def apply_batch(segment: Segment, batch: pa.RecordBatch, *, position: int = 0, kind: int = UPSERT) -> int:
+def apply_batch(segment: Segment, batch: pa.RecordBatch, *, position: int | pa.Array = 0, kind: int = UPSERT) -> int:
     """Apply a canonical batch (see :mod:`quorin.rows`) as its kind says: upsert, delete, or partial update.
+
+    ``position`` is the log position of all rows, or of each (int64, without nulls).
 
     Each row is published on its own, whole; a crash in between leaves a prefix applied, and applying again completes
     it. The segment grows as needed. Returns how many rows took effect.
@@ -108,9 +110,16 @@ def apply_batch(segment: Segment, batch: pa.RecordBatch, *, position: int = 0, k
     ids, times = batch.column("entity_id"), batch.column("event_time_ns")
     _check_id_lengths(segment, ids)
     columns = packing.batch_columns(segment.schema, batch)
-    times_address = times.buffers()[1].address + 8 * times.offset if len(times) else 0
+    positions = np.asarray(position, np.int64)
     result = _apply(
-        segment, columns, kind, packing.text_addresses(ids), times_address, position, len(batch), batch.nbytes
+        segment,
+        columns,
+        kind,
+        packing.text_addresses(ids),
+        times.buffers()[1].address + 8 * times.offset if len(times) else 0,
+        (positions.ctypes.data, 8 * positions.ndim),
+        len(batch),
+        batch.nbytes,
     )
     return int(result[R_APPLIED])
 
@@ -177,8 +186,11 @@ def _apply_one(
     ids = np.frombuffer(key, np.uint8)
     offsets = np.array([0, len(key)], np.int64)
     times = np.array([time.time_ns() if event_time_ns is None else check_event_time(event_time_ns)], np.int64)
+    positions = np.zeros(1, np.int64)
     addresses = (offsets.ctypes.data, 8, ids.ctypes.data)
-    return _apply(segment, columns, kind, addresses, times.ctypes.data, 0, 1, size + len(key))
+    return _apply(
+        segment, columns, kind, addresses, times.ctypes.data, (positions.ctypes.data, 0), 1, size + len(key)
+    )
 
 
 def _apply(
@@ -187,7 +199,7 @@ def _apply(
     kind: int,
     ids: tuple[int, int, int],
     times: int,
-    position: int,
+    positions: tuple[int, int],
     rows: int,
     size: int,
 ) -> packing.Words:
@@ -202,7 +214,7 @@ def _apply(
         while True:
             view = segment.writing_view()
             code = kernels.apply_rows(
-                view.descriptor, words, int(kind), *ids, times, int(position), int(result[R_NEXT]), rows, result
+                view.descriptor, words, int(kind), *ids, times, *positions, int(result[R_NEXT]), rows, result
             )
             if code == DONE:
                 return result

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from quorin import assembly, layout, serving
+from quorin import format as fmt
 from quorin.abi import DELETE, PARTIAL
 from quorin.errors import EntityIdError, EntityIdTooLongError, InvalidRowError, SegmentReadOnlyError
 from quorin.growth import DELETIONS_KEPT_NS, grow
@@ -397,3 +398,19 @@ def test_threads_may_write_through_one_segment(registry: SegmentRegistry) -> Non
         assert segment.current_view().books_add_up
         batch = assembly.read(segment, [f"{thread}:{i}" for thread in range(4) for i in range(count)])
         assert batch.column("s").equals(batch.column("entity_id"))
+
+
+def test_rows_of_one_batch_keep_log_positions_of_their_own(registry):
+    with registry.create(Everything, capacity=8) as segment:
+        values = {field.name: None for field in Everything.fields}
+        rows = [row_batch(Everything, entity_id, values, 5) for entity_id in ("a", "b", "a", "c")]
+        merged = pa.Table.from_batches(rows).combine_chunks().to_batches()[0]
+        layout.apply_batch(segment, merged, position=pa.array([7, 8, 9, 10]))
+        view = segment.current_view()
+        found = {entity_id: layout.find_row(view, entity_id.encode())[1] for entity_id in "abc"}
+        stored = {
+            entity_id: int(view.mapping.memory[row : row + fmt.KEY_OFFSET].view(fmt.ROW_HEADER_DTYPE)[0]["position"])
+            for entity_id, row in found.items()
+        }
+        assert stored == {"a": 9, "b": 8, "c": 10}
+        registry.discard(segment)

@@ -39,7 +39,7 @@ gather_values = _compiled(read.gather_values, _INT, _INT, _INT, _WORDS, _INT)
 gather_texts = _compiled(read.gather_texts, _INT, _INT, _INT, _WORDS, _WORDS, _INT)
 hash_one = _compiled(read.hash_one, _TEXT, _WORD, _WORD)
 
-apply_rows = _compiled(write.apply_rows, _WORDS, _WORDS, *[_INT] * 8, _WORDS)
+apply_rows = _compiled(write.apply_rows, _WORDS, _WORDS, *[_INT] * 9, _WORDS)
 copy_rows = _compiled(write.copy_rows, _WORDS, _WORDS, _WORDS, _INT, _WORDS)
 recover = _compiled(write.recover, _WORDS, _BYTES)
 

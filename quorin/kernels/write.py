@@ -94,10 +94,13 @@ _ONE = np.uint64(1)
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
-def apply_rows(place, columns, mode, offsets, offset_bytes, ids, event_times, position, first, last, result):
+def apply_rows(
+    place, columns, mode, offsets, offset_bytes, ids, event_times, positions, position_step, first, last, result
+):
     """Apply rows ``first … last-1`` of a batch, each published on its own, in order.
 
-    A row older in event time than the stored one, or of the same time and a lower log position, is passed over. Adds to
+    A row older in event time than the stored one, or of the same time and a lower log position, is passed over. Log
+    positions stand ``position_step`` bytes apart; 0 means one for all rows. Adds to
     ``result`` how many took effect and how many entities came into being, and sets in it the first row that was not
     looked at: the batch is DONE, or the segment is out of rows (ROWS_FULL) or heap (HEAP_FULL) and must grow first.
     """
@@ -112,6 +115,7 @@ def apply_rows(place, columns, mode, offsets, offset_bytes, ids, event_times, po
         slot_address = find_slot(place, key, count, h)
         word = load_u64(slot_address)
         event_time = load_i64(event_times + 8 * i)
+        position = load_i64(positions + position_step * i)
         old = np.int64(0)
         alive = False
         if word != 0:
