@@ -188,9 +188,7 @@ def _apply_one(
     times = np.array([time.time_ns() if event_time_ns is None else check_event_time(event_time_ns)], np.int64)
     positions = np.zeros(1, np.int64)
     addresses = (offsets.ctypes.data, 8, ids.ctypes.data)
-    return _apply(
-        segment, columns, kind, addresses, times.ctypes.data, (positions.ctypes.data, 0), 1, size + len(key)
-    )
+    return _apply(segment, columns, kind, addresses, times.ctypes.data, (positions.ctypes.data, 0), 1, size + len(key))
 
 
 def _apply(

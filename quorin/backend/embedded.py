@@ -137,8 +137,9 @@ class EmbeddedLog:
                     f"log {self.stream_key!r} in {self._database.address} has {count} entries, the limit is "
                     f"{max_entries}: {len(entries)} more do not fit until a consumer has applied and trimmed some"
                 )
-            sql = "INSERT INTO entries (log, schema_name, payload) VALUES (?, ?, ?)"
-            positions = [int(connection.execute(sql, (log, *entry)).lastrowid or 0) for entry in entries]
+            positions = [
+                int(connection.execute(_INSERT, (_least_position(), log, *entry)).lastrowid or 0) for entry in entries
+            ]
             if positions:
                 sql = "UPDATE logs SET last_position = ?, entry_count = entry_count + ? WHERE id = ?"
                 connection.execute(sql, (positions[-1], len(positions), log))
@@ -368,13 +369,24 @@ class _Database:
             return
         if version != 0:
             raise ConnectionFailedError(f"{self._path} has format {version}, this release reads {keys.SQL_VERSION}")
-        # Positions begin at the present time, as Redis' ids do: a new file never gives those of a lost one again.
-        begin = time.time_ns() // 1_000_000 << keys.SEQUENCE_BITS
         connection.executescript(
-            f"BEGIN IMMEDIATE; {keys.SQL_SCHEMA} INSERT INTO sqlite_sequence SELECT 'entries', {begin} "
+            f"BEGIN IMMEDIATE; {keys.SQL_SCHEMA} INSERT INTO sqlite_sequence SELECT 'entries', {_least_position()} "
             f"WHERE NOT EXISTS (SELECT * FROM sqlite_sequence WHERE name = 'entries'); "
             f"PRAGMA user_version = {keys.SQL_VERSION}; COMMIT;"
         )
+
+
+_INSERT = (
+    "INSERT INTO entries (position, log, schema_name, payload) "
+    "VALUES ((SELECT MAX(seq + 1, ?) FROM sqlite_sequence WHERE name = 'entries'), ?, ?, ?)"
+)
+
+
+def _least_position() -> int:
+    """Positions are never behind the present time, as Redis' ids are not: what a new file gives, or one that lost its
+    last calls in a power cut, or an older copy, was never given before.
+    """
+    return time.time_ns() // 1_000_000 << keys.SEQUENCE_BITS
 
 
 _abandoned: list[sqlite3.Connection] = []
