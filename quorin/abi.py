@@ -25,6 +25,9 @@ PATCH_ITEMS = 6
 
 RAW_BYTES = 0
 """A span's code when it copies bytes as they are; else it is the code of the dtype that it turns into float32."""
+CONSTANT, ZEROS = -1, -2
+"""Codes of spans without a source, for fields that are not stored any more: ``SPAN_COUNT`` float32 whose bits are in
+``SPAN_SOURCE``, or so many zero bytes."""
 
 MISSING_ZEROS, MISSING_FLOAT32 = range(2)
 """What a row that is not found reads as: zero bytes, or the float32 that the caller names."""
@@ -47,3 +50,14 @@ UPSERT, DELETE, PARTIAL = 1, 2, 3
 DONE, ROWS_FULL, HEAP_FULL = range(3)
 R_NEXT, R_APPLIED, R_CREATED = range(3)
 RESULT_ITEMS = 3
+
+# How rows are carried over into the next generation: a head, then so many spans of the body, validity bits and heap
+# cells. Places are offsets in the body, the source's and the target's.
+X_SPAN_COUNT, X_BIT_COUNT, X_CELL_COUNT, X_FLAGS = range(4)
+X_HEAD_ITEMS = 4
+X_SOURCE, X_TARGET, X_COUNT, X_FROM, X_TO = range(5)
+X_SPAN_ITEMS = 5
+X_SOURCE_BYTE, X_SOURCE_MASK, X_TARGET_BYTE, X_TARGET_MASK = range(4)
+X_BIT_ITEMS = 4
+"""A span or cell with equal dtype codes in ``X_FROM`` and ``X_TO`` is copied as bytes (``X_COUNT`` of them), else as
+elements that are widened. A cell has the items of a span, with the place of a heap cell on either side."""

@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from quorin import format as fmt
-from quorin.abi import MISSING_ZEROS, P_SPANS, RAW_BYTES, SPAN_ITEMS, SPAN_TARGET
+from quorin.abi import MISSING_ZEROS, P_SPANS, RAW_BYTES, SPAN_CODE, SPAN_ITEMS, SPAN_TARGET, ZEROS
 from quorin.buffers import id_array
 from quorin.columns import arrow_type_of
+from quorin.compatibility import fits
 from quorin.errors import InvalidRowError
 from quorin.schema import FeatureField, dtype
 from quorin.view import SegmentView, read_plan
@@ -50,23 +51,24 @@ class ColumnPlan:
     """
 
     def __init__(self, view: SegmentView, fields: Sequence[FeatureField]) -> None:
-        self.fields = tuple(fields)
-        cells = {cell.field.name: cell for cell in fmt.body_layout(view.schema).cells}
-        self.cells = [cells[field.name] for field in fields]
-        body, layout = view.layout.body_offset, fmt.body_layout(view.schema)
-        sources = [(fmt.row_offset("event_time_ns"), _EVENT_TIME_BYTES)]
+        body, layout = view.layout.body_offset, fmt.body_layout(view.stored)
+        cells = {cell.field.name: cell for cell in layout.cells}
+        self.cells = [_cell(cells.get(field.name), field, layout) for field in fields]
+        self.fields = tuple(cell.field for cell in self.cells)
+        self.lacks_fields = not all(cell.null_mask for cell in self.cells)
+        sources = [(fmt.row_offset("event_time_ns"), _EVENT_TIME_BYTES, RAW_BYTES)]
         self.starts = [0] * len(self.fields)
         end = _EVENT_TIME_BYTES
         for index in sorted(range(len(self.fields)), key=lambda i: -fmt.alignment(self.fields[i])):
             cell = self.cells[index]
-            sources.append((body + cell.offset, cell.byte_count))
+            sources.append((body + cell.offset, cell.byte_count, RAW_BYTES if cell.null_mask else ZEROS))
             self.starts[index] = end
             end += cell.byte_count
         self.bits_start, self.bits_count = end, layout.bitmap_bytes
-        sources.append((body + layout.bitmap_offset, layout.bitmap_bytes))
+        sources.append((body + layout.bitmap_offset, layout.bitmap_bytes, RAW_BYTES))
         self.row_bytes = end + layout.bitmap_bytes
-        self._starts = np.cumsum([0, *(count for _, count in sources[:-1])])
-        spans = [[source, 0, count, count, RAW_BYTES] for source, count in sources]
+        self._starts = np.cumsum([0, *(count for _, count, _ in sources[:-1])])
+        spans = [[source, 0, count, count, code] for source, count, code in sources]
         self._words = read_plan(view, self.row_bytes, spans, [], MISSING_ZEROS)
         self._targets = slice(P_SPANS + SPAN_TARGET, P_SPANS + SPAN_ITEMS * len(spans), SPAN_ITEMS)
         self._words_by_count: dict[int, Words] = {}
@@ -74,7 +76,7 @@ class ColumnPlan:
         self.required_bits = np.zeros(layout.bitmap_bytes, np.uint8)
         for byte, mask in self.null_bits:
             self.required_bits[byte] |= mask
-        count = len(view.schema.fields)
+        count = len(view.stored.fields)
         self.all_bits = np.packbits(np.ones(count, np.bool_), bitorder="little").tobytes()
 
     def words(self, count: int) -> Words:
@@ -91,7 +93,18 @@ class ColumnPlan:
     def spans(self) -> list[tuple[int, int, int]]:
         """The same for plain Python: source in the row, place in a row of the buffer, bytes."""
         table = self._words[P_SPANS:].reshape(-1, SPAN_ITEMS)
-        return [(int(span[0]), int(start), int(span[3])) for span, start in zip(table, self._starts, strict=True)]
+        return [
+            (int(span[0]), int(start), int(span[3]))
+            for span, start in zip(table, self._starts, strict=True)
+            if span[SPAN_CODE] == RAW_BYTES
+        ]
+
+
+def _cell(stored: fmt.Cell | None, field: FeatureField, layout: fmt.BodyLayout) -> fmt.Cell:
+    """Where a field is stored; for one that is not (any more), a cell without a null bit, so that it is always null."""
+    if stored is not None and fits(stored.field, field):
+        return stored
+    return fmt.Cell(field, 0, layout.bitmap_offset, 0)
 
 
 def column_plan(view: SegmentView, names: Sequence[str] | None) -> ColumnPlan:
@@ -146,9 +159,13 @@ class Columns:
         """Whether every entity has a row and no field that was read is null in any of them."""
         if self._complete is None:
             required, bits = self._plan.required_bits, self.buffer[self._plan.bits_start * len(self.found) :]
-            self._complete = self.all_found and (
-                bits.tobytes() == self._plan.all_bits * len(self.found)
-                or bool((self._bits() & required == required).all())
+            self._complete = (
+                self.all_found
+                and not self._plan.lacks_fields
+                and (
+                    bits.tobytes() == self._plan.all_bits * len(self.found)
+                    or bool((self._bits() & required == required).all())
+                )
             )
         return self._complete
 

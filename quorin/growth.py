@@ -1,20 +1,23 @@
-"""Growth, compaction and takeover: build the next generation of a segment, then flip. Readers go on meanwhile."""
+"""Growth, compaction, takeover, upgrade: build the next generation of a segment, then flip. Readers go on meanwhile."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quorin import format as fmt
 from quorin import mapping
 from quorin.abi import DONE, RESULT_ITEMS
+from quorin.compatibility import fits
 from quorin.errors import CapacityExceededError, SharedMemoryError
 from quorin.logging import get_logger
 from quorin.view import SegmentView, segment_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from quorin.schema import Schema
     from quorin.segment import Segment
 
@@ -24,6 +27,7 @@ not bring the entity back. Older deletions are dropped when the next generation 
 
 LEAST_HEAP_BYTES = 1 << 16
 _MOST_ATTEMPTS = 1000
+_SLOTS_AT_ONCE = 1 << 17
 
 _log = get_logger(__name__)
 
@@ -40,12 +44,49 @@ def grow(segment: Segment, *, rows: bool, heap_bytes: int) -> None:
     """
     view = segment.writing_view()
     capacity = view.layout.capacity * 2 if rows else view.layout.capacity
-    segment.replace(next_generation(view, capacity=capacity, heap_bytes=heap_bytes))
+    successor = next_generation(view, view.stored, capacity=capacity, heap_bytes=heap_bytes, alive=segment.heartbeat)
+    segment.replace(successor)
     _log.info("segment_grown", old=view.name, new=segment.name, capacity=capacity, rows=len(segment))
 
 
-def next_generation(view: SegmentView, *, capacity: int, heap_bytes: int = 0) -> SegmentView:
+def evolve(segment: Segment, schema: Schema, *, still_wanted: Callable[[], bool] = lambda: True) -> bool:
+    """Carry a segment over to a schema that can follow its own; the caller holds the writer lease.
+
+    The rows that are applied already keep their position, so that nothing is applied twice or left out. A crash at any
+    point leaves the old generation in force, or the new one. False, and nothing has changed, if ``still_wanted`` says
+    so when the copy is made.
+
+    :raises CapacityExceededError: if memory is out.
+    :raises WriterFencedError: if another process overtook this one.
+    """
+    view = segment.writing_view()
+    successor = next_generation(view, schema, capacity=view.layout.capacity, alive=segment.heartbeat)
+    if not still_wanted():
+        mapping.unlink(successor.path)
+        return False
+    segment.replace(successor)
+    _log.info(
+        "segment_upgraded",
+        old=view.name,
+        new=segment.name,
+        from_version=view.stored.version,
+        to_version=schema.version,
+        rows=len(segment),
+    )
+    return True
+
+
+def next_generation(
+    view: SegmentView,
+    schema: Schema,
+    *,
+    capacity: int,
+    heap_bytes: int = 0,
+    alive: Callable[[], None] = lambda: None,
+) -> SegmentView:
     """The next generation with all of a view's rows, and room for as many bytes of new variable-size values.
+
+    ``schema`` is the view's own or one that can follow it. ``alive`` is called now and then.
 
     Its positions are those that the view had before the first row was copied: what is applied to the view meanwhile, by
     a writer that was frozen and wakes up, is applied again from the log.
@@ -60,11 +101,16 @@ def next_generation(view: SegmentView, *, capacity: int, heap_bytes: int = 0) ->
     while True:
         try:
             successor = create_successor(
-                view, view.schema, capacity=capacity, max_id_bytes=view.layout.max_id_bytes, heap_bytes=heap
+                view, schema, capacity=capacity, max_id_bytes=view.layout.max_id_bytes, heap_bytes=heap
             )
         except SharedMemoryError as error:
             raise CapacityExceededError(f"segment {view.name!r} is full and cannot grow: {error}") from error
-        if _copy_rows(view, successor):
+        try:
+            copied = _copy_rows(view, successor, alive)
+        except BaseException:
+            mapping.unlink(successor.path)
+            raise
+        if copied:
             successor.header["partitions"] = partitions
             return successor
         mapping.unlink(successor.path)
@@ -93,12 +139,55 @@ def create_successor(
     raise CapacityExceededError(f"segment {view.name!r}: files of its next {_MOST_ATTEMPTS} generations exist already")
 
 
-def _copy_rows(view: SegmentView, successor: SegmentView) -> bool:
+def _copy_rows(view: SegmentView, successor: SegmentView, alive: Callable[[], None]) -> bool:
     """Copy every row; False if the successor's heap turned out too small."""
     from quorin import kernels
 
-    cells = [cell.offset for cell in fmt.body_layout(view.schema).cells if cell.field.is_variable]
+    plan = _carry_plan(view.stored, successor.stored)
     forget_before_ns = time.time_ns() - DELETIONS_KEPT_NS
     result = np.zeros(RESULT_ITEMS, np.int64)
-    code = kernels.copy_rows(view.descriptor, successor.descriptor, np.array(cells, np.int64), forget_before_ns, result)
-    return bool(code == DONE)
+    slots = view.layout.slot_count
+    for first in range(0, slots, _SLOTS_AT_ONCE):
+        last = min(first + _SLOTS_AT_ONCE, slots)
+        code = kernels.copy_rows(view.descriptor, successor.descriptor, plan, forget_before_ns, first, last, result)
+        if code != DONE:
+            return False
+        alive()
+    return True
+
+
+def _carry_plan(old: Schema, new: Schema) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """What becomes of each field, as :mod:`quorin.abi` lays it out. Neighbours on both sides are copied in one go."""
+    before, after = fmt.body_layout(old), fmt.body_layout(new)
+    stored = {cell.field.name: cell for cell in before.cells}
+    spans: list[list[int]] = []
+    bits: list[tuple[int, ...]] = []
+    cells: list[tuple[int, ...]] = []
+    flags = 0
+    for target in sorted(after.cells, key=lambda cell: cell.offset):
+        source = stored.get(target.field.name)
+        if source is None or not fits(target.field, source.field):
+            flags |= 0 if target.field.is_variable else fmt.FLAG_HAS_NULLS
+            continue
+        bits.append((source.null_byte, source.null_mask, target.null_byte, target.null_mask))
+        codes = int(source.field.dtype), int(target.field.dtype)
+        if target.field.is_variable:
+            cells.append((source.offset, target.offset, target.field.dtype.item_size, *codes))
+        elif codes[0] == codes[1]:
+            _add_span(spans, source.offset, target.offset, target.byte_count)
+        else:
+            spans.append([source.offset, target.offset, target.field.element_count, *codes])
+    if before == after:
+        bits = []
+        _add_span(spans, before.bitmap_offset, after.bitmap_offset, after.bitmap_bytes)
+    head = [len(spans), len(bits), len(cells), flags]
+    return np.concatenate([np.array(part, np.int64).ravel() for part in (head, spans, bits, cells)])
+
+
+def _add_span(spans: list[list[int]], source: int, target: int, size: int) -> None:
+    """Bytes that are copied as they are, joined to the last span if they go on where that ends."""
+    last = spans[-1] if spans else None
+    if last and last[3] == last[4] == 0 and (last[0] + last[2], last[1] + last[2]) == (source, target):
+        last[2] += size
+    else:
+        spans.append([source, target, size, 0, 0])

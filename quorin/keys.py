@@ -9,6 +9,7 @@ key                          type    holds
 ``{namespace}:current``      hash    schema name → name of its current segment
 ``{namespace}:schemas``      hash    schema name → the schema as JSON
 ``{namespace}:processes``    hash    process → what it does, as JSON (:mod:`quorin.presence`)
+``{namespace}:identity``     string  a random number that the namespace's segments carry
 ``<log>``                    stream  the entries: ``s`` schema name, ``p`` record (:mod:`quorin.record`)
 ``<log>:identity``           string  the log's identity, made together with the stream
 ``<log>:trimmed``            string  the last position that was trimmed
@@ -53,6 +54,11 @@ def schemas_key(namespace: str) -> str:
 def processes_key(namespace: str) -> str:
     """Hash of process to the JSON of its report."""
     return f"{{{namespace}}}:processes"
+
+
+def identity_key(namespace: str) -> str:
+    """The random number that tells whose a segment file is."""
+    return f"{{{namespace}}}:identity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +178,8 @@ return 1
 """KEYS hash; ARGV field, expected value, new value; '' stands for none. Gives 1 if the value was as expected."""
 
 SQL_FILE = "quorin.db"
-SQL_VERSION = 1
-"""``PRAGMA user_version`` of the file."""
+SQL_VERSION = 2
+"""``PRAGMA user_version`` of the file. Version 1 had no table of namespaces; it is added where it is missing."""
 
 SQL_SCHEMA = """
 CREATE TABLE IF NOT EXISTS current (
@@ -184,6 +190,9 @@ CREATE TABLE IF NOT EXISTS schemas (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS processes (
     namespace TEXT NOT NULL, process TEXT NOT NULL, report TEXT NOT NULL, PRIMARY KEY (namespace, process)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS namespaces (
+    namespace TEXT NOT NULL PRIMARY KEY, identity INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS logs (
     id INTEGER PRIMARY KEY, namespace TEXT NOT NULL, stream_key TEXT NOT NULL, identity INTEGER NOT NULL,

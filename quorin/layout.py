@@ -67,7 +67,16 @@ def insert(segment: Segment, entity_id: str, row: bytes, *, event_time_ns: int |
     :raises WriterLeaseHeldError: if another process is the writer. :raises CapacityExceededError: if memory is out.
     """
     columns = packing.packed_columns(segment.schema, row)
-    return bool(_apply_one(segment, entity_id, columns, UPSERT, event_time_ns, len(row))[R_CREATED])
+    with segment.writing:
+        view = segment.writing_view()
+        if view.stored is not segment.schema:
+            from quorin.rows import row_batch
+
+            values = unpack_row(segment.schema, row)
+            return bool(
+                _apply_columnar(segment, row_batch(segment.schema, entity_id, values, event_time_ns))[R_CREATED]
+            )
+        return bool(_apply_one(segment, entity_id, columns, UPSERT, event_time_ns, len(row))[R_CREATED])
 
 
 def insert_many(segment: Segment, table: Any, *, event_time_ns: int | None = None) -> int:
@@ -105,23 +114,36 @@ def apply_batch(segment: Segment, batch: pa.RecordBatch, *, position: int | pa.A
     Each row is published on its own, whole; a crash in between leaves a prefix applied, and applying again completes
     it. The segment grows as needed. Returns how many rows took effect.
 
+    A batch of another version of the segment's schema is translated by name (:func:`quorin.record.translate_batch`).
+
     :raises EntityIdTooLongError: if an id exceeds the segment's limit; nothing is applied then.
     """
+    return int(_apply_columnar(segment, batch, position, kind)[R_APPLIED])
+
+
+def _apply_columnar(
+    segment: Segment, batch: pa.RecordBatch, position: int | pa.Array = 0, kind: int = UPSERT
+) -> packing.Words:
     ids, times = batch.column("entity_id"), batch.column("event_time_ns")
     _check_id_lengths(segment, ids)
-    columns = packing.batch_columns(segment.schema, batch)
     positions = np.asarray(position, np.int64)
-    result = _apply(
-        segment,
-        columns,
-        kind,
-        packing.text_addresses(ids),
-        times.buffers()[1].address + 8 * times.offset if len(times) else 0,
-        (positions.ctypes.data, 8 * positions.ndim),
-        len(batch),
-        batch.nbytes,
-    )
-    return int(result[R_APPLIED])
+    times_address = times.buffers()[1].address + 8 * times.offset if len(times) else 0
+    with segment.writing:
+        stored = segment.writing_view().stored
+        if stored is not segment.schema:
+            from quorin.record import translate_batch
+
+            batch = translate_batch(batch, kind, stored)
+        return _apply(
+            segment,
+            packing.batch_columns(stored, batch),
+            kind,
+            packing.text_addresses(ids),
+            times_address,
+            (positions.ctypes.data, 8 * positions.ndim),
+            len(batch),
+            batch.nbytes,
+        )
 
 
 def lookup(segment: Segment, entity_id: str) -> int | None:

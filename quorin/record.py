@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from quorin.columns import cast_field
+from quorin.compatibility import WIDENINGS
 from quorin.errors import InvalidEntryError, InvalidRowError
 from quorin.rows import DELETE_SCHEMA, canonical_schema, fields_by_name, subset_schema
 from quorin.schema import fingerprint
@@ -46,16 +47,8 @@ _CRC = struct.Struct("<I")
 _BODY_OFFSET = _HEADER.size + _CRC.size
 assert (_HEADER.size, _BODY_OFFSET) == (28, 32)  # noqa: S101 - the grid above, checked at import
 
-_WIDENINGS = {
-    (pa.uint8(), pa.int32()),
-    (pa.uint8(), pa.int64()),
-    (pa.uint8(), pa.float32()),
-    (pa.uint8(), pa.float64()),
-    (pa.int32(), pa.int64()),
-    (pa.int32(), pa.float64()),
-    (pa.float32(), pa.float64()),
-}
-"""Pairs of element types where every value of the first is exactly a value of the second."""
+_ARROW_TYPES = {code: pa.from_numpy_dtype(code.numpy) for pair in WIDENINGS for code in pair}
+_WIDENINGS = {(_ARROW_TYPES[narrow], _ARROW_TYPES[wide]) for narrow, wide in WIDENINGS}
 
 
 class Kind(enum.IntEnum):
@@ -143,22 +136,27 @@ def translate(record: Record, schema: Schema) -> pa.RecordBatch:
     """
     if record.schema_name != schema.__name__:
         raise InvalidEntryError(f"a record of schema {record.schema_name!r} is no record of {schema.__name__!r}")
-    if record.kind is Kind.delete:
-        return record.batch.select([0, 1])
+    return translate_batch(record.batch, record.kind, schema)
+
+
+def translate_batch(batch: pa.RecordBatch, kind: int, schema: Schema) -> pa.RecordBatch:
+    """The same for a batch that is canonical for another version of the schema. ``kind`` is a :class:`Kind`."""
+    if kind == Kind.delete:
+        return batch.select([0, 1])
     canonical = canonical_schema(schema)
-    if record.kind is Kind.upsert and record.batch.schema.equals(canonical):
-        return record.batch
+    if kind == Kind.upsert and batch.schema.equals(canonical):
+        return batch
     fields = fields_by_name(schema)
-    if record.kind is Kind.partial:
-        fields = {name: field for name, field in fields.items() if name in record.batch.schema.names}
+    if kind == Kind.partial:
+        fields = {name: field for name, field in fields.items() if name in batch.schema.names}
         canonical = subset_schema(schema, fields)
-    columns = [record.batch.column(0), record.batch.column(1)]
+    columns = [batch.column(0), batch.column(1)]
     for name, field in fields.items():
         target = canonical.field(name).type
-        if name not in record.batch.schema.names:
-            columns.append(pa.nulls(record.row_count, target))
+        if name not in batch.schema.names:
+            columns.append(pa.nulls(batch.num_rows, target))
             continue
-        column = record.batch.column(name)
+        column = batch.column(name)
         if not _widens(column.type, target):
             raise InvalidEntryError(
                 f"schema {schema.__name__!r}: field {name!r} has type {column.type} in the log, expected {target}"
@@ -218,7 +216,7 @@ def _decode_batch(view: memoryview) -> pa.RecordBatch:
         batch = pa.ipc.read_record_batch(pa.py_buffer(view[8 + size :]), arrow_schema)
         batch.validate(full=True)
         _ = batch.schema.names  # decodes them: Arrow does not check that names are UTF-8
-    except (pa.ArrowException, OSError, struct.error, ValueError, TypeError) as error:
+    except (pa.ArrowException, OSError, EOFError, struct.error, ValueError, TypeError) as error:
         if isinstance(error, InvalidEntryError):
             raise
         raise InvalidEntryError(f"a record's Arrow data cannot be decoded: {error}") from error

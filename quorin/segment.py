@@ -83,7 +83,7 @@ class Segment:
 
     @property
     def schema(self) -> Schema:
-        """The schema of its rows."""
+        """The schema that its rows are read through: what it was opened with, also when a newer version is stored."""
         return self._view.schema
 
     @property
@@ -117,7 +117,7 @@ class Segment:
             "name": view.name,
             "path": str(view.path),
             "schema": view.schema.__name__,
-            "schema_version": view.schema.version,
+            "schema_version": view.stored.version,
             "rows": int(header["entity_count"]),
             "deleted_rows": int(header["deleted_count"]),
             "capacity": view.layout.capacity,
@@ -234,7 +234,7 @@ class Segment:
             except WriterLeaseHeldError:
                 view = self.current_view()
                 overtaken = int(view.header["writer_pid"])
-                self._flip(view, next_generation(view, capacity=view.layout.capacity))
+                self._flip(view, next_generation(view, view.stored, capacity=view.layout.capacity))
                 _log.warning("writer_overtaken", segment=view.name, successor=self._view.name, overtaken_pid=overtaken)
 
     def heartbeat(self) -> None:
@@ -268,7 +268,9 @@ class Segment:
                 f"process {os.getpid()} was overtaken as the writer of {old.name!r}: "
                 f"{old.successor_name!r} took its place"
             )
-        old_lease, self._view = self._lease, successor
+        # Whoever reads through an older version goes on doing so.
+        is_upgrade = successor.stored.version > old.schema.version
+        old_lease, self._view = self._lease, successor.through(old.schema if is_upgrade else None)
         self._begin_writing(successor, lease)
         if self._nothing_points_behind(successor):
             _unlink_older_generations(successor)
@@ -337,11 +339,14 @@ def attach_newest(directory: Path, name: str, schema: Schema | None, *, writable
     """Attach the segment ``name`` or what took its place; if its file is gone already, the newest of its line."""
     if not SEGMENT_NAME.match(name):
         raise CorruptSegmentError(f"{name!r} is no segment name")
-    try:
-        view = SegmentView.attach(directory / name, schema, writable=writable)
-    except SegmentNotFoundError:
-        view = _newest_in_force(directory, name, schema, writable=writable)
-    return _newest(view, writable=writable)
+    while True:
+        try:
+            view = SegmentView.attach(directory / name, None, writable=writable)
+        except SegmentNotFoundError:
+            view = _newest_in_force(directory, name, writable=writable)
+        if (successor := view.successor_name) is None:
+            return view.through(schema)
+        name = successor
 
 
 def release_own_lease(name: str) -> None:
@@ -397,16 +402,15 @@ def _unlink_older_generations(view: SegmentView) -> None:
 
 
 def _newest(view: SegmentView, *, writable: bool) -> SegmentView:
-    while (successor := view.successor_name) is not None:
-        view = attach_newest(view.path.parent, successor, view.schema, writable=writable)
-    return view
+    successor = view.successor_name
+    return view if successor is None else attach_newest(view.path.parent, successor, view.schema, writable=writable)
 
 
-def _newest_in_force(directory: Path, name: str, schema: Schema | None, *, writable: bool) -> SegmentView:
+def _newest_in_force(directory: Path, name: str, *, writable: bool) -> SegmentView:
     line = name[:-GENERATION_DIGITS]
     for path in sorted(directory.glob(f"{line}*"), reverse=True):
         if SEGMENT_NAME.match(path.name) and _is_older_generation(name, path.name):
-            view = SegmentView.attach(path, schema, writable=writable)
+            view = SegmentView.attach(path, None, writable=writable)
             if view.was_in_force:
                 return view
     raise SegmentNotFoundError(f"segment {name!r} is current, but there is no such file in {directory}")

@@ -16,6 +16,7 @@ import pyarrow as pa
 from quorin import buffers
 from quorin import format as fmt
 from quorin.columnar import PLAIN_GATHER, Bytes, Columns, column_plan
+from quorin.compatibility import fits
 from quorin.errors import EntityNotFoundError
 from quorin.layout import find_row
 from quorin.values import check_entity_id
@@ -110,17 +111,21 @@ def _copy_row(view: SegmentView, key: bytes) -> Bytes | None:
 def _fill_vector(view: SegmentView, row: Bytes, out: buffers.Floats) -> None:
     body = row[view.layout.body_offset :]
     target = 0
-    for cell in fmt.body_layout(view.schema).cells:
-        count = cell.field.element_count
+    cells = {cell.field.name: cell for cell in fmt.body_layout(view.stored).cells}
+    for field in view.schema.fields:
+        count = field.element_count
         if not count:
             continue
         values = out[target : target + count]
-        if body[cell.null_byte] & cell.null_mask:
+        cell = cells.get(field.name)
+        if cell is None or not fits(cell.field, field):
+            values[:] = field.vector_default
+        elif body[cell.null_byte] & cell.null_mask:
             stored = body[cell.offset : cell.offset + cell.byte_count].view(_stored_dtype(cell.field))
             with np.errstate(over="ignore", invalid="ignore"):
                 values[:] = stored.astype(np.float32)
         else:
-            values[:] = cell.field.vector_default
+            values[:] = field.vector_default
         target += count
 
 

@@ -59,6 +59,8 @@ class OneRow:
     @property
     def complete(self) -> bool:
         """Whether the entity has a row, and no field that was read is null."""
+        if self.layout.plan.lacks_fields:
+            return False
         required = self.layout.required
         return bool(self.values) and int.from_bytes(self.values[-1], "little") & required == required
 

@@ -16,6 +16,7 @@ import numpy as np
 from quorin import format as fmt
 from quorin import mapping
 from quorin.abi import (
+    CONSTANT,
     D_BODY_BYTES,
     D_BODY_OFFSET,
     D_CAPACITY,
@@ -38,6 +39,7 @@ from quorin.abi import (
     SPAN_COUNT,
     SPAN_SOURCE,
 )  # fmt: skip
+from quorin.compatibility import fits
 from quorin.errors import CorruptSegmentError, SchemaMismatchError
 from quorin.schema import FeatureField, Schema, fingerprint, schema_from_json, schema_to_json, total_element_count
 
@@ -60,7 +62,11 @@ def new_lineage() -> str:
 
 
 class SegmentView:
-    """A segment file, mapped and checked. ``header`` is a structured scalar view that shows live values."""
+    """A segment file, mapped and checked. ``header`` is a structured scalar view that shows live values.
+
+    ``stored`` is the schema of the rows in the file, ``schema`` the one through which they are read: the same, or an
+    older version of it, whose fields are found by name (see :meth:`through`).
+    """
 
     __slots__ = (
         "column_plans",
@@ -73,12 +79,16 @@ class SegmentView:
         "name",
         "plan",
         "schema",
+        "stored",
         "vector_length",
     )
 
-    def __init__(self, mapped: mapping.Mapping, schema: Schema, layout: fmt.SegmentLayout) -> None:
+    def __init__(
+        self, mapped: mapping.Mapping, stored: Schema, layout: fmt.SegmentLayout, schema: Schema | None = None
+    ) -> None:
         self.mapping = mapped
-        self.schema = schema
+        self.stored = stored
+        self.schema = schema = stored if schema is None else schema
         self.layout = layout
         self.header = mapped.memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
         self.name = self.header["name"].decode()
@@ -117,17 +127,14 @@ class SegmentView:
         """Map and check a segment file. With ``schema`` None the schema is the one that the file carries.
 
         :raises SegmentNotFoundError: if there is no such file. :raises CorruptSegmentError: if it is not a segment of
-            this format, or damaged. :raises SchemaMismatchError: if it holds rows of another schema.
+            this format, or damaged. :raises SchemaMismatchError: if it holds rows of another schema, and not of a newer
+            version of it.
         """
         mapped = mapping.attach(path, writable=writable, least_bytes=fmt.HEADER_BYTES)
         header = mapped.memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
         _check_header(path, mapped.memory, header)
         text = bytes(mapped.memory[fmt.HEADER_BYTES : fmt.HEADER_BYTES + int(header["schema_bytes"])])
         stored = schema_from_json(text.decode())
-        if schema is None:
-            schema = stored
-        elif fingerprint(schema) != int(header["fingerprint"]):
-            raise SchemaMismatchError(f"{path} holds rows of another schema: {_difference(schema, stored)}")
         layout = fmt.segment_layout(
             stored,
             capacity=int(header["capacity"]),
@@ -137,7 +144,23 @@ class SegmentView:
         )
         _check_layout(path, header, layout)
         _check_counters(path, mapped.memory, header, layout)
-        return cls(mapped, schema, layout)
+        return cls(mapped, stored, layout).through(schema)
+
+    def through(self, schema: Schema | None) -> SegmentView:
+        """The same file, read through a schema: its own, or an older version. None changes nothing.
+
+        Fields match by name. One that was widened since reads as it is stored, one that was dropped reads as null.
+
+        :raises SchemaMismatchError: for another name, a newer version, or other fields of the same version.
+        """
+        if schema is None or schema is self.schema:
+            return self
+        if fingerprint(schema) == int(self.header["fingerprint"]):
+            return SegmentView(self.mapping, schema, self.layout)
+        if schema.__name__ != self.stored.__name__ or schema.version >= self.stored.version:
+            difference = _difference(schema, self.stored)
+            raise SchemaMismatchError(f"{self.path} holds rows of another schema: {difference}")
+        return SegmentView(self.mapping, self.stored, self.layout, schema)
 
     @property
     def path(self) -> Path:
@@ -148,7 +171,7 @@ class SegmentView:
     def successor_name(self) -> str | None:
         """The segment that took this one's place, if one did."""
         generation = int(self.header["successor"])
-        return segment_name(self.schema.__name__, self.lineage, generation) if generation else None
+        return segment_name(self.stored.__name__, self.lineage, generation) if generation else None
 
     @property
     def books_add_up(self) -> bool:
@@ -166,9 +189,10 @@ class SegmentView:
 def vector_plan(view: SegmentView, fields: Sequence[FeatureField]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The read plan that fills a float32 vector with ``fields``, in the order given.
 
-    Fields of one dtype that are neighbours both in the row and in the vector become one span.
+    Fields of one dtype that are neighbours both in the row and in the vector become one span. Fields that are not
+    stored (any more) read as their default.
     """
-    cells = {cell.field.name: cell for cell in fmt.body_layout(view.schema).cells}
+    cells = {cell.field.name: cell for cell in fmt.body_layout(view.stored).cells}
     body = view.layout.body_offset
     spans: list[list[int]] = []
     patches: list[tuple[int, ...]] = []
@@ -177,18 +201,18 @@ def vector_plan(view: SegmentView, fields: Sequence[FeatureField]) -> np.ndarray
         count = field.element_count
         if not count:
             continue
-        cell = cells[field.name]
-        source = body + cell.offset
+        default_bits = int(np.float32(field.vector_default).view(np.uint32))
+        cell = cells.get(field.name)
+        if cell is None or not fits(cell.field, field):
+            spans.append([default_bits, target, out_bytes, count, CONSTANT])
+            target += 4 * count
+            continue
+        source, code = body + cell.offset, cell.field.dtype
         last = spans[-1] if spans else None
-        if (
-            last
-            and last[SPAN_CODE] == field.dtype
-            and last[SPAN_SOURCE] + last[SPAN_COUNT] * field.dtype.item_size == source
-        ):
+        if last and last[SPAN_CODE] == code and last[SPAN_SOURCE] + last[SPAN_COUNT] * code.item_size == source:
             last[SPAN_COUNT] += count
         else:
-            spans.append([source, target, out_bytes, count, int(field.dtype)])
-        default_bits = int(np.float32(field.vector_default).view(np.uint32))
+            spans.append([source, target, out_bytes, count, int(code)])
         patches.append((body + cell.null_byte, cell.null_mask, target, out_bytes, count, default_bits))
         target += 4 * count
     return read_plan(view, out_bytes, spans, patches, MISSING_FLOAT32)

@@ -204,7 +204,7 @@ def test_what_is_neither_schema_nor_segment_is_refused(world: World) -> None:
     for given_ in ([], ["Trip"], [TRIP, TRIP], [None]):
         with pytest.raises(SchemaError):
             WALConsumer(world.backend, given_, registry=world.registry)
-    with world.registry.create(make_schema("Trip", list(TRIP.fields), version=2), capacity=10):
+    with world.registry.create(make_schema("Trip", list(TRIP.fields[:1])), capacity=10):
         with pytest.raises(SchemaMismatchError):
             world.drain()
         with pytest.raises(SchemaMismatchError):

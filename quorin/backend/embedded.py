@@ -48,7 +48,7 @@ class EmbeddedBackend:
 
 
 class EmbeddedControlPlane:
-    """The tables ``current``, ``schemas`` and ``processes``, each row of one namespace."""
+    """The tables ``current``, ``schemas``, ``processes`` and ``namespaces``, each row of one namespace."""
 
     def __init__(self, database: _Database, namespace: str) -> None:
         self._database = database
@@ -80,10 +80,34 @@ class EmbeddedControlPlane:
             sql = "DELETE FROM current WHERE namespace = ? AND schema_name = ? AND segment_name = ?"
             return connection.execute(sql, (self._namespace, schema_name, expected)).rowcount == 1
 
+    def currents(self) -> dict[str, str]:
+        """The names of all current segments, by schema name."""
+        with self._database.connection() as connection:
+            sql = "SELECT schema_name, segment_name FROM current WHERE namespace = ?"
+            return dict(connection.execute(sql, (self._namespace,)).fetchall())
+
+    def identity(self) -> int:
+        """The number that was drawn when it was first asked for."""
+        with self._database.transaction() as connection:
+            sql = "INSERT OR IGNORE INTO namespaces VALUES (?, ?)"
+            connection.execute(sql, (self._namespace, secrets.randbits(62) + 1))
+            sql = "SELECT identity FROM namespaces WHERE namespace = ?"
+            return int(connection.execute(sql, (self._namespace,)).fetchone()[0])
+
     def put_schema(self, schema_name: str, json: str) -> None:
         """Keep a schema's JSON."""
         with self._database.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO schemas VALUES (?, ?, ?)", (self._namespace, schema_name, json))
+
+    def swap_schema(self, schema_name: str, json: str, *, expected: str | None) -> bool:
+        """Compare and set."""
+        with self._database.transaction() as connection:
+            key = (self._namespace, schema_name)
+            if expected is None:
+                values: tuple[str, ...] = (*key, json)
+                return connection.execute("INSERT OR IGNORE INTO schemas VALUES (?, ?, ?)", values).rowcount == 1
+            sql = "UPDATE schemas SET json = ? WHERE namespace = ? AND schema_name = ? AND json = ?"
+            return connection.execute(sql, (json, *key, expected)).rowcount == 1
 
     def schemas(self) -> dict[str, str]:
         """The schemas' JSON by name."""
@@ -367,7 +391,7 @@ class _Database:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == keys.SQL_VERSION:
             return
-        if version != 0:
+        if version > keys.SQL_VERSION:
             raise ConnectionFailedError(f"{self._path} has format {version}, this release reads {keys.SQL_VERSION}")
         connection.executescript(
             f"BEGIN IMMEDIATE; {keys.SQL_SCHEMA} INSERT INTO sqlite_sequence SELECT 'entries', {_least_position()} "

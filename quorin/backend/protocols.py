@@ -103,8 +103,17 @@ class ControlPlane(Protocol):
     def clear_current(self, schema_name: str, *, expected: str) -> bool:
         """Let a schema have no current segment, if ``expected`` is it now; False if it is not."""
 
+    def currents(self) -> dict[str, str]:
+        """The names of all current segments, by schema name."""
+
+    def identity(self) -> int:
+        """A random 63-bit number of this namespace, made when it is first asked for; segments carry it."""
+
     def put_schema(self, schema_name: str, json: str) -> None:
         """Keep a schema's JSON, in place of any older one."""
+
+    def swap_schema(self, schema_name: str, json: str, *, expected: str | None) -> bool:
+        """Keep a schema's JSON if ``expected`` (None: none) is what is kept now; False if it is not."""
 
     def schemas(self) -> dict[str, str]:
         """The schemas' JSON by name."""

@@ -80,13 +80,14 @@ class RedisBackend:
 
 
 class RedisControlPlane:
-    """Three hashes of one namespace."""
+    """Three hashes of one namespace, and its identity."""
 
     def __init__(self, server: _Server, namespace: str) -> None:
         self._server = server
         self._current = keys.current_key(namespace)
         self._schemas = keys.schemas_key(namespace)
         self._processes = keys.processes_key(namespace)
+        self._identity = keys.identity_key(namespace)
 
     def current(self, schema_name: str) -> str | None:
         """The name of the current segment, or None."""
@@ -101,9 +102,22 @@ class RedisControlPlane:
         """Compare and delete."""
         return bool(self._server.run(keys.LUA_SWAP, [self._current], [schema_name, expected, ""]))
 
+    def currents(self) -> dict[str, str]:
+        """The names of all current segments, by schema name."""
+        return _texts(self._server.call("HGETALL", self._current))
+
+    def identity(self) -> int:
+        """The number that was drawn when it was first asked for."""
+        self._server.call("SET", self._identity, _fresh_identity(), "NX")
+        return int(self._server.call("GET", self._identity))
+
     def put_schema(self, schema_name: str, json: str) -> None:
         """Keep a schema's JSON."""
         self._server.call("HSET", self._schemas, schema_name, json)
+
+    def swap_schema(self, schema_name: str, json: str, *, expected: str | None) -> bool:
+        """Compare and set."""
+        return bool(self._server.run(keys.LUA_SWAP, [self._schemas], [schema_name, expected or "", json]))
 
     def schemas(self) -> dict[str, str]:
         """The schemas' JSON by name."""

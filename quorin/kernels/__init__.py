@@ -18,7 +18,7 @@ from numba import types
 from quorin.kernels.cache import own_cache
 
 with own_cache():
-    from quorin.kernels import memory, read, write
+    from quorin.kernels import carry, memory, read, write
 
 _WORDS = types.Array(types.int64, 1, "C")
 _BYTES = types.Array(types.uint8, 1, "C")
@@ -40,7 +40,7 @@ gather_texts = _compiled(read.gather_texts, _INT, _INT, _INT, _WORDS, _WORDS, _I
 hash_one = _compiled(read.hash_one, _TEXT, _WORD, _WORD)
 
 apply_rows = _compiled(write.apply_rows, _WORDS, _WORDS, *[_INT] * 9, _WORDS)
-copy_rows = _compiled(write.copy_rows, _WORDS, _WORDS, _WORDS, _INT, _WORDS)
+copy_rows = _compiled(carry.copy_rows, _WORDS, _WORDS, _WORDS, *[_INT] * 3, _WORDS)
 recover = _compiled(write.recover, _WORDS, _BYTES)
 
 load_acquire = _compiled(memory.load_word, _INT)

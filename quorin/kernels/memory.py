@@ -66,6 +66,7 @@ store_u32 = _storer(_I32, types.int64, _narrow(_I32))
 store_u64 = _storer(_I64, types.uint64)
 store_i64 = _storer(_I64, types.int64)
 store_f32 = _storer(_FLOAT, types.float32)
+store_f64 = _storer(_DOUBLE, types.float64)
 
 
 @intrinsic

@@ -15,6 +15,7 @@ from quorin.abi import (
     BAD_ID,
     BAD_OUT,
     CODES,
+    CONSTANT,
     CONTENDED,
     CORRUPT,
     D_HEADER,
@@ -54,6 +55,7 @@ from quorin.abi import (
     SPAN_STEP,
     SPAN_TARGET,
     STOPPED,
+    ZEROS,
 )  # fmt: skip
 from quorin.kernels.hashing import hash_id
 from quorin.kernels.memory import (
@@ -277,6 +279,12 @@ def copy_spans(plan, row, out, index):
         elif code == _INT64:
             for i in range(count):
                 store_f32(target + 4 * i, np.float32(load_i64(source + 8 * i)))
+        elif code == CONSTANT:
+            for i in range(count):
+                store_u32(target + 4 * i, plan[at + SPAN_SOURCE])
+        elif code == ZEROS:
+            for i in range(count):
+                store_u8(target + i, 0)
         else:
             for i in range(count):
                 store_f32(target + 4 * i, np.float32(load_u8(source + i)))

@@ -1,4 +1,4 @@
-"""The write kernels: apply rows, copy a segment into its successor, repair the books after a writer's death.
+"""The write kernels: apply rows, repair the books after a writer's death.
 
 They follow the commit rule of :mod:`quorin.format` from the writer's side, and may run in one process at a time: the
 one that holds the writer lease.
@@ -53,7 +53,6 @@ from quorin.abi import (
 from quorin.kernels.hashing import hash_id
 from quorin.kernels.memory import (
     copy_bytes,
-    fence_acquire,
     fence_release,
     load_acquire,
     load_i64,
@@ -347,88 +346,6 @@ def heap_replaced(place, old, columns):
         if columns[c + C_KIND] != KIND_FIXED:
             total += (load_u32(body + columns[c + C_CELL] + _CELL_BYTES) + _LAST_ALIGNED) & ~_LAST_ALIGNED
     return total
-
-
-@njit(cache=True, nogil=True, boundscheck=False)
-def copy_rows(source, target, variable_cells, forget_before_ns, result):
-    """Copy every row into a new, empty segment of the same schema; deletions older than ``forget_before_ns`` are left
-    out.
-
-    ``variable_cells`` holds the body offsets of variable-size cells. Garbage stays behind. The source may have a writer
-    that was frozen and wakes up: each row is copied as a reader copies it. Returns DONE, or ROWS_FULL or HEAP_FULL when
-    the target is too small.
-    """
-    k0 = np.uint64(target[D_SEED_0])
-    k1 = np.uint64(target[D_SEED_1])
-    for slot in range(source[D_SLOT_COUNT]):
-        index = counter(target, _ROWS_FRESH)
-        row = target[D_ROWS] + index * target[D_ROW_STRIDE]
-        if not copy_published_row(source, slot, row):
-            continue
-        deleted = load_u16(row + _FLAGS) & _DELETED != 0
-        if deleted and load_i64(row + _EVENT_TIME) < forget_before_ns:
-            continue
-        if counter(target, _ENTITY_COUNT) + counter(target, _DELETED_COUNT) >= target[D_CAPACITY]:
-            return ROWS_FULL
-        count = load_u16(row + _KEY_BYTES)
-        key = row + _KEY
-        if count > source[D_KEY_INLINE]:
-            key = source[D_HEAP] + load_i64(row + _LONG_KEY)
-        if counter(target, _HEAP_USED) + heap_referenced(target, row, count, variable_cells) > target[D_HEAP_BYTES]:
-            return HEAP_FULL
-        h = hash_id(key, count, k0, k1)
-        slot_address = find_slot(target, key, count, h)
-        stamp = begin_row(target, row)
-        if count > target[D_KEY_INLINE]:
-            write_key(target, row, 0, key, count)
-        if not deleted:
-            move_cells(source, target, row, variable_cells)
-        store_release(row, stamp)
-        store_release(slot_address, (h & _LOW_32) << _SHIFT_32 | np.uint64(index + 1))
-        count_change(target, _ROWS_FRESH, 1)
-        count_change(target, _DELETED_COUNT if deleted else _ENTITY_COUNT, 1)
-        result[R_APPLIED] += 1
-    return DONE
-
-
-@njit(boundscheck=False)
-def copy_published_row(source, slot, row):
-    """Copy the row that a slot points to, one whole version of it, to ``row``; False if the slot is empty."""
-    while True:
-        word = load_acquire(source[D_INDEX] + 8 * slot)
-        if word == 0:
-            return False
-        old = row_address(source, word)
-        stamp = load_acquire(old)
-        copy_bytes(row, old, source[D_ROW_STRIDE])
-        fence_acquire()
-        unchanged = load_u64(old) == stamp and load_u64(source[D_INDEX] + 8 * slot) == word
-        if unchanged and stamp & _ONE == 0:
-            return True
-
-
-@njit(boundscheck=False)
-def heap_referenced(place, row, key_bytes, variable_cells):
-    """Heap bytes that a row's key and cells refer to."""
-    total = 0
-    if key_bytes > place[D_KEY_INLINE]:
-        total += (key_bytes + _LAST_ALIGNED) & ~_LAST_ALIGNED
-    if load_u16(row + _FLAGS) & _DELETED == 0:
-        for c in variable_cells:
-            total += (load_u32(row + place[D_BODY_OFFSET] + c + _CELL_BYTES) + _LAST_ALIGNED) & ~_LAST_ALIGNED
-    return total
-
-
-@njit(boundscheck=False)
-def move_cells(source, target, row, variable_cells):
-    """Copy the heap values that a copied row's cells point to, and point the cells to the copies."""
-    for c in variable_cells:
-        cell = row + target[D_BODY_OFFSET] + c
-        size = load_u32(cell + _CELL_BYTES)
-        if size > 0:
-            offset = take_heap(target, size)
-            copy_bytes(target[D_HEAP] + offset, source[D_HEAP] + load_i64(cell + _CELL_OFFSET), size)
-            store_i64(cell + _CELL_OFFSET, offset)
 
 
 @njit(cache=True, nogil=True, boundscheck=False)

@@ -292,7 +292,7 @@ def test_a_file_of_another_kind_or_format_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "quorin.db") as connection:
         connection.execute("PRAGMA user_version = 9")
     connection.close()
-    assert "has format 9, this release reads 1" in failure(tmp_path)
+    assert "has format 9, this release reads 2" in failure(tmp_path)
 
 
 @pytest.mark.parametrize("namespace", ["", "a b", "{x}", None, 5])

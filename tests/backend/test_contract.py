@@ -42,6 +42,36 @@ def test_a_segment_stops_being_current_only_as_expected(backend: Backend) -> Non
     assert control.current("Trip") is None
 
 
+def test_all_current_segments_are_listed(backend: Backend) -> None:
+    control = backend.control
+    assert control.currents() == {}
+    control.set_current("Trip", "one", expected=None)
+    control.set_current("Other", "two", expected=None)
+    assert control.currents() == {"Trip": "one", "Other": "two"}
+    assert control.clear_current("Trip", expected="one")
+    assert control.currents() == {"Other": "two"}
+
+
+def test_a_schema_is_swapped_only_as_expected(backend: Backend) -> None:
+    control = backend.control
+    assert not control.swap_schema("Trip", "{2}", expected="{1}")
+    assert control.swap_schema("Trip", "{1}", expected=None)
+    assert not control.swap_schema("Trip", "{2}", expected=None)
+    assert not control.swap_schema("Trip", "{2}", expected="{é}")
+    assert control.swap_schema("Trip", "{é}", expected="{1}")
+    assert control.schemas() == {"Trip": "{é}"}
+
+
+def test_a_namespace_keeps_its_identity_and_shares_it_with_no_other(connection: str, backend: Backend) -> None:
+    identity = backend.control.identity()
+    assert 0 < identity < 2**63
+    again, other = connect(connection), connect(connection, namespace="other")
+    assert again.control.identity() == identity == backend.control.identity()
+    assert other.control.identity() not in (0, identity)
+    again.close()
+    other.close()
+
+
 def test_schemas_are_kept_replaced_and_dropped(backend: Backend) -> None:
     control = backend.control
     control.put_schema("Trip", '{"name":"Trip","é":1}')

@@ -1,0 +1,56 @@
+"""Which schemas can follow each other: what an upgrade may change, and what a reader of an older version still gets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quorin.schema import FeatureField, dtype
+
+if TYPE_CHECKING:
+    from quorin.schema import Schema
+
+WIDENINGS = frozenset(
+    {
+        (dtype.uint8, dtype.int32),
+        (dtype.uint8, dtype.int64),
+        (dtype.uint8, dtype.float32),
+        (dtype.uint8, dtype.float64),
+        (dtype.int32, dtype.int64),
+        (dtype.int32, dtype.float64),
+        (dtype.float32, dtype.float64),
+    }
+)
+"""Pairs of types where every value of the first is exactly a value of the second."""
+
+
+def can_upgrade(old: Schema, new: Schema) -> tuple[bool, list[str]]:
+    """Whether rows of ``old`` can become rows of ``new`` without loss, and, if not, every reason, naming the fields.
+
+    Fields match by name, whatever their order. New ones read as null, which in a vector is their default; types may
+    widen (:data:`WIDENINGS`, also inside shapes and lists); fields may be dropped; defaults may change. The version
+    must grow.
+    """
+    reasons = []
+    if old.__name__ != new.__name__:
+        reasons.append(f"the schemas have different names: {old.__name__!r} and {new.__name__!r}")
+    if new.version <= old.version:
+        reasons.append(f"the version must grow: it is {old.version}, and {new.version} was to follow")
+    wanted = {field.name: field for field in new.fields}
+    kept = [(field, wanted[field.name]) for field in old.fields if field.name in wanted]
+    reasons += [reason for pair in kept if (reason := _obstacle(*pair))]
+    return not reasons, reasons
+
+
+def fits(stored: FeatureField, asked: FeatureField) -> bool:
+    """Whether a reader that asks for a field of an older version can be served from the stored one of that name."""
+    return _obstacle(asked, stored) is None
+
+
+def _obstacle(old: FeatureField, new: FeatureField) -> str | None:
+    if old.shape != new.shape:
+        return f"field {old.name!r} would change its shape from {old.shape} to {new.shape}"
+    if old.dtype is new.dtype or (old.dtype, new.dtype) in WIDENINGS:
+        return None
+    if (new.dtype, old.dtype) in WIDENINGS:
+        return f"field {old.name!r} would narrow from {old.dtype.name} to {new.dtype.name}"
+    return f"field {old.name!r} would change from {old.dtype.name} to {new.dtype.name}, which does not hold its values"
