@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from feast.repo_config import FeastConfigBaseModel, FeastConfigError
-from pydantic import Field, StrictStr, ValidationError, field_validator, model_validator
+from pydantic import Field, StrictBool, StrictStr, ValidationError, field_validator, model_validator
 
 from quorin.errors import QuorinError
 from quorin.shm import default_shm_dir
@@ -57,6 +57,10 @@ class StoreSettings(FeastConfigBaseModel):
 
     timeout_ms: int = 10_000
     """How long a write waits, in milliseconds, while nothing at all is being applied."""
+
+    enforce_ttl: StrictBool = False
+    """Whether rows older than their view's ``ttl`` are answered as null with the status ``OUTSIDE_MAX_AGE``. Feast
+    itself serves them like any other."""
 
     @field_validator("capacity", "timeout_ms", mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""Columns of the engine as Python lists, arrays for frames, and Arrow arrays: what Feast makes of its protobuf values.
+"""Columns of the engine as Python lists, arrays for frames, Arrow arrays and protobuf: what Feast makes of its values.
 
 Feast turns every ``Value`` into a Python object and builds frames and tables from lists of those, so a float32 becomes
 a float64 column, integers with nulls among them become floats in a frame, and a column of nulls has no type. The
@@ -18,6 +18,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import NULL_TIMESTAMP_INT_VALUE, feast_value_type_to_python_type
 from feast.value_type import ValueType
 
+from feast_quorin import wire
 from feast_quorin.values import ListCodec, ScalarCodec, codec_for
 from quorin.schema import dtype
 
@@ -46,11 +47,20 @@ class Decoder(ABC):
         """What a table's column is made from: an array of the type that Arrow would infer, or a list."""
         return self.values(columns, index)
 
+    def for_tensor(self, columns: Columns, index: int) -> Any:
+        """What a tensor is made from: an array where every entity has a number, or a list."""
+        return self.values(columns, index)
+
+    @abstractmethod
+    def wire(self, columns: Columns, index: int) -> bytes:
+        """The values as ``values`` of a ``FeatureVector`` on the wire."""
+
 
 class NumberDecoder(Decoder):
     """A number or boolean; float32 and int32 widen as they do on their way through Python."""
 
-    def __init__(self, code: dtype) -> None:
+    def __init__(self, code: dtype, kind: str) -> None:
+        self._kind = kind
         self._wide: Any = np.float64 if code.numpy.kind == "f" else np.int64 if code.numpy.kind == "i" else np.bool_
 
     def value(self, row: OneRow, index: int) -> Any:  # noqa: D102 - the base class says it
@@ -79,12 +89,20 @@ class NumberDecoder(Decoder):
             return pa.nulls(len(valid))
         return pa.array(columns.values(index).astype(self._wide), mask=None if valid is None else ~valid)
 
+    def for_tensor(self, columns: Columns, index: int) -> Any:  # noqa: D102
+        if columns.complete or columns.valid(index).all():
+            return columns.values(index).astype(self._wide)
+        return self.values(columns, index)
+
+    def wire(self, columns: Columns, index: int) -> bytes:  # noqa: D102
+        return wire.numbers(self._kind, columns.values(index), None if columns.complete else columns.valid(index))
+
 
 class TimeDecoder(NumberDecoder):
     """Seconds since the epoch, as aware datetimes."""
 
     def __init__(self) -> None:
-        super().__init__(dtype.int64)
+        super().__init__(dtype.int64, "unix_timestamp_val")
 
     def value(self, row: OneRow, index: int) -> Any:  # noqa: D102
         return _time(super().value(row, index))
@@ -92,14 +110,15 @@ class TimeDecoder(NumberDecoder):
     def values(self, columns: Columns, index: int) -> list[Any]:  # noqa: D102
         return [None if seconds is None else _time(seconds) for seconds in super().values(columns, index)]
 
-    for_frame = for_table = values
+    for_frame = for_table = for_tensor = values
 
 
 class TextDecoder(Decoder):
     """A string, or bytes."""
 
-    def __init__(self, is_text: bool) -> None:
+    def __init__(self, is_text: bool, kind: str) -> None:
         self._is_text = is_text
+        self._kind = kind
 
     def value(self, row: OneRow, index: int) -> Any:  # noqa: D102
         stored = row.stored(index).tobytes()
@@ -111,11 +130,16 @@ class TextDecoder(Decoder):
     def for_table(self, columns: Columns, index: int) -> Any:  # noqa: D102
         return _typed(columns.arrow(index))
 
+    def wire(self, columns: Columns, index: int) -> bytes:  # noqa: D102
+        array = columns.arrow(index)
+        return wire.texts(self._kind, (array.cast(pa.binary()) if self._is_text else array).to_pylist())
+
 
 class ListDecoder(Decoder):
     """A list of numbers or booleans."""
 
-    def __init__(self, code: dtype) -> None:
+    def __init__(self, code: dtype, kind: str) -> None:
+        self._kind = kind
         self._stored = code.numpy
         self._wide = {"f": pa.float64(), "i": pa.int64()}.get(code.numpy.kind, pa.bool_())
 
@@ -133,16 +157,19 @@ class ListDecoder(Decoder):
 
     def for_table(self, columns: Columns, index: int) -> Any:  # noqa: D102
         array = columns.arrow(index)
-        if not len(array.values):
+        if _is_empty(array):
             return self.values(columns, index)
         return array.cast(pa.list_(self._wide))
+
+    def wire(self, columns: Columns, index: int) -> bytes:  # noqa: D102
+        return wire.number_lists(self._kind, columns.arrow(index))
 
 
 class TimeListDecoder(ListDecoder):
     """A list of times."""
 
     def __init__(self) -> None:
-        super().__init__(dtype.int64)
+        super().__init__(dtype.int64, "unix_timestamp_list_val")
 
     def value(self, row: OneRow, index: int) -> Any:  # noqa: D102
         return [_time(seconds) for seconds in super().value(row, index)]
@@ -157,6 +184,9 @@ class TimeListDecoder(ListDecoder):
 class TextListDecoder(Decoder):
     """A list of strings, or of bytes."""
 
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
     def value(self, row: OneRow, index: int) -> Any:  # noqa: D102
         return self.values(row.columns(), index)[0]
 
@@ -165,7 +195,10 @@ class TextListDecoder(Decoder):
 
     def for_table(self, columns: Columns, index: int) -> Any:  # noqa: D102
         array = columns.arrow(index)
-        return array if len(array.values) else array.to_pylist()
+        return array.to_pylist() if _is_empty(array) else array
+
+    def wire(self, columns: Columns, index: int) -> bytes:  # noqa: D102
+        return wire.text_lists(self._kind, columns.arrow(index))
 
 
 class ProtoDecoder(Decoder):
@@ -180,6 +213,9 @@ class ProtoDecoder(Decoder):
     def values(self, columns: Columns, index: int) -> list[Any]:  # noqa: D102
         return [None if data is None else self._decode(data) for data in columns.arrow(index).to_pylist()]
 
+    def wire(self, columns: Columns, index: int) -> bytes:  # noqa: D102
+        return wire.messages(columns.arrow(index).to_pylist())
+
     def _decode(self, data: bytes) -> Any:
         return feast_value_type_to_python_type(Value.FromString(data), self._type)
 
@@ -190,12 +226,12 @@ def decoder_for(value_type: ValueType) -> Decoder:
     is_time = value_type in (ValueType.UNIX_TIMESTAMP, ValueType.UNIX_TIMESTAMP_LIST)
     if isinstance(codec, ListCodec):
         if not codec.dtype.is_numeric:
-            return TextListDecoder()
-        return TimeListDecoder() if is_time else ListDecoder(codec.dtype)
+            return TextListDecoder(codec.kind)
+        return TimeListDecoder() if is_time else ListDecoder(codec.dtype, codec.kind)
     if isinstance(codec, ScalarCodec):
         if not codec.dtype.is_numeric:
-            return TextDecoder(codec.dtype is dtype.string)
-        return TimeDecoder() if is_time else NumberDecoder(codec.dtype)
+            return TextDecoder(codec.dtype is dtype.string, codec.kind)
+        return TimeDecoder() if is_time else NumberDecoder(codec.dtype, codec.kind)
     return ProtoDecoder(value_type)
 
 
@@ -206,3 +242,8 @@ def _time(seconds: int) -> datetime | None:
 def _typed(array: pa.Array) -> pa.Array:
     """An array as Arrow would infer it from a list: without a type if it holds nothing."""
     return pa.nulls(len(array)) if array.null_count == len(array) else array
+
+
+def _is_empty(array: pa.ListArray) -> bool:
+    """Whether no list holds anything."""
+    return not len(array.flatten() if array.null_count else array.values)

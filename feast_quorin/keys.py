@@ -45,16 +45,8 @@ def escaped(text: str) -> str:
     return text or EMPTY
 
 
-def _entity_id(join_keys: list[str], values: list[Any]) -> str:
-    if len(join_keys) != len(values) or not values:
-        raise ValueError(f"expected one value for each join key, got join keys {join_keys!r} and {len(values)} values")
-    if len(values) == 1:
-        return _component(join_keys[0], values[0])
-    pairs = sorted(zip(join_keys, values, strict=True), key=lambda pair: pair[0])
-    return SEPARATOR.join([_component(name, value) for name, value in pairs])
-
-
-def _component(join_key: str, value: Any) -> str:
+def component(join_key: str, value: Any) -> str:
+    """One value of a join key as a component of an id; see :func:`entity_ids`."""
     kind = value.WhichOneof("val")
     if kind in _INTEGER:
         return str(getattr(value, kind))
@@ -65,3 +57,12 @@ def _component(join_key: str, value: Any) -> str:
     if kind in ("float_val", "double_val", "bool_val"):
         return repr(getattr(value, kind))
     raise ValueError(f"join key {join_key!r}: expected one value, such as a string, got {kind or 'null'}")
+
+
+def _entity_id(join_keys: list[str], values: list[Any]) -> str:
+    if len(join_keys) != len(values) or not values:
+        raise ValueError(f"expected one value for each join key, got join keys {join_keys!r} and {len(values)} values")
+    if len(values) == 1:
+        return component(join_keys[0], values[0])
+    pairs = sorted(zip(join_keys, values, strict=True), key=lambda pair: pair[0])
+    return SEPARATOR.join([component(name, value) for name, value in pairs])

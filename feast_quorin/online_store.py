@@ -23,8 +23,9 @@ from feast_quorin.engine import Engine
 from feast_quorin.keys import entity_ids, entity_ids_of_rows
 from feast_quorin.names import project_prefix
 from feast_quorin.plan import Plans
+from feast_quorin.precomputed import from_live_rows
 from feast_quorin.request import key_columns
-from feast_quorin.views import StoredView, stored_view
+from feast_quorin.views import StoredView, max_age_ns, stored_view
 from quorin import assembly
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ class QuorinOnlineStore(OnlineStore):
                 rows.placed(places, row_count),
                 full_feature_names=full_feature_names,
                 with_version=include_feature_view_version_metadata,
+                max_age_ns=max_age_ns(config, table),
             )
 
     def get_online_features(
@@ -151,7 +153,7 @@ class QuorinOnlineStore(OnlineStore):
         response = self._run(config, entity_rows, *choice)
         if response is not None:
             return response
-        return super().get_online_features(config, features, entity_rows, *choice[1:])
+        return super().get_online_features(config, from_live_rows(features), entity_rows, *choice[1:])
 
     async def get_online_features_async(
         self,
@@ -168,27 +170,27 @@ class QuorinOnlineStore(OnlineStore):
         response = self._run(config, entity_rows, *choice)
         if response is not None:
             return response
-        return await super().get_online_features_async(config, features, entity_rows, *choice[1:])
+        return await super().get_online_features_async(config, from_live_rows(features), entity_rows, *choice[1:])
 
     def _run(self, config: RepoConfig, entity_rows: Any, *choice: Any) -> LazyResponse | None:
         """The answer by a plan, or None for requests that Feast's own code has to answer, or to refuse."""
-        metrics = sys.modules.get("feast.metrics")
-        if metrics is not None and metrics._config.online_features:
-            return None
+        metrics: Any = sys.modules.get("feast.metrics")
+        if metrics is not None and not metrics._config.online_features:
+            metrics = None
         engine = self._engine_for(config)
         plans = self._plans
         if plans is None or plans.engine is not engine or plans.config is not config:
             plans = self._plans = Plans(engine, config)
-        try:
-            plan = plans.find(*choice)
-        except Exception:  # noqa: BLE001 - whatever it is, Feast raises it again where it does the same
-            return None
-        keys = None if plan is None else key_columns(entity_rows)
-        if plan is None or keys is None:
+        keys = key_columns(entity_rows)
+        if keys is None:
             return None
         names, columns = keys
-        shape = plan.shape(names)
-        return None if shape is None else shape.answer(columns)
+        try:
+            plan = plans.find(*choice)
+            shape = None if plan is None else plan.shape(names)
+        except Exception:  # noqa: BLE001 - whatever it is, Feast raises it again where it does the same
+            return None
+        return None if shape is None else shape.answer(columns, metrics)
 
     async def _read_features_per_fv_async(self, *args: Any, **kwargs: Any) -> None:
         """The same as :meth:`_read_features_per_fv`: there is nothing to wait for."""

@@ -1,14 +1,12 @@
 """Compiled requests: what Feast finds out about a request anew each time, found out once.
 
 A :class:`Plan` is made by Feast's own functions for one choice of features, and used until Feast itself would look
-again: until the registry's cache was refreshed with another content, or its time ran out. A request that a plan cannot
-answer exactly as Feast would is left to Feast's generic path.
+again (see :mod:`feast_quorin.freshness`). A request that a plan cannot answer exactly as Feast would is left to Feast's
+generic path.
 """
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,18 +15,18 @@ from feast import utils
 from feast.feature_service import FeatureService
 from feast.feature_view import DUMMY_ENTITY_ID
 from feast.infra.online_stores.online_store import OnlineStore
-from feast.infra.registry.registry import Registry
+from feast.on_demand_feature_view import OnDemandFeatureView
+from feast.value_type import ValueType
 
 from feast_quorin.decoding import Decoder, decoder_for
-from feast_quorin.request import KeyColumn, can_be_key, entity_id, entity_ids
-from feast_quorin.response import LazyResponse
+from feast_quorin.freshness import Sign, is_known, look
+from feast_quorin.on_demand import Transform, transforms
+from feast_quorin.request import RequestData, key_column
+from feast_quorin.shape import Shape
 from feast_quorin.view_reader import ViewReader
-from feast_quorin.views import stored_view
-from quorin.errors import EntityIdError
+from feast_quorin.views import max_age_ns, stored_view
 
 if TYPE_CHECKING:
-    from feast.value_type import ValueType
-
     from feast_quorin.engine import Engine
     from feast_quorin.values import Codec
 
@@ -36,7 +34,7 @@ _MOST_PLANS = 256
 
 
 class Feature(NamedTuple):
-    """A feature of the answer: its name there, and where its values are in what was read of its view."""
+    """A feature that is read: its name in the answer, and where its values are in what was read of its view."""
 
     name: str
     view: int
@@ -46,76 +44,35 @@ class Feature(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ViewPlan:
-    """One view: the features to read, in the order that Feast gives them in, with their codecs and fields."""
+    """One view: the features to read, in the order that Feast gives them in, with their codecs and fields.
+
+    ``max_age_ns`` is how old rows may be to count, 0 for any age.
+    """
 
     table: Any
     requested: list[str]
     codecs: dict[str, Codec]
     fields: dict[str, str]
     reader: ViewReader
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """A plan for rows with certain columns: the keys to give back, and which of them make each view's ids."""
-
-    plan: Plan
-    keys: tuple[KeyColumn, ...]
-    parts: tuple[tuple[int, ...], ...]
-
-    def answer(self, columns: list[list[Any]]) -> LazyResponse | None:
-        """Read what the rows ask for; None where they are for Feast to judge.
-
-        :raises SegmentNotFoundError: if a view was never applied, or was removed.
-        """
-        reads = self._read_row(columns) if len(columns[0]) == 1 else None
-        if reads is not None:
-            return LazyResponse(self, columns, reads)
-        given = [key.normalised(column) for key, column in zip(self.keys, columns, strict=True)]
-        keys = [values for values in given if values is not None]
-        if len(keys) < len(given):
-            return None
-        try:
-            return LazyResponse.of(self, keys, self._read_rows(keys))
-        except EntityIdError:
-            return None
-
-    def _read_row(self, columns: list[list[Any]]) -> list[Any] | None:
-        """One row, the quick way; None where it does not serve."""
-        texts = []
-        for key, column in zip(self.keys, columns):  # noqa: B905 - as many by construction, and this is the hot path
-            text = key.text(column[0])
-            if text is None:
-                return None
-            texts.append(text)
-        rows = []
-        for view, part in zip(self.plan.views, self.parts):  # noqa: B905
-            row = view.reader.one(texts[part[0]] if len(part) == 1 else entity_id([texts[i] for i in part]))
-            if row is None:
-                return None
-            rows.append(row)
-        return rows
-
-    def _read_rows(self, keys: list[list[Any]]) -> list[Any]:
-        texts = [key.texts(values) for key, values in zip(self.keys, keys, strict=True)]
-        ids = [entity_ids([texts[column] for column in part], len(keys[0])) for part in self.parts]
-        return [view.reader.many(many) for view, many in zip(self.plan.views, ids, strict=True)]
+    max_age_ns: int
 
 
 class Plan:
-    """One choice of features, resolved. ``views`` is empty where only Feast's generic path will do."""
+    """One choice of features, resolved. Without views only Feast's generic path will do.
 
-    def __init__(self, registry: Registry, views: Sequence[ViewPlan], *, full_names: bool, with_versions: bool) -> None:
-        self.registry = registry
-        self.version = registry.cached_registry_proto.version_id
-        self.created = registry.cached_registry_proto_created
-        self.deadline = _deadline(registry)
-        self.views = tuple(views)
+    ``features`` are those of the answer, in its order; ``inputs`` all that are read, which on-demand views see.
+    """
+
+    def __init__(self, sign: Sign, *, full_names: bool, with_versions: bool) -> None:
+        self.sign = sign
         self.full_names = full_names
         self.with_versions = with_versions
+        self.views: tuple[ViewPlan, ...] = ()
+        self.inputs: tuple[Feature, ...] = ()
         self.features: tuple[Feature, ...] = ()
-        self.result_names: frozenset[str] = frozenset()
+        self.transforms: tuple[Transform, ...] = ()
         self.feature_types: dict[str, ValueType] = {}
+        self._result_names: frozenset[str] = frozenset()
         self._context: Any = None
         self._shapes: dict[tuple[str, ...], Shape | None] = {}
 
@@ -129,45 +86,71 @@ class Plan:
             shape = self._shapes[names] = self._shape(names)
             return shape
 
-    def resolve(self, context: tuple[Any, ...], types: dict[str, ValueType]) -> None:
+    def resolve(self, context: tuple[Any, ...], views: Sequence[ViewPlan]) -> None:
         """Take what Feast found out about the choice."""
+        references, on_demand, _, _, _, grouped, result_names, _, _ = context
         self._context = context
-        self.feature_types = types
-        self.result_names = frozenset(context[6])
+        self._result_names = frozenset(result_names)
+        self.feature_types = OnlineStore._build_feature_types(grouped)
+        computed = transforms(on_demand, references, self.full_names)
+        self.inputs = tuple(self._features(views))
+        self.features = tuple(feature for feature in self.inputs if feature.name in self._result_names)
+        self.transforms = computed or ()
+        if computed is not None and self._is_unambiguous(views):
+            self.views = tuple(views)
+
+    def _features(self, views: Sequence[ViewPlan]) -> list[Feature]:
         features = []
-        for number, view in enumerate(self.views):
+        for number, view in enumerate(views):
             kinds = {field.name: field.dtype.to_value_type() for field in view.table.features}
             read = list(view.codecs)
             for name in view.requested:
                 given = f"{view.table.projection.name_to_use()}__{name}" if self.full_names else name
-                if given in self.result_names:
-                    features.append(Feature(given, number, read.index(name), decoder_for(kinds[name])))
-                    if types.get(given) is not kinds[name]:
-                        self.views = ()
-        names = [feature.name for feature in features]
-        if len(set(names)) < len(names):
-            self.views = ()
-        self.features = tuple(features)
+                features.append(Feature(given, number, read.index(name), decoder_for(kinds[name])))
+        return features
+
+    def _is_unambiguous(self, views: Sequence[ViewPlan]) -> bool:
+        """Whether every name of the answer, and of what on-demand views see, stands for one feature of one type."""
+        seen = self.inputs if self.transforms else self.features
+        names = [feature.name for feature in seen]
+        computed = {name for transform in self.transforms for name in transform.wanted}
+        if len({*names}) < len(names) or not computed.isdisjoint(names):
+            return False
+        for feature in seen:
+            view = views[feature.view]
+            name = feature.name.removeprefix(f"{view.table.projection.name_to_use()}__" if self.full_names else "")
+            kind = next(field.dtype.to_value_type() for field in view.table.features if field.name == name)
+            if self.feature_types.get(feature.name) is not kind:
+                return False
+        return True
 
     def _shape(self, names: tuple[str, ...]) -> Shape | None:
-        _, _, join_keys_of, types, join_keys, grouped, _, _, entityless = self._context
-        if any(name not in join_keys or not can_be_key(types.get(name)) for name in names):
+        _, _, join_keys_of, types, join_keys, grouped, _, request_data, entityless = self._context
+        wanted = {place: name for place, name in enumerate(names) if name in request_data}
+        keys = {place: name for place, name in enumerate(names) if name in join_keys and place not in wanted}
+        others = [place for place in range(len(names)) if place not in wanted and place not in keys]
+        taken = {*self._result_names, *self.feature_types, *(feature.name for feature in self.inputs)}
+        if len(wanted) < len(request_data) or not taken.isdisjoint([*wanted.values(), *keys.values()]):
             return None
-        if any(name in self.result_names or name in self.feature_types for name in names):
-            return None
-        given: dict[str, Any] = dict(zip(names, names, strict=True)) | (
-            {DUMMY_ENTITY_ID: DUMMY_ENTITY_ID} if entityless else {}
-        )
+        if any(names[place] in join_keys_of for place in others):
+            return None  # The name of an entity instead of its key, which Feast warns about.
+        given: dict[str, Any] = {name: place for place, name in enumerate(keys.values())}
+        given |= {DUMMY_ENTITY_ID: -1} if entityless else {}
         parts = []
         for table, _ in grouped:
-            keys = utils._get_table_entity_values(table, join_keys_of, given)
-            wanted = {join_keys_of[entity] for entity in table.entities}
-            if not wanted or keys.keys() != wanted:
+            chosen: dict[str, Any] = utils._get_table_entity_values(table, join_keys_of, given)
+            if not chosen or (DUMMY_ENTITY_ID in chosen and len(chosen) > 1):
                 return None
-            parts.append(tuple(names.index(keys[key]) for key in sorted(keys) if key != DUMMY_ENTITY_ID))
-            if DUMMY_ENTITY_ID in keys and len(keys) > 1:
-                return None
-        return Shape(self, tuple(KeyColumn(name, types[name]) for name in names), tuple(parts))
+            parts.append(tuple(chosen[key] for key in sorted(chosen) if key != DUMMY_ENTITY_ID))
+        return Shape(
+            self,
+            keys=tuple(key_column(name, types.get(name)) for name in keys.values()),
+            key_places=tuple(keys),
+            request=tuple(RequestData(name, ValueType.UNKNOWN) for name in wanted.values()),
+            request_places=tuple(wanted),
+            others=tuple(others),
+            parts=tuple(parts),
+        )
 
 
 class Plans:
@@ -183,64 +166,55 @@ class Plans:
 
         Raises whatever Feast raises about the choice.
         """
-        if type(registry) is not Registry:
-            return None
         chosen = _choice(features)
         if chosen is None:
             return None
         key = (chosen, project, full_names, with_versions)
         plan = self._plans.get(key)
-        if plan is None or plan.created is not registry.cached_registry_proto_created or time.time() > plan.deadline:
+        if plan is None or not plan.sign.holds(registry):
+            if not is_known(registry):
+                return None
             plan = self._renewed(plan, key, features, registry)
         return plan if plan.views else None
 
-    def _renewed(self, plan: Plan | None, key: tuple[Any, ...], features: Any, registry: Registry) -> Plan:
+    def _renewed(self, plan: Plan | None, key: tuple[Any, ...], features: Any, registry: Any) -> Plan:
         """The plan if the registry has still the same content, else a new one."""
         _, project, full_names, with_versions = key
-        registry.get_project(project, allow_cache=True)  # Refreshes the registry's cache when its time has run out.
-        if plan is not None and plan.registry is registry:
-            version = registry.cached_registry_proto.version_id
-            if version == plan.version:
-                plan.deadline, plan.created = _deadline(registry), registry.cached_registry_proto_created
-                return plan
-        plan = self._compiled(features, registry, project, full_names, with_versions)
+        sign = look(registry, project)
+        if plan is not None and plan.sign.is_same(sign):
+            plan.sign = sign
+            return plan
+        plan = Plan(sign, full_names=full_names, with_versions=with_versions)
+        context = utils._get_online_request_context(registry, project, features, full_names)
+        grouped = context[5]
+        if all(_is_stored(table) and {*names} <= {field.name for field in table.features} for table, names in grouped):
+            plan.resolve(context, [self._view(table, list(names)) for table, names in grouped])
         if len(self._plans) >= _MOST_PLANS:
             self._plans.clear()
         self._plans[key] = plan
-        return plan
-
-    def _compiled(self, features: Any, registry: Registry, project: str, full_names: bool, with_versions: bool) -> Plan:
-        context = utils._get_online_request_context(registry, project, features, full_names)
-        _, on_demand, _, _, _, grouped, _, request_data, _ = context
-        known = all({*names} <= {field.name for field in table.features} for table, names in grouped)
-        if on_demand or request_data or not known:
-            return Plan(registry, (), full_names=full_names, with_versions=with_versions)
-        views = [self._view(table, list(names)) for table, names in grouped]
-        plan = Plan(registry, views, full_names=full_names, with_versions=with_versions)
-        plan.resolve(context, OnlineStore._build_feature_types(grouped))
         return plan
 
     def _view(self, table: Any, requested: list[str]) -> ViewPlan:
         stored = stored_view(self.config, table)
         codecs = {name: stored.features[name].codec for name in requested}
         fields = {name: stored.features[name].field for name in requested}
-        return ViewPlan(table, requested, codecs, fields, ViewReader(self.engine, stored, requested))
+        reader = ViewReader(self.engine, stored, requested)
+        return ViewPlan(table, requested, codecs, fields, reader, max_age_ns(self.config, table))
+
+
+def _is_stored(table: Any) -> bool:
+    """Whether there are rows of this view; there are none of an on-demand view that is computed when it is read."""
+    return not isinstance(table, OnDemandFeatureView) or table.write_to_online_store
 
 
 def _choice(features: Any) -> Any:
     """What tells one choice of features from another, or None for one that is left to Feast."""
     if type(features) is list:
         return tuple(features)
-    if type(features) is not FeatureService or features.precompute_online or features._pending_feature_refs:
+    if not isinstance(features, FeatureService) or features._pending_feature_refs:
         return None
     projections = [
         (view.name, view.name_alias, view.version_tag, *view.join_key_map.items(), *[f.name for f in view.features])
         for view in features.feature_view_projections
     ]
     return FeatureService, features.name, *projections
-
-
-def _deadline(registry: Registry) -> float:
-    """When the registry's cache runs out, in seconds since the epoch."""
-    ttl = registry.cached_registry_proto_ttl.total_seconds()
-    return registry.cached_registry_proto_created.timestamp() + ttl if ttl > 0 else math.inf

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
 
@@ -65,9 +67,19 @@ def feast_rows(rows: Rows) -> list[tuple[Any, dict[str, Any] | None]]:
 
 
 def add_to_response(
-    response: Any, table: Any, requested: Sequence[str], rows: Rows, *, full_feature_names: bool, with_version: bool
+    response: Any,
+    table: Any,
+    requested: Sequence[str],
+    rows: Rows,
+    *,
+    full_feature_names: bool,
+    with_version: bool,
+    max_age_ns: int = 0,
 ) -> None:
-    """Append one vector a requested feature to a ``GetOnlineFeaturesResponse``, as Feast's generic path does."""
+    """Append one vector a requested feature to a ``GetOnlineFeaturesResponse``, as Feast's generic path does.
+
+    With ``max_age_ns``, older rows are null and ``OUTSIDE_MAX_AGE``.
+    """
     view = table.projection.name_to_use()
     names = [f"{view}__{name}" if full_feature_names else name for name in requested]
     response.metadata.feature_names.val.extend(names)
@@ -75,13 +87,24 @@ def add_to_response(
         _add_version(response, table)
     found = rows.batch.column(_FOUND).to_pylist()
     statuses = [FieldStatus.PRESENT if is_found else FieldStatus.NOT_FOUND for is_found in found]
-    times = _timestamps(rows.batch.column(_EVENT_TIME).to_pylist())
+    times_ns = rows.batch.column(_EVENT_TIME).to_pylist()
+    too_old = [False] * len(found)
+    if max_age_ns:
+        least = time.time_ns() - max_age_ns
+        too_old = [row_time is not None and row_time < least for row_time in times_ns]
+        statuses = [
+            FieldStatus.OUTSIDE_MAX_AGE if is_old else status for is_old, status in zip(too_old, statuses, strict=True)
+        ]
+    times = _timestamps(times_ns)
     template = GetOnlineFeaturesResponse.FeatureVector(statuses=statuses, event_timestamps=times)
     for name in requested:
         vector = response.results.add()
         vector.CopyFrom(template)
         if name in rows.features:
-            rows.features[name].append_to(vector.values, rows.column(name))
+            column = rows.column(name)
+            if any(too_old):
+                column = pc.if_else(pa.array(too_old), pa.scalar(None, column.type), column)
+            rows.features[name].append_to(vector.values, column)
         else:
             vector.statuses[:] = [FieldStatus.NOT_FOUND] * len(found)
             for _ in found:

@@ -6,17 +6,20 @@ do, or what to say.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
-from feast.type_map import python_values_to_proto_values
+import numpy as np
+from feast.protos.feast.types.Value_pb2 import RepeatedValue
+from feast.type_map import feast_value_type_to_python_type, python_values_to_proto_values
 from feast.value_type import ValueType
 
-from feast_quorin.keys import EMPTY, SEPARATOR, escaped
+from feast_quorin import wire
+from feast_quorin.keys import EMPTY, SEPARATOR, component, escaped
 
-_RANGES = {ValueType.INT64: (-(2**63), 2**63 - 1), ValueType.INT32: (-(2**31), 2**31 - 1)}
+_INT64 = (-(2**63), 2**63 - 1)
+_RANGES = {ValueType.INT64: _INT64, ValueType.INT32: (-(2**31), 2**31 - 1)}
 _KINDS = {ValueType.INT64: "int64_val", ValueType.INT32: "int32_val", ValueType.STRING: "string_val"}
 
 Keys = tuple[tuple[str, ...], list[list[Any]]]
@@ -36,15 +39,44 @@ def key_columns(entity_rows: Any) -> Keys | None:
     return tuple(entity_rows), known
 
 
-@dataclass(frozen=True, slots=True)
-class KeyColumn:
-    """A column of join keys: its name in the request, and Feast's type of it."""
+class Column(ABC):
+    """A column of a request: its name there, and Feast's type of it.
 
-    name: str
-    value_type: ValueType
+    What comes of the values that were given is called normalised, and is whatever the class likes best.
+    """
 
+    def __init__(self, name: str, value_type: ValueType) -> None:
+        self.name = name
+        self.value_type = value_type
+
+    @abstractmethod
     def normalised(self, values: list[Any]) -> list[Any] | None:
-        """The values as Feast would give them back: ints or strings, exactly."""
+        """The values, checked and converted as Feast does; None where Feast has to look at them."""
+
+    @abstractmethod
+    def text(self, value: Any) -> str | None:
+        """One value as a component of an entity id, None if it takes :meth:`normalised` to say."""
+
+    @abstractmethod
+    def texts(self, values: list[Any]) -> list[str]:
+        """Normalised values as components of entity ids.
+
+        :raises ValueError: for values that are no keys.
+        """
+
+    @abstractmethod
+    def python(self, values: list[Any]) -> list[Any]:
+        """Normalised values as Feast gives them back, in a list of its own."""
+
+    @abstractmethod
+    def wire(self, values: list[Any]) -> bytes:
+        """Normalised values as ``values`` of a ``FeatureVector`` on the wire."""
+
+
+class PlainKey(Column):
+    """Join keys that are integers or strings: normalised, they are what Feast gives back."""
+
+    def normalised(self, values: list[Any]) -> list[Any] | None:  # noqa: D102 - the base class says it
         kinds = {*map(type, values)}
         if self.value_type is ValueType.STRING:
             return values if kinds == {str} else self._converted(values)
@@ -53,37 +85,94 @@ class KeyColumn:
             return self._converted(values)
         return values if least <= min(values) and max(values) <= most else None
 
-    def text(self, value: Any) -> str | None:
-        """One value as a component of an entity id, None if it takes :meth:`normalised` to say."""
+    def text(self, value: Any) -> str | None:  # noqa: D102
         if self.value_type is ValueType.STRING:
             return escaped(value) if type(value) is str else None
         least, most = _RANGES[self.value_type]
         return str(value) if type(value) is int and least <= value <= most else None
 
-    def protos(self, values: list[Any]) -> list[Any]:
-        """Normalised values as ``Value`` protos."""
-        kind = _KINDS[self.value_type]
-        return [Value(**{kind: value}) for value in values]
-
-    def texts(self, values: list[Any]) -> list[str]:
-        """Normalised values as components of entity ids."""
+    def texts(self, values: list[Any]) -> list[str]:  # noqa: D102
         return [escaped(value) for value in values] if self.value_type is ValueType.STRING else [*map(str, values)]
+
+    def python(self, values: list[Any]) -> list[Any]:  # noqa: D102
+        return values[:]
+
+    def wire(self, values: list[Any]) -> bytes:  # noqa: D102
+        kind = _KINDS[self.value_type]
+        if self.value_type is ValueType.STRING:
+            return wire.texts(kind, [value.encode() for value in values])
+        return wire.numbers(kind, np.array(values, np.int64), None)
 
     def _converted(self, values: list[Any]) -> list[Any] | None:
         """What Feast's own conversion makes of strings for integers, NumPy's numbers, and protos."""
         kind = _KINDS[self.value_type]
-        try:
-            protos = python_values_to_proto_values(values, self.value_type)
-        except Exception:  # noqa: BLE001 - whatever it is, Feast raises it again where it does the same
-            return None
-        if any(proto.WhichOneof("val") != kind for proto in protos):
+        protos = converted(values, self.value_type)
+        if protos is None or any(proto.WhichOneof("val") != kind for proto in protos):
             return None
         return [getattr(proto, kind) for proto in protos]
 
 
-def can_be_key(value_type: ValueType | None) -> bool:
-    """Whether a column of this type is answered here."""
-    return value_type in _KINDS
+class ProtoColumn(Column):
+    """Join keys of any other type, and columns whose type Feast finds out from the values: ``Value`` protos."""
+
+    def normalised(self, values: list[Any]) -> list[Any] | None:  # noqa: D102
+        return converted(values, self.value_type)
+
+    def text(self, value: Any) -> str | None:  # noqa: ARG002, D102
+        return None
+
+    def texts(self, values: list[Any]) -> list[str]:  # noqa: D102
+        if len({value.WhichOneof("val") for value in values}) > 1:
+            raise ValueError(f"join key {self.name!r}: expected values of one kind")
+        return [component(self.name, value) for value in values]
+
+    def python(self, values: list[Any]) -> list[Any]:  # noqa: D102
+        return [feast_value_type_to_python_type(value) for value in values]
+
+    def wire(self, values: list[Any]) -> bytes:  # noqa: D102
+        return wire.messages([value.SerializeToString() for value in values])
+
+
+class RequestData(ProtoColumn):
+    """What on-demand views take from the request itself. Normalised: as Feast gives it to them, in Python's types."""
+
+    def normalised(self, values: list[Any]) -> list[Any] | None:  # noqa: D102
+        kinds = {*map(type, values)}
+        if kinds == {int}:
+            return values if _INT64[0] <= min(values) and max(values) <= _INT64[1] else None
+        if kinds == {float}:
+            return [None if value != value else value for value in values]
+        if kinds in ({str}, {bool}):
+            return values
+        protos = super().normalised(values)
+        return None if protos is None else super().python(protos)
+
+    def python(self, values: list[Any]) -> list[Any]:  # noqa: D102
+        return values[:]
+
+
+def key_column(name: str, value_type: ValueType | None) -> Column:
+    """The column of a join key; without a type, of one that no view of the request has."""
+    if value_type in _KINDS:
+        return PlainKey(name, value_type)
+    return ProtoColumn(name, value_type or ValueType.UNKNOWN)
+
+
+def converted(values: Any, value_type: ValueType) -> list[Any] | None:
+    """Values as Feast's protos, None where Feast would raise."""
+    try:
+        protos: list[Any] = python_values_to_proto_values(values, value_type)
+    except Exception:  # noqa: BLE001 - whatever it is, Feast raises it again where it does the same
+        return None
+    return protos
+
+
+def is_passed_over(values: list[Any]) -> bool:
+    """Whether Feast leaves out a column that nobody asked for; else it may find fault with it."""
+    kinds = {*map(type, values)}
+    if kinds == {int}:
+        return _INT64[0] <= min(values) and max(values) <= _INT64[1]
+    return kinds in ({str}, {float}, {bool}) or converted(values, ValueType.UNKNOWN) is not None
 
 
 def entity_id(components: Sequence[str]) -> str:

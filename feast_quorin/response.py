@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from feast import utils
 from feast.online_response import TIMESTAMP_POSTFIX, OnlineResponse, _convert_uuids_for_arrow
-from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
+from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
+from feast.torch_wrapper import get_torch
 
-from feast_quorin.reading import Rows, add_to_response
+from feast_quorin import wire
 from quorin.assembly import OneRow
 
 if TYPE_CHECKING:
-    from feast_quorin.plan import Feature, Shape
+    from feast_quorin.on_demand import Computed
+    from feast_quorin.plan import Feature, Plan
+    from feast_quorin.request import Column
     from quorin.assembly import Columns
 
 _SECOND_NS = 1_000_000_000
@@ -27,24 +29,39 @@ _MOST_BESIDE_BLOCK = 8
 class LazyResponse(OnlineResponse):
     """Feast's response without its protobuf, which is built when somebody asks for ``proto``.
 
-    Dictionaries, frames and tables come from what was read, and are what Feast makes of its protobuf. It was all read
-    when the request was made; nothing that is written later shows.
+    Dictionaries, frames, tables and tensors come from what was read, and are what Feast makes of its protobuf. It was
+    all read, and computed, when the request was made; nothing that is written later shows.
+
+    ``given`` are the values of the columns ``keys``, normalised. ``features`` are the plan's that are to be in it, by
+    default those of the answer.
     """
 
-    def __init__(self, shape: Shape, keys: list[list[Any]], reads: list[Any]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        keys: Sequence[Column],
+        given: list[list[Any]],
+        reads: list[Any],
+        features: tuple[Feature, ...] | None = None,
+        computed: Sequence[Computed] = (),
+    ) -> None:
         # Feast's own __init__ would want the protobuf.
-        self._shape = shape
+        self._plan = plan
         self._keys = keys
+        self._given = given
         self._reads = reads
+        self._features = plan.features if features is None else features
+        self._computed = computed
         self._proto: Any = None
-        self._feature_types = shape.plan.feature_types
+        self._feature_types = plan.feature_types
 
     @classmethod
-    def of(cls, shape: Shape, keys: list[list[Any]], reads: list[Columns]) -> LazyResponse:
-        """A response to columns that may lack some fields of the plan, which the protobuf knows how to say."""
-        response = cls(shape, keys, reads)
-        if any(len(read.fields) < len(view.codecs) for view, read in zip(shape.plan.views, reads, strict=True)):
-            response._proto = response._to_proto()
+    def of(cls, *parts: Any, **more: Any) -> LazyResponse:
+        """A response to what may lack some fields of the plan, which the protobuf knows how to say."""
+        response = cls(*parts, **more)
+        for view, read in zip(response._plan.views, response._reads, strict=True):
+            if type(read) is not OneRow and len(read.fields) < len(view.codecs):
+                response._proto = response._to_proto()
         return response
 
     @property
@@ -68,9 +85,11 @@ class LazyResponse(OnlineResponse):
         if include_event_timestamps:
             return dict(self._columns("values", with_times=True))
         reads = self._reads
-        result: dict[str, Any] = {key.name: values[:] for key, values in zip(self._shape.keys, self._keys, strict=True)}
+        result: dict[str, Any] = {
+            key.name: key.python(values) for key, values in zip(self._keys, self._given, strict=True)
+        }
         complete = [read.complete for read in reads]
-        for name, view, place, decoder in self._shape.plan.features:
+        for name, view, place, decoder in self._features:
             read = reads[view]
             if type(read) is not OneRow:
                 result[name] = decoder.values(read, place)
@@ -78,6 +97,8 @@ class LazyResponse(OnlineResponse):
                 result[name] = [decoder.value(read, place)]
             else:
                 result[name] = [None]
+        for column in self._computed:
+            result[column.name] = column.values(self._feature_types.get(column.name))
         return result
 
     def to_df(self, include_event_timestamps: bool = False) -> pd.DataFrame:
@@ -94,45 +115,97 @@ class LazyResponse(OnlineResponse):
         lists = {name: values for name, values in columns.items() if isinstance(values, list)}
         return pa.Table.from_pydict(columns | _convert_uuids_for_arrow(lists))
 
+    def to_tensor(self, kind: str = "torch", default_value: Any = float("nan")) -> dict[str, Any]:
+        """Tensors of numbers and booleans, ``default_value`` in place of None; lists of everything else."""
+        if self._proto is not None or kind != "torch":
+            tensors: dict[str, Any] = super().to_tensor(kind, default_value)
+            return tensors
+        torch = get_torch()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        result: dict[str, Any] = {}
+        for name, values in self._columns("for_tensor", with_times=False):
+            if isinstance(values, np.ndarray):
+                dtype = torch.get_default_dtype() if values.dtype.kind == "f" else None
+                result[name] = torch.tensor(values, dtype=dtype, device=device)
+                continue
+            sample = next((value for value in values if value is not None), default_value)
+            filled = [default_value if value is None else value for value in values]
+            if isinstance(sample, (int, float, bool)):
+                try:
+                    result[name] = torch.tensor(filled, device=device)
+                except Exception as error:
+                    raise ValueError(f"Failed to convert values for '{name}' to tensor: {error}") from error
+            else:
+                result[name] = filled
+        return result
+
     def _columns(self, form: str, with_times: bool) -> Iterator[tuple[str, Any]]:
         """Every column in order: ``form`` names what a decoder is to give."""
-        for key, values in zip(self._shape.keys, self._keys, strict=True):
-            yield key.name, values[:]
+        for key, values in zip(self._keys, self._given, strict=True):
+            yield key.name, key.python(values)
             if with_times:
                 yield key.name + TIMESTAMP_POSTFIX, [0] * len(values)
-        for feature in self._shape.plan.features:
-            columns = self._many(feature)
+        for feature in self._features:
+            columns = self._many(feature.view)
             yield feature.name, getattr(feature.decoder, form)(columns, feature.place)
             if with_times:
                 yield feature.name + TIMESTAMP_POSTFIX, (columns.event_time_ns // _SECOND_NS).tolist()
+        for column in self._computed:
+            yield column.name, column.values(self._feature_types.get(column.name))
+            if with_times:
+                yield column.name + TIMESTAMP_POSTFIX, [0] * len(column)
 
-    def _many(self, feature: Feature) -> Columns:
-        """What was read of a feature's view, as columns also where it was one row."""
-        read = self._reads[feature.view]
+    def _many(self, view: int) -> Columns:
+        """What was read of a view, as columns also where it was one row."""
+        read = self._reads[view]
         if type(read) is OneRow:
-            read = self._reads[feature.view] = read.columns()
-        return read
+            read = self._reads[view] = read.columns()
+        columns: Columns = read
+        return columns
 
     def _to_proto(self) -> Any:
-        plan = self._shape.plan
         response = GetOnlineFeaturesResponse()
-        keys = {key.name: key.protos(values) for key, values in zip(self._shape.keys, self._keys, strict=True)}
-        utils._populate_result_rows_from_columnar(response, keys)
-        for view, read in zip(plan.views, self._reads, strict=True):
-            columns = read.columns() if type(read) is OneRow else read
-            stored = {field.name for field in columns.fields}
-            codecs = {name: codec for name, codec in view.codecs.items() if view.fields[name] in stored}
-            rows = Rows(columns.to_batch(), codecs)
-            add_to_response(
-                response,
-                view.table,
-                view.requested,
-                rows,
-                full_feature_names=plan.full_names,
-                with_version=plan.with_versions,
-            )
-        utils._drop_unneeded_columns(response, {*plan.result_names, *keys})
+        names, vectors = response.metadata.feature_names.val, []
+        for key, values in zip(self._keys, self._given, strict=True):
+            names.append(key.name)
+            vectors.append(wire.vector(key.wire(values), wire.row_states([FieldStatus.PRESENT] * len(values), None)))
+        states = [_states(self._many(number)) for number in range(len(self._reads))]
+        for feature in self._features:
+            names.append(feature.name)
+            vectors.append(self._vector(feature, states[feature.view]))
+        for column in self._computed:
+            names.append(column.name)
+            present = wire.row_states([FieldStatus.PRESENT] * len(column), None)
+            vectors.append(wire.vector(column.wire(), present))
+        if self._plan.with_versions:
+            self._add_versions(response.metadata.feature_view_metadata)
+        response.MergeFromString(b"".join(vectors))
         return response
+
+    def _vector(self, feature: Feature, states: bytes) -> bytes:
+        view, columns = self._plan.views[feature.view], self._many(feature.view)
+        field = view.fields[list(view.codecs)[feature.place]]
+        index = next((number for number, stored in enumerate(columns.fields) if stored.name == field), None)
+        if index is not None:
+            return wire.vector(feature.decoder.wire(columns, index), states)
+        count = len(columns.found)
+        absent = wire.row_states([FieldStatus.NOT_FOUND] * count, columns.event_time_ns)
+        return wire.vector(wire.nulls(count), absent)
+
+    def _add_versions(self, metadata: Any) -> None:
+        for view in self._plan.views:
+            projection = view.table.projection
+            name = projection.name_alias or projection.name
+            if name not in [known.name for known in metadata]:
+                metadata.add(name=name, version=getattr(view.table, "current_version_number", 0) or 0)
+
+
+def _states(columns: Columns) -> bytes:
+    """What all features of a view have in common in the protobuf."""
+    statuses = np.where(columns.found, FieldStatus.PRESENT, FieldStatus.NOT_FOUND).astype(np.uint8)
+    if columns.hidden is not None:
+        statuses[columns.hidden] = FieldStatus.OUTSIDE_MAX_AGE
+    return wire.row_states(statuses.tobytes(), columns.event_time_ns)
 
 
 def _frame(columns: dict[str, Any]) -> pd.DataFrame:
@@ -142,6 +215,8 @@ def _frame(columns: dict[str, Any]) -> pd.DataFrame:
     floats = [name for name, values in columns.items() if isinstance(values, np.ndarray) and values.dtype == np.float64]
     if len(floats) < _LEAST_BLOCK or len(columns) - len(floats) > _MOST_BESIDE_BLOCK:
         return pd.DataFrame(columns)
+    if len({*map(len, columns.values())}) > 1:
+        return pd.DataFrame(columns)  # It knows what to say.
     block = np.stack([columns[name] for name in floats])
     frame = pd.DataFrame(block.T, columns=floats, copy=False)
     for place, (name, values) in enumerate(columns.items()):

@@ -43,6 +43,12 @@ def stored_view(config: RepoConfig, table: Any) -> StoredView:
     return _stored_view(table.name, table_schema_name(config, table), features)
 
 
+def max_age_ns(config: RepoConfig, table: Any) -> int:
+    """How old rows of a view may be to be served, in nanoseconds; 0 for any age."""
+    ttl = getattr(table, "ttl", None) if config.online_store.enforce_ttl else None
+    return round(ttl.total_seconds() * 1e9) if ttl else 0
+
+
 @lru_cache(maxsize=1024)
 def _stored_view(view: str, schema_name: str, features: tuple[tuple[str, ValueType], ...]) -> StoredView:
     if not features:

@@ -129,11 +129,11 @@ def column_plan(view: SegmentView, names: Sequence[str] | None) -> ColumnPlan:
 class Columns:
     """The rows of a batch of ids, as columns: each row one whole version, in the order asked for.
 
-    ``found`` (bool, shape ``(N,)``) says which entities have a row. Fields are named by their index in the choice of
-    fields.
+    ``found`` (bool, shape ``(N,)``) says which entities have a row, ``hidden`` (the same, or None) whose values
+    :meth:`hide` took away. Fields are named by their index in the choice of fields.
     """
 
-    __slots__ = ("_complete", "_gather", "_ids", "_plan", "_view", "buffer", "found")
+    __slots__ = ("_complete", "_gather", "_ids", "_plan", "_view", "buffer", "found", "hidden")
 
     def __init__(self, plan: ColumnPlan, view: SegmentView, ids: Any, gather: Gather) -> None:
         self._plan = plan
@@ -143,6 +143,7 @@ class Columns:
         self._ids = ids
         self.buffer: Bytes = np.empty(plan.row_bytes * len(ids), np.uint8)
         self.found: Mask = np.empty(len(ids), np.bool_)
+        self.hidden: Mask | None = None
 
     @property
     def fields(self) -> tuple[FeatureField, ...]:
@@ -195,6 +196,13 @@ class Columns:
         if field.is_variable:
             return self._variable(field, self._column(index).view(fmt.VAR_CELL), validity)
         return self._fixed(field, index, validity)
+
+    def hide(self, rows: Mask) -> None:
+        """Take every value of some rows for null; ``hidden`` says of which. They stay found, with their event times."""
+        if rows.any():
+            self.hidden = rows
+            self._bits()[rows] = 0
+            self._complete = None
 
     def to_batch(self) -> pa.RecordBatch:
         """The columns ``entity_id`` (as asked), ``found``, ``event_time_ns`` (null where not found), and the fields."""

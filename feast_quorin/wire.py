@@ -1,0 +1,180 @@
+"""Feast's protobuf response as the bytes that stand for it on the wire, a column at a time.
+
+Appending thousands of small messages one by one costs more than parsing the bytes of them all. Numbers of a column are
+given one width, integers too: a varint may be padded to its ten bytes, so a column is a matrix that NumPy fills. What
+protobuf makes of the bytes is what it makes of the messages; nothing of the padding is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
+from feast.protos.feast.types.Value_pb2 import Value
+from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Cells = np.ndarray[Any, Any]
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_INT_BYTES, _NANOS_BYTES = 10, 5
+_SECOND_NS = 1_000_000_000
+_FIELDS = {field.name: field.number for field in Value.DESCRIPTOR.fields}
+_VECTOR = {field.name: field.number for field in GetOnlineFeaturesResponse.FeatureVector.DESCRIPTOR.fields}
+_TIME = {field.name: field.number for field in Timestamp.DESCRIPTOR.fields}
+_ITEMS = 1
+"""The number of the field ``val`` in every list message."""
+
+
+def vector(values: bytes, row: bytes) -> bytes:
+    """One feature's vector as a member of the response: its values, and what its view has in common for all features
+    (see :func:`row_states`).
+    """
+    results = GetOnlineFeaturesResponse.DESCRIPTOR.fields_by_name["results"].number
+    return tag(results, _BYTES) + varint(len(values) + len(row)) + values + row
+
+
+def row_states(statuses: Sequence[int] | bytes, times_ns: Cells | None) -> bytes:
+    """Statuses and event times (nanoseconds, 0 for none) of rows; without times, none at all."""
+    states = bytes(statuses)
+    head = tag(_VECTOR["statuses"], _BYTES) + varint(len(states)) + states
+    stamp = tag(_VECTOR["event_timestamps"], _BYTES)
+    if times_ns is None:
+        return head + (stamp + b"\0") * len(states)
+    seconds, nanos = np.divmod(times_ns, _SECOND_NS)
+    parts = [
+        _repeated(tag(_TIME["seconds"], _VARINT), len(states)),
+        _varints(seconds, _INT_BYTES),
+        _repeated(tag(_TIME["nanos"], _VARINT), len(states)),
+        _varints(nanos, _NANOS_BYTES),
+    ]
+    has_time = times_ns != 0
+    return head + _messages(stamp, np.hstack(parts), None if has_time.all() else has_time)
+
+
+def nulls(count: int) -> bytes:
+    """Values that are all null."""
+    return (_VALUE + b"\0") * count
+
+
+def numbers(kind: str, values: Cells, valid: Mask | None) -> bytes:
+    """Numbers or booleans as values; null where not ``valid`` (None: all are)."""
+    if values.dtype.kind == "f":
+        wire_type = _FIXED32 if values.dtype.itemsize == np.dtype(np.float32).itemsize else _FIXED64
+        cells = np.ascontiguousarray(values).view(np.uint8).reshape(len(values), values.dtype.itemsize)
+    else:
+        wire_type, cells = _VARINT, _integers(values)
+    head = _repeated(tag(_FIELDS[kind], wire_type), len(values))
+    return _messages(_VALUE, np.hstack([head, cells]), valid)
+
+
+def texts(kind: str, values: Iterable[bytes | None]) -> bytes:
+    """Strings (in UTF-8) or bytes as values."""
+    head = tag(_FIELDS[kind], _BYTES)
+    return _joined(None if data is None else head + varint(len(data)) + data for data in values)
+
+
+def number_lists(kind: str, array: pa.ListArray) -> bytes:
+    """Lists of numbers or booleans as values."""
+    items = array.values.to_numpy(zero_copy_only=False)
+    cells = items.view(np.uint8).reshape(len(items), items.itemsize) if items.dtype.kind == "f" else _integers(items)
+    width, data = cells.shape[1], memoryview(cells.tobytes())
+    head, inner = tag(_FIELDS[kind], _BYTES), tag(_ITEMS, _BYTES)
+
+    def lists() -> Iterable[bytes | None]:
+        for (start, stop), is_valid in zip(pairwise(array.offsets.to_pylist()), _validity(array), strict=True):
+            if is_valid:
+                packed = data[start * width : stop * width]
+                message = inner + varint(len(packed)) + packed if packed else b""
+                yield head + varint(len(message)) + message
+            else:
+                yield None
+
+    return _joined(lists())
+
+
+def text_lists(kind: str, array: pa.ListArray) -> bytes:
+    """Lists of strings or bytes as values."""
+    head, inner = tag(_FIELDS[kind], _BYTES), tag(_ITEMS, _BYTES)
+    binary = array.cast(pa.list_(pa.binary()))
+
+    def lists() -> Iterable[bytes | None]:
+        for items in binary.to_pylist():
+            if items is None:
+                yield None
+            else:
+                message = b"".join([inner + varint(len(item)) + item for item in items])
+                yield head + varint(len(message)) + message
+
+    return _joined(lists())
+
+
+def messages(serialized: Iterable[bytes | None]) -> bytes:
+    """Values that are serialized already."""
+    return _joined(serialized)
+
+
+def varint(number: int) -> bytes:
+    """A number of 0 and more, as short as it can be."""
+    if number < 0x80:
+        return bytes((number,))
+    parts = bytearray()
+    while number >= 0x80:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)
+
+
+def tag(number: int, wire_type: int) -> bytes:
+    """What stands before a field."""
+    return varint(number << 3 | wire_type)
+
+
+_VALUE = tag(_VECTOR["values"], _BYTES)
+
+
+def _joined(values: Iterable[bytes | None]) -> bytes:
+    null = _VALUE + b"\0"
+    return b"".join([null if value is None else _VALUE + varint(len(value)) + value for value in values])
+
+
+def _messages(head: bytes, cells: Cells, valid: Mask | None) -> bytes:
+    """Messages of one length below 128, each after its head; empty ones where not valid."""
+    count, width = cells.shape
+    prefix = head + varint(width)
+    rows = np.hstack([_repeated(prefix, count), cells])
+    if valid is None:
+        return rows.tobytes()
+    rows[~valid, len(prefix) - 1] = 0
+    kept = np.ones(rows.shape, np.bool_)
+    kept[~valid, len(prefix) :] = False
+    return rows[kept].tobytes()
+
+
+def _integers(values: Cells) -> Cells:
+    return values.view(np.uint8).reshape(-1, 1) if values.dtype == np.bool_ else _varints(values, _INT_BYTES)
+
+
+def _varints(values: Cells, width: int) -> Cells:
+    """Integers as varints of ``width`` bytes each, shape ``(N, width)``."""
+    shifts = np.arange(0, 7 * width, 7, dtype=np.uint64)
+    words = values.astype(np.int64).view(np.uint64)
+    cells = (words[:, np.newaxis] >> shifts).astype(np.uint8) & np.uint8(0x7F)
+    cells[:, :-1] |= 0x80
+    return cells
+
+
+def _repeated(data: bytes, count: int) -> Cells:
+    return np.broadcast_to(np.frombuffer(data, np.uint8), (count, len(data)))
+
+
+def _validity(array: pa.Array) -> Iterable[bool]:
+    if not array.null_count:
+        return [True] * len(array)
+    valid: list[bool] = array.is_valid().to_numpy(zero_copy_only=False).tolist()
+    return valid
