@@ -92,6 +92,14 @@ def cast_event_times(array: pa.Array) -> pa.Array:
     return times
 
 
+def text_lengths(array: pa.Array) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """The lengths in bytes of a string array's values, int32 of shape ``(rows,)``; a null's is meaningless."""
+    if not len(array):
+        return np.zeros(0, np.int32)
+    ends = np.frombuffer(array.buffers()[1], np.int32, len(array) + 1, 4 * array.offset)
+    return ends[1:] - ends[:-1]
+
+
 def checked_column(field: FeatureField, values: Iterable[Any]) -> pa.Array:
     """A column from Python values, each checked by itself: the slow way, for what Arrow cannot decide."""
     checked = check_each(field.name, lambda value: check_value(field, value), values)

@@ -92,9 +92,9 @@ class Applier:
             single = len(run.batches) == 1
             positions = pa.repeat(run.positions[0], batch.num_rows) if single else run.row_positions()
             self._offline.append(run.target.schema, batch, positions, kind=run.kind)
-        metrics.rows_applied.labels(name).inc(applied)
-        metrics.rows_ignored.labels(name).inc(batch.num_rows - applied)
-        metrics.apply_delay_seconds.labels(name).observe(max(0, time.time_ns() - run.written_ns) / 1e9)
+        metrics.labelled(metrics.rows_applied, name).inc(applied)
+        metrics.labelled(metrics.rows_ignored, name).inc(batch.num_rows - applied)
+        metrics.labelled(metrics.apply_delay_seconds, name).observe(max(0, time.time_ns() - run.written_ns) / 1e9)
         return applied
 
     def _without_rejected(self, run: Run, batch: pa.RecordBatch) -> pa.RecordBatch:

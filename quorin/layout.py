@@ -15,6 +15,7 @@ import numpy as np
 from quorin import format as fmt
 from quorin import packing
 from quorin.abi import DELETE, DONE, R_APPLIED, R_CREATED, R_NEXT, RESULT_ITEMS, ROWS_FULL, UPSERT
+from quorin.columns import text_lengths
 from quorin.errors import CapacityExceededError, EntityIdTooLongError
 from quorin.growth import grow
 from quorin.hashing import hash_bytes
@@ -22,7 +23,7 @@ from quorin.packing import unpack_row
 from quorin.values import check_entity_id, check_event_time
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import pyarrow as pa
 
@@ -142,7 +143,7 @@ def _apply_columnar(
             times_address,
             (positions.ctypes.data, 8 * positions.ndim),
             len(batch),
-            batch.nbytes,
+            lambda: batch.nbytes,
         )
 
 
@@ -210,7 +211,9 @@ def _apply_one(
     times = np.array([time.time_ns() if event_time_ns is None else check_event_time(event_time_ns)], np.int64)
     positions = np.zeros(1, np.int64)
     addresses = (offsets.ctypes.data, 8, ids.ctypes.data)
-    return _apply(segment, columns, kind, addresses, times.ctypes.data, (positions.ctypes.data, 0), 1, size + len(key))
+    return _apply(
+        segment, columns, kind, addresses, times.ctypes.data, (positions.ctypes.data, 0), 1, lambda: size + len(key)
+    )
 
 
 def _apply(
@@ -221,7 +224,7 @@ def _apply(
     times: int,
     positions: tuple[int, int],
     rows: int,
-    size: int,
+    size: Callable[[], int],
 ) -> packing.Words:
     """Run the kernel over a batch of ``rows``, growing the segment whenever it is full. ``size`` bounds the heap
     needed.
@@ -238,16 +241,14 @@ def _apply(
             )
             if code == DONE:
                 return result
-            grow(segment, rows=code == ROWS_FULL, heap_bytes=2 * size)
+            grow(segment, rows=code == ROWS_FULL, heap_bytes=2 * size())
 
 
 def _check_id_lengths(segment: Segment, ids: pa.Array) -> None:
-    import pyarrow.compute as pc
-
     most = segment.current_view().layout.max_id_bytes
-    longest = pc.max(pc.binary_length(ids)).as_py() or 0
-    if longest > most:
-        index = pc.index(pc.binary_length(ids), longest).as_py()
+    lengths = text_lengths(ids)
+    if len(lengths) and lengths.max() > most:
+        index = int(lengths.argmax())
         raise EntityIdTooLongError(
-            f"row {index}: entity id {ids[index].as_py()!r} has {longest} bytes, the limit is {most}"
+            f"row {index}: entity id {ids[index].as_py()!r} has {lengths[index]} bytes, the limit is {most}"
         )

@@ -60,10 +60,11 @@ class ColumnTable:
 def batch_columns(schema: Schema, batch: pa.RecordBatch) -> ColumnTable:
     """The fields of a canonical batch, without copying (booleans, which Arrow keeps as bits, become bytes)."""
     table = ColumnTable()
-    names = set(batch.schema.names)
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     for cell in fmt.body_layout(schema).cells:
-        if cell.field.name in names:
-            _add_arrow_column(table, cell, table.keep(batch.column(cell.field.name)))
+        column = columns.get(cell.field.name)
+        if column is not None:
+            _add_arrow_column(table, cell, table.keep(column))
     return table
 
 

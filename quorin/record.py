@@ -26,11 +26,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
 
-from quorin.columns import cast_field
+from quorin.columns import cast_field, text_lengths
 from quorin.compatibility import WIDENINGS
 from quorin.errors import InvalidEntryError, InvalidRowError
 from quorin.rows import DELETE_SCHEMA, canonical_schema, fields_by_name, subset_schema
@@ -44,6 +43,8 @@ VERSION = 1
 
 _HEADER = struct.Struct("<4sBBHQqI")
 _CRC = struct.Struct("<I")
+_WRITTEN = struct.Struct("<q")
+_WRITTEN_OFFSET = 16
 _BODY_OFFSET = _HEADER.size + _CRC.size
 assert (_HEADER.size, _BODY_OFFSET) == (28, 32)  # noqa: S101 - the grid above, checked at import
 
@@ -60,6 +61,9 @@ class Kind(enum.IntEnum):
     """Forgets entities: the batch has ids and event times only."""
     partial = 3
     """Sets some fields and leaves the others as they are: the batch has only these fields."""
+
+
+_KINDS = {int(kind): kind for kind in Kind}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,14 @@ def encode(kind: Kind, schema: Schema, batch: pa.RecordBatch, *, written_ns: int
     arrow_schema, arrow_batch = _schema_message(batch.schema), batch.serialize()
     crc = zlib.crc32(arrow_batch, zlib.crc32(arrow_schema, zlib.crc32(padded_name, zlib.crc32(header))))
     return b"".join((header, _CRC.pack(crc), padded_name, arrow_schema, arrow_batch))
+
+
+def seal(record: bytearray, written_ns: int) -> bytes:
+    """A record whose values were changed in place, with the time of its making and the checksum that now fit it."""
+    _WRITTEN.pack_into(record, _WRITTEN_OFFSET, written_ns)
+    crc = zlib.crc32(memoryview(record)[_BODY_OFFSET:], zlib.crc32(memoryview(record)[: _HEADER.size]))
+    _CRC.pack_into(record, _HEADER.size, crc)
+    return bytes(record)
 
 
 def peek(payload: bytes | memoryview) -> Header:
@@ -186,7 +198,14 @@ def _schema_message(arrow_schema: pa.Schema) -> bytes:
 
 @lru_cache(maxsize=256)
 def _parsed_schema_message(message: bytes) -> pa.Schema:
-    return pa.ipc.read_schema(pa.py_buffer(message))
+    """The batch's Arrow schema, which begins with ids and times and has no column twice."""
+    arrow_schema = pa.ipc.read_schema(pa.py_buffer(message))
+    names, types = arrow_schema.names, arrow_schema.types  # Arrow does not check before that names are UTF-8.
+    if names[:2] != DELETE_SCHEMA.names or types[:2] != DELETE_SCHEMA.types:
+        raise InvalidEntryError(f"a record begins with the columns {DELETE_SCHEMA.names}, got {names[:2]}")
+    if len(set(names)) != len(names):
+        raise InvalidEntryError(f"a record has a column twice: {names}")
+    return arrow_schema
 
 
 def _header_of(view: memoryview) -> tuple[Header, int]:
@@ -198,13 +217,15 @@ def _header_of(view: memoryview) -> tuple[Header, int]:
         raise InvalidEntryError(f"a record begins with {MAGIC!r}, got {magic!r}")
     if version != VERSION:
         raise InvalidEntryError(f"record version {version} is not known here, expected {VERSION}")
-    if kind not in Kind.__members__.values():
-        raise InvalidEntryError(f"record kind {kind} is not known, expected one of {[int(known) for known in Kind]}")
+    if kind not in _KINDS:
+        raise InvalidEntryError(f"record kind {kind} is not known, expected one of {list(_KINDS)}")
     try:
         name = str(view[_BODY_OFFSET : _BODY_OFFSET + name_size], "utf-8")
     except UnicodeDecodeError as error:
         raise InvalidEntryError(f"a record's schema name is no UTF-8: {error}") from error
-    return Header(Kind(kind), name, schema_fingerprint, written_ns, row_count), _BODY_OFFSET + (name_size + 7) // 8 * 8
+    return Header(_KINDS[kind], name, schema_fingerprint, written_ns, row_count), _BODY_OFFSET + (
+        name_size + 7
+    ) // 8 * 8
 
 
 def _decode_batch(view: memoryview) -> pa.RecordBatch:
@@ -215,7 +236,6 @@ def _decode_batch(view: memoryview) -> pa.RecordBatch:
         arrow_schema = _parsed_schema_message(bytes(view[: 8 + size]))
         batch = pa.ipc.read_record_batch(pa.py_buffer(view[8 + size :]), arrow_schema)
         batch.validate(full=True)
-        _ = batch.schema.names  # decodes them: Arrow does not check that names are UTF-8
     except (pa.ArrowException, OSError, EOFError, struct.error, ValueError, TypeError) as error:
         if isinstance(error, InvalidEntryError):
             raise
@@ -226,15 +246,10 @@ def _decode_batch(view: memoryview) -> pa.RecordBatch:
 def _check_batch(header: Header, batch: pa.RecordBatch) -> None:
     if batch.num_rows != header.row_count:
         raise InvalidEntryError(f"a record says {header.row_count} rows and has {batch.num_rows}")
-    names, types = batch.schema.names, batch.schema.types
-    if names[:2] != DELETE_SCHEMA.names or types[:2] != DELETE_SCHEMA.types:
-        raise InvalidEntryError(f"a record begins with the columns {DELETE_SCHEMA.names}, got {batch.schema.names[:2]}")
-    if len(set(names)) != len(names):
-        raise InvalidEntryError(f"a record has a column twice: {names}")
     ids, times = batch.column(0), batch.column(1)
     if ids.null_count or times.null_count:
         raise InvalidEntryError(f"a record has {ids.null_count} null ids and {times.null_count} null event times")
-    if len(ids) and not np.diff(np.frombuffer(ids.buffers()[1], np.int32, len(ids) + 1, 4 * ids.offset)).all():
+    if not text_lengths(ids).all():
         raise InvalidEntryError("a record has an empty entity id")
 
 

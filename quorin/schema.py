@@ -17,6 +17,7 @@ import keyword
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -104,24 +105,24 @@ class FeatureField:
         object.__setattr__(self, "shape", _checked_shape(self.name, self.dtype, self.shape))
         _check_default(self)
 
-    @property
+    @cached_property
     def is_list(self) -> bool:
         """Whether values are lists of any length."""
         return self.shape == (None,)
 
-    @property
+    @cached_property
     def is_variable(self) -> bool:
         """Whether values live in heap cells because their size differs from row to row."""
         return self.is_list or not self.dtype.is_numeric
 
-    @property
+    @cached_property
     def element_count(self) -> int:
         """Elements of this field in the assembled float32 vector; 0 for variable-size fields, which have no place
         there.
         """
         return 0 if self.is_variable else math.prod(int(n or 0) for n in self.shape)
 
-    @property
+    @cached_property
     def byte_count(self) -> int:
         """Bytes of the field's values in a row; 0 for variable-size fields, whose values live in the heap."""
         return self.element_count * self.dtype.item_size

@@ -21,6 +21,7 @@ from quorin.errors import (
 )
 from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.record import Kind, encode
+from quorin.row_record import encode_row
 from quorin.rows import check_entity_id, checked_row, delete_batch, row_batch, rows_batch, to_batch
 from quorin.schema import FeatureSchema
 
@@ -96,8 +97,10 @@ class WALProducer:
         :raises LogFullError: if the log is at its limit; nothing was written.
         """
         _check_schema(schema)
-        batch = row_batch(schema, entity_id, values, event_time_ns, partial=partial)
-        return self._append(schema, [encode(Kind.partial if partial else Kind.upsert, schema, batch)], 1)
+        if partial:
+            batch = row_batch(schema, entity_id, values, event_time_ns, partial=True)
+            return self._append(schema, [encode(Kind.partial, schema, batch)], 1)
+        return self._append(schema, [encode_row(schema, entity_id, values, event_time_ns)], 1)
 
     def write_many(self, schema: Schema, table: Any, *, event_time_ns: int | None = None, partial: bool = False) -> int:
         """Append many rows and give the last position; 0 for no rows.
@@ -191,8 +194,8 @@ class WALProducer:
     def _append(self, schema: Schema, payloads: list[bytes], rows: int) -> int:
         name = schema.__name__
         positions = self._append_patiently([(name, payload) for payload in payloads])
-        metrics.entries_appended.labels(name).inc(len(payloads))
-        metrics.rows_appended.labels(name).inc(rows)
+        metrics.labelled(metrics.entries_appended, name).inc(len(payloads))
+        metrics.labelled(metrics.rows_appended, name).inc(rows)
         return positions[-1]
 
     def _append_patiently(self, entries: list[tuple[str, bytes]]) -> list[int]:
