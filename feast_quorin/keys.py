@@ -16,6 +16,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from quorin.errors import EntityIdTooLongError
+
 SEPARATOR = "|"
 EMPTY = r"\e"
 MAX_ID_BYTES = 4096
@@ -38,6 +43,33 @@ def entity_ids_of_rows(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return [_entity_id(list(row), list(row.values())) for row in rows]
 
 
+def entity_id_column(view: str, components: Mapping[str, pa.Array]) -> pa.Array:
+    """The ids of many rows: of each join key its column of components, see :func:`component`.
+
+    :raises EntityIdTooLongError: for a key of more than 4,096 bytes; the text names the view.
+    """
+    columns = [components[name] for name in sorted(components)]
+    ids = columns[0] if len(columns) == 1 else pc.binary_join_element_wise(*columns, SEPARATOR)
+    longest = pc.max(pc.binary_length(ids)).as_py() or 0
+    if longest > MAX_ID_BYTES:
+        raise EntityIdTooLongError(f"view {view!r}: an entity key of {longest} bytes, at most {MAX_ID_BYTES} fit")
+    return ids
+
+
+def numbers_column(numbers: pa.Array) -> pa.Array:
+    """A column of integers as components of ids."""
+    return numbers.cast(pa.string())
+
+
+def escaped_column(texts: pa.Array) -> pa.Array:
+    """A column of strings as components of ids; what :func:`escaped` is for one."""
+    if pc.any(pc.match_substring_regex(texts, r"[\\|]")).as_py():
+        slashes = pc.replace_substring(texts, "\\", "\\\\")
+        texts = pc.replace_substring(slashes, SEPARATOR, "\\" + SEPARATOR)
+    empty = pc.equal(texts, "")
+    return pc.if_else(empty, EMPTY, texts) if pc.any(empty).as_py() else texts
+
+
 def escaped(text: str) -> str:
     """A string as a component of an id."""
     if "\\" in text or SEPARATOR in text:
@@ -46,7 +78,10 @@ def escaped(text: str) -> str:
 
 
 def component(join_key: str, value: Any) -> str:
-    """One value of a join key as a component of an id; see :func:`entity_ids`."""
+    """One value of a join key as a component of an id.
+
+    :raises ValueError: for a null or a value that is no scalar; the text names the join key.
+    """
     kind = value.WhichOneof("val")
     if kind in _INTEGER:
         return str(getattr(value, kind))

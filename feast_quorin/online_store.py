@@ -29,6 +29,7 @@ from feast_quorin.views import StoredView, max_age_ns, stored_view
 from quorin import assembly
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from feast.online_response import OnlineResponse
     from feast.repo_config import RepoConfig
 
@@ -86,6 +87,12 @@ class QuorinOnlineStore(OnlineStore):
     ) -> None:
         """Write rows; returns when they are applied, or logged, as ``wait`` says."""
         writing.write_rows(self._engine_for(config), stored_view(config, table), data, progress)
+
+    def write_table(
+        self, config: RepoConfig, table: Any, rows: pa.Table, progress: Callable[[int], Any] | None
+    ) -> None:
+        """Write an Arrow table with the view's columns, quicker than :meth:`online_write_batch`; returns likewise."""
+        writing.write_table(self._engine_for(config), stored_view(config, table), table, rows, progress)
 
     async def online_write_batch_async(
         self,

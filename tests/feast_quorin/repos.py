@@ -60,20 +60,22 @@ def write_data(folder: Path) -> None:
 
 
 def make_store(
-    repo: Path, online_store: dict[str, Any], *, project: str = "shop", data: Path | None = None
+    repo: Path, online_store: dict[str, Any], *, project: str = "shop", data: Path | None = None, **settings: Any
 ) -> FeatureStore:
-    """A store over a repository folder of its own; ``data`` is where the Parquet files are."""
+    """A store over a repository folder of its own; ``data`` is where the Parquet files are, and ``settings`` are other
+    keys of ``feature_store.yaml``.
+    """
     repo.mkdir(parents=True, exist_ok=True)
     if data is None:
         data = repo / "data"
         write_data(data)
     config = RepoConfig(
         project=project,
-        provider="local",
         registry=str(repo / "registry.db"),
         online_store=online_store,
         entity_key_serialization_version=3,
         repo_path=repo,
+        **{"provider": "local", **settings},
     )
     store = FeatureStore(config=config)
     store.repo_path = repo

@@ -1,0 +1,132 @@
+"""The compute engine: ``batch_engine: {type: feast_quorin.QuorinComputeEngine}`` in ``feature_store.yaml``.
+
+It is Feast's local engine with another end. What an offline store gives stays an Arrow table on its way to the log,
+where the local engine makes a ``Value`` proto of every value. Transformations, aggregations, joins of views, filters
+and validation are the local engine's own; so is everything where the online store is not Quorin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
+from feast.infra.compute_engines.local.arrow_table_value import ArrowTableValue
+from feast.infra.compute_engines.local.compute import LocalComputeEngine
+from feast.infra.compute_engines.local.feature_builder import LocalFeatureBuilder
+from feast.infra.compute_engines.local.job import LocalMaterializationJob
+from feast.infra.compute_engines.local.local_node import LocalNode
+from feast.infra.compute_engines.local.nodes import LocalOutputNode
+from feast.repo_config import FeastConfigBaseModel
+
+from feast_quorin.online_store import QuorinOnlineStore
+from feast_quorin.tables import TableReader
+from feast_quorin.views import stored_view
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from feast.infra.compute_engines.dag.context import ExecutionContext
+    from feast.infra.compute_engines.dag.node import DAGNode
+    from feast.infra.registry.base_registry import BaseRegistry
+
+
+class QuorinComputeEngineConfig(FeastConfigBaseModel):
+    """The keys under ``batch_engine``."""
+
+    type: Literal["feast_quorin.QuorinComputeEngine", "feast_quorin.compute_engine.QuorinComputeEngine"] = (
+        "feast_quorin.QuorinComputeEngine"
+    )
+
+    backend: Literal["pandas", "polars"] | None = None
+    """What runs transformations, aggregations and joins; as for Feast's local engine."""
+
+
+class QuorinComputeEngine(LocalComputeEngine):
+    """Materializes as Feast's local engine does, with Arrow all the way from the offline store to the log.
+
+    Killed at any moment, it leaves whole rows, each at an old or a new version; running it again completes them.
+    """
+
+    def _materialize_one(
+        self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any
+    ) -> LocalMaterializationJob:
+        if not isinstance(self.online_store, QuorinOnlineStore):
+            return super()._materialize_one(registry, task, **kwargs)
+        job_id = f"{task.feature_view.name}-{task.start_time}-{task.end_time}"
+        context = self.get_execution_context(registry, task)
+        try:
+            _Builder(registry, task, backend=self._get_backend(context)).build().execute(context)
+        except Exception as error:  # noqa: BLE001 - the provider raises it again from the job
+            return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.ERROR, error=error)
+        return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.SUCCEEDED)
+
+
+class _Builder(LocalFeatureBuilder):
+    """The local engine's plan, without the nodes that only carry a table to pandas and back."""
+
+    def build_filter_node(self, view: Any, input_node: DAGNode) -> DAGNode:
+        """Materialization has no entity frame, so only an expression of the user's can filter anything."""
+        if getattr(view, "filter", None):
+            node: DAGNode = super().build_filter_node(view, input_node)
+            return node
+        return input_node
+
+    def build_dedup_node(self, view: Any, input_node: DAGNode) -> DAGNode:
+        if view is not self.dag_root.view:
+            node: DAGNode = super().build_dedup_node(view, input_node)
+            return node
+        return self._appended(_NewestNode("dedup", view, inputs=[input_node]))
+
+    def build_output_nodes(self, view: Any, input_node: DAGNode) -> DAGNode:  # noqa: ARG002 - Feast's signature
+        return self._appended(_OutputNode("output", self.dag_root.view, self.task, inputs=[input_node]))
+
+    def _appended(self, node: DAGNode) -> DAGNode:
+        self.nodes.append(node)
+        return node
+
+
+class _NewestNode(LocalNode):
+    """One row an entity."""
+
+    def __init__(self, name: str, view: Any, inputs: list[DAGNode]) -> None:
+        super().__init__(name, inputs=inputs)
+        self._view = view
+
+    def execute(self, context: ExecutionContext) -> ArrowTableValue:
+        table = self.get_single_table(context).data
+        reader = TableReader(stored_view(context.repo_config, self._view), self._view)
+        return ArrowTableValue(reader.newest(table))
+
+
+class _OutputNode(LocalOutputNode):
+    """The table into the log, and into the offline store for views that are written there too."""
+
+    def __init__(self, name: str, view: Any, task: Any, inputs: list[DAGNode]) -> None:
+        super().__init__(name, view, inputs=inputs)
+        self._task = task
+
+    def execute(self, context: ExecutionContext) -> ArrowTableValue:
+        table: pa.Table = self.get_single_table(context).data
+        output = ArrowTableValue(data=table)
+        if not table.num_rows:
+            return output
+        if self.feature_view.online:
+            store: Any = context.online_store
+            with _progress(self._task, table.num_rows) as advance:
+                store.write_table(context.repo_config, self.feature_view, table, advance)
+        if self.feature_view.offline:
+            context.offline_store.offline_write_batch(
+                config=context.repo_config, feature_view=self.feature_view, table=table, progress=lambda _: None
+            )
+        return output
+
+
+@contextmanager
+def _progress(task: MaterializationTask, rows: int) -> Iterator[Callable[[int], Any]]:
+    """Feast's progress bar over a number of rows."""
+    if task.tqdm_builder is None:
+        yield lambda _: None
+        return
+    with task.tqdm_builder(rows) as bar:
+        yield bar.update
