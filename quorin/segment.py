@@ -29,7 +29,7 @@ from quorin.errors import (
 )
 from quorin.growth import next_generation
 from quorin.logging import get_logger
-from quorin.view import GENERATION_DIGITS, SEGMENT_NAME, SegmentView
+from quorin.view import GENERATION_DIGITS, SEGMENT_NAME, SegmentView, segment_stats
 
 if TYPE_CHECKING:
     from quorin.backend import ControlPlane
@@ -111,29 +111,7 @@ class Segment:
 
     def stats(self) -> dict[str, Any]:
         """Rows, bytes, load and who writes: one flat dictionary of plain values."""
-        view = self.current_view()
-        header = view.header
-        return {
-            "name": view.name,
-            "path": str(view.path),
-            "schema": view.schema.__name__,
-            "schema_version": view.stored.version,
-            "rows": int(header["entity_count"]),
-            "deleted_rows": int(header["deleted_count"]),
-            "capacity": view.layout.capacity,
-            "load": int(header["entity_count"] + header["deleted_count"]) / view.layout.capacity,
-            "bytes": view.layout.file_bytes,
-            "row_bytes": view.layout.row_stride,
-            "heap_bytes": view.layout.heap_bytes,
-            "heap_used_bytes": int(header["heap_used"]),
-            "heap_garbage_bytes": int(header["heap_garbage"]),
-            "generation": view.generation,
-            "position": self.position,
-            "writer_pid": int(header["writer_pid"]) if int(header["writer_active"]) else None,
-            "writer_epoch": int(header["epoch"]),
-            "writer_heartbeat_age_seconds": (time.time_ns() - int(header["writer_heartbeat_ns"])) / 1e9,
-            "age_seconds": (time.time_ns() - int(header["created_ns"])) / 1e9,
-        }
+        return segment_stats(self.current_view())
 
     def current_view(self) -> SegmentView:
         """The view of the newest generation, followed to it if need be. :raises SegmentClosedError: after close."""

@@ -186,6 +186,33 @@ class SegmentView:
         return int(self.header["epoch"]) > 0
 
 
+def segment_stats(view: SegmentView) -> dict[str, Any]:
+    """Rows, bytes, load and who writes: one flat dictionary of plain values, as they stand in the header now."""
+    header = view.header
+    rows, deleted = int(header["entity_count"]), int(header["deleted_count"])
+    return {
+        "name": view.name,
+        "path": str(view.path),
+        "schema": view.schema.__name__,
+        "schema_version": view.stored.version,
+        "rows": rows,
+        "deleted_rows": deleted,
+        "capacity": view.layout.capacity,
+        "load": (rows + deleted) / view.layout.capacity,
+        "bytes": view.layout.file_bytes,
+        "row_bytes": view.layout.row_stride,
+        "heap_bytes": view.layout.heap_bytes,
+        "heap_used_bytes": int(header["heap_used"]),
+        "heap_garbage_bytes": int(header["heap_garbage"]),
+        "generation": view.generation,
+        "position": int(header["partitions"][0]["position"]),
+        "writer_pid": int(header["writer_pid"]) if int(header["writer_active"]) else None,
+        "writer_epoch": int(header["epoch"]),
+        "writer_heartbeat_age_seconds": (time.time_ns() - int(header["writer_heartbeat_ns"])) / 1e9,
+        "age_seconds": (time.time_ns() - int(header["created_ns"])) / 1e9,
+    }
+
+
 def vector_plan(view: SegmentView, fields: Sequence[FeatureField]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The read plan that fills a float32 vector with ``fields``, in the order given.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -126,6 +127,11 @@ def test_dead_letters_are_listed_shown_and_replayed(connection: str) -> None:
     assert "[bold]QREC" in listed
     assert "'some-id'" in output("deadletter", "show", str(good), "-c", connection)
     assert "garbage" in output("deadletter", "show", str(bad), "-c", connection)
+    first, second = json.loads(output("deadletter", "list", "--json", "-c", connection))
+    assert (first["position"], first["schema"], first["rows"]) == (good, "Trip", 1)
+    assert (second["schema"], second["reason"]) == (None, "a record begins with [bold]QREC")
+    shown = json.loads(output("deadletter", "show", str(good), "--json", "-c", connection))
+    assert shown["values"] == [{"entity_id": "some-id", "event_time_ns": 5, "score": 2.5}]
     replayed = run("deadletter", "replay", "--all", "-c", connection)
     assert replayed.returncode == 1
     assert f"dead letter {bad} cannot be replayed" in replayed.stderr

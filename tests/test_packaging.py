@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+import quorin
+
 ROOT = Path(__file__).parent.parent
+VERSION = quorin.__version__
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ENVIRONMENT = {"PATH": "/usr/bin:/bin"}  # neither PYTHONPATH nor the checkout
 
@@ -42,9 +45,9 @@ def test_wheel_holds_both_packages_and_the_hook_and_nothing_else(wheel):
         "quorin",
         "feast_quorin",
         "quorin_feast.pth",
-        "quorin-0.1.0.dist-info",
+        f"quorin-{VERSION}.dist-info",
     }
-    assert {"quorin/py.typed", "feast_quorin/py.typed", "quorin-0.1.0.dist-info/licenses/LICENSE"} <= set(names)
+    assert {"quorin/py.typed", "feast_quorin/py.typed", f"quorin-{VERSION}.dist-info/licenses/LICENSE"} <= set(names)
     assert "feast_quorin/quorin_feast.pth" not in names
 
 

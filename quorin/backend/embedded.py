@@ -42,6 +42,14 @@ class EmbeddedBackend:
         """The log of that name."""
         return EmbeddedLog(self._database, self._namespace, stream_key)
 
+    def facts(self) -> dict[str, str]:
+        """SQLite's version, how it syncs, and the size of the file in bytes."""
+        with self._database.connection() as connection:
+            asked = ("journal_mode", "synchronous", "page_count", "page_size")
+            facts = {name: str(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in asked}
+        size = int(facts.pop("page_count")) * int(facts.pop("page_size"))
+        return {"kind": "sqlite", "version": sqlite3.sqlite_version, "file_bytes": str(size), **facts}
+
     def close(self) -> None:
         """Close every thread's connection."""
         self._database.close()
@@ -224,6 +232,14 @@ class EmbeddedLog:
             log, last, trimmed = self._row(connection)
             first = connection.execute("SELECT MIN(position) FROM entries WHERE log = ?", (log,)).fetchone()[0]
         return Bounds(first or 0, last, trimmed)
+
+    def sizes(self) -> tuple[int, int]:
+        """The numbers of rows in the two tables."""
+        with self._database.snapshot() as connection:
+            sql = "SELECT id, entry_count FROM logs WHERE namespace = ? AND stream_key = ?"
+            log, entries = connection.execute(sql, self._key).fetchone() or (0, 0)
+            letters = connection.execute("SELECT COUNT(*) FROM dead_letters WHERE log = ?", (log,)).fetchone()[0]
+        return int(entries), int(letters)
 
     def trim(self, through: int) -> int:
         """Delete in one transaction; the file keeps its size and reuses the space."""

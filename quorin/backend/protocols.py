@@ -72,6 +72,9 @@ class Log(Protocol):
     def bounds(self) -> Bounds:
         """Where the log begins and ends. Trimmed entries count for the end."""
 
+    def sizes(self) -> tuple[int, int]:
+        """How many entries and how many dead letters there are. Cheap, whatever they hold."""
+
     def trim(self, through: int) -> int:
         """Forget the entries up to and with a position; gives how many there were."""
 
@@ -144,6 +147,11 @@ class Backend(Protocol):
 
     def log(self, stream_key: str = ...) -> Log:
         """The log of that name; it need not exist yet."""
+
+    def facts(self) -> dict[str, str]:
+        """What the store says of itself and people may want to know: ``kind`` (``redis`` or ``sqlite``), ``version``,
+        and how it keeps what it is given. Names beyond those two differ.
+        """
 
     def close(self) -> None:
         """Give connections back. Closing twice is fine; using a closed one raises ``ConnectionFailedError``."""

@@ -35,6 +35,10 @@ _DEFAULTS: dict[str, Any] = {"socket_connect_timeout": 2.0, "socket_timeout": 5.
 _RETRY_PAUSES_SECONDS = (0.04, 0.08)
 _NEEDS_PROTOCOL_3 = ("maint_notifications", "oss_cluster_maint", "event_dispatcher", "cache")
 _LARGEST_READ_COUNT = 4096
+_FACTS = (
+    "aof_enabled", "aof_last_write_status", "maxmemory", "maxmemory_policy", "used_memory", "redis_mode", "role",
+    "connected_slaves", "uptime_in_seconds",
+)  # fmt: skip
 
 
 class RedisBackend:
@@ -73,6 +77,19 @@ class RedisBackend:
     def log(self, stream_key: str = keys.DEFAULT_STREAM_KEY) -> RedisLog:
         """The log of that name."""
         return RedisLog(self._server, self._namespace, stream_key)
+
+    def facts(self) -> dict[str, str]:
+        """What ``INFO`` says of version, persistence, memory and clock; ``appendfsync`` where the user may ask."""
+        lines = self._server.call("INFO").decode().splitlines()
+        info = dict(line.split(":", 1) for line in lines if ":" in line)
+        seconds, microseconds = self._server.call("TIME")
+        facts = {name: info[name] for name in _FACTS if name in info}
+        facts |= {"kind": "redis", "version": info["redis_version"], "time": f"{int(seconds)}.{int(microseconds):06}"}
+        try:
+            facts["appendfsync"] = self._server.call("CONFIG", "GET", "appendfsync")[1].decode()
+        except ConnectionFailedError:  # Only an administrator may ask.
+            facts["appendfsync"] = "unknown"
+        return facts
 
     def close(self) -> None:
         """Close the connections."""
@@ -202,6 +219,10 @@ class RedisLog:
         """The first entry's position and the last one that was given."""
         first, last, trimmed = self._server.run(keys.LUA_BOUNDS, [self._keys.stream, self._keys.trimmed], [])
         return Bounds(keys.position_of(first), keys.position_of(last), int(trimmed))
+
+    def sizes(self) -> tuple[int, int]:
+        """The lengths of the stream and of the hash of dead letters."""
+        return int(self._server.call("XLEN", self._keys.stream)), int(self._server.call("HLEN", self._keys.dead))
 
     def trim(self, through: int) -> int:
         """Trim the stream exactly; it stays, with its last id, when nothing is left in it."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quorin.cli.options import Connection, Namespace, StreamKey
+from quorin.cli.options import Connection, LogJson, LogLevel, Namespace, StreamKey
 from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
 
@@ -28,17 +28,26 @@ def consumer(
     frozen_after: Annotated[
         float, typer.Option(min=1, help="Seconds without a sign of life until another writer is overtaken.")
     ] = 30.0,
+    log_level: LogLevel = "INFO",
+    log_json: LogJson = True,
 ) -> None:
     """Apply the log to shared memory, for all schemas that the control plane knows and gets to know.
 
     Run one or more a machine: one writes, the others wait and take over at once when it dies. Ends in good order on
     SIGTERM and Ctrl-C.
+
+    Examples:
+    - `quorin consumer -c redis://localhost:6379`: beside Redis, forever
+
+    - `quorin consumer -c data/quorin --log-text`: for the embedded store of a Feast repository, with lines for people
+
+    Exit codes: 0 ended when asked to, 1 could not go on (the reason is on stderr), 2 wrong usage.
     """
     from quorin import logging, presence
     from quorin.backend import connect
     from quorin.wal_consumer import NoopOfflineWriter, WALConsumer
 
-    logging.configure()
+    logging.configure(log_level, json=log_json)
     backend = connect(connection, namespace=namespace)
     running = WALConsumer(
         backend,

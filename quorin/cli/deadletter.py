@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from quorin.cli.options import Connection, Namespace, Opened, StreamKey, escaped
+from quorin.cli.options import Connection, Namespace, Opened, StreamKey
+from quorin.cli.output import Json, add_row, console, print_json, table
 from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SEQUENCE_BITS
 
 if TYPE_CHECKING:
@@ -24,21 +23,24 @@ app = typer.Typer(
 
 @app.command("list")
 def list_dead_letters(
-    connection: Connection, namespace: Namespace = DEFAULT_NAMESPACE, stream_key: StreamKey = DEFAULT_STREAM_KEY
+    connection: Connection,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    stream_key: StreamKey = DEFAULT_STREAM_KEY,
+    as_json: Json = False,
 ) -> None:
     """Position, time, schema and reason of every dead letter."""
     with Opened(connection, namespace) as backend:
         letters = backend.log(stream_key).dead_letters()
+    if as_json:
+        print_json([_summary(letter) for letter in letters])
+        return
     if not letters:
         typer.echo("no dead letters")
         return
-    table = Table("position", "logged at", "schema", "rows", "bytes", "reason", box=None, pad_edge=False)
+    listed = table(*_NAMES.values())
     for letter in letters:
-        table.add_row(*(escaped(cell) for cell in _summary(letter)))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200
-    console.print(table)
+        add_row(listed, *("?" if cell is None else cell for cell in _summary(letter).values()))
+    console().print(listed)
 
 
 @app.command("show")
@@ -48,6 +50,7 @@ def show_dead_letter(
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     rows: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 10,
+    as_json: Json = False,
 ) -> None:
     """One dead letter: its reason, and its rows if they can be decoded, else its first bytes."""
     from quorin.errors import InvalidEntryError
@@ -55,18 +58,21 @@ def show_dead_letter(
 
     with Opened(connection, namespace) as backend:
         letter = _find(backend, stream_key, [position])[0]
-    for name, text in zip(
-        ("position", "logged at", "schema", "rows", "bytes", "reason"), _summary(letter), strict=True
-    ):
-        typer.echo(f"{name}: {text}")
+    shown: dict[str, Any] = _summary(letter)
     try:
         record = decode(letter.payload)
+        shown |= {"kind": record.kind.name, "values": record.batch.slice(0, rows).to_pylist()}
     except InvalidEntryError:
-        typer.echo(f"first bytes: {letter.payload[:256]!r}")
+        shown["first_bytes"] = letter.payload[:256]
+    if as_json:
+        print_json(shown)
         return
-    typer.echo(f"kind: {record.kind.name}")
-    for row in record.batch.slice(0, rows).to_pylist():
-        typer.echo(row)
+    for name, value in shown.items():
+        if name == "values":
+            for row in value:
+                typer.echo(row)
+        else:
+            typer.echo(f"{_NAMES.get(name, name.replace('_', ' '))}: {'?' if value is None else value}")
 
 
 @app.command("replay")
@@ -104,15 +110,23 @@ def _find(backend: Backend, stream_key: str, positions: list[int]) -> list[DeadL
     return [letters[position] for position in positions] if positions else list(letters.values())
 
 
-def _summary(letter: DeadLetter) -> tuple[str, ...]:
+def _summary(letter: DeadLetter) -> dict[str, Any]:
+    """What is known of a dead letter without decoding its rows; None for what its header does not tell."""
     from quorin.errors import InvalidEntryError
     from quorin.record import peek
 
     try:
         header = peek(letter.payload)
-        schema, rows = header.schema_name, str(header.row_count)
+        schema, rows = header.schema_name, header.row_count
     except InvalidEntryError:
-        schema, rows = "?", "?"
+        schema, rows = None, None
     # Positions begin with the milliseconds at which the log gave them, or began.
     logged_at = datetime.fromtimestamp((letter.position >> SEQUENCE_BITS) / 1000, UTC).isoformat(timespec="seconds")
-    return (str(letter.position), logged_at, schema, rows, str(len(letter.payload)), letter.reason)
+    values = (letter.position, logged_at, schema, rows, len(letter.payload), letter.reason)
+    return dict(zip(_NAMES, values, strict=True))
+
+
+_NAMES = {
+    "position": "position", "logged_at": "logged at", "schema": "schema", "rows": "rows", "bytes": "bytes",
+    "reason": "reason",
+}  # fmt: skip

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from quorin.backend import Backend
+    from quorin.schema import Schema
 
 Connection = Annotated[
     str,
@@ -15,13 +17,22 @@ Connection = Annotated[
         "--connection",
         "-c",
         envvar="QUORIN_CONNECTION",
-        help="The control plane: redis://, rediss:// or unix:// URL, or the directory of the embedded one.",
+        help="The control plane: redis://, rediss:// or unix:// URL, or the directory of the embedded one "
+        "(Feast's is data/quorin in the feature repository unless told otherwise).",
     ),
 ]
 Namespace = Annotated[
     str, typer.Option(envvar="QUORIN_NAMESPACE", help="Keeps deployments apart that share one Redis or directory.")
 ]
 StreamKey = Annotated[str, typer.Option(help="The name of the log.")]
+ShmDir = Annotated[
+    Path | None,
+    typer.Option(envvar="QUORIN_SHM_DIR", help="Where segments are, if not in /dev/shm.", show_default=False),
+]
+LogLevel = Annotated[str, typer.Option(envvar="QUORIN_LOG_LEVEL", help="DEBUG, INFO, WARNING or ERROR.")]
+LogJson = Annotated[
+    bool, typer.Option("--log-json/--log-text", envvar="QUORIN_LOG_JSON", help="Log JSON lines, or lines for people.")
+]
 
 
 class Opened:
@@ -37,6 +48,28 @@ class Opened:
 
     def __exit__(self, *_: object) -> None:
         self._backend.close()
+
+
+def resolve_schema(backend: Backend, asked: str) -> str:
+    """The name of a schema that the control plane knows: as asked, or that of the only feature view called so.
+
+    :raises typer.BadParameter: naming those there are.
+    """
+    known = sorted(backend.control.schemas())
+    if asked in known:
+        return asked
+    views = [name for name in known if name.endswith(f"__{asked}")]
+    if len(views) == 1:
+        return views[0]
+    shown = ", ".join(views or known) or "none"
+    raise typer.BadParameter(f"{asked!r} names no one schema at {backend.address}; there are: {shown}")
+
+
+def known_schema(backend: Backend, asked: str) -> Schema:
+    """The schema that :func:`resolve_schema` finds, as the control plane has it."""
+    from quorin.schema import schema_from_json
+
+    return schema_from_json(backend.control.schemas()[resolve_schema(backend, asked)])
 
 
 def escaped(text: str) -> str:

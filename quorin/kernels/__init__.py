@@ -18,7 +18,7 @@ from numba import types
 from quorin.kernels.cache import own_cache
 
 with own_cache():
-    from quorin.kernels import carry, memory, read, write
+    from quorin.kernels import carry, measure, memory, read, write
 
 _WORDS = types.Array(types.int64, 1, "C")
 _BYTES = types.Array(types.uint8, 1, "C")
@@ -37,6 +37,7 @@ read_one = _compiled(read.read_one, _WORDS, _TEXT, _BYTES)
 read_many = _compiled(read.read_many, _WORDS, *[_INT] * 5, _BYTES, _BOOLS, _FLOAT)
 gather_values = _compiled(read.gather_values, _INT, _INT, _INT, _WORDS, _INT)
 gather_texts = _compiled(read.gather_texts, _INT, _INT, _INT, _WORDS, _WORDS, _INT)
+event_times = _compiled(measure.event_times, _WORDS, _INT, _INT, _WORDS)
 hash_one = _compiled(read.hash_one, _TEXT, _WORD, _WORD)
 
 apply_rows = _compiled(write.apply_rows, _WORDS, _WORDS, *[_INT] * 9, _WORDS)

@@ -27,14 +27,15 @@ def own_cache() -> Iterator[None]:
     """
     before = config.CACHE_DIR
     if not before:
-        config.CACHE_DIR = str(_directory())
+        config.CACHE_DIR = str(directory())
     try:
         yield
     finally:
         config.CACHE_DIR = before
 
 
-def _directory() -> Path:
+def directory() -> Path:
+    """Where that is for this version of the kernels."""
     home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     paths = [*sorted((_PACKAGE / "kernels").glob("*.py")), *(_PACKAGE / name for name in _SOURCES)]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]

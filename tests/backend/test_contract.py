@@ -262,6 +262,23 @@ def test_dead_letters_are_kept_listed_and_removed(backend: Backend) -> None:
 # Several threads and processes
 
 
+def test_sizes_count_entries_and_dead_letters(backend: Backend) -> None:
+    log = backend.log()
+    assert log.sizes() == (0, 0)
+    positions = log.append([("T", b"x"), ("T", b"y"), ("T", b"z")])
+    log.bury(positions[0], b"x", "reason")
+    assert log.sizes() == (3, 1)
+    log.trim(positions[1])
+    assert log.sizes() == (1, 1)
+
+
+def test_facts_say_what_the_store_is(backend: Backend) -> None:
+    facts = backend.facts()
+    assert facts["kind"] in ("redis", "sqlite")
+    assert facts["version"][0].isdigit()
+    assert all(isinstance(value, str) for value in facts.values())
+
+
 def test_the_oldest_dead_letters_make_room(backend: Backend) -> None:
     log = backend.log()
     far = 1 << 61  # positions that a double cannot tell apart

@@ -1,0 +1,64 @@
+"""``quorin doctor``: looks at everything that goes wrong in practice, and says what to do about it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from quorin.cli.options import Namespace, ShmDir, StreamKey, escaped
+from quorin.cli.output import Json, console, print_json
+from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+
+_MARKS = {"ok": "[green]ok[/]     ", "warning": "[yellow]warning[/]", "problem": "[bold red]problem[/]"}
+
+
+def doctor(
+    connection: Annotated[
+        str | None,
+        typer.Option(
+            "--connection",
+            "-c",
+            envvar="QUORIN_CONNECTION",
+            help="The control plane: a Redis URL or a directory. Without it only this machine is looked at.",
+            show_default=False,
+        ),
+    ] = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    stream_key: StreamKey = DEFAULT_STREAM_KEY,
+    shm_dir: ShmDir = None,
+    as_json: Json = False,
+) -> None:
+    """Check this machine, the control plane, every segment and the log; say what is wrong and what to do.
+
+    Shared memory (room, limits, huge pages, whether logind removes it), compiled kernels, Feast and its hook, the
+    clock, Redis (version, persistence, memory), each segment's checksum and books, lag, trimming, dead letters.
+
+    Examples:
+    - `quorin doctor`: this machine alone
+
+    - `quorin doctor -c redis://localhost:6379`: all of it
+
+    - `quorin doctor --json | jq '.checks[] | select(.status != "ok")'`
+
+    Exit codes: 0 nothing worse than a warning, 1 a problem, 2 wrong usage.
+    """
+    from quorin.health import check_deployment, check_machine
+    from quorin.shm import default_shm_dir
+
+    directory = shm_dir or default_shm_dir()
+    checks = check_machine(directory)
+    if connection is not None:
+        checks += check_deployment(connection, namespace=namespace, stream_key=stream_key, shm_dir=directory)
+    if as_json:
+        print_json({"checks": [check.as_dict() for check in checks]})
+    else:
+        out = console()
+        for check in checks:
+            out.print(f"{_MARKS[check.status]} {escaped(check.name)}: {escaped(check.found)}", soft_wrap=True)
+            if check.advice:
+                out.print(f"         [dim]→[/] {escaped(check.advice)}", soft_wrap=True)
+        if connection is None:
+            out.print("\nGive --connection to look at the control plane, the segments and the log as well.")
+    if any(check.status == "problem" for check in checks):
+        raise typer.Exit(1)

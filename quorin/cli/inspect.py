@@ -1,0 +1,164 @@
+"""``quorin inspect``: segments, how far they are behind, and who is there."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quorin.cli.options import Connection, Namespace, Opened, ShmDir, StreamKey, resolve_schema
+from quorin.cli.output import Json, add_row, console, count, duration, moment, print_json, size, table
+from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+
+if TYPE_CHECKING:
+    from quorin.observe import Deployment, SegmentState
+    from quorin.schema import FeatureField
+
+
+def inspect(
+    connection: Connection,
+    schema: Annotated[
+        str | None, typer.Argument(help="One schema, or feature view, in detail. Without it: all, one a line.")
+    ] = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    stream_key: StreamKey = DEFAULT_STREAM_KEY,
+    shm_dir: ShmDir = None,
+    as_json: Json = False,
+) -> None:
+    """Show segments: rows, bytes, load, generation, how far each is behind the log, and who holds it.
+
+    Examples:
+    - `quorin inspect`: every segment, and the processes that said they are there
+
+    - `quorin inspect driver_stats`: one feature view's fields, memory, writer and readers
+
+    - `quorin inspect --json | jq '.segments[].rows'`
+
+    Exit codes: 0 shown, 1 a segment is missing or damaged, 2 wrong usage.
+    """
+    from quorin.observe import Observer
+
+    with Opened(connection, namespace) as backend, Observer(backend, shm_dir=shm_dir, stream_key=stream_key) as looking:
+        name = resolve_schema(backend, schema) if schema else None
+        seen = looking.observe(schema_name=name)
+    if as_json:
+        print_json(seen.segments[0].as_dict() if name else seen.as_dict())
+    elif name:
+        _print_one(seen.segments[0], seen)
+    else:
+        _print_all(seen)
+    if any(state.problem for state in seen.segments):
+        raise typer.Exit(1)
+
+
+def _print_all(seen: Deployment) -> None:
+    out = console()
+    segments = table(
+        "schema", "version", "rows", "load", "bytes", "gen", "lag rows", "lag", "newest", "writer", "readers"
+    )
+    for state in seen.segments:
+        stats = state.stats
+        if stats is None:
+            add_row(segments, state.schema_name, "", state.problem)
+            continue
+        add_row(
+            segments,
+            state.schema_name,
+            stats["schema_version"],
+            count(stats["rows"]),
+            f"{stats['load']:.0%}",
+            size(stats["bytes"]),
+            stats["generation"],
+            lag_rows(state),
+            lag_time(state),
+            newest(state),
+            stats["writer_pid"],
+            len(state.readers),
+        )
+    if seen.segments:
+        out.print(segments)
+    else:
+        out.print("no schemas yet: they come with the first `SegmentRegistry.create` or `feast apply`")
+    out.print(
+        f"\nlog at {seen.address}: {count(seen.log_entries)} entries, last position {seen.log.last}, "
+        f"trimmed to {seen.log.trimmed}, {count(seen.dead_letters)} dead letters",
+        markup=False,
+    )
+    for report in seen.processes:
+        out.print(
+            f"{report.role} {report.process}: {len(report.schemas)} schemas, seen {duration(report.age_seconds)} ago",
+            markup=False,
+        )
+
+
+def _print_one(state: SegmentState, seen: Deployment) -> None:
+    out = console()
+    facts = table("", "")
+    facts.show_header = False
+    add_row(facts, "schema", state.schema_name)
+    if state.problem:
+        add_row(facts, "problem", state.problem)
+    if state.stats:
+        _add_facts(facts, state, seen)
+    out.print(facts)
+    if state.schema:
+        fields = table("field", "type", "null reads as")
+        for field in state.schema.fields:
+            add_row(fields, field.name, type_text(field), _default_text(field))
+        out.print()
+        out.print(fields)
+
+
+def _add_facts(facts: object, state: SegmentState, seen: Deployment) -> None:
+    stats = state.stats or {}
+    garbage = stats["heap_garbage_bytes"] / stats["heap_bytes"] if stats["heap_bytes"] else 0
+    for name, value in {
+        "version": stats["schema_version"],
+        "segment": stats["path"],
+        "generation": f"{stats['generation']}, made {duration(stats['age_seconds'])} ago",
+        "rows": f"{count(stats['rows'])} and {count(stats['deleted_rows'])} deleted, of {count(stats['capacity'])} "
+        f"({stats['load']:.1%}) before it grows",
+        "bytes": f"{size(stats['bytes'])}, of which {stats['row_bytes']} B a row",
+        "heap": f"{size(stats['heap_used_bytes'])} of {size(stats['heap_bytes'])} used, {garbage:.1%} garbage",
+        "position": f"{stats['position']}, the log ends at {seen.log.last}",
+        "lag": f"{lag_rows(state)} rows, {lag_time(state)}",
+        "oldest event": moment(state.events.oldest_ns if state.events else None),
+        "newest event": moment(state.events.newest_ns if state.events else None),
+        "writer": f"process {stats['writer_pid']}, last sign of life "
+        f"{duration(stats['writer_heartbeat_age_seconds'])} ago"
+        if stats["writer_pid"]
+        else "none",
+        "mapped by": ", ".join(str(process.pid) for process in state.readers) or "nobody else",
+    }.items():
+        add_row(facts, name, value)  # type: ignore[arg-type]
+
+
+def lag_rows(state: SegmentState) -> str:
+    """How many rows a segment lacks."""
+    if state.lag is None:
+        return "-"
+    return count(state.lag.rows) + ("" if state.lag.is_exact else "+")
+
+
+def lag_time(state: SegmentState) -> str:
+    """For how long the first row that a segment lacks has been waiting."""
+    return "-" if state.lag is None else "none" if not state.lag.entries else duration(state.lag.seconds)
+
+
+def newest(state: SegmentState) -> str:
+    """The age of the newest event."""
+    if state.events is None or state.events.newest_ns is None:
+        return "-"
+    return duration((time.time_ns() - state.events.newest_ns) / 1e9)
+
+
+def type_text(field: FeatureField) -> str:
+    """A field's type as people write it, such as ``float32[3]``."""
+    return field.dtype.name + "".join("[]" if size is None else f"[{size}]" for size in field.shape)
+
+
+def _default_text(field: FeatureField) -> str:
+    if field.is_variable:
+        return "not in vectors"
+    return "NaN" if field.default is None else str(field.default)

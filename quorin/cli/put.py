@@ -1,0 +1,113 @@
+"""``quorin put``: one row through the log, typed by its schema."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quorin.cli.options import Connection, Namespace, Opened, ShmDir, StreamKey, known_schema
+from quorin.cli.output import Json, print_json
+from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+
+if TYPE_CHECKING:
+    from quorin.schema import FeatureField
+
+
+def put(
+    connection: Connection,
+    schema: Annotated[str, typer.Argument(help="A schema, or feature view.")],
+    entity_id: Annotated[str, typer.Argument(help="The entity's id.")],
+    values: Annotated[list[str], typer.Argument(help="field=value; lists and arrays as JSON, bytes as hexadecimals.")],
+    null: Annotated[
+        list[str] | None, typer.Option("--null", help="A field that is to be null; may be repeated.")
+    ] = None,
+    event_time: Annotated[
+        str | None,
+        typer.Option(help="When the event was: ns since the epoch, or like 2026-05-01T12:00:00Z. Without it: now."),
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Leave the fields that are not named as they are.")
+    ] = False,
+    sync: Annotated[
+        bool, typer.Option("--sync", help="Return only when the segment on this machine shows it.")
+    ] = False,
+    timeout_ms: Annotated[float, typer.Option(min=1, help="How long --sync waits.")] = 5000.0,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    stream_key: StreamKey = DEFAULT_STREAM_KEY,
+    shm_dir: ShmDir = None,
+    as_json: Json = False,
+) -> None:
+    """Write one row through the log. Every field must be given, or `--partial`.
+
+    Examples:
+    - `quorin put UserFeatures user_001 age_normalized=0.5 session_count_7d=42 ltv_score=12.3 --sync`
+
+    - `quorin put UserFeatures user_001 ltv_score=13 --partial`
+
+    - `quorin put Items i7 'tags=["new", "red"]' --null price`
+
+    Exit codes: 0 the row is in the log (with `--sync`: is served), 1 it was refused, or is in the log but nobody
+    applied it in time, 2 wrong usage.
+    """
+    from quorin.shm import SegmentRegistry
+    from quorin.wal import WALProducer
+
+    with Opened(connection, namespace) as backend:
+        chosen = known_schema(backend, schema)
+        fields = {field.name: field for field in chosen.fields}
+        row: dict[str, Any] = dict.fromkeys(null or [])
+        for word in values:
+            name, equals, text = word.partition("=")
+            if not equals or name not in fields or name in row:
+                raise typer.BadParameter(f"{word!r}: expected field=value, each field once, of {', '.join(fields)}")
+            row[name] = _parsed(fields[name], text)
+        registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
+        with WALProducer(backend, stream_key=stream_key, registry=registry) as producer:
+            time_ns = None if event_time is None else _time_ns(event_time)
+            position = producer.write(chosen, entity_id, row, time_ns, partial=partial)
+            if sync:
+                producer.wait(chosen, position, timeout_ms=timeout_ms)
+    if as_json:
+        print_json({"schema": chosen.__name__, "entity_id": entity_id, "position": position, "is_served": sync or None})
+    else:
+        typer.echo(f"{'served' if sync else 'in the log'} at position {position}")
+
+
+def _parsed(field: FeatureField, text: str) -> Any:
+    """A word of the command line as the field's type has it; what does not fit, the producer refuses with reasons."""
+    from quorin.schema import dtype
+
+    try:
+        if field.shape:
+            return _elements(field, json.loads(text))
+        if field.dtype is dtype.string:
+            return text
+        if field.dtype is dtype.bytes:
+            return bytes.fromhex(text)
+        if field.dtype is dtype.bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return float(text) if field.dtype in (dtype.float32, dtype.float64) else int(text)
+    except (ValueError, KeyError) as error:
+        raise typer.BadParameter(f"field {field.name!r}: {text!r} is no {field.dtype.name}") from error
+
+
+def _elements(field: FeatureField, value: Any) -> Any:
+    from quorin.schema import dtype
+
+    if field.dtype is dtype.bytes and isinstance(value, list):
+        return [bytes.fromhex(item) for item in value]
+    return value
+
+
+def _time_ns(text: str) -> int:
+    if text.lstrip("-").isdigit():
+        return int(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"event time {text!r}: expected ns, or a time like 2026-05-01T12:00:00Z") from error
+    since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
+    return ((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds) * 1000

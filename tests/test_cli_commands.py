@@ -1,0 +1,224 @@
+"""``inspect``, ``get``, ``put``, ``doctor`` and ``bench`` as their users have them, on both kinds of control plane."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import quorin
+from quorin.backend import Backend, connect
+from quorin.health import check_machine
+from quorin.record import Kind, encode
+from quorin.rows import row_batch
+from quorin.schema import FeatureField, dtype, make_schema, schema_to_json
+from quorin.shm import SegmentRegistry
+from quorin.wal import WALProducer
+from quorin.wal_consumer import WALConsumer
+from tests.schemas import Everything
+
+ROOT = Path(__file__).parents[1]
+TRIP = make_schema("shop__trip", [FeatureField("score", dtype.float64), FeatureField("tags", dtype.string, (None,))])
+EVENT_NS = 1_700_000_000_000_000_000
+
+
+class Place:
+    """A deployment with some rows, and the command line pointed at it."""
+
+    def __init__(self, connection: str, shm_dir: Path) -> None:
+        self.shm_dir = shm_dir
+        self.connection = connection
+        self.backend: Backend = connect(connection)
+        self.registry = SegmentRegistry(self.backend, shm_dir=shm_dir)
+        self.producer = WALProducer(self.backend, registry=self.registry)
+
+    def drain(self, *schemas: Any) -> None:
+        with WALConsumer(self.backend, schemas or [TRIP], registry=self.registry) as consumer:
+            consumer.drain()
+
+    def run(self, *words: str, code: int = 0, **environment: str) -> Any:
+        variables = {"QUORIN_CONNECTION": self.connection, "QUORIN_SHM_DIR": str(self.shm_dir), "COLUMNS": "200"}
+        done = subprocess.run(
+            [sys.executable, "-m", "quorin", *words],
+            env={**os.environ, **variables, **environment},
+            cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    def json(self, *words: str, code: int = 0) -> Any:
+        return json.loads(self.run(*words, "--json", code=code).stdout)
+
+
+@pytest.fixture(params=["embedded", "redis"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    embedded = request.param == "embedded"
+    connection = str(tmp_path / "store") if embedded else str(request.getfixturevalue("redis_url"))
+    (tmp_path / "shm").mkdir()
+    place = Place(connection, tmp_path / "shm")
+    place.backend.control.put_schema(TRIP.__name__, schema_to_json(TRIP))
+    place.producer.write(TRIP, "a", {"score": 1.5, "tags": ["x", "[red]"]}, EVENT_NS)
+    place.producer.write(TRIP, "b", {"score": float("nan"), "tags": None}, EVENT_NS + 10**9)
+    place.drain()
+    yield place
+    place.producer.close()
+    place.backend.close()
+
+
+def test_inspect_shows_segments_lag_and_detail(place: Place) -> None:
+    for number in range(3):
+        place.producer.write(TRIP, f"late{number}", {"score": 1, "tags": []})
+    seen = place.json("inspect")
+    (segment,) = seen["segments"]
+    assert (segment["rows"], segment["generation"], segment["problem"]) == (2, 1, None)
+    assert (segment["lag"]["entries"], segment["lag"]["rows"], segment["lag"]["is_exact"]) == (3, 3, True)
+    assert segment["lag"]["seconds"] > 0
+    assert segment["oldest_event_time_ns"] == EVENT_NS
+    assert segment["newest_event_time_ns"] == EVENT_NS + 10**9
+    assert seen["log"]["entries"] == 5
+    assert seen["log"]["last"] > segment["position"] > 0
+    with place.registry.open_current(TRIP) as held:
+        text = place.run("inspect", "trip").stdout
+        assert f"mapped by     {os.getpid()}" in text
+        assert held.name in text
+    assert "string[]" in text
+    assert "2023-11-14 22:13:20.000+00:00" in text
+    assert "shop__trip" in place.run("inspect").stdout
+    assert "no one schema" in place.run("inspect", "nothing", code=2).stderr
+
+
+def test_inspect_says_what_is_missing(place: Place) -> None:
+    for path in place.shm_dir.glob("quorin_*"):
+        path.unlink()
+    (segment,) = place.json("inspect", code=1)["segments"]
+    assert "there is no such file" in segment["problem"]
+    assert [field["name"] for field in segment["fields"]] == ["score", "tags"]
+    assert "there is no such file" in place.run("inspect", code=1).stdout
+
+
+def test_get_shows_typed_values_and_ages(place: Place) -> None:
+    answer = place.json("get", "a", "b", "nobody", code=1)
+    assert [row["values"] for row in answer["rows"]] == [
+        {"score": 1.5, "tags": ["x", "[red]"]},
+        {"score": "NaN", "tags": None},
+    ]
+    assert answer["rows"][0]["types"]["score"] == "double"
+    assert answer["rows"][0]["event_time_ns"] == EVENT_NS
+    assert answer["rows"][0]["age_seconds"] > 3600
+    assert answer["missing"] == [{"schema": None, "entity_id": "nobody"}]
+    text = place.run("get", "a", "--schema", "trip", "--field", "tags")
+    assert "['x', '[red]']" in text.stdout
+    assert "score" not in text.stdout
+    refused = place.run("get", "a", "-s", "trip", "-f", "colour", code=1)
+    assert "colour" in refused.stderr
+
+
+def test_put_is_typed_and_goes_through_the_log(place: Place) -> None:
+    assert "in the log" in place.run("put", "trip", "c", "score=2.25", 'tags=["new"]').stdout
+    place.drain()
+    time = "2024-01-01T00:00:00Z"
+    said = place.json("put", "shop__trip", "c", "score=7", "--null", "tags", "--event-time", time)
+    assert said["position"] == place.backend.log().bounds().last
+    place.drain()
+    assert place.json("get", "c")["rows"][0]["values"] == {"score": 2.25, "tags": ["new"]}
+    for words, text in (
+        (("score=much",), "'much' is no float64"),
+        (("colour=red",), "expected field=value"),
+        (("score=1", "--event-time", "soon"), "event time 'soon'"),
+    ):
+        assert text in " ".join(place.run("put", "trip", "c", *words, code=2).stderr.replace("│", " ").split())
+    assert "tags" in place.run("put", "trip", "c", "score=1", code=1).stderr
+    unserved = place.run("put", "trip", "d", "score=1", "--partial", "--sync", "--timeout-ms", "50", code=1)
+    assert "it is not lost" in unserved.stderr
+
+
+def test_put_knows_every_type(place: Place) -> None:
+    place.backend.control.put_schema("Everything", schema_to_json(Everything))
+    words = [
+        "f32=0.5", "f64=1e300", "i32=-7", "i64=9007199254740993", "u8=255", "flag=true", "text=null", "blob=00ff",
+        "vector=[1, 2, 3]", "grid=[[1, 2], [3, 4]]", "flags=[true, false, true]", "numbers=[]", "marks=[false]",
+        'tags=["é"]', 'blobs=["0a"]',
+    ]  # fmt: skip
+    place.run("put", "Everything", "e", *words)
+    place.drain(Everything)
+    (row,) = place.json("get", "e", "-s", "Everything")["rows"]
+    assert row["values"] == {
+        "f32": 0.5, "f64": 1e300, "i32": -7, "i64": 9007199254740993, "u8": 255, "flag": True, "text": "null",
+        "blob": "00ff", "vector": [1, 2, 3], "grid": [[1, 2], [3, 4]], "flags": [True, False, True], "numbers": [],
+        "marks": [False], "tags": ["é"], "blobs": ["0a"],
+    }  # fmt: skip
+
+
+def test_doctor_names_what_is_wrong(place: Place) -> None:
+    checks = {check["name"]: check for check in place.json("doctor")["checks"]}
+    assert checks["segment of shop__trip"]["status"] == "ok"
+    assert checks["lag of shop__trip"]["found"] == "none"
+    assert checks["dead letters"]["status"] == "ok"
+    if place.connection.startswith("unix"):
+        assert checks["persistence of Redis"]["status"] == "warning"
+        assert "noeviction" in checks["memory of Redis"]["found"]
+    old = encode(Kind.upsert, TRIP, row_batch(TRIP, "z", {"score": 1.0, "tags": []}, 5), written_ns=EVENT_NS)
+    place.backend.log().append([(TRIP.__name__, old)])
+    place.backend.log().bury(1, b"bad", "reason")
+    (path,) = place.shm_dir.glob("quorin_*")
+    stale = place.run("doctor", code=1).stdout
+    assert "nobody applies the log" in stale
+    assert "quorin deadletter list" in stale
+    content = bytearray(path.read_bytes())
+    content[70] ^= 1
+    path.write_bytes(content)
+    checks = {check["name"]: check for check in place.json("doctor", code=1)["checks"]}
+    assert checks["segment of shop__trip"]["status"] == "problem"
+    assert "checksum" in checks["segment of shop__trip"]["found"]
+
+
+def test_doctor_without_a_deployment_looks_at_the_machine(tmp_path: Path) -> None:
+    names = {check.name for check in check_machine(tmp_path)}
+    assert {"RemoveIPC of logind", "compiled kernels", "Feast", "huge pages for shared memory"} <= names
+    (missing,) = [check for check in check_machine(tmp_path / "none") if check.name.startswith("shared memory")]
+    assert missing.status == "problem"
+    assert "QUORIN_SHM_DIR" in missing.advice
+
+
+def test_doctor_tells_an_unreachable_control_plane(tmp_path: Path) -> None:
+    environment = {**os.environ, "QUORIN_CONNECTION": f"unix://:hunter2@{tmp_path}/no.sock", "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-m", "quorin", "doctor"],
+        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "problem control plane" in done.stdout
+    assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_bench_measures_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "shm").mkdir()
+    words = [sys.executable, "-m", "quorin", "bench", "--entities", "1000", "--seconds", "0.1", "--json"]
+    environment = {**os.environ, "QUORIN_SHM_DIR": str(tmp_path / "shm"), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    results = json.loads(done.stdout)
+    assert results["quorin"] == quorin.__version__
+    assert 0 < results["read_hot_seconds"]["p50"] <= results["read_hot_seconds"]["p99"] < 0.01
+    assert results["batch_arrow_rows_per_second"] > 1000
+    assert 0 < results["write_sync_seconds"]["p50"] < 5
+    assert [path for path in tmp_path.rglob("*bench*") if "numba" not in str(path)] == []
+    assert list((tmp_path / "shm").glob("quorin_*")) == []
+
+
+def test_help_teaches_by_examples_and_says_exit_codes() -> None:
+    for name in ("inspect", "get", "put", "doctor", "bench", "consumer"):
+        done = subprocess.run(
+            [sys.executable, "-m", "quorin", name, "--help"],
+            env={**os.environ, "COLUMNS": "200"}, cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert "Examples" in done.stdout, name
+        assert "Exit codes" in done.stdout, name
+    version = subprocess.run([sys.executable, "-m", "quorin", "--version"], cwd=ROOT, capture_output=True, text=True)
+    assert version.stdout == f"quorin {quorin.__version__}\n"
