@@ -14,6 +14,8 @@ from quorin.schema import FeatureSchema, schema_from_json, schema_to_json
 from quorin.shm import Segment, SegmentRegistry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from quorin.schema import Schema
 
 _MERGED_ROWS = 8192
@@ -100,8 +102,18 @@ class Target:
         """What others may want to know of it."""
         return {"segment": self.opened.name, "position": self.opened.position}
 
-    def take(self, registry: SegmentRegistry, new_segment: dict[str, int], frozen_after_seconds: float) -> None:
+    def take(
+        self,
+        registry: SegmentRegistry,
+        new_segment: dict[str, int],
+        frozen_after_seconds: float,
+        *,
+        before_overtaking: Callable[[str], None],
+    ) -> None:
         """Open or create the segment and become its writer, in the place of one that gave no sign of life for so long.
+
+        ``before_overtaking`` is called with the schema's name before a frozen writer's rows are copied: what that one
+        does from then on must not take anything from the log.
 
         :raises WriterLeaseHeldError: if another process is the writer, or has just created the segment.
         """
@@ -116,6 +128,7 @@ class Target:
         except WriterLeaseHeldError:
             if self.opened.stats()["writer_heartbeat_age_seconds"] < frozen_after_seconds:
                 raise
+            before_overtaking(self.schema.__name__)
             self.opened.overtake_writer()
 
     def _create(self, registry: SegmentRegistry, new_segment: dict[str, int]) -> Segment:

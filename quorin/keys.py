@@ -13,6 +13,7 @@ key                          type    holds
 ``<log>``                    stream  the entries: ``s`` schema name, ``p`` record (:mod:`quorin.record`)
 ``<log>:identity``           string  the log's identity, made together with the stream
 ``<log>:trimmed``            string  the last position that was trimmed
+``<log>:trimmers``           hash    schema name → the consumer that may trim behind its segment
 ``<log>:dead``               hash    position → record of a dead letter
 ``<log>:dead:reasons``       hash    position → why it is dead
 ===========================  ======  ===================================================================
@@ -68,6 +69,7 @@ class LogKeys:
     stream: str
     identity: str
     trimmed: str
+    trimmers: str
     dead: str
     dead_reasons: str
 
@@ -75,7 +77,14 @@ class LogKeys:
 def log_keys(namespace: str, stream_key: str) -> LogKeys:
     """The keys of the log that users call ``stream_key``."""
     stream = f"{{{namespace}}}:{stream_key}"
-    return LogKeys(stream, f"{stream}:identity", f"{stream}:trimmed", f"{stream}:dead", f"{stream}:dead:reasons")
+    return LogKeys(
+        stream,
+        f"{stream}:identity",
+        f"{stream}:trimmed",
+        f"{stream}:trimmers",
+        f"{stream}:dead",
+        f"{stream}:dead:reasons",
+    )
 
 
 def position_of(stream_id: bytes) -> int:
@@ -148,11 +157,16 @@ return bounds
 """KEYS stream, trimmed. Gives the first entry's id (0-0: none), the last id ever given, the last trimmed position."""
 
 LUA_TRIM = """
+for i = 3, #ARGV, 2 do
+  local trimmer = redis.call('HGET', KEYS[3], ARGV[i])
+  if trimmer and trimmer ~= ARGV[i + 1] then return ARGV[i] end
+end
 local gone = redis.call('XTRIM', KEYS[1], 'MINID', ARGV[1])
 if gone > 0 then redis.call('SET', KEYS[2], ARGV[2]) end
 return gone
 """
-"""KEYS stream, trimmed; ARGV the id from which entries stay, and the position through which they go."""
+"""KEYS stream, trimmed, trimmers; ARGV the id from which entries stay, the position through which they go, then schema
+and consumer of each that must not have passed to another. Gives how many went, or the schema that has."""
 
 LUA_BURY = """
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
@@ -203,6 +217,9 @@ CREATE TABLE IF NOT EXISTS entries (
     position INTEGER PRIMARY KEY AUTOINCREMENT, log INTEGER NOT NULL, schema_name TEXT NOT NULL, payload BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS entries_by_schema ON entries (log, schema_name, position);
+CREATE TABLE IF NOT EXISTS trimmers (
+    log INTEGER NOT NULL, schema_name TEXT NOT NULL, consumer TEXT NOT NULL, PRIMARY KEY (log, schema_name)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS dead_letters (
     log INTEGER NOT NULL, position INTEGER NOT NULL, payload BLOB NOT NULL, reason TEXT NOT NULL,
     PRIMARY KEY (log, position)

@@ -11,6 +11,7 @@ What to do when is decided in :mod:`quorin.consumer_plan`; here it is done.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
 import time
 from typing import TYPE_CHECKING, Protocol
@@ -131,6 +132,7 @@ class WALConsumer:
         self._agenda = self._new_agenda()
         self._cursors = Cursors()
         self._identity = 0
+        self._name = secrets.token_hex(8)
         self._reads_in_a_row = 0
         self._stop = threading.Event()
         self._running = threading.Lock()
@@ -259,7 +261,14 @@ class WALConsumer:
             if target.holds_lease and target.schema.__name__ in self._cursors.after:
                 continue
             try:
-                target.take(self._registry, self._new_segment, self._frozen_after_seconds)
+                target.take(
+                    self._registry,
+                    self._new_segment,
+                    self._frozen_after_seconds,
+                    before_overtaking=self._claim,
+                )
+                if self._offline is not None:
+                    self._claim(target.schema.__name__)
             except WriterLeaseHeldError:
                 if not waiting:
                     raise
@@ -271,6 +280,9 @@ class WALConsumer:
                 continue
             self._cursors.after.pop(target.schema.__name__, None)
         self._agenda.took(len(self._owned()), time.monotonic())
+
+    def _claim(self, schema_name: str) -> None:
+        self._log.claim([schema_name], self._name)
 
     def _check(self) -> None:
         """Compare the log with each segment's header, and let those that do not follow it yet begin where they must.
@@ -360,7 +372,10 @@ class WALConsumer:
             if len(self._owned()) == len(self._targets) and self._backend.control.schemas().keys() <= everybody:
                 for target in self._targets:
                     target.opened.acquire_writer_lease()  # Who was overtaken may not trim what the other still needs.
-                self._log.trim(through)
+                try:
+                    self._log.trim(through, claims=dict.fromkeys(everybody, self._name))
+                except WriterFencedError as error:
+                    _log.warning("log_not_trimmed", error=str(error))
         self._agenda.flushed()
 
     def _finish(self) -> None:

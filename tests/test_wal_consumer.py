@@ -440,6 +440,30 @@ def test_what_was_applied_but_is_not_durable_goes_into_the_history_again(world: 
     assert world.position() == first
 
 
+def test_a_consumer_whose_schema_was_claimed_by_another_trims_no_more(world: World) -> None:
+    options: dict[str, Any] = {
+        "registry": world.registry,
+        "offline": NoopOfflineWriter(),
+        "flush_interval_seconds": 0.02,
+    }
+    consumer = WALConsumer(world.backend, [TRIP], **options)
+    running = threading.Thread(target=consumer.run)
+    running.start()
+    try:
+        world.producer.write_sync(TRIP, "a", row(1), timeout_ms=20_000)
+        until(lambda: world.log.bounds().first == 0)
+        world.log.claim(["Trip"], "another")
+        kept = world.producer.write_sync(TRIP, "a", row(2), timeout_ms=20_000)
+        world.producer.write_sync(TRIP, "a", row(3), timeout_ms=20_000)
+        time.sleep(0.3)
+        assert world.log.bounds().first == kept
+    finally:
+        consumer.stop()
+        running.join()
+        consumer.close()
+    assert world.log.bounds().first == kept
+
+
 def test_other_schemas_entries_are_not_trimmed(world: World) -> None:
     world.producer.write(TRIP, "a", row(1), 1)
     world.producer.write(STOP, "a", {"count": 1}, 1)

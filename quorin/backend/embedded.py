@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from quorin import keys
-from quorin.backend.protocols import Bounds, DeadLetter, ReadResult
+from quorin.backend.protocols import Bounds, DeadLetter, ReadResult, trim_refused
 from quorin.errors import ConnectionFailedError, LogFullError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
 _BUSY_TIMEOUT_SECONDS = 10.0
@@ -241,10 +241,21 @@ class EmbeddedLog:
             letters = connection.execute("SELECT COUNT(*) FROM dead_letters WHERE log = ?", (log,)).fetchone()[0]
         return int(entries), int(letters)
 
-    def trim(self, through: int) -> int:
+    def claim(self, schema_names: Collection[str], consumer: str) -> None:
+        """Set the schemas' trimmer."""
+        with self._database.transaction() as connection:
+            log, *_ = self._ensure(connection)
+            rows = [(log, name, consumer) for name in schema_names]
+            connection.executemany("INSERT OR REPLACE INTO trimmers VALUES (?, ?, ?)", rows)
+
+    def trim(self, through: int, *, claims: Mapping[str, str] | None = None) -> int:
         """Delete in one transaction; the file keeps its size and reuses the space."""
         with self._database.transaction() as connection:
             log, _, _ = self._ensure(connection)
+            trimmers = dict(connection.execute("SELECT schema_name, consumer FROM trimmers WHERE log = ?", (log,)))
+            for name, consumer in (claims or {}).items():
+                if trimmers.get(name, consumer) != consumer:
+                    raise trim_refused(name, self.stream_key, self._database.address)
             gone = connection.execute("DELETE FROM entries WHERE log = ? AND position <= ?", (log, through)).rowcount
             if gone:
                 sql = "UPDATE logs SET entry_count = entry_count - ?, trimmed = MIN(?, last_position) WHERE id = ?"

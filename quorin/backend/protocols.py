@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from quorin.errors import WriterFencedError
+
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,16 @@ class Log(Protocol):
     def sizes(self) -> tuple[int, int]:
         """How many entries and how many dead letters there are. Cheap, whatever they hold."""
 
-    def trim(self, through: int) -> int:
-        """Forget the entries up to and with a position; gives how many there were."""
+    def claim(self, schema_names: Collection[str], consumer: str) -> None:
+        """Let nobody trim in the name of these schemas from now on but this consumer."""
+
+    def trim(self, through: int, *, claims: Mapping[str, str] | None = None) -> int:
+        """Forget the entries up to and with a position; gives how many there were.
+
+        ``claims`` says which consumer asks for which schemas; it is compared and the entries are removed in one step.
+
+        :raises WriterFencedError: if another consumer has claimed one of them; nothing is forgotten.
+        """
 
     def bury(self, position: int, payload: bytes, reason: str, *, max_letters: int = ...) -> int:
         """Keep an entry that cannot be applied. Burying a position again replaces what is kept for it.
@@ -155,3 +165,10 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give connections back. Closing twice is fine; using a closed one raises ``ConnectionFailedError``."""
+
+
+def trim_refused(schema_name: str, stream_key: str, address: str) -> WriterFencedError:
+    """The error for a trim in the name of a schema that another consumer has claimed."""
+    return WriterFencedError(
+        f"log {stream_key!r} at {address} was not trimmed: another consumer has taken {schema_name!r} over"
+    )

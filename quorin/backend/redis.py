@@ -25,11 +25,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from quorin import keys
-from quorin.backend.protocols import Bounds, DeadLetter, ReadResult
+from quorin.backend.protocols import Bounds, DeadLetter, ReadResult, trim_refused
 from quorin.errors import ConnectionFailedError, LogFullError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 _DEFAULTS: dict[str, Any] = {"socket_connect_timeout": 2.0, "socket_timeout": 5.0}
 _RETRY_PAUSES_SECONDS = (0.04, 0.08)
@@ -224,11 +224,20 @@ class RedisLog:
         """The lengths of the stream and of the hash of dead letters."""
         return int(self._server.call("XLEN", self._keys.stream)), int(self._server.call("HLEN", self._keys.dead))
 
-    def trim(self, through: int) -> int:
+    def claim(self, schema_names: Collection[str], consumer: str) -> None:
+        """Set the schemas' trimmer."""
+        self._server.call("HSET", self._keys.trimmers, *(word for name in schema_names for word in (name, consumer)))
+
+    def trim(self, through: int, *, claims: Mapping[str, str] | None = None) -> int:
         """Trim the stream exactly; it stays, with its last id, when nothing is left in it."""
         through = min(through, self.bounds().last)
-        arguments = [keys.stream_id_of(through + 1), through]
-        return int(self._server.run(keys.LUA_TRIM, [self._keys.stream, self._keys.trimmed], arguments))
+        arguments: list[Any] = [keys.stream_id_of(through + 1), through]
+        for claim in (claims or {}).items():
+            arguments += claim
+        gone = self._server.run(keys.LUA_TRIM, [self._keys.stream, self._keys.trimmed, self._keys.trimmers], arguments)
+        if isinstance(gone, bytes):
+            raise trim_refused(gone.decode(), self.stream_key, self._server.address)
+        return int(gone)
 
     def bury(self, position: int, payload: bytes, reason: str, *, max_letters: int = keys.MAX_DEAD_LETTERS) -> int:
         """Keep a dead letter."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from quorin.backend import Backend, Bounds, DeadLetter, connect
-from quorin.errors import ConnectionFailedError, LogFullError
+from quorin.errors import ConnectionFailedError, LogFullError, WriterFencedError
 
 spawn = multiprocessing.get_context("spawn")
 
@@ -230,6 +230,17 @@ def test_a_full_log_takes_all_or_nothing(backend: Backend) -> None:
         log.append([("A", b"4")], max_entries=3)
     log.trim(positions[0])
     log.append([("A", b"4")], max_entries=3)
+
+
+def test_only_who_claimed_a_schema_last_trims_in_its_name(backend: Backend) -> None:
+    log = backend.log()
+    (position,) = log.append([("A", b"1")])
+    log.claim(["A", "B"], "first")
+    log.claim(["A"], "second")
+    with pytest.raises(WriterFencedError, match=r"another consumer has taken 'A' over"):
+        log.trim(position, claims={"B": "first", "A": "first"})
+    assert log.bounds() == Bounds(position, position)
+    assert log.trim(position, claims={"A": "second", "B": "first", "C": "first"}) == 1
 
 
 def test_a_wiped_log_is_another_log(backend: Backend, wipe: Callable[[], None]) -> None:

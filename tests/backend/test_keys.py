@@ -25,5 +25,5 @@ def test_every_key_is_tabled() -> None:
 def test_every_script_and_table_is_named() -> None:
     assert all(name in PAGE for name in vars(keys) if name.startswith("LUA_"))
     tables = re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", keys.SQL_SCHEMA)
-    assert len(tables) == 7
+    assert len(tables) == 8
     assert all(f"`{name}`" in PAGE for name in tables)
