@@ -6,6 +6,7 @@ itself::
     driver_id=1001                -> 1001
     city="Oslo", shop=7           -> Oslo|7
     name=""                       -> \e
+    no join key at all            -> \e
     name="a|b\c"                  -> a\|b\\c
 
 In a view every join key has one type, so the text tells one key from every other.
@@ -95,7 +96,9 @@ def component(join_key: str, value: Any) -> str:
 
 
 def _entity_id(join_keys: list[str], values: list[Any]) -> str:
-    if len(join_keys) != len(values) or not values:
+    if not join_keys and not values:
+        return EMPTY
+    if len(join_keys) != len(values):
         raise ValueError(f"expected one value for each join key, got join keys {join_keys!r} and {len(values)} values")
     if len(values) == 1:
         return component(join_keys[0], values[0])

@@ -102,17 +102,20 @@ def transforms(views: Sequence[Any], references: Sequence[str], full_names: bool
 def compute(needed: Iterable[Transform], inputs: LazyResponse, full_names: bool) -> list[Computed]:
     """Run the on-demand views over what was read.
 
+    The first that takes a dictionary, and the first that takes a table, sees what those before it have computed; it is
+    the same for those after it. So it is in Feast.
+
     :raises Exception: whatever their functions raise, and Feast about their results.
     """
     as_dict: dict[str, Any] | None = None
     as_table: pa.Table | None = None
-    results = []
+    results: list[Computed] = []
     for transform in needed:
         view = transform.view
         started = time.monotonic()
         if view.mode == "python":
             if as_dict is None:
-                as_dict = inputs.to_dict()
+                as_dict = inputs.seeing(results).to_dict()
             if view.aggregations:
                 as_dict = utils._apply_aggregations_to_response(as_dict, view.aggregations, view.entities, view.mode)
                 continue
@@ -121,7 +124,7 @@ def compute(needed: Iterable[Transform], inputs: LazyResponse, full_names: bool)
             names = list(made)
         else:
             if as_table is None:
-                as_table = inputs.to_arrow()
+                as_table = inputs.seeing(results).to_arrow()
             if view.aggregations:
                 as_table = utils._apply_aggregations_to_response(as_table, view.aggregations, view.entities, view.mode)
                 continue

@@ -75,6 +75,10 @@ class LazyResponse(OnlineResponse):
     def proto(self, proto: Any) -> None:
         self._proto = proto
 
+    def seeing(self, computed: Sequence[Computed]) -> LazyResponse:
+        """The same with these computed features."""
+        return self.of(self._plan, self._keys, self._given, self._reads, self._features, tuple(computed))
+
     def __reduce__(self) -> tuple[Any, ...]:
         return OnlineResponse, (self.proto, dict(self._feature_types))
 

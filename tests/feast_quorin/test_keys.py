@@ -66,6 +66,10 @@ def test_a_null_or_a_list_is_refused_by_name(value: Value) -> None:
         entity_ids([key(driver=value)])
 
 
-def test_an_empty_key_is_refused() -> None:
+def test_a_key_without_join_keys_is_that_of_no_entity() -> None:
+    assert entity_ids([EntityKey()]) == ["\\e"]
+
+
+def test_a_key_without_a_value_is_refused() -> None:
     with pytest.raises(ValueError, match="expected one value for each join key"):
-        entity_ids([EntityKey()])
+        entity_ids([EntityKey(join_keys=["driver_id"])])
