@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from quorin.backend import ControlPlane, Log
     from quorin.consumer_plan import Cursors
     from quorin.consumer_targets import Target
+    from quorin.schema import Schema
     from quorin.wal_consumer import OfflineWriter
 
 _log = get_logger(__name__)
@@ -33,6 +34,8 @@ class Applier:
         self._dead_letters_of = log
         self._control = control
         self._offline = offline
+        self.appended: dict[Schema, int] = {}
+        """Of schemas with rows that went to the history and may not be durable yet, the last position."""
         self._elsewhere: set[str] = set()
         self._applied_here: Collection[str] = ()
 
@@ -92,6 +95,7 @@ class Applier:
             single = len(run.batches) == 1
             positions = pa.repeat(run.positions[0], batch.num_rows) if single else run.row_positions()
             self._offline.append(run.target.schema, batch, positions, kind=run.kind)
+            self.appended[run.target.schema] = run.positions[-1]
         metrics.labelled(metrics.rows_applied, name).inc(applied)
         metrics.labelled(metrics.rows_ignored, name).inc(batch.num_rows - applied)
         metrics.labelled(metrics.apply_delay_seconds, name).observe(max(0, time.time_ns() - run.written_ns) / 1e9)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from quorin.errors import QuorinError, SchemaError, SegmentNotFoundError, WriterLeaseHeldError
+from quorin.errors import EmptyDatasetError, QuorinError, SchemaError, SegmentNotFoundError, WriterLeaseHeldError
 from quorin.logging import get_logger
 from quorin.record import Kind
 from quorin.schema import FeatureSchema, schema_from_json, schema_to_json
@@ -105,15 +105,17 @@ class Target:
     def take(
         self,
         registry: SegmentRegistry,
-        new_segment: dict[str, int],
+        new_segment: dict[str, Any],
         frozen_after_seconds: float,
         *,
         before_overtaking: Callable[[str], None],
+        history: Any = None,
     ) -> None:
         """Open or create the segment and become its writer, in the place of one that gave no sign of life for so long.
 
         ``before_overtaking`` is called with the schema's name before a frozen writer's rows are copied: what that one
-        does from then on must not take anything from the log.
+        does from then on must not take anything from the log. A segment that is created is filled from ``history``, if
+        that is one that can be read.
 
         :raises WriterLeaseHeldError: if another process is the writer, or has just created the segment.
         """
@@ -122,7 +124,7 @@ class Target:
             try:
                 self._segment = registry.open_current(self.schema, read_only=False)
             except SegmentNotFoundError:
-                self._segment = self._create(registry, new_segment)
+                self._segment = self._create(registry, new_segment, history)
         try:
             self.opened.acquire_writer_lease()
         except WriterLeaseHeldError:
@@ -131,17 +133,36 @@ class Target:
             before_overtaking(self.schema.__name__)
             self.opened.overtake_writer()
 
-    def _create(self, registry: SegmentRegistry, new_segment: dict[str, int]) -> Segment:
+    def _create(self, registry: SegmentRegistry, new_segment: dict[str, Any], history: Any) -> Segment:
         """A new segment made current only where there is none, so that no other process's is ever replaced."""
         control, name = registry.backend.control, self.schema.__name__
         lost = control.current(name)
-        segment = registry.create(self.schema, set_current=False, **new_segment)
+        segment = self._hydrated(registry, new_segment, history)
+        if segment is None:
+            sizes = {key: new_segment[key] for key in ("capacity", "max_id_bytes")}
+            segment = registry.create(self.schema, set_current=False, **sizes)
         control.put_schema(name, schema_to_json(self.schema))
         if not control.set_current(name, segment.name, expected=lost):
             registry.discard(segment)
             raise WriterLeaseHeldError(f"another process created a segment of {name!r} at the same time")
-        _log.info("segment_created", schema=name, segment=segment.name, replaces_lost=lost)
+        _log.info("segment_created", schema=name, segment=segment.name, replaces_lost=lost, rows=len(segment))
         return segment
+
+    def _hydrated(self, registry: SegmentRegistry, new_segment: dict[str, Any], history: Any) -> Segment | None:
+        """A segment with what the history has; None if it has nothing, or cannot be read."""
+        if history is None:
+            return None
+        from quorin.hydration import build_segment
+        from quorin.offline import ParquetDatasetStore
+
+        if not isinstance(history, ParquetDatasetStore):
+            return None
+        options = {name: value for name, value in new_segment.items() if name != "capacity"}
+        try:
+            built, _ = build_segment(self.schema, history, registry, least_capacity=new_segment["capacity"], **options)
+        except EmptyDatasetError:
+            return None
+        return built
 
     def release(self) -> None:
         """Stop being the writer."""

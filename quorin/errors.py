@@ -87,6 +87,26 @@ class ConnectionFailedError(QuorinError, ConnectionError):
     """The control plane cannot be reached, or a connection string is wrong; the text names the address, no secrets."""
 
 
+class HistoryUnavailableError(ConnectionFailedError):
+    """The history's files cannot be listed, read or written; the text names the place."""
+
+
+class CorruptHistoryError(QuorinError, ValueError):
+    """A Parquet file is no file of a history, is damaged, or has a field that the schema cannot take."""
+
+
+class EmptyDatasetError(QuorinError, LookupError):
+    """A history has no row of a schema to build a segment from."""
+
+
+class HydrationConflictError(QuorinError, RuntimeError):
+    """A schema has a current segment already, so none is built from history."""
+
+
+class CorruptSnapshotError(QuorinError, ValueError):
+    """A file is no snapshot of a segment, or it is damaged; the text names it."""
+
+
 class LogFullError(QuorinError, RuntimeError):
     """The log is at its limit; nothing was written."""
 

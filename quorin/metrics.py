@@ -43,6 +43,12 @@ reanchored = Counter(
     ["schema", "reason"],
     registry=registry,
 )
+history_files_skipped = Counter(
+    "quorin_history_files_skipped_total",
+    "Files in a history that were left out of reads because they are damaged or foreign, each counted once.",
+    ["schema"],
+    registry=registry,
+)
 apply_delay_seconds = Histogram(
     "quorin_apply_delay_seconds",
     "Time from the making of an entry to its visibility in the segment, for the newest entry of each round.",

@@ -21,7 +21,12 @@ from quorin.backend import connect
 from quorin.consumer_apply import Applier
 from quorin.consumer_plan import Agenda, Cursors, Fit, FlushLimits, Step, anchor, next_step
 from quorin.consumer_targets import Discovery, Target, targets_of
-from quorin.errors import ConnectionFailedError, SchemaMismatchError, WriterFencedError, WriterLeaseHeldError
+from quorin.errors import (
+    ConnectionFailedError,
+    SchemaMismatchError,
+    WriterFencedError,
+    WriterLeaseHeldError,
+)
 from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.logging import get_logger
 from quorin.record import Kind
@@ -128,7 +133,12 @@ class WALConsumer:
         self._batch_entries = batch_entries
         self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
         self._frozen_after_seconds = frozen_after_seconds
-        self._new_segment = {"capacity": capacity, "max_id_bytes": max_id_bytes}
+        self._new_segment = {
+            "capacity": capacity,
+            "max_id_bytes": max_id_bytes,
+            "stream_key": stream_key,
+            "progress": self._say_alive,
+        }
         self._agenda = self._new_agenda()
         self._cursors = Cursors()
         self._identity = 0
@@ -266,6 +276,7 @@ class WALConsumer:
                     self._new_segment,
                     self._frozen_after_seconds,
                     before_overtaking=self._claim,
+                    history=self._offline,
                 )
                 if self._offline is not None:
                     self._claim(target.schema.__name__)
@@ -299,6 +310,9 @@ class WALConsumer:
             if known is not None and segment.log_identity == identity == self._identity and known <= bounds.last:
                 continue
             flushed = None if self._offline is None else self._offline.flushed_position(target.schema)
+            if flushed is not None and (flushed > 0 or not len(segment)):
+                # What was trimmed was in the history before, if there was anything of this schema.
+                flushed = max(flushed, bounds.trimmed)
             start = anchor(
                 position=segment.position,
                 log_identity=segment.log_identity,
@@ -366,8 +380,7 @@ class WALConsumer:
         """Make the history durable and trim the log behind it, as far as nobody needs it any more."""
         if self._offline is not None:
             self._offline.flush()
-            flushed = [self._offline.flushed_position(target.schema) for target in self._targets]
-            through = min([self._cursors.lowest, *(position for position in flushed if position is not None)])
+            through = min([self._cursors.lowest, *self._unflushed_from()])
             everybody = {target.schema.__name__ for target in self._targets}
             if len(self._owned()) == len(self._targets) and self._backend.control.schemas().keys() <= everybody:
                 for target in self._targets:
@@ -377,6 +390,23 @@ class WALConsumer:
                 except WriterFencedError as error:
                     _log.warning("log_not_trimmed", error=str(error))
         self._agenda.flushed()
+
+    def _unflushed_from(self) -> list[int]:
+        """How far the history is durable, for each schema that has rows after that."""
+        assert self._offline is not None  # noqa: S101 - only called where there is one
+        unflushed = []
+        for schema, last in list(self._applier.appended.items()):
+            flushed = self._offline.flushed_position(schema)
+            if flushed is not None and flushed < last:
+                unflushed.append(flushed)
+            else:
+                del self._applier.appended[schema]
+        return unflushed
+
+    def _say_alive(self, *_: int) -> None:
+        """While one segment is built from history, which can take long, the others must not seem to be left alone."""
+        for target in self._owned():
+            target.opened.heartbeat()
 
     def _finish(self) -> None:
         try:

@@ -22,6 +22,8 @@ PUBLIC = {
     "pool",
     "wal",
     "wal_consumer",
+    "offline",
+    "hydration",
     "metrics",
     "logging",
     "errors",

@@ -1,0 +1,229 @@
+"""Cold start: a segment built from the history, with the newest row of every entity.
+
+Rows come with their event times and log positions, deletions too, and go through the same kernel that applied them
+first; so the rows are those that were served before, to the bit, and later events meet them as they would have met
+those. The segment's position is how far the history goes: a consumer reads the rest from the log.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from quorin.errors import (
+    EmptyDatasetError,
+    HydrationConflictError,
+    SchemaMismatchError,
+    SegmentNotFoundError,
+)
+from quorin.keys import DEFAULT_STREAM_KEY
+from quorin.layout import apply_batch
+from quorin.logging import get_logger
+from quorin.schema import schema_to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from quorin.offline import ParquetDatasetStore
+    from quorin.offline.dataset import Loaded
+    from quorin.schema import Schema
+    from quorin.shm import Segment, SegmentRegistry
+
+    Progress = Callable[[int, int], None]
+    Batches = Iterator[tuple[int, pa.RecordBatch, pa.Array]]
+
+__all__ = ["EmptyDatasetError", "HydrationConflictError", "HydrationResult", "hydrate"]
+
+_BATCHES_AHEAD = 4
+_BITMAP_BITS = (16, 27)
+_LEAST_ID_BYTES = 64
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class HydrationResult:
+    """What was built: the segment, its entities, and the log position behind which a consumer reads on (0: from the
+    log's start).
+    """
+
+    segment_name: str
+    entity_count: int
+    elapsed_seconds: float
+    position: int
+
+
+def hydrate(
+    schema: Schema,
+    store: ParquetDatasetStore,
+    registry: SegmentRegistry,
+    *,
+    capacity_factor: float = 2.0,
+    as_of_time_ns: int | None = None,
+    progress: Progress | None = None,
+    max_id_bytes: int = _LEAST_ID_BYTES,
+    stream_key: str = DEFAULT_STREAM_KEY,
+) -> HydrationResult:
+    """Build a schema's segment from the history and make it current; there must be none.
+
+    Its capacity is ``capacity_factor`` times the number of entities; ids may have ``max_id_bytes``, or as many as the
+    longest in the history. ``progress`` is called with the rows read so far and the number of all rows. With
+    ``as_of_time_ns`` events after that time are left out, and the segment follows no log until a consumer takes it,
+    which then applies all that the log has.
+
+    A crash leaves a segment file that nothing points to, for the watchdog; hydrating again begins anew.
+
+    :raises EmptyDatasetError: if the history has no row of the schema.
+    :raises HydrationConflictError: if the schema has a current segment, or got one meanwhile.
+    :raises CorruptHistoryError: if a file of the history turns out to be damaged, or does not fit the schema.
+    """
+    control, name = registry.backend.control, schema.__name__
+    lost = control.current(name)
+    _refuse_current(schema, registry)
+    segment, result = build_segment(
+        schema,
+        store,
+        registry,
+        capacity_factor=capacity_factor,
+        as_of_time_ns=as_of_time_ns,
+        progress=progress,
+        max_id_bytes=max_id_bytes,
+        stream_key=stream_key,
+    )
+    control.put_schema(name, schema_to_json(schema))
+    if not control.set_current(name, segment.name, expected=lost):
+        registry.discard(segment)
+        raise HydrationConflictError(f"another process made a segment of {name!r} current at the same time")
+    segment.close()
+    return result
+
+
+def build_segment(
+    schema: Schema,
+    store: ParquetDatasetStore,
+    registry: SegmentRegistry,
+    *,
+    capacity_factor: float = 2.0,
+    least_capacity: int = 1,
+    as_of_time_ns: int | None = None,
+    progress: Progress | None = None,
+    max_id_bytes: int = _LEAST_ID_BYTES,
+    stream_key: str = DEFAULT_STREAM_KEY,
+) -> tuple[Segment, HydrationResult]:
+    """A segment with the history's rows, open for writing; nothing points to it yet.
+
+    :raises EmptyDatasetError: if there are none.
+    """
+    if not capacity_factor >= 1:
+        raise ValueError(f"capacity_factor must be at least 1, got {capacity_factor!r}")
+    started = time.perf_counter()
+    loaded = store.load(schema)
+    if not loaded.row_count:
+        raise EmptyDatasetError(f"the history {store!r} has no row of {schema.__name__!r}")
+    entities, longest = _count_entities(loaded)
+    capacity = max(least_capacity, math.ceil(capacity_factor * entities))
+    log = registry.backend.log(stream_key)
+    identity, trimmed = log.identity(), log.bounds().trimmed
+    segment = registry.create(schema, capacity=capacity, max_id_bytes=max(max_id_bytes, longest), set_current=False)
+    try:
+        _fill(segment, loaded, as_of_time_ns, progress)
+        # The log is trimmed only behind what is in the history: up to there, it has nothing that is not.
+        position = max(loaded.through, trimmed) if as_of_time_ns is None else 0
+        if position:
+            segment.commit_position(position, identity)
+    except BaseException:
+        registry.discard(segment)
+        raise
+    result = HydrationResult(segment.name, len(segment), time.perf_counter() - started, position)
+    _log.info(
+        "segment_hydrated", schema=schema.__name__, segment=segment.name, entities=len(segment), position=position
+    )
+    return segment, result
+
+
+def _refuse_current(schema: Schema, registry: SegmentRegistry) -> None:
+    try:
+        with registry.open_current(schema) as segment:
+            current = segment.name
+    except SegmentNotFoundError:
+        return
+    except SchemaMismatchError as error:
+        raise HydrationConflictError(f"{schema.__name__!r} has a current segment: {error}") from error
+    raise HydrationConflictError(f"{schema.__name__!r} has a current segment: {current!r}")
+
+
+def _fill(segment: Segment, loaded: Loaded, as_of_time_ns: int | None, progress: Progress | None) -> None:
+    done, total = 0, loaded.row_count
+    batches = loaded.batches(segment.schema, newest_first=not loaded.has_partial_rows)
+    for kind, batch, positions in _read_ahead(batches):
+        done += len(batch)
+        if as_of_time_ns is not None:
+            chosen = pc.less_equal(batch.column(1), as_of_time_ns)
+            batch, positions = batch.filter(chosen), positions.filter(chosen)
+        apply_batch(segment, batch, position=positions, kind=kind)
+        if progress is not None:
+            progress(done, total)
+
+
+def _read_ahead(batches: Batches) -> Batches:
+    """The same batches, decoded by another thread while they are applied."""
+    ready: queue.Queue[Any] = queue.Queue(_BATCHES_AHEAD)
+    stopping = threading.Event()
+
+    def put(item: Any) -> None:
+        while not stopping.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def decode() -> None:
+        try:
+            for item in batches:
+                put(item)
+                if stopping.is_set():
+                    return
+            put(None)
+        except BaseException as error:  # noqa: BLE001 - it is raised where the batches are used
+            put(error)
+
+    thread = threading.Thread(target=decode, name="quorin-history-reader", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopping.set()
+        thread.join()
+
+
+def _count_entities(loaded: Loaded) -> tuple[int, int]:
+    """About how many entities there are (within a few per cent), and how many bytes the longest id has.
+
+    It is linear counting: each id sets a bit that its hash chooses, and how many bits stay unset tells how many ids
+    there are.
+    """
+    import polars as pl
+
+    least, most = _BITMAP_BITS
+    size = 1 << max(least, min(most, loaded.row_count.bit_length()))
+    bitmap = np.zeros(size, np.bool_)
+    longest = 0
+    for _, batch in loaded.keys(["entity_id"]):
+        ids = batch.column(0)
+        longest = max(longest, pc.max(pc.binary_length(ids)).as_py())
+        hashes = pl.Series(ids).hash().to_numpy()
+        bitmap[(hashes & np.uint64(size - 1)).astype(np.int64)] = True
+    unset = max(1, size - int(np.count_nonzero(bitmap)))
+    return min(loaded.row_count, math.ceil(1.02 * size * math.log(size / unset)) + 1), longest

@@ -1,0 +1,91 @@
+"""Which files of the history count, and which of their rows: names and ranges, without any I/O.
+
+A file is named ``<after>-<through>.parquet`` and holds **all** rows of its schema whose log positions lie in
+``(after, through]``. Its name is what it claims. Where the claims of files overlap (a writer that was overtaken flushed
+all the same; a compaction was killed before it removed what it had merged) the rows are the same in both, as the log
+is, so each position is taken from one of them: see :func:`in_force`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_NAME = re.compile(r"(\d{20})-(\d{20})\.parquet\Z")
+PENDING_SUFFIX = ".pending"
+
+
+class DataFile(NamedTuple):
+    """A file of the history: all rows of its schema with positions in ``(after, through]``."""
+
+    after: int
+    through: int
+    path: str
+
+    @property
+    def day(self) -> str:
+        """The folder that the file is in."""
+        return self.path.rpartition("/")[0]
+
+
+class Piece(NamedTuple):
+    """A file, and how much of it counts: the rows with positions beyond ``beyond``."""
+
+    file: DataFile
+    beyond: int
+
+
+def file_name(after: int, through: int) -> str:
+    """The name of the file with the positions in ``(after, through]``."""
+    return f"{after:020}-{through:020}.parquet"
+
+
+def parse_path(path: str) -> DataFile | None:
+    """The file that a path names; None if it is none of the history's names."""
+    match = _NAME.search(path.rpartition("/")[2])
+    if match is None or match.start() or int(match[1]) >= int(match[2]):
+        return None
+    return DataFile(int(match[1]), int(match[2]), path)
+
+
+def in_force(files: Iterable[DataFile]) -> list[Piece]:
+    """The files that count, in the order of the log: every position that any file claims is in exactly one piece.
+
+    A file counts from where those before it end; one that lies within them does not count at all.
+    """
+    pieces, covered = [], -1
+    for file in sorted(files, key=lambda file: (file.after, -file.through, file.path)):
+        if file.through > covered:
+            pieces.append(Piece(file, max(file.after, covered)))
+            covered = file.through
+    return pieces
+
+
+def superseded(files: Iterable[DataFile]) -> list[DataFile]:
+    """The files that do not count because others have all that they claim."""
+    files = list(files)
+    counting = {piece.file for piece in in_force(files)}
+    return [file for file in files if file not in counting]
+
+
+def mergeable(pieces: Sequence[Piece], rows: Sequence[int], *, most_rows: int) -> list[list[Piece]]:
+    """Runs of at least two neighbours of one day that follow each other without a gap, of at most so many rows.
+
+    Only such a run may become one file: its claim, from the first ``after`` to the last ``through``, is then no more
+    than what its parts claimed.
+    """
+    runs: list[list[Piece]] = []
+    total = 0
+    for piece, count in zip(pieces, rows, strict=True):
+        last = runs[-1][-1].file if runs else None
+        joins = last is not None and last.day == piece.file.day and piece.file.after <= last.through
+        if joins and total + count <= most_rows:
+            runs[-1].append(piece)
+            total += count
+        else:
+            runs.append([piece])
+            total = count
+    return [run for run in runs if len(run) > 1]

@@ -1,0 +1,178 @@
+"""Where the files of a history are: a directory, or any filesystem that pyarrow knows.
+
+A file comes into being whole or not at all. In a directory it is written aside, forced to the disk, renamed, and the
+directory is forced as well. On an object store an object appears when its upload is complete, so it is uploaded under
+its own name; on other remote filesystems it is written aside and moved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from quorin.errors import HistoryUnavailableError
+from quorin.offline.files import PENDING_SUFFIX, DataFile, parse_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_OBJECT_STORES = {"s3", "gcs", "abfs"}
+LEFTOVER_SECONDS = 3600.0
+
+
+class VanishedError(Exception):
+    """A file was there when it was listed and is gone now: a compaction has merged it into another."""
+
+
+class Listing:
+    """What is in the folder of a schema: data files, foreign ones, and what writers that died left behind."""
+
+    def __init__(self) -> None:
+        self.files: list[DataFile] = []
+        self.foreign: list[str] = []
+        self.leftovers: list[str] = []
+
+
+class Storage:
+    """The filesystem under a base, with atomic writes. Paths are the filesystem's own."""
+
+    def __init__(self, base: Any, filesystem: fs.FileSystem | None) -> None:
+        self._fs, self._root = _resolve(base, filesystem)
+        self._local = isinstance(self._fs, fs.LocalFileSystem)
+        self.address = str(base)
+
+    def folder(self, *names: str) -> str:
+        """A path under the base."""
+        return "/".join((self._root, *names))
+
+    def listing(self, folder: str) -> Listing:
+        """All files under a folder, sorted by what they are; nothing if there is no such folder."""
+        found = Listing()
+        old = time.time() - LEFTOVER_SECONDS
+        for info in self._guarded(
+            folder,
+            lambda: self._fs.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True)),
+        ):
+            if info.type != fs.FileType.File:
+                continue
+            if info.path.endswith(PENDING_SUFFIX):
+                if info.mtime is None or info.mtime.timestamp() < old:
+                    found.leftovers.append(info.path)
+            elif (file := parse_path(info.path)) is not None:
+                found.files.append(file)
+            else:
+                found.foreign.append(info.path)
+        return found
+
+    def folders(self) -> list[str]:
+        """The names of the folders right under the base."""
+        selector = fs.FileSelector(self._root, allow_not_found=True)
+        infos = self._guarded(self._root, lambda: self._fs.get_file_info(selector))
+        return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
+
+    def open(self, path: str) -> pa.NativeFile:
+        """A file for reading. :raises VanishedError: if it is gone."""
+        try:
+            return self._fs.open_input_file(path)
+        except FileNotFoundError as error:
+            raise VanishedError(path) from error
+        except OSError as error:
+            raise HistoryUnavailableError(f"cannot read {path}: {error}") from error
+
+    def write(self, path: str, fill: Callable[[Any], None]) -> None:
+        """Make a file with what ``fill`` writes to a sink; a file of that name is replaced.
+
+        :raises HistoryUnavailableError: if it can't be; there is no file of that name then, or the one before.
+        """
+        self._guarded(path, lambda: self._write_local(path, fill) if self._local else self._write_remote(path, fill))
+
+    def remove(self, path: str) -> None:
+        """Remove a file; that it is gone already is fine."""
+
+        def delete() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.delete_file(path)
+
+        self._guarded(path, delete)
+
+    def _write_local(self, path: str, fill: Callable[[Any], None]) -> None:
+        target = Path(path)
+        _make_folders(target.parent)
+        pending = target.with_name(f"{target.name}.{secrets.token_hex(4)}{PENDING_SUFFIX}")
+        descriptor = os.open(pending, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            with open(descriptor, "wb", closefd=False) as sink:
+                fill(sink)
+            os.fsync(descriptor)
+            pending.rename(target)
+        except BaseException:
+            pending.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+        sync_folder(target.parent)
+
+    def _write_remote(self, path: str, fill: Callable[[Any], None]) -> None:
+        # A stream that is closed because of an error would leave half an object; so the bytes are complete first.
+        memory = pa.BufferOutputStream()
+        fill(memory)
+        in_place = self._fs.type_name in _OBJECT_STORES
+        aside = path if in_place else f"{path}.{secrets.token_hex(4)}{PENDING_SUFFIX}"
+        if not in_place:
+            self._fs.create_dir(path.rpartition("/")[0], recursive=True)
+        with self._fs.open_output_stream(aside) as sink:
+            sink.write(memory.getvalue())
+        if not in_place:
+            self._fs.move(aside, path)
+
+    def _guarded(self, path: str, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except (OSError, pa.ArrowException) as error:
+            if isinstance(error, HistoryUnavailableError):
+                raise
+            raise HistoryUnavailableError(f"the history at {self.address}: {path}: {error}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a directory's entries to the disk: new names survive a power cut after that."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_folders(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    _make_folders(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def _resolve(base: Any, filesystem: fs.FileSystem | None) -> tuple[fs.FileSystem, str]:
+    """The filesystem and the path in it; a local one below others is found, so that files are forced to the disk."""
+    text = os.fspath(base)
+    try:
+        if filesystem is not None:
+            path = text
+        elif "://" in text:
+            filesystem, path = fs.FileSystem.from_uri(text)
+        else:
+            filesystem, path = fs.LocalFileSystem(), str(Path(text).absolute())
+    except (pa.ArrowException, ValueError, ImportError) as error:
+        raise HistoryUnavailableError(
+            f"base {text!r} is neither a path nor a URL that pyarrow.fs knows: {error}"
+        ) from error
+    while isinstance(filesystem, fs.SubTreeFileSystem):
+        path = f"{filesystem.base_path.rstrip('/')}/{path.lstrip('/')}"
+        filesystem = filesystem.base_fs
+    return filesystem, path.rstrip("/")
