@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -233,7 +234,7 @@ def test_a_service_with_an_on_demand_view_is_the_same(store: FeatureStore, rival
         {"driver_id": [1001, 1002], "factor": [1.0, 2.0], "word": ["a", "b"], "customer": ["alice", None]},
         {"factor": [1.0, 2.0], "word": ["a", "b"]},
     ],
-    ids=str,
+    ids=lambda columns: re.sub(" at 0x[0-9a-f]+", "", str(columns)),
 )
 def test_data_of_the_request_is_taken_as_by_feast(store: FeatureStore, rival: FeatureStore, columns: Any) -> None:
     def outcome(store: FeatureStore) -> Any:
