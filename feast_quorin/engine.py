@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from feast_quorin.keys import MAX_ID_BYTES
 from quorin import assembly
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from feast_quorin.config import StoreSettings
     from feast_quorin.views import StoredView
+
+Answer = TypeVar("Answer")
 
 _ATTEMPTS = 6
 _RETRY_SECONDS = 0.01
@@ -69,12 +71,22 @@ class Engine:
 
         :raises SegmentNotFoundError: if the view was never applied, or was removed.
         """
+
+        def read_kept(segment: Segment) -> tuple[list[str], pa.RecordBatch]:
+            stored = {field.name for field in segment.schema.fields}
+            kept = [name for name in fields if name in stored]
+            return kept, assembly.read(segment, ids, kept)
+
+        return self.follow(view, read_kept)
+
+    def follow(self, view: StoredView, action: Callable[[Segment], Answer]) -> Answer:
+        """Do something with a view's current segment, and again if the segment is replaced by one with other fields.
+
+        :raises SegmentNotFoundError: if the view was never applied, or was removed.
+        """
         for _ in range(_ATTEMPTS):
             try:
-                segment = self.reader(view)
-                stored = {field.name for field in segment.schema.fields}
-                kept = [name for name in fields if name in stored]
-                return kept, assembly.read(segment, ids, kept)
+                return action(self.reader(view))
             except (SchemaMismatchError, SegmentNotFoundError):
                 if not self.forget(view):
                     raise

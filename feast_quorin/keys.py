@@ -14,11 +14,15 @@ In a view every join key has one type, so the text tells one key from every othe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+from feast.value_type import ValueType
 
 from quorin.errors import EntityIdTooLongError
 
@@ -28,6 +32,8 @@ MAX_ID_BYTES = 4096
 """Longest id in UTF-8 bytes that the segments of views take; the engine refuses longer ones."""
 
 _TEXT = {"string_val", "uuid_val", "time_uuid_val", "decimal_val", "json_val"}
+_COMPONENT = re.compile(r"(?:\\.|[^\\|])+", re.DOTALL)
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _INTEGER = {"int32_val", "int64_val", "unix_timestamp_val"}
 
 
@@ -93,6 +99,28 @@ def component(join_key: str, value: Any) -> str:
     if kind in ("float_val", "double_val", "bool_val"):
         return repr(getattr(value, kind))
     raise ValueError(f"join key {join_key!r}: expected one value, such as a string, got {kind or 'null'}")
+
+
+def entity_key(entity_id: str, kinds: Mapping[str, ValueType]) -> EntityKey:
+    """The ``EntityKey`` proto that :func:`entity_ids` made an id of, in a view with join keys of these types."""
+    parts = dict(zip(sorted(kinds), _COMPONENT.findall(entity_id), strict=True))
+    return EntityKey(join_keys=list(kinds), entity_values=[_value(parts[name], kind) for name, kind in kinds.items()])
+
+
+def _value(text: str, kind: ValueType) -> Value:
+    plain: Any = "" if text == EMPTY else _ESCAPE.sub(r"\1", text)
+    member = f"{kind.name.lower()}_val"
+    if member in _INTEGER:
+        plain = int(plain)
+    elif kind is ValueType.BYTES:
+        plain = bytes.fromhex(plain)
+    elif kind in (ValueType.FLOAT, ValueType.DOUBLE):
+        plain = float(plain)
+    elif kind is ValueType.BOOL:
+        plain = plain == "True"
+    value = Value()
+    setattr(value, member, plain)
+    return value
 
 
 def _entity_id(join_keys: list[str], values: list[Any]) -> str:

@@ -17,7 +17,7 @@ from feast import utils
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.supported_async_methods import SupportedAsyncMethods
 
-from feast_quorin import infrastructure, reading, writing
+from feast_quorin import documents, infrastructure, reading, writing
 from feast_quorin.config import StoreSettings
 from feast_quorin.engine import Engine
 from feast_quorin.keys import entity_ids, entity_ids_of_rows
@@ -118,6 +118,51 @@ class QuorinOnlineStore(OnlineStore):
     ) -> list[Any]:
         """The same as :meth:`online_read`: there is nothing to wait for."""
         return self.online_read(config, table, entity_keys, requested_features)
+
+    def retrieve_online_documents(
+        self,
+        config: RepoConfig,
+        table: Any,
+        requested_features: list[str],
+        embedding: list[float],
+        top_k: int,
+        distance_metric: str | None = None,
+    ) -> list[Any]:
+        """The nearest entities by an exact search: event time, key, embedding twice, distance; see
+        :mod:`feast_quorin.documents`.
+        """
+        query = documents.Query(embedding, top_k, distance_metric)
+        # "distance" may be asked for like a feature; Feast picks it from what comes back.
+        features = [name for name in requested_features or [] if name != "distance"]
+        found = self._nearest(config, table, features, query)
+        return [(each.time, each.key, each.embedding, each.embedding, each.distance) for each in found]
+
+    def retrieve_online_documents_v2(
+        self,
+        config: RepoConfig,
+        table: Any,
+        requested_features: list[str],
+        embedding: list[float] | None,
+        top_k: int,
+        distance_metric: str | None = None,
+        query_string: str | None = None,
+        filters: Any = None,
+        include_feature_view_version_metadata: bool = False,  # noqa: ARG002 - Feast adds it
+    ) -> list[Any]:
+        """The nearest entities by an exact search, with the requested features and the distance; see
+        :func:`feast_quorin.documents.as_feast_reads_them`.
+
+        :raises NotImplementedError: for a search by text.
+        """
+        if embedding is None or query_string is not None:
+            raise NotImplementedError("Quorin searches embeddings, not texts: pass a query vector and no query_string")
+        query = documents.Query(embedding, top_k, distance_metric, filters)
+        return documents.as_feast_reads_them(self._nearest(config, table, requested_features or [], query))
+
+    def _nearest(
+        self, config: RepoConfig, table: Any, features: list[str], query: documents.Query
+    ) -> list[documents.Document]:
+        return documents.nearest(self._engine_for(config), stored_view(config, table), table, features, query)
 
     def _read_features_per_fv(
         self,

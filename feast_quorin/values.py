@@ -65,6 +65,11 @@ class Codec(ABC):
     dtype: dtype
     kind: str = ""
 
+    @property
+    def is_comparable(self) -> bool:
+        """Whether the kept values stand in an order, as scalars do."""
+        return False
+
     def field(self, name: str) -> FeatureField:
         """The engine's field for values of this type."""
         return FeatureField(name, self.dtype)
@@ -97,6 +102,10 @@ class Codec(ABC):
 
 class ScalarCodec(Codec):
     """One number, boolean, string or bytes."""
+
+    @property
+    def is_comparable(self) -> bool:  # noqa: D102 - the base class says it
+        return True
 
     def to_arrow(self, values: Sequence[Any]) -> pa.Array:  # noqa: D102 - the base class says it
         nulls = self._nulls(values)

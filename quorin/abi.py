@@ -61,3 +61,8 @@ X_SOURCE_BYTE, X_SOURCE_MASK, X_TARGET_BYTE, X_TARGET_MASK = range(4)
 X_BIT_ITEMS = 4
 """A span or cell with equal dtype codes in ``X_FROM`` and ``X_TO`` is copied as bytes (``X_COUNT`` of them), else as
 elements that are widened. A cell has the items of a span, with the place of a heap cell on either side."""
+
+# A search for vectors: a descriptor, then where the vectors stand in a row, and what is asked.
+V_CELL, V_NULL_BYTE, V_NULL_MASK, V_VARIABLE, V_DOUBLE, V_SIZE, V_METRIC = range(DESCRIPTOR_ITEMS, DESCRIPTOR_ITEMS + 7)
+SEARCH_ITEMS = DESCRIPTOR_ITEMS + 7
+METRIC_L2, METRIC_COSINE, METRIC_INNER_PRODUCT = range(3)

@@ -24,6 +24,7 @@ PUBLIC = {
     "wal_consumer",
     "offline",
     "hydration",
+    "vector",
     "metrics",
     "logging",
     "errors",

@@ -11,6 +11,7 @@ see :mod:`quorin.kernels.cache`.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from numba import types
@@ -47,3 +48,18 @@ recover = _compiled(write.recover, _WORDS, _BYTES)
 load_acquire = _compiled(memory.load_word, _INT)
 store_release = _compiled(memory.store_word, _INT, _WORD)
 compare_and_exchange = _compiled(memory.exchange_word, _INT, _WORD, _WORD)
+
+
+@functools.cache
+def vector_kernels() -> tuple[Any, Any, Any]:
+    """``search_rows``, ``mark_slots`` and ``list_keys`` of :mod:`quorin.kernels.vectors`, which most processes never
+    need.
+    """
+    with own_cache():
+        from quorin.kernels import vectors
+    doubles = types.Array(types.float64, 1, "C")
+    return (
+        _compiled(vectors.search_rows, _WORDS, _INT, types.float64, _BYTES, doubles, _WORDS, _BYTES, _INT),
+        _compiled(vectors.mark_slots, _WORDS, *[_INT] * 4, _BYTES),
+        _compiled(vectors.list_keys, _WORDS, _INT, _WORDS, _BYTES, _WORDS),
+    )

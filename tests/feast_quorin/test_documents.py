@@ -1,0 +1,211 @@
+"""Vector retrieval through Feast: the nearest documents of brute force, each with its own key and features."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
+from feast.filter_models import ComparisonFilter, CompoundFilter
+from feast.types import Array, Bool, Float32, Int64, Json, String
+
+from feast_quorin.keys import entity_ids, entity_key
+from quorin.errors import InvalidRowError
+from tests.feast_quorin.repos import make_store
+
+NOON = dt.datetime(2024, 5, 1, 12, tzinfo=dt.UTC)
+COUNT, SIZE = 60, 16
+RNG = np.random.default_rng(5)
+VECTORS = RNG.standard_normal((COUNT, SIZE), np.float32)
+QUERY = RNG.standard_normal(SIZE, np.float32)
+NAMES = [f"doc {(number * 37) % COUNT}|" for number in range(COUNT)]
+FEATURES = ["docs:embedding", "docs:title", "docs:pages"]
+
+
+def frame() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "name": NAMES,
+            "part": np.arange(COUNT) - 5,
+            "at": pd.to_datetime([NOON + dt.timedelta(seconds=n) for n in range(COUNT)]),
+            "embedding": list(VECTORS),
+            "title": [None if n % 5 == 0 else f"t{n % 3}" for n in range(COUNT)],
+            "pages": np.arange(COUNT),
+            "open": [bool(n % 2) for n in range(COUNT)],
+            "more": ["{}"] * COUNT,
+        }
+    )
+
+
+def docs(folder: Path, **settings: Any) -> list[Any]:
+    """Documents with two join keys whose order is not that of their rows."""
+    name = Entity(name="name", join_keys=["name"], value_type=ValueType.STRING)
+    part = Entity(name="part", join_keys=["part"], value_type=ValueType.INT64)
+    embedding = Field(name="embedding", dtype=Array(Float32), **settings)
+    kinds = {"title": String, "pages": Int64, "open": Bool, "more": Json}
+    frame().to_parquet(folder / "docs.parquet")
+    view = FeatureView(
+        name="docs",
+        entities=[name, part],
+        schema=[
+            Field(name="name", dtype=String),
+            Field(name="part", dtype=Int64),
+            embedding,
+            *(Field(name=feature, dtype=kind) for feature, kind in kinds.items()),
+        ],
+        source=FileSource(path=str(folder / "docs.parquet"), timestamp_field="at"),
+    )
+    return [name, part, view]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[FeatureStore]:
+    online = {"type": "feast_quorin.QuorinOnlineStore", "shm_dir": str(tmp_path)}
+    made = make_store(tmp_path / "repo", online, provider="feast_quorin.QuorinProvider")
+    made.apply(docs(tmp_path, vector_index=True, vector_length=SIZE))
+    made.write_to_online_store("docs", frame())
+    yield made
+    made.teardown()
+
+
+def expected(metric: str, passing: Any = lambda _: True) -> list[int]:
+    vectors, query = VECTORS.astype(np.float64), QUERY.astype(np.float64)
+    distances = {
+        "l2": np.linalg.norm(vectors - query, axis=1),
+        "cosine": 1 - vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query),
+        "inner_product": -(vectors @ query),
+    }[metric]
+    return [int(row) for row in np.argsort(distances) if passing(int(row))]
+
+
+def answer(store: FeatureStore, **choice: Any) -> dict[str, list[Any]]:
+    answered: dict[str, list[Any]] = store.retrieve_online_documents_v2(
+        **{"features": FEATURES, "top_k": 7, "query": QUERY.tolist(), **choice}
+    ).to_dict()
+    return answered
+
+
+@pytest.mark.parametrize(
+    ("named", "metric"),
+    [
+        ("L2", "l2"),
+        ("cosine", "cosine"),
+        ("COSINE", "cosine"),
+        ("inner_product", "inner_product"),
+        ("IP", "inner_product"),
+    ],
+)
+def test_the_nearest_documents_are_those_of_brute_force(store: FeatureStore, named: str, metric: str) -> None:
+    found, rows = answer(store, distance_metric=named), expected(metric)[:7]
+    assert found["name"] == [NAMES[row] for row in rows]
+    assert found["part"] == [row - 5 for row in rows]
+    assert found["pages"] == rows
+    assert found["title"] == [None if row % 5 == 0 else f"t{row % 3}" for row in rows]
+    np.testing.assert_array_equal(np.array(found["embedding"], np.float32), VECTORS[rows])
+    assert found["distance"] == sorted(found["distance"])
+
+
+def test_the_first_form_of_the_request_gives_the_same(store: FeatureStore) -> None:
+    response = store.retrieve_online_documents(
+        query=QUERY.tolist(), top_k=5, features=["docs:embedding", "docs:distance"], distance_metric="L2"
+    )
+    np.testing.assert_array_equal(np.array(response.to_dict()["embedding"], np.float32), VECTORS[expected("l2")[:5]])
+
+
+@pytest.mark.parametrize(
+    ("filters", "passing"),
+    [
+        (ComparisonFilter(type="eq", key="pages", value=7), lambda n: n == 7),
+        (ComparisonFilter(type="ne", key="title", value="t1"), lambda n: n % 5 and n % 3 != 1),
+        (ComparisonFilter(type="gte", key="pages", value=40.5), lambda n: n > 40),
+        (ComparisonFilter(type="lt", key="pages", value=3), lambda n: n < 3),
+        (ComparisonFilter(type="eq", key="open", value=True), lambda n: n % 2),
+        (ComparisonFilter(type="eq", key="open", value=1), lambda n: n % 2),
+        (ComparisonFilter(type="in", key="title", value=["t0", "t2"]), lambda n: n % 5 and n % 3 != 1),
+        (ComparisonFilter(type="nin", key="title", value=["t0"]), lambda n: n % 5 and n % 3),
+        (ComparisonFilter(type="in", key="pages", value=[]), lambda _: False),
+        (ComparisonFilter(type="nin", key="title", value=[]), lambda n: n % 5),
+        (CompoundFilter(type="and", filters=[]), lambda _: True),
+        (
+            CompoundFilter(
+                type="or",
+                filters=[
+                    ComparisonFilter(type="lte", key="pages", value=3),
+                    CompoundFilter(
+                        type="and",
+                        filters=[
+                            ComparisonFilter(type="gt", key="pages", value=50),
+                            ComparisonFilter(type="eq", key="title", value="t0"),
+                        ],
+                    ),
+                ],
+            ),
+            lambda n: n <= 3 or (n > 50 and n % 5 and n % 3 == 0),
+        ),
+    ],
+)
+def test_filters_narrow_the_search_before_it_ranks(store: FeatureStore, filters: Any, passing: Any) -> None:
+    assert answer(store, filters=filters).get("pages", []) == expected("l2", passing)[:7]
+
+
+def test_a_rewritten_and_a_null_embedding(store: FeatureStore) -> None:
+    nearest, farthest = expected("l2")[0], expected("l2")[-1]
+    rows = frame().iloc[[nearest, farthest]].assign(at=pd.to_datetime([NOON + dt.timedelta(days=1)] * 2))
+    rows["embedding"] = pd.Series([None, VECTORS[farthest]], index=rows.index)
+    store.write_to_online_store("docs", rows)
+    row = rows.iloc[[0]].copy()
+    assert answer(store)["pages"] == expected("l2")[1:8]
+    row["embedding"], row["at"] = [QUERY], pd.to_datetime([NOON + dt.timedelta(days=2)])
+    store.write_to_online_store("docs", row)
+    found = answer(store)
+    assert (found["pages"][0], found["distance"][0]) == (nearest, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("choice", "error", "text"),
+    [
+        ({"query": [1.0]}, InvalidRowError, "16 numbers for 'embedding', got 1"),
+        ({"distance_metric": "manhattan"}, InvalidRowError, "'manhattan', expected one of"),
+        ({"query": None, "query_string": "words"}, NotImplementedError, "not texts"),
+        ({"filters": ComparisonFilter(type="eq", key="nope", value=1)}, InvalidRowError, "no such feature"),
+        ({"filters": ComparisonFilter(type="eq", key="more", value="x")}, InvalidRowError, "no order"),
+        ({"filters": ComparisonFilter(type="gt", key="title", value=5)}, InvalidRowError, "cannot be compared"),
+        ({"filters": ComparisonFilter(type="in", key="pages", value=5)}, InvalidRowError, "requires a list"),
+    ],
+)
+def test_bad_requests_are_refused(store: FeatureStore, choice: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        answer(store, **choice)
+
+
+def test_a_declared_metric_and_a_view_of_unlike_lengths(store: FeatureStore, tmp_path: Path) -> None:
+    store.apply(docs(tmp_path, vector_index=True, vector_search_metric="cosine"))
+    assert answer(store)["pages"] == expected("cosine")[:7]
+    assert answer(store, query=[1.0, 2.0]).get("pages", []) == []
+
+
+KINDS = {"a": ValueType.STRING, "c": ValueType.INT64, "b": ValueType.BYTES, "d": ValueType.BOOL, "e": ValueType.DOUBLE}
+
+
+@pytest.mark.parametrize("text", ["", "x", "|", "\\", "\\e", "e", "a|b\\|c", "名\n|"])
+def test_ids_turn_back_into_keys(text: str) -> None:
+    for kinds in (KINDS, {"a": ValueType.STRING}, {"c": ValueType.INT32}, {"b": ValueType.BYTES}):
+        values = {"a": text, "b": text.encode(), "c": -len(text), "d": bool(text), "e": 0.1 * len(text)}
+        key = entity_key(_id(kinds, values), kinds)
+        assert entity_ids([key]) == [_id(kinds, values)]
+        assert list(key.join_keys) == list(kinds)
+        for name, value in zip(key.join_keys, key.entity_values, strict=True):
+            assert getattr(value, value.WhichOneof("val")) == values[name]
+
+
+def _id(kinds: dict[str, ValueType], values: dict[str, Any]) -> str:
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    protos = [Value(**{f"{kind.name.lower()}_val": values[name]}) for name, kind in kinds.items()]
+    return entity_ids([EntityKey(join_keys=list(kinds), entity_values=protos)])[0]
