@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from quorin.errors import EmptyDatasetError, QuorinError, SchemaError, SegmentNotFoundError, WriterLeaseHeldError
+from quorin.compatibility import can_upgrade
+from quorin.errors import (
+    CapacityExceededError,
+    EmptyDatasetError,
+    QuorinError,
+    SchemaError,
+    SchemaMismatchError,
+    SegmentNotFoundError,
+    WriterLeaseHeldError,
+)
+from quorin.growth import evolve
 from quorin.logging import get_logger
 from quorin.record import Kind
 from quorin.schema import FeatureSchema, schema_from_json, schema_to_json
@@ -16,6 +26,7 @@ from quorin.shm import Segment, SegmentRegistry
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from quorin.backend import ControlPlane
     from quorin.schema import Schema
 
 _MERGED_ROWS = 8192
@@ -48,14 +59,15 @@ class Discovery:
         self._reported: set[str] = set()
 
     def targets(self, known: list[Target], schemas: dict[str, str]) -> list[Target]:
-        """The targets for the schemas (JSON by name): those known already, unless their schema was changed or dropped,
-        which closes them; and new ones.
+        """The targets for the schemas (JSON by name): those known already, unless their schema was dropped or changed
+        to what they cannot be upgraded to, which closes them; and new ones.
         """
         kept = []
         for target in known:
             name = target.schema.__name__
-            if self._texts.get(name) == schemas.get(name):
+            if self._texts.get(name) == schemas.get(name) or target.can_become(schemas.get(name)):
                 kept.append(target)
+                self._texts[name] = schemas[name]
             else:
                 target.close()
                 self._texts.pop(name, None)
@@ -85,6 +97,7 @@ class Target:
         self.schema = schema
         self._segment = segment
         self._given = segment is not None
+        self._reported = ""
 
     @property
     def opened(self) -> Segment:
@@ -117,14 +130,20 @@ class Target:
         does from then on must not take anything from the log. A segment that is created is filled from ``history``, if
         that is one that can be read.
 
+        A segment that holds another version is taken as it is if one of the two can be upgraded to the other; what the
+        control plane wishes is done by :meth:`follow_wish`.
+
         :raises WriterLeaseHeldError: if another process is the writer, or has just created the segment.
+        :raises SchemaMismatchError: if it holds something else.
         """
         if not self._given:
             self.close()
             try:
-                self._segment = registry.open_current(self.schema, read_only=False)
+                self._segment = registry.open_stored(self.schema.__name__, read_only=False)
             except SegmentNotFoundError:
                 self._segment = self._create(registry, new_segment, history)
+            self._check_version(registry.backend.control)
+        self.opened.follows_wishes = True
         try:
             self.opened.acquire_writer_lease()
         except WriterLeaseHeldError:
@@ -133,9 +152,54 @@ class Target:
             before_overtaking(self.schema.__name__)
             self.opened.overtake_writer()
 
+    def can_become(self, text: str | None) -> bool:
+        """Whether a schema in JSON is this one, or one that it can be upgraded to."""
+        try:
+            schema = None if text is None else schema_from_json(text)
+        except SchemaError:
+            return False
+        return schema is not None and (schema_to_json(self.schema) == text or can_upgrade(self.schema, schema)[0])
+
+    def follow_wish(self, control: ControlPlane, schemas: dict[str, str]) -> None:
+        """Upgrade the segment if the control plane (JSON by name) wishes for a newer version; the lease is held.
+
+        If it still speaks of an older version than the segment holds, it is told.
+
+        :raises WriterFencedError: if another process has taken the segment over.
+        """
+        name, segment = self.schema.__name__, self.opened
+        self.schema = segment.writing_view().stored
+        held, text = schema_to_json(self.schema), schemas.get(name)
+        if text is None or text == held:
+            return
+        try:
+            wished = schema_from_json(text)
+            if can_upgrade(wished, self.schema)[0]:
+                control.swap_schema(name, held, expected=text)
+            elif can_upgrade(self.schema, wished)[0]:
+                evolve(segment, wished, still_wanted=lambda: control.schemas().get(name) == text)
+                self.schema = segment.writing_view().stored
+        except (SchemaError, CapacityExceededError) as error:
+            if self._reported != text:
+                self._reported = text
+                _log.error("schema_not_upgraded", schema=name, error=str(error))
+
+    def _check_version(self, control: ControlPlane) -> None:
+        stored, asked = self.opened.current_view().stored, self.schema
+        if schema_to_json(stored) == schema_to_json(asked) or can_upgrade(asked, stored)[0]:
+            self.schema = stored
+        elif not can_upgrade(stored, asked)[0] or control.schemas().get(asked.__name__) != schema_to_json(asked):
+            raise SchemaMismatchError(
+                f"segment {self.opened.name!r} holds version {stored.version} of {stored.__name__!r}, asked for "
+                f"version {asked.version}: upgrade it first, if the fields allow it"
+            )
+
     def _create(self, registry: SegmentRegistry, new_segment: dict[str, Any], history: Any) -> Segment:
         """A new segment made current only where there is none, so that no other process's is ever replaced."""
         control, name = registry.backend.control, self.schema.__name__
+        wished = control.schemas().get(name)
+        if wished is not None and self.can_become(wished):
+            self.schema = schema_from_json(wished)
         lost = control.current(name)
         segment = self._hydrated(registry, new_segment, history)
         if segment is None:

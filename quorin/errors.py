@@ -83,6 +83,28 @@ class WriterFencedError(QuorinError, RuntimeError):
     """This process was the writer of a segment and has been overtaken."""
 
 
+class UpgradeIncompatibleError(QuorinError, ValueError):
+    """Rows of one schema cannot become rows of another without loss; :attr:`reasons` names every field in the way."""
+
+    def __init__(self, schema_name: str, old_version: int, new_version: int, reasons: list[str]) -> None:
+        super().__init__(schema_name, old_version, new_version, reasons)
+        self.schema_name = schema_name
+        self.reasons = reasons
+        self._versions = old_version, new_version
+
+    def __str__(self) -> str:
+        old, new = self._versions
+        return f"schema {self.schema_name!r} cannot go from version {old} to {new}: {'; '.join(self.reasons)}"
+
+
+class UpgradeConflictError(QuorinError, RuntimeError):
+    """A segment or the control plane holds another version than an upgrade begins with, or was changed during it."""
+
+
+class UpgradeAbortedError(QuorinError, RuntimeError):
+    """An upgrade was given up; the old schema stays in force, nothing is lost."""
+
+
 class ConnectionFailedError(QuorinError, ConnectionError):
     """The control plane cannot be reached, or a connection string is wrong; the text names the address, no secrets."""
 

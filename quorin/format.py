@@ -75,6 +75,7 @@ _HEADER_FIELDS: tuple[tuple[str, Any, int], ...] = (
     ("body_bytes", "<u4", 140),
     ("created_ns", "<i8", 144),
     ("name", f"S{NAME_BYTES}", 152),
+    ("owner", "<u8", 344),
     # Written once, at the flip, by an atomic exchange; read by every read.
     ("successor", "<u8", 512),
     # Written when the writer changes, the heartbeat by the writer as it goes on.

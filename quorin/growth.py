@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quorin import format as fmt
-from quorin import mapping
-from quorin.abi import DONE, RESULT_ITEMS
+from quorin import mapping, metrics
+from quorin.abi import DONE, R_APPLIED, RESULT_ITEMS
 from quorin.compatibility import fits
 from quorin.errors import CapacityExceededError, SharedMemoryError
 from quorin.logging import get_logger
@@ -44,27 +44,43 @@ def grow(segment: Segment, *, rows: bool, heap_bytes: int) -> None:
     """
     view = segment.writing_view()
     capacity = view.layout.capacity * 2 if rows else view.layout.capacity
-    successor = next_generation(view, view.stored, capacity=capacity, heap_bytes=heap_bytes, alive=segment.heartbeat)
+    successor = next_generation(
+        view, view.stored, capacity=capacity, heap_bytes=heap_bytes, copied=lambda _: segment.heartbeat()
+    )
     segment.replace(successor)
     _log.info("segment_grown", old=view.name, new=segment.name, capacity=capacity, rows=len(segment))
 
 
-def evolve(segment: Segment, schema: Schema, *, still_wanted: Callable[[], bool] = lambda: True) -> bool:
+def evolve(
+    segment: Segment,
+    schema: Schema,
+    *,
+    still_wanted: Callable[[], bool] = lambda: True,
+    progress: Callable[[int], None] | None = None,
+) -> bool:
     """Carry a segment over to a schema that can follow its own; the caller holds the writer lease.
 
     The rows that are applied already keep their position, so that nothing is applied twice or left out. A crash at any
     point leaves the old generation in force, or the new one. False, and nothing has changed, if ``still_wanted`` says
-    so when the copy is made.
+    so when the copy is made. ``progress`` is told now and then how many rows are copied.
 
     :raises CapacityExceededError: if memory is out.
     :raises WriterFencedError: if another process overtook this one.
     """
-    view = segment.writing_view()
-    successor = next_generation(view, schema, capacity=view.layout.capacity, alive=segment.heartbeat)
-    if not still_wanted():
-        mapping.unlink(successor.path)
-        return False
-    segment.replace(successor)
+    with segment.writing:
+        view = segment.writing_view()
+
+        def copied(rows: int) -> None:
+            segment.heartbeat()
+            if progress is not None:
+                progress(rows)
+
+        successor = next_generation(view, schema, capacity=view.layout.capacity, copied=copied)
+        if not still_wanted():
+            mapping.unlink(successor.path)
+            return False
+        segment.replace(successor)
+    metrics.upgrades.labels(schema.__name__).inc()
     _log.info(
         "segment_upgraded",
         old=view.name,
@@ -82,11 +98,12 @@ def next_generation(
     *,
     capacity: int,
     heap_bytes: int = 0,
-    alive: Callable[[], None] = lambda: None,
+    copied: Callable[[int], None] | None = None,
 ) -> SegmentView:
     """The next generation with all of a view's rows, and room for as many bytes of new variable-size values.
 
-    ``schema`` is the view's own or one that can follow it. ``alive`` is called now and then.
+    ``schema`` is the view's own or one that can follow it. ``copied`` is told now and then how many rows
+    are.
 
     Its positions are those that the view had before the first row was copied: what is applied to the view meanwhile, by
     a writer that was frozen and wakes up, is applied again from the log.
@@ -96,8 +113,7 @@ def next_generation(
     if capacity > fmt.MAX_ROWS // 2:
         raise CapacityExceededError(f"segment {view.name!r} cannot hold over {fmt.MAX_ROWS // 2} entities")
     partitions = view.header["partitions"].copy()
-    live = max(0, int(view.header["heap_used"]) - int(view.header["heap_garbage"]))
-    heap = max(LEAST_HEAP_BYTES, 2 * live + heap_bytes)
+    heap = heap_bytes_for(view, heap_bytes)
     while True:
         try:
             successor = create_successor(
@@ -106,15 +122,21 @@ def next_generation(
         except SharedMemoryError as error:
             raise CapacityExceededError(f"segment {view.name!r} is full and cannot grow: {error}") from error
         try:
-            copied = _copy_rows(view, successor, alive)
+            has_room = _copy_rows(view, successor, copied)
         except BaseException:
             mapping.unlink(successor.path)
             raise
-        if copied:
+        if has_room:
             successor.header["partitions"] = partitions
             return successor
         mapping.unlink(successor.path)
         heap *= 2
+
+
+def heap_bytes_for(view: SegmentView, more: int = 0) -> int:
+    """The heap that a view's next generation begins with: twice what is alive, and ``more``."""
+    live = max(0, int(view.header["heap_used"]) - int(view.header["heap_garbage"]))
+    return max(LEAST_HEAP_BYTES, 2 * live + more)
 
 
 def create_successor(
@@ -133,13 +155,14 @@ def create_successor(
                 capacity=capacity,
                 max_id_bytes=max_id_bytes,
                 heap_bytes=heap_bytes,
+                owner=int(view.header["owner"]),
             )
         except FileExistsError:
             continue
     raise CapacityExceededError(f"segment {view.name!r}: files of its next {_MOST_ATTEMPTS} generations exist already")
 
 
-def _copy_rows(view: SegmentView, successor: SegmentView, alive: Callable[[], None]) -> bool:
+def _copy_rows(view: SegmentView, successor: SegmentView, copied: Callable[[int], None] | None) -> bool:
     """Copy every row; False if the successor's heap turned out too small."""
     from quorin import kernels
 
@@ -152,7 +175,8 @@ def _copy_rows(view: SegmentView, successor: SegmentView, alive: Callable[[], No
         code = kernels.copy_rows(view.descriptor, successor.descriptor, plan, forget_before_ns, first, last, result)
         if code != DONE:
             return False
-        alive()
+        if copied is not None:
+            copied(int(result[R_APPLIED]))
     return True
 
 

@@ -11,12 +11,15 @@ import errno
 import fcntl
 import mmap
 import os
+import re
 import secrets
+import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quorin import format as fmt
 from quorin.errors import CorruptSegmentError, SegmentNotFoundError, SharedMemoryError
 
 if TYPE_CHECKING:
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 _MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
-_PENDING_SUFFIX = ".pending"
+_PENDING_NAME = re.compile(r"(?P<name>.+)\.(?P<owner>[0-9a-f]{16})-[0-9a-f]{8}\.pending\Z")
 
 
 class Mapping:
@@ -46,12 +49,13 @@ class Mapping:
 class PendingFile:
     """A file that is being built under a name of its own; it gets its real name when it is whole.
 
-    A crash before :meth:`publish` leaves only a file that ends in ``.pending``, which no reader opens.
+    A crash before :meth:`publish` leaves only a file that ends in ``.pending``, which no reader opens. It is locked as
+    long as it is being built, and its name says whose it is, by the ``owner`` of the segment.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, size: int, *, owner: int = 0) -> None:
         self._path = path
-        self._pending = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_PENDING_SUFFIX}")
+        self._pending = path.with_name(f"{path.name}.{owner:016x}-{secrets.token_hex(4)}.pending")
         try:
             descriptor = os.open(
                 self._pending, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
@@ -60,11 +64,13 @@ class PendingFile:
             raise SharedMemoryError(
                 error.errno, f"cannot create a segment in {path.parent}: {error.strerror}"
             ) from error
+        self._lock: FileLock | None = None
         try:
+            self._lock = _locked(self._pending)
             os.posix_fallocate(descriptor, 0, size)
             self.mapping = Mapping(path, descriptor, size, writable=True)
         except OSError as error:
-            self._pending.unlink(missing_ok=True)
+            self.discard()
             raise SharedMemoryError(error.errno, _no_room(path.parent, size, error)) from error
         finally:
             os.close(descriptor)
@@ -73,11 +79,49 @@ class PendingFile:
         """Give the file its name. :raises FileExistsError: if another file has it."""
         os.link(self._pending, self._path)
         self._pending.unlink()
+        self._unlock()
         return self.mapping
 
     def discard(self) -> None:
         """Remove the unfinished file."""
         self._pending.unlink(missing_ok=True)
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+
+def parse_pending(name: str) -> tuple[str, int | None]:
+    """Of an unfinished file's name: the name that it was to get, and its owner; other names as they are, and None."""
+    match = _PENDING_NAME.match(name)
+    return (match["name"], int(match["owner"], 16)) if match else (name, None)
+
+
+def read_header(path: Path) -> Any | None:
+    """A segment's header without mapping it; None if there is no such file, or it is no segment."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        content = os.pread(descriptor, fmt.HEADER_BYTES, 0)
+    finally:
+        os.close(descriptor)
+    is_segment = len(content) == fmt.HEADER_BYTES and content.startswith(fmt.MAGIC)
+    return np.frombuffer(content, fmt.HEADER_DTYPE)[0] if is_segment else None
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds a file's lock."""
+    try:
+        lock = FileLock.try_acquire(path)
+    except (SegmentNotFoundError, PermissionError):
+        return False
+    if lock is None:
+        return True
+    lock.release()
+    return False
 
 
 def attach(path: Path, *, writable: bool, least_bytes: int) -> Mapping:
@@ -167,6 +211,16 @@ def _close_locks_in_children() -> None:
 def _release_inherited_locks() -> None:
     for lock in list(_held_locks):
         lock.release()
+
+
+def _locked(path: Path) -> FileLock:
+    """The lock of a file that nobody else knows of, for as long as a watchdog may hold it to see whether it is free.
+
+    Not through the descriptor that is mapped: the mapping keeps a copy of that, and so would keep the lock.
+    """
+    while (lock := FileLock.try_acquire(path)) is None:
+        time.sleep(0.001)
+    return lock
 
 
 def _advise(mapped: mmap.mmap, advice: int) -> None:

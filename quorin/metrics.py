@@ -49,6 +49,22 @@ history_files_skipped = Counter(
     ["schema"],
     registry=registry,
 )
+upgrades = Counter(
+    "quorin_schema_upgrades_total",
+    "Segments that this process carried over to a newer schema.",
+    ["schema"],
+    registry=registry,
+)
+watchdog_ticks = Counter("quorin_watchdog_ticks_total", "Times the watchdog looked.", registry=registry)
+watchdog_dead_processes = Counter(
+    "quorin_watchdog_dead_processes_total", "Announcements of dead processes that were taken back.", registry=registry
+)
+watchdog_reclaimed_files = Counter(
+    "quorin_watchdog_reclaimed_files_total", "Segment files of nobody that were removed.", ["reason"], registry=registry
+)
+watchdog_reclaimed_bytes = Counter(
+    "quorin_watchdog_reclaimed_bytes_total", "Bytes of the segment files that were removed.", registry=registry
+)
 apply_delay_seconds = Histogram(
     "quorin_apply_delay_seconds",
     "Time from the making of an entry to its visibility in the segment, for the newest entry of each round.",

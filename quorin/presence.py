@@ -47,7 +47,10 @@ class Process:
 
     @property
     def is_dead(self) -> bool:
-        """Whether it was on this host and is no more; of other hosts' processes nothing is known."""
+        """Whether it was on this host and is no more; of other hosts' processes nothing is known.
+
+        One that is frozen is not dead, nor is one whose parent has not taken note of its end: it may have threads yet.
+        """
         return self.host == socket.gethostname() and _start_of(self.pid) != self.start
 
 
@@ -90,6 +93,44 @@ def reports(control: ControlPlane) -> list[Report]:
     return sorted(found, key=lambda report: -report.heartbeat_ns)
 
 
+def announced(control: ControlPlane) -> dict[str, bool]:
+    """The processes that are announced, each with whether it is dead."""
+    return {name: Process.parse(name).is_dead for name in control.processes()}
+
+
+def mapped_inodes(directory: str | os.PathLike[str]) -> set[tuple[int, int]]:
+    """Device and inode of every file of a directory that a process of this machine has mapped, as far as this user may
+    look. A file counts whatever its name is now.
+    """
+    prefix, found = f" {os.fspath(directory)}/", set()
+    for process in Path("/proc").glob("[0-9]*"):
+        for line in _maps(process).splitlines():
+            if prefix in line:
+                _, _, _, device, inode, _ = line.split(maxsplit=5)
+                major, _, minor = device.partition(":")
+                found.add((os.makedev(int(major, 16), int(minor, 16)), int(inode)))
+    return found
+
+
+def _maps(process: Path) -> str:
+    """A process's mappings; those of a thread that is left when its first one has ended."""
+    for path in (process / "maps", *(process.glob("task/*/maps") if _is_zombie(process) else ())):
+        try:
+            text: str = path.read_text()
+            if text:
+                return text
+        except OSError:  # It ended meanwhile, or is another user's.
+            continue
+    return ""
+
+
+def _is_zombie(process: Path) -> bool:
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return False
+
+
 def holders(path: str | os.PathLike[str]) -> list[Process]:
     """The processes of this machine that have a segment's file mapped, as far as this user may look."""
     name, host, found = os.fspath(path), socket.gethostname(), []
@@ -105,9 +146,9 @@ def holders(path: str | os.PathLike[str]) -> list[Process]:
 
 
 def _start_of(pid: int) -> int | None:
-    """When a process was started; None if there is none, or only a zombie."""
+    """When a process was started; None if there is none."""
     try:
         words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if words[0] in "ZX" else int(words[_START_TIME])
+    return int(words[_START_TIME])

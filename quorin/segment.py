@@ -46,7 +46,9 @@ class Segment:
     Made by :class:`SegmentRegistry`. A context manager: leaving it closes.
     """
 
-    __slots__ = ("__weakref__", "_control", "_epoch", "_lease", "_view", "_written", "read_only", "writing")
+    __slots__ = (
+        "__weakref__", "_control", "_epoch", "_lease", "_view", "_written", "follows_wishes", "read_only", "writing",
+    )  # fmt: skip
 
     def __init__(self, view: SegmentView, control: ControlPlane | None, *, read_only: bool) -> None:
         self._view = view
@@ -55,6 +57,7 @@ class Segment:
         self._written: SegmentView | None = None
         self._epoch = 0
         self.read_only = read_only
+        self.follows_wishes = False
         self.writing = threading.RLock()
 
     def __enter__(self) -> Segment:
@@ -125,6 +128,24 @@ class Segment:
         if self._view is seen:
             self._view = _newest(seen, writable=not self.read_only)
         return self._view
+
+    def pin(self) -> None:
+        """Stay with the present generation when the segment grows or is upgraded: reads then show it as it was left.
+
+        Its memory stays until :meth:`unpin` or :meth:`close`. Until a successor takes its place, its writer goes on
+        writing to it.
+
+        :raises SegmentReadOnlyError: for a segment that is open for writing, which can't stay behind.
+        """
+        if not self.read_only:
+            raise SegmentReadOnlyError(f"segment {self.name!r} is open for writing; only a read-only one can be pinned")
+        self._view = self.current_view().staying()
+
+    def unpin(self) -> None:
+        """Follow again, from the next read on."""
+        view = self._view
+        if not isinstance(view, _ClosedView) and view.pinned:
+            self._view = SegmentView(view.mapping, view.stored, view.layout, view.schema)
 
     def acquire_writer_lease(self) -> None:
         """Become the segment's writer. Does nothing if this object is that already.
@@ -327,10 +348,13 @@ def attach_newest(directory: Path, name: str, schema: Schema | None, *, writable
         name = successor
 
 
-def release_own_lease(name: str) -> None:
-    """Let go of a segment's writer lease if another object of this process holds it."""
+def release_own_lease(name: str, *, of_consumers: bool = True) -> None:
+    """Let go of a segment's writer lease if another object of this process holds it.
+
+    Consumers see by themselves what the control plane wishes, so they can be left alone.
+    """
     for segment in list(_writers):
-        if segment.name == name:
+        if segment.name == name and (of_consumers or not segment.follows_wishes):
             segment.release_writer_lease()
 
 

@@ -111,18 +111,22 @@ class SegmentRegistry:
     def open_current(self, schema: Schema, *, read_only: bool = True) -> Segment:
         """The current segment of a schema.
 
+        One that holds a newer version is read through this one: fields are found by name, one that was dropped since
+        reads as null, one that was widened as it is stored.
+
         :raises SegmentNotFoundError: if there is none, or its file is gone (``/dev/shm`` is empty after a reboot).
-        :raises SchemaMismatchError: if it holds another version or other fields. :raises CorruptSegmentError: if
+        :raises SchemaMismatchError: if it holds an older version, or other fields. :raises CorruptSegmentError: if
             damaged.
         """
         _check_schema(schema)
-        name = self._control.current(schema.__name__)
-        if name is None:
-            raise SegmentNotFoundError(
-                f"no segment is current for schema {schema.__name__!r} at {self.backend.address}"
-            )
-        view = attach_newest(self._directory, name, schema, writable=not read_only)
-        return Segment(view, self._control, read_only=read_only)
+        return self._open(schema.__name__, schema, read_only=read_only)
+
+    def open_stored(self, schema_name: str, *, read_only: bool = True) -> Segment:
+        """The current segment of a schema of this name, with the version and fields that it holds.
+
+        :raises SegmentNotFoundError, CorruptSegmentError: as :meth:`open_current`.
+        """
+        return self._open(schema_name, None, read_only=read_only)
 
     def close(self, segment: Segment) -> None:
         """Close a segment; its rows stay for others."""
@@ -143,11 +147,19 @@ class SegmentRegistry:
         if lease is not None:
             lease.release()
 
+    def _open(self, schema_name: str, schema: Schema | None, *, read_only: bool) -> Segment:
+        name = self._control.current(schema_name)
+        if name is None:
+            raise SegmentNotFoundError(f"no segment is current for schema {schema_name!r} at {self.backend.address}")
+        view = attach_newest(self._directory, name, schema, writable=not read_only)
+        return Segment(view, self._control, read_only=read_only)
+
     def _writable(self, view: SegmentView) -> Segment:
         return Segment(view, self._control, read_only=False)
 
     def _first_generation(self, schema: Schema, sizes: dict[str, int]) -> SegmentView:
-        return SegmentView.create(self._directory, segment_name(schema.__name__, new_lineage(), 1), schema, **sizes)
+        name = segment_name(schema.__name__, new_lineage(), 1)
+        return SegmentView.create(self._directory, name, schema, owner=self._control.identity(), **sizes)
 
     def _replace(self, previous: SegmentView, schema: Schema, sizes: dict[str, int]) -> Segment:
         """Put a new, empty segment in the place of another; its writer in this process, if any, lets go of it."""

@@ -61,6 +61,13 @@ def new_lineage() -> str:
     return secrets.token_hex(LINEAGE_DIGITS // 2)
 
 
+def successors_of(view: SegmentView) -> list[Path]:
+    """The files of later generations of a view's line, whether they are in force or not, oldest first."""
+    line = view.name[:-GENERATION_DIGITS]
+    paths = view.path.parent.glob(f"{line}*")
+    return sorted(path for path in paths if SEGMENT_NAME.match(path.name) and path.name > view.name)
+
+
 class SegmentView:
     """A segment file, mapped and checked. ``header`` is a structured scalar view that shows live values.
 
@@ -77,6 +84,7 @@ class SegmentView:
         "lineage",
         "mapping",
         "name",
+        "pinned",
         "plan",
         "schema",
         "stored",
@@ -84,7 +92,13 @@ class SegmentView:
     )
 
     def __init__(
-        self, mapped: mapping.Mapping, stored: Schema, layout: fmt.SegmentLayout, schema: Schema | None = None
+        self,
+        mapped: mapping.Mapping,
+        stored: Schema,
+        layout: fmt.SegmentLayout,
+        schema: Schema | None = None,
+        *,
+        pinned: bool = False,
     ) -> None:
         self.mapping = mapped
         self.stored = stored
@@ -94,16 +108,27 @@ class SegmentView:
         self.name = self.header["name"].decode()
         self.lineage = self.name[-LINEAGE_DIGITS - GENERATION_DIGITS : -GENERATION_DIGITS]
         self.generation = int(self.name[-GENERATION_DIGITS:], 16)
+        self.pinned = pinned
         self.descriptor = _describe(mapped.address, layout, self.header["seed"])
+        if pinned:
+            self.descriptor[D_HEADER] = _NO_SUCCESSOR.ctypes.data
         self.plan = vector_plan(self, schema.fields)
         self.column_plans: dict[Any, Any] = {}
         self.vector_length = total_element_count(schema)
 
     @classmethod
     def create(
-        cls, directory: Path, name: str, schema: Schema, *, capacity: int, max_id_bytes: int, heap_bytes: int
+        cls,
+        directory: Path,
+        name: str,
+        schema: Schema,
+        *,
+        capacity: int,
+        max_id_bytes: int,
+        heap_bytes: int,
+        owner: int = 0,
     ) -> SegmentView:
-        """Build a new, empty segment file; it gets its name when it is whole.
+        """Build a new, empty segment file; it gets its name when it is whole. ``owner`` is its namespace's identity.
 
         :raises SharedMemoryError: if ``directory`` has no room for it or can't be written.
         :raises FileExistsError: if there is a file of that name.
@@ -112,10 +137,10 @@ class SegmentView:
         layout = fmt.segment_layout(
             schema, capacity=capacity, max_id_bytes=max_id_bytes, schema_bytes=len(text), heap_bytes=heap_bytes
         )
-        pending = mapping.PendingFile(directory / name, layout.file_bytes)
+        pending = mapping.PendingFile(directory / name, layout.file_bytes, owner=owner)
         try:
             memory = pending.mapping.memory
-            _write_header(memory, name, schema, layout)
+            _write_header(memory, name, schema, layout, owner)
             memory[fmt.HEADER_BYTES : fmt.HEADER_BYTES + len(text)] = np.frombuffer(text, np.uint8)
             return cls(pending.publish(), schema, layout)
         except BaseException:
@@ -162,6 +187,10 @@ class SegmentView:
             raise SchemaMismatchError(f"{self.path} holds rows of another schema: {difference}")
         return SegmentView(self.mapping, self.stored, self.layout, schema)
 
+    def staying(self) -> SegmentView:
+        """The same file, for reads that stay in it when a successor takes its place."""
+        return SegmentView(self.mapping, self.stored, self.layout, self.schema, pinned=True)
+
     @property
     def path(self) -> Path:
         """Where the file is, or was."""
@@ -169,7 +198,9 @@ class SegmentView:
 
     @property
     def successor_name(self) -> str | None:
-        """The segment that took this one's place, if one did."""
+        """The segment that took this one's place, if one did and this view may go there."""
+        if self.pinned:
+            return None
         generation = int(self.header["successor"])
         return segment_name(self.stored.__name__, self.lineage, generation) if generation else None
 
@@ -211,6 +242,10 @@ def segment_stats(view: SegmentView) -> dict[str, Any]:
         "writer_heartbeat_age_seconds": (time.time_ns() - int(header["writer_heartbeat_ns"])) / 1e9,
         "age_seconds": (time.time_ns() - int(header["created_ns"])) / 1e9,
     }
+
+
+_NO_SUCCESSOR = np.zeros(fmt.HEADER_BYTES, np.uint8)
+"""What the reads of a pinned view look at to see whether there is a successor."""
 
 
 def vector_plan(view: SegmentView, fields: Sequence[FeatureField]) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -274,7 +309,9 @@ def _describe(address: int, layout: fmt.SegmentLayout, seed: Any) -> np.ndarray[
     return words
 
 
-def _write_header(memory: np.ndarray[Any, Any], name: str, schema: Schema, layout: fmt.SegmentLayout) -> None:
+def _write_header(
+    memory: np.ndarray[Any, Any], name: str, schema: Schema, layout: fmt.SegmentLayout, owner: int
+) -> None:
     header = memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
     header["magic"] = fmt.MAGIC
     header["byte_order"] = fmt.BYTE_ORDER_MARK
@@ -287,6 +324,7 @@ def _write_header(memory: np.ndarray[Any, Any], name: str, schema: Schema, layou
         header[field] = getattr(layout, field)
     header["created_ns"] = time.time_ns()
     header["name"] = name.encode()
+    header["owner"] = owner
     header["static_crc"] = _static_crc(memory, schema_bytes=schema_to_json(schema).encode())
 
 

@@ -303,6 +303,9 @@ class WALConsumer:
         for target in self._owned():
             target.opened.heartbeat()
             target.opened.acquire_writer_lease()
+        schemas = self._backend.control.schemas()
+        for target in self._owned():
+            target.follow_wish(self._backend.control, schemas)
         identity, bounds = self._log.identity(), self._log.bounds()
         for target in self._owned():
             name, segment = target.schema.__name__, target.opened

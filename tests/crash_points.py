@@ -1,4 +1,4 @@
-"""Writers that die or freeze at a named point; run as ``python -m tests.crash_points kill|stop|flip COUNT``.
+"""Writers that die or freeze at a named point; run as ``python -m tests.crash_points kill|stop|flip|upgrade COUNT``.
 
 It prints how many died or froze.
 
@@ -31,7 +31,7 @@ from quorin.errors import WriterFencedError
 from quorin.growth import grow
 from quorin.kernels import memory, write
 from quorin.rows import delete_batch, to_batch
-from quorin.schema import FeatureField, FeatureSchema, dtype
+from quorin.schema import FeatureField, FeatureSchema, dtype, make_schema
 from quorin.shm import Segment, SegmentRegistry
 
 ENTITIES = 12
@@ -262,6 +262,72 @@ def kill_in_mid_flip(count: int) -> int:
     return deaths
 
 
+def kill_in_mid_upgrade(count: int) -> int:
+    """Kill whoever upgrades around each step: rows stay whole, the watchdog takes the rest, the next completes it."""
+    from quorin import evolution, growth, mapping
+    from quorin import segment as segment_module
+    from quorin.backend.embedded import EmbeddedControlPlane
+    from quorin.watchdog import WatchdogState
+
+    places: list[tuple[Any, str]] = [
+        (EmbeddedControlPlane, "swap_schema"),
+        (growth, "create_successor"),
+        (os, "posix_fallocate"),
+        (mapping.PendingFile, "publish"),
+        (os, "link"),
+        (kernels, "copy_rows"),
+        (evolution._Wish, "stands"),
+        (segment_module.Segment, "_flip"),
+        (mapping.FileLock, "try_acquire"),
+        (kernels, "compare_and_exchange"),
+        (segment_module.Segment, "_begin_writing"),
+        (EmbeddedControlPlane, "set_current"),
+        (mapping, "unlink"),
+    ]
+    deaths = 0
+    with tempfile.TemporaryDirectory() as directory:
+        shm = Path(directory) / "shm"
+        shm.mkdir()
+        registry = SegmentRegistry(Path(directory) / "control", shm_dir=shm)
+        with registry.create(versioned(1), capacity=ENTITIES + 4) as segment:
+            layout.apply_batch(segment, batch_of(1))
+        reader = registry.open_current(versioned(1))
+        for number in range(1, count + 1):
+            place, name = places[(number - 1) // 2 % len(places)]
+            old, new = versioned(number), versioned(number + 1)
+
+            def upgrade(
+                place: Any = place, name: str = name, before: bool = number % 2 == 0, old: Any = old, new: Any = new
+            ) -> None:
+                die_around(place, name, before=before)
+                evolution.upgrade_schema(old, new, registry)
+
+            _, status = os.waitpid(in_child(upgrade, at=0, number=signal.SIGKILL), 0)
+            assert status == signal.SIGKILL, (name, status)
+            deaths += 1
+            check_rows(reader, {1}, least=1)
+            with WatchdogState(registry.backend, shm_dir=shm) as watchdog:
+                for _ in range(2):
+                    watchdog.run_one_tick()
+            current = registry.backend.control.current("Crash")
+            assert [path.name for path in shm.iterdir()] == [current], (name, list(shm.iterdir()), current)
+            check_rows(reader, {1}, least=1)
+            evolution.upgrade_schema(old, new, registry)
+            with registry.open_current(new) as newer:
+                check_rows(newer, {1}, least=1)
+                assert newer.stats()["schema_version"] == number + 1
+            check_rows(reader, {1}, least=1)
+        reader.close()
+        registry.backend.close()
+    return deaths
+
+
+def versioned(number: int) -> Any:
+    """The rows of :class:`Crash`, and a field that comes and goes."""
+    more = [FeatureField("more", dtype.int32)] if number % 2 == 0 else []
+    return make_schema("Crash", [*Crash.fields, *more], version=number)
+
+
 def die_around(place: Any, name: str, *, before: bool) -> None:
     original = getattr(place, name)
 
@@ -274,5 +340,10 @@ def die_around(place: Any, name: str, *, before: bool) -> None:
 
 
 if __name__ == "__main__":
-    modes = {"kill": kill_at_every_step, "stop": stop_at_every_step, "flip": kill_in_mid_flip}
+    modes = {
+        "kill": kill_at_every_step,
+        "stop": stop_at_every_step,
+        "flip": kill_in_mid_flip,
+        "upgrade": kill_in_mid_upgrade,
+    }
     sys.stdout.write(f"{modes[sys.argv[1]](int(sys.argv[2]))}\n")

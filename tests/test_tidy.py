@@ -25,6 +25,8 @@ PUBLIC = {
     "offline",
     "hydration",
     "vector",
+    "evolution",
+    "watchdog",
     "metrics",
     "logging",
     "errors",

@@ -1,0 +1,256 @@
+"""Schema upgrades: a segment is carried over to the next version of its schema while it is read and written.
+
+The control plane's schema is the wish, and the writer of the segment fulfils it: :func:`upgrade_schema` puts the new
+schema there, and a consumer that holds the writer lease copies the rows and flips; where nobody holds it, this process
+does. So the rows that are applied and the position that says so stay together, and nothing is applied to a segment that
+is being left. An upgrade that is interrupted at any point leaves the old segment in force, or the new one.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quorin import format as fmt
+from quorin import mapping
+from quorin.compatibility import can_upgrade
+from quorin.errors import (
+    QuorinError,
+    UpgradeAbortedError,
+    UpgradeConflictError,
+    UpgradeIncompatibleError,
+    WriterFencedError,
+    WriterLeaseHeldError,
+)
+from quorin.growth import evolve, heap_bytes_for
+from quorin.logging import get_logger
+from quorin.schema import fingerprint, schema_to_json
+from quorin.segment import release_own_lease
+from quorin.view import successors_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from quorin.schema import Schema
+    from quorin.shm import Segment, SegmentRegistry
+    from quorin.view import SegmentView
+
+__all__ = [
+    "UpgradeAbortedError",
+    "UpgradeConflictError",
+    "UpgradeIncompatibleError",
+    "UpgradeResult",
+    "can_upgrade",
+    "upgrade_schema",
+]
+
+DEFAULT_TIMEOUT_SECONDS = 60.0
+_LOOK_SECONDS = 0.02
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class UpgradeResult:
+    """What an upgrade did, or, of a dry run, would do. Bytes are the sizes of the segment files."""
+
+    old_segment_name: str
+    new_segment_name: str
+    entity_count: int
+    elapsed_seconds: float
+    old_bytes: int
+    new_bytes: int
+    added: tuple[str, ...]
+    widened: tuple[str, ...]
+    dropped: tuple[str, ...]
+    dry_run: bool = False
+
+
+def upgrade_schema(
+    old: Schema,
+    new: Schema,
+    registry: SegmentRegistry,
+    *,
+    dry_run: bool = False,
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    progress: Callable[[int, int], None] | None = None,
+) -> UpgradeResult:
+    """Carry the current segment of ``old`` over to ``new``, and return when the new one is in force.
+
+    Readers go on throughout: those that were opened with ``old`` keep reading its fields. Entries of either version,
+    those in the log included, are applied by field name. ``progress`` is called with rows done and rows in all.
+    Upgrading again what is upgraded does nothing.
+
+    While the copy is made and another process is the writer, this one waits; it gives up after ``timeout_seconds``
+    without any progress, and then the old schema stays. If this process is killed after it has put the new schema into
+    the control plane, the next consumer, or the next call, completes the upgrade.
+
+    :raises UpgradeIncompatibleError: if :func:`can_upgrade` says no; it names every field that is in the way.
+    :raises UpgradeConflictError: if the segment or the control plane holds neither of the two schemas.
+    :raises UpgradeAbortedError: if the writer did not do it in time, or there is no room for the new segment.
+    :raises SegmentNotFoundError: if no segment is current.
+    """
+    started = time.monotonic()
+    possible, reasons = can_upgrade(old, new)
+    if not possible:
+        raise UpgradeIncompatibleError(old.__name__, old.version, new.version, reasons)
+    with registry.open_stored(old.__name__, read_only=dry_run) as segment:
+        before = segment.current_view()
+        _check_stored(before, old, new)
+        if not dry_run:
+            wish = _Wish(registry, old, new)
+            wish.put()
+            try:
+                _until_in_force(segment, wish, timeout_seconds, progress or _unheard)
+            except BaseException as error:
+                if not wish.withdraw(segment) or not isinstance(error, UpgradeAbortedError):
+                    raise
+        after = None if dry_run else segment.current_view()
+        return UpgradeResult(
+            old_segment_name=before.name,
+            new_segment_name=before.name if after is None else after.name,
+            entity_count=len(segment),
+            elapsed_seconds=time.monotonic() - started,
+            old_bytes=before.layout.file_bytes,
+            new_bytes=_forecast_bytes(before, new) if after is None else after.layout.file_bytes,
+            added=_names(new, old),
+            widened=_widened(old, new),
+            dropped=_names(old, new),
+            dry_run=dry_run,
+        )
+
+
+class _Wish:
+    """The new schema in the control plane, from where the writer of the segment takes it."""
+
+    def __init__(self, registry: SegmentRegistry, old: Schema, new: Schema) -> None:
+        self.old, self.new = old, new
+        self._control = registry.backend.control
+        self._old, self._new = schema_to_json(old), schema_to_json(new)
+
+    def put(self) -> None:
+        """Make the wish known. :raises UpgradeConflictError: if the control plane holds something else."""
+        name = self.old.__name__
+        while (known := self._control.schemas().get(name)) != self._new:
+            if known not in (self._old, None):
+                raise UpgradeConflictError(
+                    f"the control plane's schema {name!r} is neither version {self.old.version} as given nor version "
+                    f"{self.new.version}: {known!r}"
+                )
+            if self._control.swap_schema(name, self._new, expected=known):
+                return
+
+    def stands(self) -> bool:
+        """Whether it is still what is wished for."""
+        return self._control.schemas().get(self.old.__name__) == self._new
+
+    def withdraw(self, segment: Segment) -> bool:
+        """Take it back. True if it was fulfilled all the same, in the last moment, and so stands."""
+        name = self.old.__name__
+        try:
+            self._control.swap_schema(name, self._old, expected=self._new)
+            if not self.is_fulfilled(segment):
+                return False
+            self._control.swap_schema(name, self._new, expected=self._old)
+        except QuorinError as error:
+            _log.warning("upgrade_not_withdrawn", schema=name, version=self.new.version, error=str(error))
+            return False
+        return True
+
+    def is_fulfilled(self, segment: Segment) -> bool:
+        """Whether a segment of the new version is in force."""
+        return segment.current_view().stored.version >= self.new.version
+
+
+def _until_in_force(
+    segment: Segment, wish: _Wish, timeout_seconds: float, progress: Callable[[int, int], None]
+) -> None:
+    """Do it, or wait until the process that holds the writer lease has done it."""
+    done, last_progress = -1, time.monotonic()
+    while not wish.is_fulfilled(segment):
+        view = segment.current_view()
+        total = int(view.header["entity_count"])
+        try:
+            release_own_lease(view.name, of_consumers=False)
+            segment.acquire_writer_lease()
+        except WriterLeaseHeldError:
+            copied = _copied_rows(view, wish.new)
+            if copied > done:
+                done, last_progress = copied, time.monotonic()
+                progress(min(copied, total), total)
+            elif time.monotonic() - last_progress > timeout_seconds:
+                raise UpgradeAbortedError(
+                    f"schema {wish.new.__name__!r} is not upgraded: process {int(view.header['writer_pid'])}, which "
+                    f"writes to {view.name!r}, did not do it within {timeout_seconds} s. Consumers do it by "
+                    f"themselves; others must release the writer lease"
+                ) from None
+            _check_stands(wish)
+            time.sleep(_LOOK_SECONDS)
+            continue
+        except WriterFencedError:
+            continue
+        if wish.is_fulfilled(segment):
+            break
+        try:
+            evolve(segment, wish.new, still_wanted=wish.stands, progress=lambda rows: progress(rows, total))  # noqa: B023 - called at once
+        except (WriterFencedError, WriterLeaseHeldError):
+            continue
+        except QuorinError as error:
+            raise UpgradeAbortedError(f"schema {wish.new.__name__!r} is not upgraded: {error}") from error
+        _check_stands(wish)
+    segment.release_writer_lease()
+    total = len(segment)
+    progress(total, total)
+
+
+def _unheard(done: int, total: int) -> None:
+    """Where nobody asked for progress."""
+
+
+def _check_stands(wish: _Wish) -> None:
+    if not wish.stands():
+        raise UpgradeConflictError(
+            f"another process changed the schema {wish.new.__name__!r} in the control plane during the upgrade to "
+            f"version {wish.new.version}"
+        )
+
+
+def _check_stored(view: SegmentView, old: Schema, new: Schema) -> None:
+    if fingerprint(view.stored) not in (fingerprint(old), fingerprint(new)):
+        raise UpgradeConflictError(
+            f"segment {view.name!r} holds version {view.stored.version} of {view.stored.__name__!r}, or other fields "
+            f"than version {old.version} as given; it can be upgraded from what it holds only"
+        )
+
+
+def _copied_rows(view: SegmentView, new: Schema) -> int:
+    """How many rows the writer has copied; -1 if it has not begun."""
+    rows = -1
+    for path in successors_of(view):
+        header = mapping.read_header(path)
+        if header is not None and int(header["fingerprint"]) == fingerprint(new):
+            rows = int(header["entity_count"])
+    return rows
+
+
+def _forecast_bytes(view: SegmentView, new: Schema) -> int:
+    if fingerprint(view.stored) == fingerprint(new):
+        return view.layout.file_bytes
+    layout = fmt.segment_layout(
+        new,
+        capacity=view.layout.capacity,
+        max_id_bytes=view.layout.max_id_bytes,
+        schema_bytes=len(schema_to_json(new).encode()),
+        heap_bytes=heap_bytes_for(view),
+    )
+    return layout.file_bytes
+
+
+def _names(of: Schema, without: Schema) -> tuple[str, ...]:
+    others = {field.name for field in without.fields}
+    return tuple(field.name for field in of.fields if field.name not in others)
+
+
+def _widened(old: Schema, new: Schema) -> tuple[str, ...]:
+    before = {field.name: field.dtype for field in old.fields}
+    return tuple(field.name for field in new.fields if before.get(field.name, field.dtype) is not field.dtype)

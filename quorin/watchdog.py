@@ -1,0 +1,231 @@
+"""The watchdog: takes away what dead processes left behind, and nothing else.
+
+Serving needs none of it: a dead writer's lease ends with it, and memory that nobody maps costs only room. What it takes
+away are announcements of dead processes, and segment files of its own namespace that no process has mapped or locked
+and that no read can come to: unfinished ones, replaced generations, attempts that never came into force, lines that the
+control plane does not name. What to do is decided in :mod:`quorin.watchdog_plan`.
+
+It sees the processes of its own host, user and process-id namespace. Run it where the processes run that it watches.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quorin import mapping, metrics, presence
+from quorin.backend import connect
+from quorin.errors import ConnectionFailedError, SegmentNotFoundError
+from quorin.keys import DEFAULT_NAMESPACE
+from quorin.logging import get_logger
+from quorin.shm import default_shm_dir
+from quorin.view import GENERATION_DIGITS, SEGMENT_NAME
+from quorin.watchdog_plan import Decision, SegmentFile, State, decide
+
+if TYPE_CHECKING:
+    from quorin.backend import Connection
+
+__all__ = ["Reclaimed", "TickResult", "WatchdogState", "run_forever"]
+
+DEFAULT_MISS_THRESHOLD = 2
+DEFAULT_TICK_INTERVAL_SECONDS = 5.0
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaimed:
+    """A file that was removed, and why."""
+
+    name: str
+    byte_count: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TickResult:
+    """What one tick did, or in a dry run would have done. ``suspected`` are things that go if they are found again."""
+
+    reclaimed: tuple[Reclaimed, ...]
+    dead_processes: tuple[str, ...]
+    repointed: tuple[str, ...]
+    suspected: int
+    foreign_files: int
+    elapsed_seconds: float
+    dry_run: bool = False
+
+
+class WatchdogState:
+    """What the watchdog remembers from tick to tick: how often in a row each thing was found to be nobody's.
+
+    What is found so in ``miss_threshold`` ticks in a row is taken away in the last of them. ``shm_dir`` is where the
+    namespace's segments live, by default as for :class:`quorin.shm.SegmentRegistry`.
+
+    :raises SegmentNotFoundError: if it is no directory. :raises ValueError: for a threshold below 1.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        miss_threshold: int = DEFAULT_MISS_THRESHOLD,
+        shm_dir: str | os.PathLike[str] | None = None,
+        namespace: str = DEFAULT_NAMESPACE,
+        dry_run: bool = False,
+    ) -> None:
+        if isinstance(miss_threshold, bool) or not isinstance(miss_threshold, int) or miss_threshold < 1:
+            raise ValueError(f"miss_threshold must be a whole number from 1, got {miss_threshold!r}")
+        self._directory = Path(default_shm_dir() if shm_dir is None else shm_dir)
+        if not self._directory.is_dir():
+            raise SegmentNotFoundError(f"shm_dir {str(self._directory)!r} is no directory")
+        self._backend = connect(connection, namespace=namespace)
+        self._owns_backend = self._backend is not connection
+        self._miss_threshold = miss_threshold
+        self._dry_run = dry_run
+        self._misses: dict[str, int] = {}
+
+    def __enter__(self) -> WatchdogState:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection, if it is this object's own."""
+        if self._owns_backend:
+            self._backend.close()
+
+    def run_one_tick(self) -> TickResult:
+        """Look, decide, act. A crash in between leaves the rest for the next tick of any watchdog.
+
+        :raises ConnectionFailedError: if the control plane cannot be reached; nothing was touched then.
+        """
+        started = time.monotonic()
+        control = self._backend.control
+        currents = control.currents()
+        state = State(
+            identity=control.identity(),
+            currents=currents,
+            files=_files(self._directory, set(currents.values())),
+            processes=presence.announced(control),
+        )
+        decision = decide(state, self._misses, threshold=self._miss_threshold)
+        self._misses = dict(decision.misses)
+        reclaimed, withdrawn, repointed = self._act(decision)
+        metrics.watchdog_ticks.inc()
+        return TickResult(
+            reclaimed=reclaimed,
+            dead_processes=withdrawn,
+            repointed=repointed,
+            suspected=len(decision.misses) - len(reclaimed) - len(withdrawn) - len(repointed),
+            foreign_files=decision.foreign_files,
+            elapsed_seconds=time.monotonic() - started,
+            dry_run=self._dry_run,
+        )
+
+    def _act(self, decision: Decision) -> tuple[tuple[Reclaimed, ...], tuple[str, ...], tuple[str, ...]]:
+        control = self._backend.control
+        if self._dry_run:
+            would = tuple(Reclaimed(file.name, file.byte_count, reason.value) for file, reason in decision.unlink)
+            return would, decision.withdraw, tuple(new for _, _, new in decision.repoint)
+        repointed = [new for schema, known, new in decision.repoint if control.set_current(schema, new, expected=known)]
+        withdrawn = [process for process in decision.withdraw if control.withdraw(process)]
+        reclaimed = []
+        for file, reason in decision.unlink:
+            if file.name not in control.currents().values() and _remove(self._directory / file.name, file):
+                reclaimed.append(Reclaimed(file.name, file.byte_count, reason.value))
+                metrics.watchdog_reclaimed_files.labels(reason.name).inc()
+                metrics.watchdog_reclaimed_bytes.inc(file.byte_count)
+                _log.info("file_reclaimed", segment=file.name, size=file.byte_count, reason=reason.value)
+        for process in withdrawn:
+            metrics.watchdog_dead_processes.inc()
+            _log.info("dead_process_withdrawn", process=process)
+        for name in repointed:
+            _log.info("current_segment_repointed", segment=name)
+        return tuple(reclaimed), tuple(withdrawn), tuple(repointed)
+
+
+def run_forever(
+    connection: Connection,
+    *,
+    tick_interval_seconds: float = DEFAULT_TICK_INTERVAL_SECONDS,
+    stop_event: threading.Event | None = None,
+    miss_threshold: int = DEFAULT_MISS_THRESHOLD,
+    shm_dir: str | os.PathLike[str] | None = None,
+    namespace: str = DEFAULT_NAMESPACE,
+) -> None:
+    """Tick until ``stop_event`` is set. A control plane that cannot be reached puts a tick off, and is logged once."""
+    stop = threading.Event() if stop_event is None else stop_event
+    unreachable = False
+    with WatchdogState(connection, miss_threshold=miss_threshold, shm_dir=shm_dir, namespace=namespace) as state:
+        while not stop.is_set():
+            try:
+                state.run_one_tick()
+                unreachable = False
+            except ConnectionFailedError as error:
+                if not unreachable:
+                    _log.warning("control_plane_unreachable", error=str(error))
+                unreachable = True
+            stop.wait(tick_interval_seconds)
+
+
+def _files(directory: Path, currents: set[str]) -> tuple[SegmentFile, ...]:
+    """The files of a directory that look like segments of this user, whole or unfinished.
+
+    Whether a file is locked is found out by locking it, which no writer should notice: so only of those that nobody has
+    mapped, and that are not current.
+    """
+    mapped = presence.mapped_inodes(directory)
+    found = []
+    for entry in os.scandir(directory):
+        name, owner = mapping.parse_pending(entry.name)
+        pending = owner is not None
+        if not SEGMENT_NAME.match(name) or not entry.is_file(follow_symlinks=False):
+            continue
+        try:
+            status = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        header = None if pending else mapping.read_header(directory / name)
+        if os.geteuid() not in (0, status.st_uid) or (header is None and not pending):
+            continue
+        generation = int(name[-GENERATION_DIGITS:], 16)
+        successor = 0 if header is None else int(header["successor"])
+        found.append(
+            SegmentFile(
+                name=entry.name,
+                line=name[:-GENERATION_DIGITS],
+                generation=generation,
+                owner=int(owner or 0) if header is None else int(header["owner"]),
+                held=(status.st_dev, status.st_ino) in mapped
+                or (name not in currents and mapping.is_locked(directory / entry.name)),
+                pending=pending,
+                successor=successor if successor > generation else 0,
+                was_in_force=header is not None and int(header["epoch"]) > 0,
+                byte_count=status.st_size,
+                inode=status.st_ino,
+            )
+        )
+    return tuple(found)
+
+
+def _remove(path: Path, file: SegmentFile) -> bool:
+    """Remove a file if it is still the one that was seen, and still nobody holds it."""
+    try:
+        lock = mapping.FileLock.try_acquire(path)
+        if lock is None:
+            return False
+        try:
+            status = path.stat()
+            if status.st_ino != file.inode or (status.st_dev, status.st_ino) in presence.mapped_inodes(path.parent):
+                return False
+            mapping.unlink(path)
+        finally:
+            lock.release()
+    except (SegmentNotFoundError, FileNotFoundError):
+        return False
+    return True

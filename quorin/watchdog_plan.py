@@ -1,0 +1,129 @@
+"""What the watchdog decides, without doing any of it: plain functions over plain values.
+
+A file or announcement goes when it was found without an owner in several ticks in a row; :func:`decide` counts them.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Reason(enum.Enum):
+    """Why a file is nobody's."""
+
+    unfinished = "its creator died before it was whole"
+    superseded = "a newer generation took its place"
+    never_in_force = "whoever built it died before it came into force, or came too late"
+    unnamed = "the control plane names no segment of this line"
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFile:
+    """A file that looks like a segment's. ``line`` is what its generations' names share."""
+
+    name: str
+    line: str
+    generation: int
+    owner: int
+    held: bool
+    pending: bool = False
+    successor: int = 0
+    was_in_force: bool = False
+    byte_count: int = 0
+    inode: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What one look shows: this namespace's identity, its current segments by schema, the files, and the announced
+    processes, each with whether it is dead.
+    """
+
+    identity: int
+    currents: Mapping[str, str]
+    files: tuple[SegmentFile, ...]
+    processes: Mapping[str, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do now, and how often in a row each thing was found to be nobody's.
+
+    ``repoint`` has schema name, the name the control plane has, and the one it should have.
+    """
+
+    unlink: tuple[tuple[SegmentFile, Reason], ...]
+    withdraw: tuple[str, ...]
+    repoint: tuple[tuple[str, str, str], ...]
+    misses: Mapping[str, int]
+    foreign_files: int
+
+
+def decide(state: State, misses: Mapping[str, int], *, threshold: int) -> Decision:
+    """What is nobody's for the ``threshold``-th time in a row goes. Nothing that is held goes, nor anything of others.
+
+    A file is this namespace's if it carries its identity; one that carries none, if its line is named here.
+    """
+    named = {name[: len(name) - _GENERATION_DIGITS]: (schema, name) for schema, name in state.currents.items()}
+    segments = [file for file in state.files if not file.pending]
+    lines: dict[str, dict[int, SegmentFile]] = defaultdict(dict)
+    for file in segments:
+        lines[file.line][file.generation] = file
+
+    orphans: list[tuple[SegmentFile, Reason]] = []
+    repoint: list[tuple[str, str, str]] = []
+    for line, (schema, name) in named.items():
+        current = in_force(lines.get(line, {}), int(name[-_GENERATION_DIGITS:], 16))
+        if current is not None and current.name != name:
+            repoint.append((schema, name, current.name))
+        for file in lines.get(line, {}).values():
+            if current is None or file.generation > current.generation:
+                orphans.append((file, Reason.never_in_force))
+            elif file is not current:
+                orphans.append((file, Reason.superseded))
+    orphans += [(file, Reason.unnamed) for file in segments if file.line not in named]
+    orphans += [(file, Reason.unfinished) for file in state.files if file.pending]
+
+    ours = {file.name for file in state.files if _is_ours(file, state.identity, named)}
+    orphans = [(file, reason) for file, reason in orphans if file.name in ours and not file.held]
+    dead = [process for process, is_dead in state.processes.items() if is_dead]
+    found = [f"file {file.name} {file.inode}" for file, _ in orphans]
+    found += [f"process {process}" for process in dead]
+    found += [f"current {name}" for _, name, _ in repoint]
+    counted = {key: misses.get(key, 0) + 1 for key in found}
+    return Decision(
+        unlink=tuple(o for o in orphans if counted[f"file {o[0].name} {o[0].inode}"] >= threshold),
+        withdraw=tuple(process for process in dead if counted[f"process {process}"] >= threshold),
+        repoint=tuple(entry for entry in repoint if counted[f"current {entry[1]}"] >= threshold),
+        misses=counted,
+        foreign_files=len(state.files) - len(ours),
+    )
+
+
+def in_force(line: Mapping[int, SegmentFile], named: int) -> SegmentFile | None:
+    """The generation that reads go to, as a reader finds it that was told the ``named`` one; None if it is gone."""
+    file = line.get(named)
+    if file is None:
+        newer = [file for file in line.values() if file.generation > named and file.was_in_force]
+        file = max(newer, key=lambda file: file.generation, default=None)
+    while file is not None and file.successor:
+        named = file.successor
+        file = line.get(named)
+        if file is None:
+            return in_force(line, named)
+    return file
+
+
+_GENERATION_DIGITS = 8
+
+
+def _is_ours(file: SegmentFile, identity: int, named: Mapping[str, tuple[str, str]]) -> bool:
+    if file.owner:
+        return file.owner == identity
+    return file.line in named and not file.pending
