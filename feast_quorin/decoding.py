@@ -55,12 +55,17 @@ class Decoder(ABC):
     def wire(self, columns: Columns, index: int) -> bytes:
         """The values as ``values`` of a ``FeatureVector`` on the wire."""
 
+    def wire_one(self, row: OneRow, index: int) -> bytes:
+        """The same for the value of one entity, which has one."""
+        return self.wire(row.columns(), index)
+
 
 class NumberDecoder(Decoder):
     """A number or boolean; float32 and int32 widen as they do on their way through Python."""
 
     def __init__(self, code: dtype, kind: str) -> None:
         self._kind = kind
+        self._code = code.numpy.char
         self._wide: Any = np.float64 if code.numpy.kind == "f" else np.int64 if code.numpy.kind == "i" else np.bool_
 
     def value(self, row: OneRow, index: int) -> Any:  # noqa: D102 - the base class says it
@@ -96,6 +101,9 @@ class NumberDecoder(Decoder):
 
     def wire(self, columns: Columns, index: int) -> bytes:  # noqa: D102
         return wire.numbers(self._kind, columns.values(index), None if columns.complete else columns.valid(index))
+
+    def wire_one(self, row: OneRow, index: int) -> bytes:  # noqa: D102
+        return wire.number(self._kind, self._code, row.values[row.layout.slots[index]])
 
 
 class TimeDecoder(NumberDecoder):
@@ -133,6 +141,9 @@ class TextDecoder(Decoder):
     def wire(self, columns: Columns, index: int) -> bytes:  # noqa: D102
         array = columns.arrow(index)
         return wire.texts(self._kind, (array.cast(pa.binary()) if self._is_text else array).to_pylist())
+
+    def wire_one(self, row: OneRow, index: int) -> bytes:  # noqa: D102
+        return wire.texts(self._kind, [row.stored(index).tobytes()])
 
 
 class ListDecoder(Decoder):
@@ -215,6 +226,9 @@ class ProtoDecoder(Decoder):
 
     def wire(self, columns: Columns, index: int) -> bytes:  # noqa: D102
         return wire.messages(columns.arrow(index).to_pylist())
+
+    def wire_one(self, row: OneRow, index: int) -> bytes:  # noqa: D102
+        return wire.messages([row.stored(index).tobytes()])
 
     def _decode(self, data: bytes) -> Any:
         return feast_value_type_to_python_type(Value.FromString(data), self._type)

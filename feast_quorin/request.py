@@ -101,6 +101,8 @@ class PlainKey(Column):
         kind = _KINDS[self.value_type]
         if self.value_type is ValueType.STRING:
             return wire.texts(kind, [value.encode() for value in values])
+        if len(values) == 1:
+            return wire.number(kind, "q", values[0])
         return wire.numbers(kind, np.array(values, np.int64), None)
 
     def _converted(self, values: list[Any]) -> list[Any] | None:

@@ -173,7 +173,7 @@ class LazyResponse(OnlineResponse):
         for key, values in zip(self._keys, self._given, strict=True):
             names.append(key.name)
             vectors.append(wire.vector(key.wire(values), wire.row_states([FieldStatus.PRESENT] * len(values), None)))
-        states = [_states(self._many(number)) for number in range(len(self._reads))]
+        states = [_state(read) if type(read) is OneRow else _states(read) for read in self._reads]
         for feature in self._features:
             names.append(feature.name)
             vectors.append(self._vector(feature, states[feature.view]))
@@ -187,10 +187,15 @@ class LazyResponse(OnlineResponse):
         return response
 
     def _vector(self, feature: Feature, states: bytes) -> bytes:
-        view, columns = self._plan.views[feature.view], self._many(feature.view)
-        field = view.fields[list(view.codecs)[feature.place]]
-        index = next((number for number, stored in enumerate(columns.fields) if stored.name == field), None)
-        if index is not None:
+        view, read, index = self._plan.views[feature.view], self._reads[feature.view], feature.place
+        if type(read) is OneRow:
+            values = feature.decoder.wire_one(read, index) if read.is_valid(index) else wire.nulls(1)
+            return wire.vector(values, states)
+        columns: Columns = read
+        if len(columns.fields) < len(view.codecs):
+            field = view.fields[list(view.codecs)[index]]
+            index = next((place for place, stored in enumerate(columns.fields) if stored.name == field), -1)
+        if index >= 0:
             return wire.vector(feature.decoder.wire(columns, index), states)
         count = len(columns.found)
         absent = wire.row_states([FieldStatus.NOT_FOUND] * count, columns.event_time_ns)
@@ -204,8 +209,15 @@ class LazyResponse(OnlineResponse):
                 metadata.add(name=name, version=getattr(view.table, "current_version_number", 0) or 0)
 
 
-def _states(columns: Columns) -> bytes:
+def _state(row: OneRow) -> bytes:
     """What all features of a view have in common in the protobuf."""
+    if not row.values:
+        return wire.row_state(FieldStatus.NOT_FOUND, 0)
+    return wire.row_state(FieldStatus.PRESENT, row.values[0])
+
+
+def _states(columns: Columns) -> bytes:
+    """The same for many rows."""
     statuses = np.where(columns.found, FieldStatus.PRESENT, FieldStatus.NOT_FOUND).astype(np.uint8)
     if columns.hidden is not None:
         statuses[columns.hidden] = FieldStatus.OUTSIDE_MAX_AGE

@@ -63,7 +63,8 @@ class Shape:
             self._report(metrics, reads, count, time.monotonic() - started)
         plan = self.plan
         if not plan.transforms:
-            return LazyResponse.of(plan, self.keys, keys, reads)
+            made = LazyResponse if type(reads[0]) is OneRow else LazyResponse.of
+            return made(plan, self.keys, keys, reads)
         inputs = LazyResponse.of(plan, (*self.keys, *self._columns.request), [*keys, *(data or ())], reads, plan.inputs)
         computed = compute(plan.transforms, inputs, plan.full_names)
         return LazyResponse.of(plan, self.keys, keys, reads, computed=computed)

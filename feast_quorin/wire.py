@@ -8,7 +8,9 @@ protobuf makes of the bytes is what it makes of the messages; nothing of the pad
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from itertools import pairwise
+from struct import pack
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ Cells = np.ndarray[Any, Any]
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _INT_BYTES, _NANOS_BYTES = 10, 5
 _SECOND_NS = 1_000_000_000
+_WORD = 2**64 - 1
 _FIELDS = {field.name: field.number for field in Value.DESCRIPTOR.fields}
 _VECTOR = {field.name: field.number for field in GetOnlineFeaturesResponse.FeatureVector.DESCRIPTOR.fields}
 _TIME = {field.name: field.number for field in Timestamp.DESCRIPTOR.fields}
@@ -34,26 +37,28 @@ def vector(values: bytes, row: bytes) -> bytes:
     """One feature's vector as a member of the response: its values, and what its view has in common for all features
     (see :func:`row_states`).
     """
-    results = GetOnlineFeaturesResponse.DESCRIPTOR.fields_by_name["results"].number
-    return tag(results, _BYTES) + varint(len(values) + len(row)) + values + row
+    return _RESULT + varint(len(values) + len(row)) + values + row
 
 
 def row_states(statuses: Sequence[int] | bytes, times_ns: Cells | None) -> bytes:
     """Statuses and event times (nanoseconds, 0 for none) of rows; without times, none at all."""
     states = bytes(statuses)
-    head = tag(_VECTOR["statuses"], _BYTES) + varint(len(states)) + states
-    stamp = tag(_VECTOR["event_timestamps"], _BYTES)
+    head = _STATUS + varint(len(states)) + states
     if times_ns is None:
-        return head + (stamp + b"\0") * len(states)
+        return head + (_STAMP + b"\0") * len(states)
     seconds, nanos = np.divmod(times_ns, _SECOND_NS)
-    parts = [
-        _repeated(tag(_TIME["seconds"], _VARINT), len(states)),
-        _varints(seconds, _INT_BYTES),
-        _repeated(tag(_TIME["nanos"], _VARINT), len(states)),
-        _varints(nanos, _NANOS_BYTES),
-    ]
+    cells = np.empty((len(states), 2 + _INT_BYTES + _NANOS_BYTES), np.uint8)
+    cells[:, 0], cells[:, 1 : 1 + _INT_BYTES] = _TIME["seconds"] << 3 | _VARINT, _varints(seconds, _INT_BYTES)
+    cells[:, 1 + _INT_BYTES], cells[:, -_NANOS_BYTES:] = _TIME["nanos"] << 3 | _VARINT, _varints(nanos, _NANOS_BYTES)
     has_time = times_ns != 0
-    return head + _messages(stamp, np.hstack(parts), None if has_time.all() else has_time)
+    return head + _messages(_STAMP, b"", cells, None if has_time.all() else has_time)
+
+
+def row_state(status: int, time_ns: int) -> bytes:
+    """The same for one row."""
+    seconds, nanos = divmod(time_ns, _SECOND_NS)
+    stamp = tag(_TIME["seconds"], _VARINT) + varint(seconds & _WORD) + tag(_TIME["nanos"], _VARINT) + varint(nanos)
+    return _STATUS + bytes((1, status)) + _STAMP + (varint(len(stamp)) + stamp if time_ns else b"\0")
 
 
 def nulls(count: int) -> bytes:
@@ -68,8 +73,16 @@ def numbers(kind: str, values: Cells, valid: Mask | None) -> bytes:
         cells = np.ascontiguousarray(values).view(np.uint8).reshape(len(values), values.dtype.itemsize)
     else:
         wire_type, cells = _VARINT, _integers(values)
-    head = _repeated(tag(_FIELDS[kind], wire_type), len(values))
-    return _messages(_VALUE, np.hstack([head, cells]), valid)
+    return _messages(_VALUE, tag(_FIELDS[kind], wire_type), cells, valid)
+
+
+def number(kind: str, code: str, value: Any) -> bytes:
+    """One number or boolean as a value; ``code`` is its type's in :mod:`struct`."""
+    if code in "fd":
+        data = tag(_FIELDS[kind], _FIXED32 if code == "f" else _FIXED64) + pack("<" + code, value)
+    else:
+        data = tag(_FIELDS[kind], _VARINT) + varint(int(value) & _WORD)
+    return _VALUE + varint(len(data)) + data
 
 
 def texts(kind: str, values: Iterable[bytes | None]) -> bytes:
@@ -118,24 +131,28 @@ def messages(serialized: Iterable[bytes | None]) -> bytes:
     return _joined(serialized)
 
 
-def varint(number: int) -> bytes:
+def varint(value: int) -> bytes:
     """A number of 0 and more, as short as it can be."""
-    if number < 0x80:
-        return bytes((number,))
+    if value < 0x80:
+        return bytes((value,))
     parts = bytearray()
-    while number >= 0x80:
-        parts.append(number & 0x7F | 0x80)
-        number >>= 7
-    parts.append(number)
+    while value >= 0x80:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    parts.append(value)
     return bytes(parts)
 
 
-def tag(number: int, wire_type: int) -> bytes:
+@cache
+def tag(field: int, wire_type: int) -> bytes:
     """What stands before a field."""
-    return varint(number << 3 | wire_type)
+    return varint(field << 3 | wire_type)
 
 
 _VALUE = tag(_VECTOR["values"], _BYTES)
+_STATUS = tag(_VECTOR["statuses"], _BYTES)
+_STAMP = tag(_VECTOR["event_timestamps"], _BYTES)
+_RESULT = tag(GetOnlineFeaturesResponse.DESCRIPTOR.fields_by_name["results"].number, _BYTES)
 
 
 def _joined(values: Iterable[bytes | None]) -> bytes:
@@ -143,11 +160,14 @@ def _joined(values: Iterable[bytes | None]) -> bytes:
     return b"".join([null if value is None else _VALUE + varint(len(value)) + value for value in values])
 
 
-def _messages(head: bytes, cells: Cells, valid: Mask | None) -> bytes:
-    """Messages of one length below 128, each after its head; empty ones where not valid."""
+def _messages(head: bytes, start: bytes, cells: Cells, valid: Mask | None) -> bytes:
+    """Messages of one length below 128, each of its start and its cells, after the head; empty ones where not valid."""
     count, width = cells.shape
-    prefix = head + varint(width)
-    rows = np.hstack([_repeated(prefix, count), cells])
+    prefix = head + varint(len(start) + width)
+    begin = len(prefix) + len(start)
+    rows = np.empty((count, begin + width), np.uint8)
+    rows[:, :begin] = np.frombuffer(prefix + start, np.uint8)
+    rows[:, begin:] = cells
     if valid is None:
         return rows.tobytes()
     rows[~valid, len(prefix) - 1] = 0
@@ -167,10 +187,6 @@ def _varints(values: Cells, width: int) -> Cells:
     cells = (words[:, np.newaxis] >> shifts).astype(np.uint8) & np.uint8(0x7F)
     cells[:, :-1] |= 0x80
     return cells
-
-
-def _repeated(data: bytes, count: int) -> Cells:
-    return np.broadcast_to(np.frombuffer(data, np.uint8), (count, len(data)))
 
 
 def _validity(array: pa.Array) -> Iterable[bool]:
