@@ -71,11 +71,10 @@ def make_store(
         write_data(data)
     config = RepoConfig(
         project=project,
-        registry=str(repo / "registry.db"),
         online_store=online_store,
         entity_key_serialization_version=3,
         repo_path=repo,
-        **{"provider": "local", **settings},
+        **{"provider": "local", "registry": str(repo / "registry.db"), **settings},
     )
     store = FeatureStore(config=config)
     store.repo_path = repo

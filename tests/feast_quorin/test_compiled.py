@@ -104,7 +104,7 @@ def test_every_common_request_is_compiled(store: FeatureStore, sqlite_store: Fea
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_every_type_in_every_form(online_store: dict[str, Any], data: Path, tmp_path: Path, count: int) -> None:
-    kinds = {kind: values for kind, values in SAMPLES.items() if kind is not ValueType.VALUE_LIST}
+    kinds = SAMPLES
     entity = Entity(name="thing", join_keys=["thing"], value_type=ValueType.INT32)
     view = FeatureView(
         name="things",

@@ -47,7 +47,27 @@ SAMPLES: dict[ValueType, list[Any]] = {
     ValueType.UUID: [uuid.UUID(int=5), None],
     ValueType.DECIMAL: [decimal.Decimal("1.20"), None],
     ValueType.VALUE_LIST: [[["a"], ["b", "c"]], None],
+    ValueType.VALUE_SET: [[["a"]], None],
+    ValueType.BYTES_SET: [{b"\x00"}, None],
+    ValueType.INT32_SET: [{-7}, None],
+    ValueType.FLOAT_SET: [{0.5}, None],
+    ValueType.DOUBLE_SET: [{1.1}, None],
+    ValueType.BOOL_SET: [{True}, None],
+    ValueType.UNIX_TIMESTAMP_SET: [{dt.datetime(2024, 5, 1, tzinfo=UTC)}, None],
+    ValueType.JSON_LIST: [['{"a": 1}', "[]"], None, []],
+    ValueType.STRUCT_LIST: [[{"a": "b"}, {"a": "c"}], None],
+    ValueType.UUID_LIST: [[uuid.UUID(int=6), uuid.UUID(int=7)], None, []],
+    ValueType.UUID_SET: [{uuid.UUID(int=8)}, None],
+    ValueType.TIME_UUID: [uuid.UUID("8e8e0a4e-07f7-11ef-9262-0242ac120002"), None],
+    ValueType.TIME_UUID_LIST: [[uuid.UUID("8e8e0a4e-07f7-11ef-9262-0242ac120002")], None],
+    ValueType.TIME_UUID_SET: [{uuid.UUID("8e8e0a4e-07f7-11ef-9262-0242ac120002")}, None],
+    ValueType.DECIMAL_LIST: [[decimal.Decimal("0.10"), decimal.Decimal(-3)], None, []],
+    ValueType.DECIMAL_SET: [{decimal.Decimal("7.0")}, None],
 }
+
+
+def test_there_is_a_sample_of_every_type() -> None:
+    assert SAMPLES.keys() == {*ValueType} - {ValueType.UNKNOWN, ValueType.NULL}
 
 
 @pytest.mark.parametrize("value_type", list(SAMPLES), ids=lambda t: t.name)
