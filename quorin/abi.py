@@ -45,6 +45,13 @@ STOPPED, CODES = -1, 8
 COLUMN_ITEMS = 12
 KIND_FIXED, KIND_VARIABLE, KIND_TEXT_LIST = range(3)
 
+# Where a column of the table is found in an Arrow batch: the batch's column, what stands in the table as it is, bytes
+# an element, and the size of its lists (0: no lists, -1: of any size).
+(
+    A_COLUMN, A_CELL, A_NULL_BYTE, A_NULL_MASK, A_KIND, A_CELL_BYTES, A_ELEMENT_BYTES, A_LIST_SIZE,
+) = range(8)  # fmt: skip
+ARROW_ITEMS = 8
+
 # How rows are applied, and what a write returns.
 UPSERT, DELETE, PARTIAL = 1, 2, 3
 DONE, ROWS_FULL, HEAP_FULL = range(3)

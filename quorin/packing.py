@@ -6,15 +6,18 @@ values; a cell's offset then counts from the end of the body. It depends on the 
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
 
 from quorin import format as fmt
-from quorin.abi import KIND_FIXED, KIND_TEXT_LIST, KIND_VARIABLE
+from quorin.abi import ARROW_ITEMS, COLUMN_ITEMS, KIND_FIXED, KIND_TEXT_LIST, KIND_VARIABLE
 from quorin.errors import InvalidRowError
+from quorin.rows import DELETE_SCHEMA, canonical_schema
 from quorin.schema import FeatureField, Schema, dtype
 from quorin.values import check_value
 
@@ -22,19 +25,26 @@ Words = np.ndarray[Any, np.dtype[np.int64]]
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 _NULL = np.zeros(1, np.uint8)
+_NULL_ADDRESS = _NULL.ctypes.data
+
+_pointer_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+_arrow_plans: WeakKeyDictionary[Schema, Words | None] = WeakKeyDictionary()
 
 
 class ColumnTable:
     """Columns as the write kernels take them: ``words``, and the objects that own the memory it points to."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: Words | None = None, owner: Any = None) -> None:
         self._rows: list[tuple[int, ...]] = []
-        self._owners: list[Any] = [_NULL]
+        self._words = words
+        self._owners: list[Any] = [_NULL, owner]
 
     @property
     def words(self) -> Words:
         """The flat table, ``COLUMN_ITEMS`` words a column."""
-        return np.array(self._rows, np.int64).ravel()
+        return np.array(self._rows, np.int64).ravel() if self._words is None else self._words
 
     def keep(self, owner: Any) -> Any:
         """Hold on to an object that owns memory."""
@@ -59,6 +69,20 @@ class ColumnTable:
 
 def batch_columns(schema: Schema, batch: pa.RecordBatch) -> ColumnTable:
     """The fields of a canonical batch, without copying (booleans, which Arrow keeps as bits, become bytes)."""
+    plan = _arrow_plan(schema)
+    if plan is None or not batch.schema.equals(canonical_schema(schema)):
+        return general_columns(schema, batch)
+    from quorin import kernels
+
+    # The capsules keep what they point to, and release it when they are collected.
+    _, capsule = exported = batch.__arrow_c_array__()
+    words = np.empty(plan.size // ARROW_ITEMS * COLUMN_ITEMS, np.int64)
+    kernels.arrow_columns(_pointer_of(capsule, b"arrow_array"), plan, _NULL_ADDRESS, words)
+    return ColumnTable(words, exported)
+
+
+def general_columns(schema: Schema, batch: pa.RecordBatch) -> ColumnTable:
+    """What :func:`batch_columns` gives, for any batch with some of the fields: column by column, in Python."""
     table = ColumnTable()
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     for cell in fmt.body_layout(schema).cells:
@@ -164,6 +188,26 @@ def packed_columns(schema: Schema, row: bytes) -> ColumnTable:
                 cell, kind=KIND_VARIABLE, values=base + start, item_bytes=size, validity=validity, offsets=offsets
             )
     return table
+
+
+def _arrow_plan(schema: Schema) -> Words | None:
+    """Where the kernel finds the columns of a canonical batch; None if some are not to be taken as they are."""
+    if schema not in _arrow_plans:
+        plain = all(field.dtype is not dtype.bool and len(field.shape) <= 1 for field in schema.fields)
+        _arrow_plans[schema] = _new_arrow_plan(schema) if plain else None
+    return _arrow_plans[schema]
+
+
+def _new_arrow_plan(schema: Schema) -> Words:
+    rows = []
+    for index, cell in enumerate(fmt.body_layout(schema).cells):
+        field, size = cell.field, cell.field.dtype.item_size
+        kind = KIND_TEXT_LIST if _is_text_list(field) else KIND_VARIABLE if field.is_variable else KIND_FIXED
+        cell_bytes = size if field.is_variable else field.byte_count
+        list_size = -1 if field.is_list else int(field.shape[0] or 0) if field.shape else 0
+        column = index + len(DELETE_SCHEMA)
+        rows.append((column, cell.offset, cell.null_byte, cell.null_mask, kind, cell_bytes, size, list_size))
+    return np.array(rows, np.int64).ravel()
 
 
 def _add_arrow_column(table: ColumnTable, cell: fmt.Cell, array: pa.Array) -> None:

@@ -19,7 +19,7 @@ from numba import types
 from quorin.kernels.cache import own_cache
 
 with own_cache():
-    from quorin.kernels import carry, measure, memory, read, write
+    from quorin.kernels import arrow, carry, measure, memory, read, write
 
 _WORDS = types.Array(types.int64, 1, "C")
 _BYTES = types.Array(types.uint8, 1, "C")
@@ -41,6 +41,7 @@ gather_texts = _compiled(read.gather_texts, _INT, _INT, _INT, _WORDS, _WORDS, _I
 event_times = _compiled(measure.event_times, _WORDS, _INT, _INT, _WORDS)
 hash_one = _compiled(read.hash_one, _TEXT, _WORD, _WORD)
 
+arrow_columns = _compiled(arrow.arrow_columns, _INT, _WORDS, _INT, _WORDS)
 apply_rows = _compiled(write.apply_rows, _WORDS, _WORDS, *[_INT] * 9, _WORDS)
 copy_rows = _compiled(carry.copy_rows, _WORDS, _WORDS, _WORDS, *[_INT] * 3, _WORDS)
 recover = _compiled(write.recover, _WORDS, _BYTES)
