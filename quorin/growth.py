@@ -26,6 +26,7 @@ DELETIONS_KEPT_NS = 7 * 24 * 3600 * 10**9
 not bring the entity back. Older deletions are dropped when the next generation is built."""
 
 LEAST_HEAP_BYTES = 1 << 16
+EARLIEST_NS = -(2**63)
 _MOST_ATTEMPTS = 1000
 _SLOTS_AT_ONCE = 1 << 17
 
@@ -122,7 +123,8 @@ def next_generation(
         except SharedMemoryError as error:
             raise CapacityExceededError(f"segment {view.name!r} is full and cannot grow: {error}") from error
         try:
-            has_room = _copy_rows(view, successor, copied)
+            forget_before_ns = time.time_ns() - DELETIONS_KEPT_NS
+            has_room = copy_rows(view, successor, forget_before_ns=forget_before_ns, copied=copied)
         except BaseException:
             mapping.unlink(successor.path)
             raise
@@ -162,12 +164,20 @@ def create_successor(
     raise CapacityExceededError(f"segment {view.name!r}: files of its next {_MOST_ATTEMPTS} generations exist already")
 
 
-def _copy_rows(view: SegmentView, successor: SegmentView, copied: Callable[[int], None] | None) -> bool:
-    """Copy every row; False if the successor's heap turned out too small."""
+def copy_rows(
+    view: SegmentView,
+    successor: SegmentView,
+    *,
+    forget_before_ns: int = EARLIEST_NS,
+    copied: Callable[[int], None] | None = None,
+) -> bool:
+    """Copy every row, each one whole version of it, into an empty segment; False if that has too little heap.
+
+    Deletions older than ``forget_before_ns`` are left out. A writer of ``view`` may go on meanwhile.
+    """
     from quorin import kernels
 
     plan = _carry_plan(view.stored, successor.stored)
-    forget_before_ns = time.time_ns() - DELETIONS_KEPT_NS
     result = np.zeros(RESULT_ITEMS, np.int64)
     slots = view.layout.slot_count
     for first in range(0, slots, _SLOTS_AT_ONCE):

@@ -18,12 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from quorin.errors import (
-    EmptyDatasetError,
-    HydrationConflictError,
-    SchemaMismatchError,
-    SegmentNotFoundError,
-)
+from quorin.errors import EmptyDatasetError, HydrationConflictError
 from quorin.keys import DEFAULT_STREAM_KEY
 from quorin.layout import apply_batch
 from quorin.logging import get_logger
@@ -87,7 +82,7 @@ def hydrate(
     """
     control, name = registry.backend.control, schema.__name__
     lost = control.current(name)
-    _refuse_current(schema, registry)
+    refuse_current(registry, name)
     segment, result = build_segment(
         schema,
         store,
@@ -149,15 +144,24 @@ def build_segment(
     return segment, result
 
 
-def _refuse_current(schema: Schema, registry: SegmentRegistry) -> None:
-    try:
-        with registry.open_current(schema) as segment:
-            current = segment.name
-    except SegmentNotFoundError:
-        return
-    except SchemaMismatchError as error:
-        raise HydrationConflictError(f"{schema.__name__!r} has a current segment: {error}") from error
-    raise HydrationConflictError(f"{schema.__name__!r} has a current segment: {current!r}")
+def catch_up(segment: Segment, store: ParquetDatasetStore) -> int:
+    """Apply what the history has behind a segment's position, and move that on; gives the number of rows that changed.
+
+    For a segment that is older than what was trimmed from its log: one from a snapshot, or from a disk.
+    """
+    loaded = store.load(segment.schema)
+    batches = loaded.batches(segment.schema, newest_first=not loaded.has_partial_rows, after=segment.position)
+    applied = sum(apply_batch(segment, batch, position=positions, kind=kind) for kind, batch, positions in batches)
+    if loaded.through > segment.position:
+        segment.commit_position(loaded.through, segment.log_identity)
+    return applied
+
+
+def refuse_current(registry: SegmentRegistry, schema_name: str) -> None:
+    """:raises HydrationConflictError: if a schema has a current segment."""
+    current = registry.current_name(schema_name)
+    if current is not None:
+        raise HydrationConflictError(f"{schema_name!r} has a current segment, {current!r}, which stays as it is")
 
 
 def _fill(segment: Segment, loaded: Loaded, as_of_time_ns: int | None, progress: Progress | None) -> None:

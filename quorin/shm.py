@@ -61,6 +61,16 @@ class SegmentRegistry:
         self.backend = connect(connection, namespace=namespace)
         self._control = self.backend.control
 
+    @property
+    def shm_dir(self) -> Path:
+        """The directory of the segment files."""
+        return self._directory
+
+    def current_name(self, schema_name: str) -> str | None:
+        """The segment that is in force for a schema of this name, whatever its fields; None if its file is gone."""
+        view = self._attach_if_there(self._control.current(schema_name))
+        return None if view is None else view.name
+
     def create(self, schema: Schema, *, capacity: int, max_id_bytes: int = 64, set_current: bool = True) -> Segment:
         """A new, empty segment, writable by this process, made current unless asked otherwise.
 

@@ -334,6 +334,14 @@ _LAYOUT_FIELDS = (
 )  # fmt: skip
 
 
+def rename(memory: np.ndarray[Any, Any], name: str, owner: int) -> None:
+    """Give the segment in ``memory``, whose header is whole, another name and owner; nobody else may use it yet."""
+    header = memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
+    header["name"], header["owner"] = name.encode(), owner
+    schema_bytes = memory[fmt.HEADER_BYTES : fmt.HEADER_BYTES + int(header["schema_bytes"])].tobytes()
+    header["static_crc"] = _static_crc(memory, schema_bytes)
+
+
 def _static_crc(memory: np.ndarray[Any, Any], schema_bytes: bytes) -> int:
     """CRC-32 over the static header, its own four bytes taken as zero, and the schema."""
     static = bytearray(memory[: fmt.STATIC_BYTES].tobytes())

@@ -313,6 +313,8 @@ class WALConsumer:
             if known is not None and segment.log_identity == identity == self._identity and known <= bounds.last:
                 continue
             flushed = None if self._offline is None else self._offline.flushed_position(target.schema)
+            if flushed and 0 < segment.position < bounds.trimmed and segment.log_identity == identity:
+                self._catch_up(segment)
             if flushed is not None and (flushed > 0 or not len(segment)):
                 # What was trimmed was in the history before, if there was anything of this schema.
                 flushed = max(flushed, bounds.trimmed)
@@ -405,6 +407,14 @@ class WALConsumer:
             else:
                 del self._applier.appended[schema]
         return unflushed
+
+    def _catch_up(self, segment: Segment) -> None:
+        """What a segment lacks and the log has no more comes from the history, if that can be read."""
+        from quorin.hydration import catch_up
+        from quorin.offline import ParquetDatasetStore
+
+        if isinstance(self._offline, ParquetDatasetStore):
+            _log.info("caught_up_from_history", segment=segment.name, rows=catch_up(segment, self._offline))
 
     def _say_alive(self, *_: int) -> None:
         """While one segment is built from history, which can take long, the others must not seem to be left alone."""

@@ -15,6 +15,7 @@ import pyarrow.feather
 import quorin.kernels  # noqa: F401 - loaded once by the server that forks the consumers
 from quorin.backend import connect
 from quorin.errors import ConnectionFailedError
+from quorin.offline import ParquetDatasetStore
 from quorin.record import Kind
 from quorin.schema import FeatureField, dtype, make_schema
 from quorin.shm import SegmentRegistry
@@ -65,10 +66,16 @@ def consume(connection: str, shm_dir: str, history: str | None, options: dict[st
         except ConnectionFailedError:
             time.sleep(0.05)
     registry = SegmentRegistry(backend, shm_dir=shm_dir)
-    offline = None if history is None else FileHistory(Path(history))
+    offline = None if history is None else history_at(history)
     consumer = WALConsumer(backend, [ROW], registry=registry, offline=offline, **options)
     signal.signal(signal.SIGTERM, lambda *_: consumer.stop())
     consumer.run()
+
+
+def history_at(place: str) -> FileHistory | ParquetDatasetStore:
+    """The store in a directory; with `parquet:` before it, the one that is shipped."""
+    parquet, _, directory = place.rpartition(":")
+    return ParquetDatasetStore(directory) if parquet else FileHistory(Path(directory))
 
 
 def produce(connection: str, worker: int, directory: str) -> None:

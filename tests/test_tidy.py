@@ -27,6 +27,7 @@ PUBLIC = {
     "vector",
     "evolution",
     "watchdog",
+    "snapshot",
     "metrics",
     "logging",
     "errors",

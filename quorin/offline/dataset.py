@@ -181,12 +181,17 @@ class Loaded:
             found = [columns.canonical(schema, "", empty, Kind.upsert, None)]
         return pa.Table.from_batches(found)
 
-    def batches(self, schema: Schema, *, newest_first: bool) -> Iterator[tuple[Kind, pa.RecordBatch, pa.Array]]:
-        """All rows in canonical form, a batch of one kind at a time, with their positions."""
+    def batches(
+        self, schema: Schema, *, newest_first: bool, after: int = 0
+    ) -> Iterator[tuple[Kind, pa.RecordBatch, pa.Array]]:
+        """Rows in canonical form, a batch of one kind at a time, with their positions: all beyond ``after``."""
         for part in reversed(self.parts) if newest_first else self.parts:
+            if part.piece.file.through <= after:
+                continue
             names = [*columns.KEY_COLUMNS, *columns.field_columns(schema, part.arrow_schema)]
             for batch in self.raw_batches(part, names):
-                yield from columns.split(schema, part.piece.file.path, batch)
+                first = int(np.searchsorted(batch.column("position").to_numpy(), after, side="right"))
+                yield from columns.split(schema, part.piece.file.path, batch.slice(first))
 
     def _taken(self, part: Part, local: np.ndarray[Any, Any], schema: Schema) -> Iterator[pa.RecordBatch]:
         """Rows of a file by number, a row group at a time."""

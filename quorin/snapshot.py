@@ -1,0 +1,261 @@
+"""A segment as one file, and back: a machine serves again in the time that it takes to copy the file.
+
+A snapshot is the image of a segment, as :mod:`quorin.format` describes it, and 64 bytes behind it::
+
+    byte  0        8             16                 32           40         48             56     60     64
+          +--------+-------------+------------------+------------+----------+--------------+------+------+
+          | magic  | image bytes | XXH3-128 of the  | taken at   | position | log identity | crc  | 0    |
+          | 8 s    | u8          | image            | i8 ns      | u8       | u8           | u4   | u4   |
+          +--------+-------------+------------------+------------+----------+--------------+------+------+
+
+The checksum at byte 56 is the CRC-32 of the 56 bytes before it. All integers are little-endian.
+
+The image is a copy made row by row, as readers read, so each row is one whole version of it whatever a writer does
+meanwhile. Its position is the one that the segment had before the first row was copied: what was applied after that is
+applied again from the log, which changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+import time
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quorin import format as fmt
+from quorin import mapping
+from quorin.errors import CorruptSegmentError, CorruptSnapshotError, HydrationConflictError, SharedMemoryError
+from quorin.growth import copy_rows
+from quorin.hydration import refuse_current
+from quorin.logging import get_logger
+from quorin.schema import schema_to_json
+from quorin.view import SEGMENT_NAME, SegmentView, new_lineage, rename, segment_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from quorin.shm import Segment, SegmentRegistry
+
+    Progress = Callable[[int, int], None]
+
+__all__ = ["CorruptSnapshotError", "SnapshotResult", "restore", "snapshot"]
+
+MAGIC = b"QRSNAP\x00\x01"
+_TRAILER = struct.Struct("<8sQ16sqQQII")
+_CHECKED_BYTES = 56
+assert _TRAILER.size == 64  # noqa: S101 - the grid above, checked at import
+_CHUNK_BYTES = 8 << 20
+_NAME_PREFIX, _NAME_DIGITS = "quorin_", 21
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotResult:
+    """What was written or brought back: the file, the segment, how far it follows the log, and what it took."""
+
+    path: Path
+    segment_name: str
+    entity_count: int
+    byte_count: int
+    position: int
+    elapsed_seconds: float
+
+
+def snapshot(segment: Segment, path: str | os.PathLike[str], *, progress: Progress | None = None) -> SnapshotResult:
+    """Write a segment to a file (mode 0600). Its writer and its readers go on meanwhile.
+
+    The file is built aside in the same directory, forced to the disk, and renamed over what was there; a crash leaves
+    the former file, or the new one whole, and possibly a directory ``.<name>.….pending``. It takes as much disk as the
+    segment takes memory. ``progress`` is called with bytes done and all bytes.
+
+    :raises SharedMemoryError: if the directory has no room or can't be written.
+    """
+    started, target = time.perf_counter(), Path(path)
+    view = segment.current_view()
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".pending", dir=target.parent) as aside:
+            copy = _copied(view, Path(aside))
+            _append_trailer(copy, progress)
+            copy.path.rename(target)
+        _sync(target.parent)
+    except OSError as error:
+        if isinstance(error, SharedMemoryError):
+            raise
+        raise SharedMemoryError(error.errno, f"cannot write the snapshot {target}: {error.strerror}") from error
+    position = int(copy.header["partitions"][0]["position"])
+    seconds = time.perf_counter() - started
+    _log.info("snapshot_written", path=str(target), segment=view.name, position=position)
+    return SnapshotResult(
+        target, view.name, int(copy.header["entity_count"]), copy.layout.file_bytes, position, seconds
+    )
+
+
+def restore(
+    path: str | os.PathLike[str], registry: SegmentRegistry, *, progress: Progress | None = None
+) -> SnapshotResult:
+    """Make a segment of a snapshot and make it current; its schema must have none. A consumer reads on from there.
+
+    Nothing is current before the whole file has been checked. A crash leaves a segment file that nothing points to, or
+    one that ends in ``.pending``, for the watchdog.
+
+    :raises CorruptSnapshotError: if the file is no snapshot, is damaged, or was written by another release.
+    :raises HydrationConflictError: if the schema has a current segment, or got one meanwhile.
+    :raises SharedMemoryError: if the file cannot be read, or there is no room in shared memory.
+    """
+    started, source = time.perf_counter(), Path(path)
+    with _opened(source) as (descriptor, trailer):
+        schema_name = _schema_name(source, descriptor)
+        lost = registry.backend.control.current(schema_name)
+        refuse_current(registry, schema_name)
+        name = segment_name(schema_name, new_lineage(), 1)
+        owner = registry.backend.control.identity()
+        pending = mapping.PendingFile(registry.shm_dir / name, trailer.image_bytes, owner=owner)
+        try:
+            memory = pending.mapping.memory
+            _load(source, descriptor, memory, trailer, progress)
+            rename(memory, name, owner)
+            pending.publish()
+        except BaseException:
+            pending.discard()
+            raise
+    try:
+        view = SegmentView.attach(registry.shm_dir / name, None, writable=True)
+        control = registry.backend.control
+        control.put_schema(schema_name, schema_to_json(view.stored))
+        if not control.set_current(schema_name, name, expected=lost):
+            raise HydrationConflictError(f"another process made a segment of {schema_name!r} current at the same time")
+    except BaseException as error:
+        mapping.unlink(registry.shm_dir / name)
+        if isinstance(error, CorruptSegmentError):
+            raise CorruptSnapshotError(f"{source} holds no segment of this release: {error}") from error
+        raise
+    _log.info("snapshot_restored", path=str(source), segment=name, position=trailer.position)
+    seconds = time.perf_counter() - started
+    entities = int(view.header["entity_count"])
+    return SnapshotResult(source, name, entities, trailer.image_bytes, trailer.position, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Trailer:
+    image_bytes: int
+    digest: bytes
+    position: int
+
+
+def _copied(view: SegmentView, directory: Path) -> SegmentView:
+    """A segment file in ``directory`` with all of a view's rows; bigger, if what is written meanwhile asks for it."""
+    partitions = view.header["partitions"].copy()
+    heap_bytes = view.layout.heap_bytes
+    while True:
+        copy = SegmentView.create(
+            directory,
+            view.name,
+            view.stored,
+            capacity=view.layout.capacity,
+            max_id_bytes=view.layout.max_id_bytes,
+            heap_bytes=heap_bytes,
+        )
+        if copy_rows(view, copy):
+            copy.header["partitions"] = partitions
+            return copy
+        copy.path.unlink()
+        heap_bytes *= 2
+
+
+def _append_trailer(copy: SegmentView, progress: Progress | None) -> None:
+    from xxhash import xxh3_128
+
+    digest = xxh3_128()
+    memory, total = copy.mapping.memory.data, copy.layout.file_bytes
+    for start in range(0, total, _CHUNK_BYTES):
+        digest.update(memory[start : start + _CHUNK_BYTES])
+        if progress is not None:
+            progress(min(total, start + _CHUNK_BYTES), total)
+    partition = copy.header["partitions"][0]
+    checked = _TRAILER.pack(
+        MAGIC,
+        total,
+        digest.digest(),
+        time.time_ns(),
+        int(partition["position"]),
+        int(partition["log_identity"]),
+        0,
+        0,
+    )[:_CHECKED_BYTES]
+    descriptor = os.open(copy.path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.pwrite(descriptor, checked + struct.pack("<II", zlib.crc32(checked), 0), total)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[int, _Trailer]]:
+    """A snapshot's descriptor and its trailer, which is whole and fits the file's size."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SharedMemoryError(error.errno, f"cannot read the snapshot {path}: {error.strerror}") from error
+    try:
+        size = os.fstat(descriptor).st_size
+        image_bytes = size - _TRAILER.size
+        if image_bytes < fmt.HEADER_BYTES:
+            raise CorruptSnapshotError(f"{path} is no snapshot: it has {size} bytes")
+        raw = os.pread(descriptor, _TRAILER.size, image_bytes)
+        magic, stated, digest, _, position, _, crc, _ = _TRAILER.unpack(raw)
+        if magic != MAGIC:
+            raise CorruptSnapshotError(f"{path} is no snapshot, or is cut short: it ends with {raw[:8]!r}")
+        computed = zlib.crc32(raw[:_CHECKED_BYTES])
+        if crc != computed or stated != image_bytes:
+            raise CorruptSnapshotError(
+                f"{path} is damaged: checksum {crc:#010x}, computed {computed:#010x}; image of {stated} bytes, "
+                f"the file has {image_bytes}"
+            )
+        yield descriptor, _Trailer(image_bytes, digest, position)
+    finally:
+        os.close(descriptor)
+
+
+def _schema_name(path: Path, descriptor: int) -> str:
+    header = np.frombuffer(os.pread(descriptor, fmt.HEADER_BYTES, 0), fmt.HEADER_DTYPE)[0]
+    name = header["name"].decode("ascii", "replace")
+    if header["magic"] != fmt.MAGIC or not SEGMENT_NAME.match(name):
+        raise CorruptSnapshotError(f"{path} is damaged: {name!r} is no segment's name")
+    return str(name[len(_NAME_PREFIX) : -_NAME_DIGITS])
+
+
+def _load(path: Path, descriptor: int, memory: Any, trailer: _Trailer, progress: Progress | None) -> None:
+    """Read the image and check it."""
+    from xxhash import xxh3_128
+
+    digest, target = xxh3_128(), memoryview(memory)
+    start, total = 0, trailer.image_bytes
+    while start < total:
+        chunk = target[start : min(total, start + _CHUNK_BYTES)]
+        count = os.preadv(descriptor, [chunk], start)
+        if not count:
+            raise CorruptSnapshotError(f"{path} ended after {start} of {total} bytes")
+        digest.update(chunk[:count])
+        start += count
+        if progress is not None:
+            progress(start, total)
+    if digest.digest() != trailer.digest:
+        raise CorruptSnapshotError(f"{path} is damaged: checksum {digest.hexdigest()}, expected {trailer.digest.hex()}")
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
