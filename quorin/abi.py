@@ -9,9 +9,24 @@ from __future__ import annotations
 # The descriptor: where everything of an attached segment is. Addresses, sizes in bytes, counts.
 (
     D_HEADER, D_INDEX, D_SLOT_COUNT, D_ROWS, D_ROW_STRIDE, D_HEAP, D_HEAP_BYTES, D_SEED_0, D_SEED_1,
-    D_KEY_INLINE, D_BODY_OFFSET, D_BODY_BYTES, D_FREE, D_ROW_LIMIT, D_CAPACITY, D_MAX_ID_BYTES,
-) = range(16)  # fmt: skip
-DESCRIPTOR_ITEMS = 16
+    D_KEY_INLINE, D_BODY_OFFSET, D_BODY_BYTES, D_FREE, D_ROW_LIMIT, D_CAPACITY, D_MAX_ID_BYTES, D_COUNTERS,
+) = range(17)  # fmt: skip
+DESCRIPTOR_ITEMS = 17
+"""``D_COUNTERS`` is the address of a word with the address of the counters, so that a forked child can move on to
+counters of its own while the plans that it inherited stay as they are."""
+
+# What reads count, as words of a process's counters. Those of batches are added to atomically, since batches run
+# without the GIL; that of single reads is a plain word, which the GIL keeps to one thread at a time.
+W_READS, W_BATCHES, W_BATCH_ROWS, W_MISSING = range(4)
+W_READ_NS, W_BATCH_NS = 4, 5
+TIME_BUCKETS = 52
+W_READ_TIMES, W_BATCH_TIMES = 6, 6 + TIME_BUCKETS
+READ_WORDS = 6 + 2 * TIME_BUCKETS
+READ_SAMPLES, BATCH_SAMPLES = 64, 8
+"""One in so many single reads, and batches, is timed."""
+FIRST_BUCKET = 4
+"""Times are counted in half octaves: bucket ``2 i`` holds 2^(i+4) up to 1.5 times that, ``2 i + 1`` the rest up to
+2^(i+5) ns; the first and the last hold what is beyond."""
 
 # A read plan: a descriptor, then what to copy from a row to the output, as spans and as patches for null fields.
 # Row i of the output begins, for each span by itself, at its target plus i times its step; so a plan can fill rows as

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from quorin import buffers
+from quorin import buffers, metrics
 from quorin.abi import BAD_ID, CODES, CORRUPT, FOUND, MISSING, MOVED, P_OUT_BYTES, STOPPED
 from quorin.columnar import Bytes, Cells, Columns, Gather, Words, column_plan
 from quorin.errors import CorruptSegmentError, EntityNotFoundError, InvalidRowError
@@ -244,6 +244,8 @@ class RowReader:
             return OneRow(layout, entity_id, buffer, layout.unpack(buffer))
         if code == MOVED:
             self._segment.current_view()
+        if code == MISSING:
+            metrics.labelled(metrics.rows_missing, layout.view.schema.__name__).inc()
         return OneRow(layout, entity_id, None, ()) if code == MISSING else None
 
 

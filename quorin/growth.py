@@ -49,6 +49,7 @@ def grow(segment: Segment, *, rows: bool, heap_bytes: int) -> None:
         view, view.stored, capacity=capacity, heap_bytes=heap_bytes, copied=lambda _: segment.heartbeat()
     )
     segment.replace(successor)
+    metrics.growths.labels(view.schema.__name__).inc()
     _log.info("segment_grown", old=view.name, new=segment.name, capacity=capacity, rows=len(segment))
 
 

@@ -23,11 +23,20 @@ from quorin import format as fmt
 from quorin.errors import CorruptSegmentError, SegmentNotFoundError, SharedMemoryError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+SHM_DIR = "/dev/shm"  # noqa: S108 - where POSIX shared memory lives on Linux; files there are created 0600, exclusively
+SHM_DIR_VARIABLE = "QUORIN_SHM_DIR"
 
 _MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
 _PENDING_NAME = re.compile(r"(?P<name>.+)\.(?P<owner>[0-9a-f]{16})-[0-9a-f]{8}\.pending\Z")
+
+
+def default_shm_dir() -> str:
+    """Where segments live unless a registry is told otherwise: ``QUORIN_SHM_DIR``, else ``/dev/shm``."""
+    return os.environ.get(SHM_DIR_VARIABLE) or SHM_DIR
 
 
 class Mapping:
@@ -145,6 +154,69 @@ def attach(path: Path, *, writable: bool, least_bytes: int) -> Mapping:
         raise SharedMemoryError(error.errno, f"cannot map segment file {path}: {error.strerror}") from error
     finally:
         os.close(descriptor)
+
+
+class SlotFile:
+    """A sparse file of equal slots, each held by one process at a time, and mapped as long as this process lives.
+
+    What a slot holds stays when its process dies, for the next one that holds it. Slots are held by POSIX record locks:
+    the kernel lets go of them when the process dies, in whatever container it ran, and a forked child does not inherit
+    them. They would also go with the first descriptor of the file that the process closes; so it is opened here, once.
+
+    :raises OSError: if the file can't be made, or is another user's.
+    """
+
+    def __init__(self, path: Path, slot_bytes: int, slot_count: int) -> None:
+        self.slot_count = slot_count
+        self._slot_bytes = slot_bytes
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        state = os.fstat(self._descriptor)
+        if state.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, f"{path} belongs to user {state.st_uid}, expected {os.geteuid()}")
+        size = slot_bytes * slot_count
+        if state.st_size < size:
+            os.ftruncate(self._descriptor, size)
+        mapped = mmap.mmap(self._descriptor, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        self._memory: np.ndarray[Any, np.dtype[np.uint8]] = np.frombuffer(mapped, np.uint8)
+
+    def try_hold(self, slot: int) -> bool:
+        """Hold a slot; False if another process does. It must not be held here already."""
+        start = slot * self._slot_bytes
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, self._slot_bytes, start)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise
+        return True
+
+    def let_go(self, slot: int) -> None:
+        """Hold a slot no longer."""
+        fcntl.lockf(self._descriptor, fcntl.LOCK_UN, self._slot_bytes, slot * self._slot_bytes)
+
+    def memory(self, slot: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The bytes of a slot that is held; they get room now, so that writing to them is never a SIGBUS."""
+        start = slot * self._slot_bytes
+        os.posix_fallocate(self._descriptor, start, self._slot_bytes)
+        return self._memory[start : start + self._slot_bytes]
+
+    def head(self, slot: int, size: int) -> bytes:
+        """The first bytes of any slot."""
+        return os.pread(self._descriptor, size, slot * self._slot_bytes)
+
+    def used(self) -> Iterator[bytes]:
+        """The contents of all slots that ever got room, and perhaps of some beside them."""
+        size, end = self._slot_bytes, 0
+        while True:
+            try:
+                start = os.lseek(self._descriptor, end, os.SEEK_DATA) // size * size
+            except OSError:  # There is no data behind.
+                return
+            end = min(os.lseek(self._descriptor, start, os.SEEK_HOLE), size * self.slot_count)
+            if end <= start:
+                return
+            content = os.pread(self._descriptor, end - start, start)
+            yield from (content[at : at + size] for at in range(0, len(content) - size + 1, size))
 
 
 class FileLock:

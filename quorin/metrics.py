@@ -1,90 +1,325 @@
-"""What Quorin counts, for Prometheus, on a registry of its own. A series appears once it has been observed."""
+"""What Quorin counts, for Prometheus, on a registry of its own. A series appears once it has been observed.
+
+Counters are those of all processes of this machine and user, dead ones included (:mod:`quorin.counters`): whichever
+process serves them shows the same, and they begin anew only when the machine restarts.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+
+from quorin import counters
+from quorin.abi import (
+    FIRST_BUCKET,
+    TIME_BUCKETS,
+    W_BATCH_NS,
+    W_BATCH_ROWS,
+    W_BATCH_TIMES,
+    W_BATCHES,
+    W_MISSING,
+    W_READ_NS,
+    W_READ_TIMES,
+    W_READS,
+)
 
 if TYPE_CHECKING:
     import threading
+    from collections.abc import Iterator
     from wsgiref.simple_server import WSGIServer
+
+    from prometheus_client.metrics_core import Metric
 
 registry = CollectorRegistry()
 
-entries_appended = Counter(
-    "quorin_log_entries_appended_total",
-    "Entries that producers of this process appended.",
-    ["schema"],
-    registry=registry,
+_NS = 1e9
+
+
+class _Series:
+    """A counter with its labels."""
+
+    __slots__ = ("_place", "_schema")
+
+    def __init__(self, schema: str, place: int) -> None:
+        self._schema = schema
+        self._place = place
+
+    def inc(self, count: int = 1) -> None:
+        """Count."""
+        if count:
+            counters.add(self._schema, self._place, int(count))
+
+    @property
+    def value(self) -> int:
+        """What all processes counted."""
+        words = counters.totals().get(self._schema)
+        return 0 if words is None else int(words[self._place])
+
+
+class SharedCounter:
+    """A counter by schema, or by none. ``scale`` is what a count of one is worth."""
+
+    def __init__(self, name: str, text: str, word: str, *, by_schema: bool = True, scale: float = 1) -> None:
+        self.name = name
+        self._text = text
+        self._place = counters.word(word)
+        self._by_schema = by_schema
+        self._scale = scale
+
+    def labels(self, schema: str) -> _Series:
+        """The series of a schema."""
+        return _Series(schema, self._place)
+
+    def inc(self, count: int = 1) -> None:
+        """Count what belongs to no schema."""
+        self.labels(counters.EVERYWHERE).inc(count)
+
+    def family(self, totals: dict[str, counters.Words]) -> Metric:
+        """The series as Prometheus wants them."""
+        family = CounterMetricFamily(self.name, self._text, labels=["schema"] if self._by_schema else [])
+        for schema, words in sorted(totals.items()):
+            if value := int(words[self._place]):
+                family.add_metric([schema] if self._by_schema else [], value * self._scale)
+        return family
+
+
+class SharedCounterByReason:
+    """A counter by reason, and by schema if asked."""
+
+    def __init__(self, name: str, text: str, word: str, reasons: tuple[str, ...], *, by_schema: bool = True) -> None:
+        self.name = name
+        self._text = text
+        self._places = {reason: counters.word(f"{word}.{reason}") for reason in reasons}
+        self._by_schema = by_schema
+
+    def labels(self, *labels: str) -> _Series:
+        """The series of a schema (if by schema) and a reason."""
+        schema = labels[0] if self._by_schema else counters.EVERYWHERE
+        return _Series(schema, self._places[labels[-1]])
+
+    def family(self, totals: dict[str, counters.Words]) -> Metric:
+        """The series as Prometheus wants them."""
+        family = CounterMetricFamily(self.name, self._text, labels=["schema", "reason"][not self._by_schema :])
+        for schema, words in sorted(totals.items()):
+            for reason, place in self._places.items():
+                if value := int(words[place]):
+                    family.add_metric([schema, reason][not self._by_schema :], value)
+        return family
+
+
+class _Delay:
+    """How long rows take from the producer to the segment."""
+
+    name = "quorin_apply_delay_seconds"
+
+    def labels(self, schema: str) -> _DelayOf:
+        return _DelayOf(schema)
+
+    def family(self, totals: dict[str, counters.Words]) -> Metric:
+        text = "Time from the making of an entry to its visibility in the segment, for the newest entry of each round."
+        places = range(counters.word("apply_delay.0"), counters.word("apply_delay.0") + len(counters.DELAY_BOUNDS) + 1)
+        family = HistogramMetricFamily(self.name, text, labels=["schema"])
+        for schema, words in sorted(totals.items()):
+            counts = [int(words[place]) for place in places]
+            if any(counts):
+                total = int(words[counters.word("apply_delay_ns")]) / _NS
+                family.add_metric([schema], _cumulated(counters.DELAY_BOUNDS, counts), total)
+        return family
+
+
+class _DelayOf:
+    __slots__ = "_schema"
+
+    def __init__(self, schema: str) -> None:
+        self._schema = schema
+
+    def observe(self, seconds: float) -> None:
+        """Count a delay."""
+        bucket = bisect_left(counters.DELAY_BOUNDS, seconds)
+        counters.add(self._schema, counters.word("apply_delay.0") + bucket)
+        counters.add(self._schema, counters.word("apply_delay_ns"), int(seconds * _NS))
+
+
+class _Reads:
+    """What the kernels count: reads of one row and of batches, their rows, and how long some of them took."""
+
+    def families(self, totals: dict[str, counters.Words]) -> Iterator[Metric]:
+        for name, text, places in (
+            ("quorin_reads_total", "Reads of one row that found it.", (W_READS,)),
+            ("quorin_batch_reads_total", "Batches that were read.", (W_BATCHES,)),
+            ("quorin_batch_read_rows_total", "Rows that batches asked for.", (W_BATCH_ROWS,)),
+            (
+                "quorin_rows_missing_total",
+                "Rows that were asked for, singly or in batches, and not there.",
+                (W_MISSING, counters.word("rows_missing")),
+            ),
+        ):
+            family = CounterMetricFamily(name, text, labels=["schema"])
+            for schema, words in sorted(totals.items()):
+                if value := sum(int(words[place]) for place in places):
+                    family.add_metric([schema], value)
+            yield family
+        for name, text, buckets, total, octaves in (
+            (
+                "quorin_read_seconds",
+                "Time in the compiled read of one row, of every 64th.",
+                W_READ_TIMES, W_READ_NS, range(1, 14),
+            ),
+            ("quorin_batch_read_seconds", "Time in the compiled read of a batch, of every 8th.",
+             W_BATCH_TIMES, W_BATCH_NS, range(5, 25)),
+        ):  # fmt: skip
+            histogram = HistogramMetricFamily(name, text, labels=["schema"])
+            for schema, words in sorted(totals.items()):
+                counts = [int(words[buckets + number]) for number in range(TIME_BUCKETS)]
+                if any(counts):
+                    bounds, merged = _merged(counts, octaves)
+                    histogram.add_metric([schema], _cumulated(bounds, merged), int(words[total]) / _NS)
+            yield histogram
+
+
+entries_appended = SharedCounter(
+    "quorin_log_entries_appended_total", "Entries that producers of this machine appended.", "entries_appended"
 )
-rows_appended = Counter(
-    "quorin_log_rows_appended_total", "Rows in the entries that were appended.", ["schema"], registry=registry
+rows_appended = SharedCounter(
+    "quorin_log_rows_appended_total", "Rows in the entries that were appended.", "rows_appended"
 )
-rows_applied = Counter(
-    "quorin_rows_applied_total", "Rows from the log that changed a segment.", ["schema"], registry=registry
-)
-rows_ignored = Counter(
+rows_applied = SharedCounter("quorin_rows_applied_total", "Rows from the log that changed a segment.", "rows_applied")
+rows_ignored = SharedCounter(
     "quorin_rows_ignored_total",
     "Rows from the log that changed nothing: the segment had a newer row, or the same one.",
-    ["schema"],
-    registry=registry,
+    "rows_ignored",
 )
-dead_letters = Counter(
-    "quorin_dead_letters_total", "Entries that could not be applied and were put aside.", ["schema"], registry=registry
+rows_missing = SharedCounter("quorin_rows_missing_total", "", "rows_missing")
+"""Misses that no kernel counts; shown together with those of :class:`_Reads`."""
+dead_letters = SharedCounter(
+    "quorin_dead_letters_total", "Entries that could not be applied and were put aside.", "dead_letters"
 )
-dead_letters_dropped = Counter(
-    "quorin_dead_letters_dropped_total", "Dead letters that made room for newer ones.", registry=registry
+dead_letters_dropped = SharedCounter(
+    "quorin_dead_letters_dropped_total",
+    "Dead letters that made room for newer ones.",
+    "dead_letters_dropped",
+    by_schema=False,
 )
-reanchored = Counter(
+attaches = SharedCounter("quorin_segment_attaches_total", "Times a process mapped a segment's file.", "attaches")
+growths = SharedCounter(
+    "quorin_segment_growths_total", "Times a full segment was replaced by one with room.", "growths"
+)
+flips = SharedCounter(
+    "quorin_segment_flips_total",
+    "Times a generation took another's place: growth, takeover, replacement, another schema.",
+    "flips",
+)
+writer_leases = SharedCounter("quorin_writer_leases_total", "Times a process became a writer.", "writer_leases")
+writer_recoveries = SharedCounter(
+    "quorin_writer_recoveries_total", "Times a new writer mended what a dead one had left.", "writer_recoveries"
+)
+writers_overtaken = SharedCounter(
+    "quorin_writers_overtaken_total", "Times a frozen writer was overtaken.", "writers_overtaken"
+)
+writers_fenced = SharedCounter(
+    "quorin_writers_fenced_total", "Times a writer learned that it had been overtaken.", "writers_fenced"
+)
+flushes = SharedCounter(
+    "quorin_flushes_total", "Times a consumer made the history durable.", "flushes", by_schema=False
+)
+flush_seconds = SharedCounter(
+    "quorin_flush_seconds_total", "Time spent in these flushes.", "flush_ns", by_schema=False, scale=1 / _NS
+)
+entries_trimmed = SharedCounter(
+    "quorin_log_entries_trimmed_total", "Entries that consumers removed from the log.", "entries_trimmed",
+    by_schema=False,
+)  # fmt: skip
+history_files_skipped = SharedCounter(
+    "quorin_history_files_skipped_total",
+    "Files in a history that were left out of reads because they are damaged or foreign, each counted once a process.",
+    "history_files_skipped",
+)
+upgrades = SharedCounter(
+    "quorin_schema_upgrades_total", "Segments that were carried over to a newer schema.", "upgrades"
+)
+watchdog_ticks = SharedCounter(
+    "quorin_watchdog_ticks_total", "Times a watchdog looked.", "watchdog_ticks", by_schema=False
+)
+watchdog_dead_processes = SharedCounter(
+    "quorin_watchdog_dead_processes_total",
+    "Announcements of dead processes that were taken back.",
+    "watchdog_dead_processes",
+    by_schema=False,
+)
+watchdog_reclaimed_files = SharedCounterByReason(
+    "quorin_watchdog_reclaimed_files_total",
+    "Segment files of nobody that were removed.",
+    "reclaimed",
+    counters.RECLAIM_REASONS,
+    by_schema=False,
+)
+watchdog_reclaimed_bytes = SharedCounter(
+    "quorin_watchdog_reclaimed_bytes_total",
+    "Bytes of the segment files that were removed.",
+    "watchdog_reclaimed_bytes",
+    by_schema=False,
+)
+reanchored = SharedCounterByReason(
     "quorin_log_reanchored_total",
     "Times a consumer found that the log was not the one its segment had followed, or lacked entries.",
-    ["schema", "reason"],
-    registry=registry,
+    "reanchored",
+    counters.REANCHOR_REASONS,
 )
-history_files_skipped = Counter(
-    "quorin_history_files_skipped_total",
-    "Files in a history that were left out of reads because they are damaged or foreign, each counted once.",
-    ["schema"],
-    registry=registry,
-)
-upgrades = Counter(
-    "quorin_schema_upgrades_total",
-    "Segments that this process carried over to a newer schema.",
-    ["schema"],
-    registry=registry,
-)
-watchdog_ticks = Counter("quorin_watchdog_ticks_total", "Times the watchdog looked.", registry=registry)
-watchdog_dead_processes = Counter(
-    "quorin_watchdog_dead_processes_total", "Announcements of dead processes that were taken back.", registry=registry
-)
-watchdog_reclaimed_files = Counter(
-    "quorin_watchdog_reclaimed_files_total", "Segment files of nobody that were removed.", ["reason"], registry=registry
-)
-watchdog_reclaimed_bytes = Counter(
-    "quorin_watchdog_reclaimed_bytes_total", "Bytes of the segment files that were removed.", registry=registry
-)
-apply_delay_seconds = Histogram(
-    "quorin_apply_delay_seconds",
-    "Time from the making of an entry to its visibility in the segment, for the newest entry of each round.",
-    ["schema"],
-    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 30, 120, 600, 3600),
-    registry=registry,
-)
+apply_delay_seconds = _Delay()
 
 
 @lru_cache(maxsize=4096)
 def labelled(metric: Any, *labels: str) -> Any:
-    """The series of a metric with these labels; looking it up costs a tenth of what ``labels`` does."""
+    """The series of a metric with these labels, made once."""
     return metric.labels(*labels)
 
 
 def start_metrics_server(port: int = 9100, *, address: str = "127.0.0.1") -> tuple[WSGIServer, threading.Thread]:
     """Serve :data:`registry` over HTTP at ``/metrics``, from a daemon thread; gives the server and its thread.
 
-    Only this machine can ask, unless ``address`` says otherwise (``0.0.0.0``: everybody).
+    It shows what all processes of this machine and user counted. Only this machine can ask, unless ``address`` says
+    otherwise (``0.0.0.0``: everybody).
 
     :raises OSError: if the port is taken.
     """
     return start_http_server(port, address, registry=registry)
+
+
+class _SharedCollector:
+    """All of the above, summed when somebody asks."""
+
+    def collect(self) -> Iterator[Metric]:
+        totals = counters.totals()
+        for family in [metric.family(totals) for metric in _SHOWN] + list(_Reads().families(totals)):
+            if family.samples:
+                yield family
+
+
+def _merged(counts: list[int], octaves: range) -> tuple[list[float], list[int]]:
+    """Half octaves as whole ones: upper bounds in seconds, and counts, with one more for what is beyond the last."""
+    bounds = [2 ** (FIRST_BUCKET + octave) / _NS for octave in octaves]
+    merged = [0] * (len(bounds) + 1)
+    for number, count in enumerate(counts):
+        merged[min(max(0, number // 2 + 1 - octaves.start), len(bounds))] += count
+    return bounds, merged
+
+
+def _cumulated(bounds: Any, counts: list[int]) -> list[tuple[str, float]]:
+    buckets, so_far = [], 0
+    for bound, count in zip([*bounds, float("inf")], counts, strict=True):
+        so_far += count
+        buckets.append(("+Inf" if bound == float("inf") else repr(float(bound)), float(so_far)))
+    return buckets
+
+
+_SHOWN = (
+    entries_appended, rows_appended, rows_applied, rows_ignored, dead_letters, dead_letters_dropped, attaches, growths,
+    flips, writer_leases, writer_recoveries, writers_overtaken, writers_fenced, flushes, flush_seconds, entries_trimmed,
+    history_files_skipped, upgrades, watchdog_ticks, watchdog_dead_processes, watchdog_reclaimed_files,
+    watchdog_reclaimed_bytes, reanchored, apply_delay_seconds,
+)  # fmt: skip
+registry.register(_SharedCollector())

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quorin import format as fmt
-from quorin import mapping
+from quorin import mapping, metrics
 from quorin.errors import (
     CorruptSegmentError,
     QuorinError,
@@ -234,6 +234,7 @@ class Segment:
                 view = self.current_view()
                 overtaken = int(view.header["writer_pid"])
                 self._flip(view, next_generation(view, view.stored, capacity=view.layout.capacity))
+                metrics.writers_overtaken.labels(view.schema.__name__).inc()
                 _log.warning("writer_overtaken", segment=view.name, successor=self._view.name, overtaken_pid=overtaken)
 
     def heartbeat(self) -> None:
@@ -263,6 +264,7 @@ class Segment:
             mapping.unlink(successor.path)
             if lease is not None:
                 lease.release()
+            metrics.writers_fenced.labels(old.schema.__name__).inc()
             raise WriterFencedError(
                 f"process {os.getpid()} was overtaken as the writer of {old.name!r}: "
                 f"{old.successor_name!r} took its place"
@@ -270,6 +272,7 @@ class Segment:
         # Whoever reads through an older version goes on doing so.
         is_upgrade = successor.stored.version > old.schema.version
         old_lease, self._view = self._lease, successor.through(old.schema if is_upgrade else None)
+        metrics.flips.labels(old.schema.__name__).inc()
         self._begin_writing(successor, lease)
         if self._nothing_points_behind(successor):
             _unlink_older_generations(successor)
@@ -295,6 +298,7 @@ class Segment:
             if rows < 0:
                 lease.release()
                 raise CorruptSegmentError(f"segment {view.name!r} is damaged: a slot points outside the file")
+            metrics.writer_recoveries.labels(view.schema.__name__).inc()
             _log.warning("writer_recovered", segment=view.name, dead_pid=int(view.header["writer_pid"]), rows=rows)
         self._epoch = int(view.header["epoch"]) + 1
         view.header["epoch"] = self._epoch
@@ -302,6 +306,7 @@ class Segment:
         view.header["writer_since_ns"] = time.time_ns()
         view.header["writer_active"] = 1
         view.header["writer_heartbeat_ns"] = time.time_ns()
+        metrics.writer_leases.labels(view.schema.__name__).inc()
         self._lease, self._written = lease, view
         _writers.add(self)
         _renew_locks_in_children()
@@ -314,6 +319,7 @@ class Segment:
             self._lease, lease = None, self._lease
             if lease is not None:
                 lease.release()
+            metrics.writers_fenced.labels(view.schema.__name__).inc()
             raise WriterFencedError(
                 f"process {os.getpid()} is no longer the writer of {view.name!r}: epoch {self._epoch} was followed by "
                 f"{int(view.header['epoch'])}, successor {view.successor_name!r}; nothing was written"

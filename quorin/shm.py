@@ -16,11 +16,14 @@ from quorin.errors import (
     WriterLeaseHeldError,
 )
 from quorin.growth import LEAST_HEAP_BYTES, create_successor
+from quorin.mapping import SHM_DIR, SHM_DIR_VARIABLE, default_shm_dir
 from quorin.schema import FeatureSchema, Schema, schema_to_json
 from quorin.segment import Segment, attach_newest, release_own_lease
 from quorin.view import SegmentView, new_lineage, segment_name
 
 __all__ = [
+    "SHM_DIR",
+    "SHM_DIR_VARIABLE",
     "CorruptSegmentError",
     "SchemaCRCMismatchError",
     "SchemaMismatchError",
@@ -32,14 +35,7 @@ __all__ = [
 
 SchemaCRCMismatchError = SchemaMismatchError
 
-SHM_DIR = "/dev/shm"  # noqa: S108 - where POSIX shared memory lives on Linux; files there are created 0600, exclusively
-SHM_DIR_VARIABLE = "QUORIN_SHM_DIR"
 _HEAP_BYTES_A_VALUE = 32
-
-
-def default_shm_dir() -> str:
-    """Where segments live unless a registry is told otherwise: ``QUORIN_SHM_DIR``, else ``/dev/shm``."""
-    return os.environ.get(SHM_DIR_VARIABLE) or SHM_DIR
 
 
 class SegmentRegistry:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quorin import counters, mapping, metrics
 from quorin import format as fmt
-from quorin import mapping
 from quorin.abi import (
     CONSTANT,
     D_BODY_BYTES,
     D_BODY_OFFSET,
     D_CAPACITY,
+    D_COUNTERS,
     D_FREE,
     D_HEADER,
     D_HEAP,
@@ -112,6 +113,7 @@ class SegmentView:
         self.descriptor = _describe(mapped.address, layout, self.header["seed"])
         if pinned:
             self.descriptor[D_HEADER] = _NO_SUCCESSOR.ctypes.data
+        self.descriptor[D_COUNTERS] = counters.cell(schema.__name__)
         self.plan = vector_plan(self, schema.fields)
         self.column_plans: dict[Any, Any] = {}
         self.vector_length = total_element_count(schema)
@@ -169,6 +171,7 @@ class SegmentView:
         )
         _check_layout(path, header, layout)
         _check_counters(path, mapped.memory, header, layout)
+        metrics.attaches.labels(stored.__name__).inc()
         return cls(mapped, stored, layout).through(schema)
 
     def through(self, schema: Schema | None) -> SegmentView:

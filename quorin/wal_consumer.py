@@ -384,14 +384,18 @@ class WALConsumer:
     def _flush(self) -> None:
         """Make the history durable and trim the log behind it, as far as nobody needs it any more."""
         if self._offline is not None:
+            started = time.monotonic_ns()
             self._offline.flush()
+            metrics.flushes.inc()
+            metrics.flush_seconds.inc(time.monotonic_ns() - started)
             through = min([self._cursors.lowest, *self._unflushed_from()])
             everybody = {target.schema.__name__ for target in self._targets}
             if len(self._owned()) == len(self._targets) and self._backend.control.schemas().keys() <= everybody:
                 for target in self._targets:
                     target.opened.acquire_writer_lease()  # Who was overtaken may not trim what the other still needs.
                 try:
-                    self._log.trim(through, claims=dict.fromkeys(everybody, self._name))
+                    trimmed = self._log.trim(through, claims=dict.fromkeys(everybody, self._name))
+                    metrics.entries_trimmed.inc(trimmed)
                 except WriterFencedError as error:
                     _log.warning("log_not_trimmed", error=str(error))
         self._agenda.flushed()

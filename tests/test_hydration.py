@@ -121,8 +121,8 @@ def test_idle_schemas_neither_hold_back_the_trimming_nor_raise_an_alarm(machine:
 def reanchored() -> float:
     from quorin import metrics
 
-    samples = [sample for metric in metrics.reanchored.collect() for sample in metric.samples]
-    return sum(sample.value for sample in samples if sample.name.endswith("_total"))
+    samples = [sample for metric in metrics.registry.collect() for sample in metric.samples]
+    return sum(sample.value for sample in samples if sample.name == "quorin_log_reanchored_total")
 
 
 def test_a_log_that_was_trimmed_without_history_is_an_alarm(machine: Machine) -> None:

@@ -181,9 +181,9 @@ def test_threads_and_forked_children_share_a_producer(connection: str, producer:
 def test_appended_rows_are_counted(producer: WALProducer) -> None:
     counted = make_schema("Counted", list(TRIP.fields))
     entries, rows = metrics.entries_appended.labels("Counted"), metrics.rows_appended.labels("Counted")
-    before = entries._value.get(), rows._value.get()
+    before = entries.value, rows.value
     producer.write_many(counted, table(9000))
-    assert (entries._value.get() - before[0], rows._value.get() - before[1]) == (2, 9000)
+    assert (entries.value - before[0], rows.value - before[1]) == (2, 9000)
 
 
 def test_writes_elsewhere_need_no_segment(connection: str, producer: WALProducer) -> None:

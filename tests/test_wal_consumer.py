@@ -296,7 +296,7 @@ def test_poison_is_buried_and_good_rows_flow(world: World) -> None:
         ): "'score'",
     }
     good.append(world.producer.write(TRIP, "b", row(2), 1))
-    before = metrics.dead_letters.labels("Trip")._value.get()
+    before = metrics.dead_letters.labels("Trip").value
     assert world.drain() == 2
     assert world.rows("a", "b", "x") == [row(1.0), row(2.0), None]
     letters = world.log.dead_letters()
@@ -304,7 +304,7 @@ def test_poison_is_buried_and_good_rows_flow(world: World) -> None:
     for letter, reason in zip(letters, poison.values(), strict=True):
         assert re.search(reason, letter.reason), letter.reason
     assert letters[1].payload == payload[:-9]
-    assert metrics.dead_letters.labels("Trip")._value.get() > before
+    assert metrics.dead_letters.labels("Trip").value > before
     assert world.position() == good[1]
 
 
@@ -363,11 +363,11 @@ def test_a_log_that_lost_its_tail_is_read_again(world: World) -> None:
     with world.registry.open_current(TRIP, read_only=False) as segment:
         segment.commit_position(2**62, world.log.identity())
     last = world.producer.write(TRIP, "b", row(2), 1)
-    before = metrics.reanchored.labels("Trip", "shorter")._value.get()
+    before = metrics.reanchored.labels("Trip", "shorter").value
     world.drain()
     assert world.rows("a", "b") == [row(1.0), row(2.0)]
     assert world.position() == last
-    assert metrics.reanchored.labels("Trip", "shorter")._value.get() == before + 1
+    assert metrics.reanchored.labels("Trip", "shorter").value == before + 1
 
 
 def test_entries_trimmed_before_they_were_read_are_reported(world: World) -> None:
@@ -376,10 +376,10 @@ def test_entries_trimmed_before_they_were_read_are_reported(world: World) -> Non
     lost = world.producer.write(TRIP, "b", row(2), 1)
     world.producer.write(TRIP, "c", row(3), 1)
     world.log.trim(lost)
-    before = metrics.reanchored.labels("Trip", "trimmed")._value.get()
+    before = metrics.reanchored.labels("Trip", "trimmed").value
     assert world.drain() == 1
     assert world.rows("a", "b", "c") == [row(1.0), None, row(3.0)]
-    assert metrics.reanchored.labels("Trip", "trimmed")._value.get() == before + 1
+    assert metrics.reanchored.labels("Trip", "trimmed").value == before + 1
 
 
 def test_a_lost_segment_is_made_again_from_the_log(world: World) -> None:

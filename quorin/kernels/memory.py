@@ -15,6 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 _I8, _I16, _I32, _I64, _I128 = (ir.IntType(bits) for bits in (8, 16, 32, 64, 128))
+_CLOCK_MONOTONIC = 1
 _FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
 
 
@@ -101,6 +102,32 @@ def exchange(_typing, address, expected, word):
         return builder.zext(builder.extract_value(outcome, 1), _I64)
 
     return types.int64(types.int64, types.uint64, types.uint64), generate
+
+
+@intrinsic
+def add_word(_typing, address, count):
+    """Add to an aligned word in one atomic step, in no order with anything else; gives what it was."""
+
+    def generate(_context, builder, _signature, arguments):
+        pointer = builder.inttoptr(arguments[0], _I64.as_pointer())
+        return builder.atomic_rmw("add", pointer, arguments[1], "monotonic")
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def now_ns(_typing):
+    """The monotonic clock, in ns."""
+
+    def generate(_context, builder, _signature, _arguments):
+        moment = cgutils.alloca_once(builder, ir.ArrayType(_I64, 2))
+        kind = ir.FunctionType(_I32, [_I32, moment.type])
+        function = cgutils.get_or_insert_function(builder.module, kind, "clock_gettime")
+        builder.call(function, [_I32(_CLOCK_MONOTONIC), moment])
+        seconds, nanoseconds = (builder.load(cgutils.gep_inbounds(builder, moment, 0, i)) for i in (0, 1))
+        return builder.add(builder.mul(seconds, _I64(1_000_000_000)), nanoseconds)
+
+    return types.int64(), generate
 
 
 def _fence(ordering):

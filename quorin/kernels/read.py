@@ -14,6 +14,7 @@ from quorin import format as fmt
 from quorin.abi import (
     BAD_ID,
     BAD_OUT,
+    BATCH_SAMPLES,
     CODES,
     CONSTANT,
     CONTENDED,
@@ -48,6 +49,7 @@ from quorin.abi import (
     PATCH_STEP,
     PATCH_TARGET,
     RAW_BYTES,
+    READ_SAMPLES,
     SPAN_CODE,
     SPAN_COUNT,
     SPAN_ITEMS,
@@ -55,10 +57,20 @@ from quorin.abi import (
     SPAN_STEP,
     SPAN_TARGET,
     STOPPED,
+    W_BATCH_NS,
+    W_BATCH_ROWS,
+    W_BATCH_TIMES,
+    W_BATCHES,
+    W_MISSING,
+    W_READ_NS,
+    W_READ_TIMES,
+    W_READS,
     ZEROS,
 )  # fmt: skip
+from quorin.kernels.counting import count_time, counters_of
 from quorin.kernels.hashing import hash_id
 from quorin.kernels.memory import (
+    add_word,
     copy_bytes,
     fence_acquire,
     load_acquire,
@@ -69,6 +81,7 @@ from quorin.kernels.memory import (
     load_u16,
     load_u32,
     load_u64,
+    now_ns,
     prefetch,
     scale,
     store_f32,
@@ -96,6 +109,7 @@ _FLOAT32, _FLOAT64, _INT32, _INT64 = int(dtype.float32), int(dtype.float64), int
 _LOW_32 = np.uint64(0xFFFFFFFF)
 _SHIFT_32 = np.uint64(32)
 _ONE = np.uint64(1)
+_READ_SAMPLE = np.uint64(READ_SAMPLES - 1)
 
 
 @njit(cache=True, boundscheck=False)
@@ -110,7 +124,24 @@ def read_one(plan, text, out):
         return BAD_ID
     address = text_address(text)
     h = hash_id(address, count, np.uint64(plan[D_SEED_0]), np.uint64(plan[D_SEED_1]))
-    return read_row(plan, address, count, h, out.ctypes.data, 0)
+    counters = counters_of(plan)
+    reads = load_u64(counters + 8 * W_READS)
+    if reads & _READ_SAMPLE == 0:
+        code = read_row_timed(plan, address, count, h, out.ctypes.data, counters)
+    else:
+        code = read_row(plan, address, count, h, out.ctypes.data, 0)
+    if code == FOUND:
+        store_u64(counters + 8 * W_READS, reads + _ONE)
+    return code
+
+
+@njit(boundscheck=False)
+def read_row_timed(plan, key, count, h, out, counters):
+    """:func:`read_row`, and count how long it took."""
+    started = now_ns()
+    code = read_row(plan, key, count, h, out, 0)
+    count_time(counters + 8 * W_READ_TIMES, counters + 8 * W_READ_NS, now_ns() - started)
+    return code
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
@@ -123,6 +154,9 @@ def read_many(plan, offsets, offset_bytes, data, first, last, out, found, missin
     """
     hashes = np.empty(BLOCK, np.uint64)
     target = out.ctypes.data
+    counters = counters_of(plan)
+    started = now_ns() if add_word(counters + 8 * W_BATCHES, 1) % BATCH_SAMPLES == 0 else 0
+    absent = 0
     k0 = np.uint64(plan[D_SEED_0])
     k1 = np.uint64(plan[D_SEED_1])
     for begin in range(first, last, BLOCK):
@@ -148,7 +182,13 @@ def read_many(plan, offsets, offset_bytes, data, first, last, out, found, missin
                 return STOPPED - CODES * i - code
             found[i] = code == FOUND
             if code != FOUND:
+                absent += 1
                 fill_missing(plan, target, i, missing)
+    add_word(counters + 8 * W_BATCH_ROWS, last - first)
+    if absent > 0:
+        add_word(counters + 8 * W_MISSING, absent)
+    if started != 0:
+        count_time(counters + 8 * W_BATCH_TIMES, counters + 8 * W_BATCH_NS, now_ns() - started)
     return last
 
 
