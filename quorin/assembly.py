@@ -7,6 +7,7 @@ replaced, the read that notices attaches the successor and goes on there.
 
 from __future__ import annotations
 
+import gc
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -127,11 +128,18 @@ def reader(segment: Segment, fields: Sequence[str] | None = None) -> Reader:
     return Reader(segment, fields)
 
 
-def prewarm() -> None:
+def prewarm(*, freeze: bool = False) -> None:
     """Load the compiled kernels now rather than at the first read (seconds after an install, then about half a
     second).
+
+    With ``freeze`` Python's cyclic collector is run once, and then never looks again at what is alive now: call it when
+    models and all else that lives long is loaded, so that no request waits for a collection of all that.
     """
     from quorin import kernels  # noqa: F401
+
+    if freeze:
+        gc.collect()
+        gc.freeze()
 
 
 class Reader:

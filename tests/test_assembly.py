@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -342,3 +344,12 @@ def test_importing_assembly_loads_no_numba() -> None:
 
     code = "import sys, quorin.assembly, quorin.shm, quorin.layout; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
+
+
+def test_what_is_alive_at_warm_up_can_be_kept_from_the_collector() -> None:
+    script = (
+        "import gc; from quorin.assembly import prewarm; prewarm(); before = gc.get_freeze_count(); "
+        "prewarm(freeze=True); print(before, gc.get_freeze_count() > 10_000, gc.isenabled())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "True", "True"]

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from quorin import __version__
-from quorin.cli import bench, consumer, deadletter, doctor, get, inspect, put
+from quorin.cli import bench, consumer, deadletter, doctor, get, inspect, put, upgrade, watchdog
 from quorin.cli.options import escaped
 from quorin.errors import QuorinError
 
@@ -27,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(consumer.consumer)
+app.command()(upgrade.upgrade)
+app.command()(watchdog.watchdog)
 app.command()(inspect.inspect)
 app.command()(get.get)
 app.command()(put.put)

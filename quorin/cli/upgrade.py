@@ -1,0 +1,119 @@
+"""``quorin upgrade``: carries a segment over to the next version of its schema."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quorin.cli.options import Connection, Namespace, Opened, ShmDir
+from quorin.cli.output import Json, add_row, console, count, duration, print_json, size, table
+from quorin.keys import DEFAULT_NAMESPACE
+
+if TYPE_CHECKING:
+    from quorin.evolution import UpgradeResult
+    from quorin.schema import Schema
+
+
+def upgrade(
+    connection: Connection,
+    new: Annotated[str, typer.Argument(help="The new schema: `module:Class`, or a file with its JSON.")],
+    old: Annotated[
+        str | None,
+        typer.Option("--from", help="The schema that is expected to be there, given alike.", show_default=False),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and change nothing.")] = False,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds without any progress until it gives up.")] = 60.0,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    shm_dir: ShmDir = None,
+    as_json: Json = False,
+) -> None:
+    """Carry the current segment over to the next version of its schema, while it is read and written.
+
+    Fields may be added, widened and dropped; what would lose values is refused, naming the fields. Upgrade first, then
+    start the producers that write the new version.
+
+    Examples:
+    - `quorin upgrade features.user:UserFeatures --dry-run`: what would change, with rows and bytes
+
+    - `quorin upgrade user_v2.json --json`: do it, and print the result for a script
+
+    Exit codes: 0 done, or possible, 1 refused or given up (nothing has changed then), 2 wrong usage.
+    """
+    from quorin.evolution import upgrade_schema
+    from quorin.shm import SegmentRegistry
+
+    wanted = _schema_of(new)
+    with Opened(connection, namespace) as backend:
+        registry = SegmentRegistry(backend, shm_dir=shm_dir)
+        if old is None:
+            with registry.open_stored(wanted.__name__) as segment:
+                before = segment.schema
+        else:
+            before = _schema_of(old)
+        result = _with_progress(
+            lambda progress: upgrade_schema(
+                before, wanted, registry, dry_run=dry_run, timeout_seconds=timeout, progress=progress
+            ),
+            wanted.__name__,
+        )
+    if as_json:
+        print_json(dataclasses.asdict(result) | {"schema": wanted.__name__, "version": wanted.version})
+    else:
+        _print(result, before, wanted)
+
+
+def _print(result: UpgradeResult, old: Schema, new: Schema) -> None:
+    shown = table("", "")
+    add_row(shown, "schema", f"{new.__name__}, version {old.version} to {new.version}")
+    add_row(shown, "rows", count(result.entity_count))
+    add_row(shown, "bytes", f"{size(result.old_bytes)} now, {size(result.new_bytes)} then")
+    for name in ("added", "widened", "dropped"):
+        add_row(shown, name, ", ".join(getattr(result, name)) or "-")
+    if result.dry_run:
+        add_row(shown, "segment", f"{result.old_segment_name} stays as it is: this was a dry run")
+    else:
+        add_row(shown, "segment", f"{result.old_segment_name} was followed by {result.new_segment_name}")
+        add_row(shown, "took", duration(result.elapsed_seconds))
+    shown.show_header = False
+    console().print(shown)
+
+
+def _with_progress(action: Any, name: str) -> UpgradeResult:
+    """Run with a bar on stderr, if that is a terminal."""
+    from rich.progress import Progress
+
+    with Progress(console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(f"upgrading {name}", total=None)
+        result: UpgradeResult = action(lambda done, total: bar.update(task, completed=done, total=max(1, total)))
+    return result
+
+
+def _schema_of(text: str) -> Schema:
+    """A schema from an import path, or from a file with its JSON.
+
+    :raises typer.BadParameter: if it is neither.
+    """
+    from quorin.schema import FeatureSchema, schema_from_json
+
+    if Path(text).is_file():
+        return schema_from_json(Path(text).read_text())
+    module, separator, name = text.partition(":")
+    if not separator:
+        raise typer.BadParameter(f"{text!r} is neither a file nor of the form module:Class")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise typer.BadParameter(f"{text!r} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, FeatureSchema) and found is not FeatureSchema):
+        raise typer.BadParameter(f"{text!r} is no subclass of FeatureSchema, but {found!r}")
+    return found

@@ -1,0 +1,98 @@
+"""``quorin watchdog``: takes away what dead processes left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quorin.cli.options import Connection, LogJson, LogLevel, Namespace, ShmDir
+from quorin.cli.output import Json, add_row, console, duration, print_json, size, table
+from quorin.keys import DEFAULT_NAMESPACE
+
+if TYPE_CHECKING:
+    from quorin.watchdog import TickResult
+
+_BETWEEN_LOOKS_SECONDS = 0.5
+
+
+def watchdog(
+    connection: Connection,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 5.0,
+    misses: Annotated[
+        int, typer.Option(min=1, help="In how many looks in a row a thing must be nobody's until it goes.")
+    ] = 2,
+    once: Annotated[bool, typer.Option("--once", help="Look that often, half a second apart, and end.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --once: say what would go, no more.")] = False,
+    shm_dir: ShmDir = None,
+    as_json: Json = False,
+    log_level: LogLevel = "INFO",
+    log_json: LogJson = True,
+) -> None:
+    """Remove segment files that no process holds and no read can come to, and announcements of dead processes.
+
+    Only this namespace's. Serving needs none of it, but memory is freed. Run it where the processes run that it
+    watches: same host, same user, same process-id namespace. Ends on SIGTERM and Ctrl-C.
+
+    Examples:
+    - `quorin watchdog -c redis://localhost:6379`: beside the consumer, forever
+
+    - `quorin watchdog --once --dry-run`: what would go, and why
+
+    Exit codes: 0 ended when asked to, or looked, 1 failed (the reason is on stderr), 2 wrong usage.
+    """
+    from quorin import logging
+    from quorin.watchdog import WatchdogState, run_forever
+
+    if dry_run and not once:
+        raise typer.BadParameter("--dry-run goes with --once")
+    if as_json and not once:
+        raise typer.BadParameter("--json goes with --once; while it runs the log says what is done")
+    stop = threading.Event()
+    if not once:
+        logging.configure(log_level, json=log_json)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        log = logging.get_logger(__name__)
+        log.info("watchdog_started", interval_seconds=interval)
+        run_forever(
+            connection,
+            tick_interval_seconds=interval,
+            stop_event=stop,
+            miss_threshold=misses,
+            shm_dir=shm_dir,
+            namespace=namespace,
+        )
+        log.info("watchdog_stopped")
+        return
+    with WatchdogState(
+        connection, miss_threshold=misses, shm_dir=shm_dir, namespace=namespace, dry_run=dry_run
+    ) as state:
+        result = state.run_one_tick()
+        for _ in range(misses - 1):
+            stop.wait(_BETWEEN_LOOKS_SECONDS)
+            result = state.run_one_tick()
+    if as_json:
+        print_json(dataclasses.asdict(result))
+    else:
+        _print(result)
+
+
+def _print(result: TickResult) -> None:
+    verb = "would go" if result.dry_run else "gone"
+    shown = table(verb, "size", "why")
+    for file in result.reclaimed:
+        add_row(shown, file.name, size(file.byte_count), file.reason)
+    for process in result.dead_processes:
+        add_row(shown, process, "", "the process is dead")
+    for name in result.repointed:
+        add_row(shown, name, "", "is current now: the control plane named an older generation")
+    if shown.row_count:
+        console().print(shown)
+    else:
+        typer.echo("nothing is left behind")
+    typer.echo(f"{result.foreign_files} files of others left alone, looked for {duration(result.elapsed_seconds)}")
