@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 import quorin
 from quorin.backend import Backend, connect
@@ -212,8 +215,93 @@ def test_bench_measures_and_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "shm").glob("quorin_*")) == []
 
 
+GAUGES = {
+    f"quorin_{name}"
+    for name in (
+        "control_plane_up", "log_entries", "log_last_position", "log_dead_letters", "processes", "segment_up",
+        "segment_rows", "segment_deleted_rows", "segment_capacity", "segment_load", "segment_bytes",
+        "segment_heap_bytes", "segment_heap_used_bytes", "segment_heap_garbage_bytes", "segment_generation",
+        "segment_position", "segment_age_seconds", "lag_entries", "lag_rows", "lag_seconds", "newest_event_age_seconds",
+        "oldest_event_age_seconds", "segment_readers", "writer_heartbeat_age_seconds",
+    )
+}  # fmt: skip
+
+
+def scraped(port: int) -> dict[str, dict[str, float]]:
+    """What is served: series, then value by schema (or other label)."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    found: dict[str, dict[str, float]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, {})[next(iter(sample.labels.values()), "")] = sample.value
+    return found
+
+
+@contextmanager
+def serving(place: Place, *words: str) -> Iterator[int]:
+    """A command that serves metrics, for a block; its port."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "quorin", *words],
+        env={**os.environ, "QUORIN_CONNECTION": place.connection, "QUORIN_SHM_DIR": str(place.shm_dir)},
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        lines = (json.loads(line) for line in process.stderr or [])
+        yield next(line["port"] for line in lines if line["event"] == "metrics_served")
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_consumer_serves_metrics_of_the_whole_machine(place: Place) -> None:
+    with serving(place, "consumer", "--metrics-port", "0") as port:
+        for number in range(50):
+            place.producer.write_sync(TRIP, f"m{number}", {"score": 1, "tags": ["t"]}, timeout_ms=20_000)
+        script = (
+            "from quorin.shm import SegmentRegistry; from quorin.assembly import assemble; import sys, time\n"
+            f"from tests.test_cli_commands import TRIP\n"
+            f"s = SegmentRegistry({place.connection!r}).open_current(TRIP)\n"
+            "[assemble(s, 'm7') for _ in range(1000)]; print('read', flush=True); time.sleep(60)"
+        )
+        environment = {**os.environ, "QUORIN_SHM_DIR": str(place.shm_dir)}
+        reader = subprocess.Popen(
+            [sys.executable, "-c", script], env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "read\n"
+        series = scraped(port)
+        reader.kill()
+        reader.communicate()
+    assert set(series) >= GAUGES
+    name = TRIP.__name__
+    assert series["quorin_segment_rows"][name] == 52
+    assert series["quorin_reads_total"][name] == 1000
+    assert series["quorin_rows_applied_total"][name] == 50
+    assert series["quorin_lag_rows"][name] == 0
+    assert series["quorin_segment_readers"][name] == 2
+    assert series["quorin_processes"]["consumer"] == 1
+    assert 0 <= series["quorin_newest_event_age_seconds"][name] < 60
+    assert series["quorin_oldest_event_age_seconds"][name] > 3600
+
+
+def test_metrics_can_be_served_by_a_process_of_their_own(place: Place) -> None:
+    place.producer.write(TRIP, "late", {"score": 1, "tags": []})
+    with serving(place, "metrics", "--port", "0") as port:
+        series = scraped(port)
+        assert series["quorin_lag_rows"][TRIP.__name__] == 1
+        assert series["quorin_lag_seconds"][TRIP.__name__] > 0
+        taken = place.run("metrics", "--port", str(port), code=1)
+        assert "cannot serve metrics" in taken.stderr
+        for path in place.shm_dir.glob("quorin_*"):
+            path.unlink()
+        assert scraped(port)["quorin_segment_up"][TRIP.__name__] == 1  # Who has it mapped still reads it.
+
+
 def test_help_teaches_by_examples_and_says_exit_codes() -> None:
-    for name in ("inspect", "get", "put", "doctor", "bench", "consumer"):
+    for name in ("inspect", "get", "put", "doctor", "bench", "consumer", "metrics"):
         done = subprocess.run(
             [sys.executable, "-m", "quorin", name, "--help"],
             env={**os.environ, "COLUMNS": "200"}, cwd=ROOT, capture_output=True, text=True, check=True,

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from quorin import __version__
-from quorin.cli import bench, consumer, deadletter, doctor, get, inspect, put, upgrade, watchdog
+from quorin.cli import bench, consumer, deadletter, doctor, get, inspect, metrics, put, upgrade, watchdog
 from quorin.cli.options import escaped
 from quorin.errors import QuorinError
 
@@ -34,6 +34,7 @@ app.command()(get.get)
 app.command()(put.put)
 app.command()(doctor.doctor)
 app.command()(bench.bench)
+app.command()(metrics.metrics)
 app.add_typer(deadletter.app)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
@@ -28,6 +29,11 @@ def consumer(
     frozen_after: Annotated[
         float, typer.Option(min=1, help="Seconds without a sign of life until another writer is overtaken.")
     ] = 30.0,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Serve metrics of this machine there, as `quorin metrics` does."),
+    ] = None,
+    metrics_address: Annotated[str, typer.Option(help="0.0.0.0 lets other machines ask.")] = "127.0.0.1",
     log_level: LogLevel = "INFO",
     log_json: LogJson = True,
 ) -> None:
@@ -39,12 +45,16 @@ def consumer(
     Examples:
     - `quorin consumer -c redis://localhost:6379`: beside Redis, forever
 
+    - `quorin consumer -c redis://localhost:6379 --metrics-port 9100`: and serve metrics to Prometheus
+
     - `quorin consumer -c data/quorin --log-text`: for the embedded store of a Feast repository, with lines for people
 
     Exit codes: 0 ended when asked to, 1 could not go on (the reason is on stderr), 2 wrong usage.
     """
     from quorin import logging, presence
     from quorin.backend import connect
+    from quorin.cli.metrics import serving
+    from quorin.observe import Observer
     from quorin.wal_consumer import NoopOfflineWriter, WALConsumer
 
     logging.configure(log_level, json=log_json)
@@ -63,7 +73,11 @@ def consumer(
         signal.signal(number, lambda *_: running.stop())
     log = logging.get_logger(__name__)
     log.info("consumer_started", address=backend.address, process=str(presence.Process.this()))
-    running.run()
+    with ExitStack() as around:
+        if metrics_port is not None:
+            looking = around.enter_context(Observer(backend, stream_key=stream_key))
+            around.enter_context(serving(looking, metrics_port, metrics_address))
+        running.run()
     running.close()
     backend.close()
     log.info("consumer_stopped")

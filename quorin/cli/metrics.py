@@ -1,0 +1,75 @@
+"""``quorin metrics``: a process that serves this machine's metrics to Prometheus."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quorin.cli.options import Connection, LogJson, LogLevel, Namespace, Opened, ShmDir, StreamKey
+from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+
+if TYPE_CHECKING:
+    from quorin.observe import Observer
+
+
+def metrics(
+    connection: Connection,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen at.")] = 9100,
+    address: Annotated[str, typer.Option(help="0.0.0.0 lets other machines ask.")] = "127.0.0.1",
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    stream_key: StreamKey = DEFAULT_STREAM_KEY,
+    shm_dir: ShmDir = None,
+    log_level: LogLevel = "INFO",
+    log_json: LogJson = True,
+) -> None:
+    """Serve at `/metrics` what all processes of this machine and user counted, and how segments and log are.
+
+    `quorin consumer --metrics-port` does the same from the consumer's process. Ends on SIGTERM and Ctrl-C.
+
+    Examples:
+    - `quorin metrics -c redis://localhost:6379`: then `curl localhost:9100/metrics`
+
+    - `quorin metrics -c data/quorin --port 9200 --address 0.0.0.0`
+
+    Exit codes: 0 ended when asked to, 1 could not begin (the reason is on stderr), 2 wrong usage.
+    """
+    from quorin import logging
+    from quorin.observe import Observer
+
+    logging.configure(log_level, json=log_json)
+    asked_to_end = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked_to_end.set())
+    with (
+        Opened(connection, namespace) as backend,
+        Observer(backend, shm_dir=shm_dir, stream_key=stream_key) as looking,
+        serving(looking, port, address),
+    ):
+        asked_to_end.wait()
+
+
+@contextmanager
+def serving(looking: Observer, port: int, address: str) -> Iterator[None]:
+    """Serve the metrics for a block, with what an observer sees."""
+    from quorin import logging
+    from quorin.metrics import start_metrics_server
+    from quorin.segment_metrics import exposed
+
+    with exposed(looking):
+        try:
+            server, thread = start_metrics_server(port, address=address)
+        except OSError as error:
+            typer.echo(f"error: cannot serve metrics at {address}:{port}: {error.strerror}", err=True)
+            raise typer.Exit(1) from error
+        logging.get_logger(__name__).info("metrics_served", address=address, port=server.server_port)
+        try:
+            yield
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
