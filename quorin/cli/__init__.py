@@ -12,7 +12,22 @@ import typer
 from rich.console import Console
 
 from quorin import __version__
-from quorin.cli import bench, consumer, deadletter, doctor, get, inspect, metrics, put, upgrade, watchdog
+from quorin.cli import (
+    bench,
+    compact,
+    consumer,
+    deadletter,
+    doctor,
+    get,
+    hydrate,
+    inspect,
+    metrics,
+    put,
+    restore,
+    snapshot,
+    upgrade,
+    watchdog,
+)
 from quorin.cli.options import escaped
 from quorin.errors import QuorinError
 
@@ -35,6 +50,10 @@ app.command()(put.put)
 app.command()(doctor.doctor)
 app.command()(bench.bench)
 app.command()(metrics.metrics)
+app.command()(hydrate.hydrate)
+app.command()(snapshot.snapshot)
+app.command()(restore.restore)
+app.command()(compact.compact)
 app.add_typer(deadletter.app)
 
 

@@ -16,6 +16,15 @@ def consumer(
     connection: Connection,
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
+    offline: Annotated[
+        str | None,
+        typer.Option(
+            envvar="QUORIN_OFFLINE",
+            help="Keep a history there, a directory or URL: segments that are lost are built from it, and the log is "
+            "trimmed behind it.",
+            show_default=False,
+        ),
+    ] = None,
     trim: Annotated[
         bool,
         typer.Option(
@@ -47,6 +56,8 @@ def consumer(
 
     - `quorin consumer -c redis://localhost:6379 --metrics-port 9100`: and serve metrics to Prometheus
 
+    - `quorin consumer -c redis://localhost:6379 --offline data/history`: the same, with a history in Parquet
+
     - `quorin consumer -c data/quorin --log-text`: for the embedded store of a Feast repository, with lines for people
 
     Exit codes: 0 ended when asked to, 1 could not go on (the reason is on stderr), 2 wrong usage.
@@ -55,14 +66,20 @@ def consumer(
     from quorin.backend import connect
     from quorin.cli.metrics import serving
     from quorin.observe import Observer
+    from quorin.offline import ParquetDatasetStore
     from quorin.wal_consumer import NoopOfflineWriter, WALConsumer
 
+    if trim and offline is not None:
+        raise typer.BadParameter("--trim forgets rows, --offline keeps them: give one of the two")
+
     logging.configure(log_level, json=log_json)
+    kept = NoopOfflineWriter() if trim else None
+    history = kept if offline is None else ParquetDatasetStore(offline)
     backend = connect(connection, namespace=namespace)
     running = WALConsumer(
         backend,
         None,
-        offline=NoopOfflineWriter() if trim else None,
+        offline=history,
         stream_key=stream_key,
         capacity=capacity,
         max_id_bytes=max_id_bytes,

@@ -29,6 +29,14 @@ ShmDir = Annotated[
     Path | None,
     typer.Option(envvar="QUORIN_SHM_DIR", help="Where segments are, if not in /dev/shm.", show_default=False),
 ]
+Offline = Annotated[
+    str,
+    typer.Option(
+        "--offline",
+        envvar="QUORIN_OFFLINE",
+        help="The history: a directory, or a URL that pyarrow.fs knows (file://, s3://, gs://).",
+    ),
+]
 LogLevel = Annotated[str, typer.Option(envvar="QUORIN_LOG_LEVEL", help="DEBUG, INFO, WARNING or ERROR.")]
 LogJson = Annotated[
     bool, typer.Option("--log-json/--log-text", envvar="QUORIN_LOG_JSON", help="Log JSON lines, or lines for people.")

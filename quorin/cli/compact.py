@@ -1,0 +1,32 @@
+"""``quorin compact``: few large files in place of many small ones."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from quorin.cli.options import Connection, Namespace, Offline, Opened, known_schema
+from quorin.keys import DEFAULT_NAMESPACE
+
+
+def compact(
+    connection: Connection,
+    offline: Offline,
+    schemas: Annotated[list[str] | None, typer.Argument(help="Schemas, or feature views. Without any: all.")] = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+) -> None:
+    """Merge the small files of the history. Consumers and reads go on meanwhile; run it once an hour or a day.
+
+    Example:
+    - `quorin compact --offline data/history`
+
+    Exit codes: 0 done, 1 the history cannot be reached (the reason is on stderr), 2 wrong usage.
+    """
+    from quorin.offline import ParquetDatasetStore
+
+    store = ParquetDatasetStore(offline)
+    with Opened(connection, namespace) as backend:
+        for name in schemas or sorted(backend.control.schemas()):
+            schema = known_schema(backend, name)
+            typer.echo(f"{schema.__name__}: {store.compact(schema)} files less")

@@ -1,0 +1,73 @@
+"""``quorin hydrate``: segments built from the history."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from quorin.cli.options import Connection, Namespace, Offline, Opened, ShmDir, StreamKey, known_schema
+from quorin.cli.output import count, progress_bar
+from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+
+
+def hydrate(
+    connection: Connection,
+    offline: Offline,
+    schemas: Annotated[
+        list[str] | None, typer.Argument(help="Schemas, or feature views. Without any: all that have no segment.")
+    ] = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    stream_key: StreamKey = DEFAULT_STREAM_KEY,
+    shm_dir: ShmDir = None,
+    capacity_factor: Annotated[float, typer.Option(min=1, help="Room for so many times the entities.")] = 2.0,
+    as_of: Annotated[
+        datetime | None, typer.Option(help="Leave out what happened after that time (UTC).", show_default=False)
+    ] = None,
+) -> None:
+    """Build segments from the history, with the newest row of every entity; a consumer then reads the log on.
+
+    A consumer with `--offline` does it by itself; this is for doing it before one starts.
+
+    Examples:
+    - `quorin hydrate --offline data/history`: all schemas that have no segment on this machine
+
+    - `quorin hydrate driver_stats --offline data/history --as-of 2024-05-01T00:00:00`: one, as it was then
+
+    Exit codes: 0 built, 1 a schema has a segment already or no history (the reason is on stderr), 2 wrong usage.
+    """
+    from datetime import UTC
+
+    from quorin import hydration
+    from quorin.errors import EmptyDatasetError
+    from quorin.offline import ParquetDatasetStore
+    from quorin.shm import SegmentRegistry
+
+    until = None if as_of is None else int(as_of.replace(tzinfo=UTC).timestamp()) * 10**9
+    store = ParquetDatasetStore(offline)
+    with Opened(connection, namespace) as backend:
+        registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
+        names = schemas or [name for name in sorted(backend.control.schemas()) if registry.current_name(name) is None]
+        for name in names:
+            schema = known_schema(backend, name)
+            try:
+                with progress_bar(schema.__name__) as progress:
+                    built = hydration.hydrate(
+                        schema,
+                        store,
+                        registry,
+                        capacity_factor=capacity_factor,
+                        as_of_time_ns=until,
+                        progress=progress,
+                        stream_key=stream_key,
+                    )
+            except EmptyDatasetError as error:
+                if schemas:
+                    raise
+                typer.echo(f"{error}; left out", err=True)
+                continue
+            typer.echo(
+                f"{built.segment_name}: {count(built.entity_count)} entities in {built.elapsed_seconds:.2f} s, "
+                f"log position {built.position}"
+            )

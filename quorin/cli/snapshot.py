@@ -1,0 +1,39 @@
+"""``quorin snapshot``: a segment as one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quorin.cli.options import Connection, Namespace, Opened, ShmDir, known_schema
+from quorin.cli.output import count, progress_bar, size
+from quorin.keys import DEFAULT_NAMESPACE
+
+
+def snapshot(
+    connection: Connection,
+    schema: Annotated[str, typer.Argument(help="The schema, or feature view.")],
+    file: Annotated[Path, typer.Argument(help="The file to write; one that is there is replaced.")],
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    shm_dir: ShmDir = None,
+) -> None:
+    """Write a segment to one checksummed file, with its log position. Readers and the writer go on meanwhile.
+
+    Example:
+    - `quorin snapshot driver_stats /var/backups/driver_stats.snapshot`
+
+    Exit codes: 0 written, 1 not (the reason is on stderr), 2 wrong usage.
+    """
+    from quorin import snapshot as snapshots
+    from quorin.shm import SegmentRegistry
+
+    with Opened(connection, namespace) as backend:
+        registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
+        with registry.open_current(known_schema(backend, schema)) as segment, progress_bar(str(file)) as progress:
+            taken = snapshots.snapshot(segment, file, progress=progress)
+    typer.echo(
+        f"{taken.path}: {taken.segment_name}, {count(taken.entity_count)} entities, {size(taken.byte_count)} in "
+        f"{taken.elapsed_seconds:.2f} s, log position {taken.position}"
+    )
