@@ -301,7 +301,7 @@ def test_metrics_can_be_served_by_a_process_of_their_own(place: Place) -> None:
 
 
 def test_help_teaches_by_examples_and_says_exit_codes() -> None:
-    for name in ("inspect", "get", "put", "doctor", "bench", "consumer", "metrics"):
+    for name in ("inspect", "get", "put", "doctor", "bench", "consumer", "metrics", "top"):
         done = subprocess.run(
             [sys.executable, "-m", "quorin", name, "--help"],
             env={**os.environ, "COLUMNS": "200"}, cwd=ROOT, capture_output=True, text=True, check=True,

@@ -25,6 +25,7 @@ from quorin.cli import (
     put,
     restore,
     snapshot,
+    top,
     upgrade,
     watchdog,
 )
@@ -54,6 +55,7 @@ app.command()(hydrate.hydrate)
 app.command()(snapshot.snapshot)
 app.command()(restore.restore)
 app.command()(compact.compact)
+app.command()(top.top)
 app.add_typer(deadletter.app)
 
 

@@ -96,11 +96,8 @@ def _print_one(state: SegmentState, seen: Deployment) -> None:
     out = console()
     facts = table("", "")
     facts.show_header = False
-    add_row(facts, "schema", state.schema_name)
-    if state.problem:
-        add_row(facts, "problem", state.problem)
-    if state.stats:
-        _add_facts(facts, state, seen)
+    for name, value in detail(state, seen).items():
+        add_row(facts, name, value)
     out.print(facts)
     if state.schema:
         fields = table("field", "type", "null reads as")
@@ -110,11 +107,17 @@ def _print_one(state: SegmentState, seen: Deployment) -> None:
         out.print(fields)
 
 
-def _add_facts(facts: object, state: SegmentState, seen: Deployment) -> None:
-    stats = state.stats or {}
+def detail(state: SegmentState, seen: Deployment) -> dict[str, str]:
+    """One segment, by what people ask about it."""
+    facts = {"schema": state.schema_name} | ({"problem": state.problem} if state.problem else {})
+    stats = state.stats
+    if stats is None:
+        return facts
     garbage = stats["heap_garbage_bytes"] / stats["heap_bytes"] if stats["heap_bytes"] else 0
-    for name, value in {
-        "version": stats["schema_version"],
+    silent = duration(stats["writer_heartbeat_age_seconds"])
+    writer = f"process {stats['writer_pid']}, last sign of life {silent} ago" if stats["writer_pid"] else "none"
+    return facts | {
+        "version": str(stats["schema_version"]),
         "segment": stats["path"],
         "generation": f"{stats['generation']}, made {duration(stats['age_seconds'])} ago",
         "rows": f"{count(stats['rows'])} and {count(stats['deleted_rows'])} deleted, of {count(stats['capacity'])} "
@@ -125,13 +128,9 @@ def _add_facts(facts: object, state: SegmentState, seen: Deployment) -> None:
         "lag": f"{lag_rows(state)} rows, {lag_time(state)}",
         "oldest event": moment(state.events.oldest_ns if state.events else None),
         "newest event": moment(state.events.newest_ns if state.events else None),
-        "writer": f"process {stats['writer_pid']}, last sign of life "
-        f"{duration(stats['writer_heartbeat_age_seconds'])} ago"
-        if stats["writer_pid"]
-        else "none",
+        "writer": writer,
         "mapped by": ", ".join(str(process.pid) for process in state.readers) or "nobody else",
-    }.items():
-        add_row(facts, name, value)  # type: ignore[arg-type]
+    }
 
 
 def lag_rows(state: SegmentState) -> str:

@@ -1,0 +1,41 @@
+"""``quorin top``: segments, reads and writes as they happen, in the terminal."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Annotated
+
+import typer
+
+from quorin.cli.options import Connection, Namespace, Opened, ShmDir, StreamKey
+from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+
+
+def top(
+    connection: Connection,
+    interval: Annotated[float, typer.Option("--interval", "-i", min=0.1, help="Seconds between two looks.")] = 1.0,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    stream_key: StreamKey = DEFAULT_STREAM_KEY,
+    shm_dir: ShmDir = None,
+) -> None:
+    """Watch segments live: rows read a second, latency, rows written, lag, freshness, readers, growth, dead letters.
+
+    Reads and writes are those of all processes of this machine and user. Keys: `s` sorts by the next column, `r` turns
+    the order around, `enter` shows a segment in detail, `p` pauses, `q` quits. Needs Textual: `pip install
+    'quorin[top]'`.
+
+    Examples:
+    - `quorin top -c redis://localhost:6379`
+
+    - `quorin top -c data/quorin -i 0.5`: twice a second
+
+    Exit codes: 0 quit, 1 could not begin (the reason is on stderr), 2 wrong usage.
+    """
+    if importlib.util.find_spec("textual") is None:
+        typer.echo("error: `quorin top` needs Textual: pip install 'quorin[top]'", err=True)
+        raise typer.Exit(1)
+    from quorin.cli.top_app import Top
+    from quorin.observe import Observer
+
+    with Opened(connection, namespace) as backend, Observer(backend, shm_dir=shm_dir, stream_key=stream_key) as looking:
+        Top(looking, interval).run()
