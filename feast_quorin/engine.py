@@ -24,6 +24,7 @@ from quorin.errors import (
     WriterLeaseHeldError,
     WriteSyncTimeoutError,
 )
+from quorin.evolution import upgrade_schema
 from quorin.schema import Schema, schema_from_json, schema_to_json
 from quorin.shm import Segment, SegmentRegistry
 from quorin.wal import WALProducer
@@ -168,9 +169,13 @@ class Engine:
             raise WriterLeaseHeldError(f"another process made a segment of {name!r} at the same time")
         segment.close()
 
-    def create_successor(self, segment: Segment, schema: Schema) -> Segment:
-        """An empty segment that is not current, for ``Segment.replace``."""
-        return self.registry.create_successor(segment, schema, capacity=max(len(segment), self._settings.capacity))
+    def upgrade(self, old: Schema, new: Schema) -> None:
+        """Carry the current segment over to the next version of its schema.
+
+        :raises UpgradeAbortedError: if another process goes on writing to it for ``timeout_ms`` and does not do it.
+        :raises UpgradeConflictError: if another process changes it to something else at the same time.
+        """
+        upgrade_schema(old, new, self.registry, timeout_seconds=self._settings.timeout_ms / 1000)
 
     def put_schema(self, schema: Schema) -> None:
         """Keep a schema in the control plane."""
@@ -218,7 +223,8 @@ class Engine:
     def _is_there(self, segment: Segment) -> bool:
         """Whether an open segment is still in force; False if it was removed, or replaced by one with other fields."""
         try:
-            return _file(self._settings.shm_dir, segment.name).exists()
+            is_same = segment.stored_schema is segment.schema
+            return is_same and _file(self._settings.shm_dir, segment.name).exists()
         except (SchemaMismatchError, SegmentClosedError, SegmentNotFoundError):
             return False
 
@@ -230,10 +236,7 @@ class Engine:
             if stored is None:
                 break
             try:
-                return self._open_as((stored, view.schema), read_only=read_only)
-            except SchemaMismatchError:  # Another process is about to say which fields it has given the segment.
-                if attempt == _ATTEMPTS - 1:
-                    raise
+                return self.registry.open_stored(name, read_only=read_only)
             except SegmentNotFoundError:
                 # Another process may be about to remove the view; what is still missing after a while was lost.
                 if attempt >= _ATTEMPTS // 2 and self._settings.consumer != "external":
@@ -245,14 +248,6 @@ class Engine:
             f"feature view {view.name!r} has no segment ({name!r} at {address}): run `feast apply`"
             + (", and the consumer that fills it" if self._settings.consumer == "external" else "")
         )
-
-    def _open_as(self, schemas: Sequence[Schema], *, read_only: bool) -> Segment:
-        """The current segment, opened as the first of these schemas that is its own."""
-        *others, last = schemas
-        for schema in others:
-            with suppress(SchemaMismatchError):
-                return self.registry.open_current(schema, read_only=read_only)
-        return self.registry.open_current(last, read_only=read_only)
 
     def _drain(self, view: StoredView) -> bool:
         """Apply what the log has for a view; False if another process is applying. Leaves no lease behind.

@@ -90,6 +90,11 @@ class Segment:
         return self._view.schema
 
     @property
+    def stored_schema(self) -> Schema:
+        """The schema of the rows as they are stored now: :attr:`schema`, or a newer version of it."""
+        return self.current_view().stored
+
+    @property
     def capacity(self) -> int:
         """Entities that fit before the segment grows."""
         return self.current_view().layout.capacity
