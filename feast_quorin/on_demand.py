@@ -70,13 +70,34 @@ class Computed:
 
 @dataclass(frozen=True, slots=True)
 class Transform:
-    """One on-demand view of a request: the names of the results that are wanted, and the columns it must not see."""
+    """One on-demand view of a request: the names of the results that are wanted, and the columns it must not see.
+
+    ``pairs`` are the short and the full name of every feature that it is made from: its function finds them under both.
+    """
 
     view: Any
     name: str
     wanted: frozenset[str]
     hidden: frozenset[str]
     types: dict[str, ValueType]
+    pairs: tuple[tuple[str, str], ...]
+
+    def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What ``OnDemandFeatureView.transform_dict`` gives, which checks the type of every value on its way."""
+        given, added = inputs.copy(), []
+        for short, full in self.pairs:
+            if full in inputs:
+                given[short] = inputs[full]
+                added.append(short)
+            elif short in inputs:
+                given[full] = inputs[short]
+                added.append(full)
+        transformation = self.view.feature_transformation
+        made = transformation.transform_singleton if self.view.singleton else transformation.transform
+        results: dict[str, Any] = made(given)
+        for name in added:
+            results.pop(name, None)
+        return results
 
 
 def transforms(views: Sequence[Any], references: Sequence[str], full_names: bool) -> tuple[Transform, ...] | None:
@@ -95,7 +116,13 @@ def transforms(views: Sequence[Any], references: Sequence[str], full_names: bool
         types = {field.name: field.dtype.to_value_type() for field in view.schema}
         if view.mode not in _MODES:
             return None
-        made.append(Transform(view, name, frozenset(results), _hidden(view, views, references, by_name), types))
+        pairs = tuple(
+            (field.name, f"{projection.name}__{field.name}")
+            for projection in view.source_feature_view_projections.values()
+            for field in projection.features
+        )
+        hidden = _hidden(view, views, references, by_name)
+        made.append(Transform(view, name, frozenset(results), hidden, types, pairs))
     return tuple(made)
 
 
@@ -120,7 +147,7 @@ def compute(needed: Iterable[Transform], inputs: LazyResponse, full_names: bool)
                 as_dict = utils._apply_aggregations_to_response(as_dict, view.aggregations, view.entities, view.mode)
                 continue
             seen = {name: values for name, values in as_dict.items() if name not in transform.hidden}
-            made: Any = view.transform_dict(seen)
+            made: Any = transform.run(seen)
             names = list(made)
         else:
             if as_table is None:

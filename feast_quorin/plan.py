@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from feast import utils
-from feast.feature_service import FeatureService
 from feast.feature_view import DUMMY_ENTITY_ID
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.value_type import ValueType
 
-from feast_quorin.decoding import Decoder, decoder_for
+from feast_quorin.choice import Choices
+from feast_quorin.decoding import Decoder, NumberDecoder, decoder_for
 from feast_quorin.freshness import Sign, is_known, look
 from feast_quorin.on_demand import Transform, transforms
 from feast_quorin.request import RequestData, key_column
@@ -71,6 +71,7 @@ class Plan:
         self.inputs: tuple[Feature, ...] = ()
         self.features: tuple[Feature, ...] = ()
         self.transforms: tuple[Transform, ...] = ()
+        self.has_numbers_only = False
         self.feature_types: dict[str, ValueType] = {}
         self._result_names: frozenset[str] = frozenset()
         self._context: Any = None
@@ -96,6 +97,7 @@ class Plan:
         self.inputs = tuple(self._features(views))
         self.features = tuple(feature for feature in self.inputs if feature.name in self._result_names)
         self.transforms = computed or ()
+        self.has_numbers_only = all(type(feature.decoder) is NumberDecoder for feature in self.inputs)
         if computed is not None and self._is_unambiguous(views):
             self.views = tuple(views)
 
@@ -160,13 +162,14 @@ class Plans:
         self.engine = engine
         self.config = config
         self._plans: dict[Any, Plan] = {}
+        self._choices = Choices()
 
     def find(self, features: Any, registry: Any, project: str, full_names: bool, with_versions: bool) -> Plan | None:
         """The plan for a choice of features, or None where only Feast's generic path will do.
 
         Raises whatever Feast raises about the choice.
         """
-        chosen = _choice(features)
+        chosen = self._choices.key(features)
         if chosen is None:
             return None
         key = (chosen, project, full_names, with_versions)
@@ -205,16 +208,3 @@ class Plans:
 def _is_stored(table: Any) -> bool:
     """Whether there are rows of this view; there are none of an on-demand view that is computed when it is read."""
     return not isinstance(table, OnDemandFeatureView) or table.write_to_online_store
-
-
-def _choice(features: Any) -> Any:
-    """What tells one choice of features from another, or None for one that is left to Feast."""
-    if type(features) is list:
-        return tuple(features)
-    if not isinstance(features, FeatureService) or features._pending_feature_refs:
-        return None
-    projections = [
-        (view.name, view.name_alias, view.version_tag, *view.join_key_map.items(), *[f.name for f in view.features])
-        for view in features.feature_view_projections
-    ]
-    return FeatureService, features.name, *projections

@@ -93,6 +93,11 @@ class LazyResponse(OnlineResponse):
             key.name: key.python(values) for key, values in zip(self._keys, self._given, strict=True)
         }
         complete = [read.complete for read in reads]
+        if self._plan.has_numbers_only and type(reads[0]) is OneRow and False not in complete:
+            rows, slots = [read.values for read in reads], [read.layout.slots for read in reads]
+            for name, view, place, _ in self._features:
+                result[name] = [rows[view][slots[view][place]]]
+            return self._with_computed(result)
         for name, view, place, decoder in self._features:
             read = reads[view]
             if type(read) is not OneRow:
@@ -101,9 +106,7 @@ class LazyResponse(OnlineResponse):
                 result[name] = [decoder.value(read, place)]
             else:
                 result[name] = [None]
-        for column in self._computed:
-            result[column.name] = column.values(self._feature_types.get(column.name))
-        return result
+        return self._with_computed(result)
 
     def to_df(self, include_event_timestamps: bool = False) -> pd.DataFrame:
         """A frame with the columns and dtypes that pandas infers from :meth:`to_dict`."""
@@ -141,6 +144,11 @@ class LazyResponse(OnlineResponse):
                     raise ValueError(f"Failed to convert values for '{name}' to tensor: {error}") from error
             else:
                 result[name] = filled
+        return result
+
+    def _with_computed(self, result: dict[str, Any]) -> dict[str, Any]:
+        for column in self._computed:
+            result[column.name] = column.values(self._feature_types.get(column.name))
         return result
 
     def _columns(self, form: str, with_times: bool) -> Iterator[tuple[str, Any]]:
