@@ -52,6 +52,9 @@ class StoreSettings(FeastConfigBaseModel):
     shm_dir: StrictStr = Field(default_factory=default_shm_dir)
     """Directory of the segments; by default ``QUORIN_SHM_DIR`` from the environment, else ``/dev/shm``."""
 
+    offline_path: StrictStr | None = None
+    """Where the history in Parquet goes, a directory relative to the repo or a URL; none is kept without."""
+
     wait: Literal["applied", "logged"] = "applied"
     """When a write returns: once readers can see it, or once the log has it."""
 
@@ -69,7 +72,7 @@ class StoreSettings(FeastConfigBaseModel):
             raise ValueError("expected a whole number of 1 and more")
         return value
 
-    @field_validator("path", "shm_dir")
+    @field_validator("path", "shm_dir", "offline_path")
     @classmethod
     def _not_empty(cls, value: str | None) -> str | None:
         if value is not None and not value.strip():
@@ -103,6 +106,12 @@ class StoreSettings(FeastConfigBaseModel):
         if self.redis_url is not None:
             return self.redis_url
         return str((Path(repo_path or ".") / Path(self.path or DEFAULT_PATH).expanduser()).absolute())
+
+    def history(self, repo_path: Path | None) -> str | None:
+        """Where the history is: the URL, or the absolute directory; None if there is none."""
+        if self.offline_path is None or "://" in self.offline_path:
+            return self.offline_path
+        return str((Path(repo_path or ".") / Path(self.offline_path).expanduser()).absolute())
 
 
 def masked(text: str) -> str:

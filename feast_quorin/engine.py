@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from feast_quorin.keys import MAX_ID_BYTES
 from quorin import assembly
 from quorin.errors import (
+    EmptyDatasetError,
     SchemaMismatchError,
     SegmentClosedError,
     SegmentNotFoundError,
@@ -25,6 +26,8 @@ from quorin.errors import (
     WriteSyncTimeoutError,
 )
 from quorin.evolution import upgrade_schema
+from quorin.hydration import build_segment
+from quorin.offline import ParquetDatasetStore
 from quorin.schema import Schema, schema_from_json, schema_to_json
 from quorin.shm import Segment, SegmentRegistry
 from quorin.wal import WALProducer
@@ -49,7 +52,7 @@ class Engine:
     :raises ConnectionFailedError: if the control plane cannot be reached; the text names the address.
     """
 
-    def __init__(self, settings: StoreSettings, connection: str) -> None:
+    def __init__(self, settings: StoreSettings, connection: str, history: str | None = None) -> None:
         self.pid = os.getpid()
         self._settings = settings
         if settings.redis_url is None:
@@ -58,6 +61,7 @@ class Engine:
         self.registry = SegmentRegistry(connection, shm_dir=settings.shm_dir)
         self._control = self.registry.backend.control
         self._log = self.registry.backend.log()
+        self._history = None if history is None else ParquetDatasetStore(history)
         self._producer = WALProducer(self.registry.backend, registry=self.registry)
         self._readers: dict[str, Segment] = {}
         self._writers: dict[str, Segment] = {}
@@ -154,15 +158,22 @@ class Engine:
         return [_parsed(text) for name, text in self._control.schemas().items() if name.startswith(prefix)]
 
     def create(self, schema: Schema, *, replay: bool) -> None:
-        """Make an empty segment current. With ``replay`` it takes all that the log has, else what comes from now on.
+        """Make a segment current. With ``replay`` it has what the history has and takes all that the log has; else it
+        is empty and takes what comes from now on.
 
         :raises WriterLeaseHeldError: if another process was quicker; its segment stays.
         """
-        name, capacity = schema.__name__, self._settings.capacity
+        name = schema.__name__
         lost = self._control.current(name)
-        segment = self.registry.create(schema, capacity=capacity, max_id_bytes=MAX_ID_BYTES, set_current=False)
+        segment = self._hydrated(schema) if replay else None
+        if segment is None:
+            sizes = {"capacity": self._settings.capacity, "max_id_bytes": MAX_ID_BYTES}
+            segment = self.registry.create(schema, set_current=False, **sizes)
         if not replay:
-            segment.commit_position(self._log.bounds().last, self._log.identity())
+            begin = self._log.bounds().last
+            segment.commit_position(begin, self._log.identity())
+            if self._history is not None:
+                self._history.skip_to(schema, begin)
         self.put_schema(schema)
         if not self._control.set_current(name, segment.name, expected=lost):
             self.registry.discard(segment)
@@ -176,6 +187,22 @@ class Engine:
         :raises UpgradeConflictError: if another process changes it to something else at the same time.
         """
         upgrade_schema(old, new, self.registry, timeout_seconds=self._settings.timeout_ms / 1000)
+
+    def _hydrated(self, schema: Schema) -> Segment | None:
+        """A segment with the rows of the history; None if that has none."""
+        if self._history is None:
+            return None
+        try:
+            segment, _ = build_segment(
+                schema,
+                self._history,
+                self.registry,
+                least_capacity=self._settings.capacity,
+                max_id_bytes=MAX_ID_BYTES,
+            )
+        except EmptyDatasetError:
+            return None
+        return segment
 
     def put_schema(self, schema: Schema) -> None:
         """Keep a schema in the control plane."""
@@ -258,7 +285,9 @@ class Engine:
         while True:
             try:
                 with self.writer(view, patient=False) as segment:
-                    WALConsumer(self.registry.backend, [segment], registry=self.registry).drain()
+                    WALConsumer(
+                        self.registry.backend, [segment], registry=self.registry, offline=self._history, trims=False
+                    ).drain()
                     position = segment.position
             except (WriterLeaseHeldError, WriterFencedError):
                 return False

@@ -264,7 +264,9 @@ class QuorinOnlineStore(OnlineStore):
             if engine is not None:
                 _inherited.append(engine)
             settings = config.online_store
-            engine = self._engine = Engine(settings, settings.connection(config.repo_path))
+            engine = self._engine = Engine(
+                settings, settings.connection(config.repo_path), settings.history(config.repo_path)
+            )
         return engine
 
 

@@ -96,7 +96,7 @@ class WALConsumer:
     With ``offline`` every row goes into the history too, flushed at the latest after ``flush_interval_seconds``,
     ``flush_rows`` or ``flush_bytes``, and the log is trimmed behind what is both applied and durable, provided that
     this consumer has all schemas of the control plane; entries of a schema that nobody knows become dead letters
-    before. Without, nothing is trimmed: the log is then the only durable copy.
+    before. Without, or with ``trims`` False, nothing is trimmed.
 
     Where another process is the writer, this one waits, and takes over at once when that one dies. One that is frozen
     is overtaken after ``frozen_after_seconds`` without a heartbeat; consumers give one each second, whoever else holds
@@ -120,6 +120,7 @@ class WALConsumer:
         frozen_after_seconds: float = DEFAULT_FROZEN_AFTER_SECONDS,
         capacity: int = DEFAULT_CAPACITY,
         max_id_bytes: int = 64,
+        trims: bool = True,
         namespace: str = DEFAULT_NAMESPACE,
     ) -> None:
         self._discovery = Discovery() if schemas_or_segments is None else None
@@ -129,6 +130,7 @@ class WALConsumer:
         self._registry = SegmentRegistry(self._backend, namespace=namespace) if registry is None else registry
         self._log = self._backend.log(stream_key)
         self._offline = offline
+        self._trims = trims and offline is not None
         self._applier = Applier(self._log, self._backend.control, offline)
         self._batch_entries = batch_entries
         self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
@@ -278,7 +280,7 @@ class WALConsumer:
                     before_overtaking=self._claim,
                     history=self._offline,
                 )
-                if self._offline is not None:
+                if self._trims:
                     self._claim(target.schema.__name__)
             except WriterLeaseHeldError:
                 if not waiting:
@@ -370,7 +372,7 @@ class WALConsumer:
         return self._log.read(
             self._cursors.lowest,
             # Whoever trims must have seen everything, so that what nobody applies is not lost unseen.
-            schema_names=list(self._cursors.after) if self._offline is None else None,
+            schema_names=None if self._trims else list(self._cursors.after),
             max_entries=self._batch_entries,
             max_bytes=_READ_BYTES,
             block_ms=block_ms,
@@ -388,17 +390,21 @@ class WALConsumer:
             self._offline.flush()
             metrics.flushes.inc()
             metrics.flush_seconds.inc(time.monotonic_ns() - started)
-            through = min([self._cursors.lowest, *self._unflushed_from()])
-            everybody = {target.schema.__name__ for target in self._targets}
-            if len(self._owned()) == len(self._targets) and self._backend.control.schemas().keys() <= everybody:
-                for target in self._targets:
-                    target.opened.acquire_writer_lease()  # Who was overtaken may not trim what the other still needs.
-                try:
-                    trimmed = self._log.trim(through, claims=dict.fromkeys(everybody, self._name))
-                    metrics.entries_trimmed.inc(trimmed)
-                except WriterFencedError as error:
-                    _log.warning("log_not_trimmed", error=str(error))
+            if self._trims:
+                self._trim(min([self._cursors.lowest, *self._unflushed_from()]))
         self._agenda.flushed()
+
+    def _trim(self, through: int) -> None:
+        """Trim the log if this consumer is the one that applies all of it."""
+        everybody = {target.schema.__name__ for target in self._targets}
+        if len(self._owned()) < len(self._targets) or not self._backend.control.schemas().keys() <= everybody:
+            return
+        for target in self._targets:
+            target.opened.acquire_writer_lease()  # Who was overtaken may not trim what the other still needs.
+        try:
+            metrics.entries_trimmed.inc(self._log.trim(through, claims=dict.fromkeys(everybody, self._name)))
+        except WriterFencedError as error:
+            _log.warning("log_not_trimmed", error=str(error))
 
     def _unflushed_from(self) -> list[int]:
         """How far the history is durable, for each schema that has rows after that."""

@@ -253,6 +253,21 @@ def test_a_position_survives_a_restart_and_nothing_is_taken_twice(tmp_path: Path
     assert len(numbers) == 3
 
 
+def test_a_schema_may_begin_at_a_position(tmp_path: Path) -> None:
+    store = ParquetDatasetStore(tmp_path)
+    store.skip_to(Pair, 10)
+    assert store.flushed_position(Pair) == ParquetDatasetStore(tmp_path).flushed_position(Pair) == 10
+    put_row(store, "x", 1, 1, 9)
+    put_row(store, "x", 2, 2, 11)
+    store.skip_to(Pair, 5)
+    store.skip_to(Pair, 20)
+    put_row(store, "y", 3, 3, 21)
+    store.flush()
+    assert [row["a"] for row in as_of(store, Pair, [("x", 9), ("y", 9)])] == [2, 3]
+    assert store.compact(Pair) == 3
+    assert [row["a"] for row in as_of(store, Pair, [("x", 9), ("y", 9)])] == [2, 3]
+
+
 def test_files_and_folders_are_the_owners_alone(tmp_path: Path) -> None:
     store = ParquetDatasetStore(tmp_path / "deep" / "history")
     put_row(store, "x", 1, 1, 1)

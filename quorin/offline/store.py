@@ -119,6 +119,18 @@ class ParquetDatasetStore:
                     buffer.start = buffer.last
         return durable
 
+    def skip_to(self, schema: Schema, position: int) -> None:
+        """Say, durably, that a schema has no rows up to a log position beyond those that are durable: it begins there.
+
+        The log's entries up to there are then never taken, whatever they are.
+        """
+        with self._lock:
+            buffer = self._buffer(schema)
+            self._flush(buffer)
+            if position > buffer.start:
+                self._write(schema, buffer.start, position, columns.file_schema(schema).empty_table())
+                buffer.start = buffer.last = position
+
     def read_point_in_time(
         self, schema: Schema, queries: Any, *, lookback: int | timedelta | Any | None = None
     ) -> pa.Table:
@@ -205,9 +217,11 @@ class ParquetDatasetStore:
     def _flush(self, buffer: _Buffer) -> None:
         if not buffer.tables:
             return
-        table = pa.concat_tables(buffer.tables)
+        self._write(buffer.schema, buffer.start, buffer.last_taken, pa.concat_tables(buffer.tables))
+        buffer.start, buffer.tables = buffer.last_taken, []
+
+    def _write(self, schema: Schema, after: int, through: int, table: pa.Table) -> None:
         day = datetime.now(UTC).strftime("day=%Y-%m-%d")
-        path = self._storage.folder(buffer.schema.__name__, day, file_name(buffer.start, buffer.last_taken))
         options = columns.writer_options(table.schema, self._compression)
         rows = columns.row_group_rows(table.nbytes, len(table))
 
@@ -215,8 +229,7 @@ class ParquetDatasetStore:
             with pq.ParquetWriter(sink, table.schema, **options) as writer:
                 writer.write_table(table, rows)
 
-        self._storage.write(path, fill)
-        buffer.start, buffer.tables = buffer.last_taken, []
+        self._storage.write(self._storage.folder(schema.__name__, day, file_name(after, through)), fill)
 
     def _buffer(self, schema: Schema) -> _Buffer:
         buffer = self._buffers.get(schema.__name__)
