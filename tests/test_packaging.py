@@ -114,6 +114,24 @@ def test_redis_for_development_persists_and_never_evicts():
     assert redis["volumes"][0].partition(":")[0] in compose["volumes"]
 
 
+def test_the_version_stands_in_one_place():
+    assert "version" not in PYPROJECT["project"]
+    assert PYPROJECT["tool"]["hatch"]["version"]["path"] == "quorin/__init__.py"
+    assert f"## {VERSION}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_workflows_test_every_python_and_publish_without_secrets():
+    workflows = {path.name: path.read_text() for path in (ROOT / ".github" / "workflows").glob("*.yml")}
+    assert set(workflows) == {"ci.yml", "release.yml"}
+    assert not [name for name, text in workflows.items() if "secrets." in text or "password" in text]
+    matrix = yaml.safe_load(workflows["ci.yml"])["jobs"]["test"]["strategy"]["matrix"]["python"]
+    offered = [line.rpartition(" ")[2] for line in PYPROJECT["project"]["classifiers"] if "Python :: 3." in line]
+    assert matrix == offered
+    publish = yaml.safe_load(workflows["release.yml"])["jobs"]["publish"]
+    assert publish["permissions"]["id-token"] == "write"
+    assert publish["environment"] == "pypi"
+
+
 def python(site: Path) -> Path:
     return site.parents[2] / "bin" / "python"
 
