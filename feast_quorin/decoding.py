@@ -159,8 +159,13 @@ class ListDecoder(Decoder):
 
     def values(self, columns: Columns, index: int) -> list[Any]:  # noqa: D102
         array = columns.arrow(index)
-        elements, ends = array.values.to_numpy(zero_copy_only=False).tolist(), array.offsets.to_pylist()
-        lists: list[Any] = [elements[start:stop] for start, stop in pairwise(ends)]
+        flat, offsets = array.values.to_numpy(zero_copy_only=False), array.offsets.to_numpy()
+        width = int(offsets[1] - offsets[0])
+        if width and (np.diff(offsets) == width).all():
+            lists: list[Any] = flat.reshape(-1, width).tolist()
+        else:
+            elements = flat.tolist()
+            lists = [elements[start:stop] for start, stop in pairwise(offsets.tolist())]
         if array.null_count:
             for place in np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False)).tolist():
                 lists[place] = None
