@@ -129,7 +129,7 @@ def _store(kind: str, vectors: np.ndarray[Any, Any], directory: Path) -> Any:
     }[kind]
     config = RepoConfig(
         project="benchmark",
-        provider="feast_quorin.QuorinProvider",
+        provider="feast_quorin.QuorinProvider" if kind == "quorin" else "local",  # local is what Milvus Lite asks for
         registry=str(directory / f"{kind}.registry"),
         online_store=online,
         entity_key_serialization_version=3,
