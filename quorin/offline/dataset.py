@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from quorin.schema import Schema
 
 BATCH_ROWS = 65_536
+LEAST_BATCH_ROWS = 1024
+BATCH_BYTES = 8 << 20
 
 _log = get_logger(__name__)
 
@@ -100,6 +102,13 @@ class Part:
         return int(self.metadata.num_rows) - self.first
 
     @cached_property
+    def batch_rows(self) -> int:
+        """How many rows to decode at a time: some megabytes."""
+        groups = [self.metadata.row_group(group) for group in range(self.metadata.num_row_groups)]
+        size = sum(group.total_byte_size for group in groups) // max(1, int(self.metadata.num_rows))
+        return max(LEAST_BATCH_ROWS, min(BATCH_ROWS, BATCH_BYTES // max(1, size)))
+
+    @cached_property
     def arrow_schema(self) -> pa.Schema:
         """Its columns."""
         return self.metadata.schema.to_arrow_schema()
@@ -161,7 +170,9 @@ class Loaded:
         groups, skip = _groups_from(part)
         with self._storage.open(part.piece.file.path) as source:
             file = _parquet(part, source)
-            for batch in _decoded(part, lambda: file.iter_batches(BATCH_ROWS, groups, list(names) if names else None)):
+            for batch in _decoded(
+                part, lambda: file.iter_batches(part.batch_rows, groups, list(names) if names else None)
+            ):
                 left = batch.slice(min(skip, len(batch)))
                 skip -= len(batch) - len(left)
                 if len(left):
