@@ -1,8 +1,8 @@
 """The engine beside what one would use instead: a dict, LMDB, Redis.
 
 Parts: `reads` (single reads and batches), `beside_a_writer` (the same reads while another process rewrites all rows),
-`memory` (bytes an entity), `growth` (cost against entities, fields and batch size). Rivals hold the same rows and take
-turns in the same processes; quantiles are over the calls of all processes.
+`memory` (bytes an entity), `growth` (cost against entities and fields), `batches` (against their size). Rivals hold
+the same rows and take turns in the same processes; quantiles are over the calls of all processes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from quorin.rows import to_batch
 from quorin.schema import FeatureField, Schema, dtype, make_schema
 from quorin.shm import Segment, SegmentRegistry
 
-PARTS = ("reads", "beside_a_writer", "memory", "growth")
+PARTS = ("reads", "beside_a_writer", "memory", "growth", "batches")
 BATCH = 1000
 LARGE, SMALL = 1_000_000, 50_000
 
@@ -71,7 +71,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--processes", type=int, default=20, help="fresh processes a part (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=4, help="fresh processes a part (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=10, help="rounds a process (default: %(default)s)")
     parser.add_argument("--entities", type=int, default=LARGE, help="rows of four floats (default: %(default)s)")
     parser.add_argument("--most-entities", type=int, default=10**7, help="in `growth` (default: %(default)s)")
@@ -297,9 +297,9 @@ def measure_memory(_: argparse.Namespace, directory: Path, console: Console) -> 
 
 
 def measure_growth(arguments: argparse.Namespace, directory: Path, console: Console) -> tuple[Any, Table]:
-    """How cost grows with entities, fields and batch size; one process each."""
+    """How cost grows with entities and fields."""
     figures: dict[str, Any] = {}
-    once = argparse.Namespace(**vars(arguments) | {"processes": min(3, arguments.processes)})
+    once = argparse.Namespace(**vars(arguments) | {"processes": min(2, arguments.processes)})
     exponents = range(3, len(str(arguments.most_entities)))
     sizes = [(4, 10**exponent) for exponent in exponents] + [
         (fields, min(10_000, arguments.most_entities)) for fields in (1, 10, 100, 1000)
@@ -322,12 +322,45 @@ def growth_child(arguments: argparse.Namespace) -> None:
     ids = cycle(random)
     cases: dict[str, Callable[[], object]] = {f"{name}: assemble": lambda: assemble(segment, next(ids))}
     calls = {f"{name}: assemble": 5000}
-    for size in (1, 10, 100, 1000, 10_000, 100_000) if (fields, count) == (4, LARGE) else (1000,):
-        ready = cycle([pa.array([random[i] for i in rng.integers(len(random), size=size)]) for _ in range(10)])
-        case = f"{name}: assemble_batch of {size:,}, Arrow"
-        cases[case] = lambda ready=ready: assemble_batch(segment, next(ready))  # type: ignore[misc]
-        calls[case] = 200 if size < 10_000 else 5
+    ready = cycle([pa.array([random[i] for i in rng.integers(len(random), size=BATCH)]) for _ in range(10)])
+    case = f"{name}: assemble_batch of {BATCH:,}, Arrow"
+    cases[case] = lambda: assemble_batch(segment, next(ready))
+    calls[case] = 200
     measuring.send(measuring.interleave(cases, rounds=arguments.rounds, calls=calls))
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def measure_batches(arguments: argparse.Namespace, directory: Path, console: Console) -> tuple[Any, Table]:
+    """What a batch of random ids takes, by its size and by what its ids come as."""
+    once = argparse.Namespace(**vars(arguments) | {"processes": min(2, arguments.processes)})
+    with segment_of(directory, floats(4), arguments.entities):
+        figures = _in_processes("batches", once, directory, console, 4, arguments.entities)
+    return figures, _latency_table(f"Batches by size, {arguments.entities:,} entities", figures)
+
+
+def batches_child(arguments: argparse.Namespace) -> None:
+    """One process's samples for all sizes."""
+    fields, count = (int(part) for part in arguments.sizes.split("x"))
+    rng = np.random.default_rng(arguments.seed)
+    segment = SegmentRegistry(arguments.directory / "engine").open_current(floats(fields))
+    rows = dict(zip(ids_of(count), [row.copy() for row in values_of(count, fields)], strict=True))
+    cases: dict[str, Callable[..., object]] = {}
+    calls, prepare = {}, {}
+    forms: dict[str, tuple[Callable[[list[str]], Any], Callable[[Any], object]]] = {
+        "dict, np.stack": (list, lambda ids: np.stack([rows[entity_id] for entity_id in ids])),
+        "assemble_batch, list of str": (list, lambda ids: assemble_batch(segment, ids)),
+        "assemble_batch, Arrow": (pa.array, lambda ids: assemble_batch(segment, ids)),
+    }
+    for size in (1, 10, 100, 1000, 10_000, 100_000):
+        batches = cycle([[f"user_{number:07}" for number in rng.integers(count, size=size)] for _ in range(3)])
+        for name, (form, read_batch) in forms.items():
+            case = f"batch of {size:,}: {name}"
+            cases[case] = read_batch
+            calls[case] = max(2, min(200, 20_000 // size))
+            prepare[case] = lambda form=form, batches=batches: form([fresh(entity_id) for entity_id in next(batches)])
+    measuring.send(measuring.interleave(cases, rounds=arguments.rounds, calls=calls, prepare=prepare))
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -361,7 +394,7 @@ def _latency_table(title: str, figures: dict[str, dict[str, float]]) -> Table:
 
 def _batch_size(name: str) -> int:
     if "batch of " in name:
-        return int(name.split("batch of ")[1].split(", Arrow")[0].replace(",", ""))
+        return int(name.split("batch of ")[1].partition(":")[0].split(", Arrow")[0].replace(",", ""))
     return BATCH if f"{BATCH:,} random ids" in name else 0
 
 
@@ -370,12 +403,14 @@ _PARTS: dict[str, Callable[[argparse.Namespace, Path, Console], tuple[Any, Table
     "beside_a_writer": measure_beside_a_writer,
     "memory": measure_memory,
     "growth": measure_growth,
+    "batches": measure_batches,
 }
 _CHILDREN: dict[str, Callable[[argparse.Namespace], None]] = {
     "reads": read_child,
     "beside": beside_child,
     "writer": writer_child,
     "growth": growth_child,
+    "batches": batches_child,
 }
 
 

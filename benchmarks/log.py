@@ -3,6 +3,9 @@
 A `quorin consumer` runs as a process of its own throughout, and trims what it has applied. Rows have four float32
 fields. `visible` ends when the segment's own header has passed the last position. Reads beside a busy consumer: it is
 started on a log with a backlog and applies it as fast as it can, while another process times `assemble` on random ids.
+
+Yardsticks, taken in the same run with bare clients, make the figures of different machines comparable: `write_sync`
+stands beside an entry's way from XADD into a process blocked in XREAD, and beside SQLite's insert and commit.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import machine, measuring, report, servers
+from benchmarks import machine, measuring, report, servers, yardsticks
 from quorin.assembly import assemble
 from quorin.schema import FeatureField, FeatureSchema, dtype
 from quorin.shm import SegmentRegistry
@@ -84,8 +87,14 @@ def _measure(kind: str, arguments: argparse.Namespace) -> dict[str, float]:
         registry.create(LogRow, capacity=arguments.entities).close()
         stack.callback(lambda: registry.discard(registry.open_current(LogRow, read_only=False)))
         producer = stack.enter_context(WALProducer(registry.backend, registry=registry))
+        if redis:
+            figures = yardsticks.of_redis(connection, calls=arguments.syncs)
+        else:
+            figures = yardsticks.of_sqlite(directory / "yardstick.db", calls=arguments.syncs)
+        _write_rate(producer, _ids(arguments)[:50])  # imports and connections are not part of the time
+        figures["write_alone_per_s"] = _write_rate(producer, _ids(arguments))[0]
         with _consumer(connection, producer) as pid:
-            figures = _single_writes(producer, arguments) | _bulk(producer, pid, arguments)
+            figures |= _single_writes(producer, arguments) | _bulk(producer, pid, arguments)
         return figures | _reads(registry, producer, connection, arguments)
 
 
@@ -107,12 +116,8 @@ def _consumer(connection: str, producer: WALProducer | None) -> Iterator[int]:
 
 
 def _single_writes(producer: WALProducer, arguments: argparse.Namespace) -> dict[str, float]:
-    count = arguments.writes
-    ids = [f"user_{number:08}" for number in range(count)]
-    started = time.perf_counter()
-    for entity_id in ids:
-        position = producer.write(LogRow, entity_id, VALUES)
-    write = count / (time.perf_counter() - started)
+    count, ids = arguments.writes, _ids(arguments)
+    write, position = _write_rate(producer, ids)
     producer.wait(LogRow, position, timeout_ms=TIMEOUT_MS)
     started = time.perf_counter()
     with producer.pipeline(LogRow) as pipe:
@@ -129,6 +134,18 @@ def _single_writes(producer: WALProducer, arguments: argparse.Namespace) -> dict
     )
     sync = measuring.summary([samples])["sync"]
     return {"write_per_s": write, "pipeline_per_s": pipelined, "sync_p50": sync["p50"], "sync_p99": sync["p99"]}
+
+
+def _write_rate(producer: WALProducer, ids: list[str]) -> tuple[float, int]:
+    """Single writes a second, and the last one's position."""
+    started = time.perf_counter()
+    for entity_id in ids:
+        position = producer.write(LogRow, entity_id, VALUES)
+    return len(ids) / (time.perf_counter() - started), position
+
+
+def _ids(arguments: argparse.Namespace) -> list[str]:
+    return [f"user_{number:08}" for number in range(arguments.writes)]
 
 
 def _bulk(producer: WALProducer, consumer_pid: int, arguments: argparse.Namespace) -> dict[str, float]:
@@ -198,11 +215,15 @@ def _table(figures: dict[str, dict[str, float]], arguments: argparse.Namespace) 
     for kind in figures:
         table.add_column("Redis" if kind == "redis" else "embedded", justify="right")
     rows = {
-        "write, one thread": lambda f: f"{f['write_per_s']:,.0f}/s",
+        "write, one thread, no consumer": lambda f: f"{f['write_alone_per_s']:,.0f}/s",
+        "write, one thread, beside a consumer": lambda f: f"{f['write_per_s']:,.0f}/s",
         "pipeline": lambda f: f"{f['pipeline_per_s']:,.0f} rows/s",
         "write_many, appended": lambda f: f"{f['bulk_appended_per_s'] / 1e6:.2f} M rows/s",
         "write_many, visible": lambda f: f"{f['bulk_visible_per_s'] / 1e6:.2f} M rows/s",
         "write_sync p50 / p99": lambda f: _pair(f, "sync"),
+        "yardstick p50: PING": lambda f: measuring.duration(f["ping_p50"]) if "ping_p50" in f else "",
+        "yardstick p50: bare hand-over / SQLite commit": lambda f: measuring.duration(_yardstick(f)),
+        "write_sync against that": lambda f: f"{f['sync_p50'] / _yardstick(f):.2f}×",
         "assemble p50 / p99, quiet": lambda f: _pair(f, "read_quiet"),
         "assemble p50 / p99, consumer at full speed": lambda f: _pair(f, "read_busy"),
         "consumer's private memory, first / most / last": lambda f: (
@@ -212,6 +233,10 @@ def _table(figures: dict[str, dict[str, float]], arguments: argparse.Namespace) 
     for name, cell in rows.items():
         table.add_row(name, *(cell(figures[kind]) for kind in figures))
     return table
+
+
+def _yardstick(figures: dict[str, float]) -> float:
+    return figures["hand_over_p50"] if "hand_over_p50" in figures else figures["insert_p50"]
 
 
 def _pair(figures: dict[str, float], name: str) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
+CURVE = {"p1": 0.01, "p10": 0.1, "p25": 0.25, "p75": 0.75, "p90": 0.9}
 
 Samples = dict[str, "np.ndarray[tuple[int], np.dtype[np.int64]]"]
 
@@ -63,12 +64,14 @@ def send(samples: Samples) -> None:
 
 
 def summary(runs: Sequence[Samples]) -> dict[str, dict[str, float]]:
-    """By case: quantiles in nanoseconds over all calls of all processes, and the lowest and highest process's p50."""
+    """By case: quantiles in nanoseconds over all calls of all processes (of `QUANTILES`, which tables show, and of
+    `CURVE`, which pictures add), and the lowest and highest process's p50.
+    """
     figures = {}
     for name in runs[0]:
         times = np.concatenate([run[name] for run in runs])
         medians = [float(np.median(run[name])) for run in runs]
-        figures[name] = {label: float(np.quantile(times, q)) for label, q in QUANTILES.items()}
+        figures[name] = {label: float(np.quantile(times, q)) for label, q in (QUANTILES | CURVE).items()}
         figures[name] |= {"p50_lowest": min(medians), "p50_highest": max(medians), "calls": float(len(times))}
     return figures
 
