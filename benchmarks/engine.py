@@ -16,22 +16,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lmdb
 import numpy as np
 import pyarrow as pa
-import redis
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from benchmarks import machine, measuring, report, servers
+from benchmarks.compare.in_process import InProcess
+from benchmarks.compare.on_lmdb import OnLmdb
+from benchmarks.compare.on_redis import OnRedis
 from quorin import layout
 from quorin.assembly import assemble, assemble_batch
 from quorin.rows import to_batch
 from quorin.schema import FeatureField, Schema, dtype, make_schema
 from quorin.shm import Segment, SegmentRegistry
+
+if TYPE_CHECKING:
+    from benchmarks.compare.rival import Rival
 
 PARTS = ("reads", "beside_a_writer", "memory", "growth", "batches")
 BATCH = 1000
@@ -113,31 +117,10 @@ def segment_of(directory: Path, schema: Schema, count: int) -> Iterator[Segment]
         registry.discard(segment)
 
 
-@contextmanager
-def rivals_of(directory: Path, address: str | None, count: int, fields: int) -> Iterator[None]:
-    """LMDB and Redis with the same rows, as the raw bytes of their values."""
-    rows = values_of(count, fields)
-    ids = [entity_id.encode() for entity_id in ids_of(count)]
-    environment = open_lmdb(directory)
-    with environment.begin(write=True) as transaction:
-        transaction.cursor().putmulti([(key, rows[number].tobytes()) for number, key in enumerate(ids)])
-    environment.close()
-    client = open_redis(address)
-    for start in range(0, count, 10_000):
-        chunk = range(start, min(start + 10_000, count))
-        client.mset({f"{fields}:".encode() + ids[number]: rows[number].tobytes() for number in chunk})
-    yield
-
-
-def open_lmdb(directory: Path) -> lmdb.Environment:
-    """Memory-mapped, without read-ahead; the fastest way that its manual names."""
-    return lmdb.open(str(directory / "lmdb"), map_size=1 << 33, readahead=False, sync=False)
-
-
-def open_redis(address: str | None) -> redis.Redis:
-    """A client of the server at `host:port`."""
-    host, _, port = str(address).partition(":")
-    return redis.Redis(host, int(port))
+def fill_rivals(directory: Path, address: str, count: int, fields: int) -> None:
+    """LMDB and Redis with the same rows; the dict is filled in each process."""
+    for rival in (OnLmdb(directory), OnRedis(address, f"{fields}:")):
+        rival.fill(ids_of(count), values_of(count, fields))
 
 
 # --- reads ------------------------------------------------------------------------------------------------------------
@@ -150,7 +133,8 @@ def measure_reads(arguments: argparse.Namespace, directory: Path, console: Conso
         for fields, count in ((4, arguments.entities), (200, min(SMALL, arguments.entities))):
             folder = directory / str(fields)
             folder.mkdir()
-            with segment_of(folder, floats(fields), count), rivals_of(folder, address, count, fields):
+            fill_rivals(folder, address, count, fields)
+            with segment_of(folder, floats(fields), count):
                 figures |= _in_processes("reads", arguments, folder, console, fields, count, "--redis", address)
     return figures, _latency_table("Reads, quiet", figures)
 
@@ -160,22 +144,20 @@ def read_child(arguments: argparse.Namespace) -> None:
     fields, count = (int(part) for part in arguments.sizes.split("x"))
     rng = np.random.default_rng(arguments.seed)
     segment = SegmentRegistry(arguments.directory / "engine").open_current(floats(fields))
-    rows = dict(zip(ids_of(count), [row.copy() for row in values_of(count, fields)], strict=True))
-    reading: Any = open_lmdb(arguments.directory).begin(buffers=True)
-    client: Any = open_redis(arguments.redis)  # whose stubs promise awaitables as well
-    prefix = f"{fields}:"
+    local, on_redis = InProcess(), OnRedis(arguments.redis, f"{fields}:")
+    local.fill(ids_of(count), values_of(count, fields))
+    rivals: list[Rival] = [local, OnLmdb(arguments.directory), on_redis]
     hot = fresh(f"user_{rng.integers(count):07}")
     random = [fresh(f"user_{number:07}") for number in rng.integers(count, size=100_000)]
     out = np.empty(fields, np.float32)
     singles: dict[str, Callable[[str], Any]] = {
-        "dict[id].copy()": lambda entity_id: rows[entity_id].copy(),
+        local.name: local.read,
         "assemble": lambda entity_id: assemble(segment, entity_id),
         "assemble, out=": lambda entity_id: assemble(segment, entity_id, out=out),
-        "LMDB get": lambda entity_id: np.frombuffer(reading.get(entity_id.encode()), np.float32).copy(),
-        "Redis GET": lambda entity_id: np.frombuffer(client.get(prefix + entity_id), np.float32),
+        **{rival.name: rival.read for rival in rivals[1:]},
     }
     for read in singles.values():
-        assert np.array_equal(read(random[0]), rows[random[0]])
+        assert np.array_equal(read(random[0]), local.read(random[0]))
     cases: dict[str, Callable[..., object]] = {"the clock itself": lambda: None}
     for name, read in singles.items():
         cases[f"{fields} fields, one id: {name}"] = lambda read=read: read(hot)
@@ -185,13 +167,10 @@ def read_child(arguments: argparse.Namespace) -> None:
     group = f"{fields} fields, {BATCH:,} random ids"
     batch_out, mask = np.empty((BATCH, fields), np.float32), np.empty(BATCH, np.bool_)
     forms: dict[str, tuple[Callable[[list[str]], Any], Callable[[Any], object]]] = {
-        "dict, np.stack": (list, lambda ids: np.stack([rows[entity_id] for entity_id in ids])),
+        "dict, np.stack": (list, local.read_many),
         "assemble_batch, list of str": (list, lambda ids: assemble_batch(segment, ids, out=batch_out, found_mask=mask)),
         "assemble_batch, Arrow": (pa.array, lambda ids: assemble_batch(segment, ids, out=batch_out, found_mask=mask)),
-        "Redis MGET": (
-            lambda ids: [prefix + entity_id for entity_id in ids],
-            lambda keys: np.frombuffer(b"".join(client.mget(keys)), np.float32),
-        ),
+        "Redis MGET": (on_redis.keys, on_redis.read_many),
     }
     prepare: dict[str, Callable[[], object]] = {}
     for name, (form, read_batch) in forms.items():
@@ -345,11 +324,12 @@ def batches_child(arguments: argparse.Namespace) -> None:
     fields, count = (int(part) for part in arguments.sizes.split("x"))
     rng = np.random.default_rng(arguments.seed)
     segment = SegmentRegistry(arguments.directory / "engine").open_current(floats(fields))
-    rows = dict(zip(ids_of(count), [row.copy() for row in values_of(count, fields)], strict=True))
+    local = InProcess()
+    local.fill(ids_of(count), values_of(count, fields))
     cases: dict[str, Callable[..., object]] = {}
     calls, prepare = {}, {}
     forms: dict[str, tuple[Callable[[list[str]], Any], Callable[[Any], object]]] = {
-        "dict, np.stack": (list, lambda ids: np.stack([rows[entity_id] for entity_id in ids])),
+        "dict, np.stack": (list, local.read_many),
         "assemble_batch, list of str": (list, lambda ids: assemble_batch(segment, ids)),
         "assemble_batch, Arrow": (pa.array, lambda ids: assemble_batch(segment, ids)),
     }

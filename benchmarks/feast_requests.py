@@ -21,7 +21,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import feast_stores, feast_views, machine, measuring, report, servers
+from benchmarks import feast_views, machine, measuring, report, servers
+from benchmarks.compare import feast_stores
 
 STORES = ("feast-sqlite", "feast-redis", "feast-quorin")
 
