@@ -105,7 +105,7 @@ class Part:
     def batch_rows(self) -> int:
         """How many rows to decode at a time: some megabytes."""
         groups = [self.metadata.row_group(group) for group in range(self.metadata.num_row_groups)]
-        size = sum(group.total_byte_size for group in groups) // max(1, int(self.metadata.num_rows))
+        size: int = sum(group.total_byte_size for group in groups) // max(1, int(self.metadata.num_rows))
         return max(LEAST_BATCH_ROWS, min(BATCH_ROWS, BATCH_BYTES // max(1, size)))
 
     @cached_property
