@@ -144,17 +144,33 @@ return ids
 """KEYS stream, identity, trimmed; ARGV a fresh identity, the limit of entries (-1: none), then schema and record of
 each entry. Gives the ids, or, if the entries do not fit, the number of entries there are."""
 
-LUA_BOUNDS = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return {'0-0', '0-0', '0'} end
-local info = redis.call('XINFO', 'STREAM', KEYS[1])
-local bounds = {'0-0', '0-0', redis.call('GET', KEYS[2]) or '0'}
-for i = 1, #info, 2 do
-  if info[i] == 'first-entry' and info[i + 1] then bounds[1] = info[i + 1][1] end
-  if info[i] == 'last-generated-id' then bounds[2] = info[i + 1] end
+_BOUNDS = """
+local function bounds_of(stream, trimmed)
+  if redis.call('EXISTS', stream) == 0 then return {'0-0', '0-0', '0'} end
+  local info = redis.call('XINFO', 'STREAM', stream)
+  local bounds = {'0-0', '0-0', redis.call('GET', trimmed) or '0'}
+  for i = 1, #info, 2 do
+    if info[i] == 'first-entry' and info[i + 1] then bounds[1] = info[i + 1][1] end
+    if info[i] == 'last-generated-id' then bounds[2] = info[i + 1] end
+  end
+  return bounds
 end
-return bounds
 """
+
+LUA_BOUNDS = _BOUNDS + "return bounds_of(KEYS[1], KEYS[2])"
 """KEYS stream, trimmed. Gives the first entry's id (0-0: none), the last id ever given, the last trimmed position."""
+
+LUA_STATE = (
+    _ENSURE
+    + _BOUNDS
+    + """
+local known = ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
+local state = bounds_of(KEYS[1], KEYS[3])
+state[4] = known
+return state
+"""
+)
+"""KEYS stream, identity, trimmed; ARGV a fresh identity. Gives what LUA_BOUNDS gives, then the log's identity."""
 
 LUA_TRIM = """
 for i = 3, #ARGV, 2 do

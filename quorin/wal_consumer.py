@@ -202,8 +202,7 @@ class WALConsumer:
             held_before = {target.schema for target in self._targets if target.holds_lease}
             try:
                 self._take(waiting=False)
-                self._check()
-                end, applied = self._log.bounds().last, 0
+                end, applied = self._check(), 0
                 while self._cursors.lowest < end:
                     before = self._cursors.lowest
                     applied += self._read(block_ms=0)
@@ -297,10 +296,10 @@ class WALConsumer:
     def _claim(self, schema_name: str) -> None:
         self._log.claim([schema_name], self._name)
 
-    def _check(self) -> None:
+    def _check(self) -> int:
         """Compare the log with each segment's header, and let those that do not follow it yet begin where they must.
 
-        First say to others that this process lives, and see whether it was not overtaken.
+        First say to others that this process lives, and see whether it was not overtaken. Gives the last position.
         """
         for target in self._owned():
             target.opened.heartbeat()
@@ -308,7 +307,7 @@ class WALConsumer:
         schemas = self._backend.control.schemas()
         for target in self._owned():
             target.follow_wish(self._backend.control, schemas)
-        identity, bounds = self._log.identity(), self._log.bounds()
+        identity, bounds = self._log.state()
         for target in self._owned():
             name, segment = target.schema.__name__, target.opened
             known = self._cursors.after.get(name)
@@ -343,6 +342,7 @@ class WALConsumer:
                 segment.commit_position(start.after, identity)
         self._identity = identity
         self._agenda.checked(time.monotonic())
+        return bounds.last
 
     def _read(self, *, block_ms: int) -> int:
         """Read once, apply, publish the position; gives the number of rows that changed something."""

@@ -97,7 +97,7 @@ def wipe(world: World) -> Callable[[], None]:
         else:
             current = world.backend.control.current("Trip")
             for path in Path(world.connection).glob("quorin.db*"):
-                path.unlink()
+                path.unlink(missing_ok=True)  # SQLite removes files itself when the last connection ends.
             if current is not None:
                 world.backend.control.set_current("Trip", current, expected=None)
 

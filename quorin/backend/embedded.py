@@ -229,9 +229,17 @@ class EmbeddedLog:
     def bounds(self) -> Bounds:
         """The first entry's position and the last one that was given."""
         with self._database.snapshot() as connection:
-            log, last, trimmed = self._row(connection)
-            first = connection.execute("SELECT MIN(position) FROM entries WHERE log = ?", (log,)).fetchone()[0]
-        return Bounds(first or 0, last, trimmed)
+            return self._bounds(connection)
+
+    def state(self) -> tuple[int, Bounds]:
+        """Both in one snapshot, unless the log has yet to be made."""
+        with self._database.snapshot() as connection:
+            sql = "SELECT identity FROM logs WHERE namespace = ? AND stream_key = ?"
+            row = connection.execute(sql, self._key).fetchone()
+            if row is not None:
+                return int(row[0]), self._bounds(connection)
+        with self._database.transaction() as connection:
+            return self._ensure(connection)[1], self._bounds(connection)
 
     def sizes(self) -> tuple[int, int]:
         """The numbers of rows in the two tables."""
@@ -287,6 +295,11 @@ class EmbeddedLog:
             log, _, _ = self._ensure(connection)
             sql = "DELETE FROM dead_letters WHERE log = ? AND position = ?"
             return connection.execute(sql, (log, position)).rowcount == 1
+
+    def _bounds(self, connection: sqlite3.Connection) -> Bounds:
+        log, last, trimmed = self._row(connection)
+        first = connection.execute("SELECT MIN(position) FROM entries WHERE log = ?", (log,)).fetchone()[0]
+        return Bounds(first or 0, last, trimmed)
 
     def _ensure(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
         """Id, identity and number of entries of this log, which is made if it is new."""

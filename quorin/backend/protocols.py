@@ -74,6 +74,9 @@ class Log(Protocol):
     def bounds(self) -> Bounds:
         """Where the log begins and ends. Trimmed entries count for the end."""
 
+    def state(self) -> tuple[int, Bounds]:
+        """:meth:`identity` and :meth:`bounds` as they are at one moment."""
+
     def sizes(self) -> tuple[int, int]:
         """How many entries and how many dead letters there are. Cheap, whatever they hold."""
 

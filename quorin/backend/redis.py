@@ -220,6 +220,11 @@ class RedisLog:
         first, last, trimmed = self._server.run(keys.LUA_BOUNDS, [self._keys.stream, self._keys.trimmed], [])
         return Bounds(keys.position_of(first), keys.position_of(last), int(trimmed))
 
+    def state(self) -> tuple[int, Bounds]:
+        """Both in one script."""
+        first, last, trimmed, identity = self._server.run(keys.LUA_STATE, self._made_together, [_fresh_identity()])
+        return int(identity), Bounds(keys.position_of(first), keys.position_of(last), int(trimmed))
+
     def sizes(self) -> tuple[int, int]:
         """The lengths of the stream and of the hash of dead letters."""
         return int(self._server.call("XLEN", self._keys.stream)), int(self._server.call("HLEN", self._keys.dead))

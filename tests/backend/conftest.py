@@ -36,6 +36,6 @@ def wipe(connection: str, request: pytest.FixtureRequest) -> Callable[[], None]:
                 client.flushall()
         else:
             for path in Path(connection).glob("quorin.db*"):
-                path.unlink()
+                path.unlink(missing_ok=True)  # SQLite removes files itself when the last connection ends.
 
     return lose

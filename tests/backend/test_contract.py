@@ -232,6 +232,14 @@ def test_a_full_log_takes_all_or_nothing(backend: Backend) -> None:
     log.append([("A", b"4")], max_entries=3)
 
 
+def test_the_state_of_a_log_is_its_identity_and_its_bounds(backend: Backend) -> None:
+    log = backend.log("new")
+    assert log.state() == (log.identity(), Bounds(0, log.bounds().last))
+    positions = log.append([("A", b"1"), ("A", b"2")])
+    log.trim(positions[0])
+    assert log.state() == (log.identity(), Bounds(positions[1], positions[1], positions[0]))
+
+
 def test_only_who_claimed_a_schema_last_trims_in_its_name(backend: Backend) -> None:
     log = backend.log()
     (position,) = log.append([("A", b"1")])
