@@ -57,6 +57,7 @@ def test_feast_quickstart(tmp_path):
         (tmp_path / name).write_text(marked(f"file: {name}", language))
     run(["bash", "-euc", marked("run", "bash")], tmp_path)
     try:
+        assert "conv_rate" in run(["bash", "-euc", marked("watch", "bash")], tmp_path)
         script = marked("feast", "python")
         shown = [ast.literal_eval(line.removeprefix("# ")) for line in script.splitlines() if line.startswith("# {")]
         printing = re.sub(r"^(store\.get_online_features.*)$", r"print(\1)", script, flags=re.MULTILINE)
@@ -84,7 +85,7 @@ def test_example_command_names_what_is_there():
     command = marked("command: example", "bash").strip()
     script = ROOT / command.split()[-1]
     assert "usage" in run([sys.executable, str(script), "--help"], ROOT)
-    assert set(re.findall(r"'\.\[(\w+)\]'", README)) <= {"example", "dev", "feast"}
+    assert set(re.findall(r"'\.\[(\w+)\]'", README)) <= {"example", "dev", "feast", "top"}
 
 
 def test_every_python_block_is_run():
