@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -30,6 +32,7 @@ def test_a_short_upgrade_loses_nothing(tmp_path: Path) -> None:
     assert figures["copy_4_per_s"] > 0
 
 
+@pytest.mark.torture
 def test_a_short_look_at_the_collector(tmp_path: Path) -> None:
     sizes = ["--objects", "2000", "--requests", "500", "--processes", "1"]
     figures = run(tmp_path, "gc_pauses", "gc", *sizes)["gc"]

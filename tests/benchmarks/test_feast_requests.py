@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from benchmarks import measuring
 
 ROOT = Path(__file__).parent.parent.parent
 
 
+@pytest.mark.torture
 def test_a_short_run_prints_tables_and_writes_figures(tmp_path):
     sizes = ["--processes", "1", "--rounds", "1", "--entities", "100"]
     command = [sys.executable, "-m", "benchmarks.feast_requests", *sizes, "--json", str(tmp_path / "out" / "r.json")]

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -20,6 +22,7 @@ def run(tmp_path: Path, name: str, *sizes: str) -> tuple[dict, str]:
     return json.loads((tmp_path / "figures.json").read_text()), page.read_text()
 
 
+@pytest.mark.torture
 def test_a_short_run_of_materializations(tmp_path):
     sizes = ["--rows", "2000", "--wide-rows", "300", "--slice", "200", "--pushes", "10", "--reads", "20"]
     figures, page = run(tmp_path, "materialize", *sizes)
@@ -29,6 +32,7 @@ def test_a_short_run_of_materializations(tmp_path):
     assert "| Quorin, engine | 2,000 |" in page
 
 
+@pytest.mark.torture
 def test_a_short_run_of_vector_searches(tmp_path):
     figures, page = run(tmp_path, "vectors", "--rows", "500", "--size", "20", "--searches", "10")
     assert figures["vectors"]["Feast on Quorin"]["p50"] > 0
