@@ -208,6 +208,38 @@ class Engine:
         """Keep a schema in the control plane."""
         self._control.put_schema(schema.__name__, schema_to_json(schema))
 
+    def discard(self, name: str) -> None:
+        """Remove the current segment of a schema, and then all that the control plane has of it.
+
+        A consumer lets go of a segment whose schema the control plane does not know any more, so that is taken out
+        first; it comes back if the writer is somebody else. A crash in between leaves a current segment without a
+        schema, which the next call removes.
+
+        :raises WriterLeaseHeldError: if another process goes on writing to the segment for ``timeout_ms``.
+        """
+        stored, deadline = self.current_schema(name), time.monotonic() + self._settings.timeout_ms / 1000
+        with (
+            self._applying,
+            suppress(SegmentNotFoundError),
+            self.registry.open_stored(name, read_only=False) as segment,
+        ):
+            self._control.drop_schema(name)
+            while True:
+                try:
+                    self.registry.discard(segment)
+                    break
+                except WriterLeaseHeldError:
+                    if time.monotonic() >= deadline:
+                        if stored is not None:
+                            self.put_schema(stored)
+                        raise
+                    time.sleep(_RETRY_SECONDS)
+        self.drop_schema(name)
+
+    def is_known(self, name: str) -> bool:
+        """Whether the control plane has a schema or a segment under a name."""
+        return self.current_schema(name) is not None or self._control.current(name) is not None
+
     def drop_schema(self, name: str) -> None:
         """Forget a schema and which segment was its current one, here and in the control plane."""
         lost = self._control.current(name)
@@ -219,20 +251,20 @@ class Engine:
         self._known.discard(name)
 
     @contextmanager
-    def writer(self, view: StoredView, *, patient: bool) -> Iterator[Segment]:
-        """The view's current segment with its writer lease; ``patient`` waits ``timeout_ms`` for another writer to end.
+    def writer(self, view: StoredView) -> Iterator[Segment]:
+        """The view's current segment with its writer lease.
 
         :raises WriterLeaseHeldError: if another process has the lease.
         """
         with self._applying:
-            segment = self._leased(view, self._settings.timeout_ms / 1000 if patient else 0)
+            segment = self._leased(view)
             try:
                 yield segment
             finally:
                 segment.release_writer_lease()
 
-    def _leased(self, view: StoredView, patience_seconds: float) -> Segment:
-        name, deadline = view.schema.__name__, time.monotonic() + patience_seconds
+    def _leased(self, view: StoredView) -> Segment:
+        name = view.schema.__name__
         while True:
             segment = self._writers.get(name)
             if segment is None or not self._is_there(segment):
@@ -242,10 +274,6 @@ class Engine:
                 return segment
             except (SchemaMismatchError, SegmentNotFoundError, WriterFencedError):  # Replaced a moment ago: open anew.
                 del self._writers[name]
-            except WriterLeaseHeldError:
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(_RETRY_SECONDS)
 
     def _is_there(self, segment: Segment) -> bool:
         """Whether an open segment is still in force; False if it was removed, or replaced by one with other fields."""
@@ -284,7 +312,7 @@ class Engine:
         name = view.schema.__name__
         while True:
             try:
-                with self.writer(view, patient=False) as segment:
+                with self.writer(view) as segment:
                     WALConsumer(
                         self.registry.backend, [segment], registry=self.registry, offline=self._history, trims=False
                     ).drain()

@@ -43,14 +43,9 @@ def remove(engine: Engine, view: StoredView) -> None:
 
     :raises WriterLeaseHeldError: if another process goes on writing to the segment for ``timeout_ms``.
     """
-    if engine.current_schema(view.schema.__name__) is None:
-        return
-    try:
-        with engine.writer(view, patient=True) as segment:
-            engine.registry.discard(segment)
-    except SegmentNotFoundError:
-        pass
-    engine.drop_schema(view.schema.__name__)
+    name = view.schema.__name__
+    if engine.is_known(name):
+        engine.discard(name)
 
 
 def _fields(schema: Schema) -> set[object]:

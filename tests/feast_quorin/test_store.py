@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from quorin.errors import (
     EntityIdTooLongError,
     InvalidRowError,
     SegmentNotFoundError,
+    WriterLeaseHeldError,
     WriteSyncTimeoutError,
 )
 from quorin.wal_consumer import WALConsumer
@@ -304,6 +306,42 @@ def test_a_view_changes_while_an_external_consumer_holds_its_segment(
         consumer.stop()
         running.join()
         consumer.close()
+
+
+def test_teardown_removes_what_a_running_consumer_writes_to(
+    store: FeatureStore, online_store: dict[str, Any], data: Path
+) -> None:
+    external = make_store(store.repo_path, {**online_store, "consumer": "external"}, data=data)
+    engine = provider(store)._engine_for(store.config)
+    consumer = WALConsumer(engine.registry.backend, None, registry=engine.registry)
+    running = threading.Thread(target=consumer.run)
+    running.start()
+    try:
+        write(external, (key("a"), 7, NOON, None))
+        external.teardown()
+        time.sleep(0.6)
+        assert engine.registry.backend.control.schemas() == {}
+        assert engine.registry.backend.control.currents() == {}
+        assert running.is_alive()
+    finally:
+        consumer.stop()
+        running.join()
+        consumer.close()
+
+
+def test_teardown_refuses_what_another_goes_on_writing_to(
+    store: FeatureStore, online_store: dict[str, Any], data: Path
+) -> None:
+    engine = provider(store)._engine_for(store.config)
+    name = stored_view(store.config, view(store)).schema.__name__
+    hasty = make_store(store.repo_path, {**online_store, "timeout_ms": 50}, data=data)
+    with engine.registry.open_stored(name, read_only=False) as segment:
+        segment.acquire_writer_lease()
+        with pytest.raises(WriterLeaseHeldError):
+            provider(hasty).update(hasty.config, [view(store)], [], [], [], True)
+        assert engine.current_schema(name) is not None
+    provider(hasty).update(hasty.config, [view(store)], [], [], [], True)
+    assert not engine.is_known(name)
 
 
 def test_versions_of_a_view_are_kept_apart(online_store: dict[str, Any], data: Path, tmp_path: Path) -> None:
