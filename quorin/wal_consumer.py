@@ -244,7 +244,8 @@ class WALConsumer:
                 self._flush()
             elif step is Step.read:
                 self._read(block_ms=_BLOCK_MS)
-            self._agenda.reached()
+            if step is not Step.check:  # It succeeds between the failures of a history that cannot be written.
+                self._agenda.reached()
         except ConnectionFailedError as error:
             first = self._agenda.failures == 0
             delay = self._agenda.failed(time.monotonic())
