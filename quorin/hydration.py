@@ -22,6 +22,7 @@ from quorin.errors import EmptyDatasetError, HydrationConflictError
 from quorin.keys import DEFAULT_STREAM_KEY
 from quorin.layout import apply_batch
 from quorin.logging import get_logger
+from quorin.packing import text_addresses
 from quorin.schema import schema_to_json
 
 if TYPE_CHECKING:
@@ -218,16 +219,15 @@ def _count_entities(loaded: Loaded) -> tuple[int, int]:
     It is linear counting: each id sets a bit that its hash chooses, and how many bits stay unset tells how many ids
     there are.
     """
-    import polars as pl
+    from quorin import kernels
 
     least, most = _BITMAP_BITS
     size = 1 << max(least, min(most, loaded.row_count.bit_length()))
-    bitmap = np.zeros(size, np.bool_)
+    bitmap = np.zeros(size, np.uint8)
     longest = 0
     for _, batch in loaded.keys(["entity_id"]):
         ids = batch.column(0)
-        longest = max(longest, pc.max(pc.binary_length(ids)).as_py())
-        hashes = pl.Series(ids).hash().to_numpy()
-        bitmap[(hashes & np.uint64(size - 1)).astype(np.int64)] = True
+        offsets, _, data = text_addresses(ids)
+        longest = max(longest, kernels.mark_ids(offsets, data, len(ids), bitmap))
     unset = max(1, size - int(np.count_nonzero(bitmap)))
     return min(loaded.row_count, math.ceil(1.02 * size * math.log(size / unset)) + 1), longest

@@ -1,4 +1,6 @@
-"""The kernel that looks at all rows at once, for people and dashboards: how new and how old the events are."""
+"""The kernels that look at many rows at once: how new and how old the events of a segment are, for people and
+dashboards, and about how many entities a history has.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from numba import njit
 
 from quorin import format as fmt
 from quorin.abi import D_INDEX, D_ROW_LIMIT, D_ROW_STRIDE, D_ROWS
+from quorin.kernels.hashing import hash_id
 from quorin.kernels.memory import load_acquire, load_i64, load_u16
+from quorin.kernels.read import load_offset
 
 _EVENT_TIME, _FLAGS = fmt.row_offset("event_time_ns"), fmt.row_offset("flags")
 _LOW_32 = np.uint64(0xFFFFFFFF)
@@ -32,3 +36,18 @@ def event_times(descriptor, first, last, result):
         time = load_i64(row + _EVENT_TIME)
         result[0] = min(result[0], time)
         result[1] = max(result[1], time)
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def mark_ids(offsets, ids, rows, bitmap):
+    """Set the bit (a byte of ``bitmap``, whose size is a power of two) that each id's hash chooses; gives the longest
+    id's bytes. ``offsets`` are int32, as Arrow has them.
+    """
+    longest = np.int64(0)
+    mask = np.uint64(bitmap.size - 1)
+    for i in range(rows):
+        start = load_offset(offsets, 4, i)
+        count = load_offset(offsets, 4, i + 1) - start
+        bitmap[np.int64(hash_id(ids + start, count, _ONE, _ONE) & mask)] = 1
+        longest = max(longest, count)
+    return longest

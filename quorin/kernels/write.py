@@ -60,6 +60,7 @@ from quorin.kernels.memory import (
     load_u16,
     load_u32,
     load_u64,
+    prefetch,
     scale,
     store_i64,
     store_release,
@@ -73,6 +74,9 @@ from quorin.kernels.read import key_equals, load_offset, row_address
 REUSE_DELAY = 32
 """While fresh rows remain, this many freed ones rest before they are written again, so that slow readers rarely have to
 read twice."""
+
+_SLOTS_AHEAD, _ROWS_AHEAD = 16, 8
+"""So many rows before their turn the slots and the stored rows that rows of a batch will meet are fetched."""
 
 _ENTITY_COUNT, _DELETED_COUNT = fmt.header_offset("entity_count"), fmt.header_offset("deleted_count")
 _ROWS_FRESH, _RING_HEAD, _RING_TAIL = (fmt.header_offset(name) for name in ("rows_fresh", "ring_head", "ring_tail"))
@@ -107,6 +111,11 @@ def apply_rows(
     k1 = np.uint64(place[D_SEED_1])
     for i in range(first, last):
         result[R_NEXT] = i
+        if i + _SLOTS_AHEAD < last:
+            prefetch(first_slot(place, offsets, offset_bytes, ids, i + _SLOTS_AHEAD, k0, k1))
+            word = load_u64(first_slot(place, offsets, offset_bytes, ids, i + _ROWS_AHEAD, k0, k1))
+            if word != 0:
+                prefetch(row_address(place, word))
         start = load_offset(offsets, offset_bytes, i)
         count = load_offset(offsets, offset_bytes, i + 1) - start
         key = ids + start
@@ -166,6 +175,14 @@ def counter(place, offset):
 def count_change(place, offset, change):
     """Add to a header counter."""
     store_i64(place[D_HEADER] + offset, counter(place, offset) + change)
+
+
+@njit(inline="always")
+def first_slot(place, offsets, offset_bytes, ids, i, k0, k1):
+    """Address of the slot where the search for a row's key begins."""
+    start = load_offset(offsets, offset_bytes, i)
+    h = hash_id(ids + start, load_offset(offsets, offset_bytes, i + 1) - start, k0, k1)
+    return place[D_INDEX] + 8 * scale(h, place[D_SLOT_COUNT])
 
 
 @njit(boundscheck=False)
