@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from quorin.columns import numbers
 from quorin.errors import CorruptHistoryError, InvalidEntryError
 from quorin.record import Kind, Record, translate
 from quorin.rows import ENTITY_ID, EVENT_TIME
@@ -135,7 +136,7 @@ def canonical(schema: Schema, path: str, rows: pa.RecordBatch, kind: Kind, field
 
 def split(schema: Schema, path: str, rows: pa.RecordBatch) -> Iterator[tuple[Kind, pa.RecordBatch, pa.Array]]:
     """Rows of a file as canonical batches of one kind each, with their positions, to be applied one after the other."""
-    kinds = rows.column("kind").to_numpy()
+    kinds = numbers(rows.column("kind"), np.uint8)
     if not len(kinds):
         return
     if (kinds != Kind.partial).all():
@@ -147,7 +148,7 @@ def split(schema: Schema, path: str, rows: pa.RecordBatch) -> Iterator[tuple[Kin
                 yield kind, canonical(schema, path, part, kind, None), part.column("position")
         return
     sets = rows.column("partial_fields").dictionary_encode()
-    codes = sets.indices.fill_null(-1).to_numpy()
+    codes = numbers(sets.indices.fill_null(-1), np.int32)
     starts = np.flatnonzero(np.diff(kinds) | np.diff(codes)) + 1
     for start, stop in zip([0, *starts], [*starts, len(kinds)], strict=True):
         part, kind = rows.slice(start, stop - start), Kind(int(kinds[start]))

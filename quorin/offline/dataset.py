@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from quorin import metrics
+from quorin.columns import numbers
 from quorin.errors import CorruptHistoryError
 from quorin.logging import get_logger
 from quorin.offline import columns
@@ -201,7 +202,7 @@ class Loaded:
                 continue
             names = [*columns.KEY_COLUMNS, *columns.field_columns(schema, part.arrow_schema)]
             for batch in self.raw_batches(part, names):
-                first = int(np.searchsorted(batch.column("position").to_numpy(), after, side="right"))
+                first = int(np.searchsorted(numbers(batch.column("position"), np.int64), after, side="right"))
                 yield from columns.split(schema, part.piece.file.path, batch.slice(first))
 
     def _taken(self, part: Part, local: np.ndarray[Any, Any], schema: Schema) -> Iterator[pa.RecordBatch]:
