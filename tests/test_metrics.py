@@ -23,12 +23,18 @@ from prometheus_client.parser import text_string_to_metric_families
 from quorin import assembly, counters, metrics
 from quorin.consumer_plan import Fit
 from quorin.errors import EntityNotFoundError, WriterFencedError
+from quorin.evolution import upgrade_schema
 from quorin.kernels import counting
 from quorin.layout import insert_many
+from quorin.observe import Observer
+from quorin.offline import ParquetDatasetStore
+from quorin.rows import to_batch
 from quorin.schema import FeatureField, Schema, dtype, make_schema
+from quorin.segment_metrics import SegmentCollector
 from quorin.shm import SegmentRegistry
 from quorin.wal import WALProducer
 from quorin.wal_consumer import NoopOfflineWriter, WALConsumer
+from quorin.watchdog import WatchdogState
 from quorin.watchdog_plan import Reason
 
 ROOT = Path(__file__).parents[1]
@@ -248,3 +254,63 @@ def test_dead_letters_that_make_room_are_counted() -> None:
     before = metrics.registry.get_sample_value("quorin_dead_letters_dropped_total") or 0
     metrics.dead_letters_dropped.inc(2)
     assert metrics.registry.get_sample_value("quorin_dead_letters_dropped_total") == before + 2
+
+
+def test_upgrades_damaged_files_and_reclaimed_segments_are_counted(
+    registry: SegmentRegistry, schema: Schema, tmp_path: Path
+) -> None:
+    newer = make_schema(schema.__name__, [*schema.fields, FeatureField("c", dtype.int64)], version=2)
+    with registry.create(schema, capacity=8) as segment:
+        insert_many(segment, table(4))
+    upgrade_schema(schema, newer, registry)
+    assert value("quorin_schema_upgrades_total", schema) == 1
+
+    with ParquetDatasetStore(tmp_path / "history") as store:
+        store.append(schema, to_batch(schema, table(4)), pa.array([1] * 4))
+        store.flush()
+        (file,) = (tmp_path / "history").rglob("*.parquet")
+        file.write_bytes(file.read_bytes()[:-10])
+        assert len(ParquetDatasetStore(tmp_path / "history").latest_features(schema)) == 0
+    assert value("quorin_history_files_skipped_total", schema) >= 1
+
+    registry.create(schema, capacity=8, set_current=False).close()
+    names = ("ticks", "reclaimed_files", "reclaimed_bytes")
+    before = [total(f"quorin_watchdog_{name}_total") for name in names]
+    with WatchdogState(registry.backend, shm_dir=tmp_path / "shm") as watchdog:
+        for _ in range(2):
+            tick = watchdog.run_one_tick()
+    assert [reclaimed.reason for reclaimed in tick.reclaimed] == [Reason.unnamed.value]
+    after = [total(f"quorin_watchdog_{name}_total") for name in names]
+    assert all(now > then for now, then in zip(after, before, strict=True))
+
+
+def total(series: str) -> float:
+    """Over all labels."""
+    families = metrics.registry.collect()
+    return sum(sample.value for family in families for sample in family.samples if sample.name == series)
+
+
+def test_gauges_say_how_segments_and_the_log_are(registry: SegmentRegistry, schema: Schema, tmp_path: Path) -> None:
+    log = registry.backend.log()
+    with registry.create(schema, capacity=8) as segment, WALProducer(registry.backend, registry=registry) as producer:
+        producer.write_many(schema, table(3))
+        WALConsumer(registry.backend, [segment], registry=registry).drain()
+        segment.acquire_writer_lease()
+        behind = producer.write(schema, "late", {"a": 1.0, "b": 2.0})
+        log.bury(1, b"poison", "a reason")
+        with Observer(registry.backend, shm_dir=tmp_path / "shm") as observer:
+            collector = SegmentCollector(observer)
+            found = {
+                sample.name: sample.value
+                for family in collector.collect()
+                for sample in family.samples
+                if sample.labels.get("schema", schema.__name__) == schema.__name__
+            }
+            collector.close()
+    assert found["quorin_control_plane_up"] == found["quorin_segment_up"] == 1
+    assert (found["quorin_log_entries"], found["quorin_log_dead_letters"]) == (2, 1)
+    assert found["quorin_log_last_position"] == behind
+    assert (found["quorin_lag_entries"], found["quorin_lag_rows"]) == (1, 1)
+    assert (found["quorin_segment_rows"], found["quorin_segment_capacity"]) == (3, 8)
+    for name in ("lag_seconds", "writer_heartbeat_age_seconds", "newest_event_age_seconds", "oldest_event_age_seconds"):
+        assert 0 <= found[f"quorin_{name}"] < 60, name
