@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
+import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quorin import keys
@@ -20,7 +22,6 @@ from quorin.errors import ConnectionFailedError, LogFullError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
-    from pathlib import Path
 
 _BUSY_TIMEOUT_SECONDS = 10.0
 _POLL_SECONDS = (0.00002, 0.005)
@@ -418,9 +419,23 @@ class _Database:
         return connection
 
     def _make_file(self) -> None:
+        """Make the file, for its owner alone, if there is none.
+
+        One that is there is never opened here: to close it would take away the locks of all connections that this
+        process has to it, as POSIX has it, and another process would take itself for the last one and remove the
+        write-ahead log under them (https://www.sqlite.org/howtocorrupt.html, 2.2). So it is closed before it has its
+        name.
+        """
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
-            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            if not self._path.exists():
+                descriptor, unnamed = tempfile.mkstemp(dir=self._directory, prefix=".quorin-")
+                os.close(descriptor)
+                try:
+                    with suppress(FileExistsError):
+                        os.link(unnamed, self._path)
+                finally:
+                    Path(unnamed).unlink()
         except FileNotFoundError as error:
             raise ConnectionFailedError(
                 f"directory {self.address!r} cannot be made: its parent does not exist"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 import stat
 import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -299,3 +301,17 @@ def test_a_file_of_another_kind_or_format_is_refused(tmp_path: Path) -> None:
 def test_bad_namespaces_are_refused(tmp_path: Path, namespace: Any) -> None:
     with pytest.raises(ConnectionFailedError, match="namespace"):
         connect(tmp_path, namespace=namespace)
+
+
+def test_a_second_connection_leaves_the_locks_of_the_first_alone(tmp_path: Path) -> None:
+    """Else a process that ends would take itself for the last one, and remove the write-ahead log under the others."""
+    store = tmp_path / "store"
+    with contextlib.closing(connect(store)) as first:
+        first.log().append([("A", b"1")])
+        with contextlib.closing(connect(store)) as second:
+            second.log().append([("A", b"2")])
+            script = "import sys; from quorin.backend import connect; connect(sys.argv[1]).close()"
+            subprocess.run([sys.executable, "-c", script, str(store)], check=True)
+            assert (store / "quorin.db-wal").exists()
+            first.log().append([("A", b"3")])
+            assert [payload for _, payload in second.log().read(0).entries] == [b"1", b"2", b"3"]
