@@ -127,12 +127,12 @@ def build_segment(
     entities, longest = _count_entities(loaded)
     capacity = max(least_capacity, math.ceil(capacity_factor * entities))
     log = registry.backend.log(stream_key)
-    identity, trimmed = log.identity(), log.bounds().trimmed
+    identity, bounds = log.state()
     segment = registry.create(schema, capacity=capacity, max_id_bytes=max(max_id_bytes, longest), set_current=False)
     try:
         _fill(segment, loaded, as_of_time_ns, progress)
         # The log is trimmed only behind what is in the history: up to there, it has nothing that is not.
-        position = max(loaded.through, trimmed) if as_of_time_ns is None else 0
+        position = max(loaded.through, bounds.trimmed) if as_of_time_ns is None else 0
         if position:
             segment.commit_position(position, identity)
     except BaseException:

@@ -6,6 +6,8 @@ import asyncio
 import datetime as dt
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -263,24 +265,31 @@ def test_without_a_consumer_a_write_says_so(store: FeatureStore, online_store: d
         write(external, (key("a"), 7, NOON, None))
 
 
+@contextmanager
+def consuming(engine: Any, schemas: list[Any] | None) -> Iterator[threading.Thread]:
+    """A consumer in a thread of its own."""
+    consumer = WALConsumer(engine.registry.backend, schemas, registry=engine.registry)
+    running = threading.Thread(target=consumer.run)
+    running.start()
+    try:
+        yield running
+    finally:
+        consumer.stop()
+        running.join()
+        consumer.close()
+
+
 def test_an_external_consumer_applies_what_is_only_logged_here(
     store: FeatureStore, online_store: dict[str, Any], data: Path
 ) -> None:
     external = make_store(store.repo_path, {**online_store, "consumer": "external"}, data=data)
     engine = provider(store)._engine_for(store.config)
     schema = stored_view(store.config, view(store)).schema
-    consumer = WALConsumer(engine.registry.backend, [schema], registry=engine.registry)
-    running = threading.Thread(target=consumer.run)
-    running.start()
-    try:
+    with consuming(engine, [schema]):
         write(external, (key("a"), 7, NOON, None))
         assert rides(external, key("a")) == 7
         write(store, (key("a"), 8, NOON + MICROSECOND, None))
         assert rides(external, key("a")) == 8
-    finally:
-        consumer.stop()
-        running.join()
-        consumer.close()
 
 
 def test_a_view_changes_while_an_external_consumer_holds_its_segment(
@@ -288,10 +297,7 @@ def test_a_view_changes_while_an_external_consumer_holds_its_segment(
 ) -> None:
     external = make_store(store.repo_path, {**online_store, "consumer": "external"}, data=data)
     engine = provider(store)._engine_for(store.config)
-    consumer = WALConsumer(engine.registry.backend, None, registry=engine.registry)
-    running = threading.Thread(target=consumer.run)
-    running.start()
-    try:
+    with consuming(engine, None):
         write(external, (key("a"), 7, NOON, None))
         changed = view(store)
         changed.features = [*changed.features, Field(name="more", dtype=Int64)]
@@ -302,10 +308,6 @@ def test_a_view_changes_while_an_external_consumer_holds_its_segment(
             assert rows[0][1]["more"].WhichOneof("val") is None
         write(external, (key("a"), 8, NOON + MICROSECOND, None))
         assert rides(external, key("a")) == rides(store, key("a")) == 8
-    finally:
-        consumer.stop()
-        running.join()
-        consumer.close()
 
 
 def test_teardown_removes_what_a_running_consumer_writes_to(
@@ -313,20 +315,13 @@ def test_teardown_removes_what_a_running_consumer_writes_to(
 ) -> None:
     external = make_store(store.repo_path, {**online_store, "consumer": "external"}, data=data)
     engine = provider(store)._engine_for(store.config)
-    consumer = WALConsumer(engine.registry.backend, None, registry=engine.registry)
-    running = threading.Thread(target=consumer.run)
-    running.start()
-    try:
+    with consuming(engine, None) as running:
         write(external, (key("a"), 7, NOON, None))
         external.teardown()
         time.sleep(0.6)
         assert engine.registry.backend.control.schemas() == {}
         assert engine.registry.backend.control.currents() == {}
         assert running.is_alive()
-    finally:
-        consumer.stop()
-        running.join()
-        consumer.close()
 
 
 def test_teardown_refuses_what_another_goes_on_writing_to(
