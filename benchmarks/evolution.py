@@ -158,7 +158,7 @@ def _under_load(entities: int, quiet_seconds: float) -> dict[str, float]:
     copy = took[(times >= began[0]) & (times <= flipped)]
     quiet = took[(times >= asked - int(quiet_seconds * 0.9e9)) & (times < asked)]
     figures = {
-        f"read_{name}_{label}": float(np.quantile(part, q))
+        f"read_{name}_{label}": float(np.quantile(part, q)) if len(part) else float("nan")
         for name, part in (("quiet", quiet), ("copy", copy))
         for label, q in (("p50", 0.5), ("p99", 0.99))
     }
