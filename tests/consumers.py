@@ -117,4 +117,4 @@ def start(target: Any, *arguments: Any) -> Any:
 
 def kill(process: Any) -> None:
     os.kill(process.pid, signal.SIGKILL)
-    process.join(10)
+    process.join(60)

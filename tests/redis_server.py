@@ -53,7 +53,7 @@ class RedisServer:
         command = [self._executable, "--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.directory)]
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen([*command, "--save", "", *self._arguments], stdout=log, stderr=log)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             try:
                 with redis.Redis(unix_socket_path=str(self.socket), retry=Retry(NoBackoff(), 0)) as client:
@@ -79,7 +79,7 @@ class RedisServer:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
-            self._process.wait(10)
+            self._process.wait(60)
             self._process = None
 
 

@@ -42,7 +42,7 @@ def command(*arguments: str, shm_dir: Path | None = None) -> list[Any]:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     words, environment = command(*arguments)
-    return subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
 
 
 def output(*arguments: str) -> str:
@@ -94,7 +94,7 @@ def test_the_consumer_serves_schemas_as_they_come_and_ends_on_sigterm(
             (row,) = read(segment, ["a"]).to_pylist()
         assert row.items() >= values.items()
     consumer.send_signal(signal.SIGTERM)
-    _, said = consumer.communicate(timeout=10)
+    _, said = consumer.communicate(timeout=60)
     assert consumer.returncode == 0, said
     assert "consumer_started" in said
     assert "consumer_stopped" in said
@@ -104,7 +104,7 @@ def test_the_consumer_serves_schemas_as_they_come_and_ends_on_sigterm(
 
 def wait(producer: WALProducer, schema: Any, position: int) -> None:
     """The segment is only made when the consumer has seen the schema."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         try:
             producer.wait(schema, position, timeout_ms=1000)

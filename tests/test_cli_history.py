@@ -31,7 +31,7 @@ class Deployment:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         words, environment = command(*arguments, "-c", self.connection, shm_dir=self.shm)
-        return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=180, check=False)
 
     def consume(self, scores: list[float]) -> None:
         """Write rows, and let a consumer run until they are served and durable."""
@@ -41,7 +41,7 @@ class Deployment:
             for number, score in enumerate(scores):
                 producer.write_sync(TRIP, f"id{number}", {"score": score}, timeout_ms=30_000)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=60)
         assert process.returncode == 0, said
 
     def reboot(self) -> None:

@@ -37,7 +37,7 @@ class Place:
         return {"args": command, "env": environment, "cwd": ROOT, "text": True}
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(**self.words(*arguments), capture_output=True, timeout=60, check=False)
+        return subprocess.run(**self.words(*arguments), capture_output=True, timeout=180, check=False)
 
     def files(self) -> int:
         return len(list(self.shm_dir.iterdir()))
@@ -108,12 +108,12 @@ def test_the_watchdog_looks_once_or_runs_until_it_is_told_to_end(place: Place) -
 
     place.registry.create(version(1), capacity=100, set_current=False).close()
     process = subprocess.Popen(**place.words("watchdog", "--interval", "0.05"), stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while place.files() > 1:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 0
     events = [json.loads(line)["event"] for line in said.splitlines()]
     assert events == ["watchdog_started", "file_reclaimed", "watchdog_stopped"]

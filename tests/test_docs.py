@@ -184,7 +184,7 @@ def answered(port: int, request: str) -> list[tuple[Any, str]]:
     """What Feast's feature server answers for the feature: value and status of each entity."""
     url, kind = f"http://127.0.0.1:{port}/get-online-features", {"Content-Type": "application/json"}
     asked = urllib.request.Request(url, request.encode(), kind)
-    with urllib.request.urlopen(asked, timeout=20) as answer:  # noqa: S310
+    with urllib.request.urlopen(asked, timeout=60) as answer:  # noqa: S310
         found = json.load(answer)
     result = found["results"][found["metadata"]["feature_names"].index("conv_rate")]
     return list(zip(result["values"], result["statuses"], strict=True))
@@ -208,7 +208,7 @@ def writer_of(schema_name: str) -> int | None:
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < until
         time.sleep(0.05)

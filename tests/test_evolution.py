@@ -67,7 +67,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     opened.registry.backend.close()
 
 
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -82,7 +82,7 @@ def running(consumer: WALConsumer) -> Iterator[None]:
         yield
     finally:
         consumer.stop()
-        thread.join(20)
+        thread.join(60)
         consumer.close()
         assert not thread.is_alive()
 
@@ -162,14 +162,14 @@ def test_a_running_consumer_does_it_and_applies_both_versions(place: Place, sche
     producer = WALProducer(place.registry.backend, registry=place.registry)
     consumer = WALConsumer(place.registry.backend, schemas, registry=place.registry)
     with running(consumer):
-        producer.wait(version(1), producer.write_many(version(1), table(version(1), 2)), timeout_ms=10_000)
+        producer.wait(version(1), producer.write_many(version(1), table(version(1), 2)), timeout_ms=60_000)
         result = upgrade_schema(version(1), version(2), place.registry)
         assert result.entity_count == len(IDS)
         for number, schema in ((3, version(1)), (4, version(2)), (5, version(1))):
-            producer.wait(schema, producer.write_many(schema, table(schema, number)), timeout_ms=10_000)
+            producer.wait(schema, producer.write_many(schema, table(schema, number)), timeout_ms=60_000)
             assert place.counters(version(2)) == place.counters(version(1)) == {number}
         upgrade_schema(version(2), version(3), place.registry)
-        producer.wait(version(1), producer.write_many(version(1), table(version(1), 6)), timeout_ms=10_000)
+        producer.wait(version(1), producer.write_many(version(1), table(version(1), 6)), timeout_ms=60_000)
     # Whoever is started later with what it was written for, or without anything left to do, goes on as well.
     producer.write_many(version(1), table(version(1), 7))
     with WALConsumer(place.registry.backend, [version(1)], registry=place.registry) as late:
@@ -227,7 +227,7 @@ def test_two_that_upgrade_at_once_both_return_when_it_is_done(place: Place) -> N
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert len({result.new_segment_name for result in results}) == 1
     assert len(results) == 3
     assert len(place.files()) == 1
@@ -272,13 +272,13 @@ def under_load(place: Place, upgrades_done: int, consumer_follows: bool) -> dict
     finally:
         stop.touch()
         for process in processes:
-            process.join(30)
+            process.join(60)
     found = {path.name: json.loads(path.read_text()) for path in notes.iterdir()}
     newest = version(upgrades_done + 1)
     with WALProducer(place.registry.backend, registry=place.registry) as producer:
-        producer.wait(newest, found["writes"]["position"], timeout_ms=20_000)
+        producer.wait(newest, found["writes"]["position"], timeout_ms=60_000)
     os.kill(consumer.pid, signal.SIGTERM)
-    consumer.join(20)
+    consumer.join(60)
     assert consumer.exitcode == 0
     assert place.counters(newest) == {found["writes"]["number"]}
     assert place.registry.backend.log().dead_letters() == []

@@ -12,7 +12,7 @@ from quorin import logging as quorin_logging
 
 
 def run(code: str) -> tuple[str, str]:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=True)
     return done.stdout, done.stderr
 
 

@@ -68,12 +68,12 @@ def test_the_server_shows_what_was_counted(schema: Schema) -> None:
     metrics.rows_applied.labels(schema.__name__).inc(3)
     server, thread = metrics.start_metrics_server(0)
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics", timeout=60) as answer:
             text = answer.read().decode()
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(5)
+        thread.join(60)
     assert f'quorin_rows_applied_total{{schema="{schema.__name__}"}} 3.0' in text
     assert {family.name for family in text_string_to_metric_families(text)} >= {"quorin_rows_applied"}
 
@@ -96,7 +96,7 @@ def test_reads_are_counted_exactly_and_some_are_timed(registry: SegmentRegistry,
         assert value("quorin_batch_read_rows_total", schema) == 51
         assert value("quorin_rows_missing_total", schema) == 18
         assert 11 <= value("quorin_read_seconds_count", schema) <= 13
-        assert 0 < value("quorin_read_seconds_sum", schema) < 1
+        assert 0 < value("quorin_read_seconds_sum", schema) < 60
         assert 2 <= value("quorin_batch_read_seconds_count", schema) <= 3
         buckets = [value("quorin_read_seconds_bucket", schema, le=repr(2**power / 1e9)) for power in range(5, 18)]
         assert buckets == sorted(buckets)

@@ -125,7 +125,7 @@ def test_through_a_real_terminal(registry: SegmentRegistry, tmp_path: Path, segm
     try:
         wait_for(master, "TopLarge")
         os.write(master, b"q")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
             drain(master)
         assert process.returncode == 0
@@ -136,7 +136,7 @@ def test_through_a_real_terminal(registry: SegmentRegistry, tmp_path: Path, segm
 
 
 def wait_for(terminal: int, text: str) -> None:
-    shown, deadline = "", time.monotonic() + 30
+    shown, deadline = "", time.monotonic() + 60
     while text not in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown):
         assert time.monotonic() < deadline, shown
         shown += drain(terminal)

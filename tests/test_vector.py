@@ -203,7 +203,7 @@ def test_no_row_is_torn_beside_a_writer(registry: SegmentRegistry, segment: Segm
             seen.update(multiples.tolist())
     finally:
         stop.set()
-        writer.join(30)
+        writer.join(60)
         reader.close()
     assert writer.exitcode == 0
 

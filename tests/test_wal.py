@@ -148,7 +148,7 @@ def test_a_full_log_blocks_as_long_as_it_is_told(connection: str) -> None:
         started = time.monotonic()
         with pytest.raises(LogFullError):
             producer.write(TRIP, "b", {"score": 1, "tag": "x"})
-        assert 0.15 <= time.monotonic() - started < 5
+        assert 0.15 <= time.monotonic() - started < 15
     with WALProducer(backend, max_entries=1, block_ms=20_000) as producer:
         threading.Timer(0.1, lambda: backend.log().trim(first)).start()
         producer.write(TRIP, "b", {"score": 1, "tag": "x"})
@@ -197,7 +197,7 @@ def test_write_sync_without_a_consumer_times_out_and_loses_nothing(connection: s
     started = time.monotonic()
     with pytest.raises(WriteSyncTimeoutError, match="it is not lost") as caught:
         producer.write_sync(TRIP, "a", {"score": 1, "tag": "x"}, timeout_ms=60)
-    assert 0.05 < time.monotonic() - started < 2
+    assert 0.05 < time.monotonic() - started < 20
     assert caught.value.timeout_ms == 60
     assert caught.value.position > 0
     assert [peek(payload).row_count for payload in payloads(connection)] == [1]
@@ -211,17 +211,17 @@ def test_write_sync_returns_when_the_row_is_served(connection: str, producer: WA
     thread = threading.Thread(target=consumer.run)
     thread.start()
     try:
-        producer.write_sync(vector, "first", {"x": 1.5}, timeout_ms=20_000)
+        producer.write_sync(vector, "first", {"x": 1.5}, timeout_ms=60_000)
         registry = SegmentRegistry(connection)
         with registry.open_current(vector) as segment:
             for number in range(50):
-                producer.write_sync(vector, f"e{number}", {"x": number}, timeout_ms=10_000)
+                producer.write_sync(vector, f"e{number}", {"x": number}, timeout_ms=60_000)
                 assert assemble(segment, f"e{number}").tolist() == [number]
         with pytest.raises(EntityIdTooLongError, match="at most 64"):
             producer.write_sync(vector, "x" * 65, {"x": 1})
     finally:
         consumer.stop()
-        thread.join(20)
+        thread.join(60)
     registry.discard(registry.open_current(vector, read_only=False))
     consumer.close()
     registry.backend.close()

@@ -108,7 +108,7 @@ def row(score: float | None, tag: str | None = "t") -> dict[str, Any]:
     return {"score": score, "tag": tag}
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -347,12 +347,12 @@ def test_a_running_consumer_notices_that_the_log_was_wiped(world: World, wipe: C
     thread = threading.Thread(target=consumer.run)
     thread.start()
     try:
-        world.producer.write_sync(TRIP, "a", row(1), 1, timeout_ms=20_000)
+        world.producer.write_sync(TRIP, "a", row(1), 1, timeout_ms=60_000)
         wipe()
-        world.producer.write_sync(TRIP, "b", row(2), 2, timeout_ms=20_000)
+        world.producer.write_sync(TRIP, "b", row(2), 2, timeout_ms=60_000)
     finally:
         consumer.stop()
-        thread.join(20)
+        thread.join(60)
         consumer.close()
     assert world.rows("a", "b") == [row(1.0), row(2.0)]
 
@@ -450,11 +450,11 @@ def test_a_consumer_whose_schema_was_claimed_by_another_trims_no_more(world: Wor
     running = threading.Thread(target=consumer.run)
     running.start()
     try:
-        world.producer.write_sync(TRIP, "a", row(1), timeout_ms=20_000)
+        world.producer.write_sync(TRIP, "a", row(1), timeout_ms=60_000)
         until(lambda: world.log.bounds().first == 0)
         world.log.claim(["Trip"], "another")
-        kept = world.producer.write_sync(TRIP, "a", row(2), timeout_ms=20_000)
-        world.producer.write_sync(TRIP, "a", row(3), timeout_ms=20_000)
+        kept = world.producer.write_sync(TRIP, "a", row(2), timeout_ms=60_000)
+        world.producer.write_sync(TRIP, "a", row(3), timeout_ms=60_000)
         time.sleep(0.3)
         assert world.log.bounds().first == kept
     finally:
@@ -501,7 +501,7 @@ def test_history_is_flushed_by_rows(world: World) -> None:
         until(lambda: history.durable == position)
     finally:
         consumer.stop()
-        thread.join(20)
+        thread.join(60)
         consumer.close()
 
 
@@ -539,7 +539,7 @@ def test_the_control_plane_s_schemas_are_followed(world: World) -> None:
         assert world.rows("a", "b", schema=changed) == [{"count": 5, "more": None}, {"count": 6, "more": 7}]
     finally:
         consumer.stop()
-        thread.join(20)
+        thread.join(60)
         consumer.close()
 
 
@@ -548,7 +548,7 @@ def test_run_applies_until_it_is_stopped(world: World) -> None:
     thread = threading.Thread(target=consumer.run)
     thread.start()
     for number in range(20):
-        world.producer.write_sync(TRIP, "a", row(number), number, timeout_ms=20_000)
+        world.producer.write_sync(TRIP, "a", row(number), number, timeout_ms=60_000)
         assert world.rows("a") == [row(float(number))]
     with pytest.raises(WriterLeaseHeldError, match="running already"):
         consumer.drain()
@@ -556,7 +556,7 @@ def test_run_applies_until_it_is_stopped(world: World) -> None:
         world.drain()
     until(lambda: world.log.bounds().first == 0)
     consumer.stop()
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
     assert world.drain() == 0
     consumer.close()
@@ -566,7 +566,7 @@ def test_run_async_stops_when_it_is_cancelled(world: World) -> None:
     async def main() -> None:
         consumer = world.consumer()
         task = asyncio.create_task(consumer.run_async())
-        await asyncio.to_thread(world.producer.write_sync, TRIP, "a", row(1), 1, timeout_ms=20_000)
+        await asyncio.to_thread(world.producer.write_sync, TRIP, "a", row(1), 1, timeout_ms=60_000)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -581,14 +581,14 @@ def test_a_new_segment_in_the_same_process_is_filled_from_the_log(world: World) 
     thread = threading.Thread(target=consumer.run)
     thread.start()
     try:
-        world.producer.write_sync(TRIP, "a", row(1), 1, timeout_ms=20_000)
+        world.producer.write_sync(TRIP, "a", row(1), 1, timeout_ms=60_000)
         created = world.registry.create(TRIP, capacity=10)
         created.close()
-        world.producer.write_sync(TRIP, "b", row(2), 2, timeout_ms=20_000)
+        world.producer.write_sync(TRIP, "b", row(2), 2, timeout_ms=60_000)
         until(lambda: world.rows("a", "b") == [row(1.0), row(2.0)])
     finally:
         consumer.stop()
-        thread.join(20)
+        thread.join(60)
         consumer.close()
 
 
@@ -605,7 +605,7 @@ def start_consumer(world: World) -> Any:
 
 def kill(process: Any) -> None:
     os.kill(process.pid, signal.SIGKILL)
-    process.join(10)
+    process.join(60)
 
 
 def produce(connection: str, worker: int, rounds: int, acknowledged: Any) -> None:
@@ -633,7 +633,7 @@ def test_killed_consumers_leave_every_acknowledged_row_served(world: World) -> N
         producer.join(60)
         assert producer.exitcode == 0
     while len(told) < 80:
-        told.append(acknowledged.get(timeout=10))
+        told.append(acknowledged.get(timeout=60))
     world.producer.wait(TRIP, max(position for _, _, position in told), timeout_ms=60_000)
     for worker in range(2):
         assert world.rows(*[f"w{worker}-{i}" for i in range(50)]) == [row(39.0, None)] * 50
@@ -647,10 +647,10 @@ def test_a_second_consumer_takes_over_within_a_second(world: World) -> None:
     world.producer.write_sync(TRIP, "a", row(1), 1, timeout_ms=60_000)
     second = start_consumer(world)
     time.sleep(1.0)
-    world.producer.write_sync(TRIP, "a", row(2), 2, timeout_ms=10_000)
+    world.producer.write_sync(TRIP, "a", row(2), 2, timeout_ms=60_000)
     kill(first)
     position = world.producer.write(TRIP, "a", row(3), 3)
-    world.producer.wait(TRIP, position, timeout_ms=10_000)
+    world.producer.wait(TRIP, position, timeout_ms=60_000)
     assert world.rows("a") == [row(3.0)]
     kill(second)
 
@@ -662,17 +662,17 @@ def test_a_consumer_lives_through_a_restart_of_redis(tmp_path: Path) -> None:
     thread = threading.Thread(target=consumer.run)
     thread.start()
     try:
-        world.producer.write_sync(TRIP, "a", row(1), 1, timeout_ms=20_000)
+        world.producer.write_sync(TRIP, "a", row(1), 1, timeout_ms=60_000)
         with world.registry.open_current(TRIP) as segment:
             server.kill()
             time.sleep(0.3)
             assert read(segment, ["a"])["score"].to_pylist() == [1.0]
             server.start()
-        world.producer.write_sync(TRIP, "b", row(2), 2, timeout_ms=20_000)
+        world.producer.write_sync(TRIP, "b", row(2), 2, timeout_ms=60_000)
         assert world.rows("a", "b") == [row(1.0), row(2.0)]
     finally:
         consumer.stop()
-        thread.join(20)
+        thread.join(60)
         consumer.close()
         world.backend.close()
         server.stop()

@@ -200,7 +200,7 @@ def test_a_waiting_read_returns_with_the_entry(backend: Backend) -> None:
     thread = threading.Timer(0.1, log.append, [[("A", b"late")]])
     thread.start()
     assert [payload for _, payload in log.read(0, block_ms=10_000).entries] == [b"late"]
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 9
     thread.join()
 
 
@@ -356,7 +356,7 @@ def test_one_of_several_processes_wins(connection: str, backend: Backend) -> Non
         racer.start()
     for racer in racers:
         racer.join(60)
-    assert results.get(timeout=5) == backend.control.current("Trip")
+    assert results.get(timeout=60) == backend.control.current("Trip")
     assert results.empty()
 
 
@@ -409,7 +409,7 @@ def test_what_a_killed_producer_was_told_is_there(connection: str, backend: Back
         told = [receiver.recv() for _ in range(30)]
         assert writer.pid is not None
         os.kill(writer.pid, signal.SIGKILL)
-        writer.join(10)
+        writer.join(60)
         found = dict(read_entries(backend))
         assert all(found[position] == str(number).encode() for position, number in told)
 

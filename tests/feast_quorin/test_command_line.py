@@ -116,7 +116,7 @@ def served(repo: Path, *, workers: int) -> Iterator[str]:
         finally:
             os.killpg(server.pid, signal.SIGTERM)
             try:
-                server.wait(20)
+                server.wait(60)
             except subprocess.TimeoutExpired:
                 os.killpg(server.pid, signal.SIGKILL)
                 server.wait()
@@ -143,7 +143,7 @@ def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) ->
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while True:
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):  # noqa: S310
+            with urllib.request.urlopen(f"{url}/health", timeout=30):  # noqa: S310
                 return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             assert server.poll() is None, log.read_text()

@@ -123,7 +123,7 @@ def served(repo: Path, settings: dict[str, Any], data: Path) -> Iterator[str]:
             yield f"http://{address}"
         finally:
             master.terminate()
-            master.wait(30)
+            master.wait(60)
 
 
 def every_worker(url: str, is_right: Callable[[dict[str, Any]], bool]) -> bool:

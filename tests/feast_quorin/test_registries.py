@@ -69,7 +69,7 @@ def registry_server(folder: Path) -> Iterator[str]:
             yield f"127.0.0.1:{port}"
         finally:
             server.terminate()
-            server.wait(20)
+            server.wait(60)
 
 
 def _wait(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
