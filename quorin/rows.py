@@ -133,12 +133,13 @@ def to_batch(
 
     ``table`` is an Arrow table or record batch, a pandas DataFrame, or anything else that exports an Arrow stream. It
     has ``entity_id``, the fields in any order, and, if it likes, ``event_time_ns`` as integer nanoseconds or timestamps
-    (naive ones are UTC); without it every row gets the argument, or the present time. ``partial`` lets fields be left
-    out.
+    (naive ones are UTC); without it every row gets the argument, or the present time. Both are refused. ``partial``
+    lets fields be left out.
 
     Empty places of a pandas column are nulls, NaN included; only in a column of floats for a float field NaN stays NaN.
 
-    :raises InvalidRowError: for missing or unknown columns, and for the first value that does not fit, with its row.
+    :raises InvalidRowError: for missing or unknown columns, for two sources of event times, and for the first value
+        that does not fit, with its row.
     :raises EntityIdError: for an id that is null, empty or no text, with its row; ``EntityIdTooLongError`` likewise.
     """
     columns = _columns_of(schema, table)
@@ -152,6 +153,11 @@ def to_batch(
 
     ids = cast_entity_ids(_arrow_column(columns[ENTITY_ID], ENTITY_ID), max_id_bytes)
     if EVENT_TIME in columns:
+        if event_time_ns is not None:
+            raise InvalidRowError(
+                f"schema {schema.__name__!r}: the table has a column {EVENT_TIME!r}, and event_time_ns="
+                f"{event_time_ns!r} is given: expected one of them"
+            )
         times = cast_event_times(_arrow_column(columns[EVENT_TIME], EVENT_TIME))
     else:
         times = pa.array(np.full(len(ids), event_time_or_now(event_time_ns), np.int64))

@@ -82,11 +82,11 @@ class SegmentRegistry:
         sizes = {"capacity": capacity, "max_id_bytes": max_id_bytes, "heap_bytes": _first_heap_bytes(schema, capacity)}
         if not set_current:
             return self._writable(self._first_generation(schema, sizes))
-        self._control.put_schema(schema.__name__, schema_to_json(schema))
         name = self._control.current(schema.__name__)
         previous = self._attach_if_there(name)
         if previous is not None:
             return self._replace(previous, schema, sizes)
+        self._control.put_schema(schema.__name__, schema_to_json(schema))
         view = self._first_generation(schema, sizes)
         if not self._control.set_current(schema.__name__, view.name, expected=name):
             mapping.unlink(view.path)
@@ -172,6 +172,9 @@ class SegmentRegistry:
         release_own_lease(previous.name)
         with self._writable(previous) as segment:
             segment.acquire_writer_lease()
+            # A schema in the control plane that its segment doesn't have is a wish to upgrade: only who holds the lease
+            # may leave one there.
+            self._control.put_schema(schema.__name__, schema_to_json(schema))
             segment.replace(create_successor(segment.current_view(), schema, **sizes))
             return self._writable(segment.current_view())
 

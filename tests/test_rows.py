@@ -337,6 +337,12 @@ def test_bad_event_time_arguments_are_refused(event_time_ns: Any) -> None:
         row_batch(schema, "a", {"x": True}, event_time_ns)
 
 
+def test_two_sources_of_event_times_are_refused() -> None:
+    rows = pa.table({"entity_id": ["a"], "event_time_ns": [5], "x": [True]})
+    with pytest.raises(InvalidRowError, match="event_time_ns=7 is given"):
+        to_batch(make_schema("One", [one_field(dtype.bool)]), rows, event_time_ns=7)
+
+
 def test_pandas_nan_is_nan_for_floats_and_null_for_the_rest() -> None:
     schema = make_schema(
         "Frame",

@@ -25,6 +25,7 @@ from quorin.errors import (
     WriterLeaseHeldError,
 )
 from quorin.growth import grow
+from quorin.mapping import FileLock
 from quorin.schema import FeatureSchema, make_schema
 from quorin.shm import Segment, SegmentRegistry
 from tests.schemas import Scalars
@@ -93,6 +94,18 @@ def test_a_segment_whose_file_is_gone_says_so(registry: SegmentRegistry) -> None
         registry.open_current(Scalars)
     with registry.create(Scalars, capacity=1) as again:
         assert layout.insert(again, "x", row(1))
+
+
+def test_creating_again_beside_a_writer_is_refused_and_asks_for_no_upgrade(registry: SegmentRegistry) -> None:
+    with registry.create(Scalars, capacity=1) as segment:
+        wished = registry.backend.control.schemas()
+        path = segment.current_view().path
+    lease = FileLock.try_acquire(path)
+    assert lease is not None
+    with pytest.raises(WriterLeaseHeldError):
+        registry.create(make_schema("Scalars", Scalars.fields, version=2), capacity=1)
+    lease.release()
+    assert registry.backend.control.schemas() == wished
 
 
 def test_creating_again_replaces_and_readers_follow(registry: SegmentRegistry) -> None:
