@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from feast_quorin.infrastructure import apply_view
 from feast_quorin.keys import MAX_ID_BYTES
 from quorin import assembly
 from quorin.errors import (
@@ -65,7 +66,7 @@ class Engine:
         self._producer = WALProducer(self.registry.backend, registry=self.registry)
         self._readers: dict[str, Segment] = {}
         self._writers: dict[str, Segment] = {}
-        self._known: set[str] = set()
+        self._known: dict[str, Schema] = {}
         self._opening = threading.Lock()
         self._applying = threading.Lock()
 
@@ -100,17 +101,19 @@ class Engine:
         )
 
     def write(self, view: StoredView, batch: pa.RecordBatch, *, partial: bool = False) -> int:
-        """Append rows to the log; gives the position of the last. A view that was never applied gets its segment here.
+        """Append rows to the log; gives the position of the last. A view that was never applied gets its segment here,
+        and fields that its segment does not have are added.
 
         Fields that a ``partial`` batch does not have stay as they are.
 
         :raises LogFullError: if the log is at its limit.
         """
         name = view.schema.__name__
-        if name not in self._known:
-            if self.current_schema(name) is None:
-                self.create(view.schema, replay=False)
-            self._known.add(name)
+        if self._known.get(name) is not view.schema:
+            known = self.current_schema(name)
+            if known is None or not _names(view.schema) <= _names(known):
+                apply_view(self, view, drops=False)
+            self._known[name] = view.schema
         return self._producer.write_many(view.schema, batch, partial=partial)
 
     def settle(self, view: StoredView, position: int) -> None:
@@ -153,9 +156,9 @@ class Engine:
         text = self._control.schemas().get(name)
         return None if text is None else _parsed(text)
 
-    def schemas(self, prefix: str) -> list[Schema]:
-        """The schemas that the control plane keeps under names that begin so."""
-        return [_parsed(text) for name, text in self._control.schemas().items() if name.startswith(prefix)]
+    def schema_names(self) -> set[str]:
+        """The names under which the control plane has a schema or a segment."""
+        return {*self._control.schemas(), *self._control.currents()}
 
     def create(self, schema: Schema, *, replay: bool) -> None:
         """Make a segment current. With ``replay`` it has what the history has and takes all that the log has; else it
@@ -187,6 +190,7 @@ class Engine:
         :raises UpgradeConflictError: if another process changes it to something else at the same time.
         """
         upgrade_schema(old, new, self.registry, timeout_seconds=self._settings.timeout_ms / 1000)
+        self._known.pop(old.__name__, None)
 
     def _hydrated(self, schema: Schema) -> Segment | None:
         """A segment with the rows of the history; None if that has none."""
@@ -248,7 +252,7 @@ class Engine:
         self._control.drop_schema(name)
         self._readers.pop(name, None)
         self._writers.pop(name, None)
-        self._known.discard(name)
+        self._known.pop(name, None)
 
     @contextmanager
     def writer(self, view: StoredView) -> Iterator[Segment]:
@@ -345,6 +349,10 @@ class Engine:
                 raise WriteSyncTimeoutError(view.schema.__name__, position, self._settings.timeout_ms)
             time.sleep(pause)
             pause = min(2 * pause, _POLL_SECONDS[1])
+
+
+def _names(schema: Schema) -> set[str]:
+    return {field.name for field in schema.fields}
 
 
 @lru_cache(maxsize=4096)

@@ -10,15 +10,17 @@ from quorin.schema import make_schema, schema_to_json
 if TYPE_CHECKING:
     from feast_quorin.engine import Engine
     from feast_quorin.views import StoredView
-    from quorin.schema import Schema
+    from quorin.schema import FeatureField, Schema
 
 
-def apply_view(engine: Engine, view: StoredView) -> None:
+def apply_view(engine: Engine, view: StoredView, *, drops: bool) -> None:
     """Give a view a segment with its fields. Rows of a segment with other fields are carried over.
 
     Features that kept name and type keep their values; new ones, and those of another type, are null: their fields have
     other names, so that the segment is upgraded (:mod:`quorin.evolution`), by its consumer if one runs. Readers follow
     at their next read. A crash in between leaves the old segment current and whole; applying again completes it.
+
+    ``drops`` says whether fields that the view does not have go away.
 
     :raises UpgradeAbortedError: if another process goes on writing to the segment for ``timeout_ms``, no consumer.
     """
@@ -34,19 +36,20 @@ def apply_view(engine: Engine, view: StoredView) -> None:
         return
     if schema_to_json(known) != schema_to_json(current):  # An earlier call did not get to its end.
         engine.put_schema(current)
-    if _fields(current) != _fields(view.schema):
-        engine.upgrade(current, make_schema(name, tuple(view.schema.fields), version=current.version + 1))
+    fields = tuple(view.schema.fields) if drops else _of_both(current, view.schema)
+    if set(fields) != set(current.fields):
+        engine.upgrade(current, make_schema(name, fields, version=current.version + 1))
 
 
-def remove(engine: Engine, view: StoredView) -> None:
-    """Remove a view's rows and schema from shared memory and the control plane; nothing happens if it has none.
+def remove(engine: Engine, name: str) -> None:
+    """Remove the rows and the schema of this name from shared memory and the control plane, if there are any.
 
     :raises WriterLeaseHeldError: if another process goes on writing to the segment for ``timeout_ms``.
     """
-    name = view.schema.__name__
     if engine.is_known(name):
         engine.discard(name)
 
 
-def _fields(schema: Schema) -> set[object]:
-    return set(schema.fields)
+def _of_both(old: Schema, new: Schema) -> tuple[FeatureField, ...]:
+    kept = {field.name for field in old.fields}
+    return (*old.fields, *(field for field in new.fields if field.name not in kept))

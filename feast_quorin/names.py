@@ -13,9 +13,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from feast.repo_config import RepoConfig
 
 MAX_PART_CHARS = 60
+MOST_VERSIONS = 10_000
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*\Z")
 _HASHED = re.compile(r".*_h[0-9a-f]{16}\Z")
 
@@ -42,6 +45,14 @@ def project_prefix(project: str) -> str:
 def schema_name(project: str, view: str, version: int | None = None) -> str:
     """The engine's schema name of a feature view, or of one of its versions from 1 up."""
     return project_prefix(project) + identifier(f"{view}@v{version}" if version else view)
+
+
+def schema_names(known: Collection[str], project: str, view: str) -> set[str]:
+    """Those of the known schema names that are of this view, in whichever version up to :data:`MOST_VERSIONS`."""
+    prefix = project_prefix(project)
+    hashed = {name for name in known if name.startswith(prefix) and _HASHED.match(name)}
+    versions = {prefix + identifier(f"{view}@v{number}") for number in range(1, MOST_VERSIONS)} if hashed else set()
+    return hashed & versions | {schema_name(project, view)}.intersection(known)
 
 
 def table_schema_name(config: RepoConfig, table: Any) -> str:

@@ -21,11 +21,11 @@ from feast_quorin import documents, infrastructure, reading, writing
 from feast_quorin.config import StoreSettings
 from feast_quorin.engine import Engine
 from feast_quorin.keys import entity_ids, entity_ids_of_rows
-from feast_quorin.names import project_prefix
+from feast_quorin.names import project_prefix, schema_names
 from feast_quorin.plan import Plans
 from feast_quorin.precomputed import from_live_rows
 from feast_quorin.request import key_columns
-from feast_quorin.views import StoredView, max_age_ns, stored_view
+from feast_quorin.views import max_age_ns, stored_view
 from quorin import assembly
 
 if TYPE_CHECKING:
@@ -65,18 +65,29 @@ class QuorinOnlineStore(OnlineStore):
         entities_to_keep: Sequence[Any],  # noqa: ARG002
         partial: bool,  # noqa: ARG002
     ) -> None:
-        """``feast apply``: a segment for every view, with its rows where features changed; none for removed views."""
+        """``feast apply``: a segment for every view, with its rows where features changed; none for removed views.
+
+        Features go away only where Feast numbers the new definition as a version: it also calls this with definitions
+        that it does not make current (``no_promote``, or a ``version`` to go back to). Where versions are kept apart,
+        the features of one never change.
+        """
         engine = self._engine_for(config)
         for table in tables_to_keep:
-            infrastructure.apply_view(engine, stored_view(config, table))
+            view = stored_view(config, table)
+            if config.registry.enable_online_feature_view_versioning and engine.is_known(view.schema.__name__):
+                continue
+            drops = getattr(table, "current_version_number", None) is not None
+            infrastructure.apply_view(engine, view, drops=drops)
         for table in tables_to_delete:
-            infrastructure.remove(engine, stored_view(config, table))
+            for name in schema_names(engine.schema_names(), config.project, table.name):
+                infrastructure.remove(engine, name)
 
     def teardown(self, config: RepoConfig, tables: Sequence[Any], entities: Sequence[Any]) -> None:  # noqa: ARG002
         """``feast teardown``: everything of this project, and nothing of any other."""
         engine = self._engine_for(config)
-        for schema in engine.schemas(project_prefix(config.project)):
-            infrastructure.remove(engine, StoredView(schema.__name__, schema, {}))
+        for name in engine.schema_names():
+            if name.startswith(project_prefix(config.project)):
+                infrastructure.remove(engine, name)
 
     def online_write_batch(
         self,
