@@ -38,7 +38,8 @@ def apply_view(engine: Engine, view: StoredView, *, drops: bool) -> None:
         engine.put_schema(current)
     fields = tuple(view.schema.fields) if drops else _of_both(current, view.schema)
     if set(fields) != set(current.fields):
-        engine.upgrade(current, make_schema(name, fields, version=current.version + 1))
+        tie_breaker = view.schema.tie_breaker or (None if drops else current.tie_breaker)
+        engine.upgrade(current, make_schema(name, fields, version=current.version + 1, tie_breaker=tie_breaker))
 
 
 def remove(engine: Engine, name: str) -> None:

@@ -36,6 +36,7 @@ _NUMBER_LISTS = {
     ValueType.INT32_LIST: pa.int32(),
     ValueType.INT64_LIST: pa.int64(),
 }
+_BEFORE_ALL_TIMES = -(2**63)
 _INTEGER_KEYS = {ValueType.INT32, ValueType.INT64}
 
 
@@ -63,32 +64,25 @@ class TableReader:
         """The columns of the entity key."""
         return list(self._keys)
 
-    def prepared(self, table: pa.Table) -> pa.Table:
-        """The table in the order in which its rows are to be written: older ``created`` first, else as it stands.
-
-        :raises ValueError: for vectors whose lengths differ, or differ from the declared one.
-        """
+    def check(self, table: pa.Table) -> None:
+        """:raises ValueError: for vectors whose lengths differ, or differ from the declared one."""
         utils._validate_vector_field_lengths(table, self._table)
-        if self._created is None or self._created not in table.column_names:
-            return table
-        created = _times(table.column(self._created), nulls_first=True)
-        if bool((np.diff(created) >= 0).all()):
-            return table
-        return table.take(pa.array(np.argsort(created, kind="stable")))
 
     def newest(self, table: pa.Table) -> pa.Table:
         """One row an entity: of the newest event time, then of the newest ``created``, then the last; in any order."""
         if self._is_on_demand or not self._keys or table.num_rows < 2:
             return table
-        table = self.prepared(table)
-        times = _times(table.column(self._time))
-        if not bool((np.diff(times) >= 0).all()):
-            table = table.take(pa.array(np.argsort(times, kind="stable")))
+        for column in (self._created, self._time):
+            if column in table.column_names:
+                times = _times(table.column(column), nulls_first=column == self._created)
+                if not bool((np.diff(times) >= 0).all()):
+                    table = table.take(pa.array(np.argsort(times, kind="stable")))
         repeated = table.select(self.keys).to_pandas().duplicated(keep="last").to_numpy()
         return table.filter(pa.array(~repeated)) if repeated.any() else table
 
     def __call__(self, table: pa.Table) -> pa.RecordBatch:
-        """A table's rows as ``entity_id``, ``event_time_ns`` and the fields of the features.
+        """A table's rows as ``entity_id``, ``event_time_ns``, the created time where the view keeps it, and the fields
+        of the features.
 
         :raises ValueError: for a column that is not there. :raises InvalidRowError: for a value that does not fit; the
             text names the feature and the view.
@@ -98,6 +92,9 @@ class TableReader:
         else:
             times = _times(self._column(table, self._time))
         names, arrays = ["entity_id", "event_time_ns"], [self._ids(table), pa.array(times)]
+        if self._view.schema.tie_breaker is not None:
+            names.append(self._view.schema.tie_breaker)
+            arrays.append(self._created_times(table))
         for feature, kind in self._features.items():
             stored = self._view.features[feature]
             names.append(stored.field)
@@ -110,6 +107,13 @@ class TableReader:
     def _ids(self, table: pa.Table) -> pa.Array:
         columns = {name: key_column(name, self._column(table, name), kind) for name, kind in self._keys.items()}
         return entity_id_column(self._view.name, columns)
+
+    def _created_times(self, table: pa.Table) -> pa.Array:
+        """The created times in nanoseconds, null where they are unknown."""
+        if self._created not in table.column_names:
+            return pa.nulls(table.num_rows, pa.int64())
+        times = _times(table.column(self._created), nulls_first=True)
+        return pa.array(times, mask=times == _BEFORE_ALL_TIMES)
 
     def _column(self, table: pa.Table, name: str) -> pa.Array:
         if name in table.column_names:
@@ -218,7 +222,7 @@ def _times(column: Any, *, nulls_first: bool = False) -> np.ndarray[Any, np.dtyp
         nanoseconds = column.cast(pa.timestamp("ns", column.type.tz)).view(pa.int64())
     except pa.ArrowInvalid as error:
         raise InvalidRowError(f"expected event times between 1677 and 2262: {error}") from None
-    filled = nanoseconds.fill_null(np.iinfo(np.int64).min) if nanoseconds.null_count else nanoseconds
+    filled = nanoseconds.fill_null(_BEFORE_ALL_TIMES) if nanoseconds.null_count else nanoseconds
     return np.asarray(filled.to_numpy(zero_copy_only=False), np.int64)
 
 

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 from feast_quorin.names import field_name, table_schema_name
 from feast_quorin.values import Codec, codec_for
 from quorin.errors import SchemaError
-from quorin.schema import Schema, make_schema
+from quorin.schema import FeatureField, Schema, dtype, make_schema
 
 if TYPE_CHECKING:
     from feast.repo_config import RepoConfig
     from feast.value_type import ValueType
+
+
+CREATED = "created_ns"
+"""The engine's field for a row's ``created`` time. No feature's field has such a name: those end in ``__<type>``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +41,13 @@ class StoredView:
 def stored_view(config: RepoConfig, table: Any) -> StoredView:
     """The view behind a Feast object (feature, stream, on-demand or label view); equal views give the same object.
 
+    Where the source has a column of ``created`` times, rows carry them beside the features, and they break ties.
+
     :raises SchemaError: for a view without features.
     """
     features = tuple((field.name, field.dtype.to_value_type()) for field in table.features)
-    return _stored_view(table.name, table_schema_name(config, table), features)
+    has_created = bool(getattr(getattr(table, "batch_source", None), "created_timestamp_column", None))
+    return _stored_view(table.name, table_schema_name(config, table), features, has_created)
 
 
 def max_age_ns(config: RepoConfig, table: Any) -> int:
@@ -50,9 +57,14 @@ def max_age_ns(config: RepoConfig, table: Any) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _stored_view(view: str, schema_name: str, features: tuple[tuple[str, ValueType], ...]) -> StoredView:
+def _stored_view(
+    view: str, schema_name: str, features: tuple[tuple[str, ValueType], ...], has_created: bool
+) -> StoredView:
     if not features:
         raise SchemaError(f"feature view {view!r} has no features, so there is nothing to keep")
     stored = {name: StoredFeature(field_name(name, kind.name.lower()), codec_for(kind)) for name, kind in features}
-    schema = make_schema(schema_name, [feature.codec.field(feature.field) for feature in stored.values()])
+    fields = [feature.codec.field(feature.field) for feature in stored.values()]
+    if has_created:
+        fields.append(FeatureField(CREATED, dtype.int64))
+    schema = make_schema(schema_name, fields, tie_breaker=CREATED if has_created else None)
     return StoredView(view, schema, stored)

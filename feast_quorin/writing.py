@@ -35,14 +35,16 @@ def write_rows(
     engine: Engine, view: StoredView, rows: Sequence[FeastRow], progress: Callable[[int], Any] | None
 ) -> None:
     """Log the rows and wait as the settings say. Of rows for one entity the newest event time wins; of equal ones the
-    newer created time, then the later row. Features that a row leaves out stay as they are.
+    newer created time, then the later row; whatever batches they come in, if the view keeps created times, else in this
+    batch. Features that a row leaves out stay as they are.
 
     A crash in between leaves a prefix of the chunks logged; writing the rows again completes it.
 
     :raises InvalidRowError: for a value or time that the view cannot hold; the chunks before it are logged.
     """
     position = 0
-    for chunk in _chunks(_oldest_created_first(rows)):
+    ordered = _oldest_created_first(rows) if view.schema.tie_breaker is None else rows
+    for chunk in _chunks(ordered):
         for names, part in _by_features(view, chunk):
             partial = len(names) < len(view.features)
             position = engine.write(view, rows_to_batch(view, part, names), partial=partial)
@@ -64,9 +66,10 @@ def write_table(
         cannot hold; the chunks before it are logged.
     """
     reader = TableReader(view, table)
-    ordered, position = reader.prepared(rows), 0
-    for start in range(0, ordered.num_rows, TABLE_CHUNK_ROWS):
-        batch = reader(ordered.slice(start, TABLE_CHUNK_ROWS))
+    reader.check(rows)
+    position = 0
+    for start in range(0, rows.num_rows, TABLE_CHUNK_ROWS):
+        batch = reader(rows.slice(start, TABLE_CHUNK_ROWS))
         position = engine.write(view, batch)
         if progress is not None:
             progress(batch.num_rows)
@@ -75,7 +78,8 @@ def write_table(
 
 
 def rows_to_batch(view: StoredView, rows: Sequence[FeastRow], features: Sequence[str]) -> pa.RecordBatch:
-    """Rows as the engine's record batch: ``entity_id``, ``event_time_ns``, and the fields of the named features.
+    """Rows as the engine's record batch: ``entity_id``, ``event_time_ns``, the created time where the view keeps it,
+    and the fields of the named features.
 
     :raises InvalidRowError: for a value or time that does not fit. :raises EntityIdTooLongError: for a long key.
     """
@@ -84,6 +88,9 @@ def rows_to_batch(view: StoredView, rows: Sequence[FeastRow], features: Sequence
         _id_column(view, [key for key, _, _, _ in rows]),
         pa.array(np.array([to_ns(time) for _, _, time, _ in rows], np.int64)),
     ]
+    if view.schema.tie_breaker is not None:
+        names.append(view.schema.tie_breaker)
+        arrays.append(pa.array([to_ns(time) if is_time(time) else None for _, _, _, time in rows], pa.int64()))
     values = [row for _, row, _, _ in rows]
     for feature in features:
         stored = view.features[feature]

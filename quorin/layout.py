@@ -1,8 +1,9 @@
 """Rows into a segment, one at a time or in bulk, and the plain reference of how a row is found.
 
 Everything that writes ends in :func:`apply_batch`, whose order is that of event times: an older event never overwrites
-a newer one, of two with the same time the one with the later log position wins, and then the later row. So applying
-anything twice, or in another order, gives the same rows.
+a newer one; of two with the same time the one with the larger tie-breaker wins, where the schema has one, then the one
+with the later log position, and then the later row. So applying anything twice, or in another order, gives the same
+rows.
 """
 
 from __future__ import annotations
@@ -102,8 +103,12 @@ def delete(segment: Segment, entity_id: str, *, event_time_ns: int | None = None
 
     What remains is the fact of the deletion, so that an older row that comes late does not bring the entity back.
     """
+    from quorin.rows import delete_batch
+
     before = lookup(segment, entity_id)
-    result = _apply_one(segment, entity_id, packing.ColumnTable(), DELETE, event_time_ns, 0)
+    with segment.writing:
+        columns = packing.general_columns(segment.writing_view().stored, delete_batch([entity_id], event_time_ns))
+        result = _apply_one(segment, entity_id, columns, DELETE, event_time_ns, 0)
     return before is not None and bool(result[R_APPLIED])
 
 
@@ -237,7 +242,16 @@ def _apply(
         while True:
             view = segment.writing_view()
             code = kernels.apply_rows(
-                view.descriptor, words, int(kind), *ids, times, *positions, int(result[R_NEXT]), rows, result
+                view.descriptor,
+                words,
+                columns.tie,
+                int(kind),
+                *ids,
+                times,
+                *positions,
+                int(result[R_NEXT]),
+                rows,
+                result,
             )
             if code == DONE:
                 return result

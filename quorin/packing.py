@@ -17,7 +17,7 @@ import pyarrow as pa
 from quorin import format as fmt
 from quorin.abi import ARROW_ITEMS, COLUMN_ITEMS, KIND_FIXED, KIND_TEXT_LIST, KIND_VARIABLE
 from quorin.errors import InvalidRowError
-from quorin.rows import DELETE_SCHEMA, canonical_schema
+from quorin.rows import DELETE_SCHEMA, canonical_schema, fields_by_name
 from quorin.schema import FeatureField, Schema, dtype
 from quorin.values import check_value
 
@@ -34,9 +34,16 @@ _arrow_plans: WeakKeyDictionary[Schema, Words | None] = WeakKeyDictionary()
 
 
 class ColumnTable:
-    """Columns as the write kernels take them: ``words``, and the objects that own the memory it points to."""
+    """Columns as the write kernels take them: ``words``, and the objects that own the memory it points to.
 
-    def __init__(self, words: Words | None = None, owner: Any = None) -> None:
+    ``tie`` is where the column of the schema's tie-breaker begins in ``words``, -1 if it has none.
+    """
+
+    def __init__(self, schema: Schema, words: Words | None = None, owner: Any = None) -> None:
+        self._tie_breaker = schema.tie_breaker
+        self.tie = -1
+        if words is not None and schema.tie_breaker is not None:
+            self.tie = COLUMN_ITEMS * list(fields_by_name(schema)).index(schema.tie_breaker)
         self._rows: list[tuple[int, ...]] = []
         self._words = words
         self._owners: list[Any] = [_NULL, owner]
@@ -64,6 +71,8 @@ class ColumnTable:
     ) -> None:
         """One column: addresses of its parts; ``validity`` with its first bit, offsets with their width in bytes."""
         null = (cell.null_byte, cell.null_mask)
+        if cell.field.name == self._tie_breaker:
+            self.tie = COLUMN_ITEMS * len(self._rows)
         self._rows.append((cell.offset, *null, kind, values, item_bytes, *validity, *offsets, *inner))
 
 
@@ -78,17 +87,24 @@ def batch_columns(schema: Schema, batch: pa.RecordBatch) -> ColumnTable:
     _, capsule = exported = batch.__arrow_c_array__()
     words = np.empty(plan.size // ARROW_ITEMS * COLUMN_ITEMS, np.int64)
     kernels.arrow_columns(_pointer_of(capsule, b"arrow_array"), plan, _NULL_ADDRESS, words)
-    return ColumnTable(words, exported)
+    return ColumnTable(schema, words, exported)
 
 
 def general_columns(schema: Schema, batch: pa.RecordBatch) -> ColumnTable:
-    """What :func:`batch_columns` gives, for any batch with some of the fields: column by column, in Python."""
-    table = ColumnTable()
+    """What :func:`batch_columns` gives, for any batch with some of the fields: column by column, in Python.
+
+    Without a column for the schema's tie-breaker it is null in all rows, so that no row keeps that of an older event.
+    """
+    table = ColumnTable(schema)
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     for cell in fmt.body_layout(schema).cells:
         column = columns.get(cell.field.name)
         if column is not None:
             _add_arrow_column(table, cell, table.keep(column))
+        elif cell.field.name == schema.tie_breaker:
+            no_bits = table.keep(np.zeros(batch.num_rows // 8 + 1, np.uint8))
+            size = cell.field.byte_count
+            table.add(cell, kind=KIND_FIXED, values=_NULL_ADDRESS, item_bytes=size, validity=(no_bits.ctypes.data, 0))
     return table
 
 
@@ -159,7 +175,7 @@ def packed_columns(schema: Schema, row: bytes) -> ColumnTable:
     """One packed row as a batch of one for the write kernels."""
     check_packed_row(schema, row)
     layout = fmt.body_layout(schema)
-    table = ColumnTable()
+    table = ColumnTable(schema)
     memory = table.keep(np.frombuffer(row, np.uint8))
     base = memory.ctypes.data
     for cell in layout.cells:

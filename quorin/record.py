@@ -158,9 +158,11 @@ def translate_batch(batch: pa.RecordBatch, kind: int, schema: Schema) -> pa.Reco
     canonical = canonical_schema(schema)
     if kind == Kind.upsert and batch.schema.equals(canonical):
         return batch
-    fields = fields_by_name(schema)
+    fields, tie_breaker = fields_by_name(schema), schema.tie_breaker
     if kind == Kind.partial:
-        fields = {name: field for name, field in fields.items() if name in batch.schema.names}
+        given = set(batch.schema.names).intersection(fields)
+        # The tie-breaker belongs to the event, so a row that does not name it has none.
+        fields = {name: field for name, field in fields.items() if name in given or (given and name == tie_breaker)}
         canonical = subset_schema(schema, fields)
     columns = [batch.column(0), batch.column(1)]
     for name, field in fields.items():

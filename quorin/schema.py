@@ -136,11 +136,15 @@ class FeatureField:
 class FeatureSchema:
     """Base of all schemas: subclass it with ``version`` and ``fields``.
 
-    :raises SchemaError: when the class is defined with a bad name, ``version`` or ``fields``.
+    ``tie_breaker`` may name an int64 scalar field that decides between rows of one entity and one event time: the
+    larger value wins, then the later write. A null counts as the smallest, and so does a deletion, which has none.
+
+    :raises SchemaError: when the class is defined with a bad name, ``version``, ``fields`` or ``tie_breaker``.
     """
 
     version: ClassVar[int]
     fields: ClassVar[list[FeatureField] | tuple[FeatureField, ...]]
+    tie_breaker: ClassVar[str | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -187,18 +191,16 @@ def fingerprint(schema: Schema) -> int:
 
 def schema_to_json(schema: Schema) -> str:
     """The schema as canonical JSON: equal schemas give equal text."""
-    return json.dumps(
-        {
-            "name": schema.__name__,
-            "version": schema.version,
-            "fields": [
-                {"name": f.name, "dtype": f.dtype.name, "shape": list(f.shape), "default": f.default}
-                for f in schema.fields
-            ],
-        },
-        separators=(",", ":"),
-        ensure_ascii=False,
-    )
+    parts: dict[str, Any] = {
+        "name": schema.__name__,
+        "version": schema.version,
+        "fields": [
+            {"name": f.name, "dtype": f.dtype.name, "shape": list(f.shape), "default": f.default} for f in schema.fields
+        ],
+    }
+    if schema.tie_breaker is not None:
+        parts["tie_breaker"] = schema.tie_breaker
+    return json.dumps(parts, separators=(",", ":"), ensure_ascii=False)
 
 
 def schema_from_json(text: str) -> Schema:
@@ -209,16 +211,22 @@ def schema_from_json(text: str) -> Schema:
     try:
         parts = json.loads(text)
         fields = [FeatureField(f["name"], dtype[f["dtype"]], tuple(f["shape"]), f["default"]) for f in parts["fields"]]
-        name, version = parts["name"], parts["version"]
+        name, version, tie_breaker = parts["name"], parts["version"], parts.get("tie_breaker")
     except (ValueError, KeyError, TypeError) as error:
         raise SchemaError(f"not a schema in JSON ({error!r}): {text[:200]!r}") from error
-    return make_schema(name, fields, version=version)
+    return make_schema(name, fields, version=version, tie_breaker=tie_breaker)
 
 
-def make_schema(name: str, fields: list[FeatureField] | tuple[FeatureField, ...], *, version: int = 1) -> Schema:
+def make_schema(
+    name: str,
+    fields: list[FeatureField] | tuple[FeatureField, ...],
+    *,
+    version: int = 1,
+    tie_breaker: str | None = None,
+) -> Schema:
     """A schema class built at run time; the same checks as for a class statement."""
     check_schema_name(name)
-    return type(name, (FeatureSchema,), {"version": version, "fields": fields})
+    return type(name, (FeatureSchema,), {"version": version, "fields": fields, "tie_breaker": tie_breaker})
 
 
 def schema_to_arrow(schema: Schema) -> pa.Schema:
@@ -344,3 +352,6 @@ def _check_schema(cls: Schema) -> None:
         if field.name in seen:
             raise SchemaError(f"schema {name!r}: field {field.name!r} is defined twice")
         seen.add(field.name)
+    able = [field.name for field in fields if field.dtype is dtype.int64 and field.shape == ()]
+    if cls.tie_breaker is not None and cls.tie_breaker not in able:
+        raise SchemaError(f"schema {name!r}: tie_breaker {cls.tie_breaker!r} is none of its int64 scalars, {able}")

@@ -100,7 +100,15 @@ def compile_stepping_kernel() -> Any:
     write.give_back_row = stepping(njit(write.give_back_row.py_func), 2)
     for name in ("begin_row", "take_heap", "counter", "count_change", "zero", "is_null"):
         setattr(write, name, njit(inline="always")(getattr(write, name).py_func))
-    for name in ("find_slot", "take_free_row", "variable_bytes", "write_variable", "heap_needed", "heap_replaced"):
+    for name in (
+        "find_slot",
+        "take_free_row",
+        "tie_order",
+        "variable_bytes",
+        "write_variable",
+        "heap_needed",
+        "heap_replaced",
+    ):
         setattr(write, name, njit(getattr(write, name).py_func))
     for name in ("write_key", "write_body"):
         setattr(write, name, njit(getattr(write, name).py_func))

@@ -70,6 +70,9 @@ def test_a_wrong_field_is_refused_where_it_is_defined(arguments: Any, error: typ
         ({"version": 1, "fields": []}, "non-empty"),
         ({"version": 1, "fields": [FeatureField("a", dtype.bool)] * 2}, "'a' is defined twice"),
         ({"version": 1, "fields": [FeatureField(f"f{i}", dtype.bool) for i in range(5000)]}, "5000"),
+        ({"version": 1, "fields": [FeatureField("a", dtype.int64)], "tie_breaker": "b"}, "'b'"),
+        ({"version": 1, "fields": [FeatureField("a", dtype.int32)], "tie_breaker": "a"}, "int64 scalars, []"),
+        ({"version": 1, "fields": [FeatureField("a", dtype.int64, (2,))], "tie_breaker": "a"}, "'a'"),
     ],
 )
 def test_a_wrong_schema_is_refused_where_it_is_defined(body: dict[str, Any], text: str) -> None:
@@ -128,6 +131,8 @@ def test_a_fingerprint_sees_every_part() -> None:
         make_schema("A", [FeatureField("a", dtype.float32, (1,))]),
         make_schema("A", [FeatureField("a", dtype.float32, (), 0.0)]),
         make_schema("A", [field, FeatureField("b", dtype.float32)]),
+        make_schema("A", [field, FeatureField("b", dtype.int64)]),
+        make_schema("A", [field, FeatureField("b", dtype.int64)], tie_breaker="b"),
     ]
     prints = {fingerprint(schema) for schema in [make_schema("A", [field]), *others]}
     assert len(prints) == len(others) + 1

@@ -43,7 +43,7 @@ mark_ids = _compiled(measure.mark_ids, _INT, _INT, _INT, _BYTES)
 hash_one = _compiled(read.hash_one, _TEXT, _WORD, _WORD)
 
 arrow_columns = _compiled(arrow.arrow_columns, _INT, _WORDS, _INT, _WORDS)
-apply_rows = _compiled(write.apply_rows, _WORDS, _WORDS, *[_INT] * 9, _WORDS)
+apply_rows = _compiled(write.apply_rows, _WORDS, _WORDS, *[_INT] * 10, _WORDS)
 copy_rows = _compiled(carry.copy_rows, _WORDS, _WORDS, _WORDS, *[_INT] * 3, _WORDS)
 recover = _compiled(write.recover, _WORDS, _BYTES)
 

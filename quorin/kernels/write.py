@@ -91,6 +91,9 @@ _CELL_OFFSET, _CELL_BYTES, _CELL_COUNT = (fmt.cell_offset(part) for part in ("of
 _CELL_SIZE = fmt.VAR_CELL.itemsize
 _LAST_ALIGNED = fmt.HEAP_ALIGNMENT - 1
 
+_UNKNOWN = -(2**63)
+"""What a null tie-breaker, or that of a deletion, counts as."""
+
 _LOW_32 = np.uint64(0xFFFFFFFF)
 _SHIFT_32 = np.uint64(32)
 _ONE = np.uint64(1)
@@ -98,14 +101,15 @@ _ONE = np.uint64(1)
 
 @njit(cache=True, nogil=True, boundscheck=False)
 def apply_rows(
-    place, columns, mode, offsets, offset_bytes, ids, event_times, positions, position_step, first, last, result
+    place, columns, tie, mode, offsets, offset_bytes, ids, event_times, positions, position_step, first, last, result
 ):
     """Apply rows ``first … last-1`` of a batch, each published on its own, in order.
 
-    A row older in event time than the stored one, or of the same time and a lower log position, is passed over. Log
-    positions stand ``position_step`` bytes apart; 0 means one for all rows. Adds to
-    ``result`` how many took effect and how many entities came into being, and sets in it the first row that was not
-    looked at: the batch is DONE, or the segment is out of rows (ROWS_FULL) or heap (HEAP_FULL) and must grow first.
+    A row older in event time than the stored one is passed over; of one time, the one with the lower tie-breaker; then
+    the one with the lower log position. ``tie`` is where the tie-breaker's column begins in ``columns``, -1 without
+    one. Log positions stand ``position_step`` bytes apart; 0 means one for all rows. Adds to ``result`` how many took
+    effect and how many entities came into being, and sets in it the first row that was not looked at: the batch is
+    DONE, or the segment is out of rows (ROWS_FULL) or heap (HEAP_FULL) and must grow first.
     """
     k0 = np.uint64(place[D_SEED_0])
     k1 = np.uint64(place[D_SEED_1])
@@ -129,8 +133,12 @@ def apply_rows(
         if word != 0:
             old = row_address(place, word)
             stored = load_i64(old + _EVENT_TIME)
-            if event_time < stored or (event_time == stored and position < load_i64(old + _POSITION)):
+            if event_time < stored:
                 continue
+            if event_time == stored:
+                order = 0 if tie < 0 else tie_order(place, old, columns, tie, i)
+                if order < 0 or (order == 0 and position < load_i64(old + _POSITION)):
+                    continue
             alive = load_u16(old + _FLAGS) & _DELETED == 0
         elif counter(place, _ENTITY_COUNT) + counter(place, _DELETED_COUNT) >= place[D_CAPACITY]:
             return ROWS_FULL
@@ -163,6 +171,18 @@ def apply_rows(
             give_back_row(place, np.int64((word & _LOW_32) - _ONE))
     result[R_NEXT] = last
     return DONE
+
+
+@njit(boundscheck=False)
+def tie_order(place, old, columns, tie, i):
+    """How row ``i`` stands to the stored row by the tie-breaker: below 0 before it, above 0 behind it."""
+    body, stored, new = old + place[D_BODY_OFFSET], _UNKNOWN, _UNKNOWN
+    has_body = load_u16(old + _FLAGS) & _DELETED == 0
+    if has_body and load_u8(body + columns[tie + C_NULL_BYTE]) & columns[tie + C_NULL_MASK]:
+        stored = load_i64(body + columns[tie + C_CELL])
+    if not is_null(columns, tie, i):
+        new = load_i64(columns[tie + C_VALUES] + 8 * i)
+    return np.int64(new > stored) - np.int64(new < stored)
 
 
 @njit(inline="always")

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from quorin.columns import cast_entity_ids, cast_event_times
 from quorin.errors import InvalidRowError
+from quorin.offline.columns import column_name
 from quorin.record import Kind
 from quorin.rows import ENTITY_ID, EVENT_TIME
 from quorin.values import check_event_time
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 AS_OF = "as_of_time_ns"
 _CODED_ROWS = 1 << 21
+_TIE = "tie"
 _LATEST_NS = 2**63 - 1
 _EARLIEST_NS = -(2**63)
 
@@ -57,12 +59,14 @@ class Queries:
 class Keys:
     """The history's rows of some entities in the order of the log, one array a part.
 
-    ``entity`` (int32) numbers the entities, ``time`` (int64) is the event time, ``number`` (int64) the row's number in
-    the history, ``kind`` (uint8) and ``fields`` (int32: which set of ``field_sets`` a partial row sets, else -1).
+    ``entity`` (int32) numbers the entities, ``time`` (int64) is the event time, ``tie`` (int64) the tie-breaker, the
+    least number where there is none, ``number`` (int64) the row's number in the history, ``kind`` (uint8) and
+    ``fields`` (int32: which set of ``field_sets`` a partial row sets, else -1).
     """
 
     entity: np.ndarray[Any, np.dtype[np.int32]]
     time: Longs
+    tie: Longs
     number: Longs
     kind: np.ndarray[Any, np.dtype[np.uint8]]
     fields: np.ndarray[Any, np.dtype[np.int32]]
@@ -72,7 +76,7 @@ class Keys:
 def answer(schema: Schema, loaded: Loaded, asked: Queries) -> pa.Table:
     """The row in force for each query, in the order of the queries, nulls where there is none."""
     entities = asked.ids.dictionary_encode()
-    keys = _keys_of(loaded, entities.dictionary)
+    keys = _keys_of(schema, loaded, entities.dictionary)
     chosen = _newest_at(keys, entities.indices.to_numpy(), asked.times)
     dead = (chosen >= 0) & (keys.kind[chosen] == Kind.delete) if len(keys.kind) else chosen >= 0
     chosen[dead] = -1
@@ -91,14 +95,15 @@ def latest(schema: Schema, loaded: Loaded, as_of_time_ns: int | None) -> pa.Tabl
     return found.filter(pc.is_valid(found.column(EVENT_TIME))).drop_columns(AS_OF)
 
 
-def _keys_of(loaded: Loaded, ids: pa.Array) -> Keys:
+def _keys_of(schema: Schema, loaded: Loaded, ids: pa.Array) -> Keys:
     """The keys of all rows of these entities; the place of an id in ``ids`` is its number."""
     names = ["entity_id", "event_time", "kind"] + (["partial_fields"] if loaded.has_partial_rows else [])
+    tie = None if schema.tie_breaker is None else column_name(schema.tie_breaker)
     parts: list[tuple[Any, ...]] = []
     waiting: list[pa.RecordBatch] = []
     base, rows = 0, 0
-    for first, batch in loaded.keys(names):
-        waiting.append(batch)
+    for first, batch in loaded.keys(names if tie is None else [*names, tie]):
+        waiting.append(batch if tie is None else _with_ties(batch, names, tie))
         rows = first + len(batch)
         if rows - base >= _CODED_ROWS:
             parts.append(_coded(waiting, base, ids))
@@ -107,14 +112,25 @@ def _keys_of(loaded: Loaded, ids: pa.Array) -> Keys:
         parts.append(_coded(waiting, base, ids))
     if not parts:
         codes, longs = np.zeros(0, np.int32), np.zeros(0, np.int64)
-        return Keys(codes, longs, longs, np.zeros(0, np.uint8), codes, [])
-    entity, time, number, kind = (np.concatenate([part[i] for part in parts]) for i in range(4))
-    fields = pa.chunked_array([part[4] for part in parts]).combine_chunks().dictionary_encode()
+        return Keys(codes, longs, longs, longs, np.zeros(0, np.uint8), codes, [])
+    entity, time, ties, number, kind = (np.concatenate([part[i] for part in parts]) for i in range(5))
+    fields = pa.chunked_array([part[5] for part in parts]).combine_chunks().dictionary_encode()
     if isinstance(fields, pa.ChunkedArray):
         fields = fields.combine_chunks()
     codes = fields.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     sets = [frozenset(text.split(",")) if text else frozenset() for text in fields.dictionary.to_pylist()]
-    return Keys(entity, time, number, kind, codes, sets)
+    return Keys(entity, time, ties, number, kind, codes, sets)
+
+
+def _with_ties(batch: pa.RecordBatch, names: list[str], tie: str) -> pa.RecordBatch:
+    """The named columns and then the tie-breaker as it counts, which a file of an older version may lack."""
+    known = tie in batch.schema.names
+    ties = batch.column(tie).cast(pa.int64()).fill_null(_EARLIEST_NS) if known else _no_ties(len(batch))
+    return pa.RecordBatch.from_arrays([*(batch.column(name) for name in names), ties], [*names, _TIE])
+
+
+def _no_ties(count: int) -> pa.Array:
+    return pa.array(np.full(count, _EARLIEST_NS, np.int64))
 
 
 def _coded(batches: list[pa.RecordBatch], base: int, ids: pa.Array) -> tuple[Any, ...]:
@@ -126,9 +142,11 @@ def _coded(batches: list[pa.RecordBatch], base: int, ids: pa.Array) -> tuple[Any
         if "partial_fields" in table.schema.names
         else pa.nulls(int(kept.sum()), pa.string())
     )
+    ties = table.column(_TIE) if _TIE in table.schema.names else _no_ties(len(table))
     return (
         codes.drop_null().to_numpy(),
         table.column("event_time").cast(pa.int64()).to_numpy()[kept],
+        ties.to_numpy()[kept],
         np.flatnonzero(kept) + base,
         table.column("kind").to_numpy()[kept],
         partial,
@@ -138,14 +156,15 @@ def _coded(batches: list[pa.RecordBatch], base: int, ids: pa.Array) -> tuple[Any
 def _newest_at(keys: Keys, entity: np.ndarray[Any, Any], times: Longs) -> Longs:
     """For each query the index in ``keys`` of the newest row at or before its time, -1 if there is none.
 
-    Of rows with one event time the last in the log.
+    Of rows with one event time the one with the largest tie-breaker, then the last in the log.
     """
     if not len(keys.time) or not len(times):
         return np.full(len(times), -1, np.int64)
     import polars as pl
 
-    # Sorted stably by time, rows of one time stay in the order of the log; the join takes the last that fits.
-    order = np.argsort(keys.time, kind="stable")
+    # Sorted stably, rows that are equal in both stay in the order of the log; the join takes the last that fits.
+    has_ties = keys.tie.max() > _EARLIEST_NS
+    order = np.lexsort((keys.tie, keys.time)) if has_ties else np.argsort(keys.time, kind="stable")
     asked = np.argsort(times, kind="stable")
     right = pl.DataFrame({"entity": keys.entity[order], "time": keys.time[order], "row": order})
     left = pl.DataFrame({"entity": entity[asked].astype(np.int32), "time": times[asked]})
@@ -203,9 +222,10 @@ def _merge_entity(
     rows: Longs, keys: Keys, sets: list[np.ndarray[Any, Any]], needed: set[int], merged: dict[int, Any]
 ) -> None:
     """Apply one entity's rows in the order of the log; note in ``merged`` where the needed ones' fields come from."""
-    times: list[int] = []
+    times: list[tuple[int, int]] = []
     states: list[Any] = []
-    for row, time, kind in zip(rows.tolist(), keys.time[rows].tolist(), keys.kind[rows].tolist(), strict=True):
+    order = zip(keys.time[rows].tolist(), keys.tie[rows].tolist(), strict=True)
+    for row, time, kind in zip(rows.tolist(), order, keys.kind[rows].tolist(), strict=True):
         place = bisect_right(times, time)
         state: Any = row if kind == Kind.upsert else -1
         if kind == Kind.partial:

@@ -198,7 +198,6 @@ def test_the_newest_row_of_an_entity_is_chosen_then_the_newest_created_then_the_
     table = rows(at, k=[1, 1, 1, 1, 2, 2, 2], created=created)
     assert reader(created="created").newest(table).column("n").to_pylist() == [6, 2]
     assert reader().newest(table).column("n").to_pylist() == [6, 3]
-    assert reader(created="created").prepared(table).column("n").to_pylist() == [4, 5, 6, 3, 1, 2, 0]
 
 
 def test_vectors_of_other_lengths_are_refused_as_in_feast() -> None:
@@ -212,4 +211,4 @@ def test_vectors_of_other_lengths_are_refused_as_in_feast() -> None:
     )
     ragged = pa.table({"n": pa.array([[1.0, 2.0]], pa.list_(pa.float32()))})
     with pytest.raises(ValueError, match="3"):
-        TableReader(VIEW, table).prepared(ragged)
+        TableReader(VIEW, table).check(ragged)
