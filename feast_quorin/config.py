@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from feast.repo_config import FeastConfigBaseModel, FeastConfigError
-from pydantic import Field, StrictBool, StrictStr, ValidationError, field_validator, model_validator
+from pydantic import Field, StrictBool, StrictStr, ValidationError, ValidationInfo, field_validator, model_validator
 
 from quorin.errors import QuorinError
 from quorin.shm import default_shm_dir
@@ -65,9 +65,14 @@ class StoreSettings(FeastConfigBaseModel):
     """Whether rows older than their view's ``ttl`` are answered as null with the status ``OUTSIDE_MAX_AGE``. Feast
     itself serves them like any other."""
 
-    @field_validator("capacity", "timeout_ms", mode="before")
+    key_ttl_seconds: int | None = None
+    """How many seconds after its last write a row is answered like one that was never written; None for ever."""
+
+    @field_validator("capacity", "timeout_ms", "key_ttl_seconds", mode="before")
     @classmethod
-    def _positive(cls, value: Any) -> Any:
+    def _positive(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None and info.field_name == "key_ttl_seconds":
+            return None
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError("expected a whole number of 1 and more")
         return value

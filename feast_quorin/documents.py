@@ -75,7 +75,7 @@ def nearest(engine: Engine, view: StoredView, table: Any, features: Sequence[str
     if declared and len(query.embedding) != declared:
         raise InvalidRowError(f"expected a query of {declared} numbers for {name!r}, got {len(query.embedding)}")
     field = view.features[name].field
-    found = engine.follow(view, lambda segment: _search(segment, view, field, query, metric))
+    found = engine.follow(view, lambda segment: _search(engine, segment, view, field, query, metric))
     if not found:
         return []
     wanted = {feature: view.features[feature].field for feature in dict.fromkeys([*features, name])}
@@ -118,13 +118,16 @@ def as_feast_reads_them(documents: Sequence[Document]) -> list[tuple[Any, Any, d
     return answers
 
 
-def _search(segment: Segment, view: StoredView, field: str, query: Query, metric: Any) -> list[str]:
+def _search(engine: Engine, segment: Segment, view: StoredView, field: str, query: Query, metric: Any) -> list[str]:
     if field not in {stored.name for stored in segment.schema.fields}:
         return []
-    among = None
+    among: Any = None
+    if query.filters is not None or engine.rows_expire:
+        among = vector.entity_ids(segment)
+    if engine.rows_expire:
+        among = among.filter(pa.array(engine.reader_of(segment, [])(among).found))
     if query.filters is not None:
-        ids = vector.entity_ids(segment)
-        among = ids.filter(matching(view, query.filters, segment, ids))
+        among = among.filter(matching(view, query.filters, segment, among))
     return vector.search(segment, field, query.embedding, k=query.k, metric=metric, among=among).entity_ids
 
 

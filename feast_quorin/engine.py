@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from feast_quorin.infrastructure import apply_view
 from feast_quorin.keys import MAX_ID_BYTES
@@ -31,7 +31,7 @@ from quorin.hydration import build_segment
 from quorin.offline import ParquetDatasetStore
 from quorin.schema import Schema, schema_from_json, schema_to_json
 from quorin.shm import Segment, SegmentRegistry
-from quorin.wal import WALProducer
+from quorin.wal import WALProducer, position_at
 from quorin.wal_consumer import WALConsumer
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from feast_quorin.config import StoreSettings
     from feast_quorin.views import StoredView
+    from quorin.assembly import Columns
 
 Answer = TypeVar("Answer")
 
@@ -81,9 +82,28 @@ class Engine:
         def read_kept(segment: Segment) -> tuple[list[str], pa.RecordBatch]:
             stored = {field.name for field in segment.schema.fields}
             kept = [name for name in fields if name in stored]
-            return kept, assembly.read(segment, ids, kept)
+            return kept, self.reader_of(segment, kept)(ids).to_batch()
 
         return self.follow(view, read_kept)
+
+    def reader_of(self, segment: Segment, fields: Sequence[str]) -> Callable[[Any], Columns]:
+        """What reads fields of a segment's rows as columns; rows past ``key_ttl_seconds`` are not found."""
+        seconds = self._settings.key_ttl_seconds
+        if not seconds:
+            return assembly.column_reader(segment, fields)
+        read = assembly.column_reader(segment, fields, positions=True)
+
+        def read_living(ids: Any) -> Columns:
+            columns = read(ids)
+            columns.drop(columns.found & (columns.positions < position_at(time.time_ns() // 10**6 - 1000 * seconds)))
+            return columns
+
+        return read_living
+
+    @property
+    def rows_expire(self) -> bool:
+        """Whether rows are forgotten some time after they were written."""
+        return self._settings.key_ttl_seconds is not None
 
     def follow(self, view: StoredView, action: Callable[[Segment], Answer]) -> Answer:
         """Do something with a view's current segment, and again if the segment is replaced by one with other fields.

@@ -7,10 +7,10 @@ One entity is read as plain Python values (:class:`quorin.assembly.OneRow`), man
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from quorin.assembly import ColumnReader, Columns, OneRow, RowReader, column_reader, row_reader
+from quorin.assembly import Columns, OneRow, RowReader, row_reader
 from quorin.errors import SchemaMismatchError, SegmentClosedError, SegmentNotFoundError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class ViewReader:
     def one(self, entity_id: str) -> OneRow | None:
         """One entity, or None where only :meth:`many` serves: not found at once, or not all the fields are there."""
         bound = self._bound
-        if bound is None or not self._is_fresh(bound) or len(bound.fields) < len(self._fields):
+        if bound is None or bound.one is None or not self._is_fresh(bound) or len(bound.fields) < len(self._fields):
             return None
         try:
             return bound.one(entity_id)
@@ -75,7 +75,8 @@ class ViewReader:
         segment = self._engine.reader(self._view)
         if bound is None or bound.segment is not segment:
             stored = {field.name for field in segment.schema.fields}
-            self._bound = bound = _Bound(segment, [name for name in self._fields if name in stored])
+            kept = [name for name in self._fields if name in stored]
+            self._bound = bound = _Bound(self._engine, segment, kept)
         self._look_again = now + LOOK_SECONDS
         return bound
 
@@ -88,8 +89,9 @@ class _Bound:
 
     __slots__ = ("fields", "many", "one", "segment")
 
-    def __init__(self, segment: Segment, fields: list[str]) -> None:
+    def __init__(self, engine: Engine, segment: Segment, fields: list[str]) -> None:
         self.segment = segment
         self.fields = tuple(fields)
-        self.one: RowReader = row_reader(segment, fields)
-        self.many: ColumnReader = column_reader(segment, fields)
+        # Only columns come with what tells when their rows were written.
+        self.one: RowReader | None = None if engine.rows_expire else row_reader(segment, fields)
+        self.many: Callable[[Any], Columns] = engine.reader_of(segment, fields)

@@ -104,12 +104,14 @@ def read(segment: Segment, entity_ids: Any, fields: Sequence[str] | None = None)
     return column_reader(segment, fields)(entity_ids).to_batch()
 
 
-def column_reader(segment: Segment, fields: Sequence[str] | None = None) -> ColumnReader:
+def column_reader(segment: Segment, fields: Sequence[str] | None = None, *, positions: bool = False) -> ColumnReader:
     """A callable that reads a choice of fields, of any type, as typed columns; what :func:`read` does, without Arrow.
+
+    With ``positions`` it reads the log positions of the rows too.
 
     :raises InvalidRowError: for fields that the schema does not have.
     """
-    return ColumnReader(segment, fields)
+    return ColumnReader(segment, fields, positions=positions)
 
 
 def row_reader(segment: Segment, fields: Sequence[str] | None = None) -> RowReader:
@@ -200,18 +202,19 @@ class Reader:
 class ColumnReader:
     """Bound to a segment and a choice of fields: ``reader(entity_ids)`` gives :class:`quorin.columnar.Columns`."""
 
-    __slots__ = ("_names", "_segment")
+    __slots__ = ("_names", "_positions", "_segment")
 
-    def __init__(self, segment: Segment, fields: Sequence[str] | None = None) -> None:
+    def __init__(self, segment: Segment, fields: Sequence[str] | None = None, *, positions: bool = False) -> None:
         self._segment = segment
         self._names = None if fields is None else tuple(fields)
-        column_plan(segment.current_view(), self._names)
+        self._positions = positions
+        column_plan(segment.current_view(), self._names, positions=positions)
 
     def __call__(self, entity_ids: Any) -> Columns:
         """The rows of entities, in the order asked for. Batches release the GIL."""
         if type(entity_ids) is list and len(entity_ids) == 1 and type(entity_ids[0]) is str:
             view = self._segment.current_view()
-            plan = column_plan(view, self._names)
+            plan = column_plan(view, self._names, positions=self._positions)
             columns = Columns(plan, view, entity_ids, _COMPILED_GATHER)
             if _read_one(plan.words(1), entity_ids[0], columns.buffer) == FOUND:
                 columns.found[0] = True
@@ -219,7 +222,7 @@ class ColumnReader:
         ids = buffers.id_array(entity_ids)
         while True:
             view = self._segment.current_view()
-            plan = column_plan(view, self._names)
+            plan = column_plan(view, self._names, positions=self._positions)
             columns = Columns(plan, view, ids, _COMPILED_GATHER)
             if _read_many(view, plan.words(len(ids)), ids, columns.buffer, columns.found, math.nan):
                 return columns

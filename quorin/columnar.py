@@ -1,8 +1,8 @@
 """Typed columns of many rows: where reads put them, and how they become NumPy and Arrow arrays.
 
 A :class:`ColumnPlan` lays the chosen fields of a row out as columns in one buffer, so that the read kernel fills them
-in one pass and they are handed on without copying: event times first, then the cells, largest alignment first, the
-validity bits last. :class:`Columns` is such a buffer, filled.
+in one pass and they are handed on without copying: event times first, then log positions if they are asked for, the
+cells, largest alignment first, the validity bits last. :class:`Columns` is such a buffer, filled.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Cells = np.ndarray[Any, Any]
 
-_EVENT_TIME_BYTES = 8
+_EVENT_TIME_BYTES = _POSITION_BYTES = 8
 _MOST_PLANS = 64
 
 
@@ -50,7 +50,7 @@ class ColumnPlan:
     collector comes by.
     """
 
-    def __init__(self, view: SegmentView, fields: Sequence[FeatureField]) -> None:
+    def __init__(self, view: SegmentView, fields: Sequence[FeatureField], *, positions: bool = False) -> None:
         body, layout = view.layout.body_offset, fmt.body_layout(view.stored)
         cells = {cell.field.name: cell for cell in layout.cells}
         self.cells = [_cell(cells.get(field.name), field, layout) for field in fields]
@@ -59,6 +59,10 @@ class ColumnPlan:
         sources = [(fmt.row_offset("event_time_ns"), _EVENT_TIME_BYTES, RAW_BYTES)]
         self.starts = [0] * len(self.fields)
         end = _EVENT_TIME_BYTES
+        self.has_positions = positions
+        if positions:
+            sources.append((fmt.row_offset("position"), _POSITION_BYTES, RAW_BYTES))
+            end += _POSITION_BYTES
         for index in sorted(range(len(self.fields)), key=lambda i: -fmt.alignment(self.fields[i])):
             cell = self.cells[index]
             sources.append((body + cell.offset, cell.byte_count, RAW_BYTES if cell.null_mask else ZEROS))
@@ -67,7 +71,8 @@ class ColumnPlan:
         self.bits_start, self.bits_count = end, layout.bitmap_bytes
         sources.append((body + layout.bitmap_offset, layout.bitmap_bytes, RAW_BYTES))
         self.row_bytes = end + layout.bitmap_bytes
-        self._starts = np.cumsum([0, *(count for _, count, _ in sources[:-1])])
+        self.column_bytes = [count for _, count, _ in sources[:-1]]
+        self._starts = np.cumsum([0, *self.column_bytes])
         spans = [[source, 0, count, count, code] for source, count, code in sources]
         self._words = read_plan(view, self.row_bytes, spans, [], MISSING_ZEROS)
         self._targets = slice(P_SPANS + SPAN_TARGET, P_SPANS + SPAN_ITEMS * len(spans), SPAN_ITEMS)
@@ -107,22 +112,22 @@ def _cell(stored: fmt.Cell | None, field: FeatureField, layout: fmt.BodyLayout) 
     return fmt.Cell(field, 0, layout.bitmap_offset, 0)
 
 
-def column_plan(view: SegmentView, names: Sequence[str] | None) -> ColumnPlan:
-    """The plan for the named fields (all, if None), made once a view.
+def column_plan(view: SegmentView, names: Sequence[str] | None, *, positions: bool = False) -> ColumnPlan:
+    """The plan for the named fields (all, if None), and for log positions if they are wanted; made once a view.
 
     :raises InvalidRowError: for a name that is no field of the schema.
     """
-    key = None if names is None else tuple(names)
+    key = (None if names is None else tuple(names), positions)
     plan: ColumnPlan | None = view.column_plans.get(key)
     if plan is None:
         known = {field.name: field for field in view.schema.fields}
-        chosen = list(known) if key is None else list(key)
+        chosen = list(known) if names is None else list(names)
         unknown = [name for name in chosen if name not in known]
         if unknown:
             raise InvalidRowError(f"{view.schema.__name__} has no fields {unknown}; it has {list(known)}")
         if len(view.column_plans) >= _MOST_PLANS:
             view.column_plans.clear()
-        plan = view.column_plans[key] = ColumnPlan(view, [known[name] for name in chosen])
+        plan = view.column_plans[key] = ColumnPlan(view, [known[name] for name in chosen], positions=positions)
     return plan
 
 
@@ -175,6 +180,17 @@ class Columns:
         """Event times in nanoseconds since the epoch, int64 of shape ``(N,)``; 0 where not found."""
         return self.buffer[: _EVENT_TIME_BYTES * len(self.found)].view(np.int64)
 
+    @property
+    def positions(self) -> Words:
+        """The log positions of the writes that made the rows, int64 of shape ``(N,)``; 0 where not found.
+
+        :raises InvalidRowError: if the reader was not made with ``positions=True``.
+        """
+        if not self._plan.has_positions:
+            raise InvalidRowError("log positions were not read: make the reader with positions=True")
+        count = len(self.found)
+        return self.buffer[_EVENT_TIME_BYTES * count : (_EVENT_TIME_BYTES + _POSITION_BYTES) * count].view(np.int64)
+
     def values(self, index: int) -> np.ndarray[Any, Any]:
         """A fixed-size field's values, shape ``(N, *field.shape)``, without copying; zeros where null or not found."""
         field = self._plan.fields[index]
@@ -201,6 +217,18 @@ class Columns:
         """Take every value of some rows for null; ``hidden`` says of which. They stay found, with their event times."""
         if rows.any():
             self.hidden = rows
+            self._bits()[rows] = 0
+            self._complete = None
+
+    def drop(self, rows: Mask) -> None:
+        """Take some rows for not found."""
+        if rows.any():
+            columns = self.buffer[: self._plan.bits_start * len(self.found)]
+            start = 0
+            for size in self._plan.column_bytes:
+                columns[start : start + size * len(self.found)].reshape(len(self.found), size)[rows] = 0
+                start += size * len(self.found)
+            self.found[rows] = False
             self._bits()[rows] = 0
             self._complete = None
 

@@ -19,7 +19,7 @@ from quorin.errors import (
     SegmentNotFoundError,
     WriteSyncTimeoutError,
 )
-from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SEQUENCE_BITS
 from quorin.record import Kind, encode
 from quorin.row_record import encode_row
 from quorin.rows import check_entity_id, checked_row, delete_batch, row_batch, rows_batch, to_batch
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from quorin.schema import Schema
     from quorin.shm import Segment, SegmentRegistry
 
-__all__ = ["LogFullError", "Pipeline", "WALProducer", "WriteSyncTimeoutError"]
+__all__ = ["LogFullError", "Pipeline", "WALProducer", "WriteSyncTimeoutError", "position_at"]
 
 MAX_ENTRY_ROWS = 8192
 MAX_ENTRY_BYTES = 1 << 20
@@ -43,6 +43,14 @@ DEFAULT_MAX_ENTRIES = 1_000_000
 DEFAULT_WAIT_MS = 100.0
 _SPIN_SECONDS = 0.001
 _BLOCKED_SECONDS = 0.02
+
+
+def position_at(time_ms: int) -> int:
+    """The lowest position that an entry appended at a time can have, in milliseconds since the epoch.
+
+    The time is Redis' own, or this machine's with the embedded log; positions never go back when a clock does.
+    """
+    return max(0, time_ms) << SEQUENCE_BITS
 
 
 class WALProducer:

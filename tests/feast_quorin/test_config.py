@@ -49,6 +49,7 @@ def test_paths_are_relative_to_the_repository(tmp_path: Path) -> None:
         ({"capacity": 0}, "capacity: expected a whole number of 1 and more, got 0"),
         ({"capacity": 1.5}, "capacity: .*got 1.5"),
         ({"timeout_ms": True}, "timeout_ms: .*got True"),
+        ({"key_ttl_seconds": 0}, "key_ttl_seconds: expected a whole number of 1 and more, got 0"),
         ({"type": "redis"}, "type: .*'quorin'.*got 'redis'"),
     ],
 )
