@@ -11,6 +11,7 @@ import math
 import queue
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EmptyDatasetError", "HydrationConflictError", "HydrationResult", "hydrate"]
 
-_BATCHES_AHEAD = 4
+_BATCHES_AHEAD = 16
+"""Decoded while entities are counted and memory is reserved; a batch has a few megabytes."""
 _BITMAP_BITS = (16, 27)
 _LEAST_ID_BYTES = 64
 
@@ -124,20 +126,21 @@ def build_segment(
     loaded = store.load(schema)
     if not loaded.row_count:
         raise EmptyDatasetError(f"the history {store!r} has no row of {schema.__name__!r}")
-    entities, longest = _count_entities(loaded)
-    capacity = max(least_capacity, math.ceil(capacity_factor * entities))
     log = registry.backend.log(stream_key)
     identity, bounds = log.state()
-    segment = registry.create(schema, capacity=capacity, max_id_bytes=max(max_id_bytes, longest), set_current=False)
-    try:
-        _fill(segment, loaded, as_of_time_ns, progress)
-        # The log is trimmed only behind what is in the history: up to there, it has nothing that is not.
-        position = max(loaded.through, bounds.trimmed) if as_of_time_ns is None else 0
-        if position:
-            segment.commit_position(position, identity)
-    except BaseException:
-        registry.discard(segment)
-        raise
+    with _read_ahead(loaded.batches(schema, newest_first=not loaded.has_partial_rows)) as batches:
+        entities, longest = _count_entities(loaded)
+        capacity = max(least_capacity, math.ceil(capacity_factor * entities))
+        segment = registry.create(schema, capacity=capacity, max_id_bytes=max(max_id_bytes, longest), set_current=False)
+        try:
+            _fill(segment, batches, loaded.row_count, as_of_time_ns, progress)
+            # The log is trimmed only behind what is in the history: up to there, it has nothing that is not.
+            position = max(loaded.through, bounds.trimmed) if as_of_time_ns is None else 0
+            if position:
+                segment.commit_position(position, identity)
+        except BaseException:
+            registry.discard(segment)
+            raise
     result = HydrationResult(segment.name, len(segment), time.perf_counter() - started, position)
     _log.info(
         "segment_hydrated", schema=schema.__name__, segment=segment.name, entities=len(segment), position=position
@@ -165,10 +168,9 @@ def refuse_current(registry: SegmentRegistry, schema_name: str) -> None:
         raise HydrationConflictError(f"{schema_name!r} has a current segment, {current!r}, which stays as it is")
 
 
-def _fill(segment: Segment, loaded: Loaded, as_of_time_ns: int | None, progress: Progress | None) -> None:
-    done, total = 0, loaded.row_count
-    batches = loaded.batches(segment.schema, newest_first=not loaded.has_partial_rows)
-    for kind, batch, positions in _read_ahead(batches):
+def _fill(segment: Segment, batches: Batches, total: int, as_of_time_ns: int | None, progress: Progress | None) -> None:
+    done = 0
+    for kind, batch, positions in batches:
         done += len(batch)
         if as_of_time_ns is not None:
             chosen = pc.less_equal(batch.column(1), as_of_time_ns)
@@ -178,8 +180,9 @@ def _fill(segment: Segment, loaded: Loaded, as_of_time_ns: int | None, progress:
             progress(done, total)
 
 
-def _read_ahead(batches: Batches) -> Batches:
-    """The same batches, decoded by another thread while they are applied."""
+@contextmanager
+def _read_ahead(batches: Batches) -> Iterator[Batches]:
+    """The same batches, which another thread begins to decode at once, some ahead of where they are used."""
     ready: queue.Queue[Any] = queue.Queue(_BATCHES_AHEAD)
     stopping = threading.Event()
 
@@ -201,13 +204,16 @@ def _read_ahead(batches: Batches) -> Batches:
         except BaseException as error:  # noqa: BLE001 - it is raised where the batches are used
             put(error)
 
-    thread = threading.Thread(target=decode, name="quorin-history-reader", daemon=True)
-    thread.start()
-    try:
+    def decoded() -> Batches:
         while (item := ready.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item
+
+    thread = threading.Thread(target=decode, name="quorin-history-reader", daemon=True)
+    thread.start()
+    try:
+        yield decoded()
     finally:
         stopping.set()
         thread.join()

@@ -16,7 +16,7 @@ import numpy as np
 from quorin import format as fmt
 from quorin import packing
 from quorin.abi import DELETE, DONE, R_APPLIED, R_CREATED, R_NEXT, RESULT_ITEMS, ROWS_FULL, UPSERT
-from quorin.columns import text_lengths
+from quorin.columns import numbers, text_lengths
 from quorin.errors import CapacityExceededError, EntityIdTooLongError
 from quorin.growth import grow
 from quorin.hashing import hash_bytes
@@ -132,7 +132,7 @@ def _apply_columnar(
 ) -> packing.Words:
     ids, times = batch.column("entity_id"), batch.column("event_time_ns")
     _check_id_lengths(segment, ids)
-    positions = np.asarray(position, np.int64)
+    positions = np.array(position, np.int64) if isinstance(position, int) else numbers(position, np.int64)
     times_address = times.buffers()[1].address + 8 * times.offset if len(times) else 0
     with segment.writing:
         stored = segment.writing_view().stored

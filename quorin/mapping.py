@@ -6,9 +6,10 @@ that is inside a kernel, which holds a reference, can't have its memory taken aw
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import errno
 import fcntl
+import functools
 import mmap
 import os
 import re
@@ -47,12 +48,12 @@ class Mapping:
     def __init__(self, path: Path, descriptor: int, size: int, *, writable: bool) -> None:
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         mapped = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED, prot=protection)
-        _advise(mapped, mmap.MADV_HUGEPAGE)
-        _advise(mapped, _MADV_POPULATE_WRITE if writable else _MADV_POPULATE_READ)
         self.path = path
         self.writable = writable
         self.memory: np.ndarray[Any, np.dtype[np.uint8]] = np.frombuffer(mapped, np.uint8)
         self.address: int = self.memory.ctypes.data
+        _advise(self.address, size, mmap.MADV_HUGEPAGE)
+        _advise(self.address, size, _MADV_POPULATE_WRITE if writable else _MADV_POPULATE_READ)
 
 
 class PendingFile:
@@ -295,10 +296,17 @@ def _locked(path: Path) -> FileLock:
     return lock
 
 
-def _advise(mapped: mmap.mmap, advice: int) -> None:
+def _advise(address: int, size: int, advice: int) -> None:
+    """Advise the kernel, and let other threads run meanwhile, which ``mmap.madvise`` does not: populating takes a
+    second for some gigabytes.
+    """
     # Advice is an optimisation: older kernels do not know it, and answer EINVAL.
-    with contextlib.suppress(OSError):
-        mapped.madvise(advice)
+    _libc().madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), ctypes.c_int(advice))
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def _no_room(directory: Path, size: int, error: OSError) -> str:

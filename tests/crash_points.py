@@ -110,7 +110,7 @@ def compile_stepping_kernel() -> Any:
         "heap_replaced",
     ):
         setattr(write, name, njit(getattr(write, name).py_func))
-    for name in ("write_key", "write_body"):
+    for name in ("write_key", "change_body", "write_variables"):
         setattr(write, name, njit(getattr(write, name).py_func))
     return njit(write.apply_rows.py_func)
 

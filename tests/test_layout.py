@@ -228,6 +228,50 @@ def test_sliced_and_null_columns_of_every_type_arrive_unchanged(registry: Segmen
         assert layout.insert_many(segment, got.drop_columns(["found"])) == 30
 
 
+def test_rows_prepared_in_blocks_are_to_the_byte_those_written_cell_by_cell(registry: SegmentRegistry) -> None:
+    whole = everything_batch(400)
+    with (
+        registry.create(Everything, capacity=500, set_current=False) as blocks,
+        registry.create(Everything, capacity=500, set_current=False) as cells,
+        registry.create(Everything, capacity=1, set_current=False) as grown,
+    ):
+        assert layout.apply_batch(blocks, whole.slice(3), position=9) == 397
+        assert layout.apply_batch(cells, whole.slice(3), position=9, kind=PARTIAL) == 397
+        assert layout.apply_batch(grown, whole.slice(3), position=9) == 397
+        bodies = []
+        for segment in (blocks, cells):
+            view = segment.current_view()
+            first = view.layout.rows_offset
+            rows = view.mapping.memory[first : first + 397 * view.layout.row_stride].reshape(397, -1)
+            bodies.append(rows[:, view.layout.body_offset :])
+        assert np.array_equal(*bodies)
+        expected = whole.slice(3).to_pylist()
+        for segment in (blocks, cells, grown):
+            got = assembly.read(segment, whole.column("entity_id").slice(3))
+            assert got.drop_columns(["found"]).to_pylist() == expected
+            registry.discard(segment)
+
+
+def everything_batch(count: int) -> pa.RecordBatch:
+    """Rows with and without a value in each field, in every mixture."""
+    rng = np.random.default_rng(5)
+    some: dict[str, Any] = {
+        "f32": 1.5, "f64": 2.5, "i32": -3, "i64": 4, "u8": 5, "flag": True, "text": "é", "blob": b"\0",
+        "vector": [1, 2, 3], "grid": [[1, 2], [3, 4]], "flags": [True, False, True], "numbers": [1, 2, 3],
+        "marks": [True, False], "tags": ["a", "", "bc"], "blobs": [b"x"],
+    }  # fmt: skip
+    rows = [
+        row_batch(
+            Everything,
+            f"id{i}" + "x" * (i % 40),
+            {name: some[name] if rng.random() < 0.7 else None for name in some},
+            i,
+        )
+        for i in range(count)
+    ]
+    return to_batch(Everything, pa.Table.from_batches(rows))
+
+
 def test_a_partial_row_changes_only_its_fields(registry: SegmentRegistry) -> None:
     with registry.create(Everything, capacity=4) as segment:
         full = {f.name: None for f in Everything.fields} | {"f32": 1.0, "tags": ["a"], "text": "t", "numbers": [1]}

@@ -20,8 +20,6 @@ from quorin.abi import (
     C_NULL_MASK,
     C_OFFSET_BYTES,
     C_OFFSETS,
-    C_VALIDITY,
-    C_VALIDITY_OFFSET,
     C_VALUES,
     COLUMN_ITEMS,
     D_BODY_BYTES,
@@ -49,6 +47,7 @@ from quorin.abi import (
     R_CREATED,
     R_NEXT,
     ROWS_FULL,
+    UPSERT,
 )  # fmt: skip
 from quorin.kernels.hashing import hash_id
 from quorin.kernels.memory import (
@@ -70,13 +69,16 @@ from quorin.kernels.memory import (
     store_u64,
 )  # fmt: skip
 from quorin.kernels.read import key_equals, load_offset, row_address
+from quorin.kernels.staging import is_null, stage_rows, zero
 
 REUSE_DELAY = 32
 """While fresh rows remain, this many freed ones rest before they are written again, so that slow readers rarely have to
 read twice."""
 
-_SLOTS_AHEAD, _ROWS_AHEAD = 16, 8
-"""So many rows before their turn the slots and the stored rows that rows of a batch will meet are fetched."""
+_BLOCK = 128
+"""So many rows of a batch are looked up ahead, and prepared: enough to hide the latency of memory."""
+_STAGED_BYTES = 128 << 10
+"""Of wide rows so many bytes at most, which the cache holds beside the columns they come from."""
 
 _ENTITY_COUNT, _DELETED_COUNT = fmt.header_offset("entity_count"), fmt.header_offset("deleted_count")
 _ROWS_FRESH, _RING_HEAD, _RING_TAIL = (fmt.header_offset(name) for name in ("rows_fresh", "ring_head", "ring_tail"))
@@ -111,19 +113,24 @@ def apply_rows(
     effect and how many entities came into being, and sets in it the first row that was not looked at: the batch is
     DONE, or the segment is out of rows (ROWS_FULL) or heap (HEAP_FULL) and must grow first.
     """
-    k0 = np.uint64(place[D_SEED_0])
-    k1 = np.uint64(place[D_SEED_1])
+    size = last - first
+    block = max(1, min(_BLOCK, size, _STAGED_BYTES // place[D_BODY_BYTES]))
+    hashes = np.empty(block, np.uint64)
+    flags = np.empty(block, np.uint8)
+    staged = np.empty(block * place[D_BODY_BYTES] if mode == UPSERT else 0, np.uint8)
+    heap_columns = variable_columns(columns, mode)
     for i in range(first, last):
         result[R_NEXT] = i
-        if i + _SLOTS_AHEAD < last:
-            prefetch(first_slot(place, offsets, offset_bytes, ids, i + _SLOTS_AHEAD, k0, k1))
-            word = load_u64(first_slot(place, offsets, offset_bytes, ids, i + _ROWS_AHEAD, k0, k1))
-            if word != 0:
-                prefetch(row_address(place, word))
+        r = (i - first) % block
+        if r == 0:
+            end = min(i + block, last)
+            look_ahead(place, offsets, offset_bytes, ids, i, end, hashes)
+            if mode == UPSERT:
+                stage_rows(columns, place[D_BODY_BYTES], i, end, staged.ctypes.data, flags)
         start = load_offset(offsets, offset_bytes, i)
         count = load_offset(offsets, offset_bytes, i + 1) - start
         key = ids + start
-        h = hash_id(key, count, k0, k1)
+        h = hashes[r]
         slot_address = find_slot(place, key, count, h)
         word = load_u64(slot_address)
         event_time = load_i64(event_times + 8 * i)
@@ -143,7 +150,7 @@ def apply_rows(
         elif counter(place, _ENTITY_COUNT) + counter(place, _DELETED_COUNT) >= place[D_CAPACITY]:
             return ROWS_FULL
         long_key = count if word == 0 and count > place[D_KEY_INLINE] else 0
-        heap = heap_needed(columns, mode, i) + ((long_key + _LAST_ALIGNED) & ~_LAST_ALIGNED)
+        heap = heap_needed(columns, heap_columns, i) + ((long_key + _LAST_ALIGNED) & ~_LAST_ALIGNED)
         if counter(place, _HEAP_USED) + heap > place[D_HEAP_BYTES]:
             return HEAP_FULL
         index = take_free_row(place)
@@ -155,8 +162,14 @@ def apply_rows(
         store_i64(row + _EVENT_TIME, event_time)
         store_i64(row + _POSITION, position)
         write_key(place, row, old, key, count)
-        flags = write_body(place, row, old if alive else 0, columns, mode, i)
-        store_u16(row + _FLAGS, flags)
+        if mode == UPSERT:
+            copy_bytes(row + place[D_BODY_OFFSET], staged.ctypes.data + r * place[D_BODY_BYTES], place[D_BODY_BYTES])
+            write_variables(place, row, columns, heap_columns, i)
+            store_u16(row + _FLAGS, flags[r])
+        elif mode == PARTIAL:
+            store_u16(row + _FLAGS, change_body(place, row, old if alive else 0, columns, i))
+        else:
+            store_u16(row + _FLAGS, _DELETED)
         store_release(row, stamp)
         store_release(slot_address, (h & _LOW_32) << _SHIFT_32 | np.uint64(index + 1))
 
@@ -167,7 +180,7 @@ def apply_rows(
         result[R_CREATED] += np.int64(now_alive and not alive)
         if word != 0:
             if alive:
-                count_change(place, _HEAP_GARBAGE, heap_replaced(place, old, columns))
+                count_change(place, _HEAP_GARBAGE, heap_replaced(place, old, columns, heap_columns))
             give_back_row(place, np.int64((word & _LOW_32) - _ONE))
     result[R_NEXT] = last
     return DONE
@@ -197,12 +210,32 @@ def count_change(place, offset, change):
     store_i64(place[D_HEADER] + offset, counter(place, offset) + change)
 
 
-@njit(inline="always")
-def first_slot(place, offsets, offset_bytes, ids, i, k0, k1):
-    """Address of the slot where the search for a row's key begins."""
-    start = load_offset(offsets, offset_bytes, i)
-    h = hash_id(ids + start, load_offset(offsets, offset_bytes, i + 1) - start, k0, k1)
-    return place[D_INDEX] + 8 * scale(h, place[D_SLOT_COUNT])
+@njit(boundscheck=False)
+def look_ahead(place, offsets, offset_bytes, ids, first, last, hashes):
+    """Hash the keys of rows ``first … last-1``, and fetch the slots and the stored rows that they will meet."""
+    k0 = np.uint64(place[D_SEED_0])
+    k1 = np.uint64(place[D_SEED_1])
+    for i in range(first, last):
+        start = load_offset(offsets, offset_bytes, i)
+        h = hash_id(ids + start, load_offset(offsets, offset_bytes, i + 1) - start, k0, k1)
+        hashes[i - first] = h
+        prefetch(place[D_INDEX] + 8 * scale(h, place[D_SLOT_COUNT]))
+    for r in range(last - first):
+        word = load_u64(place[D_INDEX] + 8 * scale(hashes[r], place[D_SLOT_COUNT]))
+        if word != 0:
+            prefetch(row_address(place, word))
+
+
+@njit(boundscheck=False)
+def variable_columns(columns, mode):
+    """Where in ``columns`` the variable-size ones begin; none that matter for deletions."""
+    found = np.empty(columns.size // COLUMN_ITEMS, np.int64)
+    count = 0
+    for c in range(0, columns.size, COLUMN_ITEMS):
+        if columns[c + C_KIND] != KIND_FIXED and mode != DELETE:
+            found[count] = c
+            count += 1
+    return found[:count]
 
 
 @njit(boundscheck=False)
@@ -281,16 +314,21 @@ def write_key(place, row, old, key, count):
 
 
 @njit(boundscheck=False)
-def write_body(place, row, old, columns, mode, i):
-    """Write the cells and the validity bitmap; returns the row's flags. ``old`` is 0 where there is no live old row."""
+def write_variables(place, row, columns, heap_columns, i):
+    """Write the values of a staged row that stand in the heap."""
+    for c in heap_columns:
+        if not is_null(columns, c, i):
+            write_variable(place, row + place[D_BODY_OFFSET] + columns[c + C_CELL], columns, c, i)
+
+
+@njit(boundscheck=False)
+def change_body(place, row, old, columns, i):
+    """Write the body of a live old row (0: one of nulls) with some cells changed; returns the row's flags."""
     body = row + place[D_BODY_OFFSET]
-    if mode == DELETE:
-        return _DELETED
-    flags = 0
-    if mode == PARTIAL and old != 0:
+    if old != 0:
         copy_bytes(body, old + place[D_BODY_OFFSET], place[D_BODY_BYTES])
         flags = load_u16(old + _FLAGS) & _HAS_NULLS
-    elif mode == PARTIAL:
+    else:
         zero(body, place[D_BODY_BYTES])
         flags = _HAS_NULLS
     for c in range(0, columns.size, COLUMN_ITEMS):
@@ -311,23 +349,6 @@ def write_body(place, row, old, columns, mode, i):
             else:
                 write_variable(place, cell, columns, c, i)
     return flags
-
-
-@njit(inline="always")
-def zero(address, count):
-    """Set bytes to zero."""
-    for i in range(count):
-        store_u8(address + i, 0)
-
-
-@njit(inline="always")
-def is_null(columns, c, i):
-    """Whether value ``i`` of a column is null by Arrow's validity bitmap."""
-    validity = columns[c + C_VALIDITY]
-    if validity == 0:
-        return False
-    bit = columns[c + C_VALIDITY_OFFSET] + i
-    return load_u8(validity + (bit >> 3)) >> (bit & 7) & 1 == 0
 
 
 @njit(boundscheck=False)
@@ -363,25 +384,22 @@ def write_variable(place, cell, columns, c, i):
 
 
 @njit(boundscheck=False)
-def heap_needed(columns, mode, i):
+def heap_needed(columns, heap_columns, i):
     """Heap bytes that row ``i`` of the batch takes."""
     total = 0
-    if mode == DELETE:
-        return total
-    for c in range(0, columns.size, COLUMN_ITEMS):
-        if columns[c + C_KIND] != KIND_FIXED and not is_null(columns, c, i):
+    for c in heap_columns:
+        if not is_null(columns, c, i):
             total += (variable_bytes(columns, c, i) + _LAST_ALIGNED) & ~_LAST_ALIGNED
     return total
 
 
 @njit(boundscheck=False)
-def heap_replaced(place, old, columns):
+def heap_replaced(place, old, columns, heap_columns):
     """Heap bytes that the replaced row alone referred to: all variable cells that the batch wrote anew."""
     total = 0
     body = old + place[D_BODY_OFFSET]
-    for c in range(0, columns.size, COLUMN_ITEMS):
-        if columns[c + C_KIND] != KIND_FIXED:
-            total += (load_u32(body + columns[c + C_CELL] + _CELL_BYTES) + _LAST_ALIGNED) & ~_LAST_ALIGNED
+    for c in heap_columns:
+        total += (load_u32(body + columns[c + C_CELL] + _CELL_BYTES) + _LAST_ALIGNED) & ~_LAST_ALIGNED
     return total
 
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 from quorin.columns import numbers
 from quorin.errors import CorruptHistoryError, InvalidEntryError
 from quorin.record import Kind, Record, translate
-from quorin.rows import ENTITY_ID, EVENT_TIME
+from quorin.rows import ENTITY_ID, EVENT_TIME, canonical_schema
 from quorin.schema import schema_to_arrow, schema_to_json
 
 if TYPE_CHECKING:
@@ -121,17 +121,28 @@ def canonical(schema: Schema, path: str, rows: pa.RecordBatch, kind: Kind, field
 
     :raises CorruptHistoryError: if a field has a type that the schema's own does not widen.
     """
+    places = {name: place for place, name in enumerate(rows.schema.names)}
     names, columns = [ENTITY_ID, EVENT_TIME], [rows.column("entity_id"), rows.column("event_time").cast(pa.int64())]
     for field in schema.fields if kind is not Kind.delete else ():
-        column = column_name(field.name)
-        if column in rows.schema.names and (fields is None or field.name in fields):
+        place = places.get(column_name(field.name))
+        if place is not None and (fields is None or field.name in fields):
             names.append(field.name)
-            columns.append(rows.column(column))
+            columns.append(rows.column(place))
+    if kind is Kind.upsert and [column.type for column in columns] == _flat_types(schema):
+        return pa.RecordBatch.from_arrays(columns, schema=canonical_schema(schema))
     batch = pa.RecordBatch.from_arrays(columns, names=names)
     try:
         return translate(Record(kind, schema.__name__, 0, 0, len(batch), batch), schema)
     except InvalidEntryError as error:
         raise CorruptHistoryError(f"{path} does not fit version {schema.version}: {error}") from error
+
+
+def _flat_types(schema: Schema) -> list[pa.DataType] | None:
+    """The types of a canonical batch, if there is nothing in its columns that they don't tell: no lists, whose elements
+    may not be null.
+    """
+    types: list[pa.DataType] = canonical_schema(schema).types
+    return None if any(pa.types.is_nested(kind) for kind in types) else types
 
 
 def split(schema: Schema, path: str, rows: pa.RecordBatch) -> Iterator[tuple[Kind, pa.RecordBatch, pa.Array]]:

@@ -76,8 +76,8 @@ class Dataset:
         first = 0
         if overlaps:
             with self._storage.open(piece.file.path) as source:
-                positions = pq.read_table(source, columns=["position"]).column("position").to_numpy()
-            first = int(np.searchsorted(positions, piece.beyond, side="right"))
+                positions = pq.read_table(source, columns=["position"]).column("position").combine_chunks()
+            first = int(np.searchsorted(numbers(positions, np.int64), piece.beyond, side="right"))
         return Part(piece, metadata, first)
 
     def _refuse(self, path: str, reason: str) -> None:

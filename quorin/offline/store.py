@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from quorin.columns import numbers
 from quorin.errors import HistoryUnavailableError
 from quorin.offline import columns
 from quorin.offline.dataset import Dataset, Loaded, Part
@@ -85,7 +86,7 @@ class ParquetDatasetStore:
             return
         with self._lock:
             buffer = self._buffer(schema)
-            first = int(np.searchsorted(np.asarray(positions), buffer.last, side="right"))
+            first = int(np.searchsorted(numbers(positions, np.int64), buffer.last, side="right"))
             if first < batch.num_rows:
                 if cached_fingerprint(buffer.schema) != cached_fingerprint(schema):
                     self._flush(buffer)
