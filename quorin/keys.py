@@ -124,9 +124,8 @@ LUA_APPEND = (
     + """
 ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
 local limit = tonumber(ARGV[2])
-if limit >= 0 and redis.call('XLEN', KEYS[1]) + (#ARGV - 2) / 2 > limit then
-  return redis.call('XLEN', KEYS[1])
-end
+local length = redis.call('XLEN', KEYS[1])
+if limit >= 0 and length + (#ARGV - 2) / 2 > limit then return {{}, length} end
 local ids = {}
 for i = 3, #ARGV, 2 do
   local id = redis.call('XADD', KEYS[1], '*', 's', ARGV[i], 'p', ARGV[i + 1])
@@ -138,11 +137,11 @@ for i = 3, #ARGV, 2 do
   end
   ids[#ids + 1] = id
 end
-return ids
+return {ids, length + #ids}
 """
 )
 """KEYS stream, identity, trimmed; ARGV a fresh identity, the limit of entries (-1: none), then schema and record of
-each entry. Gives the ids, or, if the entries do not fit, the number of entries there are."""
+each entry. Gives the ids, none if the entries do not fit, and the number of entries that the stream then has."""
 
 _BOUNDS = """
 local function bounds_of(stream, trimmed)

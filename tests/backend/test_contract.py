@@ -8,10 +8,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from quorin.backend import Backend, Bounds, DeadLetter, connect
+from quorin.backend import Backend, Bounds, DeadLetter, Log, connect
 from quorin.errors import ConnectionFailedError, LogFullError, WriterFencedError
 
 spawn = multiprocessing.get_context("spawn")
@@ -166,7 +167,7 @@ def test_other_schemas_are_left_out_and_passed_over(backend: Backend) -> None:
     assert log.read(0, schema_names=["D"]).through == positions[3]
 
 
-def read_entries(backend: Backend, **limits: int) -> list[tuple[int, bytes]]:
+def read_entries(backend: Backend, **limits: Any) -> list[tuple[int, bytes]]:
     """Read in steps, as a consumer does."""
     log, after, entries = backend.log(), 0, []
     while True:
@@ -230,6 +231,58 @@ def test_a_full_log_takes_all_or_nothing(backend: Backend) -> None:
         log.append([("A", b"4")], max_entries=3)
     log.trim(positions[0])
     log.append([("A", b"4")], max_entries=3)
+
+
+def append_until_full(log: Log, limit: int) -> list[int]:
+    positions: list[int] = []
+    while len(positions) <= limit:
+        try:
+            positions += log.append([("A", b"1")], max_entries=limit)
+        except LogFullError:
+            return positions
+    return positions
+
+
+def test_single_entries_end_exactly_at_the_limit(backend: Backend) -> None:
+    log = backend.log()
+    positions = append_until_full(log, 300)
+    assert log.sizes()[0] == len(positions) == 300
+    log.trim(positions[99])
+    assert len(append_until_full(log, 300)) == 100
+    assert log.sizes()[0] == 300
+
+
+def test_threads_end_exactly_at_the_limit(backend: Backend) -> None:
+    log = backend.log()
+    taken: list[int] = []
+    threads = [threading.Thread(target=lambda: taken.extend(append_until_full(log, 500))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert log.sizes()[0] == len(set(taken)) == 500
+
+
+def test_single_entries_are_read_in_the_order_of_their_positions(backend: Backend) -> None:
+    log = backend.log()
+    written = [(f"T{number % 3}", bytes([number]) * number) for number in range(200)]
+    positions = [log.append([entry])[0] for entry in written]
+    assert read_entries(backend) == list(zip(positions, (payload for _, payload in written), strict=True))
+    assert positions == sorted(set(positions))
+    ours = read_entries(backend, schema_names=["T1"])
+    assert [payload for _, payload in ours] == [p for n, p in written if n == "T1"]
+
+
+def test_a_log_wiped_between_single_entries_is_another_log(backend: Backend, wipe: Callable[[], None]) -> None:
+    log = backend.log()
+    for _ in range(10):
+        log.append([("A", b"1")])
+    identity = log.identity()
+    wipe()
+    for _ in range(10):
+        log.append([("A", b"2")])
+    assert log.identity() != identity
+    assert [payload for _, payload in log.read(0).entries] == [b"2"] * 10
 
 
 def test_the_state_of_a_log_is_its_identity_and_its_bounds(backend: Backend) -> None:

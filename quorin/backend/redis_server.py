@@ -1,0 +1,177 @@
+"""Connections to a Redis server: one a thread, made anew after a fork; calls are repeated, and errors translated.
+
+A call is one write to a socket and one read, which is a fifth of what redis-py's client and pool take for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+import weakref
+from functools import lru_cache
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from quorin.errors import ConnectionFailedError, LogFullError
+
+_DEFAULTS: dict[str, Any] = {"socket_connect_timeout": 2.0, "socket_timeout": 5.0}
+_RETRY_PAUSES_SECONDS = (0.04, 0.08)
+_NEEDS_PROTOCOL_3 = ("maint_notifications", "oss_cluster_maint", "event_dispatcher", "cache")
+
+
+class RedisServer:
+    """One connection a thread, repeated calls, errors translated, and everything made anew after a fork."""
+
+    def __init__(self, connection_class: Any, settings: dict[str, Any]) -> None:
+        self._connection_class = connection_class
+        self._settings = _complete(settings)
+        self._secrets = [str(self._settings[name]) for name in ("password",) if self._settings.get(name)]
+        self._forget_connections()
+        self._closed = False
+        self.address = _address_of(connection_class, self._settings)
+        self.longest_block_ms = int(self._settings["socket_timeout"] * 500)
+
+    def run(self, script: str, keys_: list[str], arguments: list[Any]) -> Any:
+        """Run a Lua script by its digest; the server gets its text when it does not know it."""
+        try:
+            return self._repeat(self._packed("EVALSHA", _digest(script), len(keys_), *keys_, *arguments))
+        except redis.exceptions.NoScriptError:
+            return self.call("EVAL", script, len(keys_), *keys_, *arguments)
+        except redis.exceptions.RedisError as error:
+            raise self._translated(error) from None
+
+    def call(self, *words: Any) -> Any:
+        """The answer to a command, in the form of protocol 2.
+
+        :raises ConnectionFailedError: for Redis' errors; ``LogFullError`` when its memory is out.
+        """
+        return self.call_packed(self._packed(*words))
+
+    def call_packed(self, command: bytes | list[bytes]) -> Any:
+        """:meth:`call` for a command in Redis' protocol."""
+        try:
+            return self._repeat(command)
+        except redis.exceptions.RedisError as error:
+            raise self._translated(error) from None
+
+    def ping_once(self) -> None:
+        """Find out at once whether the server can be used, without repeating."""
+        try:
+            self._exchange(self._connection(), self._packed("PING"))
+        except TypeError as error:
+            raise ConnectionFailedError(f"a setting for Redis at {self.address} is not known: {error}") from None
+        except redis.exceptions.RedisError as error:
+            raise self._translated(error) from None
+
+    def close(self) -> None:
+        """Close the connections of all threads of this process."""
+        if self._pid != os.getpid():
+            self._forget_connections()
+        self._closed = True
+        for connection in list(self._open):
+            connection.disconnect()
+
+    def _packed(self, *words: Any) -> list[bytes]:
+        packed: list[bytes] = self._connection().pack_command(*words)
+        return packed
+
+    def _repeat(self, command: bytes | list[bytes]) -> Any:
+        connection = self._connection()
+        for pause in _RETRY_PAUSES_SECONDS:
+            try:
+                return self._exchange(connection, command)
+            except redis.exceptions.AuthenticationError:
+                raise
+            except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
+                if self._closed:
+                    raise
+                time.sleep(pause)
+        return self._exchange(connection, command)
+
+    def _exchange(self, connection: Any, command: bytes | list[bytes]) -> Any:
+        try:
+            connection.send_packed_command([command] if isinstance(command, bytes) else command)
+            return connection.read_response()
+        except redis.exceptions.ResponseError:
+            raise
+        except BaseException:
+            # An answer may still be on its way, which the next call would take for its own.
+            connection.disconnect()
+            raise
+
+    def _connection(self) -> Any:
+        if self._closed:
+            raise ConnectionFailedError(f"the connection to {self.address} is closed")
+        if self._pid != os.getpid():
+            self._forget_connections()
+        connection = getattr(self._of_thread, "connection", None)
+        if connection is None:
+            connection = self._of_thread.connection = self._connection_class(**self._settings)
+            self._open.add(connection)
+        return connection
+
+    def _forget_connections(self) -> None:
+        """Begin with none; those of a parent process close without harm to it when they are dropped."""
+        self._pid = os.getpid()
+        self._of_thread = threading.local()
+        self._open: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def _translated(self, error: Exception) -> Exception:
+        reason = without_secrets(str(error), self._secrets)
+        if isinstance(error, redis.exceptions.OutOfMemoryError) or "-OOM " in reason:
+            return LogFullError(f"Redis at {self.address} is at its maxmemory: {reason}")
+        return ConnectionFailedError(f"Redis at {self.address} cannot be used: {reason}")
+
+
+def _complete(settings: dict[str, Any]) -> dict[str, Any]:
+    """Answers as bytes in the form of protocol 2, bounded waiting, and no repetition but ours."""
+    settings = {name: value for name, value in settings.items() if not name.startswith(_NEEDS_PROTOCOL_3)}
+    for name, value in _DEFAULTS.items():
+        if settings.get(name) is None:
+            settings[name] = value
+    return settings | {
+        "protocol": 2,
+        "decode_responses": False,
+        "encoding": "utf-8",
+        "retry": Retry(NoBackoff(), 0),
+    }
+
+
+@lru_cache(maxsize=32)
+def _digest(script: str) -> str:
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+
+def _address_of(connection_class: Any, settings: dict[str, Any]) -> str:
+    if settings.get("path"):
+        return f"unix://{settings['path']}?db={settings.get('db') or 0}"
+    scheme = "rediss" if issubclass(connection_class, redis.SSLConnection) else "redis"
+    return f"{scheme}://{settings.get('host', 'localhost')}:{settings.get('port', 6379)}/{settings.get('db') or 0}"
+
+
+def masked(url: str) -> str:
+    """A URL that may be malformed, without what could be a user, a password or a query."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+
+
+def secrets_in(url: str) -> list[str]:
+    """What of a URL, that may be malformed, could be a password."""
+    rest = url.partition("://")[2]
+    credentials = rest.rpartition("@")[0]
+    found = [credentials, *credentials.split(":")]
+    found += [value for name, value in parse_qsl(urlsplit(f"//x?{rest.partition('?')[2]}").query) if name == "password"]
+    return [secret for secret in found if secret]
+
+
+def without_secrets(text: str, hidden: list[str]) -> str:
+    """A text with asterisks in the place of secrets."""
+    for secret in sorted(hidden, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
