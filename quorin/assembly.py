@@ -258,7 +258,7 @@ class RowReader:
         if code == MOVED:
             self._segment.current_view()
         if code == MISSING:
-            metrics.labelled(metrics.rows_missing, layout.view.schema.__name__).inc()
+            metrics.rows_missing.labels(layout.view.schema.__name__).inc()
         return OneRow(layout, entity_id, None, ()) if code == MISSING else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -14,15 +15,20 @@ from quorin.errors import EntityIdError, EntityIdTooLongError, InvalidEntryError
 from quorin.layout import apply_batch
 from quorin.logging import get_logger
 from quorin.record import Kind, decode, encode, peek, translate
+from quorin.row_record import decode_alike, likeness
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from quorin.backend import ControlPlane, Log
     from quorin.consumer_plan import Cursors
     from quorin.consumer_targets import Target
+    from quorin.record import Record
     from quorin.schema import Schema
     from quorin.wal_consumer import OfflineWriter
+
+Entry = tuple[int, bytes]
+"""A position and the record there."""
 
 _log = get_logger(__name__)
 
@@ -39,7 +45,7 @@ class Applier:
         self._elsewhere: set[str] = set()
         self._applied_here: Collection[str] = ()
 
-    def apply(self, entries: list[tuple[int, bytes]], targets: Mapping[str, Target], cursors: Cursors) -> int:
+    def apply(self, entries: list[Entry], targets: Mapping[str, Target], cursors: Cursors) -> int:
         """Apply entries in the order of the log; gives the number of rows that changed a segment.
 
         ``targets`` are the segments to write to, by schema name; entries that a cursor has passed are left out.
@@ -49,24 +55,48 @@ class Applier:
         """
         self._applied_here = targets.keys()
         applied, run = 0, Run()
-        for position, payload in entries:
+        for _, alike in groupby(entries, key=_likeness):
+            for target, record, batch, part in self._decoded(list(alike), targets, cursors):
+                if not run.takes(target, record.kind, batch):
+                    applied += self._apply_run(run)
+                    run = Run()
+                positions, payloads = [position for position, _ in part], [payload for _, payload in part]
+                run.add(target, record.kind, batch, positions, payloads, record.written_ns)
+        return applied + self._apply_run(run)
+
+    def _decoded(
+        self, entries: list[Entry], targets: Mapping[str, Target], cursors: Cursors
+    ) -> Iterator[tuple[Target, Record, pa.RecordBatch, list[Entry]]]:
+        """What of neighbouring entries that look alike is to be applied, all as one if they are: batches in the form
+        of their target's schema, and which entries they hold.
+        """
+        together = self._decoded_together(entries, targets, cursors)
+        if together is not None:
+            yield together
+            return
+        for entry in entries:
+            position, payload = entry
             try:
                 name = peek(payload).schema_name
                 if name not in targets:
                     self._check_known(name)
-                    continue
-                if not cursors.wants(name, position):
-                    continue
-                record = decode(payload)
-                batch = translate(record, targets[name].schema)
+                elif cursors.wants(name, position):
+                    record = decode(payload)
+                    yield targets[name], record, translate(record, targets[name].schema), [entry]
             except InvalidEntryError as error:
                 self._bury(position, payload, error)
-                continue
-            if not run.takes(targets[name], record.kind, batch):
-                applied += self._apply_run(run)
-                run = Run()
-            run.add(targets[name], record.kind, batch, position, payload, record.written_ns)
-        return applied + self._apply_run(run)
+
+    def _decoded_together(
+        self, entries: list[Entry], targets: Mapping[str, Target], cursors: Cursors
+    ) -> tuple[Target, Record, pa.RecordBatch, list[Entry]] | None:
+        record = decode_alike([payload for _, payload in entries])
+        target = None if record is None else targets.get(record.schema_name)
+        if record is None or target is None or not cursors.wants(record.schema_name, entries[0][0]):
+            return None
+        try:
+            return target, record, translate(record, target.schema), entries
+        except InvalidEntryError:
+            return None
 
     def _check_known(self, name: str) -> None:
         """Entries of schemas that others apply are theirs; an entry of a schema that nobody knows is nobody's."""
@@ -83,7 +113,7 @@ class Applier:
         try:
             applied = _apply_batch(run, batch)
         except (InvalidRowError, EntityIdError) as error:
-            if len(run.batches) > 1:
+            if len(run.positions) > 1:
                 return sum(self._apply_run(single) for single in run.singles())
             if not isinstance(error, EntityIdTooLongError):
                 self._bury(run.positions[0], run.payloads[0], error)
@@ -92,13 +122,11 @@ class Applier:
             applied = _apply_batch(run, batch)
         if self._offline is not None:
             # Rows may have been rejected from a single entry; merged ones are whole.
-            single = len(run.batches) == 1
+            single = len(run.positions) == 1
             positions = pa.repeat(run.positions[0], batch.num_rows) if single else run.row_positions()
             self._offline.append(run.target.schema, batch, positions, kind=run.kind)
             self.appended[run.target.schema] = run.positions[-1]
-        metrics.labelled(metrics.rows_applied, name).inc(applied)
-        metrics.labelled(metrics.rows_ignored, name).inc(batch.num_rows - applied)
-        metrics.labelled(metrics.apply_delay_seconds, name).observe(max(0, time.time_ns() - run.written_ns) / 1e9)
+        metrics.count_applied(name, applied, batch.num_rows - applied, max(0, time.time_ns() - run.written_ns))
         return applied
 
     def _without_rejected(self, run: Run, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -126,10 +154,14 @@ class Applier:
             _log.error("dead_letters_dropped", count=dropped, why="there are too many; the oldest made room")
 
 
+def _likeness(entry: Entry) -> tuple[int, bytes, bytes]:
+    return likeness(entry[1])
+
+
 def _apply_batch(run: Run, batch: pa.RecordBatch) -> int:
     assert run.target is not None  # noqa: S101 - a run with batches has a target
     if run.kind is Kind.partial and batch.num_columns == 2:
         return 0
     # Rows may have been rejected from a single entry; merged ones are whole.
-    position = run.positions[0] if len(run.batches) == 1 else run.row_positions()
+    position = run.positions[0] if len(run.positions) == 1 else run.row_positions()
     return apply_batch(run.target.opened, batch, position=position, kind=run.kind)

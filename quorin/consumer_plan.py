@@ -17,6 +17,8 @@ LEASE_RETRY_SECONDS = 0.2
 LOG_CHECK_SECONDS = 1.0
 LOOK_SECONDS = 0.5
 BACK_OFF_SECONDS = (0.1, 5.0)
+PACE_SECONDS = 0.01
+FAST_ENTRIES_PER_SECOND = 7_000
 
 
 class Step(enum.Enum):
@@ -129,6 +131,25 @@ def next_step(agenda: Agenda, now: float) -> tuple[Step, float]:
     if agenda.unflushed and now >= agenda.flush_at:
         return Step.flush, 0.0
     return Step.read, 0.0
+
+
+@dataclass(slots=True)
+class Pace:
+    """How fast entries come. Faster than one writer can be who waits for each of its writes, they are many writers' or
+    nobody's who waits: then the consumer lets some gather, which leaves the processor to those who write them.
+    """
+
+    since: float = 0.0
+    count: int = 0
+    fast: bool = False
+
+    def is_fast(self, entries: int, now: float) -> bool:
+        """So many entries have come by now; gives whether they came fast of late."""
+        self.count += entries
+        if now - self.since >= PACE_SECONDS:
+            self.fast = self.count > FAST_ENTRIES_PER_SECOND * (now - self.since)
+            self.since, self.count = now, 0
+        return self.fast
 
 
 class Fit(enum.Enum):

@@ -67,6 +67,15 @@ def add(schema_name: str, place: int, count: int = 1) -> None:
         state.words(schema_name)[place] += count
 
 
+def add_each(schema_name: str, counts: dict[int, int]) -> None:
+    """Count several things of a schema, by their places."""
+    state = _state
+    with state.lock:
+        words = state.words(schema_name)
+        for place, count in counts.items():
+            words[place] += count
+
+
 def cell(schema_name: str) -> int:
     """The address of a word that holds, in this process and in each child that it forks, the address of its counters
     for a schema. It stays as long as the process.

@@ -138,6 +138,11 @@ def header_offset(field: str, item: int = 0) -> int:
     return int(offset) + item * PARTITION_DTYPE.itemsize
 
 
+def partition_offset(field: str) -> int:
+    """Byte offset of a field of the header's first partition, counted from the start of the file."""
+    return header_offset("partitions") + int(PARTITION_DTYPE.fields[field][1])  # type: ignore[index]
+
+
 def row_offset(field: str) -> int:
     """Byte offset of a row header field, counted from the start of the row."""
     return int(ROW_HEADER_DTYPE.fields[field][1])  # type: ignore[index]

@@ -130,26 +130,21 @@ def apply_batch(segment: Segment, batch: pa.RecordBatch, *, position: int | pa.A
 def _apply_columnar(
     segment: Segment, batch: pa.RecordBatch, position: int | pa.Array = 0, kind: int = UPSERT
 ) -> packing.Words:
-    ids, times = batch.column("entity_id"), batch.column("event_time_ns")
-    _check_id_lengths(segment, ids)
-    positions = np.array(position, np.int64) if isinstance(position, int) else numbers(position, np.int64)
-    times_address = times.buffers()[1].address + 8 * times.offset if len(times) else 0
+    from quorin import kernels
+
     with segment.writing:
-        stored = segment.writing_view().stored
-        if stored is not segment.schema:
+        view = segment.writing_view()
+        if view.stored is not segment.schema:
             from quorin.record import translate_batch
 
-            batch = translate_batch(batch, kind, stored)
-        return _apply(
-            segment,
-            packing.batch_columns(stored, batch),
-            kind,
-            packing.text_addresses(ids),
-            times_address,
-            (positions.ctypes.data, 8 * positions.ndim),
-            len(batch),
-            lambda: batch.nbytes,
-        )
+            batch = translate_batch(batch, kind, view.stored)
+        located, rows = packing.locate(view.stored, batch), batch.num_rows
+        offsets, width, _ = located.ids
+        if kernels.longest_id(offsets, width, rows) > view.layout.max_id_bytes:
+            raise _too_long(view, batch.column(0))
+        positions = np.array(position, np.int64) if isinstance(position, int) else numbers(position, np.int64)
+        places = (int(positions.__array_interface__["data"][0]), 8 * positions.ndim)
+        return _apply(segment, view, located, kind, places, rows, lambda: batch.nbytes)
 
 
 def lookup(segment: Segment, entity_id: str) -> int | None:
@@ -210,59 +205,48 @@ def row_key(view: SegmentView, row: int) -> bytes:
 def _apply_one(
     segment: Segment, entity_id: str, columns: packing.ColumnTable, kind: int, event_time_ns: int | None, size: int
 ) -> packing.Words:
-    key = check_entity_id(entity_id, segment.current_view().layout.max_id_bytes)
-    ids = np.frombuffer(key, np.uint8)
-    offsets = np.array([0, len(key)], np.int64)
-    times = np.array([time.time_ns() if event_time_ns is None else check_event_time(event_time_ns)], np.int64)
-    positions = np.zeros(1, np.int64)
-    addresses = (offsets.ctypes.data, 8, ids.ctypes.data)
-    return _apply(
-        segment, columns, kind, addresses, times.ctypes.data, (positions.ctypes.data, 0), 1, lambda: size + len(key)
-    )
+    with segment.writing:
+        view = segment.writing_view()
+        key = check_entity_id(entity_id, view.layout.max_id_bytes)
+        ids = np.frombuffer(key, np.uint8)
+        offsets = np.array([0, len(key)], np.int64)
+        times = np.array([time.time_ns() if event_time_ns is None else check_event_time(event_time_ns)], np.int64)
+        positions = np.zeros(1, np.int64)
+        located = packing.Located(columns, (offsets.ctypes.data, 8, ids.ctypes.data), times.ctypes.data)
+        return _apply(segment, view, located, kind, (positions.ctypes.data, 0), 1, lambda: size + len(key))
 
 
 def _apply(
     segment: Segment,
-    columns: packing.ColumnTable,
+    view: SegmentView,
+    located: packing.Located,
     kind: int,
-    ids: tuple[int, int, int],
-    times: int,
     positions: tuple[int, int],
     rows: int,
     size: Callable[[], int],
 ) -> packing.Words:
-    """Run the kernel over a batch of ``rows``, growing the segment whenever it is full. ``size`` bounds the heap
-    needed.
+    """Run the kernel over a batch of ``rows``, growing the segment whenever it is full; ``segment.writing`` is held,
+    and ``view`` is its writing view. ``size`` bounds the heap needed.
     """
     from quorin import kernels
 
     result = np.zeros(RESULT_ITEMS, np.int64)
-    words = columns.words
-    with segment.writing:
-        while True:
-            view = segment.writing_view()
-            code = kernels.apply_rows(
-                view.descriptor,
-                words,
-                columns.tie,
-                int(kind),
-                *ids,
-                times,
-                *positions,
-                int(result[R_NEXT]),
-                rows,
-                result,
-            )
-            if code == DONE:
-                return result
-            grow(segment, rows=code == ROWS_FULL, heap_bytes=2 * size())
-
-
-def _check_id_lengths(segment: Segment, ids: pa.Array) -> None:
-    most = segment.current_view().layout.max_id_bytes
-    lengths = text_lengths(ids)
-    if len(lengths) and lengths.max() > most:
-        index = int(lengths.argmax())
-        raise EntityIdTooLongError(
-            f"row {index}: entity id {ids[index].as_py()!r} has {lengths[index]} bytes, the limit is {most}"
+    words, ids, times = located.columns.words, located.ids, located.times
+    while True:
+        done = int(result[R_NEXT])
+        code = kernels.apply_rows(
+            view.descriptor, words, located.columns.tie, int(kind), *ids, times, *positions, done, rows, result
         )
+        if code == DONE:
+            return result
+        grow(segment, rows=code == ROWS_FULL, heap_bytes=2 * size())
+        view = segment.writing_view()
+
+
+def _too_long(view: SegmentView, ids: pa.Array) -> EntityIdTooLongError:
+    lengths = text_lengths(ids)
+    index = int(lengths.argmax())
+    return EntityIdTooLongError(
+        f"row {index}: entity id {ids[index].as_py()!r} has {lengths[index]} bytes, "
+        f"the limit is {view.layout.max_id_bytes}"
+    )

@@ -7,7 +7,6 @@ process serves them shows the same, and they begin anew only when the machine re
 from __future__ import annotations
 
 from bisect import bisect_left
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -116,9 +115,6 @@ class _Delay:
 
     name = "quorin_apply_delay_seconds"
 
-    def labels(self, schema: str) -> _DelayOf:
-        return _DelayOf(schema)
-
     def family(self, totals: dict[str, counters.Words]) -> Metric:
         text = "Time from the making of an entry to its visibility in the segment, for the newest entry of each round."
         places = range(counters.word("apply_delay.0"), counters.word("apply_delay.0") + len(counters.DELAY_BOUNDS) + 1)
@@ -129,19 +125,6 @@ class _Delay:
                 total = int(words[counters.word("apply_delay_ns")]) / _NS
                 family.add_metric([schema], _cumulated(counters.DELAY_BOUNDS, counts), total)
         return family
-
-
-class _DelayOf:
-    __slots__ = "_schema"
-
-    def __init__(self, schema: str) -> None:
-        self._schema = schema
-
-    def observe(self, seconds: float) -> None:
-        """Count a delay."""
-        bucket = bisect_left(counters.DELAY_BOUNDS, seconds)
-        counters.add(self._schema, counters.word("apply_delay.0") + bucket)
-        counters.add(self._schema, counters.word("apply_delay_ns"), int(seconds * _NS))
 
 
 class _Reads:
@@ -272,10 +255,21 @@ reanchored = SharedCounterByReason(
 apply_delay_seconds = _Delay()
 
 
-@lru_cache(maxsize=4096)
-def labelled(metric: Any, *labels: str) -> Any:
-    """The series of a metric with these labels, made once."""
-    return metric.labels(*labels)
+def count_appended(schema_name: str, entries: int, rows: int) -> None:
+    """Count what a producer put into the log."""
+    counters.add_each(schema_name, {_ENTRIES_APPENDED: entries, _ROWS_APPENDED: rows})
+
+
+def count_applied(schema_name: str, applied: int, ignored: int, delay_ns: int) -> None:
+    """Count rows that changed a segment and rows that did not, and how long the newest took from the producer."""
+    bucket = bisect_left(counters.DELAY_BOUNDS, delay_ns / _NS)
+    counts = {_ROWS_APPLIED: applied, _ROWS_IGNORED: ignored, _DELAY_NS: delay_ns, _DELAY_BUCKETS + bucket: 1}
+    counters.add_each(schema_name, counts)
+
+
+_ENTRIES_APPENDED, _ROWS_APPENDED = counters.word("entries_appended"), counters.word("rows_appended")
+_ROWS_APPLIED, _ROWS_IGNORED = counters.word("rows_applied"), counters.word("rows_ignored")
+_DELAY_NS, _DELAY_BUCKETS = counters.word("apply_delay_ns"), counters.word("apply_delay.0")
 
 
 def start_metrics_server(port: int = 9100, *, address: str = "127.0.0.1") -> tuple[WSGIServer, threading.Thread]:

@@ -15,7 +15,16 @@ import numpy as np
 import pyarrow as pa
 
 from quorin import format as fmt
-from quorin.abi import ARROW_ITEMS, COLUMN_ITEMS, KIND_FIXED, KIND_TEXT_LIST, KIND_VARIABLE
+from quorin.abi import (
+    ARROW_ITEMS,
+    C_OFFSET_BYTES,
+    C_OFFSETS,
+    C_VALUES,
+    COLUMN_ITEMS,
+    KIND_FIXED,
+    KIND_TEXT_LIST,
+    KIND_VARIABLE,
+)
 from quorin.errors import InvalidRowError
 from quorin.rows import DELETE_SCHEMA, canonical_schema, fields_by_name
 from quorin.schema import FeatureField, Schema, dtype
@@ -76,22 +85,44 @@ class ColumnTable:
         self._rows.append((cell.offset, *null, kind, values, item_bytes, *validity, *offsets, *inner))
 
 
-def batch_columns(schema: Schema, batch: pa.RecordBatch) -> ColumnTable:
-    """The fields of a canonical batch, without copying (booleans, which Arrow keeps as bits, become bytes)."""
+class Located:
+    """Where the kernels find a canonical batch: ``ids`` (offsets, their width in bytes, bytes), ``times``, and the
+    fields, without copying (booleans, which Arrow keeps as bits, become bytes). It keeps what it points to.
+    """
+
+    __slots__ = ("columns", "ids", "times")
+
+    def __init__(self, columns: ColumnTable, ids: tuple[int, int, int], times: int) -> None:
+        self.columns = columns
+        self.ids = ids
+        self.times = times
+
+
+def locate(schema: Schema, batch: pa.RecordBatch) -> Located:
+    """Find the columns of a batch with some of the fields, or none."""
     plan = _arrow_plan(schema)
     if plan is None or not batch.schema.equals(canonical_schema(schema)):
-        return general_columns(schema, batch)
+        return _locate_in_general(schema, batch)
     from quorin import kernels
 
     # The capsules keep what they point to, and release it when they are collected.
     _, capsule = exported = batch.__arrow_c_array__()
     words = np.empty(plan.size // ARROW_ITEMS * COLUMN_ITEMS, np.int64)
     kernels.arrow_columns(_pointer_of(capsule, b"arrow_array"), plan, _NULL_ADDRESS, words)
-    return ColumnTable(schema, words, exported)
+    first = words[: 2 * COLUMN_ITEMS].tolist()
+    ids, times = (first[C_OFFSETS], first[C_OFFSET_BYTES], first[C_VALUES]), first[COLUMN_ITEMS + C_VALUES]
+    return Located(ColumnTable(schema, words[2 * COLUMN_ITEMS :], (words, exported)), ids, times)
+
+
+def _locate_in_general(schema: Schema, batch: pa.RecordBatch) -> Located:
+    """The same column by column, in Python."""
+    ids, times = batch.column(0), batch.column(1)
+    times_at = times.buffers()[1].address + 8 * times.offset if len(times) else 0
+    return Located(general_columns(schema, batch), text_addresses(ids), times_at)
 
 
 def general_columns(schema: Schema, batch: pa.RecordBatch) -> ColumnTable:
-    """What :func:`batch_columns` gives, for any batch with some of the fields: column by column, in Python.
+    """The fields of any batch with some of them, for the kernels: column by column, in Python.
 
     Without a column for the schema's tie-breaker it is null in all rows, so that no row keeps that of an older event.
     """
@@ -215,7 +246,7 @@ def _arrow_plan(schema: Schema) -> Words | None:
 
 
 def _new_arrow_plan(schema: Schema) -> Words:
-    rows = []
+    rows = [(0, 0, 0, 0, KIND_VARIABLE, 1, 1, 0), (1, 0, 0, 0, KIND_FIXED, 8, 8, 0)]  # the ids and event times
     for index, cell in enumerate(fmt.body_layout(schema).cells):
         field, size = cell.field, cell.field.dtype.item_size
         kind = KIND_TEXT_LIST if _is_text_list(field) else KIND_VARIABLE if field.is_variable else KIND_FIXED

@@ -44,9 +44,9 @@ VERSION = 1
 _HEADER = struct.Struct("<4sBBHQqI")
 _CRC = struct.Struct("<I")
 _WRITTEN = struct.Struct("<q")
-_WRITTEN_OFFSET = 16
-_BODY_OFFSET = _HEADER.size + _CRC.size
-assert (_HEADER.size, _BODY_OFFSET) == (28, 32)  # noqa: S101 - the grid above, checked at import
+WRITTEN_OFFSET, ROWS_OFFSET, CRC_OFFSET = 16, 24, 28
+BODY_OFFSET = CRC_OFFSET + _CRC.size
+assert (_HEADER.size, BODY_OFFSET) == (CRC_OFFSET, 32)  # noqa: S101 - the grid above, checked at import
 
 _ARROW_TYPES = {code: pa.from_numpy_dtype(code.numpy) for pair in WIDENINGS for code in pair}
 _WIDENINGS = {(_ARROW_TYPES[narrow], _ARROW_TYPES[wide]) for narrow, wide in WIDENINGS}
@@ -104,9 +104,8 @@ def encode(kind: Kind, schema: Schema, batch: pa.RecordBatch, *, written_ns: int
 
 def seal(record: bytearray, written_ns: int) -> bytes:
     """A record whose values were changed in place, with the time of its making and the checksum that now fit it."""
-    _WRITTEN.pack_into(record, _WRITTEN_OFFSET, written_ns)
-    crc = zlib.crc32(memoryview(record)[_BODY_OFFSET:], zlib.crc32(memoryview(record)[: _HEADER.size]))
-    _CRC.pack_into(record, _HEADER.size, crc)
+    _WRITTEN.pack_into(record, WRITTEN_OFFSET, written_ns)
+    _CRC.pack_into(record, _HEADER.size, _checksums(memoryview(record))[0])
     return bytes(record)
 
 
@@ -127,8 +126,7 @@ def decode(payload: bytes | memoryview) -> Record:
     """
     view = memoryview(payload)
     header, start = _header_of(view)
-    crc = zlib.crc32(view[_BODY_OFFSET:], zlib.crc32(view[: _HEADER.size]))
-    stored = _CRC.unpack_from(view, _HEADER.size)[0]
+    crc, stored = _checksums(view)
     if crc != stored:
         raise InvalidEntryError(
             f"a record of {len(view)} bytes is damaged: checksum {crc:#010x}, expected {stored:#010x}"
@@ -136,6 +134,18 @@ def decode(payload: bytes | memoryview) -> Record:
     batch = _decode_batch(view[start:])
     _check_batch(header, batch)
     return Record(header.kind, header.schema_name, header.fingerprint, header.written_ns, header.row_count, batch)
+
+
+def is_sealed(payload: bytes) -> bool:
+    """Whether a record's checksum fits it."""
+    crc, stored = _checksums(memoryview(payload))
+    return crc == stored
+
+
+def batch_in(payload: bytes) -> pa.RecordBatch:
+    """The batch of a record of which everything else is known to be right. :raises InvalidEntryError: if it is not."""
+    view = memoryview(payload)
+    return _decode_batch(view[_header_of(view)[1] :])
 
 
 def translate(record: Record, schema: Schema) -> pa.RecordBatch:
@@ -212,8 +222,8 @@ def _parsed_schema_message(message: bytes) -> pa.Schema:
 
 def _header_of(view: memoryview) -> tuple[Header, int]:
     """The header, and where the Arrow messages begin."""
-    if len(view) < _BODY_OFFSET:
-        raise InvalidEntryError(f"a record has at least {_BODY_OFFSET} bytes, got {len(view)}")
+    if len(view) < BODY_OFFSET:
+        raise InvalidEntryError(f"a record has at least {BODY_OFFSET} bytes, got {len(view)}")
     magic, version, kind, name_size, schema_fingerprint, written_ns, row_count = _HEADER.unpack_from(view)
     if magic != MAGIC:
         raise InvalidEntryError(f"a record begins with {MAGIC!r}, got {magic!r}")
@@ -222,12 +232,16 @@ def _header_of(view: memoryview) -> tuple[Header, int]:
     if kind not in _KINDS:
         raise InvalidEntryError(f"record kind {kind} is not known, expected one of {list(_KINDS)}")
     try:
-        name = str(view[_BODY_OFFSET : _BODY_OFFSET + name_size], "utf-8")
+        name = str(view[BODY_OFFSET : BODY_OFFSET + name_size], "utf-8")
     except UnicodeDecodeError as error:
         raise InvalidEntryError(f"a record's schema name is no UTF-8: {error}") from error
-    return Header(_KINDS[kind], name, schema_fingerprint, written_ns, row_count), _BODY_OFFSET + (
-        name_size + 7
-    ) // 8 * 8
+    return Header(_KINDS[kind], name, schema_fingerprint, written_ns, row_count), BODY_OFFSET + (name_size + 7) // 8 * 8
+
+
+def _checksums(view: memoryview) -> tuple[int, int]:
+    """The checksum of a record's bytes, and the one that it carries."""
+    crc = zlib.crc32(view[BODY_OFFSET:], zlib.crc32(view[: _HEADER.size]))
+    return crc, _CRC.unpack_from(view, _HEADER.size)[0]
 
 
 def _decode_batch(view: memoryview) -> pa.RecordBatch:

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from quorin.backend import ControlPlane
     from quorin.schema import Schema
 
+_LOG_IDENTITY = fmt.partition_offset("log_identity")
+_POSITION = fmt.partition_offset("position")
+_HEARTBEAT = fmt.header_offset("writer_heartbeat_ns")
+
 _log = get_logger(__name__)
 
 
@@ -105,7 +109,7 @@ class Segment:
         from quorin import kernels
 
         view = self.current_view()
-        return int(kernels.load_acquire(view.mapping.address + fmt.header_offset("partitions") + 8))
+        return int(kernels.load_acquire(view.mapping.address + _POSITION))
 
     @property
     def log_identity(self) -> int:
@@ -215,11 +219,11 @@ class Segment:
         from quorin import kernels
 
         with self.writing:
-            view = self.writing_view()
-            if int(view.header["partitions"][0]["log_identity"]) != log_identity:
-                view.header["partitions"][0]["log_identity"] = log_identity
-            kernels.store_release(view.mapping.address + fmt.header_offset("partitions") + 8, position)
-            self.heartbeat()
+            header = self.writing_view().mapping.address
+            if int(kernels.load_acquire(header + _LOG_IDENTITY)) != log_identity:
+                kernels.store_release(header + _LOG_IDENTITY, log_identity)
+            kernels.store_release(header + _POSITION, position)
+            kernels.store_release(header + _HEARTBEAT, time.time_ns())
 
     def overtake_writer(self) -> None:
         """Become the writer although another process holds the lease, because it is frozen.

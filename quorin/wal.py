@@ -7,6 +7,7 @@ for that. Writing the same rows again is safe: they apply once in effect.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -176,8 +177,13 @@ class WALProducer:
                 # The segment known here may have been discarded, and another made.
                 looked_again = True
                 self._segments.pop(schema, None)
-            # Most waits end before the shortest sleep would; spinning lets other threads run, but no more than that.
-            time.sleep(0 if waited < _SPIN_SECONDS else min(waited / 20, 0.002))
+            if waited < _SPIN_SECONDS:
+                # Most waits end before the shortest sleep would. The first lets other threads run, the second whoever
+                # else wants this processor, which the consumer may.
+                time.sleep(0)
+                os.sched_yield()
+            else:
+                time.sleep(min(waited / 20, 0.002))
 
     def close(self) -> None:
         """Close the connection and the segments that were opened to wait."""
@@ -202,8 +208,7 @@ class WALProducer:
     def _append(self, schema: Schema, payloads: list[bytes], rows: int) -> int:
         name = schema.__name__
         positions = self._append_patiently([(name, payload) for payload in payloads])
-        metrics.labelled(metrics.entries_appended, name).inc(len(payloads))
-        metrics.labelled(metrics.rows_appended, name).inc(rows)
+        metrics.count_appended(name, len(payloads), rows)
         return positions[-1]
 
     def _append_patiently(self, entries: list[tuple[str, bytes]]) -> list[int]:

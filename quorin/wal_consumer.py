@@ -14,12 +14,13 @@ import asyncio
 import secrets
 import threading
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol
 
 from quorin import metrics, presence
 from quorin.backend import connect
 from quorin.consumer_apply import Applier
-from quorin.consumer_plan import Agenda, Cursors, Fit, FlushLimits, Step, anchor, next_step
+from quorin.consumer_plan import Agenda, Cursors, Fit, FlushLimits, Pace, Step, anchor, next_step
 from quorin.consumer_targets import Discovery, Target, targets_of
 from quorin.errors import (
     ConnectionFailedError,
@@ -52,7 +53,6 @@ DEFAULT_FROZEN_AFTER_SECONDS = 30.0
 
 _READ_BYTES = 16 << 20
 _BLOCK_MS = 250
-_STREAM_READS = 8
 _STREAM_ENTRIES = 64
 _GATHER_SECONDS = 0.0005
 
@@ -145,7 +145,7 @@ class WALConsumer:
         self._cursors = Cursors()
         self._identity = 0
         self._name = secrets.token_hex(8)
-        self._reads_in_a_row = 0
+        self._pace = Pace()
         self._stop = threading.Event()
         self._running = threading.Lock()
 
@@ -350,23 +350,32 @@ class WALConsumer:
         if len(self._owned()) < self._agenda.owned:
             self._drop_lost_targets()
             return 0
-        found = self._read_log(0)
-        if found.through > self._cursors.lowest:
-            self._reads_in_a_row += 1
-        elif block_ms:
-            self._reads_in_a_row = 0
-            found = self._read_log(block_ms)
-        applied = self._applier.apply(found.entries, {t.schema.__name__: t for t in self._owned()}, self._cursors)
-        if found.through > self._cursors.lowest:
-            self._cursors.advance(found.through)
+        found = self._read_log(block_ms)
+        with ExitStack() as held:
             for target in self._owned():
-                after = self._cursors.after[target.schema.__name__]
+                held.enter_context(target.opened.writing)
+            # A lease may have been lost while the read waited. From here on none is: who takes one over in this process
+            # waits, and the position is that of the segment which has the rows.
+            applied = self._apply(found, self._owned())
+        if (
+            self._pace.is_fast(len(found.entries), time.monotonic())
+            and block_ms
+            and len(found.entries) < _STREAM_ENTRIES
+        ):
+            time.sleep(_GATHER_SECONDS)
+        return applied
+
+    def _apply(self, found: ReadResult, owned: list[Target]) -> int:
+        cursors = self._cursors
+        applied = self._applier.apply(found.entries, {target.schema.__name__: target for target in owned}, cursors)
+        if found.through > cursors.lowest:
+            cursors.advance(found.through)
+            for target in owned:
+                after = cursors.after[target.schema.__name__]
                 if after > target.opened.position:
                     target.opened.commit_position(after, self._identity)
             size = sum(len(payload) for _, payload in found.entries)
             self._agenda.applied(time.monotonic(), self._flush_limits, rows=applied, size=size)
-            if block_ms:
-                self._let_entries_gather(len(found.entries))
         return applied
 
     def _read_log(self, block_ms: int) -> ReadResult:
@@ -378,11 +387,6 @@ class WALConsumer:
             max_bytes=_READ_BYTES,
             block_ms=block_ms,
         )
-
-    def _let_entries_gather(self, count: int) -> None:
-        """Where small entries come faster than one by one is worth it, leave the processor to those who write them."""
-        if self._reads_in_a_row > _STREAM_READS and count < _STREAM_ENTRIES:
-            time.sleep(_GATHER_SECONDS)
 
     def _flush(self) -> None:
         """Make the history durable and trim the log behind it, as far as nobody needs it any more."""

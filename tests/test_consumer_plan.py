@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quorin.backend import Bounds
-from quorin.consumer_plan import Agenda, Anchor, Cursors, Fit, FlushLimits, Step, anchor, next_step
+from quorin.consumer_plan import Agenda, Anchor, Cursors, Fit, FlushLimits, Pace, Step, anchor, next_step
 
 LIMITS = FlushLimits(seconds=5.0, rows=100, size=1000)
 
@@ -128,3 +128,17 @@ def test_the_least_advanced_schema_decides_where_to_read() -> None:
     cursors.advance(7)
     assert cursors.after == {"A": 7, "B": 9}
     assert Cursors().lowest == 0
+
+
+def test_the_pace_is_that_of_the_last_hundredth_of_a_second() -> None:
+    pace = Pace(since=5.0)
+    assert not pace.is_fast(1000, 5.001)
+    assert pace.is_fast(0, 5.011)
+    assert pace.is_fast(1, 5.012)
+    assert not pace.is_fast(1, 5.022)
+
+
+def test_writers_who_wait_for_each_write_are_not_fast() -> None:
+    pace = Pace()
+    assert not any(pace.is_fast(1, 10 + number * 0.0002) for number in range(1000))
+    assert pace.is_fast(1, 10.0) or any(pace.is_fast(1, 11 + number * 0.0001) for number in range(1000))

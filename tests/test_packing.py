@@ -53,9 +53,10 @@ def test_both_ways_give_one_table(data: st.DataObject) -> None:
     batch = batch_of(schema, data.draw(st.lists(rows_of(schema), max_size=6)))
     first = data.draw(st.integers(0, len(batch)))
     batch = batch.slice(first, data.draw(st.integers(0, len(batch) - first)))
-    compiled, plain = packing.batch_columns(schema, batch), packing.general_columns(schema, batch)
+    compiled, plain = packing.locate(schema, batch), packing._locate_in_general(schema, batch)
     if len(batch) and packing._arrow_plan(schema) is not None:
-        assert comparable(schema, batch, compiled.words) == comparable(schema, batch, plain.words)
+        assert (compiled.ids, compiled.times) == (plain.ids, plain.times)
+        assert comparable(schema, batch, compiled.columns.words) == comparable(schema, batch, plain.columns.words)
 
 
 @settings(deadline=None, max_examples=25)

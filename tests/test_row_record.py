@@ -1,17 +1,18 @@
-"""One row by its template is, byte for byte, what the general way makes of it."""
+"""One row by its template is, byte for byte, what the general way makes of it; so are many that are read together."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quorin.errors import EntityIdError, InvalidRowError
-from quorin.record import Kind, decode, encode
-from quorin.row_record import encode_row
-from quorin.rows import row_batch
+from quorin.record import Kind, decode, encode, seal
+from quorin.row_record import decode_alike, encode_row
+from quorin.rows import delete_batch, row_batch
 from quorin.schema import FeatureField, dtype, make_schema
 
 NUMBERS = make_schema("Numbers", [FeatureField(code.name, code) for code in dtype if code.is_numeric])
@@ -74,3 +75,93 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         encode_row(NUMBERS, "id", {**values, "float32": 1e39, "bool": True})
     with pytest.raises(EntityIdError):
         encode_row(NUMBERS, "", {**values, "bool": True})
+
+
+# Reading many at once
+
+IDS_OF_8_BYTES = (
+    st.text(min_size=1, max_size=8)
+    .filter(lambda text: text.isprintable() or text.isascii())
+    .filter(lambda text: len(text.encode()) <= 8)
+)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(IDS_OF_8_BYTES, ROWS, TIMES), min_size=1, max_size=9))
+def test_rows_that_are_read_together_are_those_that_are_read_alone(rows: list[tuple[str, Any, int]]) -> None:
+    payloads = [encode_row(NUMBERS, *row, written_ns=number) for number, row in enumerate(rows)]
+    together, alone = decode_alike(payloads), [decode(payload) for payload in payloads]
+    assert together is not None
+    expected = pa.Table.from_batches([record.batch for record in alone]).combine_chunks().to_batches()[0]
+    assert together.batch.schema == expected.schema
+    assert repr(together.batch.to_pylist()) == repr(expected.to_pylist())
+    last = alone[-1]
+    assert (together.kind, together.schema_name, together.fingerprint, together.written_ns, together.row_count) == (
+        last.kind, last.schema_name, last.fingerprint, last.written_ns, len(rows),
+    )  # fmt: skip
+
+
+def numbers(entity_id: str, **changed: Any) -> bytes:
+    values = {"float32": 1.5, "float64": 2.5, "int32": 3, "int64": 4, "uint8": 5, "bool": True}
+    return encode_row(NUMBERS, entity_id, {**values, **changed}, 7, written_ns=5)
+
+
+def test_deletions_and_partial_rows_are_read_together_too() -> None:
+    deletions = [encode(Kind.delete, NUMBERS, delete_batch([name], 7)) for name in ("a", "b")]
+    parts = [
+        encode(Kind.partial, NUMBERS, row_batch(NUMBERS, name, {"int32": 3}, 7, partial=True)) for name in ("a", "b")
+    ]
+    for kind, payloads in ((Kind.delete, deletions), (Kind.partial, parts)):
+        together = decode_alike(payloads)
+        assert together is not None
+        assert together.kind is kind
+        assert together.batch.to_pylist() == [row for payload in payloads for row in decode(payload).batch.to_pylist()]
+
+
+def test_what_differs_in_more_than_values_is_not_read_together() -> None:
+    first, other = make_schema("Aa", list(NUMBERS.fields)), make_schema("Ab", list(NUMBERS.fields))
+    rows = [encode_row(schema, "id", decoded_values(), 7, written_ns=5) for schema in (first, other)]
+    assert decode_alike(rows) is None
+    assert decode_alike([numbers("abcdefgh"), numbers("abcdefghi")]) is None
+    assert decode_alike([numbers("ab"), numbers("ab", int32=None)]) is None
+
+
+def decoded_values() -> dict[str, Any]:
+    return {field.name: False if field.dtype is dtype.bool else 0 for field in NUMBERS.fields}
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        numbers("id", uint8=None),
+        encode_row(MIXED, "id", {"a": 3, "tags": ["x"]}, 7),
+        encode(Kind.upsert, NUMBERS, pa.concat_batches([decode(numbers("id")).batch] * 2)),
+        b"",
+        b"QREC",
+    ],
+    ids=["a null", "a list", "two rows", "nothing", "too short"],
+)
+def test_other_records_are_left_to_the_general_way(payload: bytes) -> None:
+    assert decode_alike([payload]) is None
+    assert decode_alike([payload, payload]) is None
+
+
+def test_a_damaged_record_is_left_to_the_general_way_and_stands_in_nobodys() -> None:
+    schema = make_schema("Fresh", list(NUMBERS.fields))
+    good = encode_row(schema, "id", decoded_values(), 7)
+    for place in (len(good) - 1, 30):
+        damaged = bytearray(good)
+        damaged[place] ^= 1
+        assert decode_alike([bytes(damaged), good]) is None
+        assert decode_alike([good, bytes(damaged)]) is None
+        assert decode_alike([good, good]) is not None
+
+
+def test_ids_that_are_no_text_are_left_to_the_general_way() -> None:
+    good = numbers("id")
+    bad = bytearray(good)
+    bad[good.rindex(b"id")] = 0xFF
+    sealed = seal(bad, 5)
+    assert decode_alike([good]) is not None
+    assert decode_alike([sealed]) is None
+    assert decode_alike([good, sealed]) is None

@@ -103,7 +103,7 @@ def test_the_plugin_uses_public_names_only():
         ("numba", "quorin/kernels/"),
         ("llvmlite", "quorin/kernels/"),
         ("mmap", "quorin/mapping.py"),
-        ("redis", "quorin/backend/redis.py"),
+        ("redis", "quorin/backend/redis"),
         ("sqlite3", "quorin/backend/embedded.py"),
     ],
 )

@@ -324,6 +324,51 @@ def test_rows_with_ids_over_the_segments_limit_are_buried_alone(world: World) ->
     assert "limit of 16 bytes" in letters[0].reason
 
 
+Number = tuple[str, int, Kind, int | None]
+numbers = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b", "é", "the-longest-of-them"]),
+        st.integers(0, 3),
+        st.sampled_from([Kind.upsert, Kind.upsert, Kind.upsert, Kind.partial, Kind.delete]),
+        st.none() | st.integers(0, 99),
+    ),
+    max_size=20,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(log=numbers, poison=st.sets(st.integers(0, 19)))
+def test_single_rows_applied_together_are_as_if_applied_one_by_one(
+    tmp_path_factory: pytest.TempPathFactory, log: list[Number], poison: set[int]
+) -> None:
+    base = tmp_path_factory.mktemp("together")
+    (base / "shm").mkdir()
+    world = World(str(base / "store"), base / "shm")
+    for number, (entity_id, time_, kind, count) in enumerate(log):
+        batch = (
+            delete_batch([entity_id], time_)
+            if kind is Kind.delete
+            else row_batch(STOP, entity_id, {"count": count}, time_)
+        )
+        payload = encode(kind, STOP, batch)
+        world.append(STOP, payload[:-1] + b"\xff" if number in poison else payload)
+    found = []
+    for batch_entries in (100, 1):
+        consumer = world.consumer(STOP, max_id_bytes=10, batch_entries=batch_entries)
+        consumer.drain()
+        consumer.close()
+        with world.registry.open_current(STOP, read_only=False) as segment:
+            ids = sorted(entity_id for entity_id, _ in iterate_occupied(segment))
+            letters = [(letter.position, letter.reason) for letter in world.log.dead_letters()]
+            found.append((read(segment, ids).to_pylist(), letters, segment.position))
+            world.registry.discard(segment)
+    assert found[0] == found[1]
+    assert len(found[0][1]) == sum(
+        number in poison or entity_id == "the-longest-of-them" for number, (entity_id, *_) in enumerate(log)
+    )
+    world.backend.close()
+
+
 # A log that is not what it was
 
 

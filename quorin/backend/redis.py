@@ -189,7 +189,8 @@ class RedisLog:
         """The position, or None if the stream must be made first, together with its identity."""
         head = self._single_entries.get(schema_name)
         if head is None:
-            words = ["XADD", self._keys.stream, "NOMKSTREAM", "*", keys.FIELD_SCHEMA, schema_name, keys.FIELD_PAYLOAD]
+            words: list[str | bytes] = ["XADD", self._keys.stream, "NOMKSTREAM", "*"]
+            words += [keys.FIELD_SCHEMA, schema_name, keys.FIELD_PAYLOAD]
             packed = b"".join(_bulk(word) for word in words)
             head = self._single_entries[schema_name] = b"*%d\r\n%b" % (len(words) + 1, packed)
         stream_id = self._server.call_packed(head + _bulk(payload))
@@ -222,15 +223,16 @@ class RedisLog:
         )
         if not answer:
             return ReadResult([], after)
-        found = [(keys.position_of(stream_id), _pairs(fields)) for stream_id, fields in answer[0][1]]
-        self._entry_bytes = max(1024, *(len(fields.get(keys.FIELD_PAYLOAD, b"")) for _, fields in found))
         wanted = None if schema_names is None else {name.encode() for name in schema_names}
-        entries = [
-            (position, fields.get(keys.FIELD_PAYLOAD, b""))
-            for position, fields in found
-            if wanted is None or fields.get(keys.FIELD_SCHEMA) in wanted
-        ]
-        return ReadResult(entries, found[-1][0])
+        entries, position, largest = [], after, 1024
+        for stream_id, words in answer[0][1]:
+            fields = _pairs(words)
+            position, payload = keys.position_of(stream_id), fields.get(keys.FIELD_PAYLOAD, b"")
+            largest = max(largest, len(payload))
+            if wanted is None or fields.get(keys.FIELD_SCHEMA) in wanted:
+                entries.append((position, payload))
+        self._entry_bytes = largest
+        return ReadResult(entries, position)
 
     def bounds(self) -> Bounds:
         """The first entry's position and the last one that was given."""

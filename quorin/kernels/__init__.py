@@ -39,6 +39,7 @@ read_many = _compiled(read.read_many, _WORDS, *[_INT] * 5, _BYTES, _BOOLS, _FLOA
 gather_values = _compiled(read.gather_values, _INT, _INT, _INT, _WORDS, _INT)
 gather_texts = _compiled(read.gather_texts, _INT, _INT, _INT, _WORDS, _WORDS, _INT)
 event_times = _compiled(measure.event_times, _WORDS, _INT, _INT, _WORDS)
+longest_id = _compiled(measure.longest_id, *[_INT] * 3)
 mark_ids = _compiled(measure.mark_ids, _INT, _INT, _INT, _BYTES)
 hash_one = _compiled(read.hash_one, _TEXT, _WORD, _WORD)
 

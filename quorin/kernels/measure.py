@@ -51,3 +51,12 @@ def mark_ids(offsets, ids, rows, bitmap):
         bitmap[np.int64(hash_id(ids + start, count, _ONE, _ONE) & mask)] = 1
         longest = max(longest, count)
     return longest
+
+
+@njit(cache=True, boundscheck=False)
+def longest_id(offsets, offset_bytes, rows):
+    """The bytes of the longest of so many ids, 0 of none."""
+    longest = np.int64(0)
+    for i in range(rows):
+        longest = max(longest, load_offset(offsets, offset_bytes, i + 1) - load_offset(offsets, offset_bytes, i))
+    return longest
