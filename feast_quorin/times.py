@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pyarrow as pa
 from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
 
 from quorin.errors import InvalidRowError
@@ -27,6 +30,17 @@ def to_ns(time: Any) -> int:
     if nanoseconds not in _RANGE:
         raise InvalidRowError(f"expected an event time between 1677 and 2262, got {time}")
     return nanoseconds
+
+
+def to_ns_column(times: Sequence[Any]) -> pa.Array:
+    """What :func:`to_ns` gives for each of many times, int64.
+
+    :raises InvalidRowError: as there.
+    """
+    if set(map(type, times)) == {datetime}:  # Subclasses, such as pandas' Timestamp, may know more than microseconds.
+        with suppress(pa.ArrowInvalid):  # Out of range: which one is, and the error, is found below.
+            return pa.array(times, pa.timestamp("us", "UTC")).cast(pa.timestamp("ns", "UTC")).view(pa.int64())
+    return pa.array([to_ns(time) for time in times], pa.int64())
 
 
 def is_time(time: Any) -> bool:

@@ -8,7 +8,7 @@ Arrow's null and reads back as an empty ``Value``, as Feast has it; an empty lis
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
@@ -23,7 +23,10 @@ from feast.value_type import ValueType
 from quorin.errors import InvalidRowError
 from quorin.schema import FeatureField, dtype
 
+Nulls = np.ndarray[Any, np.dtype[np.bool_]]
+
 _NULL_KINDS = {None, "null_val"}
+_FLOATS = {dtype.float32, dtype.float64}
 
 _SCALARS = {
     ValueType.FLOAT: (dtype.float32, "float_val"),
@@ -89,15 +92,20 @@ class Codec(ABC):
         """Append an Arrow array to a repeated field of ``Value``: as :meth:`to_protos`, but quicker."""
         values.extend(self.to_protos(column))
 
-    def _nulls(self, values: Sequence[Any]) -> list[bool] | None:
-        """Which values are null, None if none is."""
-        kinds = [value.WhichOneof("val") for value in values]
-        others = set(kinds) - {self.kind}
-        if not others:
-            return None
-        for kind in others - _NULL_KINDS:
-            raise InvalidRowError(f"expected {self.kind}, got {kind}: {str(values[kinds.index(kind)]).strip()[:100]}")
-        return [kind in _NULL_KINDS for kind in kinds]
+    def _nulls(self, values: Sequence[Any], empty: Iterable[int]) -> Nulls | None:
+        """Which values are null, None if none is. ``empty`` are those whose member of our kind reads as 0, false or
+        empty: only they can be anything else than set to a value of our kind.
+        """
+        nulls: Nulls | None = None
+        for place in empty:
+            kind = values[place].WhichOneof("val")
+            if kind in _NULL_KINDS:
+                if nulls is None:
+                    nulls = np.zeros(len(values), np.bool_)
+                nulls[place] = True
+            elif kind != self.kind:
+                raise InvalidRowError(f"expected {self.kind}, got {kind}: {str(values[place]).strip()[:100]}")
+        return nulls
 
 
 class ScalarCodec(Codec):
@@ -108,13 +116,15 @@ class ScalarCodec(Codec):
         return True
 
     def to_arrow(self, values: Sequence[Any]) -> pa.Array:  # noqa: D102 - the base class says it
-        nulls = self._nulls(values)
-        plain = list(map(attrgetter(self.kind), values))
+        members = map(attrgetter(self.kind), values)
         if self.dtype.is_numeric:
-            return pa.array(np.array(plain, self.dtype.numpy), mask=None if nulls is None else np.array(nulls))
+            numbers = np.fromiter(members, self.dtype.numpy, len(values))
+            return pa.array(numbers, mask=self._nulls(values, np.flatnonzero(numbers == 0).tolist()))
+        texts: list[Any] = list(members)
+        nulls = self._nulls(values, [place for place, text in enumerate(texts) if not text])
         if nulls is not None:
-            plain = [None if null else value for null, value in zip(nulls, plain, strict=True)]
-        return pa.array(plain, _ARROW[self.dtype])
+            texts = [None if null else text for null, text in zip(nulls.tolist(), texts, strict=True)]
+        return pa.array(texts, _ARROW[self.dtype])
 
     def to_protos(self, column: pa.Array) -> list[Any]:  # noqa: D102
         return [Value() if value is None else Value(**{self.kind: value}) for value in column.to_pylist()]
@@ -138,15 +148,18 @@ class ListCodec(Codec):
         return FeatureField(name, self.dtype, (None,))
 
     def to_arrow(self, values: Sequence[Any]) -> pa.Array:  # noqa: D102
-        nulls = self._nulls(values)
-        lists = [getattr(value, self.kind).val for value in values]
+        messages = list(map(attrgetter(self.kind), values))
+        lists = [message.val for message in messages]
+        sizes = np.fromiter(map(len, lists), np.int64, len(lists))
+        nulls = self._nulls(values, np.flatnonzero(sizes == 0).tolist())
         offsets = np.zeros(len(lists) + 1, np.int32)
-        np.cumsum(list(map(len, lists)), out=offsets[1:])
-        flat = chain.from_iterable(lists)
-        if self.dtype.is_numeric:
-            elements = pa.array(np.fromiter(flat, self.dtype.numpy, int(offsets[-1])))
+        np.cumsum(sizes, out=offsets[1:])
+        if self.dtype in _FLOATS:
+            elements = pa.array(_packed_floats(messages, sizes.tolist(), self.dtype))
+        elif self.dtype.is_numeric:
+            elements = pa.array(np.fromiter(chain.from_iterable(lists), self.dtype.numpy, int(offsets[-1])))
         else:
-            elements = pa.array(list(flat), _ARROW[self.dtype])
+            elements = pa.array(list(chain.from_iterable(lists)), _ARROW[self.dtype])
         return pa.ListArray.from_arrays(pa.array(offsets), elements, mask=None if nulls is None else pa.array(nulls))
 
     def to_protos(self, column: pa.Array) -> list[Any]:  # noqa: D102
@@ -161,6 +174,19 @@ class ListCodec(Codec):
                 wrapped = getattr(value, kind)
                 wrapped.SetInParent()
                 wrapped.val.extend(elements)
+
+
+def _packed_floats(messages: Sequence[Any], sizes: Sequence[int], kind: dtype) -> np.ndarray[Any, Any]:
+    """The elements of ``FloatList`` or ``DoubleList`` protos, one after the other.
+
+    Such a list's only field is packed: serialized it ends with its elements, little-endian and of fixed width. That is
+    many times as fast as Python's iteration over them.
+    """
+    width = kind.item_size
+    parts = [
+        message.SerializeToString()[-width * size :] for message, size in zip(messages, sizes, strict=True) if size
+    ]
+    return np.frombuffer(b"".join(parts), kind.numpy)
 
 
 class ProtoCodec(Codec):

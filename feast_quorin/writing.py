@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_quorin.keys import MAX_ID_BYTES, entity_ids
+from feast_quorin.keys import MAX_ID_BYTES, entity_ids_column
 from feast_quorin.tables import TableReader
-from feast_quorin.times import is_time, to_ns
+from feast_quorin.times import is_time, to_ns, to_ns_column
 from quorin.errors import EntityIdTooLongError, InvalidRowError
 
 if TYPE_CHECKING:
@@ -79,43 +80,51 @@ def write_table(
 
 def rows_to_batch(view: StoredView, rows: Sequence[FeastRow], features: Sequence[str]) -> pa.RecordBatch:
     """Rows as the engine's record batch: ``entity_id``, ``event_time_ns``, the created time where the view keeps it,
-    and the fields of the named features.
+    and the fields of the named features, which every row has.
 
     :raises InvalidRowError: for a value or time that does not fit. :raises EntityIdTooLongError: for a long key.
     """
+    keys, values, times, created = zip(*rows, strict=True)
     names = ["entity_id", "event_time_ns"]
-    arrays = [
-        _id_column(view, [key for key, _, _, _ in rows]),
-        pa.array(np.array([to_ns(time) for _, _, time, _ in rows], np.int64)),
-    ]
+    arrays = [_id_column(view, keys), to_ns_column(times)]
     if view.schema.tie_breaker is not None:
         names.append(view.schema.tie_breaker)
-        arrays.append(pa.array([to_ns(time) if is_time(time) else None for _, _, _, time in rows], pa.int64()))
-    values = [row for _, row, _, _ in rows]
+        arrays.append(pa.array([to_ns(time) if is_time(time) else None for time in created], pa.int64()))
     for feature in features:
         stored = view.features[feature]
         names.append(stored.field)
         try:
-            arrays.append(stored.codec.to_arrow([row[feature] for row in values]))
+            arrays.append(stored.codec.to_arrow(list(map(itemgetter(feature), values))))
         except InvalidRowError as error:
             raise InvalidRowError(f"feature {feature!r} of view {view.name!r}: {error}") from None
     return pa.RecordBatch.from_arrays(arrays, names)
 
 
 def _id_column(view: StoredView, keys: Sequence[Any]) -> pa.Array:
-    ids = pa.array(entity_ids(keys), pa.string())
+    ids = entity_ids_column(keys)
     longest = pc.max(pc.binary_length(ids)).as_py() or 0
     if longest > MAX_ID_BYTES:
         raise EntityIdTooLongError(f"view {view.name!r}: an entity key of {longest} bytes, at most {MAX_ID_BYTES} fit")
     return ids
 
 
-def _by_features(view: StoredView, rows: Sequence[FeastRow]) -> Iterator[tuple[list[str], list[FeastRow]]]:
+def _by_features(view: StoredView, rows: Sequence[FeastRow]) -> Iterator[tuple[list[str], Sequence[FeastRow]]]:
     """Runs of rows that have the same features of the view; rows that have none say nothing and are left out."""
     known = view.features.keys()
+    if _have_all(known, rows):
+        yield list(known), rows
+        return
     for given, run in groupby(rows, key=lambda row: known & row[1].keys()):
         if given:
             yield [name for name in known if name in given], list(run)
+
+
+def _have_all(features: Iterable[str], rows: Sequence[FeastRow]) -> bool:
+    try:
+        deque(map(itemgetter(*features), map(itemgetter(1), rows)), maxlen=0)
+    except KeyError:
+        return False
+    return True
 
 
 def _oldest_created_first(rows: Sequence[FeastRow]) -> Sequence[FeastRow]:
