@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 
 import quorin
@@ -18,6 +17,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc"]
 html_theme = "furo"
 html_title = "Quorin"
 html_copy_source = False
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 
 myst_heading_anchors = 4  # as GitHub gives headings their anchors
 suppress_warnings = [
@@ -30,8 +31,7 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 
 
 def setup(app: Sphinx) -> None:
-    """Diagrams are shown as their text: drawing them in the browser would need a script from the network."""
-    app.add_lexer("mermaid", TextLexer)
+    """What Sphinx calls."""
     app.connect("autodoc-skip-member", errors_stand_once)
 
 

@@ -1,4 +1,4 @@
-"""The real ``feast`` command in a repository of its own: apply, materialize, serve with two workers, teardown."""
+"""The real ``feast`` command in repositories of its own: plan, apply, materialize, serve with two workers, teardown."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ from typing import Any
 
 import pytest
 import yaml
+from feast import FeatureStore
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from feast_quorin.hook import NAME
+from quorin import metrics
 from tests.feast_quorin.repos import END, START, write_data
 
 ROOT = Path(__file__).parents[2]
@@ -37,21 +41,31 @@ store = FeatureStore(".")
 print(json.dumps(store.get_online_features(["driver_stats:trips", "customer_stats:score"],
     [{"driver_id": 1001, "customer": "alice"}]).to_dict()))
 """
-TIMEOUT_SECONDS = 120
+ALICE = {"driver_id": [1001], "customer": ["alice"], "trips": [1001 * 10**12 + 2], "score": [1.5]}
+"""What :data:`READ` prints when everything is materialized."""
+
+ARROW = {
+    "provider": "feast_quorin.QuorinProvider", "batch_engine": {"type": "feast_quorin.QuorinComputeEngine"},
+}  # fmt: skip
+TIMEOUT_SECONDS = 300
 
 
 @pytest.fixture
 def repo(online_store: dict[str, Any], tmp_path: Path) -> Path:
     """A repository folder whose Python runs the hook's line at its start, as it does where the wheel is installed."""
-    folder = tmp_path / "repo"
+    return make_repo(tmp_path / "repo", online_store)
+
+
+def make_repo(folder: Path, online_store: dict[str, Any], project: str = "shop", **more: Any) -> Path:
     write_data(folder / "data")
     (folder / "sitecustomize.py").write_text((ROOT / "feast_quorin" / "quorin_feast.pth").read_text())
     config = {
-        "project": "shop",
+        "project": project,
         "provider": "local",
         "registry": "data/registry.db",
         "online_store": {**online_store, "type": NAME},
         "entity_key_serialization_version": 3,
+        **more,
     }
     (folder / "feature_store.yaml").write_text(yaml.safe_dump(config))
     (folder / "features.py").write_text(DEFINITIONS)
@@ -60,7 +74,8 @@ def repo(online_store: dict[str, Any], tmp_path: Path) -> Path:
 
 
 def environment(repo: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": f"{repo}:{ROOT}", "PYTHONWARNINGS": "ignore", "FEAST_USAGE": "False"}
+    own = {"PYTHONPATH": f"{repo}:{ROOT}", "PYTHONWARNINGS": "ignore", "FEAST_USAGE": "False"}
+    return {**os.environ, **own}
 
 
 def command(*arguments: str) -> list[str]:
@@ -68,34 +83,98 @@ def command(*arguments: str) -> list[str]:
 
 
 def run(repo: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [*arguments],
-        cwd=repo,
-        env=environment(repo),
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        check=False,
+    return finished(begun(repo, *arguments))
+
+
+def begun(repo: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*arguments], cwd=repo, env=environment(repo), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
+def finished(process: subprocess.Popen[str]) -> str:
+    with process:
+        try:
+            out, err = process.communicate(timeout=TIMEOUT_SECONDS)
+        except BaseException:
+            process.kill()
+            raise
+    assert process.returncode == 0, out + err
+    return out
+
+
+def beside_each_other(repos: list[Path], *arguments: str) -> None:
+    """The same command in several repositories at once."""
+    for process in [begun(repo, *arguments) for repo in repos]:
+        finished(process)
+
+
+def read(repo: Path) -> Any:
+    """What :data:`READ` prints, read in this process."""
+    features = ["driver_stats:trips", "customer_stats:score"]
+    return FeatureStore(str(repo)).get_online_features(features, [{"driver_id": 1001, "customer": "alice"}]).to_dict()
+
+
+@pytest.mark.parametrize("online_store", ["embedded"], indirect=True)
 def test_the_whole_life_of_a_repository(repo: Path, online_store: dict[str, Any]) -> None:
+    assert "customer_stats" in run(repo, *command("plan"))
+    assert list(Path(online_store["shm_dir"]).iterdir()) == []
     run(repo, *command("apply"))
     run(repo, *command("materialize", START.isoformat(), END.isoformat()))
-    expected = {"driver_id": [1001], "customer": ["alice"], "trips": [1001 * 10**12 + 2], "score": [1.5]}
-    assert json.loads(run(repo, sys.executable, "-c", READ)) == expected
+    assert json.loads(run(repo, sys.executable, "-c", READ)) == ALICE
     run(repo, *command("materialize-incremental", END.isoformat()))
     with served(repo, workers=2) as url:
         for _ in range(20):
             assert ask(url, ["customer_stats:score"], {"customer": ["alice", "new"]}) == [1.5, None]
-        row = {"customer": ["alice", "new"], "at": [END.isoformat()] * 2, "score": [7.0, 8.0], "city": ["Oslo", None]}
-        post(f"{url}/push", {"push_source_name": "customer_push", "df": row, "to": "online"})
+        push(url)
         for _ in range(20):
             assert ask(url, ["customer_stats:score"], {"customer": ["alice", "new"]}) == [7.0, 8.0]
     run(repo, *command("teardown"))
     assert list(Path(online_store["shm_dir"]).iterdir()) == []
+
+
+@pytest.mark.parametrize("online_store", ["redis"], indirect=True)
+def test_two_projects_live_side_by_side(online_store: dict[str, Any], tmp_path: Path) -> None:
+    """Both on one Redis and in one directory of segments, both written as Arrow; one goes, and the other stays."""
+    repos = [make_repo(tmp_path / name, online_store, name, **ARROW) for name in ("shop", "market")]
+    shop, market = repos
+    beside_each_other(repos, *command("apply"))
+    beside_each_other(repos, *command("materialize", START.isoformat(), END.isoformat()))
+    with served(shop, workers=2) as url:
+        push(url)
+        reads = counted("shop__customer_stats")
+        for _ in range(20):
+            assert ask(url, ["customer_stats:score"], {"customer": ["alice", "new"]}) == [7.0, 8.0]
+        assert counted("shop__customer_stats") >= reads + 20
+    assert in_feasts_metrics(shop, "feast_online_features_status_total", "customer_stats") == {"present": 40.0}
+    assert [read(repo) for repo in repos] == [{**ALICE, "score": [7.0]}, ALICE]
+    run(shop, *command("teardown"))
+    left = [path.name for path in Path(online_store["shm_dir"]).iterdir()]
+    assert len(left) == 4
+    assert all(name.startswith("quorin_market__") for name in left)
+    assert read(market) == ALICE
+    run(market, *command("teardown"))
+    assert list(Path(online_store["shm_dir"]).iterdir()) == []
+
+
+def push(url: str) -> None:
+    row = {"customer": ["alice", "new"], "at": [END.isoformat()] * 2, "score": [7.0, 8.0], "city": ["Oslo", None]}
+    post(f"{url}/push", {"push_source_name": "customer_push", "df": row, "to": "online"})
+
+
+def counted(schema: str) -> float:
+    """Batches read of a schema, as Quorin's exporter shows them: those of every process of this machine."""
+    return metrics.registry.get_sample_value("quorin_batch_reads_total", {"schema": schema}) or 0.0
+
+
+def in_feasts_metrics(repo: Path, name: str, view: str) -> dict[str, float]:
+    """What the workers of ``feast serve --metrics`` counted, by status: what Feast shows on its port, which is always
+    8000, from the files that it keeps.
+    """
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(repo / "metrics"))
+    samples = [sample for family in registry.collect() for sample in family.samples if sample.name == name]
+    return {one.labels["status"]: one.value for one in samples if one.labels["feature_view"] == view and one.value}
 
 
 @contextmanager
@@ -104,10 +183,12 @@ def served(repo: Path, *, workers: int) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    arguments = command("serve", "--host", "127.0.0.1", "--port", str(port), "--workers", str(workers))
+    arguments = command("serve", "--host", "127.0.0.1", "--port", str(port), "--workers", str(workers), "--metrics")
+    (repo / "metrics").mkdir()
+    kept = {name: str(repo / "metrics") for name in ("PROMETHEUS_MULTIPROCESS_DIR", "PROMETHEUS_MULTIPROC_DIR")}
     with (repo / "serve.log").open("w") as log:
         server = subprocess.Popen(
-            arguments, cwd=repo, env=environment(repo), stdout=log, stderr=log, start_new_session=True
+            arguments, cwd=repo, env={**environment(repo), **kept}, stdout=log, stderr=log, start_new_session=True
         )
         try:
             url = f"http://127.0.0.1:{port}"
