@@ -122,7 +122,8 @@ class Engine:
 
     def write(self, view: StoredView, batch: pa.RecordBatch, *, partial: bool = False) -> int:
         """Append rows to the log; gives the position of the last. A view that was never applied gets its segment here,
-        and fields that its segment does not have are added.
+        and fields that its segment does not have are added, unless this process only logs: its machine need not be the
+        segment's.
 
         Fields that a ``partial`` batch does not have stay as they are.
 
@@ -131,7 +132,8 @@ class Engine:
         name = view.schema.__name__
         if self._known.get(name) is not view.schema:
             known = self.current_schema(name)
-            if known is None or not _names(view.schema) <= _names(known):
+            only_logs = self._settings.consumer == "external" and self._settings.wait == "logged"
+            if known is None or not (only_logs or _names(view.schema) <= _names(known)):
                 apply_view(self, view, drops=False)
             self._known[name] = view.schema
         return self._producer.write_many(view.schema, batch, partial=partial)
