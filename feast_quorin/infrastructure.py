@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quorin.errors import SegmentNotFoundError
+from feast_quorin.names import is_field_name
+from quorin.errors import SchemaError, SegmentNotFoundError
 from quorin.schema import make_schema, schema_to_json
 
 if TYPE_CHECKING:
@@ -23,12 +24,14 @@ def apply_view(engine: Engine, view: StoredView, *, drops: bool) -> None:
     ``drops`` says whether fields that the view does not have go away.
 
     :raises UpgradeAbortedError: if another process goes on writing to the segment for ``timeout_ms``, no consumer.
+    :raises SchemaError: if a schema of this name is there that is no feature view's.
     """
     name = view.schema.__name__
     known = engine.current_schema(name)
     if known is None:
         engine.create(view.schema, replay=False)
         return
+    _check_ours(engine, view, known)
     try:
         current = engine.reader(view).schema
     except SegmentNotFoundError:  # Only possible where an external consumer is to fill segments: it replays the log.
@@ -49,6 +52,15 @@ def remove(engine: Engine, name: str) -> None:
     """
     if engine.is_known(name):
         engine.discard(name)
+
+
+def _check_ours(engine: Engine, view: StoredView, known: Schema) -> None:
+    others = [field.name for field in known.fields if not is_field_name(field.name) and field.name != known.tie_breaker]
+    if others:
+        raise SchemaError(
+            f"feature view {view.name!r}: the schema {known.__name__!r} at {engine.registry.backend.address} is no "
+            f"feature view's: it has a field {others[0]!r}. Give the project another name or another `path`"
+        )
 
 
 def _of_both(old: Schema, new: Schema) -> tuple[FeatureField, ...]:

@@ -12,6 +12,8 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from feast.value_type import ValueType
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -75,3 +77,9 @@ def field_name(feature: str, type_name: str) -> str:
     replayed by name can never show old bytes under a new type.
     """
     return f"{identifier(feature)}__{type_name}"
+
+
+def is_field_name(name: str) -> bool:
+    """Whether :func:`field_name` may have given this name."""
+    _, parted, kind = name.rpartition("__")
+    return bool(parted) and kind.upper() in ValueType.__members__ and kind.islower()

@@ -64,8 +64,9 @@ def opened(folder: Path, online_store: dict[str, Any]) -> FeatureStore:
     return make_store(folder / "repo", online_store, data=folder, batch_engine=ENGINE)
 
 
-def materialize(folder: Path, online_store: dict[str, Any]) -> None:
-    opened(folder, online_store).materialize(START, END)
+def materialize(folder: Path, online_store: dict[str, Any], as_arrow: bool = True) -> None:
+    engine = {"batch_engine": ENGINE} if as_arrow else {}
+    make_store(folder / "repo", online_store, data=folder, **engine).materialize(START, END)
 
 
 def read(store: FeatureStore, ids: list[int]) -> list[tuple[Any, Any]]:
@@ -79,26 +80,29 @@ def start(target: Callable[..., None], *arguments: Any) -> Any:
     return process
 
 
+@pytest.mark.parametrize("as_arrow", [True, False], ids=["our engine", "Feast's engine"])
 def test_a_killed_materialization_is_completed_by_the_next(
-    numbers: FeatureStore, online_store: dict[str, Any], tmp_path: Path
+    numbers: FeatureStore, online_store: dict[str, Any], tmp_path: Path, as_arrow: bool
 ) -> None:
+    rows = ROWS if as_arrow else ROWS // 5
+    write_source(tmp_path / "numbers.parquet", rows, day(0), 1)
     store = numbers._get_provider().online_store
     log = store._engine_for(numbers.config).registry.backend.log()
-    process = start(materialize, tmp_path, online_store)
+    process = start(materialize, tmp_path, online_store, as_arrow)
     begun = log.bounds().last
     while log.bounds().last == begun:
         assert process.is_alive()
         time.sleep(0.0005)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    half = read(numbers, list(range(0, ROWS, 1000)))
+    half = read(numbers, list(range(0, rows, 1000)))
     assert all(row in ((None, None), (n * 1000, n * 1000)) for n, row in enumerate(half))
-    numbers.materialize(START, END)
-    assert read(numbers, list(range(0, ROWS, 3))) == [(n, n) for n in range(0, ROWS, 3)]
+    materialize(tmp_path, online_store, as_arrow)
+    assert read(numbers, list(range(0, rows, 3))) == [(n, n) for n in range(0, rows, 3)]
     registry: SegmentRegistry = store._engine_for(numbers.config).registry
     schema = stored_view(numbers.config, numbers.get_feature_view("numbers")).schema
     with registry.open_current(schema) as segment:
-        assert len(segment) == ROWS
+        assert len(segment) == rows
 
 
 def materialize_until(folder: Path, online_store: dict[str, Any], end: Any) -> None:

@@ -3,10 +3,11 @@ from __future__ import annotations
 import re
 
 import pytest
+from feast.value_type import ValueType
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feast_quorin.names import field_name, identifier, project_prefix, schema_name
+from feast_quorin.names import field_name, identifier, is_field_name, project_prefix, schema_name
 from quorin.schema import FeatureField, FeatureSchema, dtype, make_schema
 
 HARD = [
@@ -83,3 +84,8 @@ def test_any_feature_names_make_a_schema(features: list[str]) -> None:
 def test_a_feature_that_changes_its_type_is_another_field() -> None:
     assert field_name("age", "int32") == "age__int32"
     assert field_name("age", "int32") != field_name("age", "int64")
+
+
+def test_names_of_fields_are_known_from_others() -> None:
+    assert all(is_field_name(field_name("a b", kind.name.lower())) for kind in ValueType)
+    assert not any(is_field_name(name) for name in ("rides", "a__b", "__", "a__INT64", "int64", "a_int64"))
