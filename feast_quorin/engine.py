@@ -66,6 +66,8 @@ class Engine:
         self._history = None if history is None else ParquetDatasetStore(history)
         self._producer = WALProducer(self.registry.backend, registry=self.registry)
         self._readers: dict[str, Segment] = {}
+        self.opened = object()
+        """Another one whenever reads of some view go to another segment than before."""
         self._writers: dict[str, Segment] = {}
         self._known: dict[str, Schema] = {}
         self._opening = threading.Lock()
@@ -160,6 +162,7 @@ class Engine:
         if segment is None or not self._is_there(segment):
             with self._opening:
                 segment = self._readers[name] = self._open(view, read_only=True)
+                self.opened = object()
             if self._settings.consumer != "external" and self._is_behind(name, self._position(view)):
                 with suppress(WriteSyncTimeoutError):
                     self._until(view, self._log.bounds().last, lambda: self._drain(view))
@@ -171,7 +174,9 @@ class Engine:
 
     def forget(self, view: StoredView) -> bool:
         """Open the view's segment anew at the next read; False if none is open."""
-        return self._readers.pop(view.schema.__name__, None) is not None
+        known = self._readers.pop(view.schema.__name__, None) is not None
+        self.opened = object()
+        return known
 
     def current_schema(self, name: str) -> Schema | None:
         """The schema that the control plane keeps under a name."""
@@ -273,6 +278,7 @@ class Engine:
             self._control.clear_current(name, expected=lost)
         self._control.drop_schema(name)
         self._readers.pop(name, None)
+        self.opened = object()
         self._writers.pop(name, None)
         self._known.pop(name, None)
 

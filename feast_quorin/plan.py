@@ -29,6 +29,7 @@ from feast_quorin.views import max_age_ns, stored_view
 if TYPE_CHECKING:
     from feast_quorin.engine import Engine
     from feast_quorin.values import Codec
+    from quorin.assembly import RowsLayout
 
 _MOST_PLANS = 256
 
@@ -75,6 +76,7 @@ class Plan:
         self.feature_types: dict[str, ValueType] = {}
         self._result_names: frozenset[str] = frozenset()
         self._context: Any = None
+        self._slots: tuple[Any, list[tuple[str, int]]] = (None, [])
         self._shapes: dict[tuple[str, ...], Shape | None] = {}
 
     def shape(self, names: tuple[str, ...]) -> Shape | None:
@@ -86,6 +88,14 @@ class Plan:
                 self._shapes.clear()
             shape = self._shapes[names] = self._shape(names)
             return shape
+
+    def slots(self, layout: RowsLayout) -> list[tuple[str, int]]:
+        """The names of the answer, and where the first of each feature's values stands in rows of a layout."""
+        known, slots = self._slots
+        if known is not layout:
+            slots = [(name, layout.slot(view, place)) for name, view, place, _ in self.features]
+            self._slots = layout, slots
+        return slots
 
     def resolve(self, context: tuple[Any, ...], views: Sequence[ViewPlan]) -> None:
         """Take what Feast found out about the choice."""

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from feast.protos.feast.types.Value_pb2 import RepeatedValue
 from feast.type_map import feast_value_type_to_python_type, python_values_to_proto_values
 from feast.value_type import ValueType
 
 from feast_quorin import wire
 from feast_quorin.keys import EMPTY, SEPARATOR, component, escaped
+from quorin.assembly import number_ids
 
 _INT64 = (-(2**63), 2**63 - 1)
 _RANGES = {ValueType.INT64: _INT64, ValueType.INT32: (-(2**31), 2**31 - 1)}
@@ -64,6 +66,10 @@ class Column(ABC):
         :raises ValueError: for values that are no keys.
         """
 
+    def ids(self, values: list[Any]) -> pa.Array:
+        """The same as an Arrow array, for views with this one join key."""
+        return pa.array(self.texts(values), pa.string())
+
     @abstractmethod
     def python(self, values: list[Any]) -> list[Any]:
         """Normalised values as Feast gives them back, in a list of its own."""
@@ -76,42 +82,65 @@ class Column(ABC):
 class PlainKey(Column):
     """Join keys that are integers or strings: normalised, they are what Feast gives back."""
 
-    def normalised(self, values: list[Any]) -> list[Any] | None:  # noqa: D102 - the base class says it
-        kinds = {*map(type, values)}
-        if self.value_type is ValueType.STRING:
-            return values if kinds == {str} else self._converted(values)
-        least, most = _RANGES[self.value_type]
-        if kinds != {int}:
-            return self._converted(values)
-        return values if least <= min(values) and max(values) <= most else None
+    def __init__(self, name: str, value_type: ValueType) -> None:
+        super().__init__(name, value_type)
+        self._kind = _KINDS[value_type]
 
-    def text(self, value: Any) -> str | None:  # noqa: D102
-        if self.value_type is ValueType.STRING:
-            return escaped(value) if type(value) is str else None
-        least, most = _RANGES[self.value_type]
-        return str(value) if type(value) is int and least <= value <= most else None
-
-    def texts(self, values: list[Any]) -> list[str]:  # noqa: D102
-        return [escaped(value) for value in values] if self.value_type is ValueType.STRING else [*map(str, values)]
-
-    def python(self, values: list[Any]) -> list[Any]:  # noqa: D102
+    def python(self, values: list[Any]) -> list[Any]:  # noqa: D102 - the base class says it
         return values[:]
-
-    def wire(self, values: list[Any]) -> bytes:  # noqa: D102
-        kind = _KINDS[self.value_type]
-        if self.value_type is ValueType.STRING:
-            return wire.texts(kind, [value.encode() for value in values])
-        if len(values) == 1:
-            return wire.number(kind, "q", values[0])
-        return wire.numbers(kind, np.array(values, np.int64), None)
 
     def _converted(self, values: list[Any]) -> list[Any] | None:
         """What Feast's own conversion makes of strings for integers, NumPy's numbers, and protos."""
-        kind = _KINDS[self.value_type]
         protos = converted(values, self.value_type)
-        if protos is None or any(proto.WhichOneof("val") != kind for proto in protos):
+        if protos is None or any(proto.WhichOneof("val") != self._kind for proto in protos):
             return None
-        return [getattr(proto, kind) for proto in protos]
+        return [getattr(proto, self._kind) for proto in protos]
+
+
+class IntegerKey(PlainKey):
+    """Join keys that are integers."""
+
+    def __init__(self, name: str, value_type: ValueType) -> None:
+        super().__init__(name, value_type)
+        self._least, self._most = _RANGES[value_type]
+
+    def normalised(self, values: list[Any]) -> list[Any] | None:  # noqa: D102
+        if {*map(type, values)} != {int}:
+            return self._converted(values)
+        return values if self._least <= min(values) and max(values) <= self._most else None
+
+    def text(self, value: Any) -> str | None:  # noqa: D102
+        return str(value) if type(value) is int and self._least <= value <= self._most else None
+
+    def texts(self, values: list[Any]) -> list[str]:  # noqa: D102
+        return [*map(str, values)]
+
+    def ids(self, values: list[Any]) -> pa.Array:  # noqa: D102
+        return number_ids(np.array(values, np.int64))
+
+    def wire(self, values: list[Any]) -> bytes:  # noqa: D102
+        if len(values) == 1:
+            return wire.number(self._kind, "q", values[0])
+        return wire.numbers(self._kind, np.array(values, np.int64), None)
+
+
+class TextKey(PlainKey):
+    """Join keys that are strings."""
+
+    def normalised(self, values: list[Any]) -> list[Any] | None:  # noqa: D102
+        return values if {*map(type, values)} == {str} else self._converted(values)
+
+    def text(self, value: Any) -> str | None:  # noqa: D102
+        return escaped(value) if type(value) is str else None
+
+    def texts(self, values: list[Any]) -> list[str]:  # noqa: D102
+        together = "".join(values)
+        if all(values) and "\\" not in together and SEPARATOR not in together:
+            return values
+        return [escaped(value) for value in values]
+
+    def wire(self, values: list[Any]) -> bytes:  # noqa: D102
+        return wire.texts(self._kind, [value.encode() for value in values])
 
 
 class ProtoColumn(Column):
@@ -155,8 +184,10 @@ class RequestData(ProtoColumn):
 
 def key_column(name: str, value_type: ValueType | None) -> Column:
     """The column of a join key; without a type, of one that no view of the request has."""
-    if value_type in _KINDS:
-        return PlainKey(name, value_type)
+    if value_type is ValueType.STRING:
+        return TextKey(name, value_type)
+    if value_type in _RANGES:
+        return IntegerKey(name, value_type)
     return ProtoColumn(name, value_type or ValueType.UNKNOWN)
 
 
@@ -184,8 +215,6 @@ def entity_id(components: Sequence[str]) -> str:
 
 def entity_ids(columns: Sequence[list[str]], row_count: int) -> list[str]:
     """The same for columns of components."""
-    if len(columns) == 1:
-        return columns[0]
     return [*map(entity_id, zip(*columns, strict=True))] if columns else [EMPTY] * row_count
 
 

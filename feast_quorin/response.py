@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from feast_quorin.on_demand import Computed
     from feast_quorin.plan import Feature, Plan
     from feast_quorin.request import Column
-    from quorin.assembly import Columns
+    from quorin.assembly import Columns, Rows
 
 _SECOND_NS = 1_000_000_000
 _LEAST_BLOCK = 8
@@ -77,7 +78,7 @@ class LazyResponse(OnlineResponse):
 
     def seeing(self, computed: Sequence[Computed]) -> LazyResponse:
         """The same with these computed features."""
-        return self.of(self._plan, self._keys, self._given, self._reads, self._features, tuple(computed))
+        return LazyResponse.of(self._plan, self._keys, self._given, self._reads, self._features, tuple(computed))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OnlineResponse, (self.proto, dict(self._feature_types))
@@ -88,25 +89,18 @@ class LazyResponse(OnlineResponse):
             return super().to_dict(include_event_timestamps)
         if include_event_timestamps:
             return dict(self._columns("values", with_times=True))
-        reads = self._reads
         result: dict[str, Any] = {
             key.name: key.python(values) for key, values in zip(self._keys, self._given, strict=True)
         }
-        complete = [read.complete for read in reads]
-        if self._plan.has_numbers_only and type(reads[0]) is OneRow and False not in complete:
-            rows, slots = [read.values for read in reads], [read.layout.slots for read in reads]
-            for name, view, place, _ in self._features:
-                result[name] = [rows[view][slots[view][place]]]
-            return self._with_computed(result)
         for name, view, place, decoder in self._features:
-            read = reads[view]
+            read = self._reads[view]
             if type(read) is not OneRow:
                 result[name] = decoder.values(read, place)
-            elif complete[view] or read.is_valid(place):
-                result[name] = [decoder.value(read, place)]
             else:
-                result[name] = [None]
-        return self._with_computed(result)
+                result[name] = [decoder.value(read, place) if read.is_valid(place) else None]
+        for column in self._computed:
+            result[column.name] = column.values(self._feature_types.get(column.name))
+        return result
 
     def to_df(self, include_event_timestamps: bool = False) -> pd.DataFrame:
         """A frame with the columns and dtypes that pandas infers from :meth:`to_dict`."""
@@ -144,11 +138,6 @@ class LazyResponse(OnlineResponse):
                     raise ValueError(f"Failed to convert values for '{name}' to tensor: {error}") from error
             else:
                 result[name] = filled
-        return result
-
-    def _with_computed(self, result: dict[str, Any]) -> dict[str, Any]:
-        for column in self._computed:
-            result[column.name] = column.values(self._feature_types.get(column.name))
         return result
 
     def _columns(self, form: str, with_times: bool) -> Iterator[tuple[str, Any]]:
@@ -215,6 +204,36 @@ class LazyResponse(OnlineResponse):
             name = projection.name_alias or projection.name
             if name not in [known.name for known in metadata]:
                 metadata.add(name=name, version=getattr(view.table, "current_version_number", 0) or 0)
+
+
+class RowResponse(LazyResponse):
+    """The response for one entity, of whom all views were read at once. ``given`` are one value each."""
+
+    _computed = ()
+    _proto = None
+
+    def __init__(self, plan: Plan, keys: Sequence[Column], given: list[list[Any]], rows: Rows) -> None:
+        self._plan = plan
+        self._keys = keys
+        self._given = given
+        self._rows = rows
+        self._features = plan.features
+        self._feature_types = plan.feature_types
+
+    @cached_property
+    def _reads(self) -> list[Any]:  # type: ignore[override]
+        return [self._rows[number] for number in range(len(self._plan.views))]
+
+    def to_dict(self, include_event_timestamps: bool = False) -> dict[str, Any]:
+        """Lists of Python values by name."""
+        plan, rows = self._plan, self._rows
+        if include_event_timestamps or self._proto is not None or not plan.has_numbers_only or not rows.complete:
+            return super().to_dict(include_event_timestamps)
+        result = {key.name: key.python(values) for key, values in zip(self._keys, self._given)}  # noqa: B905 - hot
+        values = rows.values
+        for name, slot in plan.slots(rows.layout):
+            result[name] = [values[slot]]
+        return result
 
 
 def _state(row: OneRow) -> bytes:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
 
 from feast_quorin.on_demand import compute
 from feast_quorin.request import Column, entity_id, entity_ids, is_passed_over
-from feast_quorin.response import LazyResponse
+from feast_quorin.response import LazyResponse, RowResponse
+from feast_quorin.view_reader import EntityReader
 from quorin.assembly import OneRow
 from quorin.errors import EntityIdError
 
 if TYPE_CHECKING:
-    from feast_quorin.plan import Plan
+    from collections.abc import Sequence
+
+    from feast_quorin.plan import Plan, ViewPlan
+    from quorin.assembly import Rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,12 +33,27 @@ class _Columns:
     others: tuple[int, ...]
 
 
+class _Entity(NamedTuple):
+    """The join keys that make an id, and the views that are read with it: by their numbers in the plan."""
+
+    part: tuple[int, ...]
+    read: EntityReader
+    numbers: list[int]
+    has_ages: bool
+
+    @classmethod
+    def of(cls, views: Sequence[ViewPlan], parts: Sequence[tuple[int, ...]], part: tuple[int, ...]) -> _Entity:
+        numbers = [number for number, other in enumerate(parts) if other == part]
+        chosen = [views[number] for number in numbers]
+        return cls(part, EntityReader([view.reader for view in chosen]), numbers, any(v.max_age_ns for v in chosen))
+
+
 class Shape:
     """A plan for rows with certain columns: join keys to give back, the request's data for on-demand views, and others,
     which nobody asked for. ``parts`` says for each view which join keys make its ids.
     """
 
-    __slots__ = ("_columns", "_is_plain", "_parts", "keys", "plan")
+    __slots__ = ("_columns", "_entities", "_is_plain", "_parts", "_texts", "keys", "plan")
 
     def __init__(self, plan: Plan, *, parts: tuple[tuple[int, ...], ...], **columns: Any) -> None:
         self.plan = plan
@@ -40,6 +61,8 @@ class Shape:
         self.keys = self._columns.keys
         self._parts = parts
         self._is_plain = len(self.keys) > 0 and not self._columns.request and not self._columns.others
+        self._texts = [key.text for key in self.keys]
+        self._entities = [_Entity.of(plan.views, parts, part) for part in dict.fromkeys(parts)]
 
     def answer(self, columns: list[list[Any]], metrics: Any = None) -> LazyResponse | None:
         """Read what the rows ask for; None where they are for Feast to judge.
@@ -56,15 +79,17 @@ class Shape:
             if data is None:
                 return None
             columns = [columns[place] for place in self._columns.key_places]
-        keys, reads = self._read(columns, count)
+        plan = self.plan
+        rows = self._read_row(columns) if count == 1 else None
+        if rows is not None and len(rows) == 1 and metrics is None and not plan.transforms:
+            return RowResponse(plan, self.keys, columns, rows[0])
+        keys, reads = self._read(columns, count) if rows is None else (columns, self._by_view(rows))
         if reads is None:
             return None
         if metrics is not None:
             self._report(metrics, reads, count, time.monotonic() - started)
-        plan = self.plan
         if not plan.transforms:
-            made = LazyResponse if type(reads[0]) is OneRow else LazyResponse.of
-            return made(plan, self.keys, keys, reads)
+            return LazyResponse.of(plan, self.keys, keys, reads)
         inputs = LazyResponse.of(plan, (*self.keys, *self._columns.request), [*keys, *(data or ())], reads, plan.inputs)
         computed = compute(plan.transforms, inputs, plan.full_names)
         return LazyResponse.of(plan, self.keys, keys, reads, computed=computed)
@@ -76,47 +101,60 @@ class Shape:
         pairs = zip(wanted.request, wanted.request_places, strict=True)
         return _all([column.normalised(columns[place]) for column, place in pairs])
 
-    def _read(self, columns: list[list[Any]], count: int) -> tuple[list[list[Any]], list[Any] | None]:
-        """The join keys as Feast gives them back, and what was read; None where Feast has to judge."""
-        if count == 1:
-            rows = self._read_row(columns)
-            if rows is not None:
-                return columns, rows
-        keys = _all([key.normalised(values) for key, values in zip(self.keys, columns, strict=True)])
-        return ([], None) if keys is None else (keys, self._read_rows(keys, count))
-
-    def _read_row(self, columns: list[list[Any]]) -> list[Any] | None:
-        """One row, the quick way; None where it does not serve."""
+    def _read_row(self, columns: list[list[Any]]) -> list[Rows] | None:
+        """The rows of the one entity that each part of the key names; None where the quick way does not serve."""
         texts = []
-        for key, column in zip(self.keys, columns):  # noqa: B905 - as many by construction, and this is the hot path
-            text = key.text(column[0])
+        for text_of, column in zip(self._texts, columns):  # noqa: B905 - as many by construction, and this is the hot path
+            text = text_of(column[0])
             if text is None:
                 return None
             texts.append(text)
-        rows = []
-        for view, part in zip(self.plan.views, self._parts):  # noqa: B905
-            row = view.reader.one(texts[part[0]] if len(part) == 1 else entity_id([texts[i] for i in part]))
-            if row is None or (view.max_age_ns and row.values and row.values[0] < time.time_ns() - view.max_age_ns):
+        found = []
+        for part, read, numbers, has_ages in self._entities:
+            rows = read(texts[part[0]] if len(part) == 1 else entity_id([texts[place] for place in part]))
+            if rows is None or (has_ages and self._has_old(rows, numbers)):
                 return None
-            rows.append(row)
-        return rows
+            found.append(rows)
+        return found
 
-    def _read_rows(self, keys: list[list[Any]], count: int) -> list[Any] | None:
-        """All rows; None where an id can't be made of a key."""
-        used = {place for part in self._parts for place in part}
+    def _has_old(self, rows: Rows, numbers: list[int]) -> bool:
+        """Whether one of the rows is older than its view allows."""
+        for place, number in enumerate(numbers):
+            most, row = self.plan.views[number].max_age_ns, rows[place]
+            if most and row.values and row.values[0] < time.time_ns() - most:
+                return True
+        return False
+
+    def _by_view(self, found: list[Rows]) -> list[Any]:
+        """The rows in the order of the plan's views."""
+        rows: dict[int, OneRow] = {}
+        for entity, read in zip(self._entities, found, strict=True):
+            rows.update((number, read[place]) for place, number in enumerate(entity.numbers))
+        return [rows[number] for number in range(len(rows))]
+
+    def _read(self, columns: list[list[Any]], count: int) -> tuple[list[list[Any]], list[Any] | None]:
+        """The join keys as Feast gives them back, and what was read of each view; None where Feast has to judge."""
+        keys = _all([key.normalised(values) for key, values in zip(self.keys, columns, strict=True)])
+        if keys is None:
+            return [], None
         try:
-            texts = {place: self.keys[place].texts(keys[place]) for place in used}
-            ids = [entity_ids([texts[place] for place in part], count) for part in self._parts]
-        except ValueError:
-            return None
+            ids = {entity.part: self._ids(entity.part, keys, count) for entity in self._entities}
+        except ValueError:  # No id can be made of a key.
+            return [], None
         try:
-            reads = [view.reader.many(many) for view, many in zip(self.plan.views, ids, strict=True)]
+            reads = [view.reader(ids[part]) for view, part in zip(self.plan.views, self._parts, strict=True)]
         except EntityIdError:
-            return None
+            return [], None
         for view, read in zip(self.plan.views, reads, strict=True):
             if view.max_age_ns:
                 read.hide(read.found & (read.event_time_ns < time.time_ns() - view.max_age_ns))
-        return reads
+        return keys, reads
+
+    def _ids(self, part: tuple[int, ...], keys: list[list[Any]], count: int) -> pa.Array:
+        if len(part) == 1:
+            return self.keys[part[0]].ids(keys[part[0]])
+        components = [self.keys[place].texts(keys[place]) for place in part]
+        return pa.array(entity_ids(components, count), pa.string())
 
     def _report(self, metrics: Any, reads: list[Any], count: int, seconds: float) -> None:
         """Tell Feast's metrics what it would count itself."""

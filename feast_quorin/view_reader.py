@@ -1,16 +1,17 @@
 """Reads of one view for one choice of features: bound to its segment once, followed as it is replaced.
 
-One entity is read as plain Python values (:class:`quorin.assembly.OneRow`), many as typed columns
-(:class:`quorin.assembly.Columns`). Both are copies of whole rows: what is decoded later is what was read.
+Many entities are read as typed columns (:class:`quorin.assembly.Columns`), one as plain Python values, from all views
+that it is the key of at once (:class:`quorin.assembly.Rows`). Both are copies of whole rows: what is decoded later is
+what was read.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from quorin.assembly import Columns, OneRow, RowReader, row_reader
+from quorin.assembly import Columns, RowReader, Rows, row_reader
 from quorin.errors import SchemaMismatchError, SegmentClosedError, SegmentNotFoundError
 
 if TYPE_CHECKING:
@@ -30,68 +31,111 @@ class ViewReader:
     ``engine`` must be this process's own.
     """
 
-    __slots__ = ("_bound", "_engine", "_fields", "_look_again", "_name", "_view")
+    __slots__ = ("_bound", "_fields", "_look_again", "_name", "_view", "engine")
 
     def __init__(self, engine: Engine, view: StoredView, features: Sequence[str]) -> None:
-        self._engine = engine
+        self.engine = engine
         self._view = view
         self._name = view.schema.__name__
         self._fields = [view.features[name].field for name in features]
         self._bound: _Bound | None = None
         self._look_again = 0.0
 
-    def one(self, entity_id: str) -> OneRow | None:
-        """One entity, or None where only :meth:`many` serves: not found at once, or not all the fields are there."""
-        bound = self._bound
-        if bound is None or bound.one is None or not self._is_fresh(bound) or len(bound.fields) < len(self._fields):
-            return None
-        try:
-            return bound.one(entity_id)
-        except (SchemaMismatchError, SegmentNotFoundError, SegmentClosedError):
-            return None
-
-    def many(self, entity_ids: list[str]) -> Columns:
-        """Many entities. The columns are those of the wanted fields that the segment has: all of them, unless the view
-        changed and this process has not heard of it yet.
+    def __call__(self, entity_ids: Any) -> Columns:
+        """Many entities, in any form that the engine takes. The columns are those of the wanted fields that the segment
+        has: all of them, unless the view changed and this process has not heard of it yet.
 
         :raises SegmentNotFoundError: if the view was never applied, or was removed.
         """
         for _ in range(_ATTEMPTS):
             try:
-                return self._bind().many(entity_ids)
+                return self._bind().read(entity_ids)
             except (SchemaMismatchError, SegmentNotFoundError, SegmentClosedError):
                 self._bound = None
-                if not self._engine.forget(self._view):
+                if not self.engine.forget(self._view):
                     raise
         raise SegmentNotFoundError(
             f"feature view {self._view.name!r}: its segment was replaced {_ATTEMPTS} times in one read"
         )
+
+    def bound(self) -> tuple[Segment, tuple[str, ...], float] | None:
+        """The segment, the fields to read of it, and until when to do so without another look; None if the segment does
+        not have all of them, or for rows that expire.
+
+        :raises SegmentNotFoundError: if the view was never applied, or was removed.
+        """
+        bound = self._bind()
+        # Only columns come with what tells when their rows were written.
+        if self.engine.rows_expire or len(bound.fields) < len(self._fields):
+            return None
+        return bound.segment, bound.fields, self._look_again
 
     def _bind(self) -> _Bound:
         bound = self._bound
         if bound is not None and self._is_fresh(bound):
             return bound
         now = time.monotonic()
-        segment = self._engine.reader(self._view)
+        segment = self.engine.reader(self._view)
         if bound is None or bound.segment is not segment:
             stored = {field.name for field in segment.schema.fields}
             kept = [name for name in self._fields if name in stored]
-            self._bound = bound = _Bound(self._engine, segment, kept)
+            self._bound = bound = _Bound(self.engine, segment, kept)
         self._look_again = now + LOOK_SECONDS
         return bound
 
     def _is_fresh(self, bound: _Bound) -> bool:
-        return time.monotonic() < self._look_again and self._engine.is_open(self._name, bound.segment)
+        return time.monotonic() < self._look_again and self.engine.is_open(self._name, bound.segment)
 
 
 class _Bound:
     """A segment, the fields that are read of it, and what reads them."""
 
-    __slots__ = ("fields", "many", "one", "segment")
+    __slots__ = ("fields", "read", "segment")
 
     def __init__(self, engine: Engine, segment: Segment, fields: list[str]) -> None:
         self.segment = segment
         self.fields = tuple(fields)
-        # Only columns come with what tells when their rows were written.
-        self.one: RowReader | None = None if engine.rows_expire else row_reader(segment, fields)
-        self.many: Callable[[Any], Columns] = engine.reader_of(segment, fields)
+        self.read: Callable[[Any], Columns] = engine.reader_of(segment, fields)
+
+
+class _BoundViews(NamedTuple):
+    """Segments, what reads them, and for how long: until a moment, or until the engine opens others."""
+
+    segments: list[Segment]
+    read: RowReader
+    until: float
+    opened: object
+
+
+class EntityReader:
+    """Reads of one entity in several views, which are bound by the readers of these. Threads may share it."""
+
+    __slots__ = ("_bound", "_engine", "_views")
+
+    def __init__(self, views: Sequence[ViewReader]) -> None:
+        self._engine = views[0].engine
+        self._views = views
+        self._bound: _BoundViews | None = None
+
+    def __call__(self, entity_id: str) -> Rows | None:
+        """The rows of one entity; None where only the views' own readers can tell."""
+        try:
+            bound = self._bound
+            if bound is None or bound.opened is not self._engine.opened or time.monotonic() >= bound.until:
+                bound = self._bound = self._bind()
+            return None if bound is None else bound.read(entity_id)
+        except (SchemaMismatchError, SegmentNotFoundError, SegmentClosedError):
+            return None
+
+    def _bind(self) -> _BoundViews | None:
+        before, opened = self._bound, self._engine.opened
+        parts = [view.bound() for view in self._views]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        segments = [segment for segment, _, _ in known]
+        if before is not None and before.segments == segments:
+            read = before.read
+        else:
+            read = row_reader([(segment, fields) for segment, fields, _ in known])
+        return _BoundViews(segments, read, min(until for _, _, until in known), opened)

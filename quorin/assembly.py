@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from quorin import buffers, metrics
-from quorin.abi import BAD_ID, CODES, CORRUPT, FOUND, MISSING, MOVED, P_OUT_BYTES, STOPPED
+from quorin import buffers
+from quorin.abi import BAD_ID, CODES, CORRUPT, FOUND, MOVED, P_OUT_BYTES, STOPPED
 from quorin.columnar import Bytes, Cells, Columns, Gather, Words, column_plan
 from quorin.errors import CorruptSegmentError, EntityNotFoundError, InvalidRowError
 from quorin.packing import text_addresses
-from quorin.single import OneRow, RowLayout
+from quorin.single import OneRow, RowLayout, Rows, RowsLayout
 from quorin.values import check_entity_id
 from quorin.view import vector_plan
 
@@ -36,9 +36,12 @@ __all__ = [
     "OneRow",
     "Reader",
     "RowReader",
+    "Rows",
+    "RowsLayout",
     "assemble",
     "assemble_batch",
     "column_reader",
+    "number_ids",
     "prewarm",
     "read",
     "reader",
@@ -46,8 +49,9 @@ __all__ = [
 ]
 
 _Plan = Words
-_FLOAT32 = np.dtype(np.float32)
+_FLOAT32, _UINT8 = np.dtype(np.float32), np.dtype(np.uint8)
 _empty = np.empty
+_MOST_DIGITS = len(str(-(2**63)))
 _MOST_ROUNDS = 1000
 """So often the kernel gives up on a row that keeps changing, each time after many attempts of its own, before it counts
 as damaged: a writer replaces a row at most once in the time of an attempt."""
@@ -114,12 +118,24 @@ def column_reader(segment: Segment, fields: Sequence[str] | None = None, *, posi
     return ColumnReader(segment, fields, positions=positions)
 
 
-def row_reader(segment: Segment, fields: Sequence[str] | None = None) -> RowReader:
-    """A callable that reads a choice of fields of one entity as plain Python values; the quickest for a few of them.
+def row_reader(parts: Sequence[tuple[Segment, Sequence[str] | None]]) -> RowReader:
+    """A callable that reads one entity in several segments at once, of each a choice of fields, as plain Python values;
+    the quickest for a few of them.
 
-    :raises InvalidRowError: for fields that the schema does not have.
+    :raises InvalidRowError: for fields that a schema does not have.
     """
-    return RowReader(segment, fields)
+    return RowReader(parts)
+
+
+def number_ids(numbers: Words) -> pa.Array:
+    """The decimal texts of int64 numbers, shape ``(N,)`` and contiguous, as an Arrow array that reads take as ids."""
+    from quorin import kernels
+
+    ends = _empty(len(numbers) + 1, np.int64)
+    text = _empty(_MOST_DIGITS * len(numbers), np.uint8)
+    kernels.write_decimals(numbers, ends, text.ctypes.data)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(text)]
+    return pa.Array.from_buffers(pa.large_string(), len(numbers), buffers, 0)
 
 
 def reader(segment: Segment, fields: Sequence[str] | None = None) -> Reader:
@@ -229,37 +245,39 @@ class ColumnReader:
 
 
 class RowReader:
-    """Bound to a segment and a choice of fields: ``reader(entity_id)`` gives one row as
-    :class:`quorin.single.OneRow`.
+    """Bound to segments and choices of fields: ``reader(entity_id)`` gives a row of each as
+    :class:`quorin.single.Rows`.
     """
 
-    __slots__ = ("_layout", "_names", "_segment")
+    __slots__ = ("_bound", "_parts")
 
-    def __init__(self, segment: Segment, fields: Sequence[str] | None = None) -> None:
-        self._segment = segment
-        self._names = None if fields is None else tuple(fields)
-        view = segment.current_view()
-        self._layout = RowLayout(view, column_plan(view, self._names))
+    def __init__(self, parts: Sequence[tuple[Segment, Sequence[str] | None]]) -> None:
+        self._parts = [(segment, None if fields is None else tuple(fields)) for segment, fields in parts]
+        self._bound = self._bind()
 
-    def __call__(self, entity_id: str) -> OneRow | None:
-        """The row of one entity; None where only :class:`ColumnReader` can tell: for an id that is not ASCII, or no id
+    def __call__(self, entity_id: str) -> Rows | None:
+        """The rows of one entity; None where only :class:`ColumnReader` can tell: for an id that is not ASCII, or no id
         at all, and for a row that was being replaced.
         """
-        layout = self._layout
-        if self._segment._view is not layout.view:
-            view = self._segment.current_view()
-            layout = self._layout = RowLayout(view, column_plan(view, self._names))
+        layout, views = self._bound
+        for segment, view in views:
+            if segment._view is not view:
+                layout, _ = self._bound = self._bind()
+                break
         if type(entity_id) is not str:
             return None
-        buffer: Any = _empty(layout.row_bytes, np.uint8)
-        code = _read_one(layout.words, entity_id, buffer)
+        buffer: Any = _empty(layout.byte_count, _UINT8)
+        code = _read_each(layout.words, entity_id, buffer)
         if code == FOUND:
-            return OneRow(layout, entity_id, buffer, layout.unpack(buffer))
+            return Rows(layout, entity_id, buffer, layout.unpack(buffer))
         if code == MOVED:
-            self._segment.current_view()
-        if code == MISSING:
-            metrics.rows_missing.labels(layout.view.schema.__name__).inc()
-        return OneRow(layout, entity_id, None, ()) if code == MISSING else None
+            self._bound = self._bind()
+        return None
+
+    def _bind(self) -> tuple[RowsLayout, list[tuple[Segment, SegmentView]]]:
+        views = [(segment, segment.current_view()) for segment, _ in self._parts]
+        plans = [column_plan(view, names) for (_, view), (_, names) in zip(views, self._parts, strict=True)]
+        return RowsLayout([RowLayout(view, plan) for (_, view), plan in zip(views, plans, strict=True)]), views
 
 
 def _whole_vector(view: SegmentView) -> _Plan:
@@ -280,6 +298,14 @@ def _read_one(words: Words, entity_id: str, out: Bytes) -> int:
     from quorin.kernels import read_one as _read_one
 
     return _read_one(words, entity_id, out)
+
+
+def _read_each(words: Words, entity_id: str, out: Bytes) -> int:
+    """Stands in for the kernel until the first read has loaded it."""
+    global _read_each
+    from quorin.kernels import read_each as _read_each
+
+    return _read_each(words, entity_id, out)
 
 
 def _assemble_slowly(

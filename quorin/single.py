@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from quorin.columnar import PLAIN_GATHER, Bytes, ColumnPlan, Columns
@@ -24,28 +27,95 @@ class RowLayout:
     validity bits.
     """
 
-    __slots__ = ("heap", "plan", "required", "row_bytes", "slots", "unpack", "view", "words")
+    __slots__ = ("code", "heap", "plan", "required", "slot_count", "slots", "view")
 
     def __init__(self, view: SegmentView, plan: ColumnPlan) -> None:
         self.view = view
         self.plan = plan
-        self.words = plan.words(1)
-        self.row_bytes = plan.row_bytes
         self.heap = view.mapping.memory[view.layout.heap_offset :]
         self.slots = [0] * len(plan.fields)
-        codes, slot = ["<q"], 1
+        codes, slot = ["q"], 1
         for index in sorted(range(len(plan.fields)), key=plan.starts.__getitem__):
             field = plan.fields[index]
             codes.append(_HEAP_CELL if field.is_variable else f"{field.element_count}{_CODES[field.dtype]}")
             self.slots[index] = slot
             slot += _HEAP_CELL_ITEMS if field.is_variable else field.element_count
-        self.unpack = struct.Struct("".join(codes) + f"{plan.bits_count}s").unpack
+        self.code = "".join(codes) + f"{plan.bits_count}s"
+        self.slot_count = slot + 1
         self.required = int.from_bytes(plan.required_bits.tobytes(), "little")
 
 
+class RowsLayout:
+    """The same for a row of each of several views, one after the other, and then a byte for each: whether it was found.
+
+    ``firsts`` says for each view where its slots begin among the values unpacked; the bytes are the last of these.
+    """
+
+    __slots__ = ("_ends", "all_found", "bits", "byte_count", "firsts", "lacks_fields", "parts", "unpack", "words")
+
+    def __init__(self, parts: Sequence[RowLayout]) -> None:
+        self.parts = tuple(parts)
+        plans = [part.plan.words(1) for part in parts]
+        self._ends = [0, *accumulate(part.plan.row_bytes for part in parts)]
+        self.byte_count = self._ends[-1] + len(parts)
+        head = np.array([len(parts), self._ends[-1]], np.int64)
+        self.words = np.concatenate([head, *(word for plan in plans for word in ([len(plan)], plan))])
+        self.unpack = struct.Struct("<" + "".join(part.code for part in parts) + f"{len(parts)}s").unpack
+        *self.firsts, last = accumulate((part.slot_count for part in parts), initial=0)
+        stops = [*self.firsts[1:], last]
+        self.bits = tuple(
+            (stop - 1, part.plan.all_bits, part.required) for stop, part in zip(stops, self.parts, strict=True)
+        )
+        self.all_found = b"\1" * len(parts)
+        self.lacks_fields = any(part.plan.lacks_fields for part in parts)
+
+    def slot(self, number: int, index: int) -> int:
+        """Where the values of a field of a view begin among those unpacked."""
+        return self.firsts[number] + self.parts[number].slots[index]
+
+    def span(self, number: int) -> tuple[int, int]:
+        """Where the row of a view begins in the buffer, and where it ends."""
+        return self._ends[number], self._ends[number + 1]
+
+
+class Rows:
+    """A row of one entity from each of several views; ``rows[number]`` is one of them.
+
+    ``values`` are what ``layout`` unpacks: zeros where there is no row.
+    """
+
+    __slots__ = ("_buffer", "_entity_id", "layout", "values")
+
+    def __init__(self, layout: RowsLayout, entity_id: str, buffer: Bytes, values: tuple[Any, ...]) -> None:
+        self.layout = layout
+        self.values = values
+        self._entity_id = entity_id
+        self._buffer = buffer
+
+    def __getitem__(self, number: int) -> OneRow:
+        layout = self.layout
+        part, first = layout.parts[number], layout.firsts[number]
+        if not self.values[-1][number]:
+            return OneRow(part, self._entity_id, None, ())
+        start, stop = layout.span(number)
+        return OneRow(part, self._entity_id, self._buffer[start:stop], self.values[first : first + part.slot_count])
+
+    @property
+    def complete(self) -> bool:
+        """Whether the entity has a row in every view, and no field that was read is null."""
+        values, layout = self.values, self.layout
+        if layout.lacks_fields or values[-1] != layout.all_found:
+            return False
+        for slot, every, required in layout.bits:
+            bits = values[slot]
+            if bits != every and int.from_bytes(bits, "little") & required != required:
+                return False
+        return True
+
+
 class OneRow:
-    """The row of one entity, one whole version of it; ``values`` are in the order of ``layout.slots``, empty if it has
-    none.
+    """The row of one entity in a view, one whole version of it; ``values`` are in the order of ``layout.slots``, empty
+    if it has none.
     """
 
     __slots__ = ("_buffer", "_entity_id", "layout", "values")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -129,7 +130,8 @@ def test_old_generations_are_unmapped_without_the_collector(registry: SegmentReg
     try:
         with registry.create(Scalars, capacity=1) as writer, registry.open_current(Scalars) as reading:
             layout.insert(writer, "x", layout.pack_row(Scalars, a=1, b=2, c=3, d=4))
-            readers = [make(reading) for make in (assembly.column_reader, assembly.row_reader, assembly.reader)]
+            one: Any = assembly.row_reader([(reading, None)])
+            readers: list[Any] = [assembly.column_reader(reading), one, assembly.reader(reading)]
             for _ in range(5):
                 grow(writer, rows=False, heap_bytes=0)
                 for read in readers:
@@ -148,10 +150,12 @@ def mapped(name: str) -> list[str]:
 
 @pytest.mark.parametrize("fields", [None, ["tags", "f32", "i64"], ["vector", "text"], ["flag"]])
 def test_one_row_is_that_of_the_columns(segment: Segment, fields: list[str] | None) -> None:
-    read_one, read = assembly.row_reader(segment, fields), assembly.column_reader(segment, fields)
+    read_one, read = assembly.row_reader([(segment, fields)]), assembly.column_reader(segment, fields)
     for entity_id in ("full", "no text", "nobody"):
-        row, columns = read_one(entity_id), read([entity_id])
-        assert row is not None
+        rows, columns = read_one(entity_id), read([entity_id])
+        assert rows is not None
+        row = rows[0]
+        assert rows.complete == row.complete
         assert row.columns().to_batch().equals(columns.to_batch())
         assert row.complete == columns.complete
         for index, field in enumerate(columns.fields):
@@ -168,9 +172,38 @@ def test_one_row_is_that_of_the_columns(segment: Segment, fields: list[str] | No
 def test_a_row_reader_follows_a_flip(registry: SegmentRegistry) -> None:
     with registry.create(Scalars, capacity=1) as writer, registry.open_current(Scalars) as reading:
         layout.insert(writer, "x", layout.pack_row(Scalars, a=1, b=2, c=3, d=4))
-        read = assembly.row_reader(reading, ["d"])
+        read = assembly.row_reader([(reading, ["d"])])
         assert read("x") is not None
         grow(writer, rows=True, heap_bytes=0)
         layout.insert(writer, "x", layout.pack_row(Scalars, a=1, b=2, c=3, d=5))
         rows = [read("x"), read("x")]
-        assert [row.values[row.layout.slots[0]] for row in rows if row is not None] == [5]
+        assert [found[0].values[found[0].layout.slots[0]] for found in rows if found is not None] == [5]
+
+
+def test_a_row_of_each_segment_is_what_each_has(registry: SegmentRegistry, segment: Segment) -> None:
+    with registry.create(Scalars, capacity=4) as other:
+        layout.insert(other, "full", layout.pack_row(Scalars, a=1, b=2, c=3, d=4), event_time_ns=5)
+        layout.insert(other, "only here", layout.pack_row(Scalars, a=1, b=None, c=3, d=4), event_time_ns=6)
+        parts: list[Any] = [(segment, ["text", "f32"]), (other, ["d", "b"]), (segment, ["grid"]), (other, ["a"])]
+        read = assembly.row_reader(parts)
+        alone = [assembly.column_reader(part, fields) for part, fields in parts]
+        for entity_id in ("full", "only here", "no text", "nobody", "full"):
+            rows, columns = read(entity_id), [each([entity_id]) for each in alone]
+            assert rows is not None
+            assert rows.complete == all(each.complete for each in columns) == (entity_id == "full")
+            for number, each in enumerate(columns):
+                assert rows[number].columns().to_batch().equals(each.to_batch())
+        grow(other, rows=True, heap_bytes=0)
+        again = read("full") or read("full")
+        assert again is not None
+        assert again[1].columns().to_batch().equals(alone[1](["full"]).to_batch())
+        registry.discard(other)
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1)))
+def test_numbers_are_ids_in_decimal(numbers: list[int]) -> None:
+    edges = [0, -1, 9, 10, 2**63 - 1, -(2**63), *(sign * 10**power for power in range(19) for sign in (1, -1))]
+    for given_numbers in (numbers, edges):
+        ids = assembly.number_ids(np.array(given_numbers, np.int64))
+        ids.validate(full=True)
+        assert ids.to_pylist() == [str(number) for number in given_numbers]

@@ -153,7 +153,7 @@ def test_readers_go_on_with_the_schema_they_were_opened_with(registry: SegmentRe
     new = make_schema("View", [named("added", dtype.float32, default=9.0), named("a", dtype.float64)], version=2)
     with registry.create(old, capacity=4) as writer, registry.open_current(old) as reader:
         layout.insert(writer, "x", layout.pack_row(old, a=1.5, gone=2.5, t="text"), event_time_ns=1)
-        columns, one = assembly.column_reader(reader, ["gone", "a"]), assembly.row_reader(reader, ["a", "gone"])
+        columns, one = assembly.column_reader(reader, ["gone", "a"]), assembly.row_reader([(reader, ["a", "gone"])])
         quick = assembly.reader(reader, ["gone", "a"])
         assert assembly.assemble(reader, "x").tolist() == [1.5, 2.5]
         evolve(writer, new)
@@ -167,8 +167,10 @@ def test_readers_go_on_with_the_schema_they_were_opened_with(registry: SegmentRe
         assert (found.arrow(0).to_pylist(), found.arrow(1).to_pylist()) == ([None, None], [1.5, None])
         assert found.values(0).tolist() == [0.0, 0.0]
         assert not found.complete
-        row = one("x") or one("x")
-        assert row is not None
+        rows = one("x") or one("x")
+        assert rows is not None
+        row = rows[0]
+        assert rows.complete == row.complete
         assert (row.complete, row.is_valid(0), row.is_valid(1)) == (False, True, False)
         with registry.open_current(old) as late, registry.open_current(new) as newer:
             assert assembly.assemble(late, "x").tolist() == [1.5, -1.0]

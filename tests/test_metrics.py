@@ -83,7 +83,7 @@ def test_reads_are_counted_exactly_and_some_are_timed(registry: SegmentRegistry,
         insert_many(segment, table(50))
         for _ in range(640):
             assembly.assemble(segment, "id7")
-        one = assembly.row_reader(segment)
+        one = assembly.row_reader([(segment, None)])
         for entity_id in ("id1", "id2", "nobody"):
             one(entity_id)
         with pytest.raises(EntityNotFoundError):

@@ -19,7 +19,7 @@ from numba import types
 from quorin.kernels.cache import own_cache
 
 with own_cache():
-    from quorin.kernels import arrow, carry, measure, memory, read, write
+    from quorin.kernels import arrow, carry, decimal, measure, memory, read, write
 
 _WORDS = types.Array(types.int64, 1, "C")
 _BYTES = types.Array(types.uint8, 1, "C")
@@ -35,12 +35,14 @@ def _compiled(dispatcher: Any, *signature: Any) -> Any:
 
 assemble_one = _compiled(read.read_one, _WORDS, _TEXT, _FLOATS)
 read_one = _compiled(read.read_one, _WORDS, _TEXT, _BYTES)
+read_each = _compiled(read.read_each, _WORDS, _TEXT, _BYTES)
 read_many = _compiled(read.read_many, _WORDS, *[_INT] * 5, _BYTES, _BOOLS, _FLOAT)
 gather_values = _compiled(read.gather_values, _INT, _INT, _INT, _WORDS, _INT)
 gather_texts = _compiled(read.gather_texts, _INT, _INT, _INT, _WORDS, _WORDS, _INT)
 event_times = _compiled(measure.event_times, _WORDS, _INT, _INT, _WORDS)
 longest_id = _compiled(measure.longest_id, *[_INT] * 3)
 mark_ids = _compiled(measure.mark_ids, _INT, _INT, _INT, _BYTES)
+write_decimals = _compiled(decimal.write_decimals, _WORDS, _WORDS, _INT)
 hash_one = _compiled(read.hash_one, _TEXT, _WORD, _WORD)
 
 arrow_columns = _compiled(arrow.arrow_columns, _INT, _WORDS, _INT, _WORDS)

@@ -119,17 +119,49 @@ def read_one(plan, text, out):
         return BAD_OUT
     if not text._is_ascii:
         return NOT_ASCII
-    count = text._length
+    return read_key(plan, text_address(text), text._length, out.ctypes.data)
+
+
+@njit(cache=True, boundscheck=False)
+def read_each(plans, text, out):
+    """Fill ``out`` with the rows of an ASCII id in several segments, one after the other, then a byte for each that
+    says whether it was found: where it was not, its row is zeros. Returns a code; ``out`` is undefined unless FOUND.
+
+    ``plans`` are how many there are, the bytes of their rows together, and each plan after the count of its items.
+    """
+    if out.size != plans[1] + plans[0]:
+        return BAD_OUT
+    if not text._is_ascii:
+        return NOT_ASCII
+    target = out.ctypes.data
+    found = target + plans[1]
+    at = 2
+    for number in range(plans[0]):
+        plan = plans[at + 1 : at + 1 + plans[at]]
+        code = read_key(plan, text_address(text), text._length, target)
+        if code == MISSING:
+            add_word(counters_of(plan) + 8 * W_MISSING, 1)
+            fill_missing(plan, target, 0, np.float32(0.0))
+        elif code != FOUND:
+            return code
+        store_u8(found + number, code == FOUND)
+        target += plan[P_OUT_BYTES]
+        at += 1 + plans[at]
+    return FOUND
+
+
+@njit(boundscheck=False)
+def read_key(plan, key, count, out):
+    """Copy the row of the ``count`` bytes at ``key`` to the address ``out``, and count that; returns a code."""
     if count == 0 or count > plan[D_MAX_ID_BYTES]:
         return BAD_ID
-    address = text_address(text)
-    h = hash_id(address, count, np.uint64(plan[D_SEED_0]), np.uint64(plan[D_SEED_1]))
+    h = hash_id(key, count, np.uint64(plan[D_SEED_0]), np.uint64(plan[D_SEED_1]))
     counters = counters_of(plan)
     reads = load_u64(counters + 8 * W_READS)
     if reads & _READ_SAMPLE == 0:
-        code = read_row_timed(plan, address, count, h, out.ctypes.data, counters)
+        code = read_row_timed(plan, key, count, h, out, counters)
     else:
-        code = read_row(plan, address, count, h, out.ctypes.data, 0)
+        code = read_row(plan, key, count, h, out, 0)
     if code == FOUND:
         store_u64(counters + 8 * W_READS, reads + _ONE)
     return code
