@@ -158,18 +158,21 @@ class ListDecoder(Decoder):
         return row.stored(index).view(self._stored).tolist()
 
     def values(self, columns: Columns, index: int) -> list[Any]:  # noqa: D102
-        array = columns.arrow(index)
-        flat, offsets = array.values.to_numpy(zero_copy_only=False), array.offsets.to_numpy()
-        width = int(offsets[1] - offsets[0])
-        if width and (np.diff(offsets) == width).all():
-            lists: list[Any] = flat.reshape(-1, width).tolist()
+        elements, ends = columns.elements(index)
+        width = int(ends[1])
+        if width and len(elements) == width * (len(ends) - 1) and (np.diff(ends) == width).all():
+            lists: list[Any] = elements.reshape(-1, width).tolist()
         else:
-            elements = flat.tolist()
-            lists = [elements[start:stop] for start, stop in pairwise(offsets.tolist())]
-        if array.null_count:
-            for place in np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False)).tolist():
+            flat = elements.tolist()
+            lists = [flat[start:stop] for start, stop in pairwise(ends.tolist())]
+        if not columns.complete:
+            for place in np.flatnonzero(~columns.valid(index)).tolist():
                 lists[place] = None
         return lists
+
+    def for_frame(self, columns: Columns, index: int) -> Any:  # noqa: D102
+        lists = self.values(columns, index)
+        return np.fromiter(lists, object, len(lists))  # pandas would look into each of them
 
     def for_table(self, columns: Columns, index: int) -> Any:  # noqa: D102
         array = columns.arrow(index)

@@ -74,6 +74,10 @@ class Column(ABC):
     def python(self, values: list[Any]) -> list[Any]:
         """Normalised values as Feast gives them back, in a list of its own."""
 
+    def for_frame(self, values: list[Any]) -> Any:
+        """The same for a frame: a list, or an array of the dtype that pandas would infer."""
+        return self.python(values)
+
     @abstractmethod
     def wire(self, values: list[Any]) -> bytes:
         """Normalised values as ``values`` of a ``FeatureVector`` on the wire."""
@@ -117,6 +121,9 @@ class IntegerKey(PlainKey):
 
     def ids(self, values: list[Any]) -> pa.Array:  # noqa: D102
         return number_ids(np.array(values, np.int64))
+
+    def for_frame(self, values: list[Any]) -> Any:  # noqa: D102
+        return np.array(values, np.int64)
 
     def wire(self, values: list[Any]) -> bytes:  # noqa: D102
         if len(values) == 1:

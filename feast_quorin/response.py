@@ -143,7 +143,7 @@ class LazyResponse(OnlineResponse):
     def _columns(self, form: str, with_times: bool) -> Iterator[tuple[str, Any]]:
         """Every column in order: ``form`` names what a decoder is to give."""
         for key, values in zip(self._keys, self._given, strict=True):
-            yield key.name, key.python(values)
+            yield key.name, key.for_frame(values) if form == "for_frame" else key.python(values)
             if with_times:
                 yield key.name + TIMESTAMP_POSTFIX, [0] * len(values)
         for feature in self._features:
@@ -235,6 +235,10 @@ class RowResponse(LazyResponse):
             result[name] = [values[slot]]
         return result
 
+    # Of so few values frames and tables are soonest made as Feast makes them, from the dictionary.
+    to_df = OnlineResponse.to_df
+    to_arrow = OnlineResponse.to_arrow
+
 
 def _state(row: OneRow) -> bytes:
     """What all features of a view have in common in the protobuf."""
@@ -253,16 +257,18 @@ def _states(columns: Columns) -> bytes:
 
 def _frame(columns: dict[str, Any]) -> pd.DataFrame:
     """A frame of arrays and lists. Where most columns are float64 they become one block at once, as pandas would make
-    of them in the end.
+    of them in the end, and the others take the place of columns of that block.
     """
-    floats = [name for name, values in columns.items() if isinstance(values, np.ndarray) and values.dtype == np.float64]
-    if len(floats) < _LEAST_BLOCK or len(columns) - len(floats) > _MOST_BESIDE_BLOCK:
-        return pd.DataFrame(columns)
-    if len({*map(len, columns.values())}) > 1:
-        return pd.DataFrame(columns)  # It knows what to say.
-    block = np.stack([columns[name] for name in floats])
-    frame = pd.DataFrame(block.T, columns=floats, copy=False)
-    for place, (name, values) in enumerate(columns.items()):
-        if not (isinstance(values, np.ndarray) and values.dtype == np.float64):
-            frame.insert(place, name, values)
+    floats = [isinstance(values, np.ndarray) and values.dtype == np.float64 for values in columns.values()]
+    others = len(floats) - sum(floats)
+    lengths = {*map(len, columns.values())}
+    if sum(floats) < _LEAST_BLOCK or others > _MOST_BESIDE_BLOCK or len(lengths) > 1:
+        return pd.DataFrame(columns)  # If lengths differ, it knows what to say.
+    block = np.empty((len(floats), *lengths))
+    for place, values in enumerate(columns.values()):
+        block[place] = values if floats[place] else 0.0
+    frame = pd.DataFrame(block.T, columns=[*columns], copy=False)
+    for place, values in enumerate(columns.values()):
+        if not floats[place]:
+            frame.isetitem(place, values)
     return frame

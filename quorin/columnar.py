@@ -213,6 +213,14 @@ class Columns:
             return self._variable(field, self._column(index).view(fmt.VAR_CELL), validity)
         return self._fixed(field, index, validity)
 
+    def elements(self, index: int) -> tuple[np.ndarray[Any, Any], Words]:
+        """The elements of a variable-length field of numbers, those of all rows one after the other, and where those of
+        each row begin and end: int64 of shape ``(N + 1,)``. Those of rows where the field is not valid mean nothing.
+        """
+        kind = self._plan.fields[index].dtype.numpy
+        data, ends = self._heap_bytes(self._column(index).view(fmt.VAR_CELL))
+        return data.view(kind), ends // kind.itemsize
+
     def hide(self, rows: Mask) -> None:
         """Take every value of some rows for null; ``hidden`` says of which. They stay found, with their event times."""
         if rows.any():
@@ -264,14 +272,19 @@ class Columns:
         kind = arrow_type_of(field)
         if field.is_list and not field.dtype.is_numeric:
             return self._texts(kind, cells, validity)
-        ends = _ends(cells["bytes"])
-        data = np.empty(int(ends[-1]), np.uint8)
-        self._gather.values(self._view, cells, ends, data)
+        data, ends = self._heap_bytes(cells)
         if not field.is_list:
             buffers = [_packed(validity), pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(data)]
             return pa.Array.from_buffers(kind, count, buffers)
         child = pa.array(data.view(field.dtype.numpy), kind.value_type)
         return _list_array(kind, _ends(cells["count"]), child, validity)
+
+    def _heap_bytes(self, cells: Cells) -> tuple[Bytes, Words]:
+        """What cells point to, one after the other, and where each begins and ends."""
+        ends = _ends(cells["bytes"])
+        data = np.empty(int(ends[-1]), np.uint8)
+        self._gather.values(self._view, cells, ends, data)
+        return data, ends
 
     def _texts(self, kind: pa.DataType, cells: Cells, validity: Mask | None) -> pa.Array:
         item_starts = _ends(cells["count"])

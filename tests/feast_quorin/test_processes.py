@@ -50,7 +50,7 @@ def write_many_times(repo: Path, online_store: dict[str, Any], first: int, step:
 def read_until(repo: Path, online_store: dict[str, Any], wanted: int) -> None:
     """What a reading process does: of no key does it ever see an older value than before."""
     store = make_store(repo, online_store, data=repo)
-    newest, deadline = [-1] * KEYS, time.monotonic() + 60
+    newest, deadline = [-1] * KEYS, time.monotonic() + 240
     while newest != [wanted] * KEYS:
         assert time.monotonic() < deadline, newest
         found = [-1 if value is None else value for value in read(store)]
@@ -66,7 +66,7 @@ def start(method: str, target: Callable[..., None], *arguments: Any) -> Any:
 
 def succeed(*processes: Any) -> None:
     for process in processes:
-        process.join(90)
+        process.join(240)
     assert [process.exitcode for process in processes] == [0] * len(processes)
 
 
