@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -267,8 +267,14 @@ def _frame(columns: dict[str, Any]) -> pd.DataFrame:
     block = np.empty((len(floats), *lengths))
     for place, values in enumerate(columns.values()):
         block[place] = values if floats[place] else 0.0
-    frame = pd.DataFrame(block.T, columns=[*columns], copy=False)
+    frame = pd.DataFrame(block.T, columns=_labels(tuple(columns)).view(), copy=False)
     for place, values in enumerate(columns.values()):
         if not floats[place]:
             frame.isetitem(place, values)
     return frame
+
+
+@lru_cache(maxsize=256)
+def _labels(names: tuple[str, ...]) -> pd.Index:
+    """The names of a frame's columns. A frame gets a view, as it may give its columns a name."""
+    return pd.Index(names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -33,19 +33,47 @@ class _Columns:
     others: tuple[int, ...]
 
 
-class _Entity(NamedTuple):
-    """The join keys that make an id, and the views that are read with it: by their numbers in the plan."""
+class _Entity:
+    """Join keys that make an id, by their places in ``part``, and the views that are read with it, by ``numbers``."""
 
-    part: tuple[int, ...]
-    read: EntityReader
-    numbers: list[int]
-    has_ages: bool
+    __slots__ = ("_ages", "_keys", "_read", "_text", "numbers", "part")
 
-    @classmethod
-    def of(cls, views: Sequence[ViewPlan], parts: Sequence[tuple[int, ...]], part: tuple[int, ...]) -> _Entity:
-        numbers = [number for number, other in enumerate(parts) if other == part]
-        chosen = [views[number] for number in numbers]
-        return cls(part, EntityReader([view.reader for view in chosen]), numbers, any(v.max_age_ns for v in chosen))
+    def __init__(
+        self, part: tuple[int, ...], keys: Sequence[Column], views: Sequence[ViewPlan], parts: Sequence[tuple[int, ...]]
+    ) -> None:
+        self.part = part
+        self.numbers = [number for number, other in enumerate(parts) if other == part]
+        chosen = [views[number] for number in self.numbers]
+        self._keys = [keys[place] for place in part]
+        self._text = self._keys[0].text if len(part) == 1 else None
+        self._read = EntityReader([view.reader for view in chosen])
+        self._ages = [(place, view.max_age_ns) for place, view in enumerate(chosen) if view.max_age_ns]
+
+    def row(self, columns: list[list[Any]]) -> Rows | None:
+        """The rows of the views for the one entity of a request; None where the quick way does not serve."""
+        text = self._composed(columns) if self._text is None else self._text(columns[self.part[0]][0])
+        rows = None if text is None else self._read(text)
+        return None if rows is None or (self._ages and self._has_old(rows)) else rows
+
+    def ids(self, keys: list[list[Any]], count: int) -> pa.Array:
+        """The ids of many entities, from normalised keys.
+
+        :raises ValueError: for values that are no keys.
+        """
+        if len(self.part) == 1:
+            return self._keys[0].ids(keys[self.part[0]])
+        components = [key.texts(keys[place]) for key, place in zip(self._keys, self.part, strict=True)]
+        return pa.array(entity_ids(components, count), pa.string())
+
+    def _composed(self, columns: list[list[Any]]) -> str | None:
+        texts = [key.text(columns[place][0]) for key, place in zip(self._keys, self.part, strict=True)]
+        known = [text for text in texts if text is not None]
+        return entity_id(known) if len(known) == len(texts) else None
+
+    def _has_old(self, rows: Rows) -> bool:
+        """Whether one of the rows is older than its view allows."""
+        now = time.time_ns()
+        return any(rows[place].values and rows[place].values[0] < now - most for place, most in self._ages)
 
 
 class Shape:
@@ -53,7 +81,7 @@ class Shape:
     which nobody asked for. ``parts`` says for each view which join keys make its ids.
     """
 
-    __slots__ = ("_columns", "_entities", "_is_plain", "_parts", "_texts", "keys", "plan")
+    __slots__ = ("_columns", "_entities", "_is_plain", "_parts", "_uses_all_keys", "keys", "plan")
 
     def __init__(self, plan: Plan, *, parts: tuple[tuple[int, ...], ...], **columns: Any) -> None:
         self.plan = plan
@@ -61,8 +89,8 @@ class Shape:
         self.keys = self._columns.keys
         self._parts = parts
         self._is_plain = len(self.keys) > 0 and not self._columns.request and not self._columns.others
-        self._texts = [key.text for key in self.keys]
-        self._entities = [_Entity.of(plan.views, parts, part) for part in dict.fromkeys(parts)]
+        self._uses_all_keys = {place for part in parts for place in part} == {*range(len(self.keys))}
+        self._entities = [_Entity(part, self.keys, plan.views, parts) for part in dict.fromkeys(parts)]
 
     def answer(self, columns: list[list[Any]], metrics: Any = None) -> LazyResponse | None:
         """Read what the rows ask for; None where they are for Feast to judge.
@@ -80,7 +108,7 @@ class Shape:
                 return None
             columns = [columns[place] for place in self._columns.key_places]
         plan = self.plan
-        rows = self._read_row(columns) if count == 1 else None
+        rows = self._read_row(columns) if count == 1 and self._uses_all_keys else None
         if rows is not None and len(rows) == 1 and metrics is None and not plan.transforms:
             return RowResponse(plan, self.keys, columns, rows[0])
         keys, reads = self._read(columns, count) if rows is None else (columns, self._by_view(rows))
@@ -103,27 +131,13 @@ class Shape:
 
     def _read_row(self, columns: list[list[Any]]) -> list[Rows] | None:
         """The rows of the one entity that each part of the key names; None where the quick way does not serve."""
-        texts = []
-        for text_of, column in zip(self._texts, columns):  # noqa: B905 - as many by construction, and this is the hot path
-            text = text_of(column[0])
-            if text is None:
-                return None
-            texts.append(text)
-        found = []
-        for part, read, numbers, has_ages in self._entities:
-            rows = read(texts[part[0]] if len(part) == 1 else entity_id([texts[place] for place in part]))
-            if rows is None or (has_ages and self._has_old(rows, numbers)):
+        found: list[Rows] = []
+        for entity in self._entities:
+            rows = entity.row(columns)
+            if rows is None:
                 return None
             found.append(rows)
         return found
-
-    def _has_old(self, rows: Rows, numbers: list[int]) -> bool:
-        """Whether one of the rows is older than its view allows."""
-        for place, number in enumerate(numbers):
-            most, row = self.plan.views[number].max_age_ns, rows[place]
-            if most and row.values and row.values[0] < time.time_ns() - most:
-                return True
-        return False
 
     def _by_view(self, found: list[Rows]) -> list[Any]:
         """The rows in the order of the plan's views."""
@@ -138,7 +152,7 @@ class Shape:
         if keys is None:
             return [], None
         try:
-            ids = {entity.part: self._ids(entity.part, keys, count) for entity in self._entities}
+            ids = {entity.part: entity.ids(keys, count) for entity in self._entities}
         except ValueError:  # No id can be made of a key.
             return [], None
         try:
@@ -149,12 +163,6 @@ class Shape:
             if view.max_age_ns:
                 read.hide(read.found & (read.event_time_ns < time.time_ns() - view.max_age_ns))
         return keys, reads
-
-    def _ids(self, part: tuple[int, ...], keys: list[list[Any]], count: int) -> pa.Array:
-        if len(part) == 1:
-            return self.keys[part[0]].ids(keys[part[0]])
-        components = [self.keys[place].texts(keys[place]) for place in part]
-        return pa.array(entity_ids(components, count), pa.string())
 
     def _report(self, metrics: Any, reads: list[Any], count: int, seconds: float) -> None:
         """Tell Feast's metrics what it would count itself."""
