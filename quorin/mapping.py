@@ -24,7 +24,7 @@ from quorin import format as fmt
 from quorin.errors import CorruptSegmentError, SegmentNotFoundError, SharedMemoryError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 SHM_DIR = "/dev/shm"  # noqa: S108 - where POSIX shared memory lives on Linux; files there are created 0600, exclusively
@@ -41,11 +41,14 @@ def default_shm_dir() -> str:
 
 
 class Mapping:
-    """A mapped file: ``memory`` is a uint8 array over all of it, ``address`` where it begins."""
+    """A mapped file: ``memory`` is a uint8 array over all of it, ``address`` where it begins.
+
+    It is populated, so that the first access to a page is as quick as any, unless that is not worth while.
+    """
 
     __slots__ = ("__weakref__", "address", "memory", "path", "writable")
 
-    def __init__(self, path: Path, descriptor: int, size: int, *, writable: bool) -> None:
+    def __init__(self, path: Path, descriptor: int, size: int, *, writable: bool, populate: bool = True) -> None:
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         mapped = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED, prot=protection)
         self.path = path
@@ -53,7 +56,8 @@ class Mapping:
         self.memory: np.ndarray[Any, np.dtype[np.uint8]] = np.frombuffer(mapped, np.uint8)
         self.address: int = self.memory.ctypes.data
         _advise(self.address, size, mmap.MADV_HUGEPAGE)
-        _advise(self.address, size, _MADV_POPULATE_WRITE if writable else _MADV_POPULATE_READ)
+        if populate:
+            _advise(self.address, size, _MADV_POPULATE_WRITE if writable else _MADV_POPULATE_READ)
 
 
 class PendingFile:
@@ -61,9 +65,11 @@ class PendingFile:
 
     A crash before :meth:`publish` leaves only a file that ends in ``.pending``, which no reader opens. It is locked as
     long as it is being built, and its name says whose it is, by the ``owner`` of the segment.
+
+    It begins as ``size`` zeros, or with the bytes of ``image``, which gives as many in blocks.
     """
 
-    def __init__(self, path: Path, size: int, *, owner: int = 0) -> None:
+    def __init__(self, path: Path, size: int, *, owner: int = 0, image: Iterable[memoryview] | None = None) -> None:
         self._path = path
         self._pending = path.with_name(f"{path.name}.{owner:016x}-{secrets.token_hex(4)}.pending")
         try:
@@ -77,11 +83,16 @@ class PendingFile:
         self._lock: FileLock | None = None
         try:
             self._lock = _locked(self._pending)
-            os.posix_fallocate(descriptor, 0, size)
-            self.mapping = Mapping(path, descriptor, size, writable=True)
-        except OSError as error:
+            if image is None:
+                os.posix_fallocate(descriptor, 0, size)
+            else:
+                _write(descriptor, image)
+            self.mapping = Mapping(path, descriptor, size, writable=True, populate=image is None)
+        except BaseException as error:
             self.discard()
-            raise SharedMemoryError(error.errno, _no_room(path.parent, size, error)) from error
+            if isinstance(error, OSError) and not isinstance(error, SharedMemoryError):
+                raise SharedMemoryError(error.errno, _no_room(path.parent, size, error)) from error
+            raise
         finally:
             os.close(descriptor)
 
@@ -134,7 +145,7 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def attach(path: Path, *, writable: bool, least_bytes: int) -> Mapping:
+def attach(path: Path, *, writable: bool, least_bytes: int, populate: bool = True) -> Mapping:
     """Map a file that exists.
 
     :raises SegmentNotFoundError: if there is none. :raises CorruptSegmentError: if it is shorter than ``least_bytes``.
@@ -150,7 +161,7 @@ def attach(path: Path, *, writable: bool, least_bytes: int) -> Mapping:
         size = os.fstat(descriptor).st_size
         if size < least_bytes:
             raise CorruptSegmentError(f"{path} is no segment: {size} bytes, expected at least {least_bytes}")
-        return Mapping(path, descriptor, size, writable=writable)
+        return Mapping(path, descriptor, size, writable=writable, populate=populate)
     except OSError as error:
         raise SharedMemoryError(error.errno, f"cannot map segment file {path}: {error.strerror}") from error
     finally:
@@ -294,6 +305,14 @@ def _locked(path: Path) -> FileLock:
     while (lock := FileLock.try_acquire(path)) is None:
         time.sleep(0.001)
     return lock
+
+
+def _write(descriptor: int, image: Iterable[memoryview]) -> None:
+    """Write blocks one after the other: what has been written has room, as if it had been reserved."""
+    for block in image:
+        done = 0
+        while done < len(block):
+            done += os.write(descriptor, block[done:])
 
 
 def _advise(address: int, size: int, advice: int) -> None:

@@ -40,7 +40,6 @@ from quorin.view import SEGMENT_NAME, SegmentView, new_lineage, rename, segment_
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
 
     from quorin.shm import Segment, SegmentRegistry
 
@@ -52,7 +51,7 @@ MAGIC = b"QRSNAP\x00\x01"
 _TRAILER = struct.Struct("<8sQ16sqQQII")
 _CHECKED_BYTES = 56
 assert _TRAILER.size == 64  # noqa: S101 - the grid above, checked at import
-_CHUNK_BYTES = 8 << 20
+_CHUNK_BYTES, _BLOCK_BYTES = 8 << 20, 1 << 20
 _NAME_PREFIX, _NAME_DIGITS = "quorin_", 21
 
 _log = get_logger(__name__)
@@ -118,17 +117,16 @@ def restore(
         refuse_current(registry, schema_name)
         name = segment_name(schema_name, new_lineage(), 1)
         owner = registry.backend.control.identity()
-        pending = mapping.PendingFile(registry.shm_dir / name, trailer.image_bytes, owner=owner)
+        image = _checked_image(source, descriptor, trailer, progress)
+        pending = mapping.PendingFile(registry.shm_dir / name, trailer.image_bytes, owner=owner, image=image)
         try:
-            memory = pending.mapping.memory
-            _load(source, descriptor, memory, trailer, progress)
-            rename(memory, name, owner)
+            rename(pending.mapping.memory, name, owner)
             pending.publish()
         except BaseException:
             pending.discard()
             raise
     try:
-        view = SegmentView.attach(registry.shm_dir / name, None, writable=True)
+        view = SegmentView.attach(registry.shm_dir / name, None, writable=False, populate=False)
         control = registry.backend.control
         control.put_schema(schema_name, schema_to_json(view.stored))
         if not control.set_current(schema_name, name, expected=lost):
@@ -234,18 +232,24 @@ def _schema_name(path: Path, descriptor: int) -> str:
     return str(name[len(_NAME_PREFIX) : -_NAME_DIGITS])
 
 
-def _load(path: Path, descriptor: int, memory: Any, trailer: _Trailer, progress: Progress | None) -> None:
-    """Read the image and check it."""
+def _checked_image(path: Path, descriptor: int, trailer: _Trailer, progress: Progress | None) -> Iterator[memoryview]:
+    """The image in blocks, each good until the next; the last only ends well if the whole is what it was.
+
+    Blocks are small enough for the cache to hold them until they are written.
+    """
     from xxhash import xxh3_128
 
-    digest, target = xxh3_128(), memoryview(memory)
+    digest, block = xxh3_128(), memoryview(bytearray(_BLOCK_BYTES))
     start, total = 0, trailer.image_bytes
     while start < total:
-        chunk = target[start : min(total, start + _CHUNK_BYTES)]
-        count = os.preadv(descriptor, [chunk], start)
+        try:
+            count = os.preadv(descriptor, [block[: total - start]], start)
+        except OSError as error:
+            raise SharedMemoryError(error.errno, f"cannot read the snapshot {path}: {error.strerror}") from error
         if not count:
             raise CorruptSnapshotError(f"{path} ended after {start} of {total} bytes")
-        digest.update(chunk[:count])
+        digest.update(block[:count])
+        yield block[:count]
         start += count
         if progress is not None:
             progress(start, total)

@@ -150,14 +150,14 @@ class SegmentView:
             raise
 
     @classmethod
-    def attach(cls, path: Path, schema: Schema | None, *, writable: bool) -> SegmentView:
+    def attach(cls, path: Path, schema: Schema | None, *, writable: bool, populate: bool = True) -> SegmentView:
         """Map and check a segment file. With ``schema`` None the schema is the one that the file carries.
 
         :raises SegmentNotFoundError: if there is no such file. :raises CorruptSegmentError: if it is not a segment of
             this format, or damaged. :raises SchemaMismatchError: if it holds rows of another schema, and not of a newer
             version of it.
         """
-        mapped = mapping.attach(path, writable=writable, least_bytes=fmt.HEADER_BYTES)
+        mapped = mapping.attach(path, writable=writable, least_bytes=fmt.HEADER_BYTES, populate=populate)
         header = mapped.memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
         _check_header(path, mapped.memory, header)
         text = bytes(mapped.memory[fmt.HEADER_BYTES : fmt.HEADER_BYTES + int(header["schema_bytes"])])

@@ -265,8 +265,11 @@ def under_load(place: Place, upgrades_done: int, consumer_follows: bool) -> dict
         *(start(upgrades.look, connection, shm_dir, str(notes / f"reads-{n}"), str(stop)) for n in range(2)),
     ]
     try:
-        until(lambda: len(list(ready.iterdir())) == len(processes))
         for number in range(1, upgrades_done + 1):
+            # Everybody has read or written once more before the next upgrade, however slow the machine is.
+            for path in ready.iterdir():
+                path.unlink()
+            until(lambda: len(list(ready.iterdir())) == len(processes))
             assert consumer.is_alive()
             upgrade_schema(version(number), version(number + 1), place.registry)
     finally:
@@ -291,7 +294,7 @@ def test_no_read_fails_and_no_write_is_lost_under_load(place: Place, follows: bo
     found = under_load(place, 5, follows)
     for name in ("reads-0", "reads-1"):
         assert found[name]["faults"] == []
-        assert found[name]["reads"] > 50
+        assert found[name]["reads"] >= 5
 
 
 @pytest.mark.torture
