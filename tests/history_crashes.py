@@ -50,7 +50,7 @@ POINTS = {
     ],
     "restore": [
         "quorin.mapping:PendingFile.__init__",
-        "quorin.snapshot:_load",
+        "quorin.mapping:_write",
         "quorin.snapshot:rename",
         "quorin.mapping:PendingFile.publish",
         "quorin.backend.embedded:EmbeddedControlPlane.put_schema",
