@@ -16,8 +16,9 @@ import redis
 
 from quorin import keys
 from quorin.backend.protocols import Bounds, DeadLetter, ReadResult, trim_refused
-from quorin.backend.redis_server import RedisServer, masked, secrets_in, without_secrets
+from quorin.backend.redis_server import RedisServer
 from quorin.errors import ConnectionFailedError, LogFullError
+from quorin.urls import masked, secrets_in, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -12,13 +12,13 @@ import time
 import weakref
 from functools import lru_cache
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from quorin.errors import ConnectionFailedError, LogFullError
+from quorin.urls import without_secrets
 
 _DEFAULTS: dict[str, Any] = {"socket_connect_timeout": 2.0, "socket_timeout": 5.0}
 _RETRY_PAUSES_SECONDS = (0.04, 0.08)
@@ -153,25 +153,3 @@ def _address_of(connection_class: Any, settings: dict[str, Any]) -> str:
         return f"unix://{settings['path']}?db={settings.get('db') or 0}"
     scheme = "rediss" if issubclass(connection_class, redis.SSLConnection) else "redis"
     return f"{scheme}://{settings.get('host', 'localhost')}:{settings.get('port', 6379)}/{settings.get('db') or 0}"
-
-
-def masked(url: str) -> str:
-    """A URL that may be malformed, without what could be a user, a password or a query."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
-
-
-def secrets_in(url: str) -> list[str]:
-    """What of a URL, that may be malformed, could be a password."""
-    rest = url.partition("://")[2]
-    credentials = rest.rpartition("@")[0]
-    found = [credentials, *credentials.split(":")]
-    found += [value for name, value in parse_qsl(urlsplit(f"//x?{rest.partition('?')[2]}").query) if name == "password"]
-    return [secret for secret in found if secret]
-
-
-def without_secrets(text: str, hidden: list[str]) -> str:
-    """A text with asterisks in the place of secrets."""
-    for secret in sorted(hidden, key=len, reverse=True):
-        text = text.replace(secret, "***")
-    return text

@@ -19,6 +19,7 @@ from pyarrow import fs
 
 from quorin.errors import HistoryUnavailableError
 from quorin.offline.files import PENDING_SUFFIX, DataFile, parse_path
+from quorin.urls import masked, secrets_in, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,12 +42,16 @@ class Listing:
 
 
 class Storage:
-    """The filesystem under a base, with atomic writes. Paths are the filesystem's own."""
+    """The filesystem under a base, with atomic writes. Paths are the filesystem's own.
+
+    ``address`` is for people: the base without keys or passwords.
+    """
 
     def __init__(self, base: Any, filesystem: fs.FileSystem | None) -> None:
         self._fs, self._root = _resolve(base, filesystem)
         self._local = isinstance(self._fs, fs.LocalFileSystem)
-        self.address = str(base)
+        self._hidden = _secrets_in(os.fspath(base))
+        self.address = _shown(os.fspath(base))
 
     def folder(self, *names: str) -> str:
         """A path under the base."""
@@ -84,7 +89,8 @@ class Storage:
         except FileNotFoundError as error:
             raise VanishedError(path) from error
         except OSError as error:
-            raise HistoryUnavailableError(f"cannot read {path}: {error}") from error
+            reason = without_secrets(str(error), self._hidden)
+            raise HistoryUnavailableError(f"cannot read {path}: {reason}") from error
 
     def write(self, path: str, fill: Callable[[Any], None]) -> None:
         """Make a file with what ``fill`` writes to a sink; a file of that name is replaced.
@@ -138,7 +144,8 @@ class Storage:
         except (OSError, pa.ArrowException) as error:
             if isinstance(error, HistoryUnavailableError):
                 raise
-            raise HistoryUnavailableError(f"the history at {self.address}: {path}: {error}") from error
+            reason = without_secrets(str(error), self._hidden)
+            raise HistoryUnavailableError(f"the history at {self.address}: {path}: {reason}") from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -169,10 +176,20 @@ def _resolve(base: Any, filesystem: fs.FileSystem | None) -> tuple[fs.FileSystem
         else:
             filesystem, path = fs.LocalFileSystem(), str(Path(text).absolute())
     except (pa.ArrowException, ValueError, ImportError) as error:
+        # Without the cause, whose text may hold the whole URL.
+        reason = without_secrets(str(error), _secrets_in(text))
         raise HistoryUnavailableError(
-            f"base {text!r} is neither a path nor a URL that pyarrow.fs knows: {error}"
-        ) from error
+            f"base {_shown(text)!r} is neither a path nor a URL that pyarrow.fs knows: {reason}"
+        ) from None
     while isinstance(filesystem, fs.SubTreeFileSystem):
         path = f"{filesystem.base_path.rstrip('/')}/{path.lstrip('/')}"
         filesystem = filesystem.base_fs
     return filesystem, path.rstrip("/")
+
+
+def _shown(base: str) -> str:
+    return masked(base) if "://" in base else base
+
+
+def _secrets_in(base: str) -> list[str]:
+    return secrets_in(base) if "://" in base else []
