@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -69,6 +69,7 @@ class Engine:
         self.opened = object()
         """Another one whenever reads of some view go to another segment than before."""
         self._writers: dict[str, Segment] = {}
+        self._consumers: dict[str, tuple[Segment, WALConsumer]] = {}
         self._known: dict[str, Schema] = {}
         self._opening = threading.Lock()
         self._applying = threading.Lock()
@@ -131,6 +132,15 @@ class Engine:
 
         :raises LogFullError: if the log is at its limit.
         """
+        self._make_known(view)
+        return self._producer.write_many(view.schema, batch, partial=partial)
+
+    def write_row(self, view: StoredView, entity_id: str, values: Mapping[str, Any], event_time_ns: int) -> int:
+        """What :meth:`write` does, for one row with a value for every field."""
+        self._make_known(view)
+        return self._producer.write(view.schema, entity_id, values, event_time_ns)
+
+    def _make_known(self, view: StoredView) -> None:
         name = view.schema.__name__
         if self._known.get(name) is not view.schema:
             known = self.current_schema(name)
@@ -138,7 +148,6 @@ class Engine:
             if known is None or not (only_logs or _names(view.schema) <= _names(known)):
                 apply_view(self, view, drops=False)
             self._known[name] = view.schema
-        return self._producer.write_many(view.schema, batch, partial=partial)
 
     def settle(self, view: StoredView, position: int) -> None:
         """Return when what was logged up to ``position`` is where ``wait`` says; applies it here unless that is
@@ -280,6 +289,7 @@ class Engine:
         self._readers.pop(name, None)
         self.opened = object()
         self._writers.pop(name, None)
+        self._consumers.pop(name, None)
         self._known.pop(name, None)
 
     @contextmanager
@@ -306,6 +316,7 @@ class Engine:
                 return segment
             except (SchemaMismatchError, SegmentNotFoundError, WriterFencedError):  # Replaced a moment ago: open anew.
                 del self._writers[name]
+                self._consumers.pop(name, None)
 
     def _is_there(self, segment: Segment) -> bool:
         """Whether an open segment is still in force; False if it was removed, or replaced by one with other fields."""
@@ -345,14 +356,23 @@ class Engine:
         while True:
             try:
                 with self.writer(view) as segment:
-                    WALConsumer(
-                        self.registry.backend, [segment], registry=self.registry, offline=self._history, trims=False
-                    ).drain()
+                    self._consumer_of(segment).drain()
                     position = segment.position
             except (WriterLeaseHeldError, WriterFencedError):
                 return False
             if not self._is_behind(name, position):
                 return True
+
+    def _consumer_of(self, segment: Segment) -> WALConsumer:
+        """What applies the log to a segment that is open for writing; made once for each."""
+        name = segment.schema.__name__
+        known = self._consumers.get(name)
+        if known is None or known[0] is not segment:
+            consumer = WALConsumer(
+                self.registry.backend, [segment], registry=self.registry, offline=self._history, trims=False
+            )
+            known = self._consumers[name] = (segment, consumer)
+        return known[1]
 
     def _position(self, view: StoredView) -> int:
         """Up to where the view's segment is applied; 0 if it was replaced this moment."""

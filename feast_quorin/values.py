@@ -84,6 +84,22 @@ class Codec(ABC):
         :raises InvalidRowError: for a value of another type; the text names both types and the value.
         """
 
+    def to_python(self, value: Any) -> Any:
+        """One ``Value`` proto as the engine takes it in a single row; None for a null.
+
+        :raises InvalidRowError: as :meth:`to_arrow`.
+        """
+        kind = value.WhichOneof("val")
+        if kind in _NULL_KINDS:
+            return None
+        if self.kind not in ("", kind):
+            raise InvalidRowError(f"expected {self.kind}, got {kind}: {str(value).strip()[:100]}")
+        return self._plain(value)
+
+    @abstractmethod
+    def _plain(self, value: Any) -> Any:
+        """What a proto of our kind holds."""
+
     @abstractmethod
     def to_protos(self, column: pa.Array) -> list[Any]:
         """An Arrow array as ``Value`` protos, equal to those that were written."""
@@ -126,6 +142,9 @@ class ScalarCodec(Codec):
             texts = [None if null else text for null, text in zip(nulls.tolist(), texts, strict=True)]
         return pa.array(texts, _ARROW[self.dtype])
 
+    def _plain(self, value: Any) -> Any:
+        return getattr(value, self.kind)
+
     def to_protos(self, column: pa.Array) -> list[Any]:  # noqa: D102
         return [Value() if value is None else Value(**{self.kind: value}) for value in column.to_pylist()]
 
@@ -162,6 +181,9 @@ class ListCodec(Codec):
             elements = pa.array(list(chain.from_iterable(lists)), _ARROW[self.dtype])
         return pa.ListArray.from_arrays(pa.array(offsets), elements, mask=None if nulls is None else pa.array(nulls))
 
+    def _plain(self, value: Any) -> Any:
+        return list(getattr(value, self.kind).val)
+
     def to_protos(self, column: pa.Array) -> list[Any]:  # noqa: D102
         kind, message = self.kind, self.message
         return [Value() if value is None else Value(**{kind: message(val=value)}) for value in column.to_pylist()]
@@ -195,6 +217,9 @@ class ProtoCodec(Codec):
     def to_arrow(self, values: Sequence[Any]) -> pa.Array:  # noqa: D102
         kept = [None if value.WhichOneof("val") in _NULL_KINDS else value.SerializeToString() for value in values]
         return pa.array(kept, pa.binary())
+
+    def _plain(self, value: Any) -> Any:
+        return value.SerializeToString()
 
     def to_protos(self, column: pa.Array) -> list[Any]:  # noqa: D102
         return [Value() if data is None else Value.FromString(data) for data in column.to_pylist()]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_quorin.keys import MAX_ID_BYTES, entity_ids_column
+from feast_quorin.keys import MAX_ID_BYTES, entity_ids, entity_ids_column
 from feast_quorin.tables import TableReader
 from feast_quorin.times import is_time, to_ns, to_ns_column
 from quorin.errors import EntityIdTooLongError, InvalidRowError
@@ -46,13 +46,43 @@ def write_rows(
     position = 0
     ordered = _oldest_created_first(rows) if view.schema.tie_breaker is None else rows
     for chunk in _chunks(ordered):
-        for names, part in _by_features(view, chunk):
-            partial = len(names) < len(view.features)
-            position = engine.write(view, rows_to_batch(view, part, names), partial=partial)
+        if len(chunk) == 1 and _have_all(view.features, chunk):
+            position = engine.write_row(view, *row_values(view, chunk[0]))
+        else:
+            position = _write_chunk(engine, view, chunk) or position
         if progress is not None:
             progress(len(chunk))
     if position:
         engine.settle(view, position)
+
+
+def _write_chunk(engine: Engine, view: StoredView, rows: Sequence[FeastRow]) -> int:
+    position = 0
+    for names, part in _by_features(view, rows):
+        partial = len(names) < len(view.features)
+        position = engine.write(view, rows_to_batch(view, part, names), partial=partial)
+    return position
+
+
+def row_values(view: StoredView, row: FeastRow) -> tuple[str, dict[str, Any], int]:
+    """Entity id, values by field, and event time of one row that has all features: what :func:`rows_to_batch` makes of
+    it, without the price of columns, which for a single row is most of the price.
+
+    :raises InvalidRowError, EntityIdTooLongError: as there.
+    """
+    key, given, time, created = row
+    (entity_id,) = entity_ids([key])
+    if len(entity_id) * 4 > MAX_ID_BYTES:
+        _check_length(view, len(entity_id.encode()))
+    values = {}
+    for feature, stored in view.features.items():
+        try:
+            values[stored.field] = stored.codec.to_python(given[feature])
+        except InvalidRowError as error:
+            raise InvalidRowError(f"feature {feature!r} of view {view.name!r}: {error}") from None
+    if view.schema.tie_breaker is not None:
+        values[view.schema.tie_breaker] = to_ns(created) if is_time(created) else None
+    return entity_id, values, to_ns(time)
 
 
 def write_table(
@@ -102,10 +132,13 @@ def rows_to_batch(view: StoredView, rows: Sequence[FeastRow], features: Sequence
 
 def _id_column(view: StoredView, keys: Sequence[Any]) -> pa.Array:
     ids = entity_ids_column(keys)
-    longest = pc.max(pc.binary_length(ids)).as_py() or 0
+    _check_length(view, pc.max(pc.binary_length(ids)).as_py() or 0)
+    return ids
+
+
+def _check_length(view: StoredView, longest: int) -> None:
     if longest > MAX_ID_BYTES:
         raise EntityIdTooLongError(f"view {view.name!r}: an entity key of {longest} bytes, at most {MAX_ID_BYTES} fit")
-    return ids
 
 
 def _by_features(view: StoredView, rows: Sequence[FeastRow]) -> Iterator[tuple[list[str], Sequence[FeastRow]]]:

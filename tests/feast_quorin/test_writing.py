@@ -18,9 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feast_quorin.keys import entity_ids, entity_ids_column
+from feast_quorin.names import field_name
 from feast_quorin.times import to_ns, to_ns_column
 from feast_quorin.values import codec_for
+from feast_quorin.views import CREATED, StoredFeature, StoredView
+from feast_quorin.writing import row_values, rows_to_batch
 from quorin.errors import InvalidRowError
+from quorin.record import decode
+from quorin.row_record import encode_row
+from quorin.rows import to_batch
+from quorin.schema import FeatureField, dtype, make_schema
 
 NULLS = st.sampled_from([Value(), Value(null_val=0)])
 SCALARS: dict[ValueType, tuple[str, st.SearchStrategy[Any]]] = {
@@ -138,14 +145,58 @@ DATETIMES = st.datetimes(timezones=ZONES) | st.tuples(YEARS, ZONES).map(
     lambda pair: (dt.datetime(2024, 5, 1, tzinfo=dt.UTC) + pair[0]).replace(tzinfo=pair[1])
 )
 STAMPS = st.integers(-(2**62), 2**62).map(lambda ns: pd.Timestamp(ns, tz="UTC"))
+TIMES = DATETIMES | STAMPS | st.sampled_from([None, pd.NaT])
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    st.lists(DATETIMES, min_size=1, max_size=4)
-    | st.lists(DATETIMES | STAMPS | st.sampled_from([None, pd.NaT]), min_size=1, max_size=4)
-)
+@given(st.lists(DATETIMES, min_size=1, max_size=4) | st.lists(TIMES, min_size=1, max_size=4))
 def test_columns_of_times_are_the_times_one_by_one(times: list[Any]) -> None:
     quick = outcome(lambda: to_ns_column(times).to_pylist())
     assert quick == outcome(lambda: [to_ns(time) for time in times])
     assert to_ns_column([dt.datetime(2024, 5, 1, tzinfo=dt.UTC)]).type == pa.int64()
+
+
+EVERY_KIND = {**{kind.name.lower(): kind for kind in [*SCALARS, *LISTS]}, "prefs": ValueType.JSON}
+
+
+def every_kind(*, has_created: bool) -> StoredView:
+    features = {
+        name: StoredFeature(field_name(name, kind.name.lower()), codec_for(kind)) for name, kind in EVERY_KIND.items()
+    }
+    fields = [stored.codec.field(stored.field) for stored in features.values()]
+    created = [FeatureField(CREATED, dtype.int64)] * has_created
+    return StoredView(
+        "v", make_schema("V", [*fields, *created], tie_breaker=CREATED if has_created else None), features
+    )
+
+
+@pytest.mark.parametrize("has_created", [False, True])
+def test_a_single_row_is_logged_as_a_column_of_one(has_created: bool) -> None:
+    view = every_kind(has_created=has_created)
+    jsons = NULLS | st.just(Value(json_val="{}"))
+    values = {name: jsons if kind is ValueType.JSON else values_of(kind) for name, kind in EVERY_KIND.items()}
+    key = COMPONENTS.map(lambda value: EntityKey(join_keys=["k"], entity_values=[value]))
+    wrong = st.sampled_from([{}, {}, {"float": Value(bool_val=True)}, {"prefs": Value(int64_val=0)}])
+    long_key = EntityKey(join_keys=["k"], entity_values=[Value(string_val="å" * 2049)])
+
+    @settings(max_examples=60, deadline=None)
+    @given(key | st.just(long_key), st.fixed_dictionaries(values), wrong, TIMES, TIMES)
+    def check(key: EntityKey, given: dict[str, Value], other: dict[str, Value], at: Any, created: Any) -> None:
+        row = (key, given | other, at, created)
+
+        def alone() -> list[Any]:
+            return repr_of(decode(encode_row(view.schema, *row_values(view, row))).batch)
+
+        def as_columns() -> list[Any]:
+            return repr_of(to_batch(view.schema, rows_to_batch(view, [row], list(view.features))))
+
+        found, expected = outcome(alone), outcome(as_columns)
+        # Where several things are wrong either may be named.
+        assert found == expected or (type(found) is type(expected) is tuple)
+
+    check()
+
+
+def repr_of(batch: pa.RecordBatch) -> list[Any]:
+    """Rows with bits that compare, NaNs too."""
+    return [repr(batch.schema), [repr(row) for row in batch.to_pylist()]]
