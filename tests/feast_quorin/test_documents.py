@@ -172,6 +172,7 @@ def test_a_rewritten_and_a_null_embedding(store: FeatureStore) -> None:
         ({"query": [1.0]}, InvalidRowError, "16 numbers for 'embedding', got 1"),
         ({"distance_metric": "manhattan"}, InvalidRowError, "'manhattan', expected one of"),
         ({"query": None, "query_string": "words"}, NotImplementedError, "not texts"),
+        ({"query_string": "words"}, NotImplementedError, "not texts"),
         ({"filters": ComparisonFilter(type="eq", key="nope", value=1)}, InvalidRowError, "no such feature"),
         ({"filters": ComparisonFilter(type="eq", key="more", value="x")}, InvalidRowError, "no order"),
         ({"filters": ComparisonFilter(type="gt", key="title", value=5)}, InvalidRowError, "cannot be compared"),
