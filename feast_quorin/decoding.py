@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -158,13 +157,7 @@ class ListDecoder(Decoder):
         return row.stored(index).view(self._stored).tolist()
 
     def values(self, columns: Columns, index: int) -> list[Any]:  # noqa: D102
-        elements, ends = columns.elements(index)
-        width = int(ends[1])
-        if width and len(elements) == width * (len(ends) - 1) and (np.diff(ends) == width).all():
-            lists: list[Any] = elements.reshape(-1, width).tolist()
-        else:
-            flat = elements.tolist()
-            lists = [flat[start:stop] for start, stop in pairwise(ends.tolist())]
+        lists: list[Any] = columns.lists(index)
         if not columns.complete:
             for place in np.flatnonzero(~columns.valid(index)).tolist():
                 lists[place] = None

@@ -8,6 +8,7 @@ cells, largest alignment first, the validity bits last. :class:`Columns` is such
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ Cells = np.ndarray[Any, Any]
 
 _EVENT_TIME_BYTES = _POSITION_BYTES = 8
 _MOST_PLANS = 64
+_MOST_BYTES = 2**31 - 1
 
 
 class Gather(NamedTuple):
@@ -213,13 +215,19 @@ class Columns:
             return self._variable(field, self._column(index).view(fmt.VAR_CELL), validity)
         return self._fixed(field, index, validity)
 
-    def elements(self, index: int) -> tuple[np.ndarray[Any, Any], Words]:
-        """The elements of a variable-length field of numbers, those of all rows one after the other, and where those of
-        each row begin and end: int64 of shape ``(N + 1,)``. Those of rows where the field is not valid mean nothing.
-        """
-        kind = self._plan.fields[index].dtype.numpy
-        data, ends = self._heap_bytes(self._column(index).view(fmt.VAR_CELL))
-        return data.view(kind), ends // kind.itemsize
+    def lists(self, index: int) -> list[list[Any]]:
+        """A variable-length field of numbers as Python lists. Those of rows where it is not valid mean nothing."""
+        field, count = self._plan.fields[index], len(self.found)
+        cells = self._column(index).view(fmt.VAR_CELL)
+        sizes = cells["bytes"].tolist()
+        is_even = count > 0 and sizes[0] > 0 and sizes.count(sizes[0]) == count
+        ends = np.arange(0, sizes[0] * count + 1, sizes[0]) if is_even else _ends(cells["bytes"])
+        elements = self._gathered(cells, ends).view(field.dtype.numpy)
+        if is_even:
+            rows: list[list[Any]] = elements.reshape(count, -1).tolist()
+            return rows
+        flat, ends = elements.tolist(), ends // field.dtype.item_size
+        return [flat[start:stop] for start, stop in pairwise(ends.tolist())]
 
     def hide(self, rows: Mask) -> None:
         """Take every value of some rows for null; ``hidden`` says of which. They stay found, with their event times."""
@@ -272,19 +280,19 @@ class Columns:
         kind = arrow_type_of(field)
         if field.is_list and not field.dtype.is_numeric:
             return self._texts(kind, cells, validity)
-        data, ends = self._heap_bytes(cells)
+        ends = _ends(cells["bytes"])
+        data = self._gathered(cells, ends)
         if not field.is_list:
             buffers = [_packed(validity), pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(data)]
             return pa.Array.from_buffers(kind, count, buffers)
         child = pa.array(data.view(field.dtype.numpy), kind.value_type)
         return _list_array(kind, _ends(cells["count"]), child, validity)
 
-    def _heap_bytes(self, cells: Cells) -> tuple[Bytes, Words]:
-        """What cells point to, one after the other, and where each begins and ends."""
-        ends = _ends(cells["bytes"])
+    def _gathered(self, cells: Cells, ends: Words) -> Bytes:
+        """What cells point to, one after the other; ``ends`` says where each begins and ends."""
         data = np.empty(int(ends[-1]), np.uint8)
         self._gather.values(self._view, cells, ends, data)
-        return data, ends
+        return data
 
     def _texts(self, kind: pa.DataType, cells: Cells, validity: Mask | None) -> pa.Array:
         item_starts = _ends(cells["count"])
@@ -324,7 +332,7 @@ def _ends(sizes: np.ndarray[Any, Any]) -> Words:
     """
     ends = np.zeros(len(sizes) + 1, np.int64)
     np.cumsum(sizes, out=ends[1:])
-    if ends[-1] > np.iinfo(np.int32).max:
+    if ends[-1] > _MOST_BYTES:
         raise InvalidRowError(f"{int(ends[-1]):,} bytes of one field in one read, an Arrow array holds 2**31-1")
     return ends
 

@@ -200,6 +200,18 @@ def test_a_row_of_each_segment_is_what_each_has(registry: SegmentRegistry, segme
         registry.discard(other)
 
 
+@pytest.mark.parametrize("ids", [["full"], ["full", "é", "full"], ["full", "nobody", "short", "é"], ["nobody"], []])
+def test_lists_are_those_of_arrow(segment: Segment, ids: list[str]) -> None:
+    short = FULL | {"numbers": [7], "marks": None}
+    layout.insert(segment, "short", layout.pack_row(Everything, **short), event_time_ns=9)
+    columns = assembly.column_reader(segment, ["numbers", "marks"])(ids)
+    for index in (0, 1):
+        valid, given_lists = columns.valid(index), columns.lists(index)
+        shown = [numbers if is_valid else None for numbers, is_valid in zip(given_lists, valid, strict=True)]
+        assert shown == columns.arrow(index).to_pylist()
+        assert {type(item) for numbers in given_lists for item in numbers} <= {int, bool, float}
+
+
 @given(st.lists(st.integers(-(2**63), 2**63 - 1)))
 def test_numbers_are_ids_in_decimal(numbers: list[int]) -> None:
     edges = [0, -1, 9, 10, 2**63 - 1, -(2**63), *(sign * 10**power for power in range(19) for sign in (1, -1))]
