@@ -19,6 +19,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -191,6 +192,16 @@ def fingerprint(schema: Schema) -> int:
 
 def schema_to_json(schema: Schema) -> str:
     """The schema as canonical JSON: equal schemas give equal text."""
+    known = _json_texts.get(schema)
+    if known is None:
+        known = _json_texts[schema] = _to_json(schema)
+    return known
+
+
+_json_texts: WeakKeyDictionary[Schema, str] = WeakKeyDictionary()
+
+
+def _to_json(schema: Schema) -> str:
     parts: dict[str, Any] = {
         "name": schema.__name__,
         "version": schema.version,

@@ -91,7 +91,7 @@ def test_rows_are_not_found_once_their_last_write_is_too_long_ago(online_store: 
     def opened(**settings: Any) -> FeatureStore:
         return make_store(tmp_path / "repo", {**online_store, **settings}, data=tmp_path)
 
-    patient, brief, endless = opened(key_ttl_seconds=3600), opened(key_ttl_seconds=1), opened()
+    patient, brief, endless = opened(key_ttl_seconds=3600), opened(key_ttl_seconds=2), opened()
     patient.apply([THING, things(tmp_path)])
     put(patient, *THINGS)
     for store in (patient, endless):
