@@ -44,12 +44,13 @@ def main() -> None:
     console.print(machine.one_line(where), style="dim", soft_wrap=True)
     figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as place:
-        cases = [(f"{arguments.entities:,} × 4 scalars", SCALARS, arguments.entities)]
-        cases += [(f"{arguments.wide:,} × 200 floats", WIDE, arguments.wide)]
-        for name, schema, entities in cases:
-            base = Path(place) / schema.__name__
-            _write(ParquetDatasetStore(base), schema, entities, entities)
-            figures |= _in_fresh_process(_cold_start, name, schema.__name__, base)
+        cases = [("4 scalars", SCALARS, arguments.entities), ("4 scalars", SCALARS, arguments.many)]
+        cases += [("200 floats", WIDE, arguments.wide)]
+        for number, (fields, schema, entities) in enumerate(cases):
+            if entities:
+                base = Path(place) / str(number)
+                _write(ParquetDatasetStore(base), schema, entities, entities)
+                figures |= _in_fresh_process(_cold_start, f"{entities:,} × {fields}", schema.__name__, base)
         base = Path(place) / "joins"
         _write(ParquetDatasetStore(base), SCALARS, arguments.rows, arguments.rows // 10)
         figures |= _joins(base, arguments)
@@ -67,6 +68,7 @@ def _arguments() -> argparse.Namespace:
         prog="python -m benchmarks.history", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--entities", type=int, default=1_000_000, help="with 4 scalars (default: %(default)s)")
+    parser.add_argument("--many", type=int, default=10_000_000, help="the same, with many (0: leave it out)")
     parser.add_argument("--wide", type=int, default=300_000, help="entities with 200 floats (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=10_000_000, help="rows that are joined (default: %(default)s)")
     parser.add_argument("--queries", type=int, default=1_000_000, help="asked times (default: %(default)s)")
