@@ -54,6 +54,7 @@ from quorin.kernels.memory import (
     load_u16,
     load_u32,
     load_u64,
+    prefetch,
     store_f32,
     store_f64,
     store_i64,
@@ -77,6 +78,9 @@ _DELETED = fmt.FLAG_DELETED
 _LAST_ALIGNED = fmt.HEAP_ALIGNMENT - 1
 _FLOAT32, _FLOAT64, _INT32, _INT64 = int(dtype.float32), int(dtype.float64), int(dtype.int32), int(dtype.int64)
 
+_SLOTS_AHEAD = 8
+"""So many slots before their turn the rows are fetched: they lie in no order."""
+
 _LOW_32 = np.uint64(0xFFFFFFFF)
 _SHIFT_32 = np.uint64(32)
 _ONE = np.uint64(1)
@@ -96,6 +100,8 @@ def copy_rows(source, target, plan, forget_before_ns, first, last, result):
     row = copy.ctypes.data
     for slot in range(first, last):
         result[R_NEXT] = slot
+        if slot + _SLOTS_AHEAD < last:
+            fetch_row(source, slot + _SLOTS_AHEAD)
         if not copy_published_row(source, slot, row):
             continue
         flags = load_u16(row + _FLAGS)
@@ -134,6 +140,16 @@ def copy_rows(source, target, plan, forget_before_ns, first, last, result):
         result[R_APPLIED] += 1
     result[R_NEXT] = last
     return DONE
+
+
+@njit(inline="always")
+def fetch_row(source, slot):
+    """Ask for the row that a slot points to."""
+    word = load_u64(source[D_INDEX] + 8 * slot)
+    if word != 0:
+        row = row_address(source, word)
+        for line in range(0, source[D_ROW_STRIDE], fmt.CACHE_LINE):
+            prefetch(row + line)
 
 
 @njit(boundscheck=False)
