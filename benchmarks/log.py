@@ -4,8 +4,9 @@ A `quorin consumer` runs as a process of its own throughout, and trims what it h
 fields. `visible` ends when the segment's own header has passed the last position. Reads beside a busy consumer: it is
 started on a log with a backlog and applies it as fast as it can, while another process times `assemble` on random ids.
 
-Yardsticks, taken in the same run with bare clients, make the figures of different machines comparable: `write_sync`
-stands beside an entry's way from XADD into a process blocked in XREAD, and beside SQLite's insert and commit.
+Yardsticks, taken in the same run, make the figures of different machines comparable: `write` stands beside a PING on
+one connection of redis-py, which is what the log writes through, `write_sync` beside an entry's way from XADD into a
+process that is blocked in XREAD, with bare clients, and beside SQLite's insert and commit.
 """
 
 from __future__ import annotations
@@ -221,7 +222,7 @@ def _table(figures: dict[str, dict[str, float]], arguments: argparse.Namespace) 
         "write_many, appended": lambda f: f"{f['bulk_appended_per_s'] / 1e6:.2f} M rows/s",
         "write_many, visible": lambda f: f"{f['bulk_visible_per_s'] / 1e6:.2f} M rows/s",
         "write_sync p50 / p99": lambda f: _pair(f, "sync"),
-        "yardstick p50: PING": lambda f: measuring.duration(f["ping_p50"]) if "ping_p50" in f else "",
+        "yardstick p50: PING on one connection": lambda f: measuring.duration(f["ping_p50"]) if "ping_p50" in f else "",
         "yardstick p50: bare hand-over / SQLite commit": lambda f: measuring.duration(_yardstick(f)),
         "write_sync against that": lambda f: f"{f['sync_p50'] / _yardstick(f):.2f}×",
         "assemble p50 / p99, quiet": lambda f: _pair(f, "read_quiet"),

@@ -14,8 +14,9 @@ from quorin.consumer_targets import Run
 from quorin.errors import EntityIdError, EntityIdTooLongError, InvalidEntryError, InvalidRowError
 from quorin.layout import apply_batch
 from quorin.logging import get_logger
-from quorin.record import Kind, decode, encode, peek, translate
-from quorin.row_record import decode_alike, likeness
+from quorin.plain_rows import PlainRows
+from quorin.record import Kind, decode, encode, peek, translate, written_at
+from quorin.row_record import decode_alike, likeness, template_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -24,11 +25,16 @@ if TYPE_CHECKING:
     from quorin.consumer_plan import Cursors
     from quorin.consumer_targets import Target
     from quorin.record import Record
+    from quorin.row_record import Template
     from quorin.schema import Schema
     from quorin.wal_consumer import OfflineWriter
 
 Entry = tuple[int, bytes]
 """A position and the record there."""
+
+_FEW = 8
+"""So many rows are quicker applied one by one than made one batch."""
+_MOST_PLAIN = 256
 
 _log = get_logger(__name__)
 
@@ -44,6 +50,7 @@ class Applier:
         """Of schemas with rows that went to the history and may not be durable yet, the last position."""
         self._elsewhere: set[str] = set()
         self._applied_here: Collection[str] = ()
+        self._plain: dict[tuple[Template, Schema], PlainRows | None] = {}
 
     def apply(self, entries: list[Entry], targets: Mapping[str, Target], cursors: Cursors) -> int:
         """Apply entries in the order of the log; gives the number of rows that changed a segment.
@@ -55,14 +62,55 @@ class Applier:
         """
         self._applied_here = targets.keys()
         applied, run = 0, Run()
-        for _, alike in groupby(entries, key=_likeness):
-            for target, record, batch, part in self._decoded(list(alike), targets, cursors):
+        for _, neighbours in groupby(entries, key=_likeness):
+            alike = list(neighbours)
+            if len(alike) <= _FEW:
+                plain = self._plain_rows(alike, targets, cursors)
+                if plain is not None:
+                    applied += self._apply_run(run) + self._apply_plainly(*plain, alike)
+                    run = Run()
+                    continue
+            for target, record, batch, part in self._decoded(alike, targets, cursors):
                 if not run.takes(target, record.kind, batch):
                     applied += self._apply_run(run)
                     run = Run()
                 positions, payloads = [position for position, _ in part], [payload for _, payload in part]
                 run.add(target, record.kind, batch, positions, payloads, record.written_ns)
         return applied + self._apply_run(run)
+
+    def _plain_rows(
+        self, entries: list[Entry], targets: Mapping[str, Target], cursors: Cursors
+    ) -> tuple[Target, PlainRows] | None:
+        """What applies all of these entries without decoding them; None if some of them cannot be applied so."""
+        template = template_of([payload for _, payload in entries])
+        target = None if template is None else targets.get(template.schema_name)
+        if template is None or target is None or not cursors.wants(template.schema_name, entries[0][0]):
+            return None
+        view = target.opened.writing_view()
+        if view.stored is not target.schema:
+            return None
+        key = (template, target.schema)
+        if key not in self._plain:
+            if len(self._plain) >= _MOST_PLAIN:
+                self._plain.clear()
+            self._plain[key] = PlainRows(*key) if PlainRows.can_be(*key) else None
+        rows, limit = self._plain[key], view.layout.max_id_bytes
+        if rows is None or not all(rows.takes(payload, limit) for _, payload in entries):
+            return None
+        return target, rows
+
+    def _apply_plainly(self, target: Target, rows: PlainRows, entries: list[Entry]) -> int:
+        applied = rows.apply(target.opened, entries)
+        if self._offline is not None:
+            payloads = [payload for _, payload in entries]
+            record = decode_alike(payloads)
+            assert record is not None  # noqa: S101 - they fit a template, and their ids are text
+            positions = pa.array([position for position, _ in entries], pa.int64())
+            self._offline.append(target.schema, record.batch, positions, kind=record.kind)
+            self.appended[target.schema] = entries[-1][0]
+        delay = max(0, time.time_ns() - written_at(entries[-1][1]))
+        metrics.count_applied(target.schema.__name__, applied, len(entries) - applied, delay)
+        return applied
 
     def _decoded(
         self, entries: list[Entry], targets: Mapping[str, Target], cursors: Cursors

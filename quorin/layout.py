@@ -144,7 +144,7 @@ def _apply_columnar(
             raise _too_long(view, batch.column(0))
         positions = np.array(position, np.int64) if isinstance(position, int) else numbers(position, np.int64)
         places = (int(positions.__array_interface__["data"][0]), 8 * positions.ndim)
-        return _apply(segment, view, located, kind, places, rows, lambda: batch.nbytes)
+        return apply_located(segment, view, located, kind, places, rows, lambda: batch.nbytes)
 
 
 def lookup(segment: Segment, entity_id: str) -> int | None:
@@ -213,10 +213,10 @@ def _apply_one(
         times = np.array([time.time_ns() if event_time_ns is None else check_event_time(event_time_ns)], np.int64)
         positions = np.zeros(1, np.int64)
         located = packing.Located(columns, (offsets.ctypes.data, 8, ids.ctypes.data), times.ctypes.data)
-        return _apply(segment, view, located, kind, (positions.ctypes.data, 0), 1, lambda: size + len(key))
+        return apply_located(segment, view, located, kind, (positions.ctypes.data, 0), 1, lambda: size + len(key))
 
 
-def _apply(
+def apply_located(
     segment: Segment,
     view: SegmentView,
     located: packing.Located,
@@ -226,7 +226,8 @@ def _apply(
     size: Callable[[], int],
 ) -> packing.Words:
     """Run the kernel over a batch of ``rows``, growing the segment whenever it is full; ``segment.writing`` is held,
-    and ``view`` is its writing view. ``size`` bounds the heap needed.
+    and ``view`` is its writing view. ``positions`` are an address and how far apart they stand. ``size`` bounds the
+    heap needed.
     """
     from quorin import kernels
 

@@ -102,13 +102,6 @@ def encode(kind: Kind, schema: Schema, batch: pa.RecordBatch, *, written_ns: int
     return b"".join((header, _CRC.pack(crc), padded_name, arrow_schema, arrow_batch))
 
 
-def seal(record: bytearray, written_ns: int) -> bytes:
-    """A record whose values were changed in place, with the time of its making and the checksum that now fit it."""
-    _WRITTEN.pack_into(record, WRITTEN_OFFSET, written_ns)
-    _CRC.pack_into(record, _HEADER.size, _checksums(memoryview(record))[0])
-    return bytes(record)
-
-
 def peek(payload: bytes | memoryview) -> Header:
     """The header of a record; neither the checksum nor the batch is looked at.
 
@@ -134,6 +127,12 @@ def decode(payload: bytes | memoryview) -> Record:
     batch = _decode_batch(view[start:])
     _check_batch(header, batch)
     return Record(header.kind, header.schema_name, header.fingerprint, header.written_ns, header.row_count, batch)
+
+
+def written_at(payload: bytes) -> int:
+    """When a record was made."""
+    written_ns: int = _WRITTEN.unpack_from(payload, WRITTEN_OFFSET)[0]
+    return written_ns
 
 
 def is_sealed(payload: bytes) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from quorin.errors import EntityIdError, EntityIdTooLongError, InvalidRowError
 from quorin.schema import FeatureField, dtype
 
-FLOAT32_OVERFLOW = float(np.finfo(np.float32).max) * (1 + 2.0**-25)
+FLOAT32_OVERFLOW = math.ldexp(2 - 2.0**-24, 127)
 """The smallest magnitude that rounds to infinity in float32."""
 
 _INTEGER_RANGES = {

@@ -54,7 +54,7 @@ DEFAULT_FROZEN_AFTER_SECONDS = 30.0
 _READ_BYTES = 16 << 20
 _BLOCK_MS = 250
 _STREAM_ENTRIES = 64
-_GATHER_SECONDS = 0.0005
+_GATHER_SECONDS = 0.001
 
 _log = get_logger(__name__)
 
@@ -131,7 +131,8 @@ class WALConsumer:
         self._log = self._backend.log(stream_key)
         self._offline = offline
         self._trims = trims and offline is not None
-        self._applier = Applier(self._log, self._backend.control, offline)
+        kept = None if type(offline) is NoopOfflineWriter else offline
+        self._applier = Applier(self._log, self._backend.control, kept)
         self._batch_entries = batch_entries
         self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
         self._frozen_after_seconds = frozen_after_seconds

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import zlib
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quorin.errors import EntityIdError, InvalidRowError
-from quorin.record import Kind, decode, encode, seal
+from quorin.record import BODY_OFFSET, CRC_OFFSET, Kind, decode, encode
 from quorin.row_record import decode_alike, encode_row
 from quorin.rows import delete_batch, row_batch
 from quorin.schema import FeatureField, dtype, make_schema
+from quorin.values import FLOAT32_OVERFLOW
 
 NUMBERS = make_schema("Numbers", [FeatureField(code.name, code) for code in dtype if code.is_numeric])
 MIXED = make_schema("Mixed", [FeatureField("a", dtype.int32), FeatureField("tags", dtype.string, shape=(None,))])
@@ -55,9 +60,56 @@ def test_nulls_go_the_general_way(
     )
 
 
+def test_schemas_with_shapes_go_the_general_way() -> None:
+    schema = make_schema("Shaped", [FeatureField("a", dtype.float32), FeatureField("b", dtype.float32, shape=(2, 2))])
+    for values in ({"a": 1.0, "b": [[1, 2], [3, 4]]}, {"a": None, "b": np.ones((2, 2))}, {"a": 1.0, "b": None}):
+        assert encode_row(schema, "id", values, 7, written_ns=5) == general(schema, "id", values, 7)
+
+
 def test_schemas_with_other_fields_go_the_general_way() -> None:
     values = {"a": 3, "tags": ["x", "yz"]}
     assert encode_row(MIXED, "id", values, 7, written_ns=5) == general(MIXED, "id", values, 7)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"float32": 1}, {"float32": np.float64(0.1)}, {"float64": np.float32(0.1)}, {"int32": 3.0},
+        {"int64": np.int32(-7)}, {"uint8": np.uint8(255)}, {"bool": np.bool_(True)}, {"float32": float("nan")},
+        {"float32": float("-inf")}, {"float32": -0.0}, {"float32": math.nextafter(FLOAT32_OVERFLOW, 0)},
+        {"int32": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_values_of_other_types_make_the_same_record(change: dict[str, Any]) -> None:
+    values = {"float32": 1.5, "float64": 2.5, "int32": 3, "int64": 4, "uint8": 5, "bool": True}
+    for times in (7, np.int64(7)):
+        for row in (values, {**values, **change}, MappingProxyType(values)):
+            assert encode_row(NUMBERS, "known", row, times, written_ns=5) == general(NUMBERS, "known", dict(row), 7)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"float32": FLOAT32_OVERFLOW}, {"int32": 2**31}, {"int64": -(2**63) - 1}, {"uint8": 256}, {"uint8": -1},
+        {"bool": 1}, {"int32": True}, {"float64": "1"}, {"int32": 0.5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_values_that_do_not_fit_are_refused_whatever_came_before(change: dict[str, Any]) -> None:
+    values = {"float32": 1.5, "float64": 2.5, "int32": 3, "int64": 4, "uint8": 5, "bool": True}
+    encode_row(NUMBERS, "known", values, 7)
+    with pytest.raises(InvalidRowError, match=repr(next(iter(change)))):
+        encode_row(NUMBERS, "known", {**values, **change}, 7)
+    with pytest.raises(InvalidRowError, match="event_time_ns"):
+        encode_row(NUMBERS, "known", values, 2**63)
+    with pytest.raises(InvalidRowError, match="event_time_ns"):
+        encode_row(NUMBERS, "known", values, True)
+    with pytest.raises(EntityIdError):
+        encode_row(NUMBERS, "kno\ud800", values, 7)
+    for wrong in ({**values, "more": 1}, {name: value for name, value in values.items() if name != "bool"}):
+        with pytest.raises(InvalidRowError):
+            encode_row(NUMBERS, "known", wrong, 7)
 
 
 def test_a_template_is_not_changed_by_what_is_filled_in() -> None:
@@ -161,7 +213,8 @@ def test_ids_that_are_no_text_are_left_to_the_general_way() -> None:
     good = numbers("id")
     bad = bytearray(good)
     bad[good.rindex(b"id")] = 0xFF
-    sealed = seal(bad, 5)
+    crc = zlib.crc32(bad[BODY_OFFSET:], zlib.crc32(bad[:CRC_OFFSET]))
+    sealed = bytes(bad[:CRC_OFFSET] + crc.to_bytes(4, "little") + bad[BODY_OFFSET:])
     assert decode_alike([good]) is not None
     assert decode_alike([sealed]) is None
     assert decode_alike([good, sealed]) is None

@@ -24,7 +24,7 @@ from quorin.assembly import read
 from quorin.backend import Backend, connect
 from quorin.dead_letters import replay
 from quorin.errors import SchemaError, SchemaMismatchError, SegmentNotFoundError, WriterLeaseHeldError
-from quorin.layout import iterate_occupied
+from quorin.layout import apply_batch, iterate_occupied
 from quorin.record import Kind, decode, encode
 from quorin.rows import delete_batch, row_batch, to_batch
 from quorin.schema import FeatureField, dtype, make_schema, schema_to_json
@@ -324,49 +324,73 @@ def test_rows_with_ids_over_the_segments_limit_are_buried_alone(world: World) ->
     assert "limit of 16 bytes" in letters[0].reason
 
 
+PLAIN = make_schema("Plain", [FeatureField(code.name, code) for code in (dtype.bool, dtype.int64, dtype.float32)])
 Number = tuple[str, int, Kind, int | None]
 numbers = st.lists(
     st.tuples(
-        st.sampled_from(["a", "b", "é", "the-longest-of-them"]),
+        st.sampled_from(["a", "b", "é", "ab", "the-longest-of-them"]),
         st.integers(0, 3),
-        st.sampled_from([Kind.upsert, Kind.upsert, Kind.upsert, Kind.partial, Kind.delete]),
-        st.none() | st.integers(0, 99),
+        st.sampled_from([*[Kind.upsert] * 12, Kind.partial, Kind.delete]),
+        st.integers(0, 99) | st.just(None),
     ),
-    max_size=20,
+    max_size=40,
 )
 
 
+def payload_of_number(entity_id: str, time_: int, kind: Kind, number: int | None) -> bytes:
+    if kind is Kind.delete:
+        return encode(kind, PLAIN, delete_batch([entity_id], time_))
+    values: dict[str, Any] = {"int64": number}
+    if kind is Kind.upsert:
+        values |= {"bool": bool(time_ % 2), "float32": time_ / 3}
+    return encode(kind, PLAIN, row_batch(PLAIN, entity_id, values, time_, partial=kind is Kind.partial))
+
+
 @settings(max_examples=30, deadline=None)
-@given(log=numbers, poison=st.sets(st.integers(0, 19)))
-def test_single_rows_applied_together_are_as_if_applied_one_by_one(
-    tmp_path_factory: pytest.TempPathFactory, log: list[Number], poison: set[int]
+@given(log=numbers, poison=st.sets(st.integers(0, 39), max_size=3), batch_entries=st.sampled_from([1, 5, 100]))
+def test_single_rows_are_applied_as_their_batches_would_be(
+    tmp_path_factory: pytest.TempPathFactory, log: list[Number], poison: set[int], batch_entries: int
 ) -> None:
-    base = tmp_path_factory.mktemp("together")
+    base = tmp_path_factory.mktemp("single")
     (base / "shm").mkdir()
     world = World(str(base / "store"), base / "shm")
-    for number, (entity_id, time_, kind, count) in enumerate(log):
-        batch = (
-            delete_batch([entity_id], time_)
-            if kind is Kind.delete
-            else row_batch(STOP, entity_id, {"count": count}, time_)
-        )
-        payload = encode(kind, STOP, batch)
-        world.append(STOP, payload[:-1] + b"\xff" if number in poison else payload)
-    found = []
-    for batch_entries in (100, 1):
-        consumer = world.consumer(STOP, max_id_bytes=10, batch_entries=batch_entries)
-        consumer.drain()
-        consumer.close()
-        with world.registry.open_current(STOP, read_only=False) as segment:
-            ids = sorted(entity_id for entity_id, _ in iterate_occupied(segment))
-            letters = [(letter.position, letter.reason) for letter in world.log.dead_letters()]
-            found.append((read(segment, ids).to_pylist(), letters, segment.position))
-            world.registry.discard(segment)
-    assert found[0] == found[1]
-    assert len(found[0][1]) == sum(
-        number in poison or entity_id == "the-longest-of-them" for number, (entity_id, *_) in enumerate(log)
-    )
+    payloads = [payload_of_number(*entry) for entry in log]
+    damaged = [p[:-1] + b"\xff" if number in poison else p for number, p in enumerate(payloads)]
+    positions = [world.append(PLAIN, payload) for payload in damaged]
+    history = Remembered()
+    consumer = world.consumer(PLAIN, max_id_bytes=10, batch_entries=batch_entries, offline=history, trims=False)
+    applied = consumer.drain()
+    consumer.close()
+    buried = [
+        position
+        for number, (position, entry) in enumerate(zip(positions, log, strict=True))
+        if number in poison or entry[0] == "the-longest-of-them"
+    ]
+    assert [letter.position for letter in world.log.dead_letters()] == buried
+    good = [(position, decode(p)) for position, p in zip(positions, payloads, strict=True) if position not in buried]
+    with (
+        world.registry.open_current(PLAIN) as segment,
+        world.registry.create(PLAIN, capacity=50, set_current=False) as plainly,
+    ):
+        assert applied == sum(apply_batch(plainly, r.batch, position=at, kind=r.kind) for at, r in good)
+        ids = ["a", "b", "é", "ab"]
+        assert read(segment, ids).to_pylist() == read(plainly, ids).to_pylist()
+        assert len(segment) == len(plainly)
+        assert segment.position == (positions[-1] if positions else 0)
+        world.registry.discard(plainly)
+    expected = [{**row, "position": at} for at, record in good for row in record.batch.to_pylist()]
+    assert history.rows == expected
     world.backend.close()
+
+
+class Remembered(NoopOfflineWriter):
+    """A history that remembers rows and positions."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def append(self, schema: Any, batch: pa.RecordBatch, positions: pa.Array, *, kind: Kind = Kind.upsert) -> None:  # noqa: ARG002
+        self.rows += pa.Table.from_batches([batch]).append_column("position", positions).to_pylist()
 
 
 # A log that is not what it was

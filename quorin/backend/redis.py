@@ -194,7 +194,7 @@ class RedisLog:
             words += [keys.FIELD_SCHEMA, schema_name, keys.FIELD_PAYLOAD]
             packed = b"".join(_bulk(word) for word in words)
             head = self._single_entries[schema_name] = b"*%d\r\n%b" % (len(words) + 1, packed)
-        stream_id = self._server.call_packed(head + _bulk(payload))
+        stream_id = self._server.call_packed(b"%b$%d\r\n%b\r\n" % (head, len(payload), payload))
         if stream_id is None:
             self._allowance.end()
             return None
