@@ -34,15 +34,8 @@ from tests.feast_quorin.repos import definitions
 driver, customer, *views, service = definitions(Path("data").absolute())
 driver_stats, customer_stats, pair_stats, world, boosted = views
 """
-READ = """
-import json, sys
-from feast import FeatureStore
-store = FeatureStore(".")
-print(json.dumps(store.get_online_features(["driver_stats:trips", "customer_stats:score"],
-    [{"driver_id": 1001, "customer": "alice"}]).to_dict()))
-"""
 ALICE = {"driver_id": [1001], "customer": ["alice"], "trips": [1001 * 10**12 + 2], "score": [1.5]}
-"""What :data:`READ` prints when everything is materialized."""
+"""What :func:`read` gives when everything is materialized."""
 
 ARROW = {
     "provider": "feast_quorin.QuorinProvider", "batch_engine": {"type": "feast_quorin.QuorinComputeEngine"},
@@ -83,7 +76,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def run(repo: Path, *arguments: str) -> str:
-    return finished(begun(repo, *arguments))
+    return finished(begun(repo, *arguments))[0]
 
 
 def begun(repo: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -92,7 +85,7 @@ def begun(repo: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def finished(process: subprocess.Popen[str]) -> str:
+def finished(process: subprocess.Popen[str]) -> tuple[str, str]:
     with process:
         try:
             out, err = process.communicate(timeout=TIMEOUT_SECONDS)
@@ -100,17 +93,16 @@ def finished(process: subprocess.Popen[str]) -> str:
             process.kill()
             raise
     assert process.returncode == 0, out + err
-    return out
+    return out, err
 
 
-def beside_each_other(repos: list[Path], *arguments: str) -> None:
-    """The same command in several repositories at once."""
-    for process in [begun(repo, *arguments) for repo in repos]:
-        finished(process)
+def beside_each_other(repos: list[Path], *arguments: str) -> list[str]:
+    """What the same command says on standard error in several repositories at once."""
+    return [finished(process)[1] for process in [begun(repo, *arguments) for repo in repos]]
 
 
 def read(repo: Path) -> Any:
-    """What :data:`READ` prints, read in this process."""
+    """One row of two views, read in this process."""
     features = ["driver_stats:trips", "customer_stats:score"]
     return FeatureStore(str(repo)).get_online_features(features, [{"driver_id": 1001, "customer": "alice"}]).to_dict()
 
@@ -121,7 +113,7 @@ def test_the_whole_life_of_a_repository(repo: Path, online_store: dict[str, Any]
     assert list(Path(online_store["shm_dir"]).iterdir()) == []
     run(repo, *command("apply"))
     run(repo, *command("materialize", START.isoformat(), END.isoformat()))
-    assert json.loads(run(repo, sys.executable, "-c", READ)) == ALICE
+    assert read(repo) == ALICE
     run(repo, *command("materialize-incremental", END.isoformat()))
     with served(repo, workers=2) as url:
         for _ in range(20):
@@ -139,7 +131,8 @@ def test_two_projects_live_side_by_side(online_store: dict[str, Any], tmp_path: 
     repos = [make_repo(tmp_path / name, online_store, name, **ARROW) for name in ("shop", "market")]
     shop, market = repos
     beside_each_other(repos, *command("apply"))
-    beside_each_other(repos, *command("materialize", START.isoformat(), END.isoformat()))
+    said = beside_each_other(repos, *command("materialize", START.isoformat(), END.isoformat()))
+    assert all("12/12" in text for text in said)  # Feast's progress bars
     with served(shop, workers=2) as url:
         push(url)
         reads = counted("shop__customer_stats")
@@ -153,7 +146,7 @@ def test_two_projects_live_side_by_side(online_store: dict[str, Any], tmp_path: 
     assert len(left) == 4
     assert all(name.startswith("quorin_market__") for name in left)
     assert read(market) == ALICE
-    run(market, *command("teardown"))
+    FeatureStore(str(market)).teardown()
     assert list(Path(online_store["shm_dir"]).iterdir()) == []
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +23,6 @@ from feast.types import Int64
 from feast_quorin.views import stored_view
 from quorin.shm import SegmentRegistry
 from tests.feast_quorin.repos import END, START, day, make_store
-from tests.feast_quorin.test_command_line import READ, command, environment, run
 from tests.feast_quorin.test_command_line import repo as repo
 
 ENGINE = {"type": "feast_quorin.QuorinComputeEngine"}
@@ -165,29 +161,6 @@ def test_materialization_pushes_and_reads_go_on_beside_each_other(
 @pytest.mark.torture
 def test_they_do_for_a_minute(numbers: FeatureStore, online_store: dict[str, Any], tmp_path: Path) -> None:
     beside_each_other(tmp_path, online_store, numbers, TORTURE_SECONDS)
-
-
-@pytest.mark.parametrize("online_store", ["embedded"], indirect=True)
-def test_the_command_line_materializes_through_the_engine(repo: Path, online_store: dict[str, Any]) -> None:
-    settings = yaml.safe_load((repo / "feature_store.yaml").read_text())
-    settings |= {"batch_engine": ENGINE, "provider": "feast_quorin.QuorinProvider"}
-    (repo / "feature_store.yaml").write_text(yaml.safe_dump(settings))
-    run(repo, *command("apply"))
-    done = subprocess.run(
-        command("materialize", START.isoformat(), END.isoformat()),
-        cwd=repo,
-        env=environment(repo),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("12/12") >= 1  # Feast's progress bars
-    expected = {"driver_id": [1001], "customer": ["alice"], "trips": [1001 * 10**12 + 2], "score": [1.5]}
-    assert json.loads(run(repo, sys.executable, "-c", READ)) == expected
-    run(repo, *command("materialize-incremental", END.isoformat()))
-    run(repo, *command("teardown"))
-    assert list(Path(online_store["shm_dir"]).iterdir()) == []
 
 
 @pytest.mark.parametrize("online_store", ["embedded"], indirect=True)
