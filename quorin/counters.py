@@ -34,7 +34,7 @@ RECLAIM_REASONS = ("unfinished", "superseded", "never_in_force", "unnamed")
 """The names of :class:`quorin.watchdog_plan.Reason`."""
 
 NAMES = (
-    "rows_missing", "entries_appended", "rows_appended", "rows_applied", "rows_ignored", "dead_letters",
+    "entries_appended", "rows_appended", "rows_applied", "rows_ignored", "dead_letters",
     "dead_letters_dropped", *(f"reanchored.{reason}" for reason in REANCHOR_REASONS), "attaches", "growths", "flips",
     "writer_leases", "writer_recoveries", "writers_overtaken", "writers_fenced", "flushes", "flush_ns",
     "entries_trimmed", "history_files_skipped", "upgrades", "watchdog_ticks", "watchdog_dead_processes",

@@ -128,7 +128,6 @@ end offsets, then the bytes."""
 
 MAX_ID_BYTES = 0xFFFF
 MAX_ROWS = 0xFFFFFFFE
-MAX_CELL_BYTES = 0xFFFFFFFF
 HEAP_ALIGNMENT = 8
 
 

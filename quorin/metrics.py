@@ -131,19 +131,15 @@ class _Reads:
     """What the kernels count: reads of one row and of batches, their rows, and how long some of them took."""
 
     def families(self, totals: dict[str, counters.Words]) -> Iterator[Metric]:
-        for name, text, places in (
-            ("quorin_reads_total", "Reads of one row that found it.", (W_READS,)),
-            ("quorin_batch_reads_total", "Batches that were read.", (W_BATCHES,)),
-            ("quorin_batch_read_rows_total", "Rows that batches asked for.", (W_BATCH_ROWS,)),
-            (
-                "quorin_rows_missing_total",
-                "Rows that were asked for, singly or in batches, and not there.",
-                (W_MISSING, counters.word("rows_missing")),
-            ),
+        for name, text, place in (
+            ("quorin_reads_total", "Reads of one row that found it.", W_READS),
+            ("quorin_batch_reads_total", "Batches that were read.", W_BATCHES),
+            ("quorin_batch_read_rows_total", "Rows that batches asked for.", W_BATCH_ROWS),
+            ("quorin_rows_missing_total", "Rows that were asked for, singly or in batches, and not there.", W_MISSING),
         ):
             family = CounterMetricFamily(name, text, labels=["schema"])
             for schema, words in sorted(totals.items()):
-                if value := sum(int(words[place]) for place in places):
+                if value := int(words[place]):
                     family.add_metric([schema], value)
             yield family
         for name, text, buckets, total, octaves in (
@@ -176,8 +172,6 @@ rows_ignored = SharedCounter(
     "Rows from the log that changed nothing: the segment had a newer row, or the same one.",
     "rows_ignored",
 )
-rows_missing = SharedCounter("quorin_rows_missing_total", "", "rows_missing")
-"""Misses that no kernel counts; shown together with those of :class:`_Reads`."""
 dead_letters = SharedCounter(
     "quorin_dead_letters_total", "Entries that could not be applied and were put aside.", "dead_letters"
 )

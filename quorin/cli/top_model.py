@@ -81,7 +81,7 @@ def _line(state: SegmentState, before: Look, now: Look) -> Line:
         return Line(name, state, cells, (name,) + (-1.0,) * (len(COLUMNS) - 1))
     stats = state.stats
     read = _grown(before, now, name, W_READS, W_BATCH_ROWS) / seconds
-    missing = _grown(before, now, name, W_MISSING, counters.word("rows_missing")) / seconds
+    missing = _grown(before, now, name, W_MISSING) / seconds
     times = [_grown(before, now, name, W_READ_TIMES + bucket) for bucket in range(TIME_BUCKETS)]
     p50, p99 = percentile(times, 0.5), percentile(times, 0.99)
     written = _grown(before, now, name, counters.word("rows_applied")) / seconds

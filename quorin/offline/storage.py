@@ -76,12 +76,6 @@ class Storage:
                 found.foreign.append(info.path)
         return found
 
-    def folders(self) -> list[str]:
-        """The names of the folders right under the base."""
-        selector = fs.FileSelector(self._root, allow_not_found=True)
-        infos = self._guarded(self._root, lambda: self._fs.get_file_info(selector))
-        return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
-
     def open(self, path: str) -> pa.NativeFile:
         """A file for reading. :raises VanishedError: if it is gone."""
         try:
