@@ -1,4 +1,5 @@
-"""The log, from a write to its visibility in shared memory: through Redis and through the embedded SQLite file.
+"""The log, from a write to its visibility in shared memory: through Redis, by TCP on the loopback and by a Unix socket,
+and through the embedded SQLite file.
 
 A `quorin consumer` runs as a process of its own throughout, and trims what it has applied. Rows have four float32
 fields. `visible` ends when the segment's own header has passed the last position. Reads beside a busy consumer: it is
@@ -33,6 +34,7 @@ from quorin.schema import FeatureField, FeatureSchema, dtype
 from quorin.shm import SegmentRegistry
 from quorin.wal import WALProducer
 
+KINDS = {"redis": "Redis, TCP", "unix": "Redis, Unix socket", "embedded": "embedded"}
 NAMES = ("a", "b", "c", "d")
 VALUES = dict.fromkeys(NAMES, 1.5)
 CHUNK = 1_000_000
@@ -53,7 +55,7 @@ def main() -> None:
     where = machine.describe()
     console.print(machine.one_line(where), style="dim", soft_wrap=True)
     figures = {}
-    for kind in arguments.only or ("redis", "embedded"):
+    for kind in arguments.only or KINDS:
         with console.status(f"{kind} ..."):
             figures[kind] = _measure(kind, arguments)
     table = _table(figures, arguments)
@@ -73,7 +75,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--entities", type=int, default=1_000_000, help="different ids (default: %(default)s)")
     parser.add_argument("--writes", type=int, default=20_000, help="single writes (default: %(default)s)")
     parser.add_argument("--syncs", type=int, default=5_000, help="calls of write_sync (default: %(default)s)")
-    parser.add_argument("--only", choices=["redis", "embedded"], action="append", help="this log alone")
+    parser.add_argument("--only", choices=list(KINDS), action="append", help="this log alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and figures there")
     parser.add_argument("--docs", type=Path, metavar="FILE", help="put the table into this Markdown file")
     return parser.parse_args()
@@ -82,21 +84,31 @@ def _arguments() -> argparse.Namespace:
 def _measure(kind: str, arguments: argparse.Namespace) -> dict[str, float]:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        redis = kind == "redis"
-        connection = f"redis://{stack.enter_context(servers.redis_server())}" if redis else str(directory / "store")
+        connection = stack.enter_context(_log_of(kind, directory))
         registry = SegmentRegistry(connection)
         registry.create(LogRow, capacity=arguments.entities).close()
         stack.callback(lambda: registry.discard(registry.open_current(LogRow, read_only=False)))
         producer = stack.enter_context(WALProducer(registry.backend, registry=registry))
-        if redis:
-            figures = yardsticks.of_redis(connection, calls=arguments.syncs)
-        else:
+        if kind == "embedded":
             figures = yardsticks.of_sqlite(directory / "yardstick.db", calls=arguments.syncs)
+        else:
+            figures = yardsticks.of_redis(connection, calls=arguments.syncs)
         _write_rate(producer, _ids(arguments)[:50])  # imports and connections are not part of the time
         figures["write_alone_per_s"] = _write_rate(producer, _ids(arguments))[0]
         with _consumer(connection, producer) as pid:
             figures |= _single_writes(producer, arguments) | _bulk(producer, pid, arguments)
         return figures | _reads(registry, producer, connection, arguments)
+
+
+@contextmanager
+def _log_of(kind: str, directory: Path) -> Iterator[str]:
+    """What a backend is connected with."""
+    if kind == "embedded":
+        yield str(directory / "store")
+    else:
+        path = directory / "redis.sock"
+        with servers.redis_server(socket_path=path) as address:
+            yield f"redis://{address}" if kind == "redis" else f"unix://{path}"
 
 
 @contextmanager
@@ -214,7 +226,7 @@ def _table(figures: dict[str, dict[str, float]], arguments: argparse.Namespace) 
     table = Table(title=title, title_justify="left")
     table.add_column("what", no_wrap=True)
     for kind in figures:
-        table.add_column("Redis" if kind == "redis" else "embedded", justify="right")
+        table.add_column(KINDS[kind], justify="right")
     rows = {
         "write, one thread, no consumer": lambda f: f"{f['write_alone_per_s']:,.0f}/s",
         "write, one thread, beside a consumer": lambda f: f"{f['write_per_s']:,.0f}/s",

@@ -155,7 +155,7 @@ def _hydrate(axes: Axes, figures: Figures) -> None:
 
 def _log(axes: Axes, figures: Figures) -> None:
     rows = {}
-    for kind, label in (("redis", "Redis"), ("embedded", "embedded")):
+    for kind, label in (("redis", "Redis, TCP"), ("unix", "Redis, Unix socket"), ("embedded", "embedded")):
         for what, key in (("written", "bulk_appended_per_s"), ("visible", "bulk_visible_per_s")):
             rows[f"{label}: {what}"] = figures["log"][kind][key] / 1e6
     _bars(axes, rows, "million rows a second", log=False)

@@ -9,18 +9,24 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import redis
 
 
 @contextmanager
-def redis_server() -> Iterator[str]:
-    """The `host:port` of a server of our own, without persistence; it ends with the block."""
+def redis_server(*, socket_path: Path | None = None) -> Iterator[str]:
+    """The `host:port` of a server of our own, without persistence, which ends with the block.
+
+    With a path it listens on a Unix socket there as well.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as directory:
         options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", directory]
+        if socket_path is not None:
+            options += ["--unixsocket", str(socket_path), "--unixsocketperm", "600"]
         process = subprocess.Popen([_executable(), *options], stdout=subprocess.DEVNULL)
         try:
             _wait(port, process)

@@ -207,19 +207,25 @@ class WALProducer:
 
     def _append(self, schema: Schema, payloads: list[bytes], rows: int) -> int:
         name = schema.__name__
-        positions = self._append_patiently([(name, payload) for payload in payloads])
+        entries = [(name, payload) for payload in payloads]
+        try:
+            position = self._log.append(entries, max_entries=self._max_entries)[-1]
+        except (LogFullError, ConnectionFailedError):
+            if not self._block_ms:
+                raise
+            position = self._append_patiently(entries)
         metrics.count_appended(name, len(payloads), rows)
-        return positions[-1]
+        return position
 
-    def _append_patiently(self, entries: list[tuple[str, bytes]]) -> list[int]:
+    def _append_patiently(self, entries: list[tuple[str, bytes]]) -> int:
         started = time.monotonic()
         while True:
+            time.sleep(_BLOCKED_SECONDS)
             try:
-                return self._log.append(entries, max_entries=self._max_entries)
+                return self._log.append(entries, max_entries=self._max_entries)[-1]
             except (LogFullError, ConnectionFailedError):
                 if (time.monotonic() - started) * 1000 >= self._block_ms:
                     raise
-                time.sleep(_BLOCKED_SECONDS)
 
     def _is_applied(self, schema: Schema, position: int) -> bool:
         segment = self._segment(schema)

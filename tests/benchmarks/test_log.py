@@ -1,4 +1,4 @@
-"""The benchmark of the log runs, on both logs."""
+"""The benchmark of the log runs, on each log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_a_short_run_prints_a_table_and_writes_figures(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "log.json").read_text())["log"]
-    for kind in ("redis", "embedded"):
+    for kind in ("redis", "unix", "embedded"):
         assert all(value > 0 for value in figures[kind].values())
         assert figures[kind]["bulk_visible_per_s"] <= figures[kind]["bulk_appended_per_s"]
     assert "| write_many, visible |" in (tmp_path / "page.md").read_text()
