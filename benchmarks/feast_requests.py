@@ -56,7 +56,7 @@ def _arguments() -> argparse.Namespace:
 
 def _measure(arguments: argparse.Namespace) -> None:
     console = Console(highlight=False)
-    console.width = max(console.width, 110)
+    console.width = max(console.width, 130)
     where = machine.describe()
     console.print(machine.one_line(where), style="dim", soft_wrap=True)
     with tempfile.TemporaryDirectory() as name, servers.redis_server() as redis:
@@ -94,7 +94,9 @@ def _check_equal(stores: dict[str, Any], entities: int) -> None:
         answers = [_ask(store, request, rows) for store in stores.values()]
         for form in _forms(request):
             given = [_made(answer, form) for answer in answers]
-            if form in ("proto", "to_df", "to_tensor"):
+            if form == feast_views.STACKED:
+                given = [made["embedding"].tolist() for made in given]
+            elif form in ("proto", "to_df") or _is_tensor(form):
                 given = [str(made) for made in (answer.to_dict() for answer in answers)]
             assert all(made == given[0] for made in given), f"the stores disagree about {request.name}, {form}"
 
@@ -159,13 +161,30 @@ def _ask(store: Any, request: feast_views.Request, rows: Any) -> Any:
 
 
 def _made(answer: Any, form: str) -> Any:
+    if form in (feast_views.STACKED, feast_views.STACKED_OR_LISTS):
+        return _stacked(answer, form)
     return answer.proto if form == "proto" else getattr(answer, form)()
+
+
+def _stacked(answer: Any, form: str) -> Any:
+    if hasattr(answer, "stacks"):
+        return answer.to_tensor(stack_lists=True)
+    tensors = answer.to_tensor()
+    if form == feast_views.STACKED:
+        from feast.torch_wrapper import get_torch
+
+        tensors["embedding"] = get_torch().tensor(tensors["embedding"])
+    return tensors
 
 
 def _forms(request: feast_views.Request) -> list[str]:
     """What is made of the answers; tensors where torch is installed."""
     has_torch = importlib.util.find_spec("torch") is not None
-    return [form for form in request.forms if form != "to_tensor" or has_torch]
+    return [form for form in request.forms if has_torch or not _is_tensor(form)]
+
+
+def _is_tensor(form: str) -> bool:
+    return form.startswith("to_tensor")
 
 
 def _tables(figures: dict[str, dict[str, float]]) -> list[Table]:

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 
 WIDE, EMBEDDING = 50, 128
+STACKED, STACKED_OR_LISTS = "to_tensor stacked (Feast: torch.tensor)", "to_tensor stacked (Feast: lists)"
+"""Embeddings as one tensor, by Quorin's own keyword; Feast's lists are made one with ``torch.tensor``, or left so."""
 _PARTS = ("first", "second", "third")
 _TIME = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -42,7 +44,7 @@ def requests() -> list[Request]:
         Request("100 rows × 50", wide, 100, ("to_dict", "to_df", "proto")),
         Request("1,000 rows × 50", wide, 1000, ("to_dict", "to_df")),
         Request("100 rows × (3 + embedding)", embedding, 100, ("to_dict", "to_df")),
-        Request("1,000 rows × (3 + embedding)", embedding, 1000, ("to_arrow", "to_tensor")),
+        Request("1,000 rows × (3 + embedding)", embedding, 1000, ("to_arrow", "to_tensor", STACKED, STACKED_OR_LISTS)),
         Request("service of 3 views, 1 row", "plain", 1, ("to_dict",)),
         Request("service of 3 views, 100 rows", "plain", 100, ("to_dict", "to_df")),
         Request("3 views and on-demand, 1 row", "computed", 1, ("to_dict",)),

@@ -46,9 +46,15 @@ class Decoder(ABC):
         """What a table's column is made from: an array of the type that Arrow would infer, or a list."""
         return self.values(columns, index)
 
-    def for_tensor(self, columns: Columns, index: int) -> Any:
-        """What a tensor is made from: an array where every entity has a number, or a list."""
+    def for_tensor(self, columns: Columns, index: int, default: Any) -> Any:  # noqa: ARG002
+        """What a tensor is made from: an array of the caller's own with ``default`` in place of nulls, or a list with
+        None.
+        """
         return self.values(columns, index)
+
+    def lists(self, columns: Columns, index: int) -> pa.ListArray | None:  # noqa: ARG002
+        """Lists of numbers or booleans in their own type; None of anything else."""
+        return None
 
     @abstractmethod
     def wire(self, columns: Columns, index: int) -> bytes:
@@ -93,10 +99,15 @@ class NumberDecoder(Decoder):
             return pa.nulls(len(valid))
         return pa.array(columns.values(index).astype(self._wide), mask=None if valid is None else ~valid)
 
-    def for_tensor(self, columns: Columns, index: int) -> Any:  # noqa: D102
-        if columns.complete or columns.valid(index).all():
+    def for_tensor(self, columns: Columns, index: int, default: Any) -> Any:  # noqa: D102
+        valid = None if columns.complete else columns.valid(index)
+        if valid is None or valid.all():
             return columns.values(index).astype(self._wide)
-        return self.values(columns, index)
+        if self._wide is np.bool_ or type(default) is not float:
+            return self.values(columns, index)
+        floats = columns.values(index).astype(np.float64)
+        floats[~valid] = default
+        return floats
 
     def wire(self, columns: Columns, index: int) -> bytes:  # noqa: D102
         return wire.numbers(self._kind, columns.values(index), None if columns.complete else columns.valid(index))
@@ -117,7 +128,10 @@ class TimeDecoder(NumberDecoder):
     def values(self, columns: Columns, index: int) -> list[Any]:  # noqa: D102
         return [None if seconds is None else _time(seconds) for seconds in super().values(columns, index)]
 
-    for_frame = for_table = for_tensor = values
+    for_frame = for_table = values
+
+    def for_tensor(self, columns: Columns, index: int, default: Any) -> Any:  # noqa: ARG002, D102
+        return self.values(columns, index)
 
 
 class TextDecoder(Decoder):
@@ -173,6 +187,9 @@ class ListDecoder(Decoder):
             return self.values(columns, index)
         return array.cast(pa.list_(self._wide))
 
+    def lists(self, columns: Columns, index: int) -> pa.ListArray | None:  # noqa: D102
+        return columns.arrow(index)
+
     def wire(self, columns: Columns, index: int) -> bytes:  # noqa: D102
         return wire.number_lists(self._kind, columns.arrow(index))
 
@@ -191,6 +208,7 @@ class TimeListDecoder(ListDecoder):
         return [None if times is None else [_time(seconds) for seconds in times] for times in lists]
 
     for_table = values
+    lists = Decoder.lists
 
 
 class TextListDecoder(Decoder):

@@ -19,6 +19,7 @@ from feast.type_map import feast_value_type_to_python_type, python_values_to_pro
 from feast.value_type import ValueType
 
 from feast_quorin import wire
+from feast_quorin.values import number_lists
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,6 +62,10 @@ class Computed:
         if self._values:
             return self._values[:]
         return [feast_value_type_to_python_type(value, value_type) for value in self._protos]
+
+    def lists(self) -> pa.ListArray | None:
+        """The values as an Arrow array if they are lists of numbers."""
+        return None if self._values else number_lists(self._protos, None)
 
     def wire(self) -> bytes:
         """The values as ``values`` of a ``FeatureVector`` on the wire."""

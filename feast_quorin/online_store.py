@@ -25,12 +25,12 @@ from feast_quorin.names import project_prefix, schema_names
 from feast_quorin.plan import Plans
 from feast_quorin.precomputed import from_live_rows
 from feast_quorin.request import key_columns
+from feast_quorin.tensors import TensorResponse
 from feast_quorin.views import max_age_ns, stored_view
 from quorin import assembly
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from feast.online_response import OnlineResponse
     from feast.repo_config import RepoConfig
 
     from feast_quorin.response import LazyResponse
@@ -210,13 +210,14 @@ class QuorinOnlineStore(OnlineStore):
         project: str,
         full_feature_names: bool = False,
         include_feature_view_version_metadata: bool = False,
-    ) -> OnlineResponse:
+    ) -> TensorResponse:
         """Run the compiled request, or else what Feast has for every store."""
         choice = (features, registry, project, full_feature_names, include_feature_view_version_metadata)
         response = self._run(config, entity_rows, *choice)
         if response is not None:
             return response
-        return super().get_online_features(config, from_live_rows(features), entity_rows, *choice[1:])
+        slow = super().get_online_features(config, from_live_rows(features), entity_rows, *choice[1:])
+        return TensorResponse.of_feast(slow)
 
     async def get_online_features_async(
         self,
@@ -227,13 +228,14 @@ class QuorinOnlineStore(OnlineStore):
         project: str,
         full_feature_names: bool = False,
         include_feature_view_version_metadata: bool = False,
-    ) -> OnlineResponse:
+    ) -> TensorResponse:
         """The same as :meth:`get_online_features`: there is nothing to wait for."""
         choice = (features, registry, project, full_feature_names, include_feature_view_version_metadata)
         response = self._run(config, entity_rows, *choice)
         if response is not None:
             return response
-        return await super().get_online_features_async(config, from_live_rows(features), entity_rows, *choice[1:])
+        slow = await super().get_online_features_async(config, from_live_rows(features), entity_rows, *choice[1:])
+        return TensorResponse.of_feast(slow)
 
     def _run(self, config: RepoConfig, entity_rows: Any, *choice: Any) -> LazyResponse | None:
         """The answer by a plan, or None for requests that Feast's own code has to answer, or to refuse."""

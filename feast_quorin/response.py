@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,9 @@ import pandas as pd
 import pyarrow as pa
 from feast.online_response import TIMESTAMP_POSTFIX, OnlineResponse, _convert_uuids_for_arrow
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
-from feast.torch_wrapper import get_torch
 
 from feast_quorin import wire
+from feast_quorin.tensors import TensorResponse, tensor_of
 from quorin.assembly import OneRow
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _LEAST_BLOCK = 8
 _MOST_BESIDE_BLOCK = 8
 
 
-class LazyResponse(OnlineResponse):
+class LazyResponse(TensorResponse):
     """Feast's response without its protobuf, which is built when somebody asks for ``proto``.
 
     Dictionaries, frames, tables and tensors come from what was read, and are what Feast makes of its protobuf. It was
@@ -81,7 +81,7 @@ class LazyResponse(OnlineResponse):
         return LazyResponse.of(self._plan, self._keys, self._given, self._reads, self._features, tuple(computed))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return OnlineResponse, (self.proto, dict(self._feature_types))
+        return TensorResponse, (self.proto, dict(self._feature_types))
 
     def to_dict(self, include_event_timestamps: bool = False) -> dict[str, Any]:
         """Lists of Python values by name."""
@@ -116,29 +116,51 @@ class LazyResponse(OnlineResponse):
         lists = {name: values for name, values in columns.items() if isinstance(values, list)}
         return pa.Table.from_pydict(columns | _convert_uuids_for_arrow(lists))
 
-    def to_tensor(self, kind: str = "torch", default_value: Any = float("nan")) -> dict[str, Any]:
-        """Tensors of numbers and booleans, ``default_value`` in place of None; lists of everything else."""
+    def to_tensor(
+        self, kind: str = "torch", default_value: Any = float("nan"), *, stack_lists: bool | Collection[str] = False
+    ) -> dict[str, Any]:
+        """Tensors of numbers and booleans, and of lists where ``stack_lists`` says so; lists of everything else."""
         if self._proto is not None or kind != "torch":
-            tensors: dict[str, Any] = super().to_tensor(kind, default_value)
-            return tensors
-        torch = get_torch()
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        result: dict[str, Any] = {}
-        for name, values in self._columns("for_tensor", with_times=False):
-            if isinstance(values, np.ndarray):
-                dtype = torch.get_default_dtype() if values.dtype.kind == "f" else None
-                result[name] = torch.tensor(values, dtype=dtype, device=device)
-                continue
-            sample = next((value for value in values if value is not None), default_value)
-            filled = [default_value if value is None else value for value in values]
-            if isinstance(sample, (int, float, bool)):
-                try:
-                    result[name] = torch.tensor(filled, device=device)
-                except Exception as error:
-                    raise ValueError(f"Failed to convert values for '{name}' to tensor: {error}") from error
-            else:
-                result[name] = filled
-        return result
+            return super().to_tensor(kind, default_value, stack_lists=stack_lists)
+        stacks = self.stacks(stack_lists)
+        columns = {**dict(self._tensor_columns(stacks, default_value)), **stacks}
+        return {name: tensor_of(name, values, default_value) for name, values in columns.items()}
+
+    def _tensor_columns(self, stacks: Collection[str], default_value: Any) -> Iterator[tuple[str, Any]]:
+        """What the other tensors are made from; None in the place of those of ``stacks``."""
+        for key, values in zip(self._keys, self._given, strict=True):
+            yield key.name, key.for_frame(values)
+        for name, view, place, decoder in self._features:
+            is_other = name not in stacks
+            yield name, decoder.for_tensor(self._many(view), place, default_value) if is_other else None
+        for column in self._computed:
+            yield column.name, column.values(self._feature_types.get(column.name))
+
+    def _names(self) -> Collection[str]:
+        if self._proto is not None:
+            return super()._names()
+        return [column.name for columns in (self._keys, self._features, self._computed) for column in columns]
+
+    def _number_lists(self, wanted: frozenset[str]) -> Iterator[tuple[str, pa.ListArray, int]]:
+        if self._proto is not None:
+            yield from super()._number_lists(wanted)
+            return
+        for name, view, place, decoder in self._features:
+            lists = decoder.lists(self._many(view), place) if name in wanted else None
+            if lists is not None:
+                yield name, lists, self._vector_length(name)
+        for column in self._computed:
+            lists = column.lists() if column.name in wanted else None
+            if lists is not None:
+                yield column.name, lists, 0
+
+    def _vector_length(self, name: str) -> int:
+        for feature in self._features:
+            if feature.name == name:
+                view = self._plan.views[feature.view]
+                field_name = list(view.codecs)[feature.place]
+                return next((field.vector_length for field in view.table.features if field.name == field_name), 0)
+        return 0
 
     def _columns(self, form: str, with_times: bool) -> Iterator[tuple[str, Any]]:
         """Every column in order: ``form`` names what a decoder is to give."""

@@ -230,8 +230,25 @@ _CODECS: dict[ValueType, Codec] = {
     **{value_type: ListCodec(code, kind, message) for value_type, (code, kind, message) in _LISTS.items()},
 }
 _PROTO_CODEC = ProtoCodec(dtype.bytes)
+_NUMBER_LISTS = {
+    codec.kind: codec
+    for value_type, codec in _CODECS.items()
+    if value_type in _LISTS and codec.dtype.is_numeric and value_type is not ValueType.UNIX_TIMESTAMP_LIST
+}
 
 
 def codec_for(value_type: ValueType) -> Codec:
     """The codec of a Feast type; every type has one."""
     return _CODECS.get(value_type, _PROTO_CODEC)
+
+
+def number_lists(values: Sequence[Any], value_type: ValueType | None) -> pa.ListArray | None:
+    """``Value`` protos that are lists of numbers or booleans as an Arrow array in their own type; None of others.
+
+    ``value_type`` is their Feast type, if it is known: it counts where all of them are null.
+    """
+    kinds = {value.WhichOneof("val") for value in values} - _NULL_KINDS
+    if not kinds and value_type is not None:
+        kinds = {codec_for(value_type).kind}
+    codec = _NUMBER_LISTS.get(kinds.pop()) if len(kinds) == 1 else None
+    return None if codec is None else codec.to_arrow(values)

@@ -75,6 +75,10 @@ class InvalidRowError(QuorinError, ValueError):
     """A row, or a column of rows, does not fit its schema; the text names field and value."""
 
 
+class TensorError(QuorinError, ValueError):
+    """Lists of a feature cannot become the tensor that was asked for; the text names the feature."""
+
+
 class WriterLeaseHeldError(QuorinError, RuntimeError):
     """Another process is the writer of a segment."""
 
