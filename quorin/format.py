@@ -231,6 +231,10 @@ class SegmentLayout:
         """Where the body starts in a row."""
         return KEY_OFFSET + self.key_inline
 
+    def bytes_of_rows(self, count: int) -> int:
+        """How far the file goes up to the end of its first ``count`` rows."""
+        return self.rows_offset + self.row_stride * min(count, self.row_limit)
+
 
 def segment_layout(
     schema: Schema, *, capacity: int, max_id_bytes: int, schema_bytes: int, heap_bytes: int

@@ -131,7 +131,13 @@ def build_segment(
     with _read_ahead(loaded.batches(schema, newest_first=not loaded.has_partial_rows)) as batches:
         entities, longest = _count_entities(loaded)
         capacity = max(least_capacity, math.ceil(capacity_factor * entities))
-        segment = registry.create(schema, capacity=capacity, max_id_bytes=max(max_id_bytes, longest), set_current=False)
+        segment = registry.create(
+            schema,
+            capacity=capacity,
+            max_id_bytes=max(max_id_bytes, longest),
+            set_current=False,
+            rows_soon=entities + entities // 32,
+        )
         try:
             _fill(segment, batches, loaded.row_count, as_of_time_ns, progress)
             # The log is trimmed only behind what is in the history: up to there, it has nothing that is not.
@@ -231,7 +237,7 @@ def _count_entities(loaded: Loaded) -> tuple[int, int]:
     size = 1 << max(least, min(most, loaded.row_count.bit_length()))
     bitmap = np.zeros(size, np.uint8)
     longest = 0
-    for _, batch in loaded.keys(["entity_id"]):
+    for _, batch in loaded.keys(["entity_id"], use_threads=False):
         ids = batch.column(0)
         offsets, _, data = text_addresses(ids)
         longest = max(longest, kernels.mark_ids(offsets, data, len(ids), bitmap))

@@ -43,12 +43,13 @@ def default_shm_dir() -> str:
 class Mapping:
     """A mapped file: ``memory`` is a uint8 array over all of it, ``address`` where it begins.
 
-    It is populated, so that the first access to a page is as quick as any, unless that is not worth while.
+    Its first ``populate`` bytes (all, if left out) are mapped page by page at once, so that the first access to a page
+    is as quick as any: populating takes a quarter of the time that as many faults do.
     """
 
     __slots__ = ("__weakref__", "address", "memory", "path", "writable")
 
-    def __init__(self, path: Path, descriptor: int, size: int, *, writable: bool, populate: bool = True) -> None:
+    def __init__(self, path: Path, descriptor: int, size: int, *, writable: bool, populate: int | None = None) -> None:
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         mapped = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED, prot=protection)
         self.path = path
@@ -56,8 +57,9 @@ class Mapping:
         self.memory: np.ndarray[Any, np.dtype[np.uint8]] = np.frombuffer(mapped, np.uint8)
         self.address: int = self.memory.ctypes.data
         _advise(self.address, size, mmap.MADV_HUGEPAGE)
-        if populate:
-            _advise(self.address, size, _MADV_POPULATE_WRITE if writable else _MADV_POPULATE_READ)
+        soon = size if populate is None else populate
+        if soon:
+            _advise(self.address, soon, _MADV_POPULATE_WRITE if writable else _MADV_POPULATE_READ)
 
 
 class PendingFile:
@@ -66,10 +68,19 @@ class PendingFile:
     A crash before :meth:`publish` leaves only a file that ends in ``.pending``, which no reader opens. It is locked as
     long as it is being built, and its name says whose it is, by the ``owner`` of the segment.
 
-    It begins as ``size`` zeros, or with the bytes of ``image``, which gives as many in blocks.
+    It begins as ``size`` zeros, or with the bytes of ``image``, which gives as many in blocks. Of the zeros the first
+    ``populate`` bytes are mapped at once (all, if left out); a page behind is mapped when it is first written to.
     """
 
-    def __init__(self, path: Path, size: int, *, owner: int = 0, image: Iterable[memoryview] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        size: int,
+        *,
+        owner: int = 0,
+        image: Iterable[memoryview] | None = None,
+        populate: int | None = None,
+    ) -> None:
         self._path = path
         self._pending = path.with_name(f"{path.name}.{owner:016x}-{secrets.token_hex(4)}.pending")
         try:
@@ -87,7 +98,8 @@ class PendingFile:
                 os.posix_fallocate(descriptor, 0, size)
             else:
                 _write(descriptor, image)
-            self.mapping = Mapping(path, descriptor, size, writable=True, populate=image is None)
+            soon = size if populate is None else min(populate, size)
+            self.mapping = Mapping(path, descriptor, size, writable=True, populate=0 if image is not None else soon)
         except BaseException as error:
             self.discard()
             if isinstance(error, OSError) and not isinstance(error, SharedMemoryError):
@@ -161,7 +173,7 @@ def attach(path: Path, *, writable: bool, least_bytes: int, populate: bool = Tru
         size = os.fstat(descriptor).st_size
         if size < least_bytes:
             raise CorruptSegmentError(f"{path} is no segment: {size} bytes, expected at least {least_bytes}")
-        return Mapping(path, descriptor, size, writable=writable, populate=populate)
+        return Mapping(path, descriptor, size, writable=writable, populate=None if populate else 0)
     except OSError as error:
         raise SharedMemoryError(error.errno, f"cannot map segment file {path}: {error.strerror}") from error
     finally:

@@ -67,11 +67,20 @@ class SegmentRegistry:
         view = self._attach_if_there(self._control.current(schema_name))
         return None if view is None else view.name
 
-    def create(self, schema: Schema, *, capacity: int, max_id_bytes: int = 64, set_current: bool = True) -> Segment:
+    def create(
+        self,
+        schema: Schema,
+        *,
+        capacity: int,
+        max_id_bytes: int = 64,
+        set_current: bool = True,
+        rows_soon: int | None = None,
+    ) -> Segment:
         """A new, empty segment, writable by this process, made current unless asked otherwise.
 
         An earlier current segment of the schema is replaced: its readers follow to the new one. ``capacity`` (entities)
-        is a starting point; segments grow.
+        is a starting point; segments grow. Who writes fewer rows than that at once may say how many in ``rows_soon``:
+        it is quicker, as the memory of others is only reserved, and mapped when they are written.
 
         :raises ValueError: for a capacity or id limit out of range. :raises SharedMemoryError: if there is no room.
         :raises WriterLeaseHeldError: if another process is writing to the segment that this one would replace.
@@ -81,13 +90,13 @@ class SegmentRegistry:
         _check_range("max_id_bytes", max_id_bytes, 1, fmt.MAX_ID_BYTES)
         sizes = {"capacity": capacity, "max_id_bytes": max_id_bytes, "heap_bytes": _first_heap_bytes(schema, capacity)}
         if not set_current:
-            return self._writable(self._first_generation(schema, sizes))
+            return self._writable(self._first_generation(schema, sizes, rows_soon))
         name = self._control.current(schema.__name__)
         previous = self._attach_if_there(name)
         if previous is not None:
             return self._replace(previous, schema, sizes)
         self._control.put_schema(schema.__name__, schema_to_json(schema))
-        view = self._first_generation(schema, sizes)
+        view = self._first_generation(schema, sizes, rows_soon)
         if not self._control.set_current(schema.__name__, view.name, expected=name):
             mapping.unlink(view.path)
             raise WriterLeaseHeldError(
@@ -163,9 +172,9 @@ class SegmentRegistry:
     def _writable(self, view: SegmentView) -> Segment:
         return Segment(view, self._control, read_only=False)
 
-    def _first_generation(self, schema: Schema, sizes: dict[str, int]) -> SegmentView:
-        name = segment_name(schema.__name__, new_lineage(), 1)
-        return SegmentView.create(self._directory, name, schema, owner=self._control.identity(), **sizes)
+    def _first_generation(self, schema: Schema, sizes: dict[str, int], rows_soon: int | None) -> SegmentView:
+        name, owner = segment_name(schema.__name__, new_lineage(), 1), self._control.identity()
+        return SegmentView.create(self._directory, name, schema, owner=owner, rows_soon=rows_soon, **sizes)
 
     def _replace(self, previous: SegmentView, schema: Schema, sizes: dict[str, int]) -> Segment:
         """Put a new, empty segment in the place of another; its writer in this process, if any, lets go of it."""

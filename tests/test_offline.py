@@ -298,6 +298,59 @@ def test_compaction_merges_what_a_day_has_and_loses_nothing(tmp_path: Path) -> N
     assert ParquetDatasetStore(tmp_path).flushed_position(Pair) == 30
 
 
+def test_floats_that_hardly_shrink_are_not_compressed_and_everything_else_is(tmp_path: Path) -> None:
+    fields = [
+        FeatureField("noise", dtype.float32),
+        FeatureField("vector", dtype.float64, (4,)),
+        FeatureField("list", dtype.float32, (None,)),
+        FeatureField("matrix", dtype.float32, (2, 2)),
+        FeatureField("count", dtype.float32),
+        FeatureField("empty", dtype.float64),
+        FeatureField("text", dtype.string),
+        FeatureField("texts", dtype.string, (None,)),
+    ]
+    schema = make_schema("Floats", fields)
+    rng = np.random.default_rng(3)
+
+    def batch(first: int) -> pa.RecordBatch:
+        noise = rng.standard_normal((3000, 4))
+        rows = {
+            "entity_id": [f"id {first + i}" for i in range(3000)],
+            "event_time_ns": [*range(first, first + 3000)],
+            "noise": noise[:, 0].astype(np.float32),
+            "vector": noise.tolist(),
+            "list": noise.tolist(),
+            "matrix": noise.reshape(-1, 2, 2).tolist(),
+            "count": rng.poisson(2, 3000).astype(np.float32),
+            "empty": [None] * 3000,
+            "text": ["text"] * 3000,
+            "texts": [["a", "b"]] * 3000,
+        }
+        kinds = canonical_schema(schema)
+        return pa.record_batch([pa.array(rows[field.name], field.type) for field in kinds], schema=kinds)
+
+    store = ParquetDatasetStore(tmp_path)
+    written = [batch(0), batch(3000)]
+    for position, rows in enumerate(written, start=1):
+        put(store, schema, rows, position)
+        store.flush()
+    plain = {"noise", "vector", "list", "matrix"}
+    for path in data_files(tmp_path):
+        assert uncompressed(path) == plain
+    assert store.compact(schema) == 1
+    (merged,) = data_files(tmp_path)
+    assert uncompressed(merged) == plain
+    found = store.latest_features(schema).sort_by("event_time_ns")
+    assert found.to_pylist() == pa.Table.from_batches(written).to_pylist()
+
+
+def uncompressed(path: Path) -> set[str]:
+    group = pq.read_metadata(path).row_group(0)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    assert {column.compression for column in columns} <= {"UNCOMPRESSED", "ZSTD"}
+    return {column.path_in_schema.split(".")[0] for column in columns if column.compression == "UNCOMPRESSED"}
+
+
 DAMAGES = {
     "empty": lambda path: path.write_bytes(b""),
     "cut short": lambda path: path.write_bytes(path.read_bytes()[:-20]),

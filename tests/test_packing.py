@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ from quorin import packing
 from quorin.abi import C_VALIDITY, C_VALIDITY_OFFSET, COLUMN_ITEMS
 from quorin.layout import apply_batch
 from quorin.rows import canonical_schema
-from quorin.schema import dtype, make_schema
+from quorin.schema import FeatureField, dtype, make_schema
 from quorin.serving import read
 from quorin.shm import SegmentRegistry
 from tests.schemas import Everything, rows_of, schemas
@@ -73,4 +74,25 @@ def test_rows_that_went_the_compiled_way_read_as_they_were_written(
         found = read(segment, batch.column(0).to_pylist())
     for name in batch.schema.names[2:]:
         assert found.column(name).to_pylist().__repr__() == batch.column(name).to_pylist().__repr__()
+    registry.backend.close()
+
+
+def test_a_bitmap_that_says_that_nothing_is_null_is_left_out(tmp_path: Any) -> None:
+    """Columns of numbers that were decoded from Parquet have one."""
+    two = make_schema("Two", [FeatureField("a", dtype.float32), FeatureField("b", dtype.string)])
+    full = batch_of(two, [{"a": 1.5, "b": "s"}, {"a": 2.5, "b": "t"}])
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_batches([full]), sink)
+    (decoded,) = pq.ParquetFile(sink.getvalue()).iter_batches()
+    decoded = pa.RecordBatch.from_arrays(decoded.columns, schema=canonical_schema(two))
+    assert decoded.column(2).buffers()[0] is not None
+    holed = batch_of(two, [{"a": 1.5, "b": None}])
+    for batch, has_nulls in ((decoded, [False, False]), (holed, [False, True])):
+        validity = packing.locate(two, batch).columns.words.reshape(-1, COLUMN_ITEMS)[:, C_VALIDITY]
+        assert [address != 0 for address in validity] == has_nulls
+    registry = SegmentRegistry(tmp_path / "control", shm_dir=tmp_path)
+    with registry.create(two, capacity=8) as segment:
+        assert apply_batch(segment, decoded) == 2
+        found = read(segment, decoded.column(0).to_pylist())
+    assert [found.column(name).to_pylist() for name in "ab"] == [[1.5, 2.5], ["s", "t"]]
     registry.backend.close()

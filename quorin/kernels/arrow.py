@@ -35,7 +35,7 @@ from quorin.abi import (
 )
 from quorin.kernels.memory import load_i64
 
-_OFFSET, _BUFFERS, _CHILDREN = 16, 40, 48
+_NULL_COUNT, _OFFSET, _BUFFERS, _CHILDREN = 8, 16, 40, 48
 """Bytes from the start of a ``struct ArrowArray``."""
 _OFFSET_BYTES = 4
 
@@ -57,7 +57,8 @@ def arrow_columns(batch, plan, empty, columns):
         columns[c + C_NULL_MASK] = plan[p + A_NULL_MASK]
         columns[c + C_KIND] = plan[p + A_KIND]
         columns[c + C_ITEM_BYTES] = plan[p + A_CELL_BYTES]
-        columns[c + C_VALIDITY] = buffer(array, 0, 0)
+        # Arrays that were decoded from Parquet have a bitmap though nothing is null; without one they are much quicker.
+        columns[c + C_VALIDITY] = 0 if load_i64(array + _NULL_COUNT) == 0 else buffer(array, 0, 0)
         columns[c + C_VALIDITY_OFFSET] = offset
         columns[c + C_OFFSETS] = 0
         columns[c + C_OFFSET_BYTES] = 0

@@ -49,6 +49,9 @@ SCHEMA_METADATA = b"quorin.schema"
 
 _ROW_GROUP_BYTES = 16 << 20
 _ROW_GROUP_ROWS = (4096, 131_072)
+_SAMPLED_ROWS = 4096
+_WORTHWHILE = 0.8
+"""Compressed floats are at most so much of what they were, or they are not compressed."""
 
 
 def column_name(field_name: str) -> str:
@@ -82,19 +85,43 @@ def to_table(schema: Schema, batch: pa.RecordBatch, positions: pa.Array, kind: K
     return pa.Table.from_arrays(columns, schema=file_schema(schema))
 
 
-def writer_options(arrow_schema: pa.Schema, compression: str) -> dict[str, Any]:
-    """How files are encoded. No dictionaries for floats: they would make all NaNs the same."""
+def writer_options(rows: pa.Table, compression: str) -> dict[str, Any]:
+    """How a file that begins with these rows is encoded. No dictionaries for floats: they would make all NaNs the same.
+
+    Columns of floats that the compression hardly makes smaller, by a sample, are left as they are: they are read twice
+    as quickly then.
+    """
+    arrow_schema = rows.schema
     dictionaries = [
         field.name for field in arrow_schema if pa.types.is_string(field.type) or field.name in SYSTEM_SCHEMA.names
     ]
     dictionaries.remove("event_time")
     return {
-        "compression": compression,
+        "compression": _compressions(rows.slice(0, _SAMPLED_ROWS), compression.lower()),
         "use_dictionary": dictionaries,
         "write_statistics": ["position", "kind", "event_time"],
         "store_schema": True,
         "write_page_checksum": True,
     }
+
+
+def _compressions(sample: pa.Table, compression: str) -> str | dict[str, str]:
+    """The compression of each column of a file, by its path in Parquet's terms."""
+    if compression in ("none", "uncompressed"):
+        return compression
+    chosen = {}
+    for name, column in zip(sample.schema.names, sample.columns, strict=True):
+        path, values = name, column.combine_chunks()
+        while pa.types.is_nested(values.type):
+            path, values = f"{path}.list.element", values.flatten()
+        is_float = pa.types.is_floating(values.type)
+        chosen[path] = "none" if is_float and not _shrinks(values.drop_null(), compression) else compression
+    return chosen
+
+
+def _shrinks(values: pa.Array, compression: str) -> bool:
+    plain = np.ascontiguousarray(values.to_numpy(zero_copy_only=False))
+    return not plain.size or pa.Codec(compression).compress(plain).size <= _WORTHWHILE * plain.nbytes
 
 
 def row_group_rows(table_bytes: int, rows: int) -> int:

@@ -158,21 +158,24 @@ class Loaded:
                 known, pending = pc.unique(pa.chunked_array([known, *pending])), []
         return pc.unique(pa.chunked_array([known, *pending])) if pending else known
 
-    def keys(self, names: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def keys(self, names: Sequence[str], *, use_threads: bool = True) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Columns of all rows in the order of the log, with the number of each batch's first row."""
         number = 0
         for part in self.parts:
-            for batch in self.raw_batches(part, names):
+            for batch in self.raw_batches(part, names, use_threads=use_threads):
                 yield number, batch
                 number += len(batch)
 
-    def raw_batches(self, part: Part, names: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    def raw_batches(
+        self, part: Part, names: Sequence[str] | None = None, *, use_threads: bool = True
+    ) -> Iterator[pa.RecordBatch]:
         """The rows of a part that count, as the file has them; all columns, or the named ones."""
         groups, skip = _groups_from(part)
         with self._storage.open(part.piece.file.path) as source:
             file = _parquet(part, source)
+            chosen = list(names) if names else None
             for batch in _decoded(
-                part, lambda: file.iter_batches(part.batch_rows, groups, list(names) if names else None)
+                part, lambda: file.iter_batches(part.batch_rows, groups, chosen, use_threads=use_threads)
             ):
                 left = batch.slice(min(skip, len(batch)))
                 skip -= len(batch) - len(left)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -48,6 +49,9 @@ class ParquetDatasetStore:
 
     One process at a time writes a schema, the one that has its segment's writer lease; any number may read. Threads may
     share a store.
+
+    ``compression`` is Parquet's (``zstd``, ``lz4``, ``snappy``, ``gzip``, ``brotli`` or ``none``). Columns of floats
+    that it hardly makes smaller, as in embeddings, are not compressed.
 
     :raises HistoryUnavailableError: for a URL that pyarrow does not know; from all methods, if the files cannot be
         reached.
@@ -205,11 +209,13 @@ class ParquetDatasetStore:
         path = f"{first.piece.file.day}/{file_name(first.piece.beyond, last.piece.file.through)}"
         if path in {part.piece.file.path for part in parts}:
             return
-        options = columns.writer_options(first.arrow_schema, self._compression)
 
         def fill(sink: Any) -> None:
+            tables = _gathered(batch for part in parts for batch in loaded.raw_batches(part))
+            begin = next(tables, first.arrow_schema.empty_table())
+            options = columns.writer_options(begin, self._compression)
             with pq.ParquetWriter(sink, first.arrow_schema, **options) as writer:
-                for table in _gathered(batch for part in parts for batch in loaded.raw_batches(part)):
+                for table in chain([begin], tables):
                     writer.write_table(table, columns.row_group_rows(table.nbytes, len(table)))
 
         with contextlib.suppress(VanishedError):  # Another process compacts as well.
@@ -223,7 +229,7 @@ class ParquetDatasetStore:
 
     def _write(self, schema: Schema, after: int, through: int, table: pa.Table) -> None:
         day = datetime.now(UTC).strftime("day=%Y-%m-%d")
-        options = columns.writer_options(table.schema, self._compression)
+        options = columns.writer_options(table, self._compression)
         rows = columns.row_group_rows(table.nbytes, len(table))
 
         def fill(sink: Any) -> None:
