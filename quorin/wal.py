@@ -43,6 +43,7 @@ MAX_APPEND_BYTES = 8 << 20
 DEFAULT_MAX_ENTRIES = 1_000_000
 DEFAULT_WAIT_MS = 100.0
 _SPIN_SECONDS = 0.001
+_LOOK_AGAIN_SECONDS = 0.1
 _BLOCKED_SECONDS = 0.02
 
 
@@ -168,14 +169,14 @@ class WALProducer:
         """
         _check_schema(schema)
         started = time.monotonic()
-        looked_again = False
+        look_again_at = min(timeout_ms / 2000, _LOOK_AGAIN_SECONDS)
         while not self._is_applied(schema, position):
             waited = time.monotonic() - started
             if waited * 1000 >= timeout_ms:
                 raise WriteSyncTimeoutError(schema.__name__, position, timeout_ms)
-            if waited * 2000 >= timeout_ms and not looked_again:
+            if waited >= look_again_at:
                 # The segment known here may have been discarded, and another made.
-                looked_again = True
+                look_again_at = 2 * waited
                 self._segments.pop(schema, None)
             if waited < _SPIN_SECONDS:
                 # Most waits end before the shortest sleep would. The first lets other threads run, the second whoever

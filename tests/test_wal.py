@@ -203,6 +203,27 @@ def test_write_sync_without_a_consumer_times_out_and_loses_nothing(connection: s
     assert [peek(payload).row_count for payload in payloads(connection)] == [1]
 
 
+def test_a_long_wait_soon_looks_at_a_segment_that_was_made_meanwhile(connection: str, tmp_path: Path) -> None:
+    backend = connect(connection)
+    registry = SegmentRegistry(backend, shm_dir=tmp_path)
+    with WALProducer(backend, registry=registry) as producer:
+        registry.create(TRIP, capacity=10).close()
+        position = producer.write(TRIP, "a", {"score": 1, "tag": "x"})
+        with pytest.raises(WriteSyncTimeoutError):
+            producer.wait(TRIP, position, timeout_ms=1)
+        waiting = threading.Thread(
+            target=producer.wait, args=(TRIP, position), kwargs={"timeout_ms": 3_600_000}, daemon=True
+        )
+        waiting.start()
+        registry.discard(registry.open_current(TRIP, read_only=False))
+        new = registry.create(TRIP, capacity=10)
+        new.commit_position(position, backend.log().identity())
+        waiting.join(120)
+        assert not waiting.is_alive()
+        registry.discard(new)
+    backend.close()
+
+
 def test_write_sync_returns_when_the_row_is_served(connection: str, producer: WALProducer) -> None:
     from quorin.serving import assemble
 
