@@ -153,6 +153,7 @@ def _copied(view: SegmentView, directory: Path) -> SegmentView:
     """A segment file in ``directory`` with all of a view's rows; bigger, if what is written meanwhile asks for it."""
     partitions = view.header["partitions"].copy()
     heap_bytes = view.layout.heap_bytes
+    rows = int(view.header["entity_count"] + view.header["deleted_count"])
     while True:
         copy = SegmentView.create(
             directory,
@@ -161,6 +162,7 @@ def _copied(view: SegmentView, directory: Path) -> SegmentView:
             capacity=view.layout.capacity,
             max_id_bytes=view.layout.max_id_bytes,
             heap_bytes=heap_bytes,
+            rows_soon=rows,
         )
         if copy_rows(view, copy):
             copy.header["partitions"] = partitions
