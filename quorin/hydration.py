@@ -43,6 +43,8 @@ _BATCHES_AHEAD = 16
 """Decoded while entities are counted and memory is reserved; a batch has a few megabytes."""
 _BITMAP_BITS = (16, 27)
 _LEAST_ID_BYTES = 64
+_POPULATED_BYTES = 16 << 20
+"""Mapped at a time: meanwhile no other thread of the process can map anything."""
 
 _log = get_logger(__name__)
 
@@ -136,10 +138,11 @@ def build_segment(
             capacity=capacity,
             max_id_bytes=max(max_id_bytes, longest),
             set_current=False,
-            rows_soon=entities + entities // 32,
+            rows_soon=0,
         )
         try:
-            _fill(segment, batches, loaded.row_count, as_of_time_ns, progress)
+            with _populating(segment, entities):
+                _fill(segment, batches, loaded.row_count, as_of_time_ns, progress)
             # The log is trimmed only behind what is in the history: up to there, it has nothing that is not.
             position = max(loaded.through, bounds.trimmed) if as_of_time_ns is None else 0
             if position:
@@ -184,6 +187,27 @@ def _fill(segment: Segment, batches: Batches, total: int, as_of_time_ns: int | N
         apply_batch(segment, batch, position=positions, kind=kind)
         if progress is not None:
             progress(done, total)
+
+
+@contextmanager
+def _populating(segment: Segment, rows: int) -> Iterator[None]:
+    """While so many rows are written, another thread maps the memory that they take, ahead of them."""
+    view, stopping = segment.current_view(), threading.Event()
+
+    def populate() -> None:
+        end = view.layout.bytes_of_rows(rows)
+        for start in range(0, end, _POPULATED_BYTES):
+            if stopping.is_set():
+                return
+            view.mapping.populate(start, min(start + _POPULATED_BYTES, end))
+
+    thread = threading.Thread(target=populate, name="quorin-populate", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
 
 
 @contextmanager

@@ -57,9 +57,13 @@ class Mapping:
         self.memory: np.ndarray[Any, np.dtype[np.uint8]] = np.frombuffer(mapped, np.uint8)
         self.address: int = self.memory.ctypes.data
         _advise(self.address, size, mmap.MADV_HUGEPAGE)
-        soon = size if populate is None else populate
-        if soon:
-            _advise(self.address, soon, _MADV_POPULATE_WRITE if writable else _MADV_POPULATE_READ)
+        self.populate(0, size if populate is None else populate)
+
+    def populate(self, first: int, last: int) -> None:
+        """Map the pages from byte ``first``, where a page begins, to ``last``. Other threads run meanwhile."""
+        if first < last:
+            advice = _MADV_POPULATE_WRITE if self.writable else _MADV_POPULATE_READ
+            _advise(self.address + first, last - first, advice)
 
 
 class PendingFile:
