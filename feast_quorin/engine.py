@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from feast_quorin.config import StoreSettings
     from feast_quorin.views import StoredView
     from quorin.assembly import Columns
+    from quorin.wal import Tail
 
 Answer = TypeVar("Answer")
 
@@ -70,6 +71,7 @@ class Engine:
         """Another one whenever reads of some view go to another segment than before."""
         self._writers: dict[str, Segment] = {}
         self._consumers: dict[str, tuple[Segment, WALConsumer]] = {}
+        self._applied_elsewhere: set[str] = set()
         self._known: dict[str, Schema] = {}
         self._opening = threading.Lock()
         self._applying = threading.Lock()
@@ -135,10 +137,29 @@ class Engine:
         self._make_known(view)
         return self._producer.write_many(view.schema, batch, partial=partial)
 
-    def write_row(self, view: StoredView, entity_id: str, values: Mapping[str, Any], event_time_ns: int) -> int:
-        """What :meth:`write` does, for one row with a value for every field."""
+    def write_row(
+        self, view: StoredView, entity_id: str, values: Mapping[str, Any], event_time_ns: int
+    ) -> tuple[int, Tail | None]:
+        """What :meth:`write` does, for one row with a value for every field; and for :meth:`settle` what the log then
+        has for the view, if this process looks like the one that applies it.
+        """
         self._make_known(view)
-        return self._producer.write(view.schema, entity_id, values, event_time_ns)
+        row, after = (view.schema, entity_id, values, event_time_ns), self._applied_here(view)
+        if after is None:
+            return self._producer.write(*row), None
+        return self._producer.write_and_read(*row, after=after)
+
+    def _applied_here(self, view: StoredView) -> int | None:
+        """Up to where a view is applied, if this process was the last that did it, as far as it knows."""
+        name = view.schema.__name__
+        segment = self._writers.get(name)
+        is_elsewhere = self._settings.consumer == "external" or name in self._applied_elsewhere
+        if segment is None or is_elsewhere or self._history is not None:
+            return None
+        try:
+            return segment.position
+        except (SchemaMismatchError, SegmentClosedError, SegmentNotFoundError):
+            return None
 
     def _make_known(self, view: StoredView) -> None:
         name = view.schema.__name__
@@ -149,9 +170,9 @@ class Engine:
                 apply_view(self, view, drops=False)
             self._known[name] = view.schema
 
-    def settle(self, view: StoredView, position: int) -> None:
+    def settle(self, view: StoredView, position: int, tail: Tail | None = None) -> None:
         """Return when what was logged up to ``position`` is where ``wait`` says; applies it here unless that is
-        others' job.
+        others' job. ``tail`` is what :meth:`write_row` gave for the last row.
 
         :raises WriteSyncTimeoutError: if nothing was applied for ``timeout_ms``. The write stays in the log.
         """
@@ -160,9 +181,10 @@ class Engine:
             if wait:
                 self._until(view, position, lambda: False)
         elif wait:
-            self._until(view, position, lambda: self._drain(view))
+            if not self._drain(view, tail):
+                self._until(view, position, lambda: self._drain(view))
         else:
-            self._drain(view)
+            self._drain(view, tail, relies=True)
 
     def reader(self, view: StoredView) -> Segment:
         """The view's current segment, open for reading; opened anew when its file is gone."""
@@ -309,14 +331,16 @@ class Engine:
         name = view.schema.__name__
         while True:
             segment = self._writers.get(name)
-            if segment is None or not self._is_there(segment):
+            if segment is None:
                 segment = self._writers[name] = self._open(view, read_only=False)
-            try:
+            with suppress(SchemaMismatchError, SegmentClosedError, SegmentNotFoundError, WriterFencedError):
                 segment.acquire_writer_lease()
-                return segment
-            except (SchemaMismatchError, SegmentNotFoundError, WriterFencedError):  # Replaced a moment ago: open anew.
-                del self._writers[name]
-                self._consumers.pop(name, None)
+                if segment.writing_view().stored is segment.schema:
+                    return segment
+                segment.release_writer_lease()
+            # It was removed, or replaced by one with other fields: open anew.
+            del self._writers[name]
+            self._consumers.pop(name, None)
 
     def _is_there(self, segment: Segment) -> bool:
         """Whether an open segment is still in force; False if it was removed, or replaced by one with other fields."""
@@ -347,21 +371,32 @@ class Engine:
             + (", and the consumer that fills it" if self._settings.consumer == "external" else "")
         )
 
-    def _drain(self, view: StoredView) -> bool:
+    def _drain(self, view: StoredView, tail: Tail | None = None, *, relies: bool = False) -> bool:
         """Apply what the log has for a view; False if another process is applying. Leaves no lease behind.
 
-        Who finds the lease taken may rely on its holder: that one looks at the log once more after letting go.
+        Who finds the lease taken and ``relies`` on its holder calls it: that one looks at the log once more after
+        letting go. So does one who finds it taken when it was called itself.
         """
-        name = view.schema.__name__
+        name, called = view.schema.__name__, None
         while True:
             try:
                 with self.writer(view) as segment:
-                    self._consumer_of(segment).drain()
-                    position = segment.position
+                    held = segment.writing_view()
+                    self._consumer_of(segment).drain(tail)
+                    # A call may stand in any of the generations that were held.
+                    looks_again = segment.writing_view() is not held
             except (WriterLeaseHeldError, WriterFencedError):
-                return False
-            if not self._is_behind(name, position):
+                self._applied_elsewhere.add(name)
+                newest = self._writers[name].current_view() if relies else None
+                if newest is None or newest is called:  # It was called, and that very lease was still taken after.
+                    return False
+                called = newest
+                newest.call_writer()
+                continue
+            self._applied_elsewhere.discard(name)
+            if not (held.answers_call() or looks_again):
                 return True
+            tail, relies = None, True
 
     def _consumer_of(self, segment: Segment) -> WALConsumer:
         """What applies the log to a segment that is open for writing; made once for each."""

@@ -43,17 +43,17 @@ def write_rows(
 
     :raises InvalidRowError: for a value or time that the view cannot hold; the chunks before it are logged.
     """
-    position = 0
+    position, tail = 0, None
     ordered = _oldest_created_first(rows) if view.schema.tie_breaker is None else rows
     for chunk in _chunks(ordered):
         if len(chunk) == 1 and _have_all(view.features, chunk):
-            position = engine.write_row(view, *row_values(view, chunk[0]))
+            position, tail = engine.write_row(view, *row_values(view, chunk[0]))
         else:
             position = _write_chunk(engine, view, chunk) or position
         if progress is not None:
             progress(len(chunk))
     if position:
-        engine.settle(view, position)
+        engine.settle(view, position, tail)
 
 
 def _write_chunk(engine: Engine, view: StoredView, rows: Sequence[FeastRow]) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from quorin.backend import Bounds
+    from quorin.backend import Bounds, Tail
 
 LEASE_RETRY_SECONDS = 0.2
 LOG_CHECK_SECONDS = 1.0
@@ -191,6 +191,18 @@ def anchor(*, position: int, log_identity: int, identity: int, bounds: Bounds, f
         return Anchor(0, Fit.shorter)
     after = position if flushed is None else min(position, flushed)
     return Anchor(after, Fit.trimmed if bounds.trimmed > after else Fit.same)
+
+
+def is_all(tail: Tail, position: int, *, log_identity: int, schema: str) -> bool:
+    """Whether what an append saw is all that a look at the log would find for a segment at ``position`` of the log
+    ``log_identity`` that holds ``schema`` (JSON).
+
+    If so, the segment follows this log, nothing was trimmed that it lacks, there is no wish to upgrade it, and what the
+    log has for it from its position through the end of the tail is in the tail. The tail may be older than the
+    segment's position: entries never appear before the end of a log.
+    """
+    is_between = tail.after <= position < tail.found.through
+    return is_between and log_identity == tail.identity and tail.trimmed <= position and schema == tail.schema
 
 
 @dataclass(slots=True)

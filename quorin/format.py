@@ -42,6 +42,7 @@ MAGIC = b"QUORIN\x1a\n"
 FORMAT_VERSION = 1
 BYTE_ORDER_MARK = 0x01020304
 CACHE_LINE = 64
+WORD_BYTES = 8
 
 NAME_BYTES = 192
 PARTITIONS = 16
@@ -84,6 +85,8 @@ _HEADER_FIELDS: tuple[tuple[str, Any, int], ...] = (
     ("writer_active", "<u8", 784),
     ("writer_since_ns", "<i8", 792),
     ("writer_heartbeat_ns", "<i8", 800),
+    # Set by who found the lease taken, cleared by who looks at the log once more for it.
+    ("writer_called", "<u8", 808),
     # Written with every row, by the writer alone.
     ("entity_count", "<u8", 832),
     ("deleted_count", "<u8", 840),
@@ -101,7 +104,7 @@ HEADER_DTYPE = np.dtype(
     {"names": _HEADER_NAMES, "formats": _HEADER_FORMATS, "offsets": _HEADER_OFFSETS, "itemsize": 4096}
 )
 HEADER_BYTES = HEADER_DTYPE.itemsize
-RESERVED = ((520, 768), (808, 832), (1408, 4096))
+RESERVED = ((520, 768), (816, 832), (1408, 4096))
 """Bytes of the header behind the static part that no field has; zero in this version."""
 STATIC_BYTES = 512
 """The part of the header that never changes once the file has its name."""
@@ -135,6 +138,11 @@ def header_offset(field: str, item: int = 0) -> int:
     """Byte offset of a header field, counted from the start of the file."""
     offset = HEADER_DTYPE.fields[field][1]  # type: ignore[index]
     return int(offset) + item * PARTITION_DTYPE.itemsize
+
+
+def header_word(field: str) -> int:
+    """Which of the header's 64-bit words a field is."""
+    return header_offset(field) // WORD_BYTES
 
 
 def partition_offset(field: str) -> int:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 _LOG_IDENTITY = fmt.partition_offset("log_identity")
 _POSITION = fmt.partition_offset("position")
 _HEARTBEAT = fmt.header_offset("writer_heartbeat_ns")
+_EPOCH, _PID, _ACTIVE = fmt.header_word("epoch"), fmt.header_word("writer_pid"), fmt.header_word("writer_active")
+_SINCE, _ALIVE = fmt.header_word("writer_since_ns"), fmt.header_word("writer_heartbeat_ns")
 
 _log = get_logger(__name__)
 
@@ -206,7 +208,7 @@ class Segment:
             if self._lease is None:
                 return
             if self._lease.is_ours and self._written is not None:
-                self._written.header["writer_active"] = 0
+                self._written.words[_ACTIVE] = 0
             self._lease.release()
             self._lease = self._written = None
             _writers.discard(self)
@@ -302,19 +304,19 @@ class Segment:
     def _begin_writing(self, view: SegmentView, lease: mapping.FileLock) -> None:
         from quorin import kernels
 
-        if int(view.header["writer_active"]) or not view.books_add_up:
+        words = view.words
+        if words[_ACTIVE] or not view.books_add_up:
             rows = kernels.recover(view.descriptor, np.zeros(view.layout.row_limit, np.uint8))
             if rows < 0:
                 lease.release()
                 raise CorruptSegmentError(f"segment {view.name!r} is damaged: a slot points outside the file")
             metrics.writer_recoveries.labels(view.schema.__name__).inc()
             _log.warning("writer_recovered", segment=view.name, dead_pid=int(view.header["writer_pid"]), rows=rows)
-        self._epoch = int(view.header["epoch"]) + 1
-        view.header["epoch"] = self._epoch
-        view.header["writer_pid"] = os.getpid()
-        view.header["writer_since_ns"] = time.time_ns()
-        view.header["writer_active"] = 1
-        view.header["writer_heartbeat_ns"] = time.time_ns()
+        words[_EPOCH] = self._epoch = words[_EPOCH] + 1
+        words[_PID] = os.getpid()
+        words[_SINCE] = time.time_ns()
+        words[_ACTIVE] = 1
+        words[_ALIVE] = time.time_ns()
         metrics.writer_leases.labels(view.schema.__name__).inc()
         self._lease, self._written = lease, view
         _writers.add(self)
@@ -323,7 +325,7 @@ class Segment:
     def _check_not_overtaken(self) -> None:
         view = self._written
         assert view is not None  # noqa: S101 - the lease is held
-        if view.successor_name is not None or int(view.header["epoch"]) != self._epoch:
+        if view.successor_name is not None or view.words[_EPOCH] != self._epoch:
             self._written = None
             self._lease, lease = None, self._lease
             if lease is not None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from quorin import metrics
-from quorin.backend import connect
+from quorin.backend import Tail, connect
 from quorin.errors import (
     ConnectionFailedError,
     LogFullError,
@@ -27,7 +27,7 @@ from quorin.rows import check_entity_id, checked_row, delete_batch, row_batch, r
 from quorin.schema import FeatureSchema
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import pyarrow as pa
 
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from quorin.schema import Schema
     from quorin.shm import Segment, SegmentRegistry
 
-__all__ = ["LogFullError", "Pipeline", "WALProducer", "WriteSyncTimeoutError", "position_at"]
+__all__ = ["LogFullError", "Pipeline", "Tail", "WALProducer", "WriteSyncTimeoutError", "position_at"]
+
+Appended = TypeVar("Appended")
 
 MAX_ENTRY_ROWS = 8192
 MAX_ENTRY_BYTES = 1 << 20
@@ -111,6 +113,24 @@ class WALProducer:
             batch = row_batch(schema, entity_id, values, event_time_ns, partial=True)
             return self._append(schema, [encode(Kind.partial, schema, batch)], 1)
         return self._append(schema, [encode_row(schema, entity_id, values, event_time_ns)], 1)
+
+    def write_and_read(
+        self, schema: Schema, entity_id: str, values: Mapping[str, Any], event_time_ns: int | None = None, *, after: int
+    ) -> tuple[int, Tail | None]:
+        """:meth:`write`, and what the schema then has in the log behind position ``after``, on one way to the log.
+
+        Who is about to apply it all hands that to :meth:`quorin.wal_consumer.WALConsumer.drain`, with ``after`` the
+        position of the segment. It is None where the log has to be read for it.
+
+        :raises InvalidRowError, EntityIdError, LogFullError: as :meth:`write`.
+        """
+        _check_schema(schema)
+        name, payload = schema.__name__, encode_row(schema, entity_id, values, event_time_ns)
+        position, tail = self._patiently(
+            lambda: self._log.append_and_read(name, payload, after=after, max_entries=self._max_entries)
+        )
+        metrics.count_appended(name, 1, 1)
+        return position, tail
 
     def write_many(self, schema: Schema, table: Any, *, event_time_ns: int | None = None, partial: bool = False) -> int:
         """Append many rows and give the last position; 0 for no rows.
@@ -209,21 +229,22 @@ class WALProducer:
     def _append(self, schema: Schema, payloads: list[bytes], rows: int) -> int:
         name = schema.__name__
         entries = [(name, payload) for payload in payloads]
-        try:
-            position = self._log.append(entries, max_entries=self._max_entries)[-1]
-        except (LogFullError, ConnectionFailedError):
-            if not self._block_ms:
-                raise
-            position = self._append_patiently(entries)
+        position = self._patiently(lambda: self._log.append(entries, max_entries=self._max_entries)[-1])
         metrics.count_appended(name, len(payloads), rows)
         return position
 
-    def _append_patiently(self, entries: list[tuple[str, bytes]]) -> int:
+    def _patiently(self, append: Callable[[], Appended]) -> Appended:
+        """Append, again and again for ``block_ms`` if the log is full or cannot be reached."""
+        try:
+            return append()
+        except (LogFullError, ConnectionFailedError):
+            if not self._block_ms:
+                raise
         started = time.monotonic()
         while True:
             time.sleep(_BLOCKED_SECONDS)
             try:
-                return self._log.append(entries, max_entries=self._max_entries)[-1]
+                return append()
             except (LogFullError, ConnectionFailedError):
                 if (time.monotonic() - started) * 1000 >= self._block_ms:
                     raise

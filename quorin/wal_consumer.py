@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from quorin import metrics, presence
 from quorin.backend import connect
 from quorin.consumer_apply import Applier
-from quorin.consumer_plan import Agenda, Cursors, Fit, FlushLimits, Pace, Step, anchor, next_step
+from quorin.consumer_plan import Agenda, Cursors, Fit, FlushLimits, Pace, Step, anchor, is_all, next_step
 from quorin.consumer_targets import Discovery, Target, targets_of
 from quorin.errors import (
     ConnectionFailedError,
@@ -31,6 +31,7 @@ from quorin.errors import (
 from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.logging import get_logger
 from quorin.record import Kind
+from quorin.schema import schema_to_json
 from quorin.shm import SegmentRegistry
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from quorin.backend import Connection, ReadResult
+    from quorin.backend import Connection, ReadResult, Tail
     from quorin.schema import Schema
     from quorin.shm import Segment
 
@@ -189,15 +190,21 @@ class WALConsumer:
             await running
             raise
 
-    def drain(self) -> int:
+    def drain(self, tail: Tail | None = None) -> int:
         """Apply what is in the log now, and give the number of rows that changed a segment.
 
         Leases are held meanwhile, and released unless they were held before.
+
+        ``tail`` is what :meth:`quorin.wal.WALProducer.write_and_read` saw of the log. A consumer of one segment whose
+        lease is held applies that without a look at the log, if it is all that there was to apply when it was seen.
 
         :raises WriterLeaseHeldError: if another process is a segment's writer.
         :raises ConnectionFailedError: if the log cannot be reached.
         """
         with self._alone():
+            applied = None if tail is None else self._apply_tail(tail)
+            if applied is not None:
+                return applied
             self._look()
             self._agenda = self._new_agenda()
             held_before = {target.schema for target in self._targets if target.holds_lease}
@@ -216,6 +223,22 @@ class WALConsumer:
                 for target in self._targets:
                     if target.schema not in held_before:
                         target.release()
+
+    def _apply_tail(self, tail: Tail) -> int | None:
+        """Apply what an append saw of the log; None if that is not all, or cannot be told here."""
+        target = self._targets[0] if len(self._targets) == 1 else None
+        if target is None or not target.holds_lease or self._offline is not None:
+            return None
+        segment = target.opened
+        with segment.writing:
+            stored, position, log_identity = segment.writing_view().stored, segment.position, segment.log_identity
+            is_known = stored is target.schema
+            if not (is_known and is_all(tail, position, log_identity=log_identity, schema=schema_to_json(stored))):
+                return None
+            name = stored.__name__
+            applied = self._applier.apply(tail.found.entries, {name: target}, Cursors({name: position}))
+            segment.commit_position(tail.found.through, tail.identity)
+        return applied
 
     def close(self) -> None:
         """Close the segments that this consumer opened, and its connection."""

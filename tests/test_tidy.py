@@ -104,7 +104,7 @@ def test_the_plugin_uses_public_names_only():
         ("llvmlite", "quorin/kernels/"),
         ("mmap", "quorin/mapping.py"),
         ("redis", "quorin/backend/redis"),
-        ("sqlite3", "quorin/backend/embedded.py"),
+        ("sqlite3", "quorin/backend/embedded"),
     ],
 )
 def test_one_place_imports(library, allowed):

@@ -7,14 +7,14 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quorin.backend.protocols import Backend, Bounds, ControlPlane, DeadLetter, Log, ReadResult
+from quorin.backend.protocols import Backend, Bounds, ControlPlane, DeadLetter, Log, ReadResult, Tail
 from quorin.errors import ConnectionFailedError
 from quorin.keys import DEFAULT_NAMESPACE
 
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["Backend", "Bounds", "Connection", "ControlPlane", "DeadLetter", "Log", "ReadResult", "connect"]
+__all__ = ["Backend", "Bounds", "Connection", "ControlPlane", "DeadLetter", "Log", "ReadResult", "Tail", "connect"]
 
 if TYPE_CHECKING:
     Connection = redis.Redis | str | os.PathLike[str] | Backend

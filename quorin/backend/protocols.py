@@ -33,6 +33,20 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
+class Tail:
+    """The end of a log as the append of an entry saw it: what its schema has behind ``after``, that entry included.
+
+    ``schema`` is the JSON that the control plane has under the schema's name.
+    """
+
+    identity: int
+    trimmed: int
+    schema: str
+    after: int
+    found: ReadResult
+
+
+@dataclass(frozen=True, slots=True)
 class DeadLetter:
     """An entry that could not be applied, and why."""
 
@@ -55,6 +69,16 @@ class Log(Protocol):
         """Append pairs of schema name and record, all or none, and give their positions.
 
         :raises quorin.errors.LogFullError: if the log would hold more than ``max_entries``; nothing was written.
+        """
+
+    def append_and_read(
+        self, schema_name: str, payload: bytes, *, after: int, max_entries: int | None = None
+    ) -> tuple[int, Tail | None]:
+        """:meth:`append` one entry, and see in the same step what else its schema has behind position ``after``.
+
+        None if that is much, or cannot be seen in one step, or the control plane does not know the schema.
+
+        :raises quorin.errors.LogFullError: as :meth:`append`.
         """
 
     def read(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from quorin import keys
-from quorin.backend.protocols import Bounds, DeadLetter, ReadResult, trim_refused
+from quorin.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, trim_refused
 from quorin.backend.redis_server import RedisServer
 from quorin.errors import ConnectionFailedError, LogFullError
 from quorin.urls import masked, secrets_in, without_secrets
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
 _LARGEST_READ_COUNT = 4096
+_MOST_SEEN, _MOST_SEEN_BYTES = 8, 256 << 10
 _MOST_ALLOWED = 64
 _ALLOWED_SECONDS = 0.1
 _MOST_PLAIN_SEQUENCE = keys.MAX_SEQUENCE // 2
@@ -156,6 +157,8 @@ class RedisLog:
         self._server = server
         self._keys = keys.log_keys(namespace, stream_key)
         self._made_together = [self._keys.stream, self._keys.identity, self._keys.trimmed]
+        self._ask_schema = ["HGET", keys.schemas_key(namespace)]
+        self._ask_state = _packed("MGET", self._keys.identity, self._keys.trimmed)
         self._entry_bytes = 1 << 20
         self._allowance = _Allowance()
         self._single_entries: dict[str, bytes] = {}
@@ -170,31 +173,67 @@ class RedisLog:
         if not entries:
             return []
         if len(entries) == 1 and self._allowance.covers_one(max_entries):
-            position = self._append_plainly(*entries[0])
+            position = self._plainly_appended(self._server.call_packed(self._plain_append(*entries[0])))
             if position is not None:
                 return [position]
+        answer = self._server.run(keys.LUA_APPEND, self._made_together, self._append_arguments(entries, max_entries))
+        return self._appended(answer, len(entries), max_entries)
+
+    def append_and_read(
+        self, schema_name: str, payload: bytes, *, after: int, max_entries: int | None = None
+    ) -> tuple[int, Tail | None]:
+        """All of it on one way to the server and back, the append first."""
+        is_plain = self._allowance.covers_one(max_entries)
+        if is_plain:
+            append = self._plain_append(schema_name, payload)
+        else:
+            arguments = self._append_arguments([(schema_name, payload)], max_entries)
+            append = _packed("EVAL", keys.LUA_APPEND, len(self._made_together), *self._made_together, *arguments)
+        count = max(1, min(_MOST_SEEN, _MOST_SEEN_BYTES // self._entry_bytes))
+        read = _packed("XREAD", "COUNT", count, "STREAMS", self._keys.stream, keys.stream_id_of(after))
+        answers = self._server.call_together(append, read, _packed(*self._ask_schema, schema_name), self._ask_state)
+        if isinstance(answers[0], Exception):
+            raise answers[0]
+        position = self._plainly_appended(answers[0]) if is_plain else self._appended(answers[0], 1, max_entries)[0]
+        if position is None:
+            return self.append([(schema_name, payload)], max_entries=max_entries)[0], None
+        if any(isinstance(answer, Exception) for answer in answers) or None in (*answers[1:3], answers[3][0]):
+            return position, None
+        (_, found), schema, (identity, trimmed) = answers[1][0], answers[2], answers[3]
+        seen, _ = _entries(found, after, {schema_name.encode()})
+        if seen.through < position:
+            return position, None
+        return position, Tail(int(identity), int(trimmed or 0), schema.decode(), after, seen)
+
+    def _append_arguments(self, entries: Sequence[tuple[str, bytes]], max_entries: int | None) -> list[Any]:
         arguments: list[Any] = [_fresh_identity(), -1 if max_entries is None else max_entries]
         for entry in entries:
             arguments += entry
-        ids, length = self._server.run(keys.LUA_APPEND, self._made_together, arguments)
+        return arguments
+
+    def _appended(self, answer: Any, count: int, max_entries: int | None) -> list[int]:
+        """The positions, from the script's answer."""
+        ids, length = answer
         if not ids:
             raise LogFullError(
                 f"log {self.stream_key!r} at {self._server.address} has {length} entries, the limit is {max_entries}: "
-                f"{len(entries)} more do not fit until a consumer has applied and trimmed some"
+                f"{count} more do not fit until a consumer has applied and trimmed some"
             )
         positions = [keys.position_of(stream_id) for stream_id in ids]
         self._allowance.grant(length, max_entries, positions[-1])
         return positions
 
-    def _append_plainly(self, schema_name: str, payload: bytes) -> int | None:
-        """The position, or None if the stream must be made first, together with its identity."""
+    def _plain_append(self, schema_name: str, payload: bytes) -> bytes:
+        """The command that appends an entry to a stream that is there."""
         head = self._single_entries.get(schema_name)
         if head is None:
             words: list[str | bytes] = ["XADD", self._keys.stream, "NOMKSTREAM", "*"]
             words += [keys.FIELD_SCHEMA, schema_name, keys.FIELD_PAYLOAD]
-            packed = b"".join(_bulk(word) for word in words)
-            head = self._single_entries[schema_name] = b"*%d\r\n%b" % (len(words) + 1, packed)
-        stream_id = self._server.call_packed(b"%b$%d\r\n%b\r\n" % (head, len(payload), payload))
+            head = self._single_entries[schema_name] = b"*%d\r\n%b" % (len(words) + 1, b"".join(map(_bulk, words)))
+        return b"%b$%d\r\n%b\r\n" % (head, len(payload), payload)
+
+    def _plainly_appended(self, stream_id: bytes | None) -> int | None:
+        """The position, or None if the stream must be made first, together with its identity."""
         if stream_id is None:
             self._allowance.end()
             return None
@@ -225,15 +264,8 @@ class RedisLog:
         if not answer:
             return ReadResult([], after)
         wanted = None if schema_names is None else {name.encode() for name in schema_names}
-        entries, position, largest = [], after, 1024
-        for stream_id, words in answer[0][1]:
-            fields = _pairs(words)
-            position, payload = keys.position_of(stream_id), fields.get(keys.FIELD_PAYLOAD, b"")
-            largest = max(largest, len(payload))
-            if wanted is None or fields.get(keys.FIELD_SCHEMA) in wanted:
-                entries.append((position, payload))
-        self._entry_bytes = largest
-        return ReadResult(entries, position)
+        found, self._entry_bytes = _entries(answer[0][1], after, wanted)
+        return found
 
     def bounds(self) -> Bounds:
         """The first entry's position and the last one that was given."""
@@ -310,10 +342,26 @@ class _Allowance:
         self._granted = (None, 0.0, iter(()))
 
 
-def _bulk(word: str | bytes) -> bytes:
-    """A word of a command, as Redis' protocol has it."""
-    data = word.encode() if isinstance(word, str) else word
+def _packed(*words: str | bytes | int) -> bytes:
+    """A command in Redis' protocol."""
+    return b"*%d\r\n%b" % (len(words), b"".join(map(_bulk, words)))
+
+
+def _bulk(word: str | bytes | int) -> bytes:
+    data = word if isinstance(word, bytes) else str(word).encode()
     return b"$%d\r\n%b\r\n" % (len(data), data)
+
+
+def _entries(found: list[Any], after: int, wanted: set[bytes] | None) -> tuple[ReadResult, int]:
+    """What an ``XREAD`` behind ``after`` found of the wanted schemas (None: of all), and the size of the largest."""
+    entries, position, largest = [], after, 1024
+    for stream_id, words in found:
+        fields = _pairs(words)
+        position, payload = keys.position_of(stream_id), fields.get(keys.FIELD_PAYLOAD, b"")
+        largest = max(largest, len(payload))
+        if wanted is None or fields.get(keys.FIELD_SCHEMA) in wanted:
+            entries.append((position, payload))
+    return ReadResult(entries, position), largest
 
 
 def _pairs(answer: list[bytes]) -> dict[bytes, bytes]:

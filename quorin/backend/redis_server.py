@@ -60,6 +60,17 @@ class RedisServer:
         except redis.exceptions.RedisError as error:
             raise self._translated(error) from None
 
+    def call_together(self, *commands: bytes) -> list[Any]:
+        """The answers to several commands that are sent as one; a Redis error stands in the place of its answer.
+
+        :raises ConnectionFailedError: if the server cannot be reached.
+        """
+        try:
+            answers: list[Any] = self._repeat(b"".join(commands), len(commands))
+        except redis.exceptions.RedisError as error:
+            raise self._translated(error) from None
+        return [self._translated(answer) if isinstance(answer, Exception) else answer for answer in answers]
+
     def ping_once(self) -> None:
         """Find out at once whether the server can be used, without repeating."""
         try:
@@ -81,23 +92,24 @@ class RedisServer:
         packed: list[bytes] = self._connection().pack_command(*words)
         return packed
 
-    def _repeat(self, command: bytes | list[bytes]) -> Any:
+    def _repeat(self, command: bytes | list[bytes], answers: int | None = None) -> Any:
+        """Exchange, and again if the connection breaks; with a number of ``answers`` gives a list of so many."""
         connection = self._connection()
         for pause in _RETRY_PAUSES_SECONDS:
             try:
-                return self._exchange(connection, command)
+                return self._exchange(connection, command, answers)
             except redis.exceptions.AuthenticationError:
                 raise
             except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
                 if self._closed:
                     raise
                 time.sleep(pause)
-        return self._exchange(connection, command)
+        return self._exchange(connection, command, answers)
 
-    def _exchange(self, connection: Any, command: bytes | list[bytes]) -> Any:
+    def _exchange(self, connection: Any, command: bytes | list[bytes], answers: int | None = None) -> Any:
         try:
             connection.send_packed_command([command] if isinstance(command, bytes) else command)
-            return connection.read_response()
+            return connection.read_response() if answers is None else [_answer(connection) for _ in range(answers)]
         except redis.exceptions.ResponseError:
             raise
         except BaseException:
@@ -127,6 +139,14 @@ class RedisServer:
         if isinstance(error, redis.exceptions.OutOfMemoryError) or "-OOM " in reason:
             return LogFullError(f"Redis at {self.address} is at its maxmemory: {reason}")
         return ConnectionFailedError(f"Redis at {self.address} cannot be used: {reason}")
+
+
+def _answer(connection: Any) -> Any:
+    """The next answer; if the server refused the command, the error."""
+    try:
+        return connection.read_response()
+    except redis.exceptions.ResponseError as error:
+        return error
 
 
 def _complete(settings: dict[str, Any]) -> dict[str, Any]:

@@ -285,6 +285,65 @@ def test_a_log_wiped_between_single_entries_is_another_log(backend: Backend, wip
     assert [payload for _, payload in log.read(0).entries] == [b"2"] * 10
 
 
+def test_an_append_sees_what_its_schema_has_behind_a_position(backend: Backend) -> None:
+    log = backend.log()
+    assert log.append_and_read("A", b"0", after=0)[1] is None, "the control plane does not know the schema"
+    backend.control.put_schema("A", "schema of A")
+    for number in range(100):
+        after = log.bounds().last
+        position, tail = log.append_and_read("A", b"%d" % number, after=after)
+        assert tail is not None
+        assert (tail.identity, tail.trimmed, tail.schema, tail.after) == (log.identity(), 0, "schema of A", after)
+        assert (tail.found.entries, tail.found.through) == ([(position, b"%d" % number)], position)
+    assert read_all(backend) == [b"0", *(b"%d" % number for number in range(100))]
+
+
+def test_an_append_sees_all_or_nothing_of_what_lies_between(backend: Backend) -> None:
+    log, seen = backend.log(), 0
+    backend.control.put_schema("A", "schema of A")
+    after = log.append([("A", b"first")])[0]
+    log.read(0)
+    betweens = (0, 1, 2, 3, 5, 8, 40)
+    for between in betweens:
+        for number in range(between):
+            log.append([("AB"[number % 2], b"%d" % number)])
+        position, tail = log.append_and_read("A", b"own", after=after)
+        if tail is not None:
+            seen += 1
+            assert tail.found == log.read(after, schema_names=["A"])
+        assert between > 1 or tail is not None
+        after = position
+    assert seen < len(betweens)
+    log.trim(after)
+    _, tail = log.append_and_read("A", b"last", after=after)
+    assert tail is not None
+    assert tail.trimmed == after
+
+
+def test_an_append_that_sees_fails_at_the_limit_as_others_do(backend: Backend) -> None:
+    log = backend.log()
+    backend.control.put_schema("A", "schema of A")
+    for number in range(20):
+        log.append_and_read("A", b"%d" % number, after=0, max_entries=20)
+    with pytest.raises(LogFullError, match="has 20 entries, the limit is 20"):
+        log.append_and_read("A", b"one too many", after=0, max_entries=20)
+    assert len(read_all(backend)) == 20
+
+
+def test_what_was_wiped_before_an_append_is_not_seen(backend: Backend, wipe: Callable[[], None]) -> None:
+    log = backend.log()
+    backend.control.put_schema("A", "schema of A")
+    for _ in range(10):
+        position, tail = log.append_and_read("A", b"1", after=0)
+    assert tail is None or tail.identity == log.identity()
+    identity = log.identity()
+    wipe()
+    _, tail = log.append_and_read("A", b"2", after=position)
+    assert tail is None
+    assert log.identity() != identity
+    assert read_all(backend) == [b"2"]
+
+
 def test_the_state_of_a_log_is_its_identity_and_its_bounds(backend: Backend) -> None:
     log = backend.log("new")
     assert log.state() == (log.identity(), Bounds(0, log.bounds().last))
