@@ -40,7 +40,9 @@ BENCHMARKS = {
     "log": Benchmark("log", "--rows 20000 --entities 5000 --writes 100 --syncs 50"),
     "evolution": Benchmark("evolution", "--entities 20000 --quiet-seconds 0.5 --holders 2"),
     "gc_pauses": Benchmark("gc", "--objects 2000 --requests 500 --processes 1"),
-    "materialize": Benchmark("materialize", "--rows 2000 --wide-rows 300 --slice 200 --pushes 10 --reads 20"),
+    "materialize": Benchmark(
+        "materialize", "--rows 2000 --wide-rows 300 --slice 200 --repeats 1 --pushes 10 --reads 20"
+    ),
     "vectors": Benchmark("vectors", "--rows 500 --size 20 --searches 10"),
     "history": Benchmark(
         "history", "--entities 5000 --many 8000 --wide 1000 --rows 20000 --queries 2000 --feast-queries 100"

@@ -3,9 +3,9 @@
 Each store materializes the same Parquet file in a process of its own, by `store.materialize`, which reads it with
 Feast's own offline store. `engine` is Quorin's compute engine; `rows` is Feast's local engine, which hands
 `online_write_batch` protobuf rows, as it does to Redis and SQLite. What goes row by row runs over a slice of the file,
-and is compared by rows per second. A push is `store.push` of a frame of one row, the stores taking turns. Reads are
-`get_online_features` of one row with `to_dict`, quiet and while another process materializes the whole file again and
-again.
+and is compared by rows per second. The ways take turns, and of each the run of middle speed counts. A push is
+`store.push` of a frame of one row, the stores taking turns. Reads are `get_online_features` of one row with `to_dict`,
+quiet and while another process materializes the whole file again and again.
 """
 
 from __future__ import annotations
@@ -61,7 +61,11 @@ def main() -> None:
             shape = f"{rows:,} × {features}"
             write_source(directory / f"{features}.parquet", rows, features)
             write_source(directory / f"{features}.slice.parquet", min(rows, arguments.slice), features)
-            figures[shape] = {name: _run(way, "materialize", features, directory, redis) for name, way in WAYS.items()}
+            runs = [
+                {name: _run(way, "materialize", features, directory, redis) for name, way in WAYS.items()}
+                for _ in range(arguments.repeats)
+            ]
+            figures[shape] = {name: _median([run[name] for run in runs]) for name in WAYS}
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             pushes = _pushes(arguments, directory, redis)
         reads = {store: _run((store, True), "read", 4, directory, redis) for store in ("quorin", "quorin-redis")}
@@ -92,6 +96,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of 4 features (default: %(default)s)")
     parser.add_argument("--wide-rows", type=int, default=100_000, help="rows of 50 features (default: %(default)s)")
     parser.add_argument("--slice", type=int, default=20_000, help="rows that go row by row (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="materializations each way (default: %(default)s)")
     parser.add_argument("--pushes", type=int, default=300, help="pushes of one row a store (default: %(default)s)")
     parser.add_argument("--reads", type=int, default=20_000, help="reads in each state (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and figures there")
@@ -157,6 +162,11 @@ def _run(way: tuple[str, bool], what: str, features: int, directory: Path, redis
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def _median(runs: list[dict[str, float]]) -> dict[str, float]:
+    """The run of middle speed; of two the slower."""
+    return sorted(runs, key=lambda run: run["seconds"])[len(runs) // 2]
 
 
 def _child(arguments: argparse.Namespace) -> None:

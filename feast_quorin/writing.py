@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -46,7 +45,7 @@ def write_rows(
     position, tail = 0, None
     ordered = _oldest_created_first(rows) if view.schema.tie_breaker is None else rows
     for chunk in _chunks(ordered):
-        if len(chunk) == 1 and _have_all(view.features, chunk):
+        if len(chunk) == 1 and view.features.keys() <= chunk[0][1].keys():
             position, tail = engine.write_row(view, *row_values(view, chunk[0]))
         else:
             position = _write_chunk(engine, view, chunk) or position
@@ -57,9 +56,12 @@ def write_rows(
 
 
 def _write_chunk(engine: Engine, view: StoredView, rows: Sequence[FeastRow]) -> int:
-    position = 0
+    position, features = 0, list(view.features)
+    columns = _columns(features, rows)
+    if columns is not None:
+        return engine.write(view, _batch(view, rows, dict(zip(features, columns, strict=True))))
     for names, part in _by_features(view, rows):
-        partial = len(names) < len(view.features)
+        partial = len(names) < len(features)
         position = engine.write(view, rows_to_batch(view, part, names), partial=partial)
     return position
 
@@ -114,17 +116,24 @@ def rows_to_batch(view: StoredView, rows: Sequence[FeastRow], features: Sequence
 
     :raises InvalidRowError: for a value or time that does not fit. :raises EntityIdTooLongError: for a long key.
     """
-    keys, values, times, created = zip(*rows, strict=True)
+    columns = _columns(features, rows)
+    assert columns is not None  # noqa: S101 - every row has the features
+    return _batch(view, rows, dict(zip(features, columns, strict=True)))
+
+
+def _batch(view: StoredView, rows: Sequence[FeastRow], columns: Mapping[str, Sequence[Any]]) -> pa.RecordBatch:
+    """The batch of rows whose values stand in columns already."""
+    keys, _, times, created = zip(*rows, strict=True)
     names = ["entity_id", "event_time_ns"]
     arrays = [_id_column(view, keys), to_ns_column(times)]
     if view.schema.tie_breaker is not None:
         names.append(view.schema.tie_breaker)
         arrays.append(pa.array([to_ns(time) if is_time(time) else None for time in created], pa.int64()))
-    for feature in features:
+    for feature, values in columns.items():
         stored = view.features[feature]
         names.append(stored.field)
         try:
-            arrays.append(stored.codec.to_arrow(list(map(itemgetter(feature), values))))
+            arrays.append(stored.codec.to_arrow(values))
         except InvalidRowError as error:
             raise InvalidRowError(f"feature {feature!r} of view {view.name!r}: {error}") from None
     return pa.RecordBatch.from_arrays(arrays, names)
@@ -144,20 +153,20 @@ def _check_length(view: StoredView, longest: int) -> None:
 def _by_features(view: StoredView, rows: Sequence[FeastRow]) -> Iterator[tuple[list[str], Sequence[FeastRow]]]:
     """Runs of rows that have the same features of the view; rows that have none say nothing and are left out."""
     known = view.features.keys()
-    if _have_all(known, rows):
-        yield list(known), rows
-        return
     for given, run in groupby(rows, key=lambda row: known & row[1].keys()):
         if given:
             yield [name for name in known if name in given], list(run)
 
 
-def _have_all(features: Iterable[str], rows: Sequence[FeastRow]) -> bool:
+def _columns(features: Sequence[str], rows: Sequence[FeastRow]) -> list[Sequence[Any]] | None:
+    """The values of each feature, all found in one pass over the rows; None if a row lacks one."""
+    given = map(itemgetter(1), rows)
     try:
-        deque(map(itemgetter(*features), map(itemgetter(1), rows)), maxlen=0)
+        if len(features) == 1:  # Of one name ``itemgetter`` gives no tuple.
+            return [list(map(itemgetter(*features), given))]
+        return list(zip(*map(itemgetter(*features), given), strict=True))
     except KeyError:
-        return False
-    return True
+        return None
 
 
 def _oldest_created_first(rows: Sequence[FeastRow]) -> Sequence[FeastRow]:

@@ -24,7 +24,20 @@ def run(tmp_path: Path, name: str, *sizes: str) -> tuple[dict, str]:
 
 @pytest.mark.torture
 def test_a_short_run_of_materializations(tmp_path):
-    sizes = ["--rows", "2000", "--wide-rows", "300", "--slice", "200", "--pushes", "10", "--reads", "20"]
+    sizes = [
+        "--rows",
+        "2000",
+        "--wide-rows",
+        "300",
+        "--slice",
+        "200",
+        "--repeats",
+        "1",
+        "--pushes",
+        "10",
+        "--reads",
+        "20",
+    ]
     figures, page = run(tmp_path, "materialize", *sizes)
     assert set(figures["materialize"]) == {"2,000 × 4", "300 × 50"}
     for row in figures["materialize"].values():
