@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EmptyDatasetError", "HydrationConflictError", "HydrationResult", "hydrate"]
 
-_BATCHES_AHEAD = 16
+_BATCHES_AHEAD = 10
 """Decoded while entities are counted and memory is reserved; a batch has a few megabytes."""
 _BITMAP_BITS = (16, 27)
 _LEAST_ID_BYTES = 64
@@ -138,7 +138,7 @@ def build_segment(
             capacity=capacity,
             max_id_bytes=max(max_id_bytes, longest),
             set_current=False,
-            rows_soon=0,
+            rows_soon=0,  # They are mapped beside, see _populating.
         )
         try:
             with _populating(segment, entities):
