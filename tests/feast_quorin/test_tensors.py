@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.on_demand_feature_view import on_demand_feature_view
@@ -18,7 +19,7 @@ from feast.type_map import python_values_to_proto_values
 from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
 
 from feast_quorin.response import LazyResponse
-from feast_quorin.tensors import TensorResponse
+from feast_quorin.tensors import TensorResponse, stacked
 from quorin.errors import TensorError
 from tests.feast_quorin.repos import END, make_store
 from tests.feast_quorin.test_against_sqlite import typed
@@ -184,6 +185,16 @@ def test_stacks_are_feasts_lists(store: FeatureStore) -> None:
                 )
                 assert (stack.missing is None) == (not any(missing))
                 assert stack.missing is None or stack.missing.tolist() == missing
+
+
+def test_a_list_that_was_hidden_leaves_no_element() -> None:
+    """Rows past their time to live are null, though what they point to is still there."""
+    elements, offsets = pa.array([1, 2, 3, 4, 5, 6], pa.int32()), pa.array([0, 2, 4, 6], pa.int32())
+    lists = pa.ListArray.from_arrays(offsets, elements, mask=pa.array([False, True, False]))
+    stack = stacked("hidden", lists, 0)
+    assert stack.values.tolist() == [[1, 2], [0, 0], [5, 6]]
+    assert stack.missing is not None
+    assert stack.missing.tolist() == [False, True, False]
 
 
 def test_stacks_of_a_service_with_aliases(store: FeatureStore) -> None:
