@@ -54,6 +54,23 @@ def test_create_open_and_discard(registry: SegmentRegistry) -> None:
         registry.open_current(Scalars)
 
 
+@pytest.mark.parametrize("rows_soon", [None, 0, 1, 4000, 10**9])
+def test_whatever_is_mapped_at_once_all_of_a_segment_is_reserved_and_can_be_filled(
+    registry: SegmentRegistry, rows_soon: int | None
+) -> None:
+    ids = [f"id {i}" for i in range(8000)]
+    numbers = np.arange(8000, dtype=np.float32)
+    segment = registry.create(Scalars, capacity=8000, rows_soon=rows_soon)
+    state = segment.current_view().path.stat()
+    assert 512 * state.st_blocks >= state.st_size == segment.stats()["bytes"]
+    values = dict.fromkeys("abcd", numbers)
+    assert layout.insert_many(segment, pa.table({"entity_id": ids, "event_time_ns": [1] * 8000, **values})) == 8000
+    assert (segment.capacity, segment.current_view().generation) == (8000, 1)
+    out, found = assembly.assemble_batch(segment, ids)
+    assert found.all()
+    assert (out == numbers[:, None]).all()
+
+
 @pytest.mark.parametrize("capacity", [0, -1, 2**32, 1.5, True, "10", None])
 def test_a_bad_capacity_is_named(registry: SegmentRegistry, capacity: Any) -> None:
     with pytest.raises(ValueError, match="capacity") as caught:
