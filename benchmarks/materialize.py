@@ -4,8 +4,9 @@ Each store materializes the same Parquet file in a process of its own, by `store
 Feast's own offline store. `engine` is Quorin's compute engine; `rows` is Feast's local engine, which hands
 `online_write_batch` protobuf rows, as it does to Redis and SQLite. What goes row by row runs over a slice of the file,
 and is compared by rows per second. The ways take turns, and of each the run of middle speed counts. A push is
-`store.push` of a frame of one row, the stores taking turns. Reads are `get_online_features` of one row with `to_dict`,
-quiet and while another process materializes the whole file again and again.
+`store.push` of a frame of one row, the stores taking turns, through Feast's provider and through Quorin's. Reads are
+`get_online_features` of one row with `to_dict`, quiet and while another process materializes the whole file again and
+again.
 """
 
 from __future__ import annotations
@@ -43,7 +44,15 @@ WAYS = {
     "Feast on SQLite": ("sqlite", False),
 }
 RIVAL = "Feast on Redis"
-PUSHED = ("quorin", "quorin-redis", "redis", "sqlite")
+PROVIDER = "feast_quorin.QuorinProvider"
+PUSHED = {
+    "quorin": ("quorin", "local"),
+    "quorin-redis": ("quorin-redis", "local"),
+    "quorin, its provider": ("quorin", PROVIDER),
+    "quorin-redis, its provider": ("quorin-redis", PROVIDER),
+    "redis": ("redis", "local"),
+    "sqlite": ("sqlite", "local"),
+}
 
 
 def main() -> None:
@@ -116,7 +125,9 @@ def write_source(path: Path, rows: int, features: int) -> None:
     pq.write_table(pa.table({"id": rng.permutation(rows), "at": times, **columns}), path)
 
 
-def open_store(kind: str, directory: Path, redis: str, *, engine: bool, source: Path, features: int) -> Any:
+def open_store(
+    kind: str, directory: Path, redis: str, *, engine: bool, source: Path, features: int, provider: str = "local"
+) -> Any:
     """A Feast store of one of the kinds, with the view applied."""
     from feast import Entity, FeatureStore, FeatureView, Field, FileSource, PushSource, RepoConfig, ValueType
     from feast.types import Float32
@@ -130,7 +141,7 @@ def open_store(kind: str, directory: Path, redis: str, *, engine: bool, source: 
     store = FeatureStore(
         config=RepoConfig(
             project="benchmark",
-            provider="local",
+            provider=provider,
             registry=str(directory / "registry.db"),
             online_store=online,
             batch_engine={"type": "feast_quorin.QuorinComputeEngine"} if engine else "local",
@@ -202,11 +213,11 @@ def _materialize(store: Any, arguments: argparse.Namespace) -> dict[str, float]:
 
 def _pushes(arguments: argparse.Namespace, directory: Path, redis: str) -> dict[str, dict[str, float]]:
     stores, numbers = {}, count()
-    for kind in PUSHED:
-        own = Path(tempfile.mkdtemp(dir=directory))
+    for number, (name, (kind, provider)) in enumerate(PUSHED.items()):
+        own, server = Path(tempfile.mkdtemp(dir=directory)), redis if kind == "redis" else f"{redis}/{number}"
         source = directory / "4.slice.parquet"
-        stores[kind] = open_store(kind, own, redis, engine=False, source=source, features=4)
-    cases = {kind: _pusher(store) for kind, store in stores.items()}
+        stores[name] = open_store(kind, own, server, engine=False, source=source, features=4, provider=provider)
+    cases = {name: _pusher(store) for name, store in stores.items()}
     calls = dict.fromkeys(cases, max(1, arguments.pushes // 10))
     prepare = dict.fromkeys(cases, lambda: _frame(4, next(numbers)))
     try:

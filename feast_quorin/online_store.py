@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from feast import utils
@@ -30,6 +30,7 @@ from feast_quorin.views import max_age_ns, stored_view
 from quorin import assembly
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
     from feast.repo_config import RepoConfig
 
@@ -104,6 +105,14 @@ class QuorinOnlineStore(OnlineStore):
     ) -> None:
         """Write an Arrow table with the view's columns, quicker than :meth:`online_write_batch`; returns likewise."""
         writing.write_table(self._engine_for(config), stored_view(config, table), table, rows, progress)
+
+    def write_plain_row(
+        self, config: RepoConfig, table: Any, frame: pd.DataFrame, mapping: Mapping[str, str] | None
+    ) -> bool:
+        """Write a frame of one row, quicker than :meth:`write_table`; returns likewise. False, and nothing is written,
+        for any other frame, and for a row with anything but plain numbers, booleans and texts.
+        """
+        return writing.write_plain_row(self._engine_for(config), stored_view(config, table), table, frame, mapping)
 
     async def online_write_batch_async(
         self,

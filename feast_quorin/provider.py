@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class QuorinProvider(PassthroughProvider):
-    """What ``provider: local`` is, with quicker ``push`` and ``write_to_online_store`` for many rows.
+    """What ``provider: local`` is, with quicker ``push`` and ``write_to_online_store``.
 
     With another online store than Quorin it does what Feast's provider does.
     """
@@ -36,6 +36,8 @@ class QuorinProvider(PassthroughProvider):
             return
         source = getattr(feature_view, "batch_source", None)
         mapping = field_mapping if source is None else source.field_mapping
+        if store.write_plain_row(self.repo_config, feature_view, df, mapping):
+            return
         table = map_columns(pa.Table.from_pandas(df, preserve_index=False), mapping)
         store.write_table(self.repo_config, feature_view, table, None)
 

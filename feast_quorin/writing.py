@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feast_quorin.frames import plain_row
 from feast_quorin.keys import MAX_ID_BYTES, entity_ids, entity_ids_column
 from feast_quorin.tables import TableReader
 from feast_quorin.times import is_time, to_ns, to_ns_column
 from quorin.errors import EntityIdTooLongError, InvalidRowError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from feast_quorin.engine import Engine
     from feast_quorin.views import StoredView
 
@@ -108,6 +111,17 @@ def write_table(
             progress(batch.num_rows)
     if position:
         engine.settle(view, position)
+
+
+def write_plain_row(
+    engine: Engine, view: StoredView, table: Any, frame: pd.DataFrame, mapping: Mapping[str, str] | None
+) -> bool:
+    """Log the one row of a frame and wait as the settings say; False, and nothing is logged, if it is not plain."""
+    row = plain_row(view, table, frame, mapping)
+    if row is None:
+        return False
+    engine.settle(view, *engine.write_row(view, *row))
+    return True
 
 
 def rows_to_batch(view: StoredView, rows: Sequence[FeastRow], features: Sequence[str]) -> pa.RecordBatch:

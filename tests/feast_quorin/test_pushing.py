@@ -89,6 +89,20 @@ def test_nothing_pushed_at_once_is_left_in_the_log(
     until(lambda: scores(store, *wanted) == [float(number) for _ in names for number in range(times)])
 
 
+@pytest.mark.parametrize("provider", ["local", "feast_quorin.QuorinProvider"])
+def test_frames_of_one_row_are_pushed_whatever_they_hold(
+    store: FeatureStore, online_store: dict[str, Any], provider: str
+) -> None:
+    pusher = make_store(store.repo_path, online_store, data=store.repo_path, provider=provider)
+    rows = [(1.5, "Oslo"), (2.0, None), (None, "Bergen"), (2**24 + 1, "å|b"), (3.25, "")]
+    for number, (score, city) in enumerate(rows):
+        at = NOON + number * SECOND
+        pusher.push("customer_push", pd.DataFrame({"customer": ["a|b"], "at": [at], "score": [score], "city": [city]}))
+        features = ["customer_stats:score", "customer_stats:city"]
+        answer = store.get_online_features(features, {"customer": ["a|b"]}).to_dict()
+        assert (answer["score"], answer["city"]) == ([score], [city])
+
+
 def test_rows_are_seen_while_daemons_come_and_go(store: FeatureStore) -> None:
     engine = store._get_provider().online_store._engine_for(store.config)
     for number in range(0, 9, 3):
