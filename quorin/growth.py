@@ -143,7 +143,13 @@ def heap_bytes_for(view: SegmentView, more: int = 0) -> int:
 
 
 def create_successor(
-    view: SegmentView, schema: Schema, *, capacity: int, max_id_bytes: int, heap_bytes: int
+    view: SegmentView,
+    schema: Schema,
+    *,
+    capacity: int,
+    max_id_bytes: int,
+    heap_bytes: int,
+    rows_soon: int | None = None,
 ) -> SegmentView:
     """An empty segment file of a view's line, with the next generation's number that is free; nothing points to it yet.
 
@@ -159,6 +165,7 @@ def create_successor(
                 max_id_bytes=max_id_bytes,
                 heap_bytes=heap_bytes,
                 owner=int(view.header["owner"]),
+                rows_soon=rows_soon,
             )
         except FileExistsError:
             continue

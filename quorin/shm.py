@@ -82,21 +82,28 @@ class SegmentRegistry:
         is a starting point; segments grow. Who writes fewer rows than that at once may say how many in ``rows_soon``:
         it is quicker, as the memory of others is only reserved, and mapped when they are written.
 
-        :raises ValueError: for a capacity or id limit out of range. :raises SharedMemoryError: if there is no room.
+        :raises ValueError: for a number out of range. :raises SharedMemoryError: if there is no room.
         :raises WriterLeaseHeldError: if another process is writing to the segment that this one would replace.
         """
         _check_schema(schema)
         _check_range("capacity", capacity, 1, fmt.MAX_ROWS // 2)
         _check_range("max_id_bytes", max_id_bytes, 1, fmt.MAX_ID_BYTES)
-        sizes = {"capacity": capacity, "max_id_bytes": max_id_bytes, "heap_bytes": _first_heap_bytes(schema, capacity)}
+        if rows_soon is not None:
+            _check_range("rows_soon", rows_soon, 0, fmt.MAX_ROWS)
+        sizes = {
+            "capacity": capacity,
+            "max_id_bytes": max_id_bytes,
+            "heap_bytes": _first_heap_bytes(schema, capacity),
+            "rows_soon": rows_soon,
+        }
         if not set_current:
-            return self._writable(self._first_generation(schema, sizes, rows_soon))
+            return self._writable(self._first_generation(schema, sizes))
         name = self._control.current(schema.__name__)
         previous = self._attach_if_there(name)
         if previous is not None:
             return self._replace(previous, schema, sizes)
         self._control.put_schema(schema.__name__, schema_to_json(schema))
-        view = self._first_generation(schema, sizes, rows_soon)
+        view = self._first_generation(schema, sizes)
         if not self._control.set_current(schema.__name__, view.name, expected=name):
             mapping.unlink(view.path)
             raise WriterLeaseHeldError(
@@ -172,11 +179,11 @@ class SegmentRegistry:
     def _writable(self, view: SegmentView) -> Segment:
         return Segment(view, self._control, read_only=False)
 
-    def _first_generation(self, schema: Schema, sizes: dict[str, int], rows_soon: int | None) -> SegmentView:
+    def _first_generation(self, schema: Schema, sizes: dict[str, Any]) -> SegmentView:
         name, owner = segment_name(schema.__name__, new_lineage(), 1), self._control.identity()
-        return SegmentView.create(self._directory, name, schema, owner=owner, rows_soon=rows_soon, **sizes)
+        return SegmentView.create(self._directory, name, schema, owner=owner, **sizes)
 
-    def _replace(self, previous: SegmentView, schema: Schema, sizes: dict[str, int]) -> Segment:
+    def _replace(self, previous: SegmentView, schema: Schema, sizes: dict[str, Any]) -> Segment:
         """Put a new, empty segment in the place of another; its writer in this process, if any, lets go of it."""
         release_own_lease(previous.name)
         with self._writable(previous) as segment:

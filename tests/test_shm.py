@@ -54,10 +54,13 @@ def test_create_open_and_discard(registry: SegmentRegistry) -> None:
         registry.open_current(Scalars)
 
 
+@pytest.mark.parametrize("replaces", [False, True])
 @pytest.mark.parametrize("rows_soon", [None, 0, 1, 4000, 10**9])
 def test_whatever_is_mapped_at_once_all_of_a_segment_is_reserved_and_can_be_filled(
-    registry: SegmentRegistry, rows_soon: int | None
+    registry: SegmentRegistry, rows_soon: int | None, replaces: bool
 ) -> None:
+    if replaces:
+        registry.create(Scalars, capacity=1).close()
     ids = [f"id {i}" for i in range(8000)]
     numbers = np.arange(8000, dtype=np.float32)
     segment = registry.create(Scalars, capacity=8000, rows_soon=rows_soon)
@@ -65,7 +68,7 @@ def test_whatever_is_mapped_at_once_all_of_a_segment_is_reserved_and_can_be_fill
     assert 512 * state.st_blocks >= state.st_size == segment.stats()["bytes"]
     values = dict.fromkeys("abcd", numbers)
     assert layout.insert_many(segment, pa.table({"entity_id": ids, "event_time_ns": [1] * 8000, **values})) == 8000
-    assert (segment.capacity, segment.current_view().generation) == (8000, 1)
+    assert (segment.capacity, segment.current_view().generation) == (8000, 1 + replaces)
     out, found = assembly.assemble_batch(segment, ids)
     assert found.all()
     assert (out == numbers[:, None]).all()
@@ -76,6 +79,13 @@ def test_a_bad_capacity_is_named(registry: SegmentRegistry, capacity: Any) -> No
     with pytest.raises(ValueError, match="capacity") as caught:
         registry.create(Scalars, capacity=capacity)
     assert repr(capacity) in str(caught.value)
+
+
+@pytest.mark.parametrize("rows_soon", [-1, 2**32, 1.5, True, "10"])
+def test_a_bad_number_of_rows_is_named(registry: SegmentRegistry, rows_soon: Any) -> None:
+    with pytest.raises(ValueError, match="rows_soon") as caught:
+        registry.create(Scalars, capacity=1, rows_soon=rows_soon)
+    assert repr(rows_soon) in str(caught.value)
 
 
 @pytest.mark.parametrize("schema", [None, "Scalars", FeatureSchema, int])

@@ -37,6 +37,8 @@ driver_stats, customer_stats, pair_stats, world, boosted = views
 """
 ALICE = {"driver_id": [1001], "customer": ["alice"], "trips": [1001 * 10**12 + 2], "score": [1.5]}
 """What :func:`read` gives when everything is materialized."""
+EARLIER_ALICE = {**ALICE, "trips": [1001 * 10**12 + 1], "score": [1.25]}
+"""The same when the last day is not."""
 
 ARROW = {
     "provider": "feast_quorin.QuorinProvider", "batch_engine": {"type": "feast_quorin.QuorinComputeEngine"},
@@ -123,9 +125,12 @@ def read(repo: Path) -> Any:
 
 @pytest.mark.parametrize("online_store", ["embedded"], indirect=True)
 def test_the_whole_life_of_a_repository(repo: Path, online_store: dict[str, Any]) -> None:
-    assert "customer_stats" in run(repo, *commands(["plan"], ["apply"]))
+    assert "customer_stats" in run(repo, *command("plan"))
+    assert list(Path(online_store["shm_dir"]).iterdir()) == []
     most = ["materialize", START.isoformat(), (END - dt.timedelta(days=1)).isoformat()]
-    run(repo, *commands(most, ["materialize-incremental", END.isoformat()]))
+    run(repo, *commands(["apply"], most))
+    assert read(repo) == EARLIER_ALICE
+    run(repo, *command("materialize-incremental", END.isoformat()))
     assert read(repo) == ALICE
     with served(repo, workers=2) as url:
         for _ in range(20):
