@@ -2,8 +2,8 @@
 
 Each store materializes the same Parquet file in a process of its own, by `store.materialize`, which reads it with
 Feast's own offline store. `engine` is Quorin's compute engine; `rows` is Feast's local engine, which hands
-`online_write_batch` protobuf rows, as it does to Redis and SQLite. What goes row by row runs over a slice of the file,
-and is compared by rows per second. The ways take turns, and of each the run of middle speed counts. A push is
+`online_write_batch` protobuf rows, as it does to Redis and SQLite. Of the larger file, what goes row by row runs over a
+tenth, and is compared by rows per second. The ways take turns, and of each the run of middle speed counts. A push is
 `store.push` of a frame of one row, the stores taking turns, through Feast's provider and through Quorin's. Reads are
 `get_online_features` of one row with `to_dict`, quiet and while another process materializes the whole file again and
 again.
@@ -104,7 +104,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of 4 features (default: %(default)s)")
     parser.add_argument("--wide-rows", type=int, default=100_000, help="rows of 50 features (default: %(default)s)")
-    parser.add_argument("--slice", type=int, default=20_000, help="rows that go row by row (default: %(default)s)")
+    parser.add_argument("--slice", type=int, default=100_000, help="rows that go row by row (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="materializations each way (default: %(default)s)")
     parser.add_argument("--pushes", type=int, default=300, help="pushes of one row a store (default: %(default)s)")
     parser.add_argument("--reads", type=int, default=20_000, help="reads in each state (default: %(default)s)")

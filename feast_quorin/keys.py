@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +24,7 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.value_type import ValueType
 
+from feast_quorin.key_wire import INTEGERS, columns_of_keys
 from quorin.errors import EntityIdTooLongError
 
 SEPARATOR = "|"
@@ -35,7 +35,6 @@ MAX_ID_BYTES = 4096
 _TEXT = {"string_val", "uuid_val", "time_uuid_val", "decimal_val", "json_val"}
 _COMPONENT = re.compile(r"(?:\\.|[^\\|])+", re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
-_INTEGER = {"int32_val", "int64_val", "unix_timestamp_val"}
 
 
 def entity_ids(entity_keys: Iterable[Any]) -> list[str]:
@@ -97,7 +96,7 @@ def component(join_key: str, value: Any) -> str:
     :raises ValueError: for a null or a value that is no scalar; the text names the join key.
     """
     kind = value.WhichOneof("val")
-    if kind in _INTEGER:
+    if kind in INTEGERS:
         return str(getattr(value, kind))
     if kind in _TEXT:
         return escaped(getattr(value, kind))
@@ -117,7 +116,7 @@ def entity_key(entity_id: str, kinds: Mapping[str, ValueType]) -> EntityKey:
 def _value(text: str, kind: ValueType) -> Value:
     plain: Any = "" if text == EMPTY else _ESCAPE.sub(r"\1", text)
     member = f"{kind.name.lower()}_val"
-    if member in _INTEGER:
+    if member in INTEGERS:
         plain = int(plain)
     elif kind is ValueType.BYTES:
         plain = bytes.fromhex(plain)
@@ -132,31 +131,14 @@ def _value(text: str, kind: ValueType) -> Value:
 
 def _quick_ids(entity_keys: Sequence[Any]) -> pa.Array | None:
     """The ids of keys that have all the same join keys, with integers or texts for values; None for any others."""
-    names = list(entity_keys[0].join_keys)
-    rows = [key.entity_values for key in entity_keys if key.join_keys == names]
-    if not names or len(set(names)) < len(names) or len(rows) < len(entity_keys) or set(map(len, rows)) != {len(names)}:
+    columns = columns_of_keys(entity_keys)
+    if columns is None:
         return None
-    columns = {}
-    for place, name in enumerate(names):
-        column = _quick_components([row[place] for row in rows])
-        if column is None:
-            return None
-        columns[name] = column
-    parts = [columns[name] for name in sorted(columns)]
+    parts = [
+        numbers_column(column) if pa.types.is_integer(column.type) else escaped_column(column)
+        for _, column in sorted(columns.items())
+    ]
     return parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, SEPARATOR)
-
-
-def _quick_components(values: list[Any]) -> pa.Array | None:
-    kind = values[0].WhichOneof("val")
-    if kind not in _INTEGER and kind != "string_val":
-        return None
-    plain = list(map(attrgetter(kind), values))
-    # What reads as 0 or empty may be set to something else, or to nothing.
-    if not all(plain) and any(not one and value.WhichOneof("val") != kind for one, value in zip(plain, values)):  # noqa: B905
-        return None
-    if kind == "string_val":
-        return escaped_column(pa.array(plain, pa.string()))
-    return numbers_column(pa.array(plain, pa.int64()))
 
 
 def _entity_id(join_keys: list[str], values: list[Any]) -> str:

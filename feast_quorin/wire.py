@@ -22,7 +22,7 @@ from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyp
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Cells = np.ndarray[Any, Any]
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _INT_BYTES, _NANOS_BYTES = 10, 5
 _SECOND_NS = 1_000_000_000
 _WORD = 2**64 - 1
@@ -48,8 +48,8 @@ def row_states(statuses: Sequence[int] | bytes, times_ns: Cells | None) -> bytes
         return head + (_STAMP + b"\0") * len(states)
     seconds, nanos = np.divmod(times_ns, _SECOND_NS)
     cells = np.empty((len(states), 2 + _INT_BYTES + _NANOS_BYTES), np.uint8)
-    cells[:, 0], cells[:, 1 : 1 + _INT_BYTES] = _TIME["seconds"] << 3 | _VARINT, _varints(seconds, _INT_BYTES)
-    cells[:, 1 + _INT_BYTES], cells[:, -_NANOS_BYTES:] = _TIME["nanos"] << 3 | _VARINT, _varints(nanos, _NANOS_BYTES)
+    cells[:, 0], cells[:, 1 : 1 + _INT_BYTES] = _TIME["seconds"] << 3 | VARINT, _varints(seconds, _INT_BYTES)
+    cells[:, 1 + _INT_BYTES], cells[:, -_NANOS_BYTES:] = _TIME["nanos"] << 3 | VARINT, _varints(nanos, _NANOS_BYTES)
     has_time = times_ns != 0
     return head + _messages(_STAMP, b"", cells, None if has_time.all() else has_time)
 
@@ -57,7 +57,7 @@ def row_states(statuses: Sequence[int] | bytes, times_ns: Cells | None) -> bytes
 def row_state(status: int, time_ns: int) -> bytes:
     """The same for one row."""
     seconds, nanos = divmod(time_ns, _SECOND_NS)
-    stamp = tag(_TIME["seconds"], _VARINT) + varint(seconds & _WORD) + tag(_TIME["nanos"], _VARINT) + varint(nanos)
+    stamp = tag(_TIME["seconds"], VARINT) + varint(seconds & _WORD) + tag(_TIME["nanos"], VARINT) + varint(nanos)
     return _STATUS + bytes((1, status)) + _STAMP + (varint(len(stamp)) + stamp if time_ns else b"\0")
 
 
@@ -69,25 +69,25 @@ def nulls(count: int) -> bytes:
 def numbers(kind: str, values: Cells, valid: Mask | None) -> bytes:
     """Numbers or booleans as values; null where not ``valid`` (None: all are)."""
     if values.dtype.kind == "f":
-        wire_type = _FIXED32 if values.dtype.itemsize == np.dtype(np.float32).itemsize else _FIXED64
+        wire_type = FIXED32 if values.dtype.itemsize == np.dtype(np.float32).itemsize else FIXED64
         cells = np.ascontiguousarray(values).view(np.uint8).reshape(len(values), values.dtype.itemsize)
     else:
-        wire_type, cells = _VARINT, _integers(values)
+        wire_type, cells = VARINT, _integers(values)
     return _messages(_VALUE, tag(_FIELDS[kind], wire_type), cells, valid)
 
 
 def number(kind: str, code: str, value: Any) -> bytes:
     """One number or boolean as a value; ``code`` is its type's in :mod:`struct`."""
     if code in "fd":
-        data = tag(_FIELDS[kind], _FIXED32 if code == "f" else _FIXED64) + pack("<" + code, value)
+        data = tag(_FIELDS[kind], FIXED32 if code == "f" else FIXED64) + pack("<" + code, value)
     else:
-        data = tag(_FIELDS[kind], _VARINT) + varint(int(value) & _WORD)
+        data = tag(_FIELDS[kind], VARINT) + varint(int(value) & _WORD)
     return _VALUE + varint(len(data)) + data
 
 
 def texts(kind: str, values: Iterable[bytes | None]) -> bytes:
     """Strings (in UTF-8) or bytes as values."""
-    head = tag(_FIELDS[kind], _BYTES)
+    head = tag(_FIELDS[kind], BYTES)
     return _joined(None if data is None else head + varint(len(data)) + data for data in values)
 
 
@@ -96,7 +96,7 @@ def number_lists(kind: str, array: pa.ListArray) -> bytes:
     items = array.values.to_numpy(zero_copy_only=False)
     cells = items.view(np.uint8).reshape(len(items), items.itemsize) if items.dtype.kind == "f" else _integers(items)
     width, data = cells.shape[1], memoryview(cells.tobytes())
-    head, inner = tag(_FIELDS[kind], _BYTES), tag(_ITEMS, _BYTES)
+    head, inner = tag(_FIELDS[kind], BYTES), tag(_ITEMS, BYTES)
 
     def lists() -> Iterable[bytes | None]:
         for (start, stop), is_valid in zip(pairwise(array.offsets.to_pylist()), _validity(array), strict=True):
@@ -112,7 +112,7 @@ def number_lists(kind: str, array: pa.ListArray) -> bytes:
 
 def text_lists(kind: str, array: pa.ListArray) -> bytes:
     """Lists of strings or bytes as values."""
-    head, inner = tag(_FIELDS[kind], _BYTES), tag(_ITEMS, _BYTES)
+    head, inner = tag(_FIELDS[kind], BYTES), tag(_ITEMS, BYTES)
     binary = array.cast(pa.list_(pa.binary()))
 
     def lists() -> Iterable[bytes | None]:
@@ -149,10 +149,10 @@ def tag(field: int, wire_type: int) -> bytes:
     return varint(field << 3 | wire_type)
 
 
-_VALUE = tag(_VECTOR["values"], _BYTES)
-_STATUS = tag(_VECTOR["statuses"], _BYTES)
-_STAMP = tag(_VECTOR["event_timestamps"], _BYTES)
-_RESULT = tag(GetOnlineFeaturesResponse.DESCRIPTOR.fields_by_name["results"].number, _BYTES)
+_VALUE = tag(_VECTOR["values"], BYTES)
+_STATUS = tag(_VECTOR["statuses"], BYTES)
+_STAMP = tag(_VECTOR["event_timestamps"], BYTES)
+_RESULT = tag(GetOnlineFeaturesResponse.DESCRIPTOR.fields_by_name["results"].number, BYTES)
 
 
 def _joined(values: Iterable[bytes | None]) -> bytes:

@@ -137,11 +137,11 @@ def rows_to_batch(view: StoredView, rows: Sequence[FeastRow], features: Sequence
 
 def _batch(view: StoredView, rows: Sequence[FeastRow], columns: Mapping[str, Sequence[Any]]) -> pa.RecordBatch:
     """The batch of rows whose values stand in columns already."""
-    keys, _, times, created = zip(*rows, strict=True)
     names = ["entity_id", "event_time_ns"]
-    arrays = [_id_column(view, keys), to_ns_column(times)]
+    arrays = [_id_column(view, [row[0] for row in rows]), to_ns_column([row[2] for row in rows])]
     if view.schema.tie_breaker is not None:
         names.append(view.schema.tie_breaker)
+        created = (row[3] for row in rows)
         arrays.append(pa.array([to_ns(time) if is_time(time) else None for time in created], pa.int64()))
     for feature, values in columns.items():
         stored = view.features[feature]
@@ -173,18 +173,17 @@ def _by_features(view: StoredView, rows: Sequence[FeastRow]) -> Iterator[tuple[l
 
 
 def _columns(features: Sequence[str], rows: Sequence[FeastRow]) -> list[Sequence[Any]] | None:
-    """The values of each feature, all found in one pass over the rows; None if a row lacks one."""
-    given = map(itemgetter(1), rows)
+    """The values of each feature; None if a row lacks one."""
+    # A pass for each feature makes no object for each row, which the cyclic collector would go through again and again.
+    given = [row[1] for row in rows]
     try:
-        if len(features) == 1:  # Of one name ``itemgetter`` gives no tuple.
-            return [list(map(itemgetter(*features), given))]
-        return list(zip(*map(itemgetter(*features), given), strict=True))
+        return [list(map(itemgetter(name), given)) for name in features]
     except KeyError:
         return None
 
 
 def _oldest_created_first(rows: Sequence[FeastRow]) -> Sequence[FeastRow]:
-    if all(created is None for _, _, _, created in rows):
+    if not any(map(itemgetter(3), rows)):
         return rows
     return sorted(rows, key=lambda row: to_ns(row[3]) if is_time(row[3]) else _BEFORE_ALL_TIMES)
 

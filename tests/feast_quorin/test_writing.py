@@ -112,7 +112,9 @@ COMPONENTS = (
 KINDS = st.sampled_from(
     [
         st.integers(-3, 3).map(lambda number: Value(int64_val=number)),
+        st.integers(-(2**63), 2**63 - 1).map(lambda number: Value(int64_val=number)),
         st.text("a|\\", max_size=2).map(lambda text: Value(string_val=text)),
+        st.sampled_from(["", "名", "å" * 63, "å" * 64, "a" * 127, "b" * 20_000]).map(lambda t: Value(string_val=t)),
         COMPONENTS,
     ]
 )
