@@ -106,7 +106,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--wide-rows", type=int, default=100_000, help="rows of 50 features (default: %(default)s)")
     parser.add_argument("--slice", type=int, default=100_000, help="rows that go row by row (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="materializations each way (default: %(default)s)")
-    parser.add_argument("--pushes", type=int, default=300, help="pushes of one row a store (default: %(default)s)")
+    parser.add_argument("--pushes", type=int, default=1_000, help="pushes of one row a store (default: %(default)s)")
     parser.add_argument("--reads", type=int, default=20_000, help="reads in each state (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and figures there")
     parser.add_argument("--docs", type=Path, metavar="FILE", help="put the tables into this Markdown file")
