@@ -46,6 +46,8 @@ console = Console(highlight=False)
 def main() -> None:
     """Run the example, or only remove what an earlier run left."""
     arguments = _arguments()
+    # Importing Feast is mostly typeguard preparing checks, which Python leaves out when it is started so.
+    os.environ["PYTHONOPTIMIZE"] = "1"
     config = _config_file(arguments.redis_url)
     if arguments.teardown:
         _tear_down(config)

@@ -26,6 +26,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from feast_quorin.hook import NAME
 from quorin import metrics
 from tests.feast_quorin.repos import END, START, write_data
+from tests.feast_quorin.spawned import QUICK_IMPORT
 
 ROOT = Path(__file__).parents[2]
 DEFINITIONS = """
@@ -79,7 +80,7 @@ def make_repo(folder: Path, online_store: dict[str, Any], project: str = "shop",
 
 def environment(repo: Path) -> dict[str, str]:
     own = {"PYTHONPATH": f"{repo}:{ROOT}", "PYTHONWARNINGS": "ignore", "FEAST_USAGE": "False"}
-    return {**os.environ, **own}
+    return {**os.environ, **own, **QUICK_IMPORT}
 
 
 def command(*arguments: str) -> list[str]:

@@ -22,6 +22,7 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 
 from tests.feast_quorin.repos import END, START, definitions, make_store
+from tests.feast_quorin.spawned import QUICK_IMPORT
 from tests.feast_quorin.test_plans import changed
 from tests.redis_server import RedisServer
 
@@ -82,6 +83,7 @@ def test_an_executors_processes_read(store: FeatureStore, monkeypatch: pytest.Mo
     with ProcessPoolExecutor(2, mp_context=get_context("fork")) as executor:
         found = [executor.submit(_read_here, request) for _ in range(6)]
         assert [future.result(60) for future in found] == [expected] * 6
+    monkeypatch.setenv(*next(iter(QUICK_IMPORT.items())))
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
         settings = store.config.online_store.model_dump(exclude_unset=True)
         assert executor.submit(_read_anew, Path(store.repo_path), settings, request).result(120) == expected
@@ -109,7 +111,7 @@ def served(repo: Path, settings: dict[str, Any], data: Path) -> Iterator[str]:
     options = ["--preload", "--workers", str(WORKERS), "--bind", address, "--no-control-socket"]
     command = [sys.executable, "-m", "gunicorn", *options, "tests.feast_quorin.gunicorn_app:application"]
     with (repo / "gunicorn.log").open("w") as log:
-        master = subprocess.Popen(command, cwd=repo, env={**os.environ, **more}, stdout=log, stderr=log)
+        master = subprocess.Popen(command, cwd=repo, env={**os.environ, **more, **QUICK_IMPORT}, stdout=log, stderr=log)
         try:
             deadline = time.monotonic() + 60
             while True:

@@ -39,7 +39,7 @@ def run(site_dir: Path, code: str, *, before: str = "", feast_too: bool = True) 
     if feast_too:
         head.insert(1, f"sys.path.append({str(SITE_PACKAGES)!r})")
     script = "\n".join([*head, textwrap.dedent(code)])
-    flags = ["-I", "-S"]
+    flags = ["-I", "-S", "-O"]  # -O as in QUICK_IMPORT, which -I keeps out
     command = [sys.executable, *flags, "-c", script]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS)
 

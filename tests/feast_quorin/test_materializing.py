@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from feast.types import Int64
 from feast_quorin.views import stored_view
 from quorin.shm import SegmentRegistry
 from tests.feast_quorin.repos import END, START, day, make_store
+from tests.feast_quorin.spawned import spawned
 from tests.feast_quorin.test_command_line import repo as repo
 
 ENGINE = {"type": "feast_quorin.QuorinComputeEngine"}
@@ -75,12 +76,6 @@ def read(store: FeatureStore, ids: list[int]) -> list[tuple[Any, Any]]:
     return list(zip(answer["a"], answer["b"], strict=True))
 
 
-def start(target: Callable[..., None], *arguments: Any) -> Any:
-    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
-    process.start()
-    return process
-
-
 @pytest.mark.parametrize("as_arrow", [True, False], ids=["our engine", "Feast's engine"])
 def test_a_killed_materialization_is_completed_by_the_next(
     numbers: FeatureStore, online_store: dict[str, Any], tmp_path: Path, as_arrow: bool
@@ -89,7 +84,7 @@ def test_a_killed_materialization_is_completed_by_the_next(
     write_source(tmp_path / "numbers.parquet", rows, day(0), 1)
     store = numbers._get_provider().online_store
     log = store._engine_for(numbers.config).registry.backend.log()
-    process = start(materialize, tmp_path, online_store, as_arrow)
+    process = spawned(materialize, tmp_path, online_store, as_arrow)
     begun = log.bounds().last
     while log.bounds().last == begun:
         assert process.is_alive() or log.bounds().last > begun
@@ -130,7 +125,10 @@ def beside_each_other(folder: Path, online_store: dict[str, Any], numbers: Featu
     write_source(folder / "numbers.parquet", 20_000, day(0), 1)
     numbers.materialize(START, END)
     end, begun = (multiprocessing.get_context("spawn").Event() for _ in range(2))
-    others = [start(push_until, folder, online_store, end), start(materialize_until, folder, online_store, end, begun)]
+    others = [
+        spawned(push_until, folder, online_store, end),
+        spawned(materialize_until, folder, online_store, end, begun),
+    ]
     while not begun.is_set() or read(numbers, [4]) == [(4, 4)]:
         assert all(process.is_alive() for process in others)
         time.sleep(0.01)

@@ -18,6 +18,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Int64
 
 from tests.feast_quorin.repos import make_store
+from tests.feast_quorin.spawned import spawned
 
 NOON = dt.datetime(2024, 5, 1, 12, tzinfo=dt.UTC)
 KEYS = 50
@@ -72,7 +73,7 @@ def succeed(*processes: Any) -> None:
 
 def test_fresh_processes_write_and_read_at_once(store: FeatureStore, online_store: dict[str, Any]) -> None:
     repo, times = store.repo_path, 40
-    writers = [start("spawn", write_many_times, repo, online_store, first, 2, times) for first in range(2)]
+    writers = [spawned(write_many_times, repo, online_store, first, 2, times) for first in range(2)]
     read_until(repo, online_store, times - 1)
     succeed(*writers)
     assert read(store) == [times - 1] * KEYS
@@ -96,7 +97,7 @@ def test_readers_and_writers_go_on_while_a_view_changes(store: FeatureStore, onl
     times = 25
     write(store, 0)
     reader = start("spawn", read_until, store.repo_path, online_store, times - 1)
-    writer = start("spawn", write_many_times, store.repo_path, online_store, 1, 1, times)
+    writer = spawned(write_many_times, store.repo_path, online_store, 1, 1, times)
     changed, plain = store.get_feature_view("pair_stats"), store.get_feature_view("pair_stats")
     changed.features = [*changed.features, Field(name="more", dtype=Int64)]
     online = store._get_provider().online_store

@@ -36,13 +36,14 @@ def test_workers_read_what_was_materialized_and_pushed(repo, control_plane, requ
 
 @pytest.mark.parametrize("arguments", [["--workers", "0"], ["--seconds", "-1"]])
 def test_a_bad_number_is_named(repo, arguments):
-    done = subprocess.run([sys.executable, repo / "run.py", *arguments], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-O", repo / "run.py", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"expected a number of at least 1, got {arguments[1]}" in done.stderr
 
 
 def run(repo: Path, *arguments: str) -> str:
-    command = [sys.executable, str(repo / "run.py"), *arguments]
+    command = [sys.executable, "-O", str(repo / "run.py"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
