@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from feast_quorin.infrastructure import apply_view
+from feast_quorin.infrastructure import apply_view, check_entity
 from feast_quorin.keys import MAX_ID_BYTES
 from quorin import assembly
 from quorin.errors import (
@@ -165,6 +165,8 @@ class Engine:
         name = view.schema.__name__
         if self._known.get(name) is not view.schema:
             known = self.current_schema(name)
+            if known is not None:
+                check_entity(view, known)
             only_logs = self._settings.consumer == "external" and self._settings.wait == "logged"
             if known is None or not (only_logs or _names(view.schema) <= _names(known)):
                 apply_view(self, view, drops=False)
@@ -351,12 +353,16 @@ class Engine:
             return False
 
     def _open(self, view: StoredView, *, read_only: bool) -> Segment:
-        """The current segment whatever its fields; rebuilt from the log if its file is gone and we may apply."""
+        """The current segment whatever its fields; rebuilt from the log if its file is gone and we may apply.
+
+        :raises SchemaError: if its rows are by other keys than the view's.
+        """
         name = view.schema.__name__
         for attempt in range(_ATTEMPTS):
             stored = self.current_schema(name)
             if stored is None:
                 break
+            check_entity(view, stored)
             try:
                 return self.registry.open_stored(name, read_only=read_only)
             except SegmentNotFoundError:

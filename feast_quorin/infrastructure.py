@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from feast_quorin.names import is_field_name
+from quorin.compatibility import is_other_entity
 from quorin.errors import SchemaError, SegmentNotFoundError
 from quorin.schema import make_schema, schema_to_json
 
@@ -21,9 +22,12 @@ def apply_view(engine: Engine, view: StoredView, *, drops: bool) -> None:
     other names, so that the segment is upgraded (:mod:`quorin.evolution`), by its consumer if one runs. Readers follow
     at their next read. A crash in between leaves the old segment current and whole; applying again completes it.
 
-    ``drops`` says whether fields that the view does not have go away.
+    Rows by other join keys, or by keys of other types, are no rows of the view: it begins anew without them.
 
-    :raises UpgradeAbortedError: if another process goes on writing to the segment for ``timeout_ms``, no consumer.
+    ``drops`` says whether such rows, and fields that the view does not have, go away; else they stay as they are.
+
+    :raises UpgradeAbortedError, WriterLeaseHeldError: if another process goes on writing to the segment for
+        ``timeout_ms``, no consumer.
     :raises SchemaError: if a schema of this name is there that is no feature view's.
     """
     name = view.schema.__name__
@@ -32,6 +36,11 @@ def apply_view(engine: Engine, view: StoredView, *, drops: bool) -> None:
         engine.create(view.schema, replay=False)
         return
     _check_ours(engine, view, known)
+    if is_other_entity(view.schema, known):
+        if drops:
+            engine.discard(name)
+            engine.create(view.schema, replay=False)
+        return
     try:
         current = engine.reader(view).schema
     except SegmentNotFoundError:  # Only possible where an external consumer is to fill segments: it replays the log.
@@ -40,9 +49,11 @@ def apply_view(engine: Engine, view: StoredView, *, drops: bool) -> None:
     if schema_to_json(known) != schema_to_json(current):  # An earlier call did not get to its end.
         engine.put_schema(current)
     fields = tuple(view.schema.fields) if drops else _of_both(current, view.schema)
-    if set(fields) != set(current.fields):
+    entity = view.schema.entity or current.entity
+    if set(fields) != set(current.fields) or entity != current.entity:
         tie_breaker = view.schema.tie_breaker or (None if drops else current.tie_breaker)
-        engine.upgrade(current, make_schema(name, fields, version=current.version + 1, tie_breaker=tie_breaker))
+        version = current.version + 1
+        engine.upgrade(current, make_schema(name, fields, version=version, tie_breaker=tie_breaker, entity=entity))
 
 
 def remove(engine: Engine, name: str) -> None:
@@ -52,6 +63,18 @@ def remove(engine: Engine, name: str) -> None:
     """
     if engine.is_known(name):
         engine.discard(name)
+
+
+def check_entity(view: StoredView, stored: Schema) -> None:
+    """Refuse to find rows of a view by keys that they were not written by.
+
+    :raises SchemaError: naming both.
+    """
+    if is_other_entity(view.schema, stored):
+        raise SchemaError(
+            f"feature view {view.name!r}: its rows are by {stored.entity}, and here it is known by "
+            f"{view.schema.entity}. Run `feast apply`, or refresh the registry if that was done elsewhere"
+        )
 
 
 def _check_ours(engine: Engine, view: StoredView, known: Schema) -> None:

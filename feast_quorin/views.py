@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from feast_quorin.names import field_name, table_schema_name
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from feast.repo_config import RepoConfig
     from feast.value_type import ValueType
 
+    _Typed = tuple[tuple[str, ValueType], ...]
 
 CREATED = "created_ns"
 """The engine's field for a row's ``created`` time. No feature's field has such a name: those end in ``__<type>``."""
@@ -47,7 +49,8 @@ def stored_view(config: RepoConfig, table: Any) -> StoredView:
     """
     features = tuple((field.name, field.dtype.to_value_type()) for field in table.features)
     has_created = bool(getattr(getattr(table, "batch_source", None), "created_timestamp_column", None))
-    return _stored_view(table.name, table_schema_name(config, table), features, has_created)
+    keys = tuple((column.name, column.dtype.to_value_type()) for column in getattr(table, "entity_columns", None) or ())
+    return _stored_view(table.name, table_schema_name(config, table), features, keys, has_created)
 
 
 def max_age_ns(config: RepoConfig, table: Any) -> int:
@@ -57,14 +60,14 @@ def max_age_ns(config: RepoConfig, table: Any) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _stored_view(
-    view: str, schema_name: str, features: tuple[tuple[str, ValueType], ...], has_created: bool
-) -> StoredView:
+def _stored_view(view: str, schema_name: str, features: _Typed, keys: _Typed, has_created: bool) -> StoredView:
     if not features:
         raise SchemaError(f"feature view {view!r} has no features, so there is nothing to keep")
     stored = {name: StoredFeature(field_name(name, kind.name.lower()), codec_for(kind)) for name, kind in features}
     fields = [feature.codec.field(feature.field) for feature in stored.values()]
     if has_created:
         fields.append(FeatureField(CREATED, dtype.int64))
-    schema = make_schema(schema_name, fields, tie_breaker=CREATED if has_created else None)
+    # In the order of the names, as in ids. A view that does not say its keys is taken for what is there.
+    entity = ", ".join(f"{name} {kind.name}" for name, kind in sorted(keys, key=itemgetter(0))) or None
+    schema = make_schema(schema_name, fields, tie_breaker=CREATED if has_created else None, entity=entity)
     return StoredView(view, schema, stored)

@@ -28,17 +28,24 @@ def can_upgrade(old: Schema, new: Schema) -> tuple[bool, list[str]]:
 
     Fields match by name, whatever their order. New ones read as null, which in a vector is their default; types may
     widen (:data:`WIDENINGS`, also inside shapes and lists); fields may be dropped; defaults may change. The version
-    must grow.
+    must grow. What the ids name (``entity``) stays the same once it is said.
     """
     reasons = []
     if old.__name__ != new.__name__:
         reasons.append(f"the schemas have different names: {old.__name__!r} and {new.__name__!r}")
     if new.version <= old.version:
         reasons.append(f"the version must grow: it is {old.version}, and {new.version} was to follow")
+    if is_other_entity(old, new):
+        reasons.append(f"the ids would name another entity: {new.entity!r} in place of {old.entity!r}")
     wanted = {field.name: field for field in new.fields}
     kept = [(field, wanted[field.name]) for field in old.fields if field.name in wanted]
     reasons += [reason for pair in kept if (reason := _obstacle(*pair))]
     return not reasons, reasons
+
+
+def is_other_entity(one: Schema, other: Schema) -> bool:
+    """Whether ids of the two schemas name different things, as far as both say what."""
+    return None not in (one.entity, other.entity) and one.entity != other.entity
 
 
 def fits(stored: FeatureField, asked: FeatureField) -> bool:

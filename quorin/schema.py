@@ -140,12 +140,17 @@ class FeatureSchema:
     ``tie_breaker`` may name an int64 scalar field that decides between rows of one entity and one event time: the
     larger value wins, then the later write. A null counts as the smallest, and so does a deletion, which has none.
 
-    :raises SchemaError: when the class is defined with a bad name, ``version``, ``fields`` or ``tie_breaker``.
+    ``entity`` may say what the ids name, in any words, such as ``"driver_id"``. No upgrade leads to a schema of another
+    entity, whose ids would find the rows of this one.
+
+    :raises SchemaError: when the class is defined with a bad name, ``version``, ``fields``, ``tie_breaker`` or
+        ``entity``.
     """
 
     version: ClassVar[int]
     fields: ClassVar[list[FeatureField] | tuple[FeatureField, ...]]
     tie_breaker: ClassVar[str | None] = None
+    entity: ClassVar[str | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -211,6 +216,8 @@ def _to_json(schema: Schema) -> str:
     }
     if schema.tie_breaker is not None:
         parts["tie_breaker"] = schema.tie_breaker
+    if schema.entity is not None:
+        parts["entity"] = schema.entity
     return json.dumps(parts, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -222,10 +229,11 @@ def schema_from_json(text: str) -> Schema:
     try:
         parts = json.loads(text)
         fields = [FeatureField(f["name"], dtype[f["dtype"]], tuple(f["shape"]), f["default"]) for f in parts["fields"]]
-        name, version, tie_breaker = parts["name"], parts["version"], parts.get("tie_breaker")
+        name, version = parts["name"], parts["version"]
+        tie_breaker, entity = parts.get("tie_breaker"), parts.get("entity")
     except (ValueError, KeyError, TypeError) as error:
         raise SchemaError(f"not a schema in JSON ({error!r}): {text[:200]!r}") from error
-    return make_schema(name, fields, version=version, tie_breaker=tie_breaker)
+    return make_schema(name, fields, version=version, tie_breaker=tie_breaker, entity=entity)
 
 
 def make_schema(
@@ -234,10 +242,12 @@ def make_schema(
     *,
     version: int = 1,
     tie_breaker: str | None = None,
+    entity: str | None = None,
 ) -> Schema:
     """A schema class built at run time; the same checks as for a class statement."""
     check_schema_name(name)
-    return type(name, (FeatureSchema,), {"version": version, "fields": fields, "tie_breaker": tie_breaker})
+    members = {"version": version, "fields": fields, "tie_breaker": tie_breaker, "entity": entity}
+    return type(name, (FeatureSchema,), members)
 
 
 def schema_to_arrow(schema: Schema) -> pa.Schema:
@@ -366,3 +376,5 @@ def _check_schema(cls: Schema) -> None:
     able = [field.name for field in fields if field.dtype is dtype.int64 and field.shape == ()]
     if cls.tie_breaker is not None and cls.tie_breaker not in able:
         raise SchemaError(f"schema {name!r}: tie_breaker {cls.tie_breaker!r} is none of its int64 scalars, {able}")
+    if cls.entity is not None and (not isinstance(cls.entity, str) or not cls.entity):
+        raise SchemaError(f"schema {name!r}: entity must be a text that says what the ids name, got {cls.entity!r}")

@@ -445,4 +445,6 @@ def _difference(asked: Schema, stored: Schema) -> str:
     parts += [f"{n!r} is {theirs[n]} there, {ours[n]} here" for n in ours if n in theirs and ours[n] != theirs[n]]
     if asked.tie_breaker != stored.tie_breaker:
         parts.append(f"its tie-breaker is {stored.tie_breaker!r} there, {asked.tie_breaker!r} here")
+    if asked.entity != stored.entity:
+        parts.append(f"its entity is {stored.entity!r} there, {asked.entity!r} here")
     return f"{asked.__name__} version {asked.version}: " + ("; ".join(parts) or "the fields stand in another order")

@@ -260,3 +260,15 @@ def test_refusals_say_which_field_and_why() -> None:
         "field 'y' would change its shape from (3,) to (4,)",
         "field 'z' would change from string to bytes, which does not hold its values",
     ]
+
+
+def test_what_ids_name_stays_once_it_is_said() -> None:
+    def schema(version: int, entity: str | None) -> Schema:
+        return make_schema("A", [named("x", dtype.float64)], version=version, entity=entity)
+
+    assert can_upgrade(schema(1, None), schema(2, "driver"))[0]
+    assert can_upgrade(schema(1, "driver"), schema(2, "driver"))[0]
+    assert can_upgrade(schema(1, "driver"), schema(2, "shop")) == (
+        False,
+        ["the ids would name another entity: 'shop' in place of 'driver'"],
+    )

@@ -73,6 +73,8 @@ def test_a_wrong_field_is_refused_where_it_is_defined(arguments: Any, error: typ
         ({"version": 1, "fields": [FeatureField("a", dtype.int64)], "tie_breaker": "b"}, "'b'"),
         ({"version": 1, "fields": [FeatureField("a", dtype.int32)], "tie_breaker": "a"}, "int64 scalars, []"),
         ({"version": 1, "fields": [FeatureField("a", dtype.int64, (2,))], "tie_breaker": "a"}, "'a'"),
+        ({"version": 1, "fields": [FeatureField("a", dtype.int64)], "entity": ""}, "entity must be a text"),
+        ({"version": 1, "fields": [FeatureField("a", dtype.int64)], "entity": 1}, "got 1"),
     ],
 )
 def test_a_wrong_schema_is_refused_where_it_is_defined(body: dict[str, Any], text: str) -> None:
@@ -133,7 +135,10 @@ def test_a_fingerprint_sees_every_part() -> None:
         make_schema("A", [field, FeatureField("b", dtype.float32)]),
         make_schema("A", [field, FeatureField("b", dtype.int64)]),
         make_schema("A", [field, FeatureField("b", dtype.int64)], tie_breaker="b"),
+        make_schema("A", [field], entity="driver"),
+        make_schema("A", [field], entity="Fahrer 名"),
     ]
+    assert all(schema_to_json(schema_from_json(schema_to_json(one))) == schema_to_json(one) for one in others)
     prints = {fingerprint(schema) for schema in [make_schema("A", [field]), *others]}
     assert len(prints) == len(others) + 1
 

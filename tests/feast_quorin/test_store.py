@@ -22,6 +22,7 @@ from quorin.errors import (
     ConnectionFailedError,
     EntityIdTooLongError,
     InvalidRowError,
+    SchemaError,
     SegmentNotFoundError,
     WriterLeaseHeldError,
     WriteSyncTimeoutError,
@@ -209,6 +210,85 @@ def test_a_removed_view_is_gone_and_comes_back_empty(store: FeatureStore, data: 
         engine.online_read(store.config, removed, [key("a")])
     store.apply(definitions(data))
     assert read(store, key("a")) == [(None, None)]
+
+
+SHOP = Entity(name="shop", join_keys=["shop"], value_type=ValueType.STRING)
+WORD = Entity(name="word", join_keys=["customer"], value_type=ValueType.STRING)
+NUMBER = Entity(name="number", join_keys=["customer"], value_type=ValueType.INT64)
+
+
+def by_other_keys(store: FeatureStore, entity: Entity) -> FeatureView:
+    """The view of pairs by another entity, applied."""
+    old = view(store)
+    changed = FeatureView(name=old.name, entities=[entity], schema=old.features, source=old.batch_source, ttl=old.ttl)
+    store.apply([entity, changed])
+    return store.get_feature_view("pair_stats")
+
+
+def put_seven(store: FeatureStore, table: FeatureView, rides: int, time_: dt.datetime) -> None:
+    """A row by the key 7, as the view has it, a number or a text."""
+    (column,) = table.entity_columns
+    seven = Value(int64_val=7) if column.dtype == Int64 else Value(string_val="7")
+    entity_key = EntityKey(join_keys=[column.name], entity_values=[seven])
+    rows = [(entity_key, {"rides": Value(int32_val=rides)}, time_, None)]
+    provider(store).online_write_batch(store.config, table, rows, None)
+
+
+def rides_of_seven(store: FeatureStore, entity: Entity) -> int | None:
+    seven = 7 if entity.value_type is ValueType.INT64 else "7"
+    answer = store.get_online_features(["pair_stats:rides"], {entity.join_key: [seven]}).to_dict()
+    return answer["rides"][0]
+
+
+@pytest.mark.parametrize(("before", "after"), [(WORD, SHOP), (WORD, NUMBER), (NUMBER, WORD)])
+def test_rows_by_other_keys_are_no_rows_of_the_view(store: FeatureStore, before: Entity, after: Entity) -> None:
+    old = by_other_keys(store, before)
+    put_seven(store, old, 1, NOON)
+    assert rides_of_seven(store, before) == 1
+    new = by_other_keys(store, after)
+    assert rides_of_seven(store, after) is None
+    put_seven(store, new, 2, NOON - MICROSECOND)
+    assert rides_of_seven(store, after) == 2
+    with pytest.raises(SchemaError, match=rf"'pair_stats': its rows are by {after.join_key} .* by {before.join_key} "):
+        put_seven(store, old, 3, NOON)
+    assert rides_of_seven(store, after) == 2
+
+
+def test_a_process_that_knows_a_view_by_its_former_keys_is_refused(store: FeatureStore, data: Path) -> None:
+    settings = store.config.online_store.model_dump(exclude_unset=True)
+    put_seven(store, by_other_keys(store, WORD), 1, NOON)
+    reader = make_store(store.repo_path, settings, data=data)
+    assert rides_of_seven(reader, WORD) == 1
+    put_seven(store, by_other_keys(store, SHOP), 2, NOON)
+    with pytest.raises(SchemaError, match=r"by shop STRING.* by customer STRING.*refresh the registry"):
+        rides_of_seven(reader, WORD)
+    reader.refresh_registry()
+    assert rides_of_seven(reader, SHOP) == 2
+
+
+def test_keys_change_while_an_external_consumer_holds_the_segment(
+    store: FeatureStore, online_store: dict[str, Any], data: Path
+) -> None:
+    external = make_store(store.repo_path, {**online_store, "consumer": "external"}, data=data)
+    engine = provider(store)._engine_for(store.config)
+    with consuming(engine, None):
+        write(external, (key("a"), 7, NOON, None))
+        put_seven(external, by_other_keys(external, SHOP), 8, NOON)
+        assert rides_of_seven(external, SHOP) == 8
+        assert external.get_online_features(["pair_stats:rides"], {"shop": ["a|1"]}).to_dict()["rides"] == [None]
+
+
+def test_a_segment_that_does_not_say_its_keys_keeps_its_rows(store: FeatureStore) -> None:
+    table = view(store)
+    table.entity_columns = []
+    provider(store).teardown(store.config, [table], [])
+    provider(store).update(store.config, [], [table], [], [], False)
+    write(store, (key("a"), 1, NOON, None))
+    engine, name = provider(store)._engine_for(store.config), stored_view(store.config, table).schema.__name__
+    assert engine.current_schema(name).entity is None
+    provider(store).update(store.config, [], [view(store)], [], [], True)
+    assert engine.current_schema(name).entity == "customer STRING, driver_id INT64"
+    assert rides(store, key("a")) == 1
 
 
 def test_two_projects_stay_apart(store: FeatureStore, online_store: dict[str, Any], data: Path, tmp_path: Path) -> None:
