@@ -19,7 +19,7 @@ from feast_quorin.wire import BYTES, VARINT, tag
 
 INTEGERS = ("int32_val", "int64_val", "unix_timestamp_val")
 
-_VARINT_BYTES, _INT32_MAX = 10, 2**31 - 1
+_VARINT_BYTES = 10
 _FIELDS = {field.name: field.number for field in Value.DESCRIPTOR.fields}
 (_ENTITY_VALUE,) = tag(EntityKey.ENTITY_VALUES_FIELD_NUMBER, BYTES)
 (_TEXT,) = tag(_FIELDS["string_val"], BYTES)
@@ -56,7 +56,8 @@ class _Walk:
         self.ends = np.cumsum(np.fromiter(map(len, messages), np.int64, len(messages)))
         self.at = np.concatenate(([0], self.ends[:-1]))
         # Another shape than expected shows when something too long has been read, which may be past the last message.
-        self._bytes = np.frombuffer(b"".join([*messages, bytes(_VARINT_BYTES)]), np.uint8)
+        self._joined = b"".join([*messages, bytes(_VARINT_BYTES)])
+        self._bytes = np.frombuffer(self._joined, np.uint8)
 
     def skips(self, head: bytes) -> bool:
         """Whether all go on with these bytes, which are passed then."""
@@ -101,12 +102,8 @@ class _Walk:
                 break
         return numbers
 
-    def _texts(self) -> pa.Array | None:
+    def _texts(self) -> pa.Array:
         sizes = self._varints().astype(np.int64)
-        offsets = np.concatenate(([0], np.cumsum(sizes)))
-        if offsets[-1] > _INT32_MAX:
-            return None
-        places = np.arange(offsets[-1]) + np.repeat(self.at - offsets[:-1], sizes)
-        self.at = self.at + sizes
-        starts, data = pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(self._bytes[places])
-        return pa.StringArray.from_buffers(len(sizes), starts, data)
+        starts, self.at = self.at, self.at + sizes
+        places = zip(starts.tolist(), self.at.tolist(), strict=True)
+        return pa.array([self._joined[start:stop] for start, stop in places], pa.string())

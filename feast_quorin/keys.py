@@ -9,8 +9,8 @@ itself::
     no join key at all            -> \e
     name="a|b\c"                  -> a\|b\\c
 
-In a view every join key has one type, so the text tells one key from every other. A view that is applied with other keys
-begins anew (:func:`feast_quorin.infrastructure.apply_view`).
+In a view every join key has one type, so the text tells one key from every other. A view that is applied with other
+keys begins anew (:func:`feast_quorin.infrastructure.apply_view`).
 """
 
 from __future__ import annotations
