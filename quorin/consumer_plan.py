@@ -59,6 +59,7 @@ class Agenda:
     flush_at: float = 0.0
     retry_at: float = 0.0
     failures: int = 0
+    failing: Step | None = None
 
     def looked(self, targets: int, now: float) -> None:
         """There are so many schemas to work on; ones that are new are to be taken."""
@@ -98,17 +99,19 @@ class Agenda:
         self.unflushed = False
         self.unflushed_rows = self.unflushed_bytes = 0
 
-    def failed(self, now: float) -> float:
-        """The control plane could not be reached; gives the seconds until the next try. Then the log is checked."""
+    def failed(self, step: Step, now: float) -> float:
+        """A step needed what could not be reached; gives the seconds until the next try. Then the log is checked."""
         delay: float = min(BACK_OFF_SECONDS[0] * 2**self.failures, BACK_OFF_SECONDS[1])
         self.failures += 1
+        self.failing = step
         self.retry_at = now + delay
         self.check_at = now
         return delay
 
-    def reached(self) -> None:
-        """The control plane answers."""
-        self.failures = 0
+    def succeeded(self, step: Step) -> None:
+        """A step was done. That ends failures of its own, not those of a step with other needs."""
+        if step is self.failing:
+            self.failures, self.failing = 0, None
 
 
 def next_step(agenda: Agenda, now: float) -> tuple[Step, float]:

@@ -24,6 +24,7 @@ from quorin.consumer_plan import Agenda, Cursors, Fit, FlushLimits, Pace, Step, 
 from quorin.consumer_targets import Discovery, Target, targets_of
 from quorin.errors import (
     ConnectionFailedError,
+    HistoryUnavailableError,
     SchemaMismatchError,
     WriterFencedError,
     WriterLeaseHeldError,
@@ -251,7 +252,7 @@ class WALConsumer:
         return _Held(self._running)
 
     def _perform(self, step: Step, seconds: float) -> None:
-        """Do one step; an unreachable control plane puts it off, with back-off."""
+        """Do one step; an unreachable control plane or history puts it off, with back-off."""
         try:
             if step is Step.wait:
                 self._stop.wait(seconds)
@@ -268,13 +269,13 @@ class WALConsumer:
                 self._flush()
             elif step is Step.read:
                 self._read(block_ms=_BLOCK_MS)
-            if step is not Step.check:  # It succeeds between the failures of a history that cannot be written.
-                self._agenda.reached()
+            self._agenda.succeeded(step)
         except ConnectionFailedError as error:
             first = self._agenda.failures == 0
-            delay = self._agenda.failed(time.monotonic())
+            delay = self._agenda.failed(step, time.monotonic())
             if first:
-                _log.warning("log_unreachable", address=self._backend.address, error=str(error), next_try_seconds=delay)
+                event = "history_unavailable" if isinstance(error, HistoryUnavailableError) else "log_unreachable"
+                _log.warning(event, address=self._backend.address, error=str(error), next_try_seconds=delay)
         except WriterFencedError as error:
             _log.warning("writer_fenced", error=str(error))
             self._drop_lost_targets()

@@ -91,6 +91,10 @@ def test_what_cannot_be_is_refused(deployment: Deployment, tmp_path: Path) -> No
     both = deployment.run("consumer", "--offline", str(deployment.base), "--trim")
     assert both.returncode == 2
     assert "--trim" in both.stderr
+    (tmp_path / "file").touch()
+    nowhere = deployment.run("consumer", "--offline", str(tmp_path / "file" / "history"))
+    assert (nowhere.returncode, "Traceback" in nowhere.stderr) == (1, False)
+    assert f"the history at {tmp_path / 'file' / 'history'}" in nowhere.stderr
     (tmp_path / "no.snapshot").write_bytes(b"nothing")
     refused = deployment.run("restore", str(tmp_path / "no.snapshot"))
     assert refused.returncode == 1

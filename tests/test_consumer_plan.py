@@ -55,12 +55,15 @@ def test_lost_segments_are_taken_again_at_once() -> None:
 
 def test_failures_back_off_and_end_with_a_check() -> None:
     agenda = Agenda(1, owned=1, check_at=100)
-    delays = [agenda.failed(10.0) for _ in range(8)]
+    delays = [agenda.failed(Step.flush, 10.0) for _ in range(8)]
     assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
     assert next_step(agenda, 10.0) == (Step.wait, 5.0)
     assert next_step(agenda, 15.0)[0] is Step.check
-    agenda.reached()
-    assert agenda.failed(20.0) == 0.1
+    for step in (Step.look, Step.take, Step.check, Step.read):
+        agenda.succeeded(step)
+    assert agenda.failed(Step.flush, 20.0) == 5.0
+    agenda.succeeded(Step.flush)
+    assert agenda.failed(Step.flush, 20.0) == 0.1
 
 
 def test_the_first_unflushed_rows_set_the_time_of_the_flush() -> None:

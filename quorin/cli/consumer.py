@@ -67,14 +67,17 @@ def consumer(
     from quorin.cli.metrics import serving
     from quorin.observe import Observer
     from quorin.offline import ParquetDatasetStore
-    from quorin.wal_consumer import NoopOfflineWriter, WALConsumer
+    from quorin.wal_consumer import NoopOfflineWriter, OfflineWriter, WALConsumer
 
     if trim and offline is not None:
         raise typer.BadParameter("--trim forgets rows, --offline keeps them: give one of the two")
 
     logging.configure(log_level, json=log_json)
     kept = NoopOfflineWriter() if trim else None
-    history = kept if offline is None else ParquetDatasetStore(offline)
+    history: OfflineWriter | None = kept
+    if offline is not None:
+        history = dataset = ParquetDatasetStore(offline)
+        dataset.prepare()
     backend = connect(connection, namespace=namespace)
     running = WALConsumer(
         backend,

@@ -8,6 +8,7 @@ its own name; on other remote filesystems it is written aside and moved.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import time
@@ -56,6 +57,11 @@ class Storage:
     def folder(self, *names: str) -> str:
         """A path under the base."""
         return "/".join((self._root, *names))
+
+    def prepare(self) -> None:
+        """Make the base, where it is a local folder. :raises HistoryUnavailableError: if no file can be made there."""
+        if self._local:
+            self._guarded(self._root, lambda: _make_writable(Path(self._root)))
 
     def listing(self, folder: str) -> Listing:
         """All files under a folder, sorted by what they are; nothing if there is no such folder."""
@@ -157,6 +163,12 @@ def _make_folders(folder: Path) -> None:
     _make_folders(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
     sync_folder(folder.parent)
+
+
+def _make_writable(folder: Path) -> None:
+    _make_folders(folder)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def _resolve(base: Any, filesystem: fs.FileSystem | None) -> tuple[fs.FileSystem, str]:

@@ -99,6 +99,13 @@ class ParquetDatasetStore:
                 buffer.tables.append(columns.to_table(schema, kept, places, Kind(kind), time.time_ns()))
                 buffer.last = places[-1].as_py()
 
+    def prepare(self) -> None:
+        """Make the folder of a local history now, rather than with the first flush.
+
+        :raises HistoryUnavailableError: if nothing can be written there.
+        """
+        self._storage.prepare()
+
     def flush(self) -> None:
         """Make everything that was appended durable: one file for each schema with new rows.
 
