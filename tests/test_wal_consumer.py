@@ -25,6 +25,7 @@ from quorin.backend import Backend, connect
 from quorin.dead_letters import replay
 from quorin.errors import SchemaError, SchemaMismatchError, SegmentNotFoundError, WriterLeaseHeldError
 from quorin.layout import apply_batch, iterate_occupied
+from quorin.offline import ParquetDatasetStore
 from quorin.record import Kind, decode, encode
 from quorin.rows import delete_batch, row_batch, to_batch
 from quorin.schema import FeatureField, dtype, make_schema, schema_to_json
@@ -164,6 +165,32 @@ def test_a_schema_that_comes_later_starts_from_the_beginning(world: World) -> No
     world.drain(TRIP)
     assert world.drain(TRIP, STOP) == 1
     assert world.position(STOP) == world.position(TRIP) == world.log.bounds().last
+
+
+def test_a_history_that_cannot_be_written_is_named_and_tried_again(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    obstacle = tmp_path / "file"
+    obstacle.touch()
+    history = ParquetDatasetStore(obstacle / "history")
+    world.producer.write(TRIP, "a", row(1), 1)
+    consumer = world.consumer(offline=history, flush_interval_seconds=0.01)
+    running = threading.Thread(target=consumer.run)
+    running.start()
+    said = ""
+    try:
+        until(lambda: world.backend.control.current("Trip") is not None and world.rows("a") == [row(1)])
+        time.sleep(1.5)
+        said = capsys.readouterr().err
+        obstacle.unlink()
+        until(lambda: history.flushed_position(TRIP) == world.log.bounds().last)
+    finally:
+        consumer.stop()
+        running.join()
+        consumer.close()
+    assert said.count("history_unavailable") == 1, said
+    assert f"the history at {obstacle}" in said
+    assert "log_unreachable" not in said
 
 
 def test_segments_may_be_given_open(world: World) -> None:
