@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from feast_quorin.views import StoredView
 
-_INTEGER_KEYS = {ValueType.INT32, ValueType.INT64}
 _EXACT_TYPES = {"int32_val": int, "int64_val": int, "bool_val": bool, "string_val": str}
 _RANGES = {"int32_val": range(-(2**31), 2**31), "int64_val": range(-(2**63), 2**63)}
+_INTEGER_KEYS = {ValueType.INT32: _RANGES["int32_val"], ValueType.INT64: _RANGES["int64_val"]}
 _EXACT_INTEGERS = range(-(2**24), 2**24 + 1)
 """Integers that every float holds exactly, however they get there."""
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
@@ -60,7 +60,7 @@ def plain_row(
 
 
 def _key(value: Any, kind: ValueType) -> str:
-    if kind in _INTEGER_KEYS and type(value) is int:
+    if type(value) is int and value in _INTEGER_KEYS.get(kind, ()):
         return str(value)
     if kind is ValueType.STRING and type(value) is str and len(value) <= _MOST_KEY_CHARACTERS:
         value.encode()

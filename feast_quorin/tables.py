@@ -37,7 +37,6 @@ _NUMBER_LISTS = {
     ValueType.INT64_LIST: pa.int64(),
 }
 _BEFORE_ALL_TIMES = -(2**63)
-_INTEGER_KEYS = {ValueType.INT32, ValueType.INT64}
 
 
 class TableReader:
@@ -148,10 +147,14 @@ def key_column(name: str, array: pa.Array, kind: ValueType) -> pa.Array:
     """The values of one join key as components of entity ids.
 
     :raises ValueError: for a null or a value that is no scalar; the text names the join key.
+    :raises InvalidRowError: for an integer that is out of range; the text names it and the join key.
     """
     if not array.null_count:
-        if kind in _INTEGER_KEYS and pt.is_integer(array.type):
-            return numbers_column(array)
+        if kind in _INTEGERS and pt.is_integer(array.type):
+            try:
+                return numbers_column(array.cast(_INTEGERS[kind]))
+            except pa.ArrowInvalid as error:
+                raise InvalidRowError(f"join key {name!r}: expected {kind.name}: {error}") from None
         if kind is ValueType.STRING and _is_text(array.type):
             return escaped_column(array.cast(pa.string()))
     values = python_values_to_proto_values(array.to_numpy(zero_copy_only=False), kind)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from feast import BatchFeatureView, Entity, FeatureStore, FeatureView, Field, FileSource, PushSource, ValueType
 from feast.data_source import PushMode
-from feast.types import Float64, Int64, String
+from feast.types import Float64, Int32, Int64, String
 
 from feast_quorin import QuorinOnlineStore
 from quorin.errors import InvalidRowError
@@ -186,6 +186,19 @@ def test_pushed_and_written_frames_are_the_same(
     same(*(store.get_online_features(["customer_stats:score", "customer_stats:city"], rows) for store in both))
     keys = {"customer": ["a", "b", "a"], "driver_id": [1, 2, 2]}
     same(*(store.get_online_features(["pair_stats:rides"], keys) for store in both))
+
+
+@pytest.mark.usefixtures("no_protos")
+def test_keys_that_are_out_of_range_are_refused_as_by_feast(arrow_store: FeatureStore, tmp_path: Path) -> None:
+    small = Entity(name="small", join_keys=["small"], value_type=ValueType.INT32)
+    schema = [Field(name="small", dtype=Int32), Field(name="n", dtype=Int64)]
+    given = source(tmp_path, {"small": [1], "n": [1], "at": [day(1)]})
+    arrow_store.apply([small, FeatureView(name="shorts", entities=[small], schema=schema, source=given)])
+    for keys in ([2**31], [1, 2**31]):
+        frame = pd.DataFrame({"small": keys, "n": keys, "at": [END] * len(keys)})
+        with pytest.raises(ValueError, match=r"'small': expected INT32: .*2147483648 not in range"):
+            arrow_store.write_to_online_store("shorts", frame)
+    assert arrow_store.get_online_features(["shorts:n"], {"small": [1]}).to_dict()["n"] == [None]
 
 
 @pytest.mark.parametrize("mode", list(PushMode))

@@ -98,6 +98,7 @@ def test_floats_are_plain(name: str, value: Any) -> None:
         pd.DataFrame({"id": [1], "at": [NOON], "big": ["1"]}),
         pd.DataFrame({"id": [1], "at": [NOON], "big": pd.array([None], "Int64")}),
         pd.DataFrame({"id": ["1"], "at": [NOON], "big": [1]}),
+        pd.DataFrame({"id": [2**63], "at": [NOON], "big": [1]}),
         pd.DataFrame({"id": [1], "at": ["2024-05-01"], "big": [1]}),
         pd.DataFrame({"id": [1], "at": [pd.NaT], "big": [1]}),
         pd.DataFrame({"id": [1], "at": [NOON]}),

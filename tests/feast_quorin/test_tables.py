@@ -143,6 +143,19 @@ def test_null_and_overlong_keys_are_refused_by_name() -> None:
         entity_id_column("v", {"k": pa.array(["x" * 4097])})
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "arrow"),
+    [
+        (ValueType.INT32, 2**31, pa.int64()),
+        (ValueType.INT32, -(2**31) - 1, pa.int64()),
+        (ValueType.INT64, 2**63 + 1, pa.uint64()),
+    ],
+)
+def test_integers_that_are_out_of_range_are_no_keys(kind: ValueType, value: int, arrow: pa.DataType) -> None:
+    with pytest.raises(InvalidRowError, match=rf"'driver_id': expected {kind.name}: .*{value} not in range"):
+        key_column("driver_id", pa.array([1, value], arrow), kind)
+
+
 FEATURE = StoredFeature("n__int64", codec_for(ValueType.INT64))
 VIEW = StoredView("v", make_schema("V", [FEATURE.codec.field("n__int64")]), {"n": FEATURE})
 
