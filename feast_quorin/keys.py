@@ -58,7 +58,7 @@ def entity_ids_of_rows(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def entity_id_column(view: str, components: Mapping[str, pa.Array]) -> pa.Array:
-    """The ids of many rows: of each join key its column of components, see :func:`component`.
+    """The ids of many rows: of each join key, of one at least, its column of components, see :func:`component`.
 
     :raises EntityIdTooLongError: for a key of more than 4,096 bytes; the text names the view.
     """

@@ -19,7 +19,7 @@ from feast import utils
 from feast.type_map import python_values_to_proto_values
 from feast.value_type import ValueType
 
-from feast_quorin.keys import component, entity_id_column, escaped_column, numbers_column
+from feast_quorin.keys import EMPTY, component, entity_id_column, escaped_column, numbers_column
 from feast_quorin.times import to_ns
 from quorin.errors import InvalidRowError
 
@@ -104,6 +104,8 @@ class TableReader:
         return pa.RecordBatch.from_arrays(arrays, names)
 
     def _ids(self, table: pa.Table) -> pa.Array:
+        if not self._keys:
+            return pa.repeat(EMPTY, table.num_rows)
         columns = {name: key_column(name, self._column(table, name), kind) for name, kind in self._keys.items()}
         return entity_id_column(self._view.name, columns)
 

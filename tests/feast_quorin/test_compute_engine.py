@@ -189,6 +189,16 @@ def test_pushed_and_written_frames_are_the_same(
 
 
 @pytest.mark.usefixtures("no_protos")
+def test_frames_are_written_to_views_without_entities(arrow_store: FeatureStore) -> None:
+    arrow_store.materialize(START, END, feature_views=["world"])
+    for prices in ([7.5], [8.5, 9.5]):
+        at = [END + dt.timedelta(hours=price) for price in prices]
+        arrow_store.write_to_online_store("world", pd.DataFrame({"fuel_price": prices, "at": at}))
+        answer = arrow_store.get_online_features(["world:fuel_price"], [{"driver_id": 1}]).to_dict()
+        assert answer["fuel_price"] == prices[-1:]
+
+
+@pytest.mark.usefixtures("no_protos")
 def test_keys_that_are_out_of_range_are_refused_as_by_feast(arrow_store: FeatureStore, tmp_path: Path) -> None:
     small = Entity(name="small", join_keys=["small"], value_type=ValueType.INT32)
     schema = [Field(name="small", dtype=Int32), Field(name="n", dtype=Int64)]

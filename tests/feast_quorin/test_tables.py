@@ -136,6 +136,11 @@ def test_composite_key_columns_follow_the_order_of_their_names() -> None:
     assert entity_id_column("v", columns).to_pylist() == ["Oslo|7", r"\e|8"]
 
 
+def test_rows_of_a_view_without_join_keys_have_the_id_of_no_key() -> None:
+    batch = reader(key=None)(rows(pa.array([NOON] * 2)).drop_columns("k"))
+    assert batch.column("entity_id").to_pylist() == entity_ids([EntityKey()]) * 2
+
+
 def test_null_and_overlong_keys_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"'driver_id'.*null"):
         key_column("driver_id", pa.array([1, None]), ValueType.INT64)
@@ -161,13 +166,13 @@ VIEW = StoredView("v", make_schema("V", [FEATURE.codec.field("n__int64")]), {"n"
 
 
 def reader(**columns: str | None) -> TableReader:
-    """A reader of a view with an integer key and one integer feature."""
+    """A reader of a view with one integer feature, and an integer key unless ``key`` is None."""
     source = SimpleNamespace(timestamp_field="at", created_timestamp_column=columns.get("created"))
     table = SimpleNamespace(
         name="v",
         features=[Field(name="n", dtype=Int64)],
         schema=[],
-        entity_columns=[Field(name="k", dtype=Int64)],
+        entity_columns=[] if "key" in columns else [Field(name="k", dtype=Int64)],
         batch_source=source,
     )
     return TableReader(VIEW, table)
