@@ -44,6 +44,8 @@ def plain_row(
     source = getattr(table, "batch_source", None)
     if len(frame) != 1 or source is None or view.schema.tie_breaker is not None or not frame.columns.is_unique:
         return None
+    if frame.index.names != [None]:  # A level with a name is a column.
+        return None
     names = frame.columns.tolist()
     if mapping and not mapping.keys().isdisjoint(names):
         return None

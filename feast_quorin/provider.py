@@ -38,7 +38,8 @@ class QuorinProvider(PassthroughProvider):
         mapping = field_mapping if source is None else source.field_mapping
         if store.write_plain_row(self.repo_config, feature_view, df, mapping):
             return
-        table = map_columns(pa.Table.from_pandas(df, preserve_index=False), mapping)
+        # As in Feast, an index becomes columns, which have the names of its levels.
+        table = map_columns(pa.Table.from_pandas(df), mapping)
         store.write_table(self.repo_config, feature_view, table, None)
 
     async def ingest_df_async(

@@ -189,6 +189,20 @@ def test_pushed_and_written_frames_are_the_same(
 
 
 @pytest.mark.usefixtures("no_protos")
+@pytest.mark.parametrize("index", ["customer", "at", "score", ["customer", "score"]])
+def test_an_index_with_a_name_is_a_column_as_in_feast(
+    arrow_store: FeatureStore, data: Path, tmp_path: Path, index: Any
+) -> None:
+    both = [arrow_store, make_sqlite_store(tmp_path / "sqlite", data)]
+    for store in both:
+        for frame in (pushed(), pushed(END + dt.timedelta(hours=1))[1:2]):
+            provider, view = store._get_provider(), store.get_feature_view("customer_stats")
+            provider.ingest_df(view, frame.set_index(index))
+    rows = [{"customer": name} for name in ["alice", "new", "", "bob|carol", "Åse"]]
+    same(*(store.get_online_features(["customer_stats:score", "customer_stats:city"], rows) for store in both))
+
+
+@pytest.mark.usefixtures("no_protos")
 def test_frames_are_written_to_views_without_entities(arrow_store: FeatureStore) -> None:
     arrow_store.materialize(START, END, feature_views=["world"])
     for prices in ([7.5], [8.5, 9.5]):
@@ -246,12 +260,19 @@ def test_views_computed_when_written_are_the_same(arrow_store: FeatureStore, dat
         mode="python",
         write_to_online_store=True,
     )(doubled_score)
+    computed = pd.DataFrame({"customer": ["b"], "twice": [3.0], "label": ["by index"]}).set_index(["twice", "label"])
     for store in both:
         store.apply([customer, customer_stats, doubled])
         store.write_to_online_store("doubled_score", pd.DataFrame({"customer": ["z"], "score": [5.0], "city": ["q"]}))
+        store._get_provider().ingest_df(store.get_on_demand_feature_view("doubled_score"), computed)
     features = ["doubled_score:twice", "doubled_score:label"]
-    answers = [store.get_online_features(features, {"customer": ["z", "a"]}).to_dict() for store in both]
-    assert answers[0] == answers[1] == {"customer": ["z", "a"], "twice": [10.0, None], "label": ["in q", None]}
+    answers = [store.get_online_features(features, {"customer": ["z", "a", "b"]}).to_dict() for store in both]
+    assert answers[0] == answers[1]
+    assert answers[0] == {
+        "customer": ["z", "a", "b"],
+        "twice": [10.0, None, 3.0],
+        "label": ["in q", None, "by index"],
+    }
 
 
 def _tenfold(frame: pd.DataFrame) -> pd.DataFrame:

@@ -49,7 +49,7 @@ def view_of(kinds: dict[str, Any], keys: dict[str, Any]) -> tuple[StoredView, An
 
 
 def by_table(view: StoredView, table: Any, frame: pd.DataFrame) -> str:
-    return shown(to_batch(view.schema, TableReader(view, table)(pa.Table.from_pandas(frame, preserve_index=False))))
+    return shown(to_batch(view.schema, TableReader(view, table)(pa.Table.from_pandas(frame))))
 
 
 def shown(batch: pa.RecordBatch) -> str:
@@ -104,6 +104,8 @@ def test_floats_are_plain(name: str, value: Any) -> None:
         pd.DataFrame({"id": [1], "at": [NOON]}),
         pd.DataFrame({"at": [NOON], "big": [1]}),
         pd.DataFrame([[1, NOON, 1, 2]], columns=["id", "at", "big", "big"]),
+        pd.DataFrame({"id": [1], "at": [NOON], "big": [1], "other": [2]}).set_index("other"),
+        pd.DataFrame({"id": [1], "at": [NOON], "big": [1]}).set_index(["id", "at"], drop=False),
     ],
 )
 def test_what_is_not_plain_is_left_to_tables(frame: pd.DataFrame) -> None:
