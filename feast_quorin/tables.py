@@ -173,7 +173,7 @@ def _quick(array: pa.Array, kind: ValueType) -> pa.Array | None:
     if kind in _INTEGERS and pt.is_integer(source):
         return array
     if kind in _INTEGERS and pt.is_floating(source):
-        return pc.trunc(_nan_as_null(array))
+        return pc.trunc(_nan_as_null(array.cast(pa.float64())))  # Arrow has no kernels for float16.
     if kind is ValueType.BOOL and pt.is_boolean(source):
         return array
     if kind is ValueType.STRING and _is_text(source):

@@ -8,6 +8,7 @@ import uuid
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from feast import Field
@@ -26,6 +27,7 @@ from quorin.rows import to_batch
 from quorin.schema import make_schema
 
 NOON = dt.datetime(2024, 5, 1, 12, tzinfo=dt.UTC)
+HALVES = np.array([1.5, -2.7, float("nan"), 65504.0], np.float16)
 COLUMNS: dict[str, tuple[ValueType, pa.Array]] = {
     "floats": (ValueType.FLOAT, pa.array([1.5, None, float("nan"), float("-inf")], pa.float32())),
     "floats from doubles": (ValueType.FLOAT, pa.array([0.1, None, 1e-300], pa.float64())),
@@ -33,6 +35,12 @@ COLUMNS: dict[str, tuple[ValueType, pa.Array]] = {
     "doubles": (ValueType.DOUBLE, pa.array([0.1, None, float("nan"), 1e300])),
     "doubles from integers": (ValueType.DOUBLE, pa.array([1, -3], pa.int64())),
     "doubles of decimals": (ValueType.DOUBLE, pa.array([1.0, None], pa.float64())),
+    "floats from halves": (ValueType.FLOAT, pa.array(HALVES)),
+    "integers from halves": (ValueType.INT64, pa.array(HALVES)),
+    "int32 from halves": (ValueType.INT32, pa.array(HALVES)),
+    "texts from halves": (ValueType.STRING, pa.array(HALVES)),
+    "lists of halves": (ValueType.FLOAT_LIST, pa.array([HALVES, HALVES[:0]], pa.list_(pa.float16()))),
+    "int32 from floats": (ValueType.INT32, pa.array([2.5, None, -0.5], pa.float32())),
     "int32": (ValueType.INT32, pa.array([1, -(2**31)], pa.int64())),
     "int64": (ValueType.INT64, pa.array([2**63 - 1, -(2**63), 0])),
     "integers as pandas has them with nulls": (ValueType.INT64, pa.array([3.0, float("nan"), -4.0])),
