@@ -2,7 +2,8 @@
 
 What comes out is what Feast's own conversion into ``Value`` protos would store, value for value. Columns of the usual
 Arrow types are taken as they stand or cast by Arrow's kernels; any other goes through Feast's conversion, so that odd
-types mean what they mean in Feast.
+types mean what they mean in Feast. Numbers for ``Float64`` may have any width, where Feast refuses all but ``int64``
+and ``float64``.
 """
 
 from __future__ import annotations

@@ -102,6 +102,14 @@ def test_large_integers_beside_nulls_stay_exact() -> None:
     assert protos(ValueType.INT64, pa.array([2**62 + 1, None])) == [repr(Value(int64_val=2**62 + 1)), repr(Value())]
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.int8, np.uint32])
+def test_doubles_may_be_narrower_than_feast_takes_them(kind: Any) -> None:
+    numbers = np.array([1.5, 100.1], kind)
+    with pytest.raises(AssertionError):
+        python_values_to_proto_values(numbers, ValueType.DOUBLE)
+    assert protos(ValueType.DOUBLE, pa.array(numbers)) == [repr(Value(double_val=float(each))) for each in numbers]
+
+
 @pytest.mark.parametrize(
     ("kind", "array"),
     [
