@@ -74,7 +74,7 @@ def _evaluate(view: StoredView, filters: Any, columns: dict[str, pa.Array], rows
         return pa.array([False] * rows, pa.bool_())
     try:
         return pc.fill_null(_compare(column, filters), False)
-    except (pa.ArrowException, TypeError) as error:
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise InvalidRowError(
             f"filter on {filters.key!r} of view {view.name!r}: {filters.value!r} cannot be compared with "
             f"values of type {column.type}: {error}"

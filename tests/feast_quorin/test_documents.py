@@ -177,6 +177,9 @@ def test_a_rewritten_and_a_null_embedding(store: FeatureStore) -> None:
         ({"filters": ComparisonFilter(type="eq", key="more", value="x")}, InvalidRowError, "no order"),
         ({"filters": ComparisonFilter(type="gt", key="title", value=5)}, InvalidRowError, "cannot be compared"),
         ({"filters": ComparisonFilter(type="in", key="pages", value=5)}, InvalidRowError, "requires a list"),
+        ({"filters": ComparisonFilter(type="gt", key="pages", value=2**64)}, InvalidRowError, r"7\d*16 cannot be comp"),
+        ({"filters": ComparisonFilter(type="in", key="pages", value=[1, -(2**64)])}, InvalidRowError, "too large"),
+        ({"filters": ComparisonFilter(type="eq", key="title", value="\ud800")}, InvalidRowError, r"ud800.* cannot be"),
     ],
 )
 def test_bad_requests_are_refused(store: FeatureStore, choice: Any, error: type[Exception], text: str) -> None:
