@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
+from operator import attrgetter
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
@@ -16,6 +18,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _SECOND_NS = 1_000_000_000
 _RANGE = range(-(2**63), 2**63)
+_ZONES = {type(None), timezone, ZoneInfo}
+"""Time zones of which it can be told at once whether their offsets are whole seconds."""
 
 
 def to_ns(time: Any) -> int:
@@ -37,10 +41,24 @@ def to_ns_column(times: Sequence[Any]) -> pa.Array:
 
     :raises InvalidRowError: as there.
     """
-    if set(map(type, times)) == {datetime}:  # Subclasses, such as pandas' Timestamp, may know more than microseconds.
+    if _suit_arrow(times):
         with suppress(pa.ArrowInvalid):  # Out of range: which one is, and the error, is found below.
             return pa.array(times, pa.timestamp("us", "UTC")).cast(pa.timestamp("ns", "UTC")).view(pa.int64())
     return pa.array([to_ns(time) for time in times], pa.int64())
+
+
+def _suit_arrow(times: Sequence[Any]) -> bool:
+    """Whether Arrow takes all the times as :func:`to_ns` does.
+
+    Subclasses of ``datetime``, such as pandas' ``Timestamp``, may know more than microseconds, and Arrow cuts offsets
+    from UTC to seconds.
+    """
+    if set(map(type, times)) != {datetime}:
+        return False
+    zone_of = attrgetter("tzinfo")
+    if not set(map(type, map(zone_of, times))) <= _ZONES:
+        return False
+    return not any(zone.utcoffset(None).microseconds for zone in set(map(zone_of, times)) if type(zone) is timezone)
 
 
 def is_time(time: Any) -> bool:

@@ -141,7 +141,20 @@ def test_columns_of_keys_are_the_keys_one_by_one(data: st.DataObject) -> None:
     assert quick == outcome(lambda: entity_ids(keys))
 
 
-ZONES = st.sampled_from([None, dt.UTC, ZoneInfo("Europe/Oslo"), dt.timezone(dt.timedelta(hours=-7, seconds=1))])
+class OddZone(dt.tzinfo):
+    """A zone with an offset of half a second; unhashable, as are those of ``dateutil``."""
+
+    __hash__: Any = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OddZone)
+
+    def utcoffset(self, _: dt.datetime | None) -> dt.timedelta:
+        return dt.timedelta(seconds=0.5)
+
+
+OFFSETS = st.sampled_from([dt.timedelta(hours=-7, seconds=1), dt.timedelta(hours=5, microseconds=500)])
+ZONES = st.sampled_from([None, dt.UTC, ZoneInfo("Europe/Oslo"), OddZone()]) | OFFSETS.map(dt.timezone)
 YEARS = st.integers(-40_000, 40_000).map(lambda days: dt.timedelta(days=days, microseconds=days * 7919))
 DATETIMES = st.datetimes(timezones=ZONES) | st.tuples(YEARS, ZONES).map(
     lambda pair: (dt.datetime(2024, 5, 1, tzinfo=dt.UTC) + pair[0]).replace(tzinfo=pair[1])
