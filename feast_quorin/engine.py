@@ -373,7 +373,7 @@ class Engine:
             time.sleep(attempt * _RETRY_SECONDS)
         address = self.registry.backend.address
         raise SegmentNotFoundError(
-            f"feature view {view.name!r} has no segment ({name!r} at {address}): run `feast apply`"
+            f"feature view {view.name!r} has no segment ({name!r} at {address}): run `feast apply`, then materialize"
             + (", and the consumer that fills it" if self._settings.consumer == "external" else "")
         )
 
