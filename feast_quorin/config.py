@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +10,10 @@ from pydantic import Field, StrictBool, StrictStr, ValidationError, ValidationIn
 
 from quorin.errors import QuorinError
 from quorin.shm import default_shm_dir
+from quorin.urls import REDIS_FORM, URL_FORM, is_malformed, shown
 
 DEFAULT_PATH = "data/quorin"
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
-_PASSWORD = re.compile(r"(?P<before>://[^:@\s]*:).*(?=@)|(?P<key>[?&]password=)[^&'\s]*")
 _MAX_SHOWN = 200
 
 
@@ -52,7 +51,7 @@ class StoreSettings(FeastConfigBaseModel):
     shm_dir: StrictStr = Field(default_factory=default_shm_dir)
     """Directory of the segments; by default ``QUORIN_SHM_DIR`` from the environment, else ``/dev/shm``."""
 
-    offline_path: StrictStr | None = None
+    offline_path: StrictStr | None = Field(default=None, repr=False)
     """Where the history in Parquet goes, a directory relative to the repo or a URL; none is kept without."""
 
     wait: Literal["applied", "logged"] = "applied"
@@ -84,11 +83,27 @@ class StoreSettings(FeastConfigBaseModel):
             raise ValueError("expected a directory")
         return value
 
+    @field_validator("path", "shm_dir")
+    @classmethod
+    def _no_url(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value:
+            raise ValueError("expected a directory, no URL")
+        return value
+
+    @field_validator("offline_path")
+    @classmethod
+    def _directory_or_url(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value and is_malformed(value):
+            raise ValueError(f"expected a directory or {URL_FORM}")
+        return value
+
     @field_validator("redis_url")
     @classmethod
-    def _redis_scheme(cls, value: str | None) -> str | None:
+    def _redis_form(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(_REDIS_SCHEMES):
             raise ValueError(f"expected a URL that starts with {', '.join(_REDIS_SCHEMES)}")
+        if value is not None and is_malformed(value):
+            raise ValueError(f"expected {REDIS_FORM}")
         return value
 
     @model_validator(mode="wrap")
@@ -102,7 +117,7 @@ class StoreSettings(FeastConfigBaseModel):
             if settings.path is None or settings.redis_url is None:
                 return settings
             problems = [
-                f"path {settings.path!r} and redis_url {masked(settings.redis_url)!r} exclude each other: give one"
+                f"path {settings.path!r} and redis_url {shown(settings.redis_url)!r} exclude each other: give one"
             ]
         raise ConfigError("; ".join(problems))
 
@@ -119,14 +134,16 @@ class StoreSettings(FeastConfigBaseModel):
         return str((Path(repo_path or ".") / Path(self.offline_path).expanduser()).absolute())
 
 
-def masked(text: str) -> str:
-    """A text with the passwords of its URLs replaced by ``***``."""
-    return _PASSWORD.sub(lambda match: f"{match['before'] or match['key']}***", text)
-
-
 def _problem(model: Any, problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"]) or "online_store"
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key, known are {', '.join(model.model_fields)}"
     expected = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {expected[:1].lower()}{expected[1:]}, got {masked(repr(problem['input']))[:_MAX_SHOWN]}"
+    return f"{key}: {expected[:1].lower()}{expected[1:]}, got {_got(key, problem['input'])}"
+
+
+def _got(key: str, value: Any) -> str:
+    """A value, of which nothing is shown that may be a password of a URL."""
+    if key != "redis_url" and "://" not in repr(value):
+        return repr(value)[:_MAX_SHOWN]
+    return repr(shown(value)) if isinstance(value, str) else type(value).__name__

@@ -33,6 +33,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from quorin.urls import shown
+
 REPO = Path(__file__).resolve().parent
 DATA = REPO / "data"
 YEAR_BEGINS, REPLAY_BEGINS = datetime(2013, 1, 1, tzinfo=UTC), datetime(2013, 12, 25, tzinfo=UTC)
@@ -301,7 +303,7 @@ def _show(pushes: Pushes, reports: list[Report], redis_url: str | None) -> None:
         )
     for path in sorted(segments):
         console.print(f"    {path.name}", style="dim")
-    console.print(f"  log and control plane: {_without_password(redis_url) if redis_url else DATA / 'quorin'}")
+    console.print(f"  log and control plane: {shown(redis_url) if redis_url else DATA / 'quorin'}")
 
 
 def _percentiles(seconds: np.ndarray) -> list[str]:
@@ -313,10 +315,6 @@ def _duration(seconds: float) -> str:
         if seconds >= scale:
             return f"{seconds / scale:.3g} {unit}"
     return f"{seconds / 1e-9:.3g} ns"
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"//[^@/]*@", "//", url)
 
 
 def _compare_with_parquet(reports: list[Report]) -> None:

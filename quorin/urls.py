@@ -1,27 +1,84 @@
-"""What of a URL is a secret, and how it stays out of texts."""
+"""URLs that may hold a password: one grammar says where it ends, and what of them people are shown.
+
+Where a password has an unescaped ``/``, ``?`` or ``#``, libraries take parts of it for a host, a port or a path, and
+name them in errors. So the grammar is stricter than theirs. What it does not match is malformed: it is given to no
+library, and only its scheme is shown.
+"""
 
 from __future__ import annotations
 
-from urllib.parse import parse_qsl, unquote, urlsplit
+import re
+from urllib.parse import unquote
+
+_ESCAPES = "user and password percent-encoded: %2F for /, %3F for ?, %23 for #, %40 for @"
+URL_FORM = f"scheme://[user:password@]host/path, {_ESCAPES}"
+REDIS_FORM = f"redis://[user:password@]host:port/db or unix://[user:password@]/path, {_ESCAPES}"
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_URL = re.compile(
+    rf"(?P<scheme>{_SCHEME.pattern})"
+    r"(?:(?P<credentials>[^/?#]*)@)?"
+    r"(?P<host>[\w.-]*|\[[\w:.%]+\])(?P<port>:[0-9]{1,5})?"
+    r"(?P<path>/[^?#]*)?"
+    r"(?P<query>\?[^#]*)?"
+)
+_DATABASE = re.compile(r"/?[0-9]*/?")
+_QUERY_CREDENTIALS = re.compile(r"(?<=[?&])(?:username|password)=[^&]*")
 
 
-def masked(url: str) -> str:
-    """A URL that may be malformed, without what could be a user, a password or a query."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+def is_malformed(url: str) -> bool:
+    """Whether a password in the URL may end elsewhere than a library thinks."""
+    return _parsed(url) is None
+
+
+def shown(url: str) -> str:
+    """A URL without user, password and query; if it is malformed, no more than its scheme."""
+    parts = _parsed(url)
+    if parts is not None:
+        return "".join(parts[name] or "" for name in ("scheme", "host", "port", "path"))
+    scheme = _SCHEME.match(url)
+    return f"{scheme[0] if scheme else ''}…"
+
+
+def split_credentials(url: str) -> tuple[str, str, str]:
+    """A URL that is not malformed without user and password, the user, and the password; empty where there is none."""
+    parts = _parsed(url)
+    if parts is None:
+        raise ValueError(f"the URL {shown(url)} is malformed")
+    user, _, password = (parts["credentials"] or "").partition(":")
+    bare = "".join(parts[name] or "" for name in ("scheme", "host", "port", "path", "query"))
+    return bare, unquote(user), unquote(password)
 
 
 def secrets_in(url: str) -> list[str]:
-    """What of a URL, that may be malformed, could be a password, as it is written there and as it is meant."""
-    rest = url.partition("://")[2]
-    credentials = rest.rpartition("@")[0]
-    found = [credentials, *credentials.split(":")]
-    found += [value for name, value in parse_qsl(urlsplit(f"//x?{rest.partition('?')[2]}").query) if name == "password"]
-    return [secret for secret in {*found, *map(unquote, found)} if secret]
+    """User and password of a URL that is not malformed, as they are written there and as they are meant."""
+    parts = _parsed(url)
+    credentials = (parts and parts["credentials"]) or ""
+    written = [credentials, *credentials.partition(":")[::2]]
+    return [secret for secret in {*written, *map(unquote, written)} if secret]
 
 
 def without_secrets(text: str, hidden: list[str]) -> str:
-    """A text with asterisks in the place of secrets."""
+    """A text with asterisks in the place of secrets. What is a part of a longer word there is none."""
     for secret in sorted(hidden, key=len, reverse=True):
-        text = text.replace(secret, "***")
+        text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
     return text
+
+
+def _parsed(url: str) -> re.Match[str] | None:
+    """The parts of a URL, None if it is malformed."""
+    parts = _URL.fullmatch(url)
+    if parts is None or _credentials_are_cut(parts):
+        return None
+    scheme, path = parts["scheme"], parts["path"] or ""
+    if scheme in ("redis://", "rediss://") and not _DATABASE.fullmatch(path):
+        return None
+    if scheme == "unix://" and (parts["host"] or parts["port"] or not path):
+        return None
+    return parts
+
+
+def _credentials_are_cut(parts: re.Match[str]) -> bool:
+    """Whether the @ that ends user and password may stand behind what was taken for the host."""
+    behind_host = (parts["path"] or "") + _QUERY_CREDENTIALS.sub("", parts["query"] or "")
+    return "@" in behind_host and (parts["credentials"] is not None or parts["port"] is not None)

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
 from pyarrow import fs
 
 from quorin.assembly import read
@@ -21,6 +22,7 @@ from quorin.offline import ParquetDatasetStore
 from quorin.record import Kind
 from quorin.rows import delete_batch
 from quorin.shm import SegmentRegistry
+from tests.passwords import urls_with_passwords, without_password
 from tests.schemas import Scalars
 
 KEY, SECRET = "AKIAOFTHETESTS", "only/the+owner=knows"
@@ -127,6 +129,36 @@ def test_no_text_has_the_keys(base: str, server: str) -> None:
         with pytest.raises(HistoryUnavailableError, match=text) as caught:
             filled(wrong, range(1, 2))
         secretless("".join(traceback.format_exception(caught.value)))
+
+
+def test_what_pyarrow_cannot_reach_is_named() -> None:
+    """A filesystem that needs a library or a server which is not there."""
+    with pytest.raises(HistoryUnavailableError, match=r"base 'hdfs://127\.0\.0\.1:1/x' cannot be reached") as caught:
+        ParquetDatasetStore(f"hdfs://{KEY}:{QUOTED}@127.0.0.1:1/x")
+    secretless("".join(traceback.format_exception(caught.value)))
+
+
+@given(
+    urls_with_passwords(
+        "s3://KEY:PASSWORD@bucket/x?region=eu",
+        "s3://KEY:PASSWORD@bucket/x?region=eu&nonsense=1",
+        "s3://KEY:PASSWORD@bucket:port/x",
+        "s3://KEY:12PASSWORD@bucket/x?region=eu",
+        "s3://KEY:PASSWORD",
+        "s9://KEY:PASSWORD@bucket/x",
+        "file://u:PASSWORD@host/x",
+    )
+)
+def test_nothing_of_an_unescaped_key_is_in_a_text(url: str) -> None:
+    try:
+        without_password(repr(ParquetDatasetStore(url)))
+    except HistoryUnavailableError as error:
+        without_password(error)
+
+
+def test_keys_that_must_be_escaped_are_explained() -> None:
+    with pytest.raises(HistoryUnavailableError, match=r"base 's3://…' is malformed: expected scheme://.*%2F for /"):
+        ParquetDatasetStore(f"s3://{KEY}:{SECRET}@bucket/x")
 
 
 def secretless(text: str) -> str:

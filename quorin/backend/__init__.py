@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from quorin.backend.protocols import Backend, Bounds, ControlPlane, DeadLetter, Log, ReadResult, Tail
 from quorin.errors import ConnectionFailedError
 from quorin.keys import DEFAULT_NAMESPACE
+from quorin.urls import REDIS_FORM, shown
 
 if TYPE_CHECKING:
     import redis
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     Connection = redis.Redis | str | os.PathLike[str] | Backend
 
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+_NEARLY_A_URL = re.compile(r"(?si:rediss?:|unix:|[^/]*:.*@)")
 _NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*\Z")
 
 
@@ -60,12 +62,17 @@ def _is_backend(connection: Any) -> bool:
 
 
 def _refuse_what_is_no_path(text: str | bytes) -> None:
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise ConnectionFailedError(f"expected a directory's path as text, got {text!r}")
-    scheme, separator, _ = text.partition("://")
-    if separator:
+    """Nothing is quoted that may be a URL with a password."""
+    if not isinstance(text, str):
+        raise ConnectionFailedError(f"expected a directory's path as text, got {type(text).__name__}")
+    if not text or "\0" in text:
+        raise ConnectionFailedError("expected a directory's path as text, without null characters and not empty")
+    if "://" in text:
+        scheme = shown(text).partition("://")[0]
         raise ConnectionFailedError(f"URL scheme {scheme!r} is not known, expected one of {', '.join(_REDIS_SCHEMES)}")
     if re.fullmatch(r"[\w.-]+:\d+", text):
         raise ConnectionFailedError(
             f"{text!r} looks like a host and port: write 'redis://{text}', or './{text}' for a directory"
         )
+    if _NEARLY_A_URL.match(text):
+        raise ConnectionFailedError(f"expected {REDIS_FORM}; a directory of such a name is './…'")

@@ -18,7 +18,7 @@ from quorin import keys
 from quorin.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, trim_refused
 from quorin.backend.redis_server import RedisServer
 from quorin.errors import ConnectionFailedError, LogFullError
-from quorin.urls import masked, secrets_in, without_secrets
+from quorin.urls import REDIS_FORM, is_malformed, shown, split_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -47,12 +47,15 @@ class RedisBackend:
     @classmethod
     def from_url(cls, url: str, namespace: str) -> RedisBackend:
         """Connect to ``redis://``, ``rediss://`` (TLS) or ``unix://``."""
+        if is_malformed(url):
+            raise ConnectionFailedError(f"the Redis URL {shown(url)} is wrong: expected {REDIS_FORM}")
+        # The parser is not given user and password: its errors quote what it is given.
+        bare, user, password = split_credentials(url)
         try:
-            settings: dict[str, Any] = dict(redis.connection.parse_url(url))  # type: ignore[no-untyped-call]
+            settings: dict[str, Any] = dict(redis.connection.parse_url(bare))  # type: ignore[no-untyped-call]
         except ValueError as error:
-            # The parser's text may hold parts of the URL, and the password may be one of them.
-            reason = without_secrets(str(error), secrets_in(url))
-            raise ConnectionFailedError(f"the Redis URL {masked(url)} is wrong: {reason}") from None
+            raise ConnectionFailedError(f"the Redis URL {shown(url)} is wrong: {error}") from None
+        settings |= {name: value for name, value in (("username", user), ("password", password)) if value}
         return cls(settings.pop("connection_class", redis.Connection), settings, namespace)
 
     @classmethod

@@ -135,7 +135,8 @@ class RedisServer:
         self._open: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def _translated(self, error: Exception) -> Exception:
-        reason = without_secrets(str(error), self._secrets)
+        # A server that does not know AUTH quotes what it was sent.
+        reason = without_secrets(str(error).partition(", with args beginning with")[0], self._secrets)
         if isinstance(error, redis.exceptions.OutOfMemoryError) or "-OOM " in reason:
             return LogFullError(f"Redis at {self.address} is at its maxmemory: {reason}")
         return ConnectionFailedError(f"Redis at {self.address} cannot be used: {reason}")

@@ -20,7 +20,7 @@ from pyarrow import fs
 
 from quorin.errors import HistoryUnavailableError
 from quorin.offline.files import PENDING_SUFFIX, DataFile, parse_path
-from quorin.urls import masked, secrets_in, without_secrets
+from quorin.urls import URL_FORM, is_malformed, secrets_in, shown, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,8 +89,7 @@ class Storage:
         except FileNotFoundError as error:
             raise VanishedError(path) from error
         except OSError as error:
-            reason = without_secrets(str(error), self._hidden)
-            raise HistoryUnavailableError(f"cannot read {path}: {reason}") from error
+            raise self._unavailable(f"cannot read {path}", error) from self._cause(error)
 
     def write(self, path: str, fill: Callable[[Any], None]) -> None:
         """Make a file with what ``fill`` writes to a sink; a file of that name is replaced.
@@ -144,8 +143,14 @@ class Storage:
         except (OSError, pa.ArrowException) as error:
             if isinstance(error, HistoryUnavailableError):
                 raise
-            reason = without_secrets(str(error), self._hidden)
-            raise HistoryUnavailableError(f"the history at {self.address}: {path}: {reason}") from error
+            raise self._unavailable(f"the history at {self.address}: {path}", error) from self._cause(error)
+
+    def _unavailable(self, what: str, error: Exception) -> HistoryUnavailableError:
+        return HistoryUnavailableError(f"{what}: {without_secrets(str(error), self._hidden)}")
+
+    def _cause(self, error: Exception) -> Exception | None:
+        """The error, unless its own text may hold secrets."""
+        return None if self._hidden else error
 
 
 def sync_folder(folder: Path) -> None:
@@ -174,6 +179,8 @@ def _make_writable(folder: Path) -> None:
 def _resolve(base: Any, filesystem: fs.FileSystem | None) -> tuple[fs.FileSystem, str]:
     """The filesystem and the path in it; a local one below others is found, so that files are forced to the disk."""
     text = os.fspath(base)
+    if filesystem is None and "://" in text and is_malformed(text):
+        raise HistoryUnavailableError(f"base {shown(text)!r} is malformed: expected {URL_FORM}")
     try:
         if filesystem is not None:
             path = text
@@ -181,12 +188,13 @@ def _resolve(base: Any, filesystem: fs.FileSystem | None) -> tuple[fs.FileSystem
             filesystem, path = fs.FileSystem.from_uri(text)
         else:
             filesystem, path = fs.LocalFileSystem(), str(Path(text).absolute())
-    except (pa.ArrowException, ValueError, ImportError) as error:
-        # Without the cause, whose text may hold the whole URL.
-        reason = without_secrets(str(error), _secrets_in(text))
-        raise HistoryUnavailableError(
-            f"base {_shown(text)!r} is neither a path nor a URL that pyarrow.fs knows: {reason}"
-        ) from None
+    except (pa.ArrowException, OSError, ValueError, ImportError) as error:
+        # Without the cause, and without a text that quotes the URL: such a text also tells of single characters.
+        quotes_it = without_secrets(str(error), _secrets_in(text)) != str(error)
+        reason = f"expected {URL_FORM}" if quotes_it else str(error)
+        known = isinstance(error, OSError)
+        problem = "cannot be reached" if known else "is neither a path nor a URL that pyarrow.fs knows"
+        raise HistoryUnavailableError(f"base {_shown(text)!r} {problem}: {reason}") from None
     while isinstance(filesystem, fs.SubTreeFileSystem):
         path = f"{filesystem.base_path.rstrip('/')}/{path.lstrip('/')}"
         filesystem = filesystem.base_fs
@@ -194,7 +202,7 @@ def _resolve(base: Any, filesystem: fs.FileSystem | None) -> tuple[fs.FileSystem
 
 
 def _shown(base: str) -> str:
-    return masked(base) if "://" in base else base
+    return shown(base) if "://" in base else base
 
 
 def _secrets_in(base: str) -> list[str]:

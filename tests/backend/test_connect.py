@@ -16,13 +16,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import redis
+from hypothesis import given
 
 from quorin import keys
 from quorin.backend import connect
 from quorin.errors import ConnectionFailedError, LogFullError
+from tests.passwords import urls_with_passwords, without_password
 from tests.redis_server import RedisServer
 
 SECRET = "hunter2-hunter2"  # noqa: S105 - must not be seen
@@ -61,6 +64,59 @@ def test_unknown_schemes_and_forgotten_schemes_are_explained() -> None:
 )
 def test_broken_urls_are_refused_without_their_password(url: str) -> None:
     assert "is wrong" in failure(url)
+
+
+@given(
+    urls_with_passwords(
+        "redis://u:PASSWORD@127.0.0.1:1/0",
+        "redis://127.0.0.1:1/0?password=PASSWORD",
+        "redis://127.0.0.1:1/0?db=x&password=PASSWORD",
+        "redis://127.0.0.1:1?speed=9&password=PASSWORD",
+        "redis://:PASSWORD@127.0.0.1:port",
+        "redis://u:PASSWORD",
+        "unix://:PASSWORD@/no/r.sock",
+        "rdis://u:PASSWORD@h",
+        "redis:/u:PASSWORD@h",
+        "Redis:u:PASSWORD@h",
+        "u:PASSWORD@127.0.0.1:1",
+        "rdis://u:PASSWORD@h\0",
+    )
+)
+def test_nothing_of_a_password_is_in_an_error(url: str) -> None:
+    for connection in (url, url.encode()):
+        with pytest.raises(ConnectionFailedError) as caught:
+            connect(connection)
+        without_password(caught.value)
+
+
+@pytest.mark.parametrize("url", [f"redis://:{SECRET}/x@localhost:1/0", f"redis://u:12/{SECRET}@localhost:1/0"])
+def test_passwords_that_must_be_escaped_are_explained(url: str) -> None:
+    assert failure(url).startswith("the Redis URL redis://… is wrong: expected redis://[user:password@]host:port/db")
+    assert "%2F for /" in failure(url)
+
+
+def test_settings_with_bad_values_are_named() -> None:
+    assert failure(f"redis://u:{SECRET}@h:1/0?timeout=x").startswith("the Redis URL redis://h:1/0 is wrong: ")
+    assert "'timeout'" in failure(f"redis://u:{SECRET}@h:1/0?timeout=x")
+
+
+def test_a_server_that_does_not_know_passwords_may_not_quote_them() -> None:
+    """It quotes the first 128 bytes of what it was sent, which is no longer the password."""
+    server = RedisServer("--rename-command", "AUTH", '""')
+    try:
+        assert "unknown command" in failure(f"unix://:{SECRET * 20}@{server.socket}")
+    finally:
+        server.stop()
+
+
+def test_escaped_passwords_are_sent_as_they_are_meant() -> None:
+    password = f"{SECRET}/?#@:%41"
+    server = RedisServer("--requirepass", password)
+    try:
+        connect(f"unix://:{quote(password, safe='')}@{server.socket}").close()
+        connect(f"unix://default:{quote(password, safe='')}@{server.socket}").close()
+    finally:
+        server.stop()
 
 
 def test_unknown_settings_are_named(free_port: int) -> None:

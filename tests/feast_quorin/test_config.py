@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 from feast.repo_config import FeastConfigError, RepoConfig, load_repo_config
+from hypothesis import given
+from hypothesis import strategies as st
 
 from feast_quorin import QuorinOnlineStore, QuorinOnlineStoreConfig
-from feast_quorin.config import ConfigError, masked
+from feast_quorin.config import ConfigError
 from quorin.errors import QuorinError
+from tests.passwords import urls_with_passwords, without_password
 
 
 def test_every_key_has_a_default(tmp_path: Path) -> None:
@@ -35,15 +38,19 @@ def test_paths_are_relative_to_the_repository(tmp_path: Path) -> None:
         ({"pth": "x"}, "pth: unknown key, known are type, path, redis_url"),
         (
             {"path": "a", "redis_url": "redis://u:s3cret@h"},
-            r"path 'a' and redis_url 'redis://u:\*\*\*@h' exclude each other",
+            "path 'a' and redis_url 'redis://h' exclude each other",
         ),
         ({"path": ""}, "path: expected a directory, got ''"),
         ({"path": 7}, "path: .*string, got 7"),
         (
             {"redis_url": "http://:s3cret@h"},
-            r"redis_url: expected a URL that starts with redis://.*got 'http://:\*\*\*@h'",
+            "redis_url: expected a URL that starts with redis://.*got 'http://h'",
         ),
         ({"redis_url": "localhost:6379"}, "redis_url: expected a URL"),
+        ({"redis_url": "redis://:s3cret/x@h"}, r"redis_url: expected redis://\[user:.*%2F for /.*, got 'redis://…'"),
+        ({"redis_url": ["redis://:s3cret@h"]}, "redis_url: .*string, got list"),
+        ({"path": "redis://:s3cret@h"}, "path: expected a directory, no URL, got 'redis://h'"),
+        ({"offline_path": "s3://K:s3cret/x@b"}, r"offline_path: expected a directory or scheme://.*, got 's3://…'"),
         ({"consumer": "sometimes"}, "consumer: .*'auto', 'external' or 'inline', got 'sometimes'"),
         ({"wait": "never"}, "wait: .*'applied' or 'logged', got 'never'"),
         ({"capacity": 0}, "capacity: expected a whole number of 1 and more, got 0"),
@@ -87,13 +94,43 @@ def test_feast_finds_the_store_beside_its_config() -> None:
     assert isinstance(get_online_store_from_config(config.online_store), QuorinOnlineStore)
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("redis://user:p/a@ss@host:1/0", "redis://user:***@host:1/0"),
-        ("unix:///run/r.sock?password=abc&db=1", "unix:///run/r.sock?password=***&db=1"),
-        ("redis://host:6379", "redis://host:6379"),
-    ],
+@given(
+    urls_with_passwords(
+        "redis://u:PASSWORD@h:1/0",
+        "redis://h:1/0?username=a&Password=PASSWORD",
+        "redis://h/0?password=PASSWORD",
+        "redis://u:PASSWORD",
+        "redis://us er:PASSWORD@h",
+        "unix://:PASSWORD@/run/r.sock",
+        "rdis://:PASSWORD",
+        "REDIS://:PASSWORD@h",
+        "redis:/:PASSWORD@h",
+        "u:PASSWORD@h",
+    ),
+    st.sampled_from([str, str.encode, lambda url: [url], lambda url: {"url": url}]),
 )
-def test_passwords_are_masked(text: str, shown: str) -> None:
-    assert masked(text) == shown
+def test_nothing_of_a_password_is_in_an_error(url: str, made: Any) -> None:
+    for settings in ({"path": "x", "redis_url": made(url)}, {"redis_url": made(url), "capacity": 0}):
+        with pytest.raises(ConfigError) as caught:
+            QuorinOnlineStoreConfig(**settings)
+        without_password(caught.value)
+
+
+@given(
+    urls_with_passwords("s3://KEY:PASSWORD@bucket/x", "s3://KEY:PASSWORD", "redis://u:PASSWORD@h", "rdis://:PASSWORD")
+)
+def test_no_setting_shows_the_password_of_a_url(url: str) -> None:
+    for key in ("path", "shm_dir", "consumer", "capacity", "enforce_ttl", "type"):
+        with pytest.raises(ConfigError, match=f"^{key}: ") as caught:
+            QuorinOnlineStoreConfig(**{key: url})
+        without_password(caught.value)
+    try:
+        text: object = repr(QuorinOnlineStoreConfig(offline_path=url))
+    except ConfigError as error:
+        text = error
+    without_password(text)
+
+
+def test_settings_are_shown_without_the_urls_that_may_hold_passwords() -> None:
+    settings = QuorinOnlineStoreConfig(redis_url="redis://:s3cret@h", offline_path="s3://KEY:s3cret@bucket/x")
+    assert "s3cret" not in f"{settings!r} {settings}"
