@@ -19,6 +19,7 @@ from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SEQUENCE_BITS
 from quorin.observe import Observer
 from quorin.schema import fingerprint, schema_from_json
 from quorin.wal import DEFAULT_MAX_ENTRIES
+from quorin.words import ago, duration
 
 if TYPE_CHECKING:
     from quorin.backend import Backend
@@ -30,6 +31,7 @@ _LEAST_SHM_BYTES = 1 << 30
 _LEAST_FREE_SHARE = 0.1
 _CLOCK_SECONDS = 1.0
 _LAG_SECONDS = 10.0
+_FUTURE_SECONDS = 60.0
 _SILENT_SECONDS = 30.0
 _LEAST_REDIS = (6, 2)
 _FEAST = (0, 67)
@@ -77,7 +79,7 @@ def check_deployment(
         return [Check("control plane", PROBLEM, str(error), "see that it runs, and that the address is right")]
     try:
         with Observer(backend, shm_dir=shm_dir, stream_key=stream_key) as looking:
-            seen = looking.observe(events=False)
+            seen = looking.observe(readers=False)
             checks = [*_store(backend), _clock(backend, seen)]
             for state in seen.segments:
                 checks += _segment(state, looking, backend)
@@ -257,7 +259,22 @@ def _segment(state: SegmentState, looking: Observer, backend: Backend) -> Iterat
     else:
         found = f"{stats['rows']:,} rows in {stats['bytes'] / 2**20:,.1f} MiB, checksum right, {stats['load']:.0%} full"
         yield Check(name, OK, found)
+    yield _event_times(state)
     yield _lag(state, name)
+
+
+def _event_times(state: SegmentState) -> Check:
+    """A row from the future stays: no write of the present is newer."""
+    name = f"event times of {state.schema_name}"
+    newest_ns = state.events.newest_ns if state.events else None
+    if newest_ns is None:
+        return Check(name, OK, "no rows")
+    age = (time.time_ns() - newest_ns) / 1e9
+    if age >= -_FUTURE_SECONDS:
+        return Check(name, OK, f"the newest event was {ago(max(0.0, age))}")
+    found = f"its newest event is {duration(-age)} in the future: writes with older times are passed over"
+    advice = "see what gives such times (its clock, zone or unit); `quorin put --event-time` writes over the row"
+    return Check(name, WARNING, found, advice)
 
 
 def _lag(state: SegmentState, name: str) -> Check:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,8 +127,8 @@ def test_get_shows_typed_values_and_ages(place: Place) -> None:
 def test_put_is_typed_and_goes_through_the_log(place: Place) -> None:
     assert "in the log" in place.run("put", "trip", "c", "score=2.25", 'tags=["new"]').stdout
     place.drain()
-    time = "2024-01-01T00:00:00Z"
-    said = place.json("put", "shop__trip", "c", "score=7", "--null", "tags", "--event-time", time)
+    event_time = "2024-01-01T00:00:00Z"
+    said = place.json("put", "shop__trip", "c", "score=7", "--null", "tags", "--event-time", event_time)
     assert said["position"] == place.backend.log().bounds().last
     place.drain()
     assert place.json("get", "c")["rows"][0]["values"] == {"score": 2.25, "tags": ["new"]}
@@ -163,6 +164,7 @@ def test_doctor_names_what_is_wrong(place: Place) -> None:
     checks = {check["name"]: check for check in place.json("doctor")["checks"]}
     assert checks["segment of shop__trip"]["status"] == "ok"
     assert checks["lag of shop__trip"]["found"] == "none"
+    assert checks["event times of shop__trip"]["status"] == "ok"
     assert checks["dead letters"]["status"] == "ok"
     if place.connection.startswith("unix"):
         assert checks["persistence of Redis"]["status"] == "warning"
@@ -180,6 +182,23 @@ def test_doctor_names_what_is_wrong(place: Place) -> None:
     checks = {check["name"]: check for check in place.json("doctor", code=1)["checks"]}
     assert checks["segment of shop__trip"]["status"] == "problem"
     assert "checksum" in checks["segment of shop__trip"]["found"]
+
+
+def test_a_row_from_the_future_is_told_and_can_be_written_over(place: Place) -> None:
+    future = time.time_ns() + 1_130 * 86_400 * 10**9 + 10**12
+    for values, words in ((3, ["--event-time", str(future)]), (4, [])):
+        place.run("put", "trip", "a", f"score={values}", "tags=[]", *words)
+        place.drain()
+        assert place.json("get", "a")["rows"][0]["values"]["score"] == 3
+    assert "+00:00, in 1,130 d" in place.run("get", "a").stdout
+    assert "in 1,130 d" in place.run("inspect").stdout
+    checks = {check["name"]: check for check in place.json("doctor")["checks"]}
+    check = checks["event times of shop__trip"]
+    found = "its newest event is 1,130 d in the future: writes with older times are passed over"
+    assert (check["status"], check["found"]) == ("warning", found)
+    place.run("put", "trip", "a", "score=5", "tags=[]", "--event-time", str(future))
+    place.drain()
+    assert place.json("get", "a")["rows"][0]["values"]["score"] == 5
 
 
 def test_doctor_without_a_deployment_looks_at_the_machine(tmp_path: Path) -> None:

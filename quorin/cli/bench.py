@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quorin.cli.options import ShmDir
-from quorin.cli.output import Json, add_row, console, count, duration, print_json, table
+from quorin.cli.output import Json, add_row, console, print_json, table
+from quorin.words import count, duration
 
 if TYPE_CHECKING:
     import numpy as np

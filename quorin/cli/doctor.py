@@ -32,7 +32,8 @@ def doctor(
     """Check this machine, the control plane, every segment and the log; say what is wrong and what to do.
 
     Shared memory (room, limits, huge pages, whether logind removes it), compiled kernels, Feast and its hook, the
-    clock, Redis (version, persistence, memory), each segment's checksum and books, lag, trimming, dead letters.
+    clock, Redis (version, persistence, memory), each segment's checksum, books and event times, lag, trimming, dead
+    letters.
 
     Examples:
     - `quorin doctor`: this machine alone

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quorin.cli.options import Connection, Namespace, Opened, ShmDir, escaped, resolve_schema
-from quorin.cli.output import Json, add_row, console, duration, moment, plain, print_json, table
+from quorin.cli.output import Json, add_row, console, plain, print_json, table
 from quorin.keys import DEFAULT_NAMESPACE
+from quorin.words import ago, moment
 
 if TYPE_CHECKING:
     from quorin.shm import Segment
@@ -100,7 +101,7 @@ def _rows(segment: Segment, ids: list[str], fields: list[str] | None) -> list[di
 def _print(rows: list[dict[str, Any]]) -> None:
     out = console()
     for row in rows:
-        age = f"{moment(row['event_time_ns'])}, {duration(row['age_seconds'])} ago"
+        age = f"{moment(row['event_time_ns'])}, {ago(row['age_seconds'])}"
         out.print(f"[bold]{escaped(row['schema'])}[/] {escaped(row['entity_id'])}  {escaped(age)}")
         values = table("  field", "type", "value")
         for name, value in row["values"].items():

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from quorin.cli.options import Connection, Namespace, Offline, Opened, ShmDir, StreamKey, known_schema
-from quorin.cli.output import count, progress_bar
+from quorin.cli.output import progress_bar
 from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.words import count
 
 
 def hydrate(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quorin.cli.options import Connection, Namespace, Opened, ShmDir, StreamKey, resolve_schema
-from quorin.cli.output import Json, add_row, console, count, duration, moment, print_json, size, table
+from quorin.cli.output import Json, add_row, console, print_json, table
 from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.words import ago, count, duration, moment, size, type_text
 
 if TYPE_CHECKING:
     from quorin.observe import Deployment, SegmentState
@@ -87,7 +88,7 @@ def _print_all(seen: Deployment) -> None:
     )
     for report in seen.processes:
         out.print(
-            f"{report.role} {report.process}: {len(report.schemas)} schemas, seen {duration(report.age_seconds)} ago",
+            f"{report.role} {report.process}: {len(report.schemas)} schemas, seen {ago(report.age_seconds)}",
             markup=False,
         )
 
@@ -114,8 +115,8 @@ def detail(state: SegmentState, seen: Deployment) -> dict[str, str]:
     if stats is None:
         return facts
     garbage = stats["heap_garbage_bytes"] / stats["heap_bytes"] if stats["heap_bytes"] else 0
-    silent = duration(stats["writer_heartbeat_age_seconds"])
-    writer = f"process {stats['writer_pid']}, last sign of life {silent} ago" if stats["writer_pid"] else "none"
+    signed = ago(stats["writer_heartbeat_age_seconds"])
+    writer = f"process {stats['writer_pid']}, last sign of life {signed}" if stats["writer_pid"] else "none"
     return facts | {
         "version": str(stats["schema_version"]),
         "segment": stats["path"],
@@ -146,15 +147,10 @@ def lag_time(state: SegmentState) -> str:
 
 
 def newest(state: SegmentState) -> str:
-    """The age of the newest event."""
+    """How long ago the newest event was."""
     if state.events is None or state.events.newest_ns is None:
         return "-"
-    return duration((time.time_ns() - state.events.newest_ns) / 1e9)
-
-
-def type_text(field: FeatureField) -> str:
-    """A field's type as people write it, such as ``float32[3]``."""
-    return field.dtype.name + "".join("[]" if size is None else f"[{size}]" for size in field.shape)
+    return ago((time.time_ns() - state.events.newest_ns) / 1e9)
 
 
 def _default_text(field: FeatureField) -> str:

@@ -1,4 +1,4 @@
-"""How commands speak: tables for people, JSON for scripts, and quantities in words."""
+"""How commands speak: tables and bars for people, JSON for scripts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -56,43 +55,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
-
-
-def count(number: float) -> str:
-    """A number with thousands kept apart."""
-    return f"{number:,.0f}"
-
-
-def size(number: float) -> str:
-    """Bytes in the largest unit that leaves a whole number before the point."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:.1f} TiB"
-
-
-def duration(seconds: float | None) -> str:
-    """A time in the unit that fits."""
-    if seconds is None:
-        return "-"
-    for factor, unit, limit in ((1e9, "ns", 1e-6), (1e6, "µs", 1e-3), (1e3, "ms", 1.0)):
-        if abs(seconds) < limit:
-            return f"{seconds * factor:.3g} {unit}"
-    for factor, unit, limit in ((1, "s", 120), (60, "min", 7200), (3600, "h", 172_800)):
-        if abs(seconds) < limit:
-            return f"{seconds / factor:.3g} {unit}"
-    return f"{seconds / 86_400:,.0f} d"
-
-
-def moment(time_ns: int | None) -> str:
-    """A time in ns since the epoch, in UTC."""
-    if time_ns is None:
-        return "-"
-    try:
-        return datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat(sep=" ", timespec="milliseconds")
-    except (OverflowError, ValueError, OSError):
-        return f"{time_ns} ns"
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from quorin.cli.options import Connection, Namespace, Opened, ShmDir
-from quorin.cli.output import count, progress_bar, size
+from quorin.cli.output import progress_bar
 from quorin.keys import DEFAULT_NAMESPACE
+from quorin.words import count, size
 
 
 def restore(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from quorin import counters
 from quorin.abi import FIRST_BUCKET, TIME_BUCKETS, W_BATCH_ROWS, W_MISSING, W_READ_TIMES, W_READS
 from quorin.cli.inspect import lag_rows, lag_time, newest
-from quorin.cli.output import count, duration, size
+from quorin.words import count, duration, size
 
 if TYPE_CHECKING:
     from quorin.observe import Deployment, Observer, SegmentState

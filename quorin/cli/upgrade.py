@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quorin.cli.options import Connection, Namespace, Opened, ShmDir
-from quorin.cli.output import Json, add_row, console, count, duration, print_json, size, table
+from quorin.cli.output import Json, add_row, console, print_json, table
 from quorin.keys import DEFAULT_NAMESPACE
+from quorin.words import count, duration, size
 
 if TYPE_CHECKING:
     from quorin.evolution import UpgradeResult

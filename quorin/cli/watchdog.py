@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quorin.cli.options import Connection, LogJson, LogLevel, Namespace, ShmDir
-from quorin.cli.output import Json, add_row, console, duration, print_json, size, table
+from quorin.cli.output import Json, add_row, console, print_json, table
 from quorin.keys import DEFAULT_NAMESPACE
+from quorin.words import duration, size
 
 if TYPE_CHECKING:
     from quorin.watchdog import TickResult

@@ -1,0 +1,56 @@
+"""Quantities, times and types in words: how errors, checks and commands put them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from quorin.schema import FeatureField
+
+
+def count(number: float) -> str:
+    """A number with thousands kept apart."""
+    return f"{number:,.0f}"
+
+
+def size(number: float) -> str:
+    """Bytes in the largest unit that leaves a whole number before the point."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"
+
+
+def duration(seconds: float | None) -> str:
+    """A time in the unit that fits."""
+    if seconds is None:
+        return "-"
+    for factor, unit, limit in ((1e9, "ns", 1e-6), (1e6, "µs", 1e-3), (1e3, "ms", 1.0)):
+        if abs(seconds) < limit:
+            return f"{seconds * factor:.3g} {unit}"
+    for factor, unit, limit in ((1, "s", 120), (60, "min", 7200), (3600, "h", 172_800)):
+        if abs(seconds) < limit:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds / 86_400:,.0f} d"
+
+
+def ago(seconds: float) -> str:
+    """How long ago something was; less than none is the future."""
+    return f"in {duration(-seconds)}" if seconds < 0 else f"{duration(seconds)} ago"
+
+
+def moment(time_ns: int | None) -> str:
+    """A time in ns since the epoch, in UTC."""
+    if time_ns is None:
+        return "-"
+    try:
+        return datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat(sep=" ", timespec="milliseconds")
+    except (OverflowError, ValueError, OSError):
+        return f"{time_ns} ns"
+
+
+def type_text(field: FeatureField) -> str:
+    """A field's type as people write it, such as ``float32[3]``."""
+    return field.dtype.name + "".join("[]" if size is None else f"[{size}]" for size in field.shape)
