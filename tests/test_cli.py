@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from quorin.assembly import read
 from quorin.backend import connect
-from quorin.errors import SegmentNotFoundError
+from quorin.cli import app
+from quorin.errors import ConnectionFailedError, SegmentNotFoundError
 from quorin.record import Kind, encode
 from quorin.rows import row_batch
 from quorin.schema import FeatureField, dtype, make_schema, schema_to_json
@@ -74,10 +76,38 @@ def test_what_is_wrong_is_said_in_one_line_and_an_exit_code(tmp_path: Path) -> N
     assert "hunter2" not in missing.stderr
     assert "Traceback" not in missing.stderr
     assert run("consumer").returncode == 2
+    connect(tmp_path / "store").close()
     assert run("deadletter", "replay", "-c", str(tmp_path / "store")).returncode == 2
     absent = run("deadletter", "show", "7", "-c", str(tmp_path / "store"))
     assert absent.returncode == 2
     assert "no dead letter at 7" in absent.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["inspect"], ["get", "a"], ["put", "Trip", "a", "score=1"], ["doctor"], ["deadletter", "list"], ["top"],
+        ["watchdog", "--once"], ["snapshot", "Trip", "file"], ["metrics"], ["compact", "--offline", "none"],
+    ],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_a_mistyped_directory_is_told_and_not_made(words: list[str], tmp_path: Path) -> None:
+    mistyped = tmp_path / "data"
+    refused = CliRunner().invoke(app, [*words, "-c", str(mistyped)], env={"COLUMNS": "400"})
+    assert refused.exit_code == 2
+    assert f"there is no store at {mistyped} " in refused.output
+    assert not mistyped.exists()
+    mistyped.mkdir()
+    connect(mistyped / "quorin").close()
+    refused = CliRunner().invoke(app, [*words, "-c", str(mistyped)], env={"COLUMNS": "400"})
+    assert f"there is no store at {mistyped}; did you mean {mistyped}/quorin?" in refused.output
+    assert list(mistyped.iterdir()) == [mistyped / "quorin"]
+
+
+def test_what_is_no_directory_is_told_as_by_all_others(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(app, ["inspect", "-c", "localhost:6379"])
+    assert isinstance(refused.exception, ConnectionFailedError)
+    assert "looks like a host and port" in str(refused.exception)
 
 
 def test_the_consumer_serves_schemas_as_they_come_and_ends_on_sigterm(

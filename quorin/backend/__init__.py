@@ -15,7 +15,10 @@ from quorin.urls import REDIS_FORM, shown
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["Backend", "Bounds", "Connection", "ControlPlane", "DeadLetter", "Log", "ReadResult", "Tail", "connect"]
+__all__ = [
+    "Backend", "Bounds", "Connection", "ControlPlane", "DeadLetter", "Log", "ReadResult", "Tail", "connect",
+    "embedded_directory",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     Connection = redis.Redis | str | os.PathLike[str] | Backend
@@ -39,15 +42,14 @@ def connect(connection: Connection, *, namespace: str = DEFAULT_NAMESPACE) -> Ba
     if _is_backend(connection):
         return connection  # type: ignore[return-value]
     if isinstance(connection, (str, os.PathLike)):
-        text = os.fspath(connection)
-        if isinstance(text, str) and text.startswith(_REDIS_SCHEMES):
+        directory = embedded_directory(connection)
+        if directory is None:
             from quorin.backend.redis import RedisBackend
 
-            return RedisBackend.from_url(text, namespace)
-        _refuse_what_is_no_path(text)
+            return RedisBackend.from_url(os.fspath(connection), namespace)
         from quorin.backend.embedded import EmbeddedBackend
 
-        return EmbeddedBackend(Path(text), namespace)
+        return EmbeddedBackend(directory, namespace)
     if any(base.__module__.partition(".")[0] == "redis" for base in type(connection).__mro__):
         from quorin.backend.redis import RedisBackend
 
@@ -55,6 +57,18 @@ def connect(connection: Connection, *, namespace: str = DEFAULT_NAMESPACE) -> Ba
     raise ConnectionFailedError(
         f"expected a redis.Redis, a URL ({', '.join(_REDIS_SCHEMES)}) or a directory, got {type(connection).__name__}"
     )
+
+
+def embedded_directory(connection: str | os.PathLike[str]) -> Path | None:
+    """The directory that a connection names, whether or not it is there; None for a Redis URL.
+
+    :raises ConnectionFailedError: if it names neither.
+    """
+    text = os.fspath(connection)
+    if isinstance(text, str) and text.startswith(_REDIS_SCHEMES):
+        return None
+    _refuse_what_is_no_path(text)
+    return Path(text)
 
 
 def _is_backend(connection: Any) -> bool:

@@ -169,6 +169,17 @@ class Database:
         )
 
 
+def has_store(directory: Path) -> bool:
+    """Whether the file is in a directory; also where that cannot be seen, which opening it explains."""
+    try:
+        (directory / keys.SQL_FILE).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def least_position() -> int:
     """Positions are never behind the present time, as Redis' ids are not: what a new file gives, or one that lost its
     last calls in a power cut, or an older copy, was never given before.

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from quorin.cli.options import Connection, LogJson, LogLevel, Namespace, StreamKey
+from quorin.cli.options import LogJson, LogLevel, Namespace, NewConnection, StreamKey
 from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
 
 def consumer(
-    connection: Connection,
+    connection: NewConnection,
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     offline: Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from quorin.cli.options import Namespace, ShmDir, StreamKey, escaped
+from quorin.cli.options import Namespace, ShmDir, StreamKey, escaped, existing
 from quorin.cli.output import Json, console, print_json
 from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
@@ -22,6 +22,7 @@ def doctor(
             envvar="QUORIN_CONNECTION",
             help="The control plane: a Redis URL or a directory. Without it only this machine is looked at.",
             show_default=False,
+            callback=existing,
         ),
     ] = None,
     namespace: Namespace = DEFAULT_NAMESPACE,

@@ -11,16 +11,37 @@ if TYPE_CHECKING:
     from quorin.backend import Backend
     from quorin.schema import Schema
 
+
+def existing(connection: str | None) -> str | None:
+    """A connection as it is given, unless it is a directory without a store in it: one that is mistyped is not made.
+
+    :raises typer.BadParameter: naming the directory, and one below that has a store.
+    """
+    from quorin.backend import embedded_directory
+    from quorin.backend.embedded_file import has_store
+    from quorin.errors import ConnectionFailedError
+
+    try:
+        directory = None if connection is None else embedded_directory(connection)
+    except ConnectionFailedError:  # The command tells, as of all that cannot be used.
+        return connection
+    if directory is None or has_store(directory):
+        return connection
+    below = [path for path in (directory / "quorin", directory / "data" / "quorin") if has_store(path)]
+    raise typer.BadParameter(f"there is no store at {connection}" + (f"; did you mean {below[0]}?" if below else ""))
+
+
+_CONNECTION_WORDS = "--connection", "-c"
+_CONNECTION_HELP = (
+    "The control plane: redis://, rediss:// or unix:// URL, or the directory of the embedded one "
+    "(Feast's is data/quorin in the feature repository unless told otherwise)."
+)
 Connection = Annotated[
-    str,
-    typer.Option(
-        "--connection",
-        "-c",
-        envvar="QUORIN_CONNECTION",
-        help="The control plane: redis://, rediss:// or unix:// URL, or the directory of the embedded one "
-        "(Feast's is data/quorin in the feature repository unless told otherwise).",
-    ),
+    str, typer.Option(*_CONNECTION_WORDS, envvar="QUORIN_CONNECTION", help=_CONNECTION_HELP, callback=existing)
 ]
+NewConnection = Annotated[str, typer.Option(*_CONNECTION_WORDS, envvar="QUORIN_CONNECTION", help=_CONNECTION_HELP)]
+"""Of commands that begin with nothing: a directory that is not there is made."""
+
 Namespace = Annotated[
     str, typer.Option(envvar="QUORIN_NAMESPACE", help="Keeps deployments apart that share one Redis or directory.")
 ]

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from quorin.cli.options import Connection, Namespace, Opened, ShmDir
+from quorin.cli.options import Namespace, NewConnection, Opened, ShmDir
 from quorin.cli.output import progress_bar
 from quorin.keys import DEFAULT_NAMESPACE
 from quorin.words import count, size
 
 
 def restore(
-    connection: Connection,
+    connection: NewConnection,
     file: Annotated[Path, typer.Argument(help="What `quorin snapshot` wrote.")],
     namespace: Namespace = DEFAULT_NAMESPACE,
     shm_dir: ShmDir = None,
