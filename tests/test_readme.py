@@ -45,6 +45,11 @@ def test_engine_quickstart(control_plane, redis_url, tmp_path, monkeypatch, disc
     names: dict[str, Any] = {"__name__": "readme"}
     assert_shows(quickstart.replace(REDIS_LINE, line), names, discarded)
     assert_shows(read_back, names, discarded)
+    go_on = re.search(r"`(registry\.open_current\(.*read_only=False\))`", README)
+    assert go_on
+    with eval(go_on[1], names) as again:  # noqa: S307
+        assert not again.read_only
+        assert names["assemble"](again, "user_001")[1] == 42
     if control_plane == "redis":
         with redis.Redis.from_url(redis_url) as used:
             assert used.dbsize() > 0
