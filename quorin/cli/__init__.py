@@ -75,9 +75,10 @@ def quorin(
 
 
 def main() -> None:
-    """Run the command; what Quorin refuses is one line on stderr and exit code 1."""
+    """Run the command; what Quorin refuses is on stderr, with its notes, and exit code 1."""
     try:
         app()
     except QuorinError as error:
-        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escaped(str(error))}", soft_wrap=True)
+        text = "\n".join([str(error), *getattr(error, "__notes__", [])])
+        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escaped(text)}", soft_wrap=True)
         sys.exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +53,8 @@ def put(
     Exit codes: 0 the row is in the log (with `--sync`: is served), 1 it was refused, or is in the log but nobody
     applied it in time, 2 wrong usage.
     """
+    from quorin.errors import SegmentNotFoundError, WriteSyncTimeoutError
+    from quorin.presence import reports
     from quorin.shm import SegmentRegistry
     from quorin.wal import WALProducer
 
@@ -64,16 +67,33 @@ def put(
             if not equals or name not in fields or name in row:
                 raise typer.BadParameter(f"{word!r}: expected field=value, each field once, of {', '.join(fields)}")
             row[name] = _parsed(fields[name], text)
+        if missing := [] if partial else [name for name in fields if name not in row]:
+            raise typer.BadParameter(
+                f"no value for {', '.join(missing)}: give field=value, --null {missing[0]} for a null, or --partial to "
+                "leave what is not named as it is"
+            )
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
         with WALProducer(backend, stream_key=stream_key, registry=registry) as producer:
             time_ns = None if event_time is None else _time_ns(event_time)
             position = producer.write(chosen, entity_id, row, time_ns, partial=partial)
             if sync:
-                producer.wait(chosen, position, timeout_ms=timeout_ms)
+                try:
+                    producer.wait(chosen, position, timeout_ms=timeout_ms)
+                except (WriteSyncTimeoutError, SegmentNotFoundError) as error:
+                    if not any(report.role == "consumer" for report in reports(backend.control)):
+                        error.add_note(_how_to_apply(backend.address, namespace, stream_key))
+                    raise
     if as_json:
         print_json({"schema": chosen.__name__, "entity_id": entity_id, "position": position, "is_served": sync or None})
     else:
         typer.echo(f"{'served' if sync else 'in the log'} at position {position}")
+
+
+def _how_to_apply(address: str, namespace: str, stream_key: str) -> str:
+    words = ["quorin", "consumer", "--connection", address]
+    words += ["--namespace", namespace] if namespace != DEFAULT_NAMESPACE else []
+    words += ["--stream-key", stream_key] if stream_key != DEFAULT_STREAM_KEY else []
+    return f"nobody applies the log: run `{shlex.join(words)}`"
 
 
 def _parsed(field: FeatureField, text: str) -> Any:
