@@ -121,8 +121,8 @@ def test_get_shows_typed_values_and_ages(place: Place) -> None:
     text = place.run("get", "a", "--schema", "trip", "--field", "tags")
     assert "['x', '[red]']" in text.stdout
     assert "score" not in text.stdout
-    refused = place.run("get", "a", "-s", "trip", "-f", "colour", code=1)
-    assert "colour" in refused.stderr
+    refused = place.run("get", "a", "-s", "trip", "-f", "colour", code=2)
+    assert "shop__trip has no field 'colour'; there are: score, tags" in refused.stderr
 
 
 def test_put_is_typed_and_goes_through_the_log(place: Place) -> None:
@@ -135,7 +135,8 @@ def test_put_is_typed_and_goes_through_the_log(place: Place) -> None:
     assert place.json("get", "c")["rows"][0]["values"] == {"score": 2.25, "tags": ["new"]}
     for words, text in (
         (("score=much",), "'much' is no float64"),
-        (("colour=red",), "expected field=value"),
+        (("score=1", "score=2"), "expected field=value, each field once"),
+        (("colour=red",), "has no field 'colour'"),
         (("score=1", "--partial", "--event-time", "soon"), "event time 'soon'"),
         (("score=1",), "no value for tags: give field=value, --null tags for a null, or --partial"),
     ):
@@ -143,6 +144,19 @@ def test_put_is_typed_and_goes_through_the_log(place: Place) -> None:
     unserved = place.run("put", "trip", "d", "score=1", "--partial", "--sync", "--timeout-ms", "50", code=1)
     assert "it is not lost" in unserved.stderr
     assert f"run `quorin consumer --connection {shlex.quote(place.backend.address)}`" in unserved.stderr
+
+
+def test_features_go_by_their_names_in_feast(place: Place) -> None:
+    rides = make_schema("shop__rides", [FeatureField(name, dtype.float32) for name in ("rate__float", "a__x", "a__y")])
+    place.backend.control.put_schema(rides.__name__, schema_to_json(rides))
+    place.run("put", "rides", "a", "rate=0.5", "a__x=1", "--null", "a__y")
+    place.drain(TRIP, rides)
+    found = place.run("get", "a", "-f", "rate", "--json")
+    assert [row["values"] for row in json.loads(found.stdout)["rows"]] == [{"rate__float": 0.5}]
+    assert "shop__trip has no field 'rate'" in found.stderr
+    for asked, text in (("a", "a__x or a__y"), ("ratte", "rate__float")):
+        refused = place.run("get", "a", "-s", "rides", "-f", asked, code=2)
+        assert f"has no field {asked!r}; did you mean {text}?" in refused.stderr
 
 
 def test_put_knows_every_type(place: Place) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quorin.cli.options import Connection, Namespace, Opened, ShmDir, escaped, resolve_schema
+from quorin.cli.options import Connection, Namespace, Opened, ShmDir, escaped, resolve_field, resolve_schema
 from quorin.cli.output import Json, add_row, console, plain, print_json, table
 from quorin.keys import DEFAULT_NAMESPACE
 from quorin.words import ago, moment
@@ -27,7 +27,7 @@ def get(
         typer.Option("--schema", "-s", help="A schema or feature view; may be repeated. Without it: all that have it."),
     ] = None,
     field: Annotated[
-        list[str] | None, typer.Option("--field", "-f", help="A field; may be repeated. Without it: all.")
+        list[str] | None, typer.Option("--field", "-f", help="A field or feature; may be repeated. Without it: all.")
     ] = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
     shm_dir: ShmDir = None,
@@ -40,7 +40,7 @@ def get(
 
     - `quorin get 1001 1002 --schema driver_stats`: two entities of one feature view
 
-    - `quorin get 1001 -s driver_stats -f conv_rate__float --json`
+    - `quorin get 1001 -s driver_stats -f conv_rate --json`
 
     Exit codes: 0 every entity has a row in each schema named (or in any, if none is), 1 some have not, 2 wrong usage.
     """
@@ -54,12 +54,13 @@ def get(
         for name in names:
             try:
                 segment = looking.segment(name)
-            except QuorinError as error:
+                wanted = [resolve_field(segment.schema, asked) for asked in field or []] or None
+            except (QuorinError, typer.BadParameter) as error:
                 if schema:
                     raise
                 typer.echo(f"{name}: {error}", err=True)
                 continue
-            found += _rows(segment, ids, field)
+            found += _rows(segment, ids, wanted)
     for name in names if schema else [""]:
         have = {row["entity_id"] for row in found if name in ("", row["schema"])}
         missing |= {(name, asked) for asked in ids if asked not in have}

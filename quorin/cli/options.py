@@ -94,6 +94,25 @@ def resolve_schema(backend: Backend, asked: str) -> str:
     raise typer.BadParameter(f"{asked!r} names no one schema at {backend.address}; there are: {shown}")
 
 
+def resolve_field(schema: Schema, asked: str) -> str:
+    """The name of a schema's field: as asked, or that of the only feature called so, whose type Feast's fields end in.
+
+    :raises typer.BadParameter: naming those that are meant, if any is like it, or all there are.
+    """
+    from difflib import get_close_matches
+
+    features = {field.name: field.name.rpartition("__")[0] or field.name for field in schema.fields}
+    if asked in features:
+        return asked
+    called_so = [name for name, feature in features.items() if feature == asked]
+    if len(called_so) == 1:
+        return called_so[0]
+    alike = get_close_matches(asked, {*features, *features.values()})
+    meant = called_so or [name for name, feature in features.items() if name in alike or feature in alike]
+    hint = f"did you mean {' or '.join(meant)}?" if meant else f"there are: {', '.join(features)}"
+    raise typer.BadParameter(f"{schema.__name__} has no field {asked!r}; {hint}")
+
+
 def known_schema(backend: Backend, asked: str) -> Schema:
     """The schema that :func:`resolve_schema` finds, as the control plane has it."""
     from quorin.schema import schema_from_json

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quorin.cli.options import Connection, Namespace, Opened, ShmDir, StreamKey, known_schema
+from quorin.cli.options import Connection, Namespace, Opened, ShmDir, StreamKey, known_schema, resolve_field
 from quorin.cli.output import Json, print_json
 from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
@@ -61,10 +61,10 @@ def put(
     with Opened(connection, namespace) as backend:
         chosen = known_schema(backend, schema)
         fields = {field.name: field for field in chosen.fields}
-        row: dict[str, Any] = dict.fromkeys(null or [])
+        row: dict[str, Any] = {resolve_field(chosen, name): None for name in null or []}
         for word in values:
-            name, equals, text = word.partition("=")
-            if not equals or name not in fields or name in row:
+            asked, equals, text = word.partition("=")
+            if not equals or (name := resolve_field(chosen, asked)) in row:
                 raise typer.BadParameter(f"{word!r}: expected field=value, each field once, of {', '.join(fields)}")
             row[name] = _parsed(fields[name], text)
         if missing := [] if partial else [name for name in fields if name not in row]:
