@@ -43,6 +43,7 @@ from quorin.abi import (
 from quorin.compatibility import fits
 from quorin.errors import CorruptSegmentError, SchemaMismatchError
 from quorin.schema import FeatureField, Schema, fingerprint, schema_from_json, schema_to_json, total_element_count
+from quorin.words import field_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -442,7 +443,11 @@ def _difference(asked: Schema, stored: Schema) -> str:
     ours, theirs = ({f.name: f for f in s.fields} for s in (asked, stored))
     parts = [f"{n!r} only in the segment" for n in theirs if n not in ours]
     parts += [f"{n!r} not in the segment" for n in ours if n not in theirs]
-    parts += [f"{n!r} is {theirs[n]} there, {ours[n]} here" for n in ours if n in theirs and ours[n] != theirs[n]]
+    parts += [
+        f"{name!r} is {field_text(theirs[name])} there, {field_text(field)} here"
+        for name, field in ours.items()
+        if name in theirs and field != theirs[name]
+    ]
     if asked.tie_breaker != stored.tie_breaker:
         parts.append(f"its tie-breaker is {stored.tie_breaker!r} there, {asked.tie_breaker!r} here")
     if asked.entity != stored.entity:

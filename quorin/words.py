@@ -54,3 +54,8 @@ def moment(time_ns: int | None) -> str:
 def type_text(field: FeatureField) -> str:
     """A field's type as people write it, such as ``float32[3]``."""
     return field.dtype.name + "".join("[]" if size is None else f"[{size}]" for size in field.shape)
+
+
+def field_text(field: FeatureField) -> str:
+    """All of a field but its name, such as ``float32[3] (null as 0.0)``."""
+    return type_text(field) + ("" if field.default is None else f" (null as {field.default})")
