@@ -68,6 +68,8 @@ def test_a_machine_comes_back_from_its_history_and_from_a_snapshot(deployment: D
     deployment.reboot()
     assert "2 entities" in deployment.run("hydrate", "--offline", str(deployment.base)).stdout
     assert deployment.scores(2) == [1.0, 2.0]
+    again = deployment.run("hydrate", "--offline", str(deployment.base))
+    assert again.stdout.startswith("nothing to do: 0 of 1 schemas at "), again.stderr
     refused = deployment.run("hydrate", "Trip", "--offline", str(deployment.base))
     assert (refused.returncode, "Traceback" in refused.stderr) == (1, False)
     assert "stays as it is" in refused.stderr
@@ -100,3 +102,8 @@ def test_what_cannot_be_is_refused(deployment: Deployment, tmp_path: Path) -> No
     assert refused.returncode == 1
     assert "no.snapshot is no snapshot" in refused.stderr
     assert run("hydrate", "--help").returncode == 0
+    for name in ("hydrate", "compact"):
+        mistyped = deployment.run(name, "--offline", str(deployment.base))
+        assert mistyped.returncode == 2
+        assert f"there is no history at {deployment.base}: no such directory" in mistyped.stderr
+    assert not deployment.base.exists()

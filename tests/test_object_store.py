@@ -103,6 +103,11 @@ def test_rows_are_flushed_compacted_and_read_as_of_any_time(base: str) -> None:
         assert found["b"].to_pylist() == [3.0, 5.0, None, None]
 
 
+def test_a_history_exists_once_something_is_flushed(base: str) -> None:
+    assert not ParquetDatasetStore(base).exists()
+    assert filled(base, range(1, 2)).exists()
+
+
 def test_a_replay_leaves_out_what_is_there_already(base: str) -> None:
     filled(base, range(1, 3))
     again = filled(base, range(1, 4))

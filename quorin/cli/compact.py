@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from quorin.cli.options import Connection, Namespace, Offline, Opened, known_schema
+from quorin.cli.options import Connection, Namespace, Offline, Opened, existing_history, known_schema
 from quorin.keys import DEFAULT_NAMESPACE
 
 
@@ -23,9 +23,7 @@ def compact(
 
     Exit codes: 0 done, 1 the history cannot be reached (the reason is on stderr), 2 wrong usage.
     """
-    from quorin.offline import ParquetDatasetStore
-
-    store = ParquetDatasetStore(offline)
+    store = existing_history(offline)
     with Opened(connection, namespace) as backend:
         for name in schemas or sorted(backend.control.schemas()):
             schema = known_schema(backend, name)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quorin.cli.options import Connection, Namespace, Offline, Opened, ShmDir, StreamKey, known_schema
+from quorin.cli.options import Connection, Namespace, Offline, Opened, ShmDir, StreamKey, existing_history, known_schema
 from quorin.cli.output import progress_bar
 from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.words import count
@@ -36,20 +36,23 @@ def hydrate(
 
     - `quorin hydrate driver_stats --offline data/history --as-of 2024-05-01T00:00:00`: one, as it was then
 
-    Exit codes: 0 built, 1 a schema has a segment already or no history (the reason is on stderr), 2 wrong usage.
+    Exit codes: 0 built, or nothing to do, 1 a schema has a segment already or no history (the reason is on
+    stderr), 2 wrong usage.
     """
     from datetime import UTC
 
     from quorin import hydration
     from quorin.errors import EmptyDatasetError
-    from quorin.offline import ParquetDatasetStore
     from quorin.shm import SegmentRegistry
 
     until = None if as_of is None else int(as_of.replace(tzinfo=UTC).timestamp()) * 10**9
-    store = ParquetDatasetStore(offline)
+    store = existing_history(offline)
     with Opened(connection, namespace) as backend:
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
-        names = schemas or [name for name in sorted(backend.control.schemas()) if registry.current_name(name) is None]
+        known = sorted(backend.control.schemas())
+        names = schemas or [name for name in known if registry.current_name(name) is None]
+        if not names:
+            typer.echo(f"nothing to do: 0 of {len(known)} schemas at {backend.address} lack a segment on this machine")
         for name in names:
             schema = known_schema(backend, name)
             try:

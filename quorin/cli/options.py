@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from quorin.backend import Backend
+    from quorin.offline import ParquetDatasetStore
     from quorin.schema import Schema
 
 
@@ -77,6 +78,19 @@ class Opened:
 
     def __exit__(self, *_: object) -> None:
         self._backend.close()
+
+
+def existing_history(offline: str) -> ParquetDatasetStore:
+    """The history at a place.
+
+    :raises typer.BadParameter: if there is none.
+    """
+    from quorin.offline import ParquetDatasetStore
+
+    store = ParquetDatasetStore(offline)
+    if not store.exists():
+        raise typer.BadParameter(f"there is no history at {store.address}: no such directory")
+    return store
 
 
 def resolve_schema(backend: Backend, asked: str) -> str:

@@ -63,6 +63,11 @@ class Storage:
         if self._local:
             self._guarded(self._root, lambda: _make_writable(Path(self._root)))
 
+    def exists(self) -> bool:
+        """Whether the base is there; in an object store, where nothing else makes it one, whether it has objects."""
+        info = self._guarded(self._root, lambda: self._fs.get_file_info(self._root))
+        return bool(info.type == fs.FileType.Directory)
+
     def listing(self, folder: str) -> Listing:
         """All files under a folder, sorted by what they are; nothing if there is no such folder."""
         found = Listing()

@@ -79,7 +79,16 @@ class ParquetDatasetStore:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<ParquetDatasetStore {self._storage.address}>"
+        return f"<ParquetDatasetStore {self.address}>"
+
+    @property
+    def address(self) -> str:
+        """Where it is, without keys or passwords."""
+        return self._storage.address
+
+    def exists(self) -> bool:
+        """Whether the directory is there; the first flush makes it. In an object store: whether it has objects."""
+        return self._storage.exists()
 
     def append(self, schema: Schema, batch: pa.RecordBatch, positions: pa.Array, *, kind: Kind = Kind.upsert) -> None:
         """Take rows in canonical form; ``positions`` (int64, never falling) has the log position of each row.
