@@ -57,6 +57,9 @@ class SegmentRegistry:
         self.backend = connect(connection, namespace=namespace)
         self._control = self.backend.control
 
+    def __repr__(self) -> str:
+        return f"<SegmentRegistry {self.backend.address}, segments in {self._directory}>"
+
     @property
     def shm_dir(self) -> Path:
         """The directory of the segment files."""

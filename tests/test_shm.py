@@ -37,6 +37,13 @@ def row(number: float) -> bytes:
     return layout.pack_row(Scalars, a=number, b=number, c=number, d=number)
 
 
+def test_a_registry_shows_its_address(registry: SegmentRegistry, tmp_path: Path, redis_url: str) -> None:
+    assert repr(registry) == f"<SegmentRegistry {tmp_path}/control, segments in {tmp_path}/shm>"
+    at_redis = SegmentRegistry(redis_url, shm_dir=tmp_path)
+    assert repr(at_redis) == f"<SegmentRegistry {at_redis.backend.address}, segments in {tmp_path}>"
+    at_redis.backend.close()
+
+
 def test_create_open_and_discard(registry: SegmentRegistry) -> None:
     with pytest.raises(SegmentNotFoundError, match="'Scalars'"):
         registry.open_current(Scalars)
