@@ -19,7 +19,7 @@ from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SEQUENCE_BITS
 from quorin.observe import Observer
 from quorin.schema import fingerprint, schema_from_json
 from quorin.wal import DEFAULT_MAX_ENTRIES
-from quorin.words import ago, duration
+from quorin.words import ago, count, counted, duration, size
 
 if TYPE_CHECKING:
     from quorin.backend import Backend
@@ -257,7 +257,7 @@ def _segment(state: SegmentState, looking: Observer, backend: Backend) -> Iterat
     elif not stats["writer_pid"] and not view.books_add_up:
         yield Check(name, WARNING, "its last writer died while it wrote", "nothing to do: the next writer mends it")
     else:
-        found = f"{stats['rows']:,} rows in {stats['bytes'] / 2**20:,.1f} MiB, checksum right, {stats['load']:.0%} full"
+        found = f"{counted(stats['rows'], 'row')} in {size(stats['bytes'])}, checksum right, {stats['load']:.0%} full"
         yield Check(name, OK, found)
     yield _event_times(state)
     yield _lag(state, name)
@@ -283,7 +283,8 @@ def _lag(state: SegmentState, name: str) -> Check:
     name = f"lag of {name.removeprefix('segment of ')}"
     if not lag.entries:
         return Check(name, OK, "none")
-    found = f"{lag.rows:,}{'' if lag.is_exact else ' or more'} rows, the first has waited {lag.seconds:,.1f} s"
+    rows = counted(lag.rows, "row") if lag.is_exact else f"{count(lag.rows)} or more rows"
+    found = f"{rows}, the first has waited {lag.seconds:,.1f} s"
     if lag.seconds < _LAG_SECONDS:
         return Check(name, OK, found)
     if stats["writer_pid"] is None:
@@ -297,7 +298,7 @@ def _lag(state: SegmentState, name: str) -> Check:
 
 def _log(seen: Deployment) -> Iterator[Check]:
     share = seen.log_entries / DEFAULT_MAX_ENTRIES
-    found = f"{seen.log_entries:,} entries, trimmed to position {seen.log.trimmed}"
+    found = f"{counted(seen.log_entries, 'entry')}, trimmed to position {seen.log.trimmed}"
     if share > 0.9:
         advice = "writers are refused at a million entries: run the consumer with history, or --trim"
         yield Check("log", PROBLEM, found, advice)

@@ -14,6 +14,12 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things, with their name in the form that goes with it."""
+    many = f"{thing[:-1]}ies" if thing.endswith("y") else f"{thing}s"
+    return f"{count(number)} {thing if number == 1 else many}"
+
+
 def size(number: float) -> str:
     """Bytes in the largest unit that leaves a whole number before the point."""
     for unit in ("B", "KiB", "MiB", "GiB"):

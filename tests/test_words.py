@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from quorin.schema import FeatureField, dtype
-from quorin.words import ago, type_text
+from quorin.words import ago, counted, type_text
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,14 @@ from quorin.words import ago, type_text
 )
 def test_the_future_is_told_as_such(seconds, text):
     assert ago(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "thing", "text"),
+    [(1, "file", "1 file"), (0, "file", "0 files"), (1, "log entry", "1 log entry"), (1500, "entry", "1,500 entries")],
+)
+def test_one_thing_is_not_many(number, thing, text):
+    assert counted(number, thing) == text
 
 
 def test_types_are_told_as_people_write_them():

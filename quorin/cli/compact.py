@@ -8,6 +8,7 @@ import typer
 
 from quorin.cli.options import Connection, Namespace, Offline, Opened, existing_history, known_schema
 from quorin.keys import DEFAULT_NAMESPACE
+from quorin.words import counted
 
 
 def compact(
@@ -27,4 +28,4 @@ def compact(
     with Opened(connection, namespace) as backend:
         for name in schemas or sorted(backend.control.schemas()):
             schema = known_schema(backend, name)
-            typer.echo(f"{schema.__name__}: {store.compact(schema)} files less")
+            typer.echo(f"{schema.__name__}: {counted(store.compact(schema), 'file')} less")

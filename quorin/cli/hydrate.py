@@ -10,7 +10,7 @@ import typer
 from quorin.cli.options import Connection, Namespace, Offline, Opened, ShmDir, StreamKey, existing_history, known_schema
 from quorin.cli.output import progress_bar
 from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
-from quorin.words import count
+from quorin.words import counted
 
 
 def hydrate(
@@ -49,10 +49,9 @@ def hydrate(
     store = existing_history(offline)
     with Opened(connection, namespace) as backend:
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
-        known = sorted(backend.control.schemas())
-        names = schemas or [name for name in known if registry.current_name(name) is None]
+        names = schemas or [name for name in sorted(backend.control.schemas()) if registry.current_name(name) is None]
         if not names:
-            typer.echo(f"nothing to do: 0 of {len(known)} schemas at {backend.address} lack a segment on this machine")
+            typer.echo(f"nothing to do: no schema at {backend.address} lacks a segment on this machine")
         for name in names:
             schema = known_schema(backend, name)
             try:
@@ -72,6 +71,6 @@ def hydrate(
                 typer.echo(f"{error}; left out", err=True)
                 continue
             typer.echo(
-                f"{built.segment_name}: {count(built.entity_count)} entities in {built.elapsed_seconds:.2f} s, "
+                f"{built.segment_name}: {counted(built.entity_count, 'entity')} in {built.elapsed_seconds:.2f} s, "
                 f"log position {built.position}"
             )

@@ -10,7 +10,7 @@ import typer
 from quorin.cli.options import Connection, Namespace, Opened, ShmDir, StreamKey, resolve_schema
 from quorin.cli.output import Json, add_row, console, print_json, table
 from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
-from quorin.words import ago, count, duration, moment, size, type_text
+from quorin.words import ago, count, counted, duration, moment, size, type_text
 
 if TYPE_CHECKING:
     from quorin.observe import Deployment, SegmentState
@@ -82,13 +82,13 @@ def _print_all(seen: Deployment) -> None:
     else:
         out.print("no schemas yet: they come with the first `SegmentRegistry.create` or `feast apply`")
     out.print(
-        f"\nlog at {seen.address}: {count(seen.log_entries)} entries, last position {seen.log.last}, "
-        f"trimmed to {seen.log.trimmed}, {count(seen.dead_letters)} dead letters",
+        f"\nlog at {seen.address}: {counted(seen.log_entries, 'entry')}, last position {seen.log.last}, "
+        f"trimmed to {seen.log.trimmed}, {counted(seen.dead_letters, 'dead letter')}",
         markup=False,
     )
     for report in seen.processes:
         out.print(
-            f"{report.role} {report.process}: {len(report.schemas)} schemas, seen {ago(report.age_seconds)}",
+            f"{report.role} {report.process}: {counted(len(report.schemas), 'schema')}, seen {ago(report.age_seconds)}",
             markup=False,
         )
 
@@ -126,7 +126,7 @@ def detail(state: SegmentState, seen: Deployment) -> dict[str, str]:
         "bytes": f"{size(stats['bytes'])}, of which {stats['row_bytes']} B a row",
         "heap": f"{size(stats['heap_used_bytes'])} of {size(stats['heap_bytes'])} used, {garbage:.1%} garbage",
         "position": f"{stats['position']}, the log ends at {seen.log.last}",
-        "lag": f"{lag_rows(state)} rows, {lag_time(state)}",
+        "lag": f"{lag_rows(state)} {'row' if lag_rows(state) == '1' else 'rows'}, {lag_time(state)}",
         "oldest event": moment(state.events.oldest_ns if state.events else None),
         "newest event": moment(state.events.newest_ns if state.events else None),
         "writer": writer,

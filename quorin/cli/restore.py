@@ -10,7 +10,7 @@ import typer
 from quorin.cli.options import Namespace, NewConnection, Opened, ShmDir
 from quorin.cli.output import progress_bar
 from quorin.keys import DEFAULT_NAMESPACE
-from quorin.words import count, size
+from quorin.words import counted, size
 
 
 def restore(
@@ -37,6 +37,6 @@ def restore(
         with progress_bar(str(file)) as progress:
             back = snapshots.restore(file, registry, progress=progress)
     typer.echo(
-        f"{back.segment_name}: {count(back.entity_count)} entities, {size(back.byte_count)} in "
+        f"{back.segment_name}: {counted(back.entity_count, 'entity')}, {size(back.byte_count)} in "
         f"{back.elapsed_seconds:.2f} s, log position {back.position}"
     )

@@ -10,7 +10,7 @@ import typer
 from quorin.cli.options import Connection, Namespace, Opened, ShmDir, known_schema
 from quorin.cli.output import progress_bar
 from quorin.keys import DEFAULT_NAMESPACE
-from quorin.words import count, size
+from quorin.words import counted, size
 
 
 def snapshot(
@@ -35,6 +35,6 @@ def snapshot(
         with registry.open_current(known_schema(backend, schema)) as segment, progress_bar(str(file)) as progress:
             taken = snapshots.snapshot(segment, file, progress=progress)
     typer.echo(
-        f"{taken.path}: {taken.segment_name}, {count(taken.entity_count)} entities, {size(taken.byte_count)} in "
+        f"{taken.path}: {taken.segment_name}, {counted(taken.entity_count, 'entity')}, {size(taken.byte_count)} in "
         f"{taken.elapsed_seconds:.2f} s, log position {taken.position}"
     )

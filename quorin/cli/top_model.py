@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from quorin import counters
 from quorin.abi import FIRST_BUCKET, TIME_BUCKETS, W_BATCH_ROWS, W_MISSING, W_READ_TIMES, W_READS
 from quorin.cli.inspect import lag_rows, lag_time, newest
-from quorin.words import count, duration, size
+from quorin.words import count, counted, duration, size
 
 if TYPE_CHECKING:
     from quorin.observe import Deployment, Observer, SegmentState
@@ -60,7 +60,7 @@ def summary(before: Look, now: Look) -> str:
     roles = ", ".join(sorted({f"{report.role} {report.process.pid}" for report in now.seen.processes})) or "no consumer"
     return (
         f"{now.seen.address}  |  {count(read)} rows read/s  |  {count(written)} rows written/s  |  "
-        f"{count(now.seen.log_entries)} log entries  |  {count(now.seen.dead_letters)} dead letters  |  {roles}"
+        f"{counted(now.seen.log_entries, 'log entry')}  |  {counted(now.seen.dead_letters, 'dead letter')}  |  {roles}"
     )
 
 

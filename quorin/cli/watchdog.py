@@ -12,7 +12,7 @@ import typer
 from quorin.cli.options import Connection, LogJson, LogLevel, Namespace, ShmDir
 from quorin.cli.output import Json, add_row, console, print_json, table
 from quorin.keys import DEFAULT_NAMESPACE
-from quorin.words import duration, size
+from quorin.words import counted, duration, size
 
 if TYPE_CHECKING:
     from quorin.watchdog import TickResult
@@ -96,4 +96,5 @@ def _print(result: TickResult) -> None:
         console().print(shown)
     else:
         typer.echo("nothing is left behind")
-    typer.echo(f"{result.foreign_files} files of others left alone, looked for {duration(result.elapsed_seconds)}")
+    others = counted(result.foreign_files, "file")
+    typer.echo(f"{others} of others left alone, looked for {duration(result.elapsed_seconds)}")
