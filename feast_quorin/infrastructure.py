@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from feast_quorin.names import is_field_name
-from quorin.compatibility import is_other_entity
 from quorin.errors import SchemaError, SegmentNotFoundError
-from quorin.schema import make_schema, schema_to_json
+from quorin.schema import is_other_entity, make_schema, schema_to_json
 
 if TYPE_CHECKING:
     from feast_quorin.engine import Engine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quorin.schema import FeatureField, dtype
+from quorin.schema import FeatureField, dtype, is_other_entity
 
 if TYPE_CHECKING:
     from quorin.schema import Schema
@@ -41,11 +41,6 @@ def can_upgrade(old: Schema, new: Schema) -> tuple[bool, list[str]]:
     kept = [(field, wanted[field.name]) for field in old.fields if field.name in wanted]
     reasons += [reason for pair in kept if (reason := _obstacle(*pair))]
     return not reasons, reasons
-
-
-def is_other_entity(one: Schema, other: Schema) -> bool:
-    """Whether ids of the two schemas name different things, as far as both say what."""
-    return None not in (one.entity, other.entity) and one.entity != other.entity
 
 
 def fits(stored: FeatureField, asked: FeatureField) -> bool:

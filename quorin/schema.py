@@ -195,6 +195,11 @@ def fingerprint(schema: Schema) -> int:
     return hash_bytes(schema_to_json(schema).encode())
 
 
+def is_other_entity(one: Schema, other: Schema) -> bool:
+    """Whether ids of the two schemas name different things, as far as both say what."""
+    return None not in (one.entity, other.entity) and one.entity != other.entity
+
+
 def schema_to_json(schema: Schema) -> str:
     """The schema as canonical JSON: equal schemas give equal text."""
     known = _json_texts.get(schema)

@@ -26,6 +26,7 @@ PUBLIC = {
     "hydration",
     "vector",
     "evolution",
+    "urls",
     "watchdog",
     "snapshot",
     "metrics",
