@@ -163,7 +163,10 @@ class Engine:
 
     def _make_known(self, view: StoredView) -> None:
         name = view.schema.__name__
-        if self._known.get(name) is not view.schema:
+        opened = self._writers.get(name, self._readers.get(name))
+        # What is logged is applied, whoever logs it; a segment that is gone may have made room for one of other keys.
+        is_current = opened is None or self._is_there(opened)
+        if self._known.get(name) is not view.schema or not is_current:
             known = self.current_schema(name)
             if known is not None:
                 check_entity(view, known)

@@ -266,6 +266,18 @@ def test_a_process_that_knows_a_view_by_its_former_keys_is_refused(store: Featur
     assert rides_of_seven(reader, SHOP) == 2
 
 
+def test_what_such_a_process_writes_is_not_logged(store: FeatureStore, data: Path) -> None:
+    settings = store.config.online_store.model_dump(exclude_unset=True)
+    old = by_other_keys(store, NUMBER)
+    writer = make_store(store.repo_path, settings, data=data)
+    put_seven(writer, old, 1, NOON)
+    new = by_other_keys(store, WORD)
+    with pytest.raises(SchemaError, match=r"by customer STRING.* by customer INT64"):
+        put_seven(writer, old, 2, NOON)
+    put_seven(store, new, 3, NOON - MICROSECOND)
+    assert rides_of_seven(store, WORD) == 3
+
+
 def test_keys_change_while_an_external_consumer_holds_the_segment(
     store: FeatureStore, online_store: dict[str, Any], data: Path
 ) -> None:
