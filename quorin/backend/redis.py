@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 _LARGEST_READ_COUNT = 4096
 _MOST_SEEN, _MOST_SEEN_BYTES = 8, 256 << 10
-_MOST_ALLOWED = 64
+_ALLOWED = 64
 _ALLOWED_SECONDS = 0.1
+_ROOM_KEPT = 64 * _ALLOWED
 _MOST_PLAIN_SEQUENCE = keys.MAX_SEQUENCE // 2
 _FACTS = (
     "aof_enabled", "aof_last_write_status", "maxmemory", "maxmemory_policy", "used_memory", "redis_mode", "role",
@@ -179,13 +180,15 @@ class RedisLog:
             position = self._plainly_appended(self._server.call_packed(self._plain_append(*entries[0])))
             if position is not None:
                 return [position]
+        asked_at = time.monotonic()
         answer = self._server.run(keys.LUA_APPEND, self._made_together, self._append_arguments(entries, max_entries))
-        return self._appended(answer, len(entries), max_entries)
+        return self._appended(answer, len(entries), max_entries, asked_at)
 
     def append_and_read(
         self, schema_name: str, payload: bytes, *, after: int, max_entries: int | None = None
     ) -> tuple[int, Tail | None]:
         """All of it on one way to the server and back, the append first."""
+        asked_at = time.monotonic()
         is_plain = self._allowance.covers_one(max_entries)
         if is_plain:
             append = self._plain_append(schema_name, payload)
@@ -197,7 +200,10 @@ class RedisLog:
         answers = self._server.call_together(append, read, _packed(*self._ask_schema, schema_name), self._ask_state)
         if isinstance(answers[0], Exception):
             raise answers[0]
-        position = self._plainly_appended(answers[0]) if is_plain else self._appended(answers[0], 1, max_entries)[0]
+        if is_plain:
+            position = self._plainly_appended(answers[0])
+        else:
+            position = self._appended(answers[0], 1, max_entries, asked_at)[0]
         if position is None:
             return self.append([(schema_name, payload)], max_entries=max_entries)[0], None
         if any(isinstance(answer, Exception) for answer in answers) or None in (*answers[1:3], answers[3][0]):
@@ -214,7 +220,7 @@ class RedisLog:
             arguments += entry
         return arguments
 
-    def _appended(self, answer: Any, count: int, max_entries: int | None) -> list[int]:
+    def _appended(self, answer: Any, count: int, max_entries: int | None, asked_at: float) -> list[int]:
         """The positions, from the script's answer."""
         ids, length = answer
         if not ids:
@@ -223,7 +229,7 @@ class RedisLog:
                 f"{count} more do not fit until a consumer has applied and trimmed some"
             )
         positions = [keys.position_of(stream_id) for stream_id in ids]
-        self._allowance.grant(length, max_entries, positions[-1])
+        self._allowance.grant(length, max_entries, positions[-1], asked_at)
         return positions
 
     def _plain_append(self, schema_name: str, payload: bytes) -> bytes:
@@ -320,20 +326,19 @@ class RedisLog:
 class _Allowance:
     """How many entries may be appended one by one, for a moment, without asking how full the log is.
 
-    A script's answer grants a 64th of the room that it saw: with fewer than 64 processes, each with an allowance of its
-    own, single entries do not pass the limit, whatever their number. Only many entries of another process within a
-    tenth of a second can bring the log over it, by no more than the allowance.
+    Nothing is allowed where the log is nearly full, so single entries end exactly at its limit: to pass it, others have
+    to fill the room that is kept, thousands of entries, in the moment for which an allowance holds. Only appends of
+    many entries can, and leave the log over its limit by no more than the allowance.
     """
 
     def __init__(self) -> None:
         self._granted: tuple[int | None, float, Iterator[int]] = (None, 0.0, iter(()))
 
-    def grant(self, length: int, max_entries: int | None, last_position: int) -> None:
-        """The log holds ``length`` entries, the last of them at this position."""
-        room = _MOST_ALLOWED if max_entries is None else (max_entries - length) // _MOST_ALLOWED
-        if last_position & keys.MAX_SEQUENCE > _MOST_PLAIN_SEQUENCE:
-            room = 0
-        self._granted = (max_entries, time.monotonic() + _ALLOWED_SECONDS, iter(range(min(room, _MOST_ALLOWED))))
+    def grant(self, length: int, max_entries: int | None, last_position: int, asked_at: float) -> None:
+        """The log, asked at this monotonic time in seconds, holds ``length`` entries, the last at this position."""
+        has_room = max_entries is None or max_entries - length >= _ROOM_KEPT
+        allowed = _ALLOWED if has_room and last_position & keys.MAX_SEQUENCE <= _MOST_PLAIN_SEQUENCE else 0
+        self._granted = (max_entries, asked_at + _ALLOWED_SECONDS, iter(range(allowed)))
 
     def covers_one(self, max_entries: int | None) -> bool:
         """Take one entry off the allowance; False if there is none. Threads never take the same one."""

@@ -263,6 +263,30 @@ def test_threads_end_exactly_at_the_limit(backend: Backend) -> None:
     assert log.sizes()[0] == len(set(taken)) == 500
 
 
+def test_what_others_appended_meanwhile_counts_near_the_limit(backend: Backend) -> None:
+    log, other = backend.log(), backend.log()
+    for _ in range(8):
+        log.append([("A", b"1")], max_entries=4_000)
+    other.append([("A", b"2")] * 3_992, max_entries=4_000)
+    with pytest.raises(LogFullError, match="has 4000 entries"):
+        log.append([("A", b"1")], max_entries=4_000)
+    with pytest.raises(LogFullError, match="has 4000 entries"):
+        log.append_and_read("A", b"1", after=0, max_entries=4_000)
+
+
+def test_single_entries_that_begin_far_from_the_limit_end_exactly_at_it(backend: Backend) -> None:
+    log = backend.log()
+    log.append([("A", b"0")] * 5_000)
+    taken: list[int] = []
+    threads = [threading.Thread(target=lambda: taken.extend(append_until_full(log, 9_300))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert log.sizes()[0] == 9_300
+    assert len(set(taken)) == 4_300
+
+
 def test_single_entries_are_read_in_the_order_of_their_positions(backend: Backend) -> None:
     log = backend.log()
     written = [(f"T{number % 3}", bytes([number]) * number) for number in range(200)]
