@@ -339,7 +339,6 @@ class Engine:
             if segment is None:
                 segment = self._writers[name] = self._open(view, read_only=False)
             with suppress(SchemaMismatchError, SegmentClosedError, SegmentNotFoundError, WriterFencedError):
-                segment.acquire_writer_lease()
                 if segment.writing_view().stored is segment.schema:
                     return segment
                 segment.release_writer_lease()

@@ -60,11 +60,11 @@ class PlainRows:
 
         Gives how many took effect. A crash in between leaves a prefix applied, and applying again completes it.
         """
-        view, applied = segment.writing_view(), 0
+        applied = 0
         for position, record in rows:
             self._bytes[:] = record
             self._position[0] = position
+            view = segment.writing_view()
             result = apply_located(segment, view, self._located, UPSERT, self._position_at, 1, self._size)
             applied += int(result[R_APPLIED])
-            view = segment.writing_view()
         return applied

@@ -167,25 +167,7 @@ class Segment:
         :raises WriterLeaseHeldError: if another holder has it. :raises SegmentReadOnlyError: if opened read-only.
         :raises WriterFencedError: if this object had the lease and was overtaken.
         """
-        if self.read_only:
-            raise SegmentReadOnlyError(
-                f"segment {self.name!r} is open read-only; open it with read_only=False to write"
-            )
-        with self.writing:
-            if self.holds_writer_lease:
-                self._check_not_overtaken()
-                return
-            while True:
-                view = self.current_view()
-                lease = mapping.FileLock.try_acquire(view.path)
-                if lease is None:
-                    raise WriterLeaseHeldError(
-                        f"segment {view.name!r} has a writer already: process {int(view.header['writer_pid'])}"
-                    )
-                if view.successor_name is None:
-                    break
-                lease.release()
-            self._begin_writing(view, lease)
+        self.writing_view()
 
     def writing_view(self) -> SegmentView:
         """The view of the generation that this object has the lease of, taken if need be.
@@ -195,9 +177,13 @@ class Segment:
 
         :raises WriterLeaseHeldError, SegmentReadOnlyError, WriterFencedError: as :meth:`acquire_writer_lease`.
         """
-        self.acquire_writer_lease()
-        assert self._written is not None  # noqa: S101 - the lease is held
-        return self._written
+        with self.writing:
+            written = self._written
+            if written is None or not self.holds_writer_lease:
+                return self._take_lease()
+            if written.successor_name is not None or written.words[_EPOCH] != self._epoch:
+                raise self._overtaken(written)
+            return written
 
     def release_writer_lease(self) -> None:
         """Stop being the writer, so that another may at once. Does nothing if not the writer.
@@ -301,7 +287,23 @@ class Segment:
             self.release_writer_lease()
             self._view = _ClosedView(self._view.name)  # type: ignore[assignment]
 
-    def _begin_writing(self, view: SegmentView, lease: mapping.FileLock) -> None:
+    def _take_lease(self) -> SegmentView:
+        if self.read_only:
+            raise SegmentReadOnlyError(
+                f"segment {self.name!r} is open read-only; open it with read_only=False to write"
+            )
+        while True:
+            view = self.current_view()
+            lease = mapping.FileLock.try_acquire(view.path)
+            if lease is None:
+                raise WriterLeaseHeldError(
+                    f"segment {view.name!r} has a writer already: process {int(view.header['writer_pid'])}"
+                )
+            if view.successor_name is None:
+                return self._begin_writing(view, lease)
+            lease.release()
+
+    def _begin_writing(self, view: SegmentView, lease: mapping.FileLock) -> SegmentView:
         from quorin import kernels
 
         words = view.words
@@ -321,20 +323,19 @@ class Segment:
         self._lease, self._written = lease, view
         _writers.add(self)
         _renew_locks_in_children()
+        return view
 
-    def _check_not_overtaken(self) -> None:
-        view = self._written
-        assert view is not None  # noqa: S101 - the lease is held
-        if view.successor_name is not None or view.words[_EPOCH] != self._epoch:
-            self._written = None
-            self._lease, lease = None, self._lease
-            if lease is not None:
-                lease.release()
-            metrics.writers_fenced.labels(view.schema.__name__).inc()
-            raise WriterFencedError(
-                f"process {os.getpid()} is no longer the writer of {view.name!r}: epoch {self._epoch} was followed by "
-                f"{int(view.header['epoch'])}, successor {view.successor_name!r}; nothing was written"
-            )
+    def _overtaken(self, view: SegmentView) -> WriterFencedError:
+        """Let go of a lease that is worth nothing any more; gives the error to raise."""
+        self._written = None
+        self._lease, lease = None, self._lease
+        if lease is not None:
+            lease.release()
+        metrics.writers_fenced.labels(view.schema.__name__).inc()
+        return WriterFencedError(
+            f"process {os.getpid()} is no longer the writer of {view.name!r}: epoch {self._epoch} was followed by "
+            f"{int(view.header['epoch'])}, successor {view.successor_name!r}; nothing was written"
+        )
 
     def _nothing_points_behind(self, successor: SegmentView) -> bool:
         """Tell the control plane, if it names an older generation of this line; whether none is named any more."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -161,8 +162,7 @@ class RedisLog:
         self._server = server
         self._keys = keys.log_keys(namespace, stream_key)
         self._made_together = [self._keys.stream, self._keys.identity, self._keys.trimmed]
-        self._ask_schema = ["HGET", keys.schemas_key(namespace)]
-        self._ask_state = _packed("MGET", self._keys.identity, self._keys.trimmed)
+        self._schemas = keys.schemas_key(namespace)
         self._entry_bytes = 1 << 20
         self._allowance = _Allowance()
         self._single_entries: dict[str, bytes] = {}
@@ -194,10 +194,13 @@ class RedisLog:
             append = self._plain_append(schema_name, payload)
         else:
             arguments = self._append_arguments([(schema_name, payload)], max_entries)
-            append = _packed("EVAL", keys.LUA_APPEND, len(self._made_together), *self._made_together, *arguments)
+            words = ("EVAL", keys.LUA_APPEND, len(self._made_together), *self._made_together, *arguments)
+            append = _packed(words)
         count = max(1, min(_MOST_SEEN, _MOST_SEEN_BYTES // self._entry_bytes))
-        read = _packed("XREAD", "COUNT", count, "STREAMS", self._keys.stream, keys.stream_id_of(after))
-        answers = self._server.call_together(append, read, _packed(*self._ask_schema, schema_name), self._ask_state)
+        read = _begun(1, "XREAD", "COUNT", count, "STREAMS", self._keys.stream) + _bulk(keys.stream_id_of(after))
+        ask_schema = _begun(0, "HGET", self._schemas, schema_name)
+        ask_state = _begun(0, "MGET", self._keys.identity, self._keys.trimmed)
+        answers = self._server.call_together(append, read, ask_schema, ask_state)
         if isinstance(answers[0], Exception):
             raise answers[0]
         if is_plain:
@@ -236,9 +239,8 @@ class RedisLog:
         """The command that appends an entry to a stream that is there."""
         head = self._single_entries.get(schema_name)
         if head is None:
-            words: list[str | bytes] = ["XADD", self._keys.stream, "NOMKSTREAM", "*"]
-            words += [keys.FIELD_SCHEMA, schema_name, keys.FIELD_PAYLOAD]
-            head = self._single_entries[schema_name] = b"*%d\r\n%b" % (len(words) + 1, b"".join(map(_bulk, words)))
+            words = ("XADD", self._keys.stream, "NOMKSTREAM", "*", keys.FIELD_SCHEMA, schema_name, keys.FIELD_PAYLOAD)
+            head = self._single_entries[schema_name] = _packed(words, following=1)
         return b"%b$%d\r\n%b\r\n" % (head, len(payload), payload)
 
     def _plainly_appended(self, stream_id: bytes | None) -> int | None:
@@ -350,9 +352,15 @@ class _Allowance:
         self._granted = (None, 0.0, iter(()))
 
 
-def _packed(*words: str | bytes | int) -> bytes:
-    """A command in Redis' protocol."""
-    return b"*%d\r\n%b" % (len(words), b"".join(map(_bulk, words)))
+def _packed(words: Sequence[str | bytes | int], following: int = 0) -> bytes:
+    """A command in Redis' protocol, of these words and so many that follow."""
+    return b"*%d\r\n%b" % (len(words) + following, b"".join(map(_bulk, words)))
+
+
+@lru_cache(maxsize=1024)
+def _begun(following: int, *words: str | bytes | int) -> bytes:
+    """:func:`_packed` for words that come again and again."""
+    return _packed(words, following)
 
 
 def _bulk(word: str | bytes | int) -> bytes:
