@@ -13,14 +13,17 @@ from typing import Any
 import structlog
 
 
-def configure(level: str = "INFO", json: bool = True) -> None:
-    """Print events from ``level`` up to standard error, as JSON lines or, with ``json=False``, for people.
+def configure(level: str = "INFO", json: bool | None = True) -> None:
+    """Print events from ``level`` up to standard error, as JSON lines or, with ``json=False``, for people; with
+    ``json=None`` for people where standard error is a terminal.
 
     :raises ValueError: for a level that the standard library's logging does not know.
     """
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
         raise ValueError(f"level must be one of {sorted(logging.getLevelNamesMapping())}, got {level!r}")
+    if json is None:
+        json = not sys.stderr.isatty()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -78,6 +78,10 @@ def test_what_is_wrong_is_said_in_one_line_and_an_exit_code(tmp_path: Path) -> N
     assert run("consumer").returncode == 2
     connect(tmp_path / "store").close()
     assert run("deadletter", "replay", "-c", str(tmp_path / "store")).returncode == 2
+    loud = run("consumer", "-c", str(tmp_path / "store"), "--log-level", "LOUD")
+    assert (loud.returncode, "'LOUD' is not one of" in loud.stderr) == (2, True), loud.stderr
+    stream = run("consumer", "-c", str(tmp_path / "store"), "--stream-key", "")
+    assert (stream.returncode, "stream key ''" in stream.stderr) == (1, True), stream.stderr
     absent = run("deadletter", "show", "7", "-c", str(tmp_path / "store"))
     assert absent.returncode == 2
     assert "no dead letter at 7" in absent.stderr

@@ -50,6 +50,15 @@ def place(tmp_path: Path) -> Iterator[Place]:
     opened.registry.backend.close()
 
 
+def test_files_that_hold_no_schema_are_refused(place: Place, tmp_path: Path) -> None:
+    for content, code, text in ((b"\xff", 2, "cannot be read"), (b"{}", 1, "not a schema in JSON")):
+        (tmp_path / "bad.json").write_bytes(content)
+        refused = place.run("upgrade", str(tmp_path / "bad.json"))
+        assert refused.returncode == code
+        assert text in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
 def test_an_upgrade_is_shown_and_done(place: Place, tmp_path: Path) -> None:
     (tmp_path / "new.json").write_text(schema_to_json(version(2)))
     dry = place.run("upgrade", str(tmp_path / "new.json"), "--dry-run")

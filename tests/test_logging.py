@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import subprocess
 import sys
 
@@ -44,6 +46,18 @@ def test_lines_for_people() -> None:
     _, err = run(f"{LOG} configure('DEBUG', json=False); {SAY}")
     assert [word in err for word in ("low", "middle", "high")] == [True] * 3
     assert not err.startswith("{")
+
+
+def test_lines_for_people_where_standard_error_is_a_terminal() -> None:
+    code = f"{LOG} configure(json=None); l.info('seen', n=1)"
+    assert json.loads(run(code)[1])["event"] == "seen"
+    master, slave = pty.openpty()
+    subprocess.run([sys.executable, "-c", code], stderr=slave, timeout=180, check=True)
+    shown = os.read(master, 65536).decode()
+    os.close(slave)
+    os.close(master)
+    assert "seen" in shown
+    assert "{" not in shown
 
 
 def test_an_application_with_structlog_of_its_own_is_obeyed() -> None:

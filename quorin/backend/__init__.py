@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from quorin.backend.protocols import Backend, Bounds, ControlPlane, DeadLetter, Log, ReadResult, Tail
 from quorin.errors import ConnectionFailedError
-from quorin.keys import DEFAULT_NAMESPACE
+from quorin.keys import DEFAULT_NAMESPACE, check_namespace
 from quorin.urls import REDIS_FORM, shown
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 _NEARLY_A_URL = re.compile(r"(?si:rediss?:|unix:|[^/]*:.*@)")
-_NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*\Z")
 
 
 def connect(connection: Connection, *, namespace: str = DEFAULT_NAMESPACE) -> Backend:
@@ -37,8 +36,7 @@ def connect(connection: Connection, *, namespace: str = DEFAULT_NAMESPACE) -> Ba
     :raises ConnectionFailedError: if the connection is none of these, or what it names cannot be reached or used. The
         text names the address, never a password.
     """
-    if not isinstance(namespace, str) or not _NAMESPACE.match(namespace):
-        raise ConnectionFailedError(f"namespace {namespace!r}: expected ASCII letters, digits and '_.:-'")
+    check_namespace(namespace)
     if _is_backend(connection):
         return connection  # type: ignore[return-value]
     if isinstance(connection, (str, os.PathLike)):

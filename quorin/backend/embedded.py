@@ -38,6 +38,7 @@ class EmbeddedBackend:
 
     def log(self, stream_key: str = keys.DEFAULT_STREAM_KEY) -> EmbeddedLog:
         """The log of that name."""
+        keys.check_stream_key(stream_key)
         return EmbeddedLog(self._database, self._namespace, stream_key)
 
     def facts(self) -> dict[str, str]:

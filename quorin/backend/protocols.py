@@ -183,7 +183,10 @@ class Backend(Protocol):
         """The control plane of this connection's namespace."""
 
     def log(self, stream_key: str = ...) -> Log:
-        """The log of that name; it need not exist yet."""
+        """The log of that name; it need not exist yet.
+
+        :raises ConnectionFailedError: for a name that would make keys which are others', such as ``schemas``.
+        """
 
     def facts(self) -> dict[str, str]:
         """What the store says of itself and people may want to know: ``kind`` (``redis`` or ``sqlite``), ``version``,

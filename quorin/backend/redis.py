@@ -74,6 +74,7 @@ class RedisBackend:
 
     def log(self, stream_key: str = keys.DEFAULT_STREAM_KEY) -> RedisLog:
         """The log of that name."""
+        keys.check_stream_key(stream_key)
         return RedisLog(self._server, self._namespace, stream_key)
 
     def facts(self) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from quorin.cli.options import LogJson, LogLevel, Namespace, NewConnection, StreamKey
+from quorin.cli.options import Level, LogJson, LogLevel, Namespace, NewConnection, StreamKey
 from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
 
@@ -43,8 +43,8 @@ def consumer(
         typer.Option(min=0, max=65535, help="Serve metrics of this machine there, as `quorin metrics` does."),
     ] = None,
     metrics_address: Annotated[str, typer.Option(help="0.0.0.0 lets other machines ask.")] = "127.0.0.1",
-    log_level: LogLevel = "INFO",
-    log_json: LogJson = True,
+    log_level: LogLevel = Level.INFO,
+    log_json: LogJson = None,
 ) -> None:
     """Apply the log to shared memory, for all schemas that the control plane knows and gets to know.
 
@@ -58,7 +58,7 @@ def consumer(
 
     - `quorin consumer -c redis://localhost:6379 --offline data/history`: the same, with a history in Parquet
 
-    - `quorin consumer -c data/quorin --log-text`: for the embedded store of a Feast repository, with lines for people
+    - `quorin consumer -c data/quorin`: for the embedded store of a Feast repository
 
     Exit codes: 0 ended when asked to, 1 could not go on (the reason is on stderr), 2 wrong usage.
     """

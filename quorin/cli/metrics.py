@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quorin.cli.options import Connection, LogJson, LogLevel, Namespace, Opened, ShmDir, StreamKey
+from quorin.cli.options import Connection, Level, LogJson, LogLevel, Namespace, Opened, ShmDir, StreamKey
 from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ def metrics(
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     shm_dir: ShmDir = None,
-    log_level: LogLevel = "INFO",
-    log_json: LogJson = True,
+    log_level: LogLevel = Level.INFO,
+    log_json: LogJson = None,
 ) -> None:
     """Serve at `/metrics` what all processes of this machine and user counted, and how segments and log are.
 

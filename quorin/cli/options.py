@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,9 +60,35 @@ Offline = Annotated[
         help="The history: a directory, or a URL that pyarrow.fs knows (file://, s3://, gs://).",
     ),
 ]
-LogLevel = Annotated[str, typer.Option(envvar="QUORIN_LOG_LEVEL", help="DEBUG, INFO, WARNING or ERROR.")]
+
+
+class Level(StrEnum):
+    """From which level events are logged."""
+
+    DEBUG = "DEBUG"
+    INFO = "INFO"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+    CRITICAL = "CRITICAL"
+
+
+LogLevel = Annotated[
+    Level,
+    typer.Option(
+        envvar="QUORIN_LOG_LEVEL",
+        case_sensitive=False,
+        metavar="LEVEL",
+        help="DEBUG, INFO, WARNING, ERROR or CRITICAL: less is not logged.",
+    ),
+]
 LogJson = Annotated[
-    bool, typer.Option("--log-json/--log-text", envvar="QUORIN_LOG_JSON", help="Log JSON lines, or lines for people.")
+    bool | None,
+    typer.Option(
+        "--log-json/--log-text",
+        envvar="QUORIN_LOG_JSON",
+        help="Log JSON lines, or lines for people.",
+        show_default="for people in a terminal, else JSON",
+    ),
 ]
 
 

@@ -97,12 +97,15 @@ def _with_progress(action: Any, name: str) -> UpgradeResult:
 def _schema_of(text: str) -> Schema:
     """A schema from an import path, or from a file with its JSON.
 
-    :raises typer.BadParameter: if it is neither.
+    :raises typer.BadParameter: if it is neither. :raises SchemaError: for JSON that is no schema.
     """
     from quorin.schema import FeatureSchema, schema_from_json
 
     if Path(text).is_file():
-        return schema_from_json(Path(text).read_text())
+        try:
+            return schema_from_json(Path(text).read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise typer.BadParameter(f"{text} cannot be read: {error}") from error
     module, separator, name = text.partition(":")
     if not separator:
         raise typer.BadParameter(f"{text!r} is neither a file nor of the form module:Class")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quorin.cli.options import Connection, LogJson, LogLevel, Namespace, ShmDir
+from quorin.cli.options import Connection, Level, LogJson, LogLevel, Namespace, ShmDir
 from quorin.cli.output import Json, add_row, console, print_json, table
 from quorin.keys import DEFAULT_NAMESPACE
 from quorin.words import counted, duration, size
@@ -31,8 +31,8 @@ def watchdog(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --once: say what would go, no more.")] = False,
     shm_dir: ShmDir = None,
     as_json: Json = False,
-    log_level: LogLevel = "INFO",
-    log_json: LogJson = True,
+    log_level: LogLevel = Level.INFO,
+    log_json: LogJson = None,
 ) -> None:
     """Remove segment files that no process holds and no read can come to, and announcements of dead processes.
 

@@ -155,6 +155,12 @@ def test_logs_of_other_names_are_apart(backend: Backend) -> None:
     assert other.identity() != backend.log().identity()
 
 
+@pytest.mark.parametrize("name", ["", "a b", "{x}", None, 5, "ä", "schemas", "quorin:wal:identity", "wal:dead:reasons"])
+def test_names_that_would_make_other_keys_are_refused(backend: Backend, name: Any) -> None:
+    with pytest.raises(ConnectionFailedError, match="stream key"):
+        backend.log(name)
+
+
 def test_other_schemas_are_left_out_and_passed_over(backend: Backend) -> None:
     log = backend.log()
     positions = log.append([("A", b"1"), ("B", b"2"), ("A", b"3"), ("C", b"4")])
