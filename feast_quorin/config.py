@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,7 +138,9 @@ class StoreSettings(FeastConfigBaseModel):
 def _problem(model: Any, problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"]) or "online_store"
     if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key, known are {', '.join(model.model_fields)}"
+        meant = get_close_matches(key, model.model_fields, n=1)
+        hint = f"did you mean {meant[0]}?" if meant else f"known are {', '.join(model.model_fields)}"
+        return f"{key}: unknown key, {hint}"
     expected = problem["msg"].removeprefix("Value error, ")
     return f"{key}: {expected[:1].lower()}{expected[1:]}, got {_got(key, problem['input'])}"
 

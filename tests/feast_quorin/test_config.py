@@ -35,7 +35,8 @@ def test_paths_are_relative_to_the_repository(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"pth": "x"}, "pth: unknown key, known are type, path, redis_url"),
+        ({"pth": "x"}, "pth: unknown key, did you mean path?"),
+        ({"ttl": 1}, "ttl: unknown key, known are type, path, redis_url"),
         (
             {"path": "a", "redis_url": "redis://u:s3cret@h"},
             "path 'a' and redis_url 'redis://h' exclude each other",
