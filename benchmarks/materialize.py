@@ -3,8 +3,9 @@
 Each store materializes the same Parquet file in a process of its own, by `store.materialize`, which reads it with
 Feast's own offline store. `engine` is Quorin's compute engine; `rows` is Feast's local engine, which hands
 `online_write_batch` protobuf rows, as it does to Redis and SQLite. Of the larger file, what goes row by row runs over a
-tenth, and is compared by rows per second. The ways take turns, and of each the run of middle speed counts. A push is
-`store.push` of a frame of one row, the stores taking turns, through Feast's provider and through Quorin's. Reads are
+tenth, and is compared by rows per second. The ways take turns: the run of middle speed is shown of each, and the ratio
+of middle size of those within one turn, as the machine is not equally fast in all of them. A push is `store.push` of a
+frame of one row, the stores taking short turns, through Feast's provider and through Quorin's. Reads are
 `get_online_features` of one row with `to_dict`, quiet and while another process materializes the whole file again and
 again.
 """
@@ -44,6 +45,7 @@ WAYS = {
     "Feast on SQLite": ("sqlite", False),
 }
 RIVAL = "Feast on Redis"
+_PUSHES_IN_A_TURN = 10
 PROVIDER = "feast_quorin.QuorinProvider"
 PUSHED = {
     "quorin": ("quorin", "local"),
@@ -74,7 +76,7 @@ def main() -> None:
                 {name: _run(way, "materialize", features, directory, redis) for name, way in WAYS.items()}
                 for _ in range(arguments.repeats)
             ]
-            figures[shape] = {name: _median([run[name] for run in runs]) for name in WAYS}
+            figures[shape] = {name: _summary(runs, name) for name in WAYS}
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             pushes = _pushes(arguments, directory, redis)
         reads = {store: _run((store, True), "read", 4, directory, redis) for store in ("quorin", "quorin-redis")}
@@ -105,8 +107,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of 4 features (default: %(default)s)")
     parser.add_argument("--wide-rows", type=int, default=100_000, help="rows of 50 features (default: %(default)s)")
     parser.add_argument("--slice", type=int, default=100_000, help="rows that go row by row (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="materializations each way (default: %(default)s)")
-    parser.add_argument("--pushes", type=int, default=1_000, help="pushes of one row a store (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="materializations each way (default: %(default)s)")
+    parser.add_argument("--pushes", type=int, default=2_000, help="pushes of one row a store (default: %(default)s)")
     parser.add_argument("--reads", type=int, default=20_000, help="reads in each state (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and figures there")
     parser.add_argument("--docs", type=Path, metavar="FILE", help="put the tables into this Markdown file")
@@ -175,9 +177,11 @@ def _run(way: tuple[str, bool], what: str, features: int, directory: Path, redis
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _median(runs: list[dict[str, float]]) -> dict[str, float]:
-    """The run of middle speed; of two the slower."""
-    return sorted(runs, key=lambda run: run["seconds"])[len(runs) // 2]
+def _summary(turns: list[dict[str, dict[str, float]]], name: str) -> dict[str, float]:
+    """A way's run of middle speed, of two the slower; and how many times as fast as the rival it is within a turn."""
+    middle = sorted((turn[name] for turn in turns), key=lambda run: run["seconds"])[len(turns) // 2]
+    ratios = [turn[name]["rows_per_s"] / turn[RIVAL]["rows_per_s"] for turn in turns]
+    return middle | {"ratio": float(np.median(ratios)), "lowest": min(ratios), "highest": max(ratios)}
 
 
 def _child(arguments: argparse.Namespace) -> None:
@@ -218,10 +222,11 @@ def _pushes(arguments: argparse.Namespace, directory: Path, redis: str) -> dict[
         source = directory / "4.slice.parquet"
         stores[name] = open_store(kind, own, server, engine=False, source=source, features=4, provider=provider)
     cases = {name: _pusher(store) for name, store in stores.items()}
-    calls = dict.fromkeys(cases, max(1, arguments.pushes // 10))
     prepare = dict.fromkeys(cases, lambda: _frame(4, next(numbers)))
     try:
-        samples = measuring.interleave(cases, rounds=10, calls=calls, prepare=prepare)
+        calls = dict.fromkeys(cases, _PUSHES_IN_A_TURN)
+        rounds = max(1, arguments.pushes // _PUSHES_IN_A_TURN)
+        samples = measuring.interleave(cases, rounds=rounds, calls=calls, prepare=prepare)
     finally:
         for store in stores.values():
             store.teardown()
@@ -275,8 +280,8 @@ def _materialized(shape: str, figures: dict[str, dict[str, float]]) -> Table:
     for heading in ("rows", "time", "rows/s", "than Feast on Redis"):
         table.add_column(heading, justify="right")
     for name, row in figures.items():
-        ratio = row["rows_per_s"] / figures[RIVAL]["rows_per_s"]
-        shown = "" if name == RIVAL else f"{ratio:.1f}×"
+        ratio, lowest, highest = (f"{row[figure]:.3g}" for figure in ("ratio", "lowest", "highest"))
+        shown = "" if name == RIVAL else f"{ratio}× ({lowest} to {highest})"
         table.add_row(name, f"{row['rows']:,.0f}", f"{row['seconds']:.2f} s", f"{row['rows_per_s']:,.0f}", shown)
     return table
 
