@@ -39,6 +39,17 @@ def test_every_benchmark_has_a_place_and_what_stands_there_names_its_machine() -
         assert f"Measured on {entry['machine']['cpu']}" in "\n".join(entry["tables"])
 
 
+def test_the_page_of_the_plugin_has_the_same_ratios() -> None:
+    medians = {case: row["p50"] for case, row in figures()["feast"]["figures"]["feast"].items()}
+    page = (DOCS / "feast-plugin.md").read_text()
+    rows = re.findall(r"^\| (\d.* × .*?) \| (.*?)× \| (.*?)× \|$", page, re.MULTILINE)
+    assert len(rows) == 3
+    for request, *shown in rows:
+        cases = [f"{request}, {form}" for form in ("to_dict", "to_df")]
+        ratios = [medians[f"{case}: feast-redis"] / medians[f"{case}: feast-quorin"] for case in cases]
+        assert shown == [f"{ratio:.2g}" if ratio < 100 else f"{ratio:.0f}" for ratio in ratios], request
+
+
 def test_the_pictures_are_what_the_figures_give() -> None:
     committed = {path.name: path.read_text() for path in (DOCS / document.PICTURES).iterdir()}
     drawn = pictures.draw_all(figures())
