@@ -28,7 +28,7 @@ grow.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from quorin.errors import ConnectionFailedError
 
@@ -43,23 +43,6 @@ MAX_DEAD_LETTERS = 1000
 
 SEQUENCE_BITS = 20
 MAX_SEQUENCE = (1 << SEQUENCE_BITS) - 1
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*\Z")
-_ENDS_OF_OUR_KEYS = {"current", "schemas", "processes", "identity", "trimmed", "trimmers", "dead", "reasons"}
-
-
-def check_namespace(namespace: str) -> None:
-    """:raises ConnectionFailedError: for anything that is no namespace."""
-    if not isinstance(namespace, str) or not _NAME.match(namespace):
-        raise ConnectionFailedError(f"namespace {namespace!r}: expected ASCII letters, digits and '_.:-'")
-
-
-def check_stream_key(stream_key: str) -> None:
-    """:raises ConnectionFailedError: for anything that is no name of a log, or would make keys that others are."""
-    if not isinstance(stream_key, str) or not _NAME.match(stream_key):
-        raise ConnectionFailedError(f"stream key {stream_key!r}: expected ASCII letters, digits and '_.:-'")
-    if stream_key.rpartition(":")[2] in _ENDS_OF_OUR_KEYS:
-        raise ConnectionFailedError(f"stream key {stream_key!r}: expected a name that no key of Quorin's ends in")
 
 
 def current_key(namespace: str) -> str:
@@ -105,6 +88,27 @@ def log_keys(namespace: str, stream_key: str) -> LogKeys:
         f"{stream}:dead",
         f"{stream}:dead:reasons",
     )
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*\Z")
+_NAMESPACE_KEYS = current_key, schemas_key, processes_key, identity_key
+_ENDS_OF_OUR_KEYS = {
+    key.rpartition(":")[2] for key in (*(key_of("n") for key_of in _NAMESPACE_KEYS), *astuple(log_keys("n", "s"))[1:])
+}
+
+
+def check_namespace(namespace: str) -> None:
+    """:raises ConnectionFailedError: for anything that is no namespace."""
+    if not isinstance(namespace, str) or not _NAME.match(namespace):
+        raise ConnectionFailedError(f"namespace {namespace!r}: expected ASCII letters, digits and '_.:-'")
+
+
+def check_stream_key(stream_key: str) -> None:
+    """:raises ConnectionFailedError: for anything that is no name of a log, or would make keys that others are."""
+    if not isinstance(stream_key, str) or not _NAME.match(stream_key):
+        raise ConnectionFailedError(f"stream key {stream_key!r}: expected ASCII letters, digits and '_.:-'")
+    if stream_key.rpartition(":")[2] in _ENDS_OF_OUR_KEYS:
+        raise ConnectionFailedError(f"stream key {stream_key!r}: expected a name that no key of Quorin's ends in")
 
 
 def position_of(stream_id: bytes) -> int:

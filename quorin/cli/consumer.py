@@ -73,8 +73,7 @@ def consumer(
         raise typer.BadParameter("--trim forgets rows, --offline keeps them: give one of the two")
 
     logging.configure(log_level, json=log_json)
-    kept = NoopOfflineWriter() if trim else None
-    history: OfflineWriter | None = kept
+    history: OfflineWriter | None = NoopOfflineWriter() if trim else None
     if offline is not None:
         history = dataset = ParquetDatasetStore(offline)
         dataset.prepare()

@@ -249,6 +249,16 @@ def append_until_full(log: Log, limit: int) -> list[int]:
     return positions
 
 
+def append_from_threads(log: Log, limit: int) -> list[int]:
+    taken: list[int] = []
+    threads = [threading.Thread(target=lambda: taken.extend(append_until_full(log, limit))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return taken
+
+
 def test_single_entries_end_exactly_at_the_limit(backend: Backend) -> None:
     log = backend.log()
     positions = append_until_full(log, 300)
@@ -260,12 +270,7 @@ def test_single_entries_end_exactly_at_the_limit(backend: Backend) -> None:
 
 def test_threads_end_exactly_at_the_limit(backend: Backend) -> None:
     log = backend.log()
-    taken: list[int] = []
-    threads = [threading.Thread(target=lambda: taken.extend(append_until_full(log, 500))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    taken = append_from_threads(log, 500)
     assert log.sizes()[0] == len(set(taken)) == 500
 
 
@@ -283,12 +288,7 @@ def test_what_others_appended_meanwhile_counts_near_the_limit(backend: Backend) 
 def test_single_entries_that_begin_far_from_the_limit_end_exactly_at_it(backend: Backend) -> None:
     log = backend.log()
     log.append([("A", b"0")] * 5_000)
-    taken: list[int] = []
-    threads = [threading.Thread(target=lambda: taken.extend(append_until_full(log, 9_300))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    taken = append_from_threads(log, 9_300)
     assert log.sizes()[0] == 9_300
     assert len(set(taken)) == 4_300
 
