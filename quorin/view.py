@@ -415,7 +415,9 @@ def _check_layout(path: Path, header: Any, layout: fmt.SegmentLayout) -> None:
 
 def _check_counters(path: Path, memory: np.ndarray[Any, Any], header: Any, layout: fmt.SegmentLayout) -> None:
     """What changes with every write has no checksum, but it has bounds; what is reserved is zero."""
-    resting = int(header["ring_tail"]) - int(header["ring_head"])
+    # A writer moves both on meanwhile, the head never past the tail: so the tail is read between two looks at the head.
+    before, tail, after = (int(header[word]) for word in ("ring_head", "ring_tail", "ring_head"))
+    resting = max(0, tail - after) if tail >= before else tail - before
     bounds = {
         "entity_count": (int(header["entity_count"]), layout.capacity),
         "deleted_count": (int(header["deleted_count"]), layout.capacity),
