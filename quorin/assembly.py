@@ -18,6 +18,7 @@ from quorin import buffers
 from quorin.abi import BAD_ID, CODES, CORRUPT, FOUND, MOVED, P_OUT_BYTES, STOPPED
 from quorin.columnar import Bytes, Cells, Columns, Gather, Words, column_plan
 from quorin.errors import CorruptSegmentError, EntityNotFoundError, InvalidRowError
+from quorin.intake import id_array
 from quorin.packing import text_addresses
 from quorin.single import OneRow, RowLayout, Rows, RowsLayout
 from quorin.values import check_entity_id
@@ -86,11 +87,12 @@ def assemble_batch(
 ) -> tuple[buffers.Floats, buffers.Mask]:
     """The vectors of many entities: float32 of shape ``(N, total_element_count)``, and bool of shape ``(N,)``.
 
-    ``entity_ids`` is a list of str, a NumPy array of str or bytes, or an Arrow string array, which is not copied. Rows
-    that are not found are filled with ``missing``. Releases the GIL.
+    ``entity_ids`` is a list of str, a NumPy array of str or bytes, a series of pandas or Polars, categories included,
+    or an Arrow array of text, which is not copied (see :func:`quorin.intake.id_array`). Rows that are not found are
+    filled with ``missing``. Releases the GIL.
 
-    :raises EntityIdError: naming the first id that is empty, null or no text. :raises InvalidBufferError: for buffers
-        that don't fit.
+    :raises EntityIdError: naming the first id that is empty, null or no text, with its row.
+    :raises InvalidBufferError: for buffers that don't fit.
     """
     return _assemble_many(segment, _whole_vector, entity_ids, out, found_mask, missing)
 
@@ -235,7 +237,7 @@ class ColumnReader:
             if _read_one(plan.words(1), entity_ids[0], columns.buffer) == FOUND:
                 columns.found[0] = True
                 return columns
-        ids = buffers.id_array(entity_ids)
+        ids = id_array(entity_ids)
         while True:
             view = self._segment.current_view()
             plan = column_plan(view, self._names, positions=self._positions)
@@ -332,7 +334,7 @@ def _assemble_many(
     found_mask: buffers.Mask | None,
     missing: float,
 ) -> tuple[buffers.Floats, buffers.Mask]:
-    ids = buffers.id_array(entity_ids)
+    ids = id_array(entity_ids)
     while True:
         view = segment.current_view()
         plan = plan_for(view)

@@ -1,16 +1,12 @@
-"""What callers of reads hand in, checked: entity ids in their many forms, and the buffers that results go to."""
+"""The buffers that callers of reads pass for results, checked or made."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from quorin.errors import EntityIdError, InvalidBufferError
-from quorin.values import check_entity_id
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -19,30 +15,9 @@ _FLOAT32 = np.dtype(np.float32)
 _BOOL = np.dtype(np.bool_)
 
 
-def id_array(entity_ids: Any) -> pa.Array:
-    """Entity ids as an Arrow string (or binary) array; Arrow arrays of those types as they are, without copying.
-
-    :raises EntityIdError: naming the first id that is empty, null or no text.
-    """
-    if isinstance(entity_ids, pa.ChunkedArray):
-        entity_ids = entity_ids.combine_chunks()
-    if isinstance(entity_ids, (str, bytes)):
-        raise EntityIdError(f"expected many entity ids, got one: {entity_ids!r}")
-    if not isinstance(entity_ids, pa.Array):
-        entity_ids = _from_python(entity_ids)
-    if entity_ids.type not in _AS_THEY_ARE:
-        values = entity_ids.type.value_type if pa.types.is_dictionary(entity_ids.type) else entity_ids.type
-        if values not in _AS_THEY_ARE | {pa.string_view(), pa.binary_view()}:
-            raise EntityIdError(f"entity ids must be text, got an Arrow array of {entity_ids.type}")
-        entity_ids = entity_ids.cast(pa.large_string())
-    if entity_ids.null_count:
-        raise EntityIdError(f"entity id {pc.index(pc.is_null(entity_ids), True).as_py()} is null")
-    return entity_ids
-
-
 def empty_id(index: int) -> EntityIdError:
     """The error for an empty id in a batch."""
-    return EntityIdError(f"entity id {index} is empty")
+    return EntityIdError(f"row {index}: an entity id must not be empty, got ''")
 
 
 def vector_out(out: Any, length: int) -> Floats:
@@ -71,22 +46,6 @@ def batch_out(out: Any, found_mask: Any, rows: int, length: int) -> tuple[Floats
     else:
         _check_buffer("found_mask", found_mask, _BOOL, (rows,))
     return out, found_mask
-
-
-_AS_THEY_ARE = frozenset({pa.string(), pa.large_string(), pa.binary(), pa.large_binary()})
-
-
-def _from_python(entity_ids: Any) -> pa.Array:
-    if isinstance(entity_ids, np.ndarray) and entity_ids.dtype.kind in "US":
-        return pa.array(entity_ids.tolist(), pa.string() if entity_ids.dtype.kind == "U" else pa.binary())
-    if not isinstance(entity_ids, (Sequence, np.ndarray)):
-        entity_ids = list(entity_ids)
-    try:
-        return pa.array(entity_ids, pa.string())
-    except (pa.ArrowException, UnicodeEncodeError, TypeError):
-        for entity_id in entity_ids:
-            check_entity_id(entity_id)
-        raise
 
 
 def _check_buffer(name: str, buffer: Any, kind: np.dtype[Any], shape: tuple[int, ...]) -> None:

@@ -16,10 +16,10 @@ import pyarrow as pa
 
 from quorin import format as fmt
 from quorin.abi import MISSING_ZEROS, P_SPANS, RAW_BYTES, SPAN_CODE, SPAN_ITEMS, SPAN_TARGET, ZEROS
-from quorin.buffers import id_array
 from quorin.columns import arrow_type_of
 from quorin.compatibility import fits
 from quorin.errors import InvalidRowError
+from quorin.intake import id_array
 from quorin.schema import FeatureField, dtype
 from quorin.view import SegmentView, read_plan
 

@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from quorin.errors import EntityIdError, EntityIdTooLongError, InvalidRowError
+from quorin.intake import check_id_text, dictionary_values, id_array
 from quorin.schema import FeatureField, make_schema, schema_to_arrow
-from quorin.values import check_entity_id, check_event_time, check_value, shown
+from quorin.values import check_each, check_event_time, check_value, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
 _SLICE_ROWS = 1 << 16
 
@@ -42,22 +43,24 @@ def cast_field(array: pa.Array, field: FeatureField) -> pa.Array:
     try:
         return _cast(array, arrow_type_of(field))
     except (_NotCastableError, pa.ArrowException):
-        return checked_column(field, _values_of(field.name, array))
+        try:
+            return checked_column(field, _values_of(field.name, array))
+        except InvalidRowError as error:
+            raise InvalidRowError(f"{error}, in a column of the Arrow type {array.type}") from None
 
 
-def cast_entity_ids(array: pa.Array, max_id_bytes: int | None) -> pa.Array:
-    """A column of entity ids as ``string`` without nulls or empty ids.
+def cast_entity_ids(column: Any, max_id_bytes: int | None) -> pa.Array:
+    """Entity ids, as :func:`quorin.intake.id_array` takes them, as ``string`` without nulls or empty ids.
 
     :raises EntityIdError: for the first id that is null, empty or no text, with its row.
     :raises EntityIdTooLongError: for the first id over the limit, with its row.
     """
+    ids = id_array(column)
     try:
-        ids = _cast(array, pa.string())
-    except (_NotCastableError, pa.ArrowException):
-        check_each("entity_id", check_entity_id, _values_of("entity_id", array))
-        raise EntityIdError(f"column 'entity_id': expected text, got the Arrow type {array.type}") from None
-    if ids.null_count:
-        raise EntityIdError(f"row {_first(pc.is_null(ids))}: column 'entity_id': expected an id, got null")
+        ids = ids.cast(pa.string())
+    except pa.ArrowException as error:
+        check_each("entity_id", check_id_text, _values_of("entity_id", ids))
+        raise EntityIdError(f"column 'entity_id': {ids.nbytes} bytes do not fit one batch: {error}") from None
     lengths = pc.binary_length(ids)
     shortest_longest = pc.min_max(lengths)
     if shortest_longest["min"].as_py() == 0:
@@ -72,11 +75,15 @@ def cast_entity_ids(array: pa.Array, max_id_bytes: int | None) -> pa.Array:
 
 
 def cast_event_times(array: pa.Array) -> pa.Array:
-    """A column of event times as ``int64`` nanoseconds since the epoch; naive timestamps are taken as UTC.
+    """A column of event times as ``int64`` nanoseconds since the epoch; naive timestamps are taken as UTC, and dates as
+    their midnight in UTC.
 
     :raises InvalidRowError: for the first value that is null, no time, or outside 64 bits of nanoseconds.
     """
+    source = array.type
     try:
+        if pt.is_date(array.type):
+            array = array.cast(pa.timestamp("s"))
         if pt.is_timestamp(array.type):
             array = array.cast(pa.timestamp("ns", array.type.tz)).view(pa.int64())
         elif not pt.is_integer(array.type) and not pt.is_null(array.type):
@@ -85,7 +92,7 @@ def cast_event_times(array: pa.Array) -> pa.Array:
     except (_NotCastableError, pa.ArrowException) as error:
         check_each("event_time_ns", check_event_time, _values_of("event_time_ns", array))
         raise InvalidRowError(
-            f"column 'event_time_ns': expected integer nanoseconds or timestamps from 1678 to 2261, got {array.type}"
+            f"column 'event_time_ns': expected integer nanoseconds or timestamps from 1678 to 2261, got {source}"
         ) from error
     if times.null_count:
         raise InvalidRowError(f"row {_first(pc.is_null(times))}: column 'event_time_ns': expected a time, got null")
@@ -117,17 +124,6 @@ def checked_column(field: FeatureField, values: Iterable[Any]) -> pa.Array:
     return pa.array(checked, arrow_type_of(field))
 
 
-def check_each(name: str, check: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
-    """Every value of a column through a check; the first error comes back with its row and the column's name."""
-    checked = []
-    for row, value in enumerate(values):
-        try:
-            checked.append(check(value))
-        except (InvalidRowError, EntityIdError) as error:
-            raise type(error)(f"row {row}, column {name!r}: {error}") from None
-    return checked
-
-
 def _values_of(name: str, array: pa.Array) -> Iterator[Any]:
     for start in range(0, len(array), _SLICE_ROWS):
         try:
@@ -144,7 +140,8 @@ def _cast(array: pa.Array, target: pa.DataType) -> pa.Array:
     """``array`` as ``target`` without loss; nulls may stand only at the outermost level."""
     source = array.type
     if pt.is_dictionary(source):
-        array, source = array.dictionary_decode(), source.value_type
+        array = dictionary_values(array)
+        source = array.type
     if pt.is_null(source):
         return pa.nulls(len(array), target)
     if pt.is_list(target):

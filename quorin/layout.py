@@ -82,8 +82,8 @@ def insert(segment: Segment, entity_id: str, row: bytes, *, event_time_ns: int |
 
 
 def insert_many(segment: Segment, table: Any, *, event_time_ns: int | None = None) -> int:
-    """Write many rows from Arrow (table or record batch) or pandas: ``entity_id``, optional ``event_time_ns``, the
-    fields.
+    """Write many rows: ``entity_id``, optional ``event_time_ns``, the fields; ``table`` is as for
+    :func:`quorin.rows.to_batch`.
 
     Returns how many took effect: rows older than the stored ones don't. Of duplicates the newest wins. All values are
     checked before the first row is written.

@@ -7,7 +7,6 @@ A partial batch has only some of the fields, a delete batch none.
 
 from __future__ import annotations
 
-import sys
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -15,10 +14,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pyarrow as pa
 
-from quorin.columns import cast_entity_ids, cast_event_times, cast_field, check_each, checked_column
+from quorin.columns import cast_entity_ids, cast_event_times, cast_field, checked_column
 from quorin.errors import InvalidRowError
+from quorin.intake import NoArrowTypeError, arrow_column, table_columns
 from quorin.schema import FeatureField, Schema, dtype, schema_to_arrow
-from quorin.values import check_entity_id, check_event_time, check_value, event_time_or_now, shown
+from quorin.values import check_each, check_entity_id, check_event_time, check_value, event_time_or_now
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -41,6 +41,7 @@ __all__ = [
 
 ENTITY_ID = "entity_id"
 EVENT_TIME = "event_time_ns"
+_FLOATS = ("float32", "float64")
 
 DELETE_SCHEMA = pa.schema([pa.field(ENTITY_ID, pa.string(), False), pa.field(EVENT_TIME, pa.int64(), False)])
 """The Arrow schema of a batch that deletes."""
@@ -131,15 +132,18 @@ def to_batch(
 ) -> pa.RecordBatch:
     """Many rows as one canonical batch; columns that already have the right type are not copied.
 
-    ``table`` is an Arrow table or record batch, a pandas DataFrame, or anything else that exports an Arrow stream. It
-    has ``entity_id``, the fields in any order, and, if it likes, ``event_time_ns`` as integer nanoseconds or timestamps
-    (naive ones are UTC); without it every row gets the argument, or the present time. Both are refused. ``partial``
+    ``table`` is an Arrow table or record batch, a DataFrame of pandas or Polars, anything else with
+    ``__arrow_c_stream__`` (a relation of DuckDB) or ``__arrow_c_array__``, a dict of columns, a list of record batches,
+    or a list of dicts, one a row; columns of a dict are as :func:`quorin.intake.arrow_column` takes them. It has
+    ``entity_id``, the fields in any order, and optionally ``event_time_ns`` as integer nanoseconds, timestamps (naive
+    ones are UTC) or dates; without it every row gets the argument, or the present time. Both are refused. ``partial``
     lets fields be left out.
 
-    Empty places of a pandas column are nulls, NaN included; only in a column of floats for a float field NaN stays NaN.
+    Missing values of pandas, NaN included, and masked values of NumPy are nulls; only in a column of floats for a float
+    field NaN stays NaN.
 
-    :raises InvalidRowError: for missing or unknown columns, for two sources of event times, and for the first value
-        that does not fit, with its row.
+    :raises InvalidRowError: for missing or unknown columns, for columns of different lengths, for two sources of event
+        times, and for the first value that does not fit, with its row.
     :raises EntityIdError: for an id that is null, empty or no text, with its row; ``EntityIdTooLongError`` likewise.
     """
     columns = _columns_of(schema, table)
@@ -151,17 +155,22 @@ def to_batch(
     fields = [field for field in schema.fields if field.name in columns]
     arrow_schema = subset_schema(schema, [field.name for field in fields]) if partial else canonical_schema(schema)
 
-    ids = cast_entity_ids(_arrow_column(columns[ENTITY_ID], ENTITY_ID), max_id_bytes)
+    ids = cast_entity_ids(columns[ENTITY_ID], max_id_bytes)
     if EVENT_TIME in columns:
         if event_time_ns is not None:
             raise InvalidRowError(
                 f"schema {schema.__name__!r}: the table has a column {EVENT_TIME!r}, and event_time_ns="
                 f"{event_time_ns!r} is given: expected one of them"
             )
-        times = cast_event_times(_arrow_column(columns[EVENT_TIME], EVENT_TIME))
+        times = _time_column(columns[EVENT_TIME])
     else:
         times = pa.array(np.full(len(ids), event_time_or_now(event_time_ns), np.int64))
-    values = [cast_field(_arrow_column(columns[field.name], field), field) for field in fields]
+    values = [_field_column(columns[field.name], field) for field in fields]
+    for name, column in zip(arrow_schema.names, [ids, times, *values], strict=True):
+        if len(column) != len(ids):
+            raise InvalidRowError(
+                f"schema {schema.__name__!r}: column {name!r} has {len(column)} rows, {ENTITY_ID!r} has {len(ids)}"
+            )
     batch = pa.RecordBatch.from_arrays([ids, times, *values], schema=arrow_schema)
     try:
         batch.validate(full=True)
@@ -212,70 +221,25 @@ def _check_names(schema: Schema, names: Collection[str], *, partial: bool) -> No
 
 
 def _columns_of(schema: Schema, table: Any) -> dict[str, Any]:
-    """The columns by name, as the table has them: Arrow arrays, chunked arrays or pandas series."""
-    if _is_dataframe(table):
-        names = [str(name) for name in table.columns]
-        columns = [table.iloc[:, index] for index in range(len(names))]
-    elif isinstance(table, (pa.Table, pa.RecordBatch)):
-        names, columns = table.schema.names, table.columns
-    elif hasattr(table, "__arrow_c_stream__"):
-        return _columns_of(schema, pa.table(table))
-    else:
-        raise InvalidRowError(
-            f"expected an Arrow table, a record batch or a DataFrame, got {shown(table)} of type {type(table).__name__}"
-        )
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise InvalidRowError(f"schema {schema.__name__!r}: column {name!r} stands in the table twice")
-    return dict(zip(names, columns, strict=True))
-
-
-def _arrow_column(column: Any, field: FeatureField | str) -> pa.Array:
-    """A column as one Arrow array; ``field`` is what it is for: a field, or the name of the id or time column."""
-    if isinstance(column, pa.Array):
-        return column
-    if not isinstance(column, pa.ChunkedArray):
-        column = _from_pandas(column, field)
-    return _one_chunk(column) if isinstance(column, pa.ChunkedArray) else column
-
-
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    if column.num_chunks == 1:
-        return column.chunk(0)
-    combined = column.combine_chunks()
-    if not isinstance(combined, pa.ChunkedArray):
-        return combined
-    if combined.num_chunks > 1:
-        raise InvalidRowError(f"a column of {column.nbytes} bytes does not fit one batch: pass the table in parts")
-    return combined.chunk(0) if combined.num_chunks else pa.array([], combined.type)
-
-
-def _is_dataframe(table: Any) -> bool:
-    pandas = sys.modules.get("pandas")
-    return pandas is not None and isinstance(table, pandas.DataFrame)
-
-
-def _from_pandas(series: Any, field: FeatureField | str) -> pa.Array | pa.ChunkedArray:
-    """A pandas column as Arrow. A column that Arrow cannot infer a type for goes the slow way, one value at a time."""
-    is_list = isinstance(field, FeatureField) and field.shape != ()
-    is_float = isinstance(field, FeatureField) and field.dtype in (dtype.float32, dtype.float64)
+    if isinstance(table, (list, tuple)) and not table:
+        return dict.fromkeys([ENTITY_ID, *fields_by_name(schema)], ())
     try:
-        # By pandas' rules Arrow would turn NaN into null, in columns of floats and even inside lists.
-        if is_list or (is_float and series.dtype in ("float32", "float64")):
-            return pa.array(series.to_numpy(), from_pandas=False)
-        return pa.array(series, from_pandas=True)
-    except (pa.ArrowException, UnicodeEncodeError, OverflowError):
-        values = [None if _is_missing(value) else value for value in series]
-    if isinstance(field, FeatureField):
-        return checked_column(field, values)
-    if field == ENTITY_ID:
-        check_each(field, check_entity_id, values)
-        return pa.array(values, pa.string())
-    return pa.array(check_each(field, check_event_time, values), pa.int64())
+        return table_columns(table)
+    except InvalidRowError as error:
+        raise InvalidRowError(f"schema {schema.__name__!r}: {error}") from error
 
 
-def _is_missing(value: Any) -> bool:
-    """Whether pandas would call this scalar missing: ``None``, NaN, ``NaT`` or ``NA``."""
-    if value is None or isinstance(value, float):
-        return value is None or value != value
-    return value is sys.modules["pandas"].NA or value is sys.modules["pandas"].NaT
+def _field_column(column: Any, field: FeatureField) -> pa.Array:
+    """A column of a table as a field's Arrow type; what Arrow cannot infer a type for goes one value at a time."""
+    is_float = field.dtype in (dtype.float32, dtype.float64) and str(getattr(column, "dtype", "")) in _FLOATS
+    try:
+        return cast_field(arrow_column(column, field.name, nan_is_null=not (is_float or field.shape)), field)
+    except NoArrowTypeError as error:
+        return checked_column(field, error.values)
+
+
+def _time_column(column: Any) -> pa.Array:
+    try:
+        return cast_event_times(arrow_column(column, EVENT_TIME))
+    except NoArrowTypeError as error:
+        return pa.array(check_each(EVENT_TIME, check_event_time, error.values), pa.int64())

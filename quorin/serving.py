@@ -18,6 +18,7 @@ from quorin import format as fmt
 from quorin.columnar import PLAIN_GATHER, Bytes, Columns, column_plan
 from quorin.compatibility import fits
 from quorin.errors import EntityNotFoundError
+from quorin.intake import id_array
 from quorin.layout import find_row
 from quorin.values import check_entity_id
 
@@ -66,7 +67,7 @@ def read(segment: Segment, entity_ids: Any, fields: Sequence[str] | None = None)
     """Exact typed values as Arrow; see :func:`quorin.assembly.read`."""
     view = segment.current_view()
     plan = column_plan(view, fields)
-    ids = buffers.id_array(entity_ids)
+    ids = id_array(entity_ids)
     columns = Columns(plan, view, ids, PLAIN_GATHER)
     count = len(columns.found)
     columns.buffer[:] = 0
@@ -82,7 +83,7 @@ def read(segment: Segment, entity_ids: Any, fields: Sequence[str] | None = None)
 
 
 def _keys(entity_ids: Any) -> list[bytes]:
-    keys: list[bytes] = buffers.id_array(entity_ids).cast(pa.large_binary()).to_pylist()
+    keys: list[bytes] = id_array(entity_ids).cast(pa.large_binary()).to_pylist()
     for i, key in enumerate(keys):
         if not key:
             raise buffers.empty_id(i)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,17 @@ def check_event_time(event_time_ns: Any) -> int:
 def event_time_or_now(event_time_ns: Any) -> int:
     """The checked event time, or the present one for ``None``."""
     return time.time_ns() if event_time_ns is None else check_event_time(event_time_ns)
+
+
+def check_each(name: str, check: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
+    """Every value of a column through a check; the first error comes back with its row and the column's name."""
+    checked = []
+    for row, value in enumerate(values):
+        try:
+            checked.append(check(value))
+        except (InvalidRowError, EntityIdError) as error:
+            raise type(error)(f"row {row}, column {name!r}: {error}") from None
+    return checked
 
 
 def shown(value: object) -> str:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import pyarrow as pa
 
-from quorin import buffers, serving
 from quorin import format as fmt
+from quorin import serving
 from quorin.abi import (
     CORRUPT,
     DESCRIPTOR_ITEMS,
@@ -30,6 +30,7 @@ from quorin.abi import (
     V_VARIABLE,
 )  # fmt: skip
 from quorin.errors import CorruptSegmentError, InvalidRowError
+from quorin.intake import id_array
 from quorin.layout import iterate_occupied
 from quorin.packing import text_addresses
 from quorin.schema import dtype
@@ -84,7 +85,7 @@ def search(
             return Neighbours([], np.empty(0))
         allowed = np.empty(0, np.uint8)
         if among is not None:
-            ids = buffers.id_array(among)
+            ids = id_array(among)
             allowed = np.zeros(view.layout.slot_count, np.uint8)
             mark_slots(task, *text_addresses(ids), len(ids), allowed)
         most, step = min(k, view.layout.capacity), view.layout.max_id_bytes
@@ -107,7 +108,7 @@ def search_plainly(
     wanted = _checked(segment.schema, field, query, k, metric)
     ids = [entity_id for entity_id, _ in iterate_occupied(segment)]
     if among is not None:
-        allowed = set(buffers.id_array(among).cast(pa.string()).to_pylist())
+        allowed = set(id_array(among).cast(pa.string()).to_pylist())
         ids = [entity_id for entity_id in ids if entity_id in allowed]
     column = serving.read(segment, ids, [field]).column(3)
     kept = [row for row, vector in enumerate(column) if vector.is_valid and len(vector) == len(wanted)]

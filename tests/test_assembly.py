@@ -172,14 +172,14 @@ def test_batches_take_ids_in_many_forms(scalars: Segment, form: str) -> None:
 @pytest.mark.parametrize(
     ("ids", "text"),
     [
-        (["id1", ""], "1 is empty"),
-        (["id1", None], "1 is null"),
-        (pa.array(["id1", None]), "1 is null"),
+        (["id1", ""], "row 1: an entity id must not be empty"),
+        (["id1", None], "row 1: expected an entity id, got null"),
+        (pa.array(["id1", None]), "row 1: expected an entity id, got null"),
         ([1, 2], "1"),
         (pa.array([1, 2]), "int64"),
         ("id1", "got one"),
         (["id1", "\ud800"], "surrogates"),
-        ([b"id1", 4], "id1"),
+        ([b"id1", 4], "row 1, .* got 4"),
     ],
 )
 def test_bad_ids_in_a_batch_are_named(scalars: Segment, ids: Any, text: str) -> None:

@@ -391,7 +391,7 @@ def test_pandas_matrices_and_missing_rows_go_the_slow_way() -> None:
 
 
 @pytest.mark.parametrize(
-    "ids", [["a", None], ["a", ""], [1, 2], [b"a", b"b"], [math.nan, "a"], ["a", "\ud800"], ["a", 1]]
+    "ids", [["a", None], ["a", ""], [1, 2], [b"a", b"\xff"], [math.nan, "a"], ["a", "\ud800"], ["a", 1]]
 )
 def test_bad_entity_ids_are_refused(ids: list[Any]) -> None:
     schema = make_schema("One", [one_field(dtype.bool)])
@@ -423,8 +423,16 @@ def test_wrong_columns_are_named() -> None:
         to_batch(schema, pa.table({"x": [True]}))
     with pytest.raises(InvalidRowError, match="stands in the table twice"):
         to_batch(schema, pa.table([["a"], [True], [True]], names=["entity_id", "x", "x"]))
-    with pytest.raises(InvalidRowError, match="expected an Arrow table"):
-        to_batch(schema, [{"entity_id": "a", "x": True}])
+    for no_table in ("a", 1, ["a"], [{"entity_id": "a", "x": True}, "b"], None):
+        with pytest.raises(InvalidRowError, match="expected an Arrow table"):
+            to_batch(schema, no_table)
+    with pytest.raises(InvalidRowError, match="row 1 has the keys"):
+        to_batch(schema, [{"entity_id": "a", "x": True}, {"entity_id": "b"}])
+    with pytest.raises(InvalidRowError, match="column 'x' has 1 rows, 'entity_id' has 2"):
+        to_batch(schema, {"entity_id": ["a", "b"], "x": [True]})
+    for single in (True, "yes", {"a": 1}, np.array(True)):
+        with pytest.raises(InvalidRowError, match="column 'x': expected one value a row"):
+            to_batch(schema, {"entity_id": ["a"], "x": single})
     with pytest.raises(InvalidRowError, match="field 'x' is missing"):
         row_batch(schema, "a", {}, 1)
     with pytest.raises(InvalidRowError, match="no field 'y'"):
