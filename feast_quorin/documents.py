@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from feast import utils
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.value_type import ValueType
 
-from feast_quorin.filters import matching
+from feast_quorin.filters import RowFilter
 from feast_quorin.keys import entity_key
 from feast_quorin.times import to_datetime
 from quorin import vector
@@ -39,7 +39,7 @@ _EVENT_TIME = "event_time_ns"
 
 @dataclass(frozen=True)
 class Document:
-    """One entity that was found: its key, its event time, the requested features, and how far it is."""
+    """One entity that was found: its key, its event time, the requested features and join keys, and how far it is."""
 
     key: Any
     time: datetime
@@ -64,24 +64,32 @@ def nearest(engine: Engine, view: StoredView, table: Any, features: Sequence[str
     Values, distance and whether a document passes the filters are those of one version of its row. One that is deleted
     or ceases to pass while the search runs is left out, so there may be fewer than ``k``.
 
+    ``features`` may name join keys: their values are those of the document's key.
+
     :raises ValueError: for a view without embeddings, a query of another length, an unknown metric, feature or filter.
     """
     name = embedding_feature(table, features)
     metric = _metric(query.metric)
-    unknown = [feature for feature in features if feature not in view.features]
+    keys = _key_kinds(table)
+    unknown = [feature for feature in features if feature not in view.features and feature not in keys]
     if unknown:
-        raise InvalidRowError(f"view {view.name!r} has no features {unknown}, it has {list(view.features)}")
+        raise InvalidRowError(
+            f"view {view.name!r} has no features {unknown}, it has {list(view.features)} and the join keys {list(keys)}"
+        )
     declared = next((field.vector_length for field in table.features if field.name == name), 0)
     if declared and len(query.embedding) != declared:
         raise InvalidRowError(f"expected a query of {declared} numbers for {name!r}, got {len(query.embedding)}")
     field = view.features[name].field
-    found = engine.follow(view, lambda segment: _search(engine, segment, view, field, query, metric))
+    passing = RowFilter(view, keys, query.filters)
+    found = engine.follow(view, lambda segment: _search(engine, segment, field, query, metric, passing))
     if not found:
         return []
-    wanted = {feature: view.features[feature].field for feature in dict.fromkeys([*features, name])}
-    filtered = [] if query.filters is None else [stored.field for stored in view.features.values()]
-    kept, batch = engine.read(view, found, list(dict.fromkeys([*wanted.values(), *filtered])))
-    return _documents(view, table, features, name, batch, query, metric) if field in kept else []
+    asked = [feature for feature in dict.fromkeys([*features, name]) if feature not in keys]
+    fields = dict.fromkeys([*(view.features[feature].field for feature in asked), *passing.fields])
+    kept, batch = engine.read(view, found, list(fields))
+    if field not in kept:
+        return []
+    return _documents(view, keys, features, name, batch.filter(passing(batch)), query, metric)
 
 
 def embedding_feature(table: Any, features: Sequence[str]) -> str:
@@ -118,7 +126,11 @@ def as_feast_reads_them(documents: Sequence[Document]) -> list[tuple[Any, Any, d
     return answers
 
 
-def _search(engine: Engine, segment: Segment, view: StoredView, field: str, query: Query, metric: Any) -> list[str]:
+def _key_kinds(table: Any) -> dict[str, ValueType]:
+    return {entity.name: entity.dtype.to_value_type() for entity in table.entity_columns}
+
+
+def _search(engine: Engine, segment: Segment, field: str, query: Query, metric: Any, passing: RowFilter) -> list[str]:
     if field not in {stored.name for stored in segment.schema.fields}:
         return []
     among: Any = None
@@ -127,15 +139,19 @@ def _search(engine: Engine, segment: Segment, view: StoredView, field: str, quer
     if engine.rows_expire:
         among = among.filter(pa.array(engine.reader_of(segment, [])(among).found))
     if query.filters is not None:
-        among = among.filter(matching(view, query.filters, segment, among))
+        among = among.filter(passing.of_entities(segment, among))
     return vector.search(segment, field, query.embedding, k=query.k, metric=metric, among=among).entity_ids
 
 
 def _documents(
-    view: StoredView, table: Any, features: Sequence[str], name: str, batch: pa.RecordBatch, query: Query, metric: Any
+    view: StoredView,
+    keys: Mapping[str, ValueType],
+    features: Sequence[str],
+    name: str,
+    batch: pa.RecordBatch,
+    query: Query,
+    metric: Any,
 ) -> list[Document]:
-    if query.filters is not None:
-        batch = batch.filter(matching(view, query.filters, None, batch))
     asked = np.asarray(query.embedding, np.float64)
     vectors = batch.column(view.features[name].field)
     whole = [row for row, item in enumerate(vectors) if item.is_valid and len(item) == len(asked)]
@@ -143,25 +159,27 @@ def _documents(
     vectors = np.array([item.as_py() for item in batch.column(view.features[name].field)], np.float64)
     distances = vector.distances(vectors.reshape(-1, len(asked)), asked, metric)
     ids, times = batch.column("entity_id").to_pylist(), batch.column(_EVENT_TIME).to_pylist()
-    present = [
-        feature for feature in dict.fromkeys([*features, name]) if view.features[feature].field in batch.schema.names
-    ]
     columns = {
-        feature: view.features[feature].codec.to_protos(batch.column(view.features[feature].field))
-        for feature in present
+        feature: stored.codec.to_protos(batch.column(stored.field))
+        for feature, stored in view.features.items()
+        if (feature == name or feature in features) and stored.field in batch.schema.names
     }
-    kinds = {entity.name: entity.dtype.to_value_type() for entity in table.entity_columns}
     order = sorted(range(len(ids)), key=lambda row: (distances[row], ids[row].encode()))
-    return [
-        Document(
-            key=entity_key(ids[row], kinds),
-            time=to_datetime(times[row]),
-            values={f: columns[f][row] if f in columns else Value() for f in features},
-            embedding=columns[name][row],
-            distance=Value(float_val=float(distances[row])),
+    documents = []
+    for row in order:
+        key = entity_key(ids[row], keys)
+        values = dict(zip(key.join_keys, key.entity_values, strict=True))
+        values |= {feature: column[row] for feature, column in columns.items()}
+        documents.append(
+            Document(
+                key=key,
+                time=to_datetime(times[row]),
+                values={feature: values.get(feature, Value()) for feature in features},
+                embedding=columns[name][row],
+                distance=Value(float_val=float(distances[row])),
+            )
         )
-        for row in order
-    ]
+    return documents
 
 
 def _metric(name: str | None) -> str:

@@ -5,16 +5,21 @@ A null passes no comparison, as in SQL. Numbers, booleans, strings, bytes and ti
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast.filter_models import ComparisonFilter, CompoundFilter
 
+from feast_quorin.keys import key_columns
+from feast_quorin.values import codec_for
 from quorin import assembly
 from quorin.errors import InvalidRowError
 
 if TYPE_CHECKING:
+    from feast.value_type import ValueType
+
     from feast_quorin.views import StoredView
     from quorin.shm import Segment
 
@@ -29,56 +34,83 @@ _COMPARE = {
 _READ_ROWS = 65_536
 
 
-def matching(view: StoredView, filters: Any, segment: Segment | None, rows: Any) -> pa.Array:
-    """Which rows pass: a boolean array without nulls. ``rows`` are ids of a segment, or, without one, a batch of them.
+class RowFilter:
+    """Which rows of a view pass Feast's ``filters`` (None: all), on its features and on its join keys; ``keys`` has the
+    types of those.
 
-    :raises InvalidRowError: for a feature that the view does not have, or a value that it cannot be compared with.
+    :raises InvalidRowError: for a name that the view does not have, or one whose values have no order.
     """
-    names = sorted(set(_fields(view, filters)))
-    if segment is None:
-        columns = {name: rows.column(name) if name in rows.schema.names else pa.nulls(rows.num_rows) for name in names}
-        return _evaluate(view, filters, columns, rows.num_rows)
-    stored = {field.name for field in segment.schema.fields}
-    kept = [name for name in names if name in stored]
-    parts = []
-    for start in range(0, len(rows), _READ_ROWS):
-        batch = assembly.read(segment, rows.slice(start, _READ_ROWS), kept)
-        columns = {name: batch.column(name) if name in kept else pa.nulls(batch.num_rows) for name in names}
-        parts.append(pc.and_(_evaluate(view, filters, columns, batch.num_rows), batch.column("found")))
-    return pa.concat_arrays(parts) if parts else pa.array([], pa.bool_())
 
+    def __init__(self, view: StoredView, keys: Mapping[str, ValueType], filters: Any) -> None:
+        self._view = view
+        self._keys = keys
+        self._filters = filters
+        self._names = set() if filters is None else set(self._names_in(filters))
+        self._stored = {name: view.features[name].field for name in sorted(self._names & view.features.keys())}
 
-def _fields(view: StoredView, filters: Any) -> list[str]:
-    if isinstance(filters, CompoundFilter):
-        return [name for part in filters.filters for name in _fields(view, part)]
-    if not isinstance(filters, ComparisonFilter):
-        raise InvalidRowError(f"expected a ComparisonFilter or a CompoundFilter, got {filters!r}")
-    if filters.key not in view.features:
-        raise InvalidRowError(
-            f"filter on {filters.key!r}: view {view.name!r} has no such feature, it has {list(view.features)}"
-        )
-    if not view.features[filters.key].codec.is_comparable:
-        raise InvalidRowError(f"filter on {filters.key!r} of view {view.name!r}: values of its type have no order")
-    return [view.features[filters.key].field]
+    @property
+    def fields(self) -> list[str]:
+        """The engine's fields that :meth:`__call__` needs of a batch, beside its ids."""
+        return list(self._stored.values())
 
+    def __call__(self, rows: pa.RecordBatch) -> pa.Array:
+        """Which rows of a batch pass: a boolean array without nulls. A field that is not in the batch is null.
 
-def _evaluate(view: StoredView, filters: Any, columns: dict[str, pa.Array], rows: int) -> pa.Array:
-    if isinstance(filters, CompoundFilter):
-        combined = pa.array([True] * rows, pa.bool_())
-        parts = [_evaluate(view, part, columns, rows) for part in filters.filters]
-        for index, part in enumerate(parts):
-            combined = part if index == 0 else (pc.and_ if filters.type == "and" else pc.or_)(combined, part)
-        return combined
-    column = columns[view.features[filters.key].field]
-    if pa.types.is_null(column.type):
-        return pa.array([False] * rows, pa.bool_())
-    try:
-        return pc.fill_null(_compare(column, filters), False)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise InvalidRowError(
-            f"filter on {filters.key!r} of view {view.name!r}: {filters.value!r} cannot be compared with "
-            f"values of type {column.type}: {error}"
-        ) from None
+        :raises InvalidRowError: for a value that the rows' values cannot be compared with.
+        """
+        if self._filters is None:
+            return pa.repeat(pa.scalar(True), rows.num_rows)
+        columns = {
+            name: rows.column(field) if field in rows.schema.names else pa.nulls(rows.num_rows)
+            for name, field in self._stored.items()
+        }
+        if self._names - columns.keys():
+            columns |= key_columns(rows.column("entity_id"), self._keys)
+        return self._evaluate(self._filters, columns, rows.num_rows)
+
+    def of_entities(self, segment: Segment, ids: pa.Array) -> pa.Array:
+        """Which of the entities have a row in a segment that passes."""
+        in_segment = {field.name for field in segment.schema.fields}
+        kept = [field for field in self.fields if field in in_segment]
+        parts = []
+        for start in range(0, len(ids), _READ_ROWS):
+            batch = assembly.read(segment, ids.slice(start, _READ_ROWS), kept)
+            parts.append(pc.and_(self(batch), batch.column("found")))
+        return pa.concat_arrays(parts) if parts else pa.array([], pa.bool_())
+
+    def _names_in(self, filters: Any) -> list[str]:
+        if isinstance(filters, CompoundFilter):
+            return [name for part in filters.filters for name in self._names_in(part)]
+        if not isinstance(filters, ComparisonFilter):
+            raise InvalidRowError(f"expected a ComparisonFilter or a CompoundFilter, got {filters!r}")
+        name, features = filters.key, self._view.features
+        if name not in features and name not in self._keys:
+            raise InvalidRowError(
+                f"filter on {name!r}: view {self._view.name!r} has no such feature, it has {list(features)} and "
+                f"the join keys {list(self._keys)}"
+            )
+        codec = features[name].codec if name in features else codec_for(self._keys[name])
+        if not codec.is_comparable:
+            raise InvalidRowError(f"filter on {name!r} of view {self._view.name!r}: values of its type have no order")
+        return [name]
+
+    def _evaluate(self, filters: Any, columns: dict[str, pa.Array], rows: int) -> pa.Array:
+        if isinstance(filters, CompoundFilter):
+            combined = pa.array([True] * rows, pa.bool_())
+            parts = [self._evaluate(part, columns, rows) for part in filters.filters]
+            for index, part in enumerate(parts):
+                combined = part if index == 0 else (pc.and_ if filters.type == "and" else pc.or_)(combined, part)
+            return combined
+        column = columns[filters.key]
+        if pa.types.is_null(column.type):
+            return pa.array([False] * rows, pa.bool_())
+        try:
+            return pc.fill_null(_compare(column, filters), False)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise InvalidRowError(
+                f"filter on {filters.key!r} of view {self._view.name!r}: {filters.value!r} cannot be compared with "
+                f"values of type {column.type}: {error}"
+            ) from None
 
 
 def _compare(column: pa.Array, filters: ComparisonFilter) -> pa.Array:

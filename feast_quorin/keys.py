@@ -114,7 +114,44 @@ def entity_key(entity_id: str, kinds: Mapping[str, ValueType]) -> EntityKey:
     return EntityKey(join_keys=list(kinds), entity_values=[_value(parts[name], kind) for name, kind in kinds.items()])
 
 
+def key_columns(ids: pa.Array, kinds: Mapping[str, ValueType]) -> dict[str, pa.Array]:
+    """The values of the join keys that :func:`entity_ids` made ids of, in a view with join keys of these types: a typed
+    column for each.
+    """
+    texts, names = ids.cast(pa.string()), sorted(kinds)
+    if len(names) <= 1:
+        parts = [texts]
+    elif _has_escapes(texts):
+        rows = [_COMPONENT.findall(text) for text in texts.to_pylist()]
+        parts = [pa.array([row[index] for row in rows], pa.string()) for index in range(len(names))]
+    else:
+        flat = pc.split_pattern(texts, SEPARATOR).flatten()
+        parts = [flat.take(pa.array(range(index, len(flat), len(names)), pa.int64())) for index in range(len(names))]
+    return {name: _typed(part, kinds[name]) for name, part in zip(names, parts, strict=False)}
+
+
+def _typed(texts: pa.Array, kind: ValueType) -> pa.Array:
+    """Components of ids as the values of a join key."""
+    member = f"{kind.name.lower()}_val"
+    if member in INTEGERS:
+        return texts.cast(pa.int64())
+    if member in _TEXT and not _has_escapes(texts):
+        return texts
+    return pa.array([_plain(text, kind) for text in texts.to_pylist()])
+
+
+def _has_escapes(texts: pa.Array) -> bool:
+    return bool(pc.any(pc.match_substring(texts, "\\")).as_py())
+
+
 def _value(text: str, kind: ValueType) -> Value:
+    value = Value()
+    setattr(value, f"{kind.name.lower()}_val", _plain(text, kind))
+    return value
+
+
+def _plain(text: str, kind: ValueType) -> Any:
+    """A component of an id as the value of a join key."""
     plain: Any = "" if text == EMPTY else _ESCAPE.sub(r"\1", text)
     member = f"{kind.name.lower()}_val"
     if member in INTEGERS:
@@ -125,9 +162,7 @@ def _value(text: str, kind: ValueType) -> Value:
         plain = float(plain)
     elif kind is ValueType.BOOL:
         plain = plain == "True"
-    value = Value()
-    setattr(value, member, plain)
-    return value
+    return plain
 
 
 def _quick_ids(entity_keys: Sequence[Any]) -> pa.Array | None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
+from feast.feature_server import get_app
 from feast.filter_models import ComparisonFilter, CompoundFilter
 from feast.types import Array, Bool, Float32, Int64, Json, String
 
-from feast_quorin.keys import entity_ids, entity_key
+from feast_quorin.keys import entity_ids, entity_key, key_columns
 from quorin.errors import InvalidRowError
 from tests.feast_quorin.repos import make_store
 
@@ -117,6 +121,74 @@ def test_the_first_form_of_the_request_gives_the_same(store: FeatureStore) -> No
     np.testing.assert_array_equal(np.array(response.to_dict()["embedding"], np.float32), VECTORS[expected("l2")[:5]])
 
 
+@pytest.mark.parametrize("keys", [["name"], ["part"], ["part", "name"]])
+def test_join_keys_among_the_features_are_those_of_the_documents(store: FeatureStore, keys: list[str]) -> None:
+    rows = expected("l2")[:7]
+    found = answer(store, features=[*(f"docs:{key}" for key in keys), *FEATURES])
+    assert (found["name"], found["part"]) == ([NAMES[row] for row in rows], [row - 5 for row in rows])
+    assert found["pages"] == rows
+    only_keys = answer(store, features=[f"docs:{key}" for key in keys])
+    assert (only_keys["name"], only_keys["part"], only_keys["distance"]) == (
+        found["name"],
+        found["part"],
+        found["distance"],
+    )
+    response = store.retrieve_online_documents(
+        query=QUERY.tolist(), top_k=7, features=["docs:embedding", *(f"docs:{key}" for key in keys)]
+    ).to_dict()
+    assert {key: response[key] for key in keys} == {key: found[key] for key in keys}
+
+
+def test_a_store_answers_with_every_key_as_a_present_value(store: FeatureStore) -> None:
+    """What Feast's Milvus store returns: the key's values among the features, with the types of the keys."""
+    view = store.get_feature_view("docs")
+    online = store._get_provider().online_store
+    features = ["embedding", "name", "part"]
+    found = online.retrieve_online_documents_v2(store.config, view, features, QUERY.tolist(), 1, "L2")
+    ((_, key, values),) = found
+    assert [values["name"], values["part"]] == list(key.entity_values)
+    assert set(values) == {*features, "distance"}
+
+
+def test_join_keys_among_the_features_over_http(store: FeatureStore) -> None:
+    request = {"features": [*FEATURES, "docs:name"], "query": QUERY.tolist(), "top_k": 3, "api_version": 2}
+    status, body = post(get_app(store), "/retrieve-online-documents", request)
+    assert status == 200, body
+    answered = json.loads(body)
+    column = answered["results"][answered["metadata"]["feature_names"].index("name")]
+    assert column["values"] == [NAMES[row] for row in expected("l2")[:3]]
+    assert column["statuses"] == ["PRESENT"] * 3
+
+
+def post(app: Any, path: str, body: Any) -> tuple[int, bytes]:
+    """The status and the body that an ASGI application answers to JSON."""
+    sent: list[dict[str, Any]] = []
+    received = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+        "scheme": "http",
+        "root_path": "",
+    }
+
+    async def receive() -> dict[str, Any]:
+        return received.pop() if received else {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
+
+
 @pytest.mark.parametrize(
     ("filters", "passing"),
     [
@@ -129,6 +201,19 @@ def test_the_first_form_of_the_request_gives_the_same(store: FeatureStore) -> No
         (ComparisonFilter(type="in", key="title", value=["t0", "t2"]), lambda n: n % 5 and n % 3 != 1),
         (ComparisonFilter(type="nin", key="title", value=["t0"]), lambda n: n % 5 and n % 3),
         (ComparisonFilter(type="in", key="pages", value=[]), lambda _: False),
+        (ComparisonFilter(type="lt", key="part", value=4), lambda n: n < 9),
+        (ComparisonFilter(type="in", key="name", value=[NAMES[3], NAMES[8]]), lambda n: n in (3, 8)),
+        (ComparisonFilter(type="ne", key="name", value=NAMES[3]), lambda n: n != 3),
+        (
+            CompoundFilter(
+                type="and",
+                filters=[
+                    ComparisonFilter(type="gte", key="part", value=20),
+                    ComparisonFilter(type="eq", key="open", value=True),
+                ],
+            ),
+            lambda n: n >= 25 and n % 2,
+        ),
         (ComparisonFilter(type="nin", key="title", value=[]), lambda n: n % 5),
         (CompoundFilter(type="and", filters=[]), lambda _: True),
         (
@@ -174,6 +259,12 @@ def test_a_rewritten_and_a_null_embedding(store: FeatureStore) -> None:
         ({"query": None, "query_string": "words"}, NotImplementedError, "not texts"),
         ({"query_string": "words"}, NotImplementedError, "not texts"),
         ({"filters": ComparisonFilter(type="eq", key="nope", value=1)}, InvalidRowError, "no such feature"),
+        (
+            {"filters": ComparisonFilter(type="gt", key="part", value="x")},
+            InvalidRowError,
+            "'part'.* cannot be compared",
+        ),
+        ({"features": [*FEATURES, "docs:nope"]}, InvalidRowError, r"\['nope'\].*join keys \['name', 'part'\]"),
         ({"filters": ComparisonFilter(type="eq", key="more", value="x")}, InvalidRowError, "no order"),
         ({"filters": ComparisonFilter(type="gt", key="title", value=5)}, InvalidRowError, "cannot be compared"),
         ({"filters": ComparisonFilter(type="in", key="pages", value=5)}, InvalidRowError, "requires a list"),
@@ -205,6 +296,17 @@ def test_ids_turn_back_into_keys(text: str) -> None:
         assert list(key.join_keys) == list(kinds)
         for name, value in zip(key.join_keys, key.entity_values, strict=True):
             assert getattr(value, value.WhichOneof("val")) == values[name]
+        columns = key_columns(pa.array([_id(kinds, values)] * 2)[1:], kinds)
+        assert {name: column.to_pylist() for name, column in columns.items()} == {
+            name: [values[name]] for name in kinds
+        }
+
+
+def test_keys_without_escapes_turn_back_into_columns() -> None:
+    ids = pa.array(["x|1", "y|-2"])
+    columns = key_columns(ids, {"b": ValueType.INT32, "a": ValueType.STRING})
+    assert (columns["a"].to_pylist(), columns["b"].to_pylist()) == (["x", "y"], [1, -2])
+    assert key_columns(ids[:0], {"b": ValueType.INT32, "a": ValueType.STRING})["b"].to_pylist() == []
 
 
 def _id(kinds: dict[str, ValueType], values: dict[str, Any]) -> str:
