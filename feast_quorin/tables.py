@@ -77,7 +77,8 @@ class TableReader:
                 times = _times(table.column(column), nulls_first=column == self._created)
                 if not bool((np.diff(times) >= 0).all()):
                     table = table.take(pa.array(np.argsort(times, kind="stable")))
-        repeated = table.select(self.keys).to_pandas().duplicated(keep="last").to_numpy()
+        keys = pa.table({name: _plain(self._column(table, name)) for name in self._keys})
+        repeated = keys.to_pandas().duplicated(keep="last").to_numpy()
         return table.filter(pa.array(~repeated)) if repeated.any() else table
 
     def __call__(self, table: pa.Table) -> pa.RecordBatch:
@@ -131,8 +132,7 @@ def feature_column(array: pa.Array, kind: ValueType, codec: Codec) -> pa.Array:
 
     :raises InvalidRowError: for a value that does not fit.
     """
-    if pt.is_dictionary(array.type):
-        array = array.dictionary_decode()
+    array = _plain(array)
     if pt.is_null(array.type):
         return array
     quick = _quick(array, kind)
@@ -152,6 +152,7 @@ def key_column(name: str, array: pa.Array, kind: ValueType) -> pa.Array:
     :raises ValueError: for a null or a value that is no scalar; the text names the join key.
     :raises InvalidRowError: for an integer that is out of range; the text names it and the join key.
     """
+    array = _plain(array)
     if not array.null_count:
         if kind in _INTEGERS and pt.is_integer(array.type):
             try:
@@ -162,6 +163,22 @@ def key_column(name: str, array: pa.Array, kind: ValueType) -> pa.Array:
             return escaped_column(array.cast(pa.string()))
     values = python_values_to_proto_values(array.to_numpy(zero_copy_only=False), kind)
     return pa.array([component(name, value) for value in values], pa.string())
+
+
+def _plain(array: pa.Array) -> pa.Array:
+    """A dictionary as its values, and views of texts and bytes as arrays that all of Arrow's kernels take."""
+    source = array.type
+    if pt.is_dictionary(source):
+        return _plain(array.dictionary).take(array.indices)
+    if pt.is_string_view(source):
+        return array.cast(pa.large_string())
+    if pt.is_binary_view(source):
+        return array.cast(pa.large_binary())
+    if _is_list(source) and pt.is_string_view(source.value_type):
+        return array.cast(pa.large_list(pa.large_string()))
+    if _is_list(source) and pt.is_binary_view(source.value_type):
+        return array.cast(pa.large_list(pa.large_binary()))
+    return array
 
 
 def _quick(array: pa.Array, kind: ValueType) -> pa.Array | None:

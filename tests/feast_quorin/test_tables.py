@@ -98,6 +98,33 @@ def test_columns_mean_what_they_mean_in_feast(name: str) -> None:
     assert protos(kind, array) == [repr(value) for value in expected]
 
 
+@pytest.mark.parametrize(
+    ("kind", "plain", "wrapped"),
+    [
+        (ValueType.STRING, pa.string(), pa.string_view()),
+        (ValueType.STRING, pa.string(), pa.dictionary(pa.int32(), pa.string())),
+        (ValueType.STRING, pa.string(), pa.dictionary(pa.uint32(), pa.string_view())),
+        (ValueType.BYTES, pa.binary(), pa.binary_view()),
+        (ValueType.STRING_LIST, pa.list_(pa.string()), pa.list_(pa.string_view())),
+        (ValueType.BYTES_LIST, pa.list_(pa.binary()), pa.large_list(pa.binary_view())),
+    ],
+)
+def test_views_and_dictionaries_are_their_values(kind: ValueType, plain: pa.DataType, wrapped: pa.DataType) -> None:
+    values: list[Any] = ["a", "b|", "a", None] if "STRING" in kind.name else [b"a", b"\xff", b"a", None]
+    if "LIST" in kind.name:
+        values = [[values[0], values[1]], [], None]
+    if pa.types.is_dictionary(wrapped):
+        texts = pa.array(["b|", "a"], wrapped.value_type)
+        array = pa.DictionaryArray.from_arrays(pa.array([1, 0, 1, None], wrapped.index_type), texts)
+    else:
+        array = pa.array(values, wrapped)
+    assert protos(kind, array) == protos(kind, pa.array(values, plain))
+    if "LIST" not in kind.name:
+        assert key_column("k", array[:3], kind).equals(key_column("k", pa.array(values[:3], plain), kind))
+        with pytest.raises(ValueError, match=r"join key 'k'.*null"):
+            key_column("k", array, kind)
+
+
 def test_large_integers_beside_nulls_stay_exact() -> None:
     assert protos(ValueType.INT64, pa.array([2**62 + 1, None])) == [repr(Value(int64_val=2**62 + 1)), repr(Value())]
 
@@ -232,6 +259,12 @@ def test_the_newest_row_of_an_entity_is_chosen_then_the_newest_created_then_the_
     table = rows(at, k=[1, 1, 1, 1, 2, 2, 2], created=created)
     assert reader(created="created").newest(table).column("n").to_pylist() == [6, 2]
     assert reader().newest(table).column("n").to_pylist() == [6, 3]
+
+
+def test_the_newest_row_is_chosen_among_categories() -> None:
+    texts = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0], pa.uint32()), pa.array(["a", "b"], pa.string_view()))
+    table = rows(pa.array([5, 7, 7], pa.timestamp("ns"))).set_column(0, "k", texts)
+    assert reader().newest(table).column("n").to_pylist() == [1, 2]
 
 
 def test_vectors_of_other_lengths_are_refused_as_in_feast() -> None:
