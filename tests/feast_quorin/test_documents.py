@@ -315,3 +315,21 @@ def _id(kinds: dict[str, ValueType], values: dict[str, Any]) -> str:
 
     protos = [Value(**{f"{kind.name.lower()}_val": values[name]}) for name, kind in kinds.items()]
     return entity_ids([EntityKey(join_keys=list(kinds), entity_values=protos)])[0]
+
+
+def test_frames_of_every_kind_of_column_are_written_alike(store: FeatureStore) -> None:
+    columns = frame()
+    kinds: dict[str, pd.DataFrame] = {
+        "category": columns.astype({"name": "category", "part": "category", "title": "category"}),
+        "string": columns.astype({"name": "string", "title": "string", "part": "Int64", "open": "boolean"}),
+        "arrow": pa.Table.from_pandas(columns).to_pandas(types_mapper=pd.ArrowDtype),
+        "views": columns.assign(name=pd.Series(NAMES, dtype=pd.ArrowDtype(pa.string_view()))),
+    }
+    entities = [{"name": NAMES[row], "part": row - 5} for row in range(COUNT)]
+    features = ["docs:embedding", "docs:title", "docs:open", "docs:pages"]
+    expected_rows = store.get_online_features(features, entities).to_dict()
+    for number, (kind, given) in enumerate(kinds.items(), 1):
+        later = pd.to_datetime([NOON + dt.timedelta(days=number)] * COUNT)
+        store.write_to_online_store("docs", given.assign(at=later, pages=np.arange(COUNT) + number))
+        rows = store.get_online_features(features, entities).to_dict()
+        assert rows == expected_rows | {"pages": [page + number for page in range(COUNT)]}, kind
