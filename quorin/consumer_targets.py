@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from quorin.errors import (
     QuorinError,
     SchemaError,
     SchemaMismatchError,
+    SegmentConflictError,
     SegmentNotFoundError,
+    WriterFencedError,
     WriterLeaseHeldError,
 )
 from quorin.growth import evolve
@@ -22,6 +25,7 @@ from quorin.logging import get_logger
 from quorin.record import Kind
 from quorin.schema import FeatureSchema, schema_from_json, schema_to_json
 from quorin.shm import Segment, SegmentRegistry
+from quorin.view import is_same_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +78,7 @@ class Discovery:
         for name, text in schemas.items():
             if name not in self._texts:
                 try:
-                    kept.append(Target(schema_from_json(text), None))
+                    kept.append(Target(schema_from_json(text), None, discovered=True))
                     self._texts[name] = text
                 except (QuorinError, ValueError, TypeError, KeyError) as error:
                     self._report(f"schema {name!r} of the control plane: {error}")
@@ -93,10 +97,12 @@ class Discovery:
 class Target:
     """A schema and the segment that it is applied to, once that is open."""
 
-    def __init__(self, schema: Schema, segment: Segment | None) -> None:
+    def __init__(self, schema: Schema, segment: Segment | None, *, discovered: bool = False) -> None:
         self.schema = schema
         self._segment = segment
         self._given = segment is not None
+        self._discovered = discovered
+        self._was_in_force = segment is None
         self._reported = ""
 
     @property
@@ -133,15 +139,14 @@ class Target:
         A segment that holds another version is taken as it is if one of the two can be upgraded to the other; what the
         control plane wishes is done by :meth:`follow_wish`.
 
-        :raises WriterLeaseHeldError: if another process is the writer, or has just created the segment.
+        :raises WriterLeaseHeldError: if another process is the writer.
         :raises SchemaMismatchError: if it holds something else.
+        :raises SegmentNotFoundError: if there is none, and the control plane no longer has a schema that was discovered
+            there.
         """
         if not self._given:
             self.close()
-            try:
-                self._segment = registry.open_stored(self.schema.__name__, read_only=False)
-            except SegmentNotFoundError:
-                self._segment = self._create(registry, new_segment, history)
+            self._segment = self._open_or_create(registry, new_segment, history)
             self._check_version(registry.backend.control)
         self.opened.follows_wishes = True
         try:
@@ -151,6 +156,36 @@ class Target:
                 raise
             before_overtaking(self.schema.__name__)
             self.opened.overtake_writer()
+
+    def check_in_force(self, registry: SegmentRegistry, named: str | None) -> None:
+        """Stop writing to a segment that readers don't find any more; ``named`` is what the control plane has now.
+
+        A segment that this target opened is discarded, and the next :meth:`take` follows the one in force. If nothing
+        is named, as after ``FLUSHALL``, the segment is published again. Another machine's segment, whose file is not
+        here, changes nothing. A segment that was given may be one that was never in force.
+
+        :raises WriterFencedError: if this target opened the segment, and another one is in force.
+        :raises SegmentConflictError: the same for a segment that was given.
+        """
+        segment, name = self.opened, self.schema.__name__
+        if named is None:
+            if not (self._given or self._discovered):
+                try:
+                    registry.publish(segment, replacing=None)
+                except SegmentConflictError as error:
+                    raise WriterFencedError(str(error)) from error
+            return
+        if is_same_line(named, segment.name):
+            self._was_in_force = True
+            return
+        in_force = registry.current_name(name) if self._was_in_force else None
+        if in_force is None or is_same_line(in_force, segment.name):
+            return
+        text = f"segment {segment.name!r} is no longer in force: {in_force!r} is current for schema {name!r}"
+        if self._given:
+            raise SegmentConflictError(text)
+        registry.discard(segment)
+        raise WriterFencedError(text)
 
     def can_become(self, text: str | None) -> bool:
         """Whether a schema in JSON is this one, or one that it can be upgraded to."""
@@ -194,21 +229,28 @@ class Target:
                 f"version {asked.version}: upgrade it first, if the fields allow it"
             )
 
+    def _open_or_create(self, registry: SegmentRegistry, new_segment: dict[str, Any], history: Any) -> Segment:
+        """The segment that is in force; a new one where there is none, unless another process is quicker."""
+        while True:
+            with suppress(SegmentNotFoundError):
+                return registry.open_stored(self.schema.__name__, read_only=False)
+            with suppress(SegmentConflictError):
+                return self._create(registry, new_segment, history)
+
     def _create(self, registry: SegmentRegistry, new_segment: dict[str, Any], history: Any) -> Segment:
-        """A new segment made current only where there is none, so that no other process's is ever replaced."""
-        control, name = registry.backend.control, self.schema.__name__
-        wished = control.schemas().get(name)
+        name = self.schema.__name__
+        # Asked in this order: a view is removed by dropping its schema first, and then its segment.
+        lost = registry.vacancy(name)
+        wished = registry.backend.control.schemas().get(name)
+        if wished is None and self._discovered:
+            raise SegmentNotFoundError(f"the schema {name!r} was dropped from the control plane")
         if wished is not None and self.can_become(wished):
             self.schema = schema_from_json(wished)
-        lost = control.current(name)
         segment = self._hydrated(registry, new_segment, history)
         if segment is None:
             sizes = {key: new_segment[key] for key in ("capacity", "max_id_bytes")}
             segment = registry.create(self.schema, set_current=False, **sizes)
-        control.put_schema(name, schema_to_json(self.schema))
-        if not control.set_current(name, segment.name, expected=lost):
-            registry.discard(segment)
-            raise WriterLeaseHeldError(f"another process created a segment of {name!r} at the same time")
+        registry.publish(segment, replacing=lost)
         _log.info("segment_created", schema=name, segment=segment.name, replaces_lost=lost, rows=len(segment))
         return segment
 

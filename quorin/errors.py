@@ -125,8 +125,12 @@ class EmptyDatasetError(QuorinError, LookupError):
     """A history has no row of a schema to build a segment from."""
 
 
-class HydrationConflictError(QuorinError, RuntimeError):
-    """A schema has a current segment already, so none is built from history."""
+class SegmentConflictError(QuorinError, RuntimeError):
+    """Another segment of the schema is current, so this one can't be made so, or is in force no longer."""
+
+
+HydrationConflictError = SegmentConflictError
+"""The name of :class:`SegmentConflictError` in :mod:`quorin.hydration`."""
 
 
 class CorruptSnapshotError(QuorinError, ValueError):

@@ -24,7 +24,6 @@ from quorin.keys import DEFAULT_STREAM_KEY
 from quorin.layout import apply_batch
 from quorin.logging import get_logger
 from quorin.packing import text_addresses
-from quorin.schema import schema_to_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,12 +81,11 @@ def hydrate(
     A crash leaves a segment file that nothing points to, for the watchdog; hydrating again begins anew.
 
     :raises EmptyDatasetError: if the history has no row of the schema.
-    :raises HydrationConflictError: if the schema has a current segment, or got one meanwhile.
+    :raises HydrationConflictError: if the schema has a current segment, or got one meanwhile: it is
+        :class:`quorin.shm.SegmentConflictError`.
     :raises CorruptHistoryError: if a file of the history turns out to be damaged, or does not fit the schema.
     """
-    control, name = registry.backend.control, schema.__name__
-    lost = control.current(name)
-    refuse_current(registry, name)
+    lost = registry.vacancy(schema.__name__)
     segment, result = build_segment(
         schema,
         store,
@@ -98,10 +96,7 @@ def hydrate(
         max_id_bytes=max_id_bytes,
         stream_key=stream_key,
     )
-    control.put_schema(name, schema_to_json(schema))
-    if not control.set_current(name, segment.name, expected=lost):
-        registry.discard(segment)
-        raise HydrationConflictError(f"another process made a segment of {name!r} current at the same time")
+    registry.publish(segment, replacing=lost)
     segment.close()
     return result
 
@@ -125,11 +120,12 @@ def build_segment(
     if not capacity_factor >= 1:
         raise ValueError(f"capacity_factor must be at least 1, got {capacity_factor!r}")
     started = time.perf_counter()
+    # Seen before the files are: what is trimmed by now is in them. What is trimmed later may be in files that are not
+    # loaded here.
+    identity, bounds = registry.backend.log(stream_key).state()
     loaded = store.load(schema)
     if not loaded.row_count:
         raise EmptyDatasetError(f"the history {store!r} has no row of {schema.__name__!r}")
-    log = registry.backend.log(stream_key)
-    identity, bounds = log.state()
     with _read_ahead(loaded.batches(schema, newest_first=not loaded.has_partial_rows)) as batches:
         entities, longest = _count_entities(loaded)
         capacity = max(least_capacity, math.ceil(capacity_factor * entities))
@@ -168,13 +164,6 @@ def catch_up(segment: Segment, store: ParquetDatasetStore) -> int:
     if loaded.through > segment.position:
         segment.commit_position(loaded.through, segment.log_identity)
     return applied
-
-
-def refuse_current(registry: SegmentRegistry, schema_name: str) -> None:
-    """:raises HydrationConflictError: if a schema has a current segment."""
-    current = registry.current_name(schema_name)
-    if current is not None:
-        raise HydrationConflictError(f"{schema_name!r} has a current segment, {current!r}, which stays as it is")
 
 
 def _fill(segment: Segment, batches: Batches, total: int, as_of_time_ns: int | None, progress: Progress | None) -> None:

@@ -230,6 +230,15 @@ return 1
 """
 """KEYS hash; ARGV field, expected value, new value; '' stands for none. Gives 1 if the value was as expected."""
 
+LUA_PUBLISH = """
+if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[4])
+return 1
+"""
+"""KEYS current, schemas; ARGV schema name, expected segment ('': none), new segment, the schema's JSON. Gives 1 if the
+segment was as expected."""
+
 SQL_FILE = "quorin.db"
 SQL_VERSION = 2
 """``PRAGMA user_version`` of the file. Version 1 had no table of namespaces; it is added where it is missing."""

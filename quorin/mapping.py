@@ -262,7 +262,10 @@ class FileLock:
 
     @classmethod
     def try_acquire(cls, path: Path) -> FileLock | None:
-        """The lock, or None if another holder has it. :raises SegmentNotFoundError: if the file is gone."""
+        """The lock, or None if another holder has it. :raises SegmentNotFoundError: if the file is gone.
+
+        A file that its last holder removed between our opening and our locking it is gone as well.
+        """
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError as error:
@@ -274,6 +277,9 @@ class FileLock:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 return None
             raise SharedMemoryError(error.errno, f"cannot lock {path}: {error.strerror}") from error
+        if not os.fstat(descriptor).st_nlink:
+            os.close(descriptor)
+            raise SegmentNotFoundError(f"no segment file {path}: it was removed this moment")
         return cls(descriptor)
 
     @property

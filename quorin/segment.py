@@ -29,7 +29,7 @@ from quorin.errors import (
 )
 from quorin.growth import next_generation
 from quorin.logging import get_logger
-from quorin.view import GENERATION_DIGITS, SEGMENT_NAME, SegmentView, segment_stats
+from quorin.view import GENERATION_DIGITS, SEGMENT_NAME, SegmentView, is_same_line, segment_stats
 
 if TYPE_CHECKING:
     from quorin.backend import ControlPlane
@@ -272,7 +272,7 @@ class Segment:
         metrics.flips.labels(old.schema.__name__).inc()
         self._begin_writing(successor, lease)
         if self._nothing_points_behind(successor):
-            _unlink_older_generations(successor)
+            unlink_older_generations(successor)
         if old_lease is not None:
             old_lease.release()
 
@@ -411,10 +411,10 @@ def _lock_if_there(path: Path) -> mapping.FileLock | None:
 
 
 def _is_older_generation(name: str, newer: str) -> bool:
-    return name[:-GENERATION_DIGITS] == newer[:-GENERATION_DIGITS] and name < newer
+    return is_same_line(name, newer) and name < newer
 
 
-def _unlink_older_generations(view: SegmentView) -> None:
+def unlink_older_generations(view: SegmentView) -> None:
     """Remove the files that a generation has replaced, and those that writers left that died before their flip."""
     for path in view.path.parent.glob(f"{view.name[:-GENERATION_DIGITS]}*"):
         if SEGMENT_NAME.match(path.name) and _is_older_generation(path.name, view.name):

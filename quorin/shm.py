@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ from quorin.errors import (
     CorruptSegmentError,
     SchemaError,
     SchemaMismatchError,
+    SegmentConflictError,
     SegmentNotFoundError,
     WriterLeaseHeldError,
 )
 from quorin.growth import LEAST_HEAP_BYTES, create_successor
 from quorin.mapping import SHM_DIR, SHM_DIR_VARIABLE, default_shm_dir
 from quorin.schema import FeatureSchema, Schema, schema_to_json
-from quorin.segment import Segment, attach_newest, release_own_lease
-from quorin.view import SegmentView, new_lineage, segment_name
+from quorin.segment import Segment, attach_newest, release_own_lease, unlink_older_generations
+from quorin.view import SegmentView, is_same_line, new_lineage, segment_name
 
 __all__ = [
     "SHM_DIR",
@@ -28,6 +30,7 @@ __all__ = [
     "SchemaCRCMismatchError",
     "SchemaMismatchError",
     "Segment",
+    "SegmentConflictError",
     "SegmentNotFoundError",
     "SegmentRegistry",
     "default_shm_dir",
@@ -70,6 +73,17 @@ class SegmentRegistry:
         view = self._attach_if_there(self._control.current(schema_name))
         return None if view is None else view.name
 
+    def vacancy(self, schema_name: str) -> str | None:
+        """The name for :meth:`publish` to replace, where no segment of a schema is in force: that of one whose file is
+        gone, or None. Ask before you build a segment, so that one that comes into force meanwhile is found.
+
+        :raises SegmentConflictError: if a segment is in force.
+        """
+        name = self._control.current(schema_name)
+        if self._attach_if_there(name) is not None:
+            raise SegmentConflictError(f"{schema_name!r} has a current segment, {name!r}, which stays as it is")
+        return name
+
     def create(
         self,
         schema: Schema,
@@ -87,6 +101,7 @@ class SegmentRegistry:
 
         :raises ValueError: for a number out of range. :raises SharedMemoryError: if there is no room.
         :raises WriterLeaseHeldError: if another process is writing to the segment that this one would replace.
+        :raises SegmentConflictError: if another process made one current at the same time, which stays.
         """
         _check_schema(schema)
         _check_range("capacity", capacity, 1, fmt.MAX_ROWS // 2)
@@ -101,18 +116,60 @@ class SegmentRegistry:
         }
         if not set_current:
             return self._writable(self._first_generation(schema, sizes))
-        name = self._control.current(schema.__name__)
-        previous = self._attach_if_there(name)
-        if previous is not None:
-            return self._replace(previous, schema, sizes)
-        self._control.put_schema(schema.__name__, schema_to_json(schema))
-        view = self._first_generation(schema, sizes)
-        if not self._control.set_current(schema.__name__, view.name, expected=name):
-            mapping.unlink(view.path)
-            raise WriterLeaseHeldError(
-                f"another process made a segment of {schema.__name__!r} current at the same time"
+        while True:
+            name = self._control.current(schema.__name__)
+            previous = self._attach_if_there(name)
+            if previous is None:
+                segment = self._writable(self._first_generation(schema, sizes))
+                self.publish(segment, replacing=name)
+                return segment
+            with suppress(SegmentNotFoundError):  # It was discarded this moment.
+                return self._replace(previous, schema, sizes)
+
+    def publish(self, segment: Segment, *, replacing: str | None) -> None:
+        """Make a segment the current one of its schema, and its schema the control plane's, in one step.
+
+        ``replacing`` is the name that :meth:`vacancy` returned, or that the control plane had, before the caller found
+        that a segment is needed. A segment of that name that is still there is removed: what has no file is not in
+        force, so readers and writers that have it open can tell. A segment that isn't published is discarded.
+
+        If the process dies or loses its connection, either the segment is current or nothing has changed; its file, or
+        that of the replaced one, may be left for the watchdog.
+
+        :raises SegmentConflictError: if the control plane names another segment than ``replacing``; that one stays.
+        :raises WriterLeaseHeldError: if another process writes to the segment that would be replaced.
+        """
+        schema_name = segment.schema.__name__
+        previous = self._attach_if_there(replacing)
+        try:
+            if previous is None:
+                self._make_current(segment, replacing)
+                return
+            with self._writable(previous) as replaced:
+                # With its lease nobody else writes to it, discards it, or replaces it by its next generation.
+                view = replaced.writing_view()
+                self._make_current(segment, replacing)
+                unlink_older_generations(view)
+                mapping.unlink(view.path)
+        except (SegmentConflictError, WriterLeaseHeldError):
+            self.discard(segment)
+            raise
+        except SegmentNotFoundError as error:
+            self.discard(segment)
+            raise SegmentConflictError(f"the segment of {schema_name!r} was removed at the same time") from error
+
+    def _make_current(self, segment: Segment, replacing: str | None) -> None:
+        view = segment.current_view()
+        name, text = view.stored.__name__, schema_to_json(view.stored)
+        if self._control.set_current(name, view.name, expected=replacing, schema=text):
+            return
+        # A call whose answer was lost is repeated, and then finds what it did itself.
+        named = self._control.current(name)
+        if named != view.name:
+            raise SegmentConflictError(
+                f"another process made a segment of {name!r} current at the same time: expected {replacing!r}, "
+                f"the control plane has {named!r}"
             )
-        return self._writable(view)
 
     def create_successor(self, segment: Segment, schema: Schema, *, capacity: int) -> Segment:
         """A new, empty segment in the line of an existing one, for a schema of the same name; not current.
@@ -160,17 +217,25 @@ class SegmentRegistry:
     def discard(self, segment: Segment) -> None:
         """Close a segment and remove its file; if it was current, none is current any more. Its rows are gone.
 
-        :raises WriterLeaseHeldError: if another process writes to it.
+        :raises WriterLeaseHeldError: if another process writes to it. :raises WriterFencedError: if this object was its
+            writer and was overtaken; nothing is removed.
         """
-        view = segment.current_view()
-        lease = None if segment.holds_writer_lease else mapping.FileLock.try_acquire(view.path)
-        if lease is None and not segment.holds_writer_lease:
-            raise WriterLeaseHeldError(f"segment {view.name!r} is written by process {int(view.header['writer_pid'])}")
-        self._control.clear_current(view.schema.__name__, expected=view.name)
-        mapping.unlink(view.path)
-        segment.close()
-        if lease is not None:
-            lease.release()
+        lease = None
+        if segment.holds_writer_lease:
+            view = segment.writing_view()
+        else:
+            view, lease = _locked_newest(segment)
+        try:
+            name = view.schema.__name__
+            named = self._control.current(name)
+            if named is not None and is_same_line(named, view.name):  # It may name a generation before this one.
+                self._control.clear_current(name, expected=named)
+            unlink_older_generations(view)
+            mapping.unlink(view.path)
+            segment.close()
+        finally:
+            if lease is not None:
+                lease.release()
 
     def _open(self, schema_name: str, schema: Schema | None, *, read_only: bool) -> Segment:
         name = self._control.current(schema_name)
@@ -204,6 +269,18 @@ class SegmentRegistry:
             return attach_newest(self._directory, name, None, writable=True)
         except (SegmentNotFoundError, CorruptSegmentError):
             return None
+
+
+def _locked_newest(segment: Segment) -> tuple[SegmentView, mapping.FileLock]:
+    """The newest generation of a segment that this object doesn't write to, with the lock of its file."""
+    while True:
+        view = segment.current_view()
+        lease = mapping.FileLock.try_acquire(view.path)
+        if lease is None:
+            raise WriterLeaseHeldError(f"segment {view.name!r} is written by process {int(view.header['writer_pid'])}")
+        if view.successor_name is None:
+            return view, lease
+        lease.release()  # Its writer flipped between our look and the lock.
 
 
 def _first_heap_bytes(schema: Schema, capacity: int) -> int:

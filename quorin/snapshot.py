@@ -31,17 +31,16 @@ import numpy as np
 
 from quorin import format as fmt
 from quorin import mapping
-from quorin.errors import CorruptSegmentError, CorruptSnapshotError, HydrationConflictError, SharedMemoryError
+from quorin.errors import CorruptSegmentError, CorruptSnapshotError, SharedMemoryError
 from quorin.growth import copy_rows
-from quorin.hydration import refuse_current
 from quorin.logging import get_logger
-from quorin.schema import schema_to_json
+from quorin.segment import Segment
 from quorin.view import SEGMENT_NAME, SegmentView, new_lineage, rename, segment_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from quorin.shm import Segment, SegmentRegistry
+    from quorin.shm import SegmentRegistry
 
     Progress = Callable[[int, int], None]
 
@@ -107,14 +106,13 @@ def restore(
     one that ends in ``.pending``, for the watchdog.
 
     :raises CorruptSnapshotError: if the file is no snapshot, is damaged, or was written by another release.
-    :raises HydrationConflictError: if the schema has a current segment, or got one meanwhile.
+    :raises SegmentConflictError: if the schema has a current segment, or got one meanwhile.
     :raises SharedMemoryError: if the file cannot be read, or there is no room in shared memory.
     """
     started, source = time.perf_counter(), Path(path)
     with _opened(source) as (descriptor, trailer):
         schema_name = _schema_name(source, descriptor)
-        lost = registry.backend.control.current(schema_name)
-        refuse_current(registry, schema_name)
+        lost = registry.vacancy(schema_name)
         name = segment_name(schema_name, new_lineage(), 1)
         owner = registry.backend.control.identity()
         image = _checked_image(source, descriptor, trailer, progress)
@@ -127,15 +125,12 @@ def restore(
             raise
     try:
         view = SegmentView.attach(registry.shm_dir / name, None, writable=False, populate=False)
-        control = registry.backend.control
-        control.put_schema(schema_name, schema_to_json(view.stored))
-        if not control.set_current(schema_name, name, expected=lost):
-            raise HydrationConflictError(f"another process made a segment of {schema_name!r} current at the same time")
     except BaseException as error:
         mapping.unlink(registry.shm_dir / name)
         if isinstance(error, CorruptSegmentError):
             raise CorruptSnapshotError(f"{source} holds no segment of this release: {error}") from error
         raise
+    registry.publish(Segment(view, registry.backend.control, read_only=True), replacing=lost)
     _log.info("snapshot_restored", path=str(source), segment=name, position=trailer.position)
     seconds = time.perf_counter() - started
     entities = int(view.header["entity_count"])

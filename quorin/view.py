@@ -69,6 +69,11 @@ def new_lineage() -> str:
     return secrets.token_hex(LINEAGE_DIGITS // 2)
 
 
+def is_same_line(name: str, other: str) -> bool:
+    """Whether two segment names are generations of one segment."""
+    return name[:-GENERATION_DIGITS] == other[:-GENERATION_DIGITS]
+
+
 def successors_of(view: SegmentView) -> list[Path]:
     """The files of later generations of a view's line, whether they are in force or not, oldest first."""
     line = view.name[:-GENERATION_DIGITS]

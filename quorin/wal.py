@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from quorin import metrics
@@ -25,6 +26,7 @@ from quorin.record import Kind, encode
 from quorin.row_record import encode_row
 from quorin.rows import check_entity_id, checked_row, delete_batch, row_batch, rows_batch, to_batch
 from quorin.schema import FeatureSchema
+from quorin.view import is_same_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -175,7 +177,9 @@ class WALProducer:
         :raises EntityIdTooLongError: if the id does not fit the segment.
         """
         _check_schema(schema)
-        segment = self._segment(schema)
+        segment = self._segments.get(schema)
+        if segment is None:
+            segment = self._segment_in_force(schema)
         if segment is not None:
             check_entity_id(entity_id, segment.current_view().layout.max_id_bytes)
         position = self.write(schema, entity_id, values, event_time_ns, partial=partial)
@@ -183,21 +187,24 @@ class WALProducer:
         return position
 
     def wait(self, schema: Schema, position: int, *, timeout_ms: float = DEFAULT_WAIT_MS) -> None:
-        """Wait until the segment on this machine has applied a position. Polls shared memory, not the log.
+        """Wait until the segment in force on this machine has applied a position.
+
+        Asks the control plane once which segment that is, and again after a while; polls shared memory, not the log.
 
         :raises WriteSyncTimeoutError: if it has not in time.
         """
         _check_schema(schema)
         started = time.monotonic()
         look_again_at = min(timeout_ms / 2000, _LOOK_AGAIN_SECONDS)
-        while not self._is_applied(schema, position):
+        segment = self._segment_in_force(schema)
+        while segment is None or not self._is_applied(segment, position):
             waited = time.monotonic() - started
             if waited * 1000 >= timeout_ms:
                 raise WriteSyncTimeoutError(schema.__name__, position, timeout_ms)
             if waited >= look_again_at:
                 # The segment known here may have been discarded, and another made.
                 look_again_at = 2 * waited
-                self._segments.pop(schema, None)
+                segment = self._segment_in_force(schema)
             if waited < _SPIN_SECONDS:
                 # Most waits end before the shortest sleep would. The first lets other threads run, the second whoever
                 # else wants this processor, which the consumer may.
@@ -249,28 +256,33 @@ class WALProducer:
                 if (time.monotonic() - started) * 1000 >= self._block_ms:
                     raise
 
-    def _is_applied(self, schema: Schema, position: int) -> bool:
-        segment = self._segment(schema)
-        if segment is None or segment.position < position:
+    def _is_applied(self, segment: Segment, position: int) -> bool:
+        if segment.position < position:
             return False
         if segment.log_identity != self._identity:
             # A segment may still show the position of a log that was wiped since.
             self._identity = self._log.identity()
-        return segment.log_identity == self._identity
+        # One that was discarded meanwhile has no file any more.
+        return segment.log_identity == self._identity and segment.current_view().path.exists()
 
-    def _segment(self, schema: Schema) -> Segment | None:
-        """The segment to look at; None while there is none."""
-        known = self._segments.get(schema)
-        if known is None:
-            if self._registry is None:
-                from quorin.shm import SegmentRegistry
+    def _segment_in_force(self, schema: Schema) -> Segment | None:
+        """The segment that reads go to now; None while there is none."""
+        if self._registry is None:
+            from quorin.shm import SegmentRegistry
 
-                self._registry = SegmentRegistry(self._backend)
-            try:
-                known = self._segments[schema] = self._registry.open_current(schema)
-            except SegmentNotFoundError:
-                return None
-        return known
+            self._registry = SegmentRegistry(self._backend)
+        known, named = self._segments.get(schema), self._registry.backend.control.current(schema.__name__)
+        if known is not None:
+            with suppress(SegmentNotFoundError):  # It was discarded, and another made in its line.
+                view = known.current_view()
+                if named is not None and is_same_line(named, view.name) and view.path.exists():
+                    return known
+            self._segments.pop(schema, None)
+        try:
+            opened = self._segments[schema] = self._registry.open_current(schema)
+        except SegmentNotFoundError:
+            return None
+        return opened
 
 
 class Pipeline:

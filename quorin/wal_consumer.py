@@ -14,7 +14,7 @@ import asyncio
 import secrets
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from quorin import metrics, presence
@@ -26,6 +26,7 @@ from quorin.errors import (
     ConnectionFailedError,
     HistoryUnavailableError,
     SchemaMismatchError,
+    SegmentNotFoundError,
     WriterFencedError,
     WriterLeaseHeldError,
 )
@@ -36,7 +37,7 @@ from quorin.schema import schema_to_json
 from quorin.shm import SegmentRegistry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     import pyarrow as pa
 
@@ -165,6 +166,7 @@ class WALConsumer:
         On return the leases are released and the history is flushed.
 
         :raises SchemaMismatchError: if a current segment holds another version of its schema.
+        :raises SegmentConflictError: if another segment was made current in the place of one that was given.
         :raises CapacityExceededError: if a segment cannot grow.
         """
         with self._alone():
@@ -200,7 +202,7 @@ class WALConsumer:
         lease is held applies that without a look at the log, if it is all that there was to apply when it was seen.
 
         :raises WriterLeaseHeldError: if another process is a segment's writer.
-        :raises ConnectionFailedError: if the log cannot be reached.
+        :raises SegmentConflictError: as :meth:`run`. :raises ConnectionFailedError: if the log cannot be reached.
         """
         with self._alone():
             applied = None if tail is None else self._apply_tail(tail)
@@ -226,9 +228,10 @@ class WALConsumer:
                         target.release()
 
     def _apply_tail(self, tail: Tail) -> int | None:
-        """Apply what an append saw of the log; None if that is not all, or cannot be told here."""
+        """Apply what an append saw of the log; None if that is not all, or cannot be told here, or a check is due."""
         target = self._targets[0] if len(self._targets) == 1 else None
-        if target is None or not target.holds_lease or self._offline is not None:
+        is_due = time.monotonic() >= self._agenda.check_at
+        if target is None or not target.holds_lease or self._offline is not None or is_due:
             return None
         segment = target.opened
         with segment.writing:
@@ -248,8 +251,14 @@ class WALConsumer:
         if self._owns_backend:
             self._backend.close()
 
-    def _alone(self) -> _Held:
-        return _Held(self._running)
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._running.acquire(blocking=False):
+            raise WriterLeaseHeldError("this consumer is running already, in another thread")
+        try:
+            yield
+        finally:
+            self._running.release()
 
     def _perform(self, step: Step, seconds: float) -> None:
         """Do one step; an unreachable control plane or history puts it off, with back-off."""
@@ -311,7 +320,7 @@ class WALConsumer:
                 if not waiting:
                     raise
                 continue
-            except SchemaMismatchError as error:
+            except (SchemaMismatchError, SegmentNotFoundError) as error:
                 if self._discovery is None:
                     raise
                 self._discovery.refused(target, error)
@@ -325,14 +334,17 @@ class WALConsumer:
     def _check(self) -> int:
         """Compare the log with each segment's header, and let those that do not follow it yet begin where they must.
 
-        First say to others that this process lives, and see whether it was not overtaken. Gives the last position.
+        First say that this process lives, and see that it was not overtaken and its segments are in force. Gives the
+        last position.
         """
         for target in self._owned():
             target.opened.heartbeat()
             target.opened.acquire_writer_lease()
-        schemas = self._backend.control.schemas()
+        control = self._backend.control
+        currents, schemas = control.currents(), control.schemas()
         for target in self._owned():
-            target.follow_wish(self._backend.control, schemas)
+            target.check_in_force(self._registry, currents.get(target.schema.__name__))
+            target.follow_wish(control, schemas)
         identity, bounds = self._log.state()
         for target in self._owned():
             name, segment = target.schema.__name__, target.opened
@@ -481,17 +493,3 @@ class WALConsumer:
 
     def _owned(self) -> list[Target]:
         return [target for target in self._targets if target.holds_lease]
-
-
-class _Held:
-    """A lock held for a block, refused at once if somebody has it."""
-
-    def __init__(self, lock: threading.Lock) -> None:
-        self._lock = lock
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            raise WriterLeaseHeldError("this consumer is running already, in another thread")
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()

@@ -70,8 +70,10 @@ class EmbeddedControlPlane:
             ).fetchone()
         return None if row is None else str(row[0])
 
-    def set_current(self, schema_name: str, segment_name: str, *, expected: str | None) -> bool:
-        """Compare and set."""
+    def set_current(
+        self, schema_name: str, segment_name: str, *, expected: str | None, schema: str | None = None
+    ) -> bool:
+        """Compare and set, in one transaction with the schema."""
         with self._database.transaction() as connection:
             if expected is None:
                 sql = "INSERT OR IGNORE INTO current (segment_name, namespace, schema_name) VALUES (?, ?, ?)"
@@ -79,7 +81,10 @@ class EmbeddedControlPlane:
             else:
                 sql = "UPDATE current SET segment_name = ? WHERE namespace = ? AND schema_name = ? AND segment_name = ?"
                 values = (segment_name, self._namespace, schema_name, expected)
-            return connection.execute(sql, values).rowcount == 1
+            is_set = connection.execute(sql, values).rowcount == 1
+            if is_set and schema is not None:
+                connection.execute(_PUT_SCHEMA, (self._namespace, schema_name, schema))
+            return is_set
 
     def clear_current(self, schema_name: str, *, expected: str) -> bool:
         """Compare and delete."""
@@ -104,7 +109,7 @@ class EmbeddedControlPlane:
     def put_schema(self, schema_name: str, json: str) -> None:
         """Keep a schema's JSON."""
         with self._database.transaction() as connection:
-            connection.execute("INSERT OR REPLACE INTO schemas VALUES (?, ?, ?)", (self._namespace, schema_name, json))
+            connection.execute(_PUT_SCHEMA, (self._namespace, schema_name, json))
 
     def swap_schema(self, schema_name: str, json: str, *, expected: str | None) -> bool:
         """Compare and set."""
@@ -122,11 +127,11 @@ class EmbeddedControlPlane:
             sql = "SELECT schema_name, json FROM schemas WHERE namespace = ?"
             return dict(connection.execute(sql, (self._namespace,)).fetchall())
 
-    def drop_schema(self, schema_name: str) -> bool:
-        """Forget a schema's JSON."""
+    def drop_schema(self, schema_name: str, *, expected: str | None = None) -> bool:
+        """Compare and delete."""
         with self._database.transaction() as connection:
-            sql = "DELETE FROM schemas WHERE namespace = ? AND schema_name = ?"
-            return connection.execute(sql, (self._namespace, schema_name)).rowcount == 1
+            sql = "DELETE FROM schemas WHERE namespace = ?1 AND schema_name = ?2 AND (?3 IS NULL OR json = ?3)"
+            return connection.execute(sql, (self._namespace, schema_name, expected)).rowcount == 1
 
     def announce(self, process: str, report: str) -> None:
         """Keep what a process says of itself."""
@@ -346,6 +351,7 @@ class EmbeddedLog:
         return (0, 0, 0) if row is None else (int(row[0]), int(row[1]), int(row[2]))
 
 
+_PUT_SCHEMA = "INSERT OR REPLACE INTO schemas VALUES (?, ?, ?)"
 _SELECT_TAIL = (
     "SELECT logs.id, identity, entry_count, last_position, trimmed, json FROM logs JOIN schemas USING (namespace) "
     "WHERE namespace = ? AND schema_name = ? AND stream_key = ?"

@@ -137,8 +137,13 @@ class ControlPlane(Protocol):
     def current(self, schema_name: str) -> str | None:
         """The name of the current segment, or None."""
 
-    def set_current(self, schema_name: str, segment_name: str, *, expected: str | None) -> bool:
-        """Make a segment the current one if ``expected`` (None: no segment) is so now; False if it is not."""
+    def set_current(
+        self, schema_name: str, segment_name: str, *, expected: str | None, schema: str | None = None
+    ) -> bool:
+        """Make a segment the current one if ``expected`` (None: no segment) is so now; False if it is not.
+
+        With ``schema``, keep this as the schema's JSON in the same step.
+        """
 
     def clear_current(self, schema_name: str, *, expected: str) -> bool:
         """Let a schema have no current segment, if ``expected`` is it now; False if it is not."""
@@ -158,8 +163,8 @@ class ControlPlane(Protocol):
     def schemas(self) -> dict[str, str]:
         """The schemas' JSON by name."""
 
-    def drop_schema(self, schema_name: str) -> bool:
-        """Forget a schema's JSON; False if there was none."""
+    def drop_schema(self, schema_name: str, *, expected: str | None = None) -> bool:
+        """Forget a schema's JSON; False if there was none, or another than ``expected`` (None: whatever it is)."""
 
     def announce(self, process: str, report: str) -> None:
         """Keep what a process says of itself, in place of what it said before."""

@@ -110,9 +110,14 @@ class RedisControlPlane:
         name = self._server.call("HGET", self._current, schema_name)
         return None if name is None else str(name.decode())
 
-    def set_current(self, schema_name: str, segment_name: str, *, expected: str | None) -> bool:
-        """Compare and set."""
-        return bool(self._server.run(keys.LUA_SWAP, [self._current], [schema_name, expected or "", segment_name]))
+    def set_current(
+        self, schema_name: str, segment_name: str, *, expected: str | None, schema: str | None = None
+    ) -> bool:
+        """Compare and set, in one script with the schema."""
+        words = [schema_name, expected or "", segment_name]
+        if schema is None:
+            return bool(self._server.run(keys.LUA_SWAP, [self._current], words))
+        return bool(self._server.run(keys.LUA_PUBLISH, [self._current, self._schemas], [*words, schema]))
 
     def clear_current(self, schema_name: str, *, expected: str) -> bool:
         """Compare and delete."""
@@ -139,9 +144,11 @@ class RedisControlPlane:
         """The schemas' JSON by name."""
         return _texts(self._server.call("HGETALL", self._schemas))
 
-    def drop_schema(self, schema_name: str) -> bool:
-        """Forget a schema's JSON."""
-        return bool(self._server.call("HDEL", self._schemas, schema_name))
+    def drop_schema(self, schema_name: str, *, expected: str | None = None) -> bool:
+        """Compare and delete."""
+        if expected is None:
+            return bool(self._server.call("HDEL", self._schemas, schema_name))
+        return bool(self._server.run(keys.LUA_SWAP, [self._schemas], [schema_name, expected, ""]))
 
     def announce(self, process: str, report: str) -> None:
         """Keep what a process says of itself."""

@@ -33,6 +33,15 @@ def test_a_segment_becomes_current_only_as_expected(backend: Backend) -> None:
     assert control.current("Other") is None
 
 
+def test_a_segment_becomes_current_together_with_its_schema_or_neither_changes(backend: Backend) -> None:
+    control = backend.control
+    assert control.set_current("Trip", "one", expected=None, schema="{1}")
+    assert not control.set_current("Trip", "two", expected=None, schema="{2}")
+    assert (control.current("Trip"), control.schemas()) == ("one", {"Trip": "{1}"})
+    assert control.set_current("Trip", "two", expected="one", schema="{2}")
+    assert (control.current("Trip"), control.schemas()) == ("two", {"Trip": "{2}"})
+
+
 def test_a_segment_stops_being_current_only_as_expected(backend: Backend) -> None:
     control = backend.control
     control.set_current("Trip", "one", expected=None)
@@ -79,8 +88,12 @@ def test_schemas_are_kept_replaced_and_dropped(backend: Backend) -> None:
     control.put_schema("Other", "{}")
     control.put_schema("Other", "{ }")
     assert control.schemas() == {"Trip": '{"name":"Trip","é":1}', "Other": "{ }"}
+    assert not control.drop_schema("Other", expected="{}")
+    assert control.drop_schema("Other", expected="{ }")
+    control.put_schema("Other", "{}")
     assert control.drop_schema("Other")
     assert not control.drop_schema("Other")
+    assert not control.drop_schema("Other", expected="{}")
     assert list(control.schemas()) == ["Trip"]
 
 
