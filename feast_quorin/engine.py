@@ -14,22 +14,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from feast_quorin.catalogue import Catalogue
 from feast_quorin.infrastructure import apply_view, check_entity
-from feast_quorin.keys import MAX_ID_BYTES
 from quorin import assembly
 from quorin.errors import (
-    EmptyDatasetError,
+    QuorinError,
     SchemaMismatchError,
     SegmentClosedError,
+    SegmentConflictError,
     SegmentNotFoundError,
     WriterFencedError,
     WriterLeaseHeldError,
     WriteSyncTimeoutError,
 )
 from quorin.evolution import upgrade_schema
-from quorin.hydration import build_segment
+from quorin.logging import get_logger
 from quorin.offline import ParquetDatasetStore
-from quorin.schema import Schema, schema_from_json, schema_to_json
 from quorin.shm import Segment, SegmentRegistry
 from quorin.wal import WALProducer, position_at
 from quorin.wal_consumer import WALConsumer
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from feast_quorin.config import StoreSettings
     from feast_quorin.views import StoredView
     from quorin.assembly import Columns
+    from quorin.schema import Schema
     from quorin.wal import Tail
 
 Answer = TypeVar("Answer")
@@ -47,6 +48,8 @@ Answer = TypeVar("Answer")
 _ATTEMPTS = 6
 _RETRY_SECONDS = 0.01
 _POLL_SECONDS = (0.0002, 0.002)
+
+_log = get_logger(__name__)
 
 
 class Engine:
@@ -62,9 +65,9 @@ class Engine:
             with suppress(OSError):  # The engine says what is wrong with the directory, if anything is.
                 Path(connection).parent.mkdir(exist_ok=True)
         self.registry = SegmentRegistry(connection, shm_dir=settings.shm_dir)
-        self._control = self.registry.backend.control
         self._log = self.registry.backend.log()
         self._history = None if history is None else ParquetDatasetStore(history)
+        self.catalogue = Catalogue(settings, self.registry, self._history)
         self._producer = WALProducer(self.registry.backend, registry=self.registry)
         self._readers: dict[str, Segment] = {}
         self.opened = object()
@@ -167,7 +170,7 @@ class Engine:
         # What is logged is applied, whoever logs it; a segment that is gone may have made room for one of other keys.
         is_current = opened is None or self._is_there(opened)
         if self._known.get(name) is not view.schema or not is_current:
-            known = self.current_schema(name)
+            known = self.catalogue.current_schema(name)
             if known is not None:
                 check_entity(view, known)
             only_logs = self._settings.consumer == "external" and self._settings.wait == "logged"
@@ -199,10 +202,26 @@ class Engine:
             with self._opening:
                 segment = self._readers[name] = self._open(view, read_only=True)
                 self.opened = object()
-            if self._settings.consumer != "external" and self._is_behind(name, self._position(view)):
-                with suppress(WriteSyncTimeoutError):
-                    self._until(view, self._log.bounds().last, lambda: self._drain(view))
+            if self._settings.consumer != "external":
+                self._catch_up(view)
         return segment
+
+    def _catch_up(self, view: StoredView) -> None:
+        """Apply what was logged and not applied yet, or wait for the process that is doing it.
+
+        A read needs nothing of that, no room to grow, no permission to write, no log: whatever stands in the way, it
+        serves what is there.
+        """
+        try:
+            last = self._log.bounds().last
+            found = self._log.read(self._position(view), schema_names=[view.schema.__name__])
+            if not found.entries and found.through >= last:
+                return
+            # If other views' entries hid the end of the log, this moves the position past them, for the next process.
+            if not self._drain(view) and self._is_behind(view, last):
+                self._until(view, last, lambda: self._drain(view))
+        except QuorinError as error:
+            _log.warning("read_not_caught_up", view=view.name, error=str(error))
 
     def is_open(self, name: str, segment: Segment) -> bool:
         """Whether a segment is the one that reads of the view with this schema name go to, as far as we know here."""
@@ -214,38 +233,6 @@ class Engine:
         self.opened = object()
         return known
 
-    def current_schema(self, name: str) -> Schema | None:
-        """The schema that the control plane keeps under a name."""
-        text = self._control.schemas().get(name)
-        return None if text is None else _parsed(text)
-
-    def schema_names(self) -> set[str]:
-        """The names under which the control plane has a schema or a segment."""
-        return {*self._control.schemas(), *self._control.currents()}
-
-    def create(self, schema: Schema, *, replay: bool) -> None:
-        """Make a segment current. With ``replay`` it has what the history has and takes all that the log has; else it
-        is empty and takes what comes from now on.
-
-        :raises WriterLeaseHeldError: if another process was quicker; its segment stays.
-        """
-        name = schema.__name__
-        lost = self._control.current(name)
-        segment = self._hydrated(schema) if replay else None
-        if segment is None:
-            sizes = {"capacity": self._settings.capacity, "max_id_bytes": MAX_ID_BYTES}
-            segment = self.registry.create(schema, set_current=False, **sizes)
-        if not replay:
-            begin = self._log.bounds().last
-            segment.commit_position(begin, self._log.identity())
-            if self._history is not None:
-                self._history.skip_to(schema, begin)
-        self.put_schema(schema)
-        if not self._control.set_current(name, segment.name, expected=lost):
-            self.registry.discard(segment)
-            raise WriterLeaseHeldError(f"another process made a segment of {name!r} at the same time")
-        segment.close()
-
     def upgrade(self, old: Schema, new: Schema) -> None:
         """Carry the current segment over to the next version of its schema.
 
@@ -255,64 +242,13 @@ class Engine:
         upgrade_schema(old, new, self.registry, timeout_seconds=self._settings.timeout_ms / 1000)
         self._known.pop(old.__name__, None)
 
-    def _hydrated(self, schema: Schema) -> Segment | None:
-        """A segment with the rows of the history; None if that has none."""
-        if self._history is None:
-            return None
-        try:
-            segment, _ = build_segment(
-                schema,
-                self._history,
-                self.registry,
-                least_capacity=self._settings.capacity,
-                max_id_bytes=MAX_ID_BYTES,
-            )
-        except EmptyDatasetError:
-            return None
-        return segment
-
-    def put_schema(self, schema: Schema) -> None:
-        """Keep a schema in the control plane."""
-        self._control.put_schema(schema.__name__, schema_to_json(schema))
-
     def discard(self, name: str) -> None:
-        """Remove the current segment of a schema, and then all that the control plane has of it.
-
-        A consumer lets go of a segment whose schema the control plane does not know any more, so that is taken out
-        first; it comes back if the writer is somebody else. A crash in between leaves a current segment without a
-        schema, which the next call removes.
+        """Remove a schema and its segment, as :meth:`Catalogue.discard` does, and what this process has of it.
 
         :raises WriterLeaseHeldError: if another process goes on writing to the segment for ``timeout_ms``.
         """
-        stored, deadline = self.current_schema(name), time.monotonic() + self._settings.timeout_ms / 1000
-        with (
-            self._applying,
-            suppress(SegmentNotFoundError),
-            self.registry.open_stored(name, read_only=False) as segment,
-        ):
-            self._control.drop_schema(name)
-            while True:
-                try:
-                    self.registry.discard(segment)
-                    break
-                except WriterLeaseHeldError:
-                    if time.monotonic() >= deadline:
-                        if stored is not None:
-                            self.put_schema(stored)
-                        raise
-                    time.sleep(_RETRY_SECONDS)
-        self.drop_schema(name)
-
-    def is_known(self, name: str) -> bool:
-        """Whether the control plane has a schema or a segment under a name."""
-        return self.current_schema(name) is not None or self._control.current(name) is not None
-
-    def drop_schema(self, name: str) -> None:
-        """Forget a schema and which segment was its current one, here and in the control plane."""
-        lost = self._control.current(name)
-        if lost is not None:
-            self._control.clear_current(name, expected=lost)
-        self._control.drop_schema(name)
+        with self._applying:
+            self.catalogue.discard(name)
         self._readers.pop(name, None)
         self.opened = object()
         self._writers.pop(name, None)
@@ -361,7 +297,7 @@ class Engine:
         """
         name = view.schema.__name__
         for attempt in range(_ATTEMPTS):
-            stored = self.current_schema(name)
+            stored = self.catalogue.current_schema(name)
             if stored is None:
                 break
             check_entity(view, stored)
@@ -370,8 +306,8 @@ class Engine:
             except SegmentNotFoundError:
                 # Another process may be about to remove the view; what is still missing after a while was lost.
                 if attempt >= _ATTEMPTS // 2 and self._settings.consumer != "external":
-                    with suppress(WriterLeaseHeldError):  # Another process was quicker.
-                        self.create(stored, replay=True)
+                    with suppress(SegmentConflictError):  # Another process was quicker.
+                        self.catalogue.restore(name)
             time.sleep(attempt * _RETRY_SECONDS)
         address = self.registry.backend.address
         raise SegmentNotFoundError(
@@ -401,6 +337,11 @@ class Engine:
                 called = newest
                 newest.call_writer()
                 continue
+            except SegmentConflictError:  # Another segment is in force: it is opened at the next try.
+                self.forget(view)
+                self._writers.pop(name, None)
+                self._consumers.pop(name, None)
+                continue
             self._applied_elsewhere.discard(name)
             if not (held.answers_call() or looks_again):
                 return True
@@ -424,8 +365,19 @@ class Engine:
         except SchemaMismatchError:
             return 0
 
-    def _is_behind(self, name: str, position: int) -> bool:
-        return bool(self._log.read(position, schema_names=[name], max_entries=1).entries)
+    def _is_behind(self, view: StoredView, last: int) -> bool:
+        """Whether the log has entries of a view that its segment does not have, up to a position. Other views' entries
+        say nothing: they are passed over.
+        """
+        position = self._position(view)
+        while position < last:
+            found = self._log.read(position, schema_names=[view.schema.__name__])
+            if found.entries:
+                return True
+            if found.through == position:
+                return False
+            position = found.through
+        return False
 
     def _until(self, view: StoredView, position: int, drain: Callable[[], bool]) -> None:
         """Wait until a segment has reached a position, which ``drain`` may bring about."""
@@ -449,8 +401,3 @@ def _names(schema: Schema) -> set[str]:
 @lru_cache(maxsize=4096)
 def _file(directory: str, segment_name: str) -> Path:
     return Path(directory, segment_name)
-
-
-@lru_cache(maxsize=1024)
-def _parsed(text: str) -> Schema:
-    return schema_from_json(text)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from feast_quorin.names import is_field_name
-from quorin.errors import SchemaError, SegmentNotFoundError
+from quorin.errors import SchemaError, SegmentConflictError, SegmentNotFoundError
 from quorin.schema import is_other_entity, make_schema, schema_to_json
 
 if TYPE_CHECKING:
     from feast_quorin.engine import Engine
     from feast_quorin.views import StoredView
     from quorin.schema import FeatureField, Schema
+
+_ATTEMPTS = 5
 
 
 def apply_view(engine: Engine, view: StoredView, *, drops: bool) -> None:
@@ -27,26 +30,36 @@ def apply_view(engine: Engine, view: StoredView, *, drops: bool) -> None:
 
     :raises UpgradeAbortedError, WriterLeaseHeldError: if another process goes on writing to the segment for
         ``timeout_ms``, no consumer.
+    :raises SegmentConflictError: if other processes make segments of the view again and again.
     :raises SchemaError: if a schema of this name is there that is no feature view's.
     """
+    for _ in range(_ATTEMPTS):
+        with suppress(SegmentConflictError):  # Another process was quicker: go on with its segment.
+            _apply_once(engine, view, drops=drops)
+            return
+    _apply_once(engine, view, drops=drops)
+
+
+def _apply_once(engine: Engine, view: StoredView, *, drops: bool) -> None:
     name = view.schema.__name__
-    known = engine.current_schema(name)
+    beginning = engine.catalogue.beginning(name)
+    known = engine.catalogue.current_schema(name)
     if known is None:
-        engine.create(view.schema, replay=False)
+        engine.catalogue.create(view.schema, beginning)
         return
     _check_ours(engine, view, known)
     if is_other_entity(view.schema, known):
         if drops:
             engine.discard(name)
-            engine.create(view.schema, replay=False)
+            _apply_once(engine, view, drops=drops)
         return
     try:
         current = engine.reader(view).schema
     except SegmentNotFoundError:  # Only possible where an external consumer is to fill segments: it replays the log.
-        engine.create(view.schema, replay=True)
+        engine.catalogue.restore(name)
         return
     if schema_to_json(known) != schema_to_json(current):  # An earlier call did not get to its end.
-        engine.put_schema(current)
+        engine.catalogue.swap_schema(known, current)
     fields = tuple(view.schema.fields) if drops else _of_both(current, view.schema)
     entity = view.schema.entity or current.entity
     if set(fields) != set(current.fields) or entity != current.entity:
@@ -60,7 +73,7 @@ def remove(engine: Engine, name: str) -> None:
 
     :raises WriterLeaseHeldError: if another process goes on writing to the segment for ``timeout_ms``.
     """
-    if engine.is_known(name):
+    if engine.catalogue.is_known(name):
         engine.discard(name)
 
 

@@ -75,18 +75,19 @@ class QuorinOnlineStore(OnlineStore):
         engine = self._engine_for(config)
         for table in tables_to_keep:
             view = stored_view(config, table)
-            if config.registry.enable_online_feature_view_versioning and engine.is_known(view.schema.__name__):
+            versions = config.registry.enable_online_feature_view_versioning
+            if versions and engine.catalogue.is_known(view.schema.__name__):
                 continue
             drops = getattr(table, "current_version_number", None) is not None
             infrastructure.apply_view(engine, view, drops=drops)
         for table in tables_to_delete:
-            for name in schema_names(engine.schema_names(), config.project, table.name):
+            for name in schema_names(engine.catalogue.schema_names(), config.project, table.name):
                 infrastructure.remove(engine, name)
 
     def teardown(self, config: RepoConfig, tables: Sequence[Any], entities: Sequence[Any]) -> None:  # noqa: ARG002
         """``feast teardown``: everything of this project, and nothing of any other."""
         engine = self._engine_for(config)
-        for name in engine.schema_names():
+        for name in engine.catalogue.schema_names():
             if name.startswith(project_prefix(config.project)):
                 infrastructure.remove(engine, name)
 

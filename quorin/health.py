@@ -282,7 +282,7 @@ def _lag(state: SegmentState, name: str) -> Check:
     assert lag is not None  # noqa: S101 - a segment with stats has a lag
     name = f"lag of {name.removeprefix('segment of ')}"
     if not lag.entries:
-        return Check(name, OK, "none")
+        return Check(name, OK, "none" if lag.is_exact else "none in the part of the log that was looked at")
     rows = counted(lag.rows, "row") if lag.is_exact else f"{count(lag.rows)} or more rows"
     found = f"{rows}, the first has waited {lag.seconds:,.1f} s"
     if lag.seconds < _LAG_SECONDS:

@@ -206,11 +206,13 @@ class Observer:
                 headers.append(peek(payload))
             except InvalidEntryError:  # A dead letter to be.
                 continue
+        # A bounded read that other schemas' entries fill says nothing of what is behind them.
+        is_exact = found.through >= bounds.last
         if not headers:
-            return Lag()
+            return Lag(is_exact=is_exact)
         rows = sum(header.row_count for header in headers)
         waiting = max(0.0, (time.time_ns() - headers[0].written_ns) / 1e9)
-        return Lag(len(headers), rows, waiting, is_exact=found.through >= bounds.last)
+        return Lag(len(headers), rows, waiting, is_exact=is_exact)
 
     def _scan(self, name: str, segment: Segment) -> Events:
         known = self._events.get(name)

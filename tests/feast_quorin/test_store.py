@@ -27,6 +27,7 @@ from quorin.errors import (
     WriterLeaseHeldError,
     WriteSyncTimeoutError,
 )
+from quorin.schema import schema_to_json
 from quorin.wal_consumer import WALConsumer
 from tests.feast_quorin.repos import DAYS, DRIVERS, END, START, definitions, make_store
 
@@ -187,7 +188,7 @@ def test_a_flip_that_was_not_announced_does_not_matter_and_is_mended(store: Feat
     changed = view(store)
     changed.features = [*changed.features, Field(name="more", dtype=Int64)]
     provider(store).update(store.config, [], [changed], [], [], True)
-    engine.put_schema(old.schema)
+    engine.registry.backend.control.put_schema(old.schema.__name__, schema_to_json(old.schema))
     reader = make_store(store.repo_path, store.config.online_store.model_dump(exclude_unset=True), data=data)
     assert rides(reader, key("a")) == 1
     provider(store).update(store.config, [], [changed], [], [], True)
@@ -297,9 +298,9 @@ def test_a_segment_that_does_not_say_its_keys_keeps_its_rows(store: FeatureStore
     provider(store).update(store.config, [], [table], [], [], False)
     write(store, (key("a"), 1, NOON, None))
     engine, name = provider(store)._engine_for(store.config), stored_view(store.config, table).schema.__name__
-    assert engine.current_schema(name).entity is None
+    assert engine.catalogue.current_schema(name).entity is None
     provider(store).update(store.config, [], [view(store)], [], [], True)
-    assert engine.current_schema(name).entity == "customer STRING, driver_id INT64"
+    assert engine.catalogue.current_schema(name).entity == "customer STRING, driver_id INT64"
     assert rides(store, key("a")) == 1
 
 
@@ -426,9 +427,9 @@ def test_teardown_refuses_what_another_goes_on_writing_to(
         segment.acquire_writer_lease()
         with pytest.raises(WriterLeaseHeldError):
             provider(hasty).update(hasty.config, [view(store)], [], [], [], True)
-        assert engine.current_schema(name) is not None
+        assert engine.catalogue.current_schema(name) is not None
     provider(hasty).update(hasty.config, [view(store)], [], [], [], True)
-    assert not engine.is_known(name)
+    assert not engine.catalogue.is_known(name)
 
 
 def test_versions_of_a_view_are_kept_apart(online_store: dict[str, Any], data: Path, tmp_path: Path) -> None:

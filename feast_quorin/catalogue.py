@@ -1,0 +1,161 @@
+"""Which segments a store's views have: made, made again where they were lost, and removed.
+
+Each change is one compare-and-set of what the process saw before it decided, so that of two processes that change the
+same view at the same time one is too late, and follows.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from feast_quorin.keys import MAX_ID_BYTES
+from quorin.errors import EmptyDatasetError, SegmentNotFoundError, WriterLeaseHeldError
+from quorin.hydration import build_segment
+from quorin.schema import Schema, schema_from_json, schema_to_json
+
+if TYPE_CHECKING:
+    from feast_quorin.config import StoreSettings
+    from quorin.offline import ParquetDatasetStore
+    from quorin.shm import Segment, SegmentRegistry
+
+_RETRY_SECONDS = 0.01
+
+
+class Beginning(NamedTuple):
+    """What a process saw before it found that a view needs a segment: where the log ended, and which segment the
+    control plane named. A segment that begins there can't take the place of one that another process made meanwhile.
+    """
+
+    log_identity: int
+    position: int
+    replacing: str | None
+
+
+class Catalogue:
+    """The schemas and current segments of one control plane."""
+
+    def __init__(self, settings: StoreSettings, registry: SegmentRegistry, history: ParquetDatasetStore | None) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._history = history
+        self._control = registry.backend.control
+        self._log = registry.backend.log()
+
+    def current_schema(self, name: str) -> Schema | None:
+        """The schema that the control plane keeps under a name."""
+        text = self._control.schemas().get(name)
+        return None if text is None else _parsed(text)
+
+    def schema_names(self) -> set[str]:
+        """The names under which the control plane has a schema or a segment."""
+        return {*self._control.schemas(), *self._control.currents()}
+
+    def is_known(self, name: str) -> bool:
+        """Whether the control plane has a schema or a segment under a name."""
+        return self.current_schema(name) is not None or self._control.current(name) is not None
+
+    def swap_schema(self, known: Schema, schema: Schema) -> bool:
+        """Keep a schema in the control plane in the place of the known one; False if that is there no more."""
+        return self._control.swap_schema(schema.__name__, schema_to_json(schema), expected=schema_to_json(known))
+
+    def beginning(self, name: str) -> Beginning:
+        """Where a new segment of a schema would begin; to be asked before :meth:`current_schema`."""
+        identity, bounds = self._log.state()
+        return Beginning(identity, bounds.last, self._control.current(name))
+
+    def create(self, schema: Schema, beginning: Beginning) -> None:
+        """Make an empty segment current, which takes what is logged behind its beginning.
+
+        :raises SegmentConflictError: if another process was quicker; its segment stays.
+        :raises WriterLeaseHeldError: if another process writes to the segment that would be replaced.
+        """
+        segment = self._empty_segment(schema)
+        segment.commit_position(beginning.position, beginning.log_identity)
+        if self._history is not None:
+            # What another process logs for a segment that it makes current meanwhile comes behind the beginning.
+            self._history.skip_to(schema, beginning.position)
+        self._registry.publish(segment, replacing=beginning.replacing)
+        segment.close()
+
+    def restore(self, name: str) -> None:
+        """Make a segment current where it was lost: with what the history has, and for all that the log has.
+
+        :raises SegmentConflictError: if there is one.
+        """
+        # Asked in this order: a view is removed by dropping its schema first, and then its segment.
+        lost = self._registry.vacancy(name)
+        schema = self.current_schema(name)
+        if schema is None:
+            return
+        segment = self._hydrated(schema)
+        if segment is None:
+            segment = self._empty_segment(schema)
+        self._registry.publish(segment, replacing=lost)
+        segment.close()
+
+    def _empty_segment(self, schema: Schema) -> Segment:
+        sizes = {"capacity": self._settings.capacity, "max_id_bytes": MAX_ID_BYTES}
+        return self._registry.create(schema, set_current=False, **sizes)
+
+    def discard(self, name: str) -> None:
+        """Remove the current segment of a schema, and then all that the control plane has of it.
+
+        A consumer lets go of a segment whose schema the control plane does not know any more, so that is taken out
+        first; it comes back if the writer is somebody else. A crash in between leaves a current segment without a
+        schema, which the next call removes.
+
+        :raises WriterLeaseHeldError: if another process goes on writing to the segment for ``timeout_ms``.
+        """
+        deadline = time.monotonic() + self._settings.timeout_ms / 1000
+        current, stored = self._control.current(name), self._control.schemas().get(name)
+        try:
+            segment = self._registry.open_stored(name, read_only=False)
+        except SegmentNotFoundError:
+            self._drop(name, stored)
+            if current is not None:  # Another one than this was made meanwhile, by another process.
+                self._control.clear_current(name, expected=current)
+        else:
+            with segment:
+                self._drop(name, stored)
+                self._discard(segment, stored, deadline)
+
+    def _hydrated(self, schema: Schema) -> Segment | None:
+        """A segment with the rows of the history; None if that has none."""
+        if self._history is None:
+            return None
+        try:
+            segment, _ = build_segment(
+                schema,
+                self._history,
+                self._registry,
+                least_capacity=self._settings.capacity,
+                max_id_bytes=MAX_ID_BYTES,
+            )
+        except EmptyDatasetError:
+            return None
+        return segment
+
+    def _drop(self, name: str, stored: str | None) -> None:
+        if stored is not None:
+            self._control.drop_schema(name, expected=stored)
+
+    def _discard(self, segment: Segment, stored: str | None, deadline: float) -> None:
+        while True:
+            try:
+                self._registry.discard(segment)
+                return
+            except WriterLeaseHeldError:
+                if time.monotonic() >= deadline:
+                    if stored is not None:
+                        self._control.swap_schema(segment.schema.__name__, stored, expected=None)
+                    raise
+                time.sleep(_RETRY_SECONDS)
+            except SegmentNotFoundError:  # Another process discarded it.
+                return
+
+
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> Schema:
+    return schema_from_json(text)
