@@ -1,4 +1,4 @@
-"""What tells one choice of features from another: the list of their names, or a service with its projections."""
+"""Cache keys for choices of features: a list of references, or a feature service with its projections."""
 
 from __future__ import annotations
 
@@ -6,60 +6,65 @@ from typing import Any, NamedTuple
 
 from feast.feature_service import FeatureService
 
-_MOST_SERVICES = 256
+from feast_quorin import feast_private
+from feast_quorin.cache import BoundedCache
+
+_MAX_SERVICES = 256
 
 
-class Choices:
-    """Keys for choices of features, those of services kept for as long as the service stays as it is."""
+class ChoiceKeys:
+    """Keys for choices of features. The key of a service is kept while the service stays as it is."""
 
     def __init__(self) -> None:
-        self._services: dict[int, _Seen] = {}
+        self._services: BoundedCache[int, _ServiceCopy] = BoundedCache(_MAX_SERVICES)
 
     def key(self, features: Any) -> Any:
-        """What is equal for equal choices, or None for one that is left to Feast."""
+        """A value that is equal for equal choices; None for a choice that only Feast can resolve."""
         if type(features) is list:
             return tuple(features)
-        seen = self._services.get(id(features))
-        if seen is None or not seen.is_still(features):
-            if not isinstance(features, FeatureService) or features._pending_feature_refs:
+        copy = self._services.get(id(features))
+        if copy is None or not copy.equals(features):
+            if not isinstance(features, FeatureService) or feast_private.has_unresolved_features(features):
                 return None
-            if len(self._services) >= _MOST_SERVICES:
-                self._services.clear()
-            seen = self._services[id(features)] = _Seen.of(features)
-        return seen.key
+            copy = self._services[id(features)] = _ServiceCopy.of(features)
+        return copy.key
 
 
-class _Seen(NamedTuple):
-    """A service as it was. Lists and dictionaries are copies, so that what is done to those of the service shows."""
+class _ServiceCopy(NamedTuple):
+    """A service at one time. Its lists and dictionaries are copied, so that changes to the service's own show."""
 
     service: FeatureService
-    parts: list[tuple[Any, ...]]
+    projections: list[tuple[Any, ...]]
     key: Any
 
     @classmethod
-    def of(cls, service: FeatureService) -> _Seen:
-        parts = [
+    def of(cls, service: FeatureService) -> _ServiceCopy:
+        projections = [
             (view, view.name_alias, view.version_tag, dict(view.join_key_map), list(view.features))
             for view in service.feature_view_projections
         ]
         names = [
             (view.name, alias, version, *keys.items(), *[field.name for field in fields])
-            for view, alias, version, keys, fields in parts
+            for view, alias, version, keys, fields in projections
         ]
-        return cls(service, parts, (FeatureService, service.name, *names))
+        return cls(service, projections, (FeatureService, service.name, *names))
 
-    def is_still(self, service: FeatureService) -> bool:
-        """Whether this is the service, with the same projections."""
+    def equals(self, service: FeatureService) -> bool:
+        """Whether this is the same service object, with the same projections."""
         views = service.feature_view_projections
-        if service is not self.service or len(views) != len(self.parts) or service._pending_feature_refs:
+        if (
+            service is not self.service
+            or len(views) != len(self.projections)
+            or feast_private.has_unresolved_features(service)
+        ):
             return False
-        for now, (view, alias, version, keys, fields) in zip(views, self.parts):  # noqa: B905 - of equal length
+        for current, (view, alias, version, keys, fields) in zip(views, self.projections):  # noqa: B905 - equal lengths
             if (
-                now is not view
-                or now.name_alias != alias
-                or now.version_tag != version
-                or now.join_key_map != keys
-                or now.features != fields
+                current is not view
+                or current.name_alias != alias
+                or current.version_tag != version
+                or current.join_key_map != keys
+                or current.features != fields
             ):
                 return False
         return True

@@ -20,6 +20,7 @@ from feast.infra.compute_engines.local.local_node import LocalNode
 from feast.infra.compute_engines.local.nodes import LocalOutputNode
 from feast.repo_config import FeastConfigBaseModel
 
+from feast_quorin import feast_private
 from feast_quorin.online_store import QuorinOnlineStore
 from feast_quorin.tables import TableReader
 from feast_quorin.views import stored_view
@@ -56,7 +57,7 @@ class QuorinComputeEngine(LocalComputeEngine):
         job_id = f"{task.feature_view.name}-{task.start_time}-{task.end_time}"
         context = self.get_execution_context(registry, task)
         try:
-            _Builder(registry, task, backend=self._get_backend(context)).build().execute(context)
+            _Builder(registry, task, backend=feast_private.compute_backend(self, context)).build().execute(context)
         except Exception as error:  # noqa: BLE001 - the provider raises it again from the job
             return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.ERROR, error=error)
         return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.SUCCEEDED)

@@ -1,8 +1,8 @@
-"""Columns of the engine as Python lists, arrays for frames, Arrow arrays and protobuf: what Feast makes of its values.
+"""Columns of the engine as Python lists, arrays for frames, Arrow arrays and protobuf, equal to what Feast returns.
 
 Feast turns every ``Value`` into a Python object and builds frames and tables from lists of those, so a float32 becomes
-a float64 column, integers with nulls among them become floats in a frame, and a column of nulls has no type. The
-decoders give the same without the objects where the result is known beforehand.
+a float64 column, integers with nulls become floats in a frame, and a column of nulls has no type. The decoders return
+the same, without the objects if the result is known beforehand.
 """
 
 from __future__ import annotations
@@ -28,32 +28,30 @@ _NO_TIME = int(NULL_TIMESTAMP_INT_VALUE)
 
 
 class Decoder(ABC):
-    """How values of one Feast type are given out. ``index`` is the field's place in the choice that was read."""
+    """Converts values of one Feast type. ``index`` is the index of the field among those that were read."""
 
     @abstractmethod
     def value(self, row: OneRow, index: int) -> Any:
-        """The value of one entity, which has one."""
+        """The value of one entity. It must not be null."""
 
     @abstractmethod
     def values(self, columns: Columns, index: int) -> list[Any]:
-        """Python values, None where null or not found."""
+        """Python values, None if null or not found."""
 
     def for_frame(self, columns: Columns, index: int) -> Any:
-        """What a frame's column is made from: an array of the dtype that pandas would infer, or a list."""
+        """Values for a frame: an array of the dtype that pandas would infer, or a list."""
         return self.values(columns, index)
 
     def for_table(self, columns: Columns, index: int) -> Any:
-        """What a table's column is made from: an array of the type that Arrow would infer, or a list."""
+        """Values for a table: an array of the type that Arrow would infer, or a list."""
         return self.values(columns, index)
 
     def for_tensor(self, columns: Columns, index: int, default: Any) -> Any:  # noqa: ARG002
-        """What a tensor is made from: an array of the caller's own with ``default`` in place of nulls, or a list with
-        None.
-        """
+        """Values for a tensor: a new array with ``default`` in place of nulls, or a list with None."""
         return self.values(columns, index)
 
     def lists(self, columns: Columns, index: int) -> pa.ListArray | None:  # noqa: ARG002
-        """Lists of numbers or booleans in their own type; None of anything else."""
+        """Lists of numbers or booleans in their own type; None for other types."""
         return None
 
     @abstractmethod
@@ -61,12 +59,12 @@ class Decoder(ABC):
         """The values as ``values`` of a ``FeatureVector`` on the wire."""
 
     def wire_one(self, row: OneRow, index: int) -> bytes:
-        """The same for the value of one entity, which has one."""
+        """The same for the value of one entity. It must not be null."""
         return self.wire(row.columns(), index)
 
 
 class NumberDecoder(Decoder):
-    """A number or boolean; float32 and int32 widen as they do on their way through Python."""
+    """A number or boolean; float32 and int32 widen as they do by way of Python objects."""
 
     def __init__(self, code: dtype, kind: str) -> None:
         self._kind = kind
@@ -79,8 +77,8 @@ class NumberDecoder(Decoder):
     def values(self, columns: Columns, index: int) -> list[Any]:  # noqa: D102
         values: list[Any] = columns.values(index).tolist()
         if not columns.complete:
-            for place in np.flatnonzero(~columns.valid(index)).tolist():
-                values[place] = None
+            for row in np.flatnonzero(~columns.valid(index)).tolist():
+                values[row] = None
         return values
 
     def for_frame(self, columns: Columns, index: int) -> Any:  # noqa: D102
@@ -173,13 +171,13 @@ class ListDecoder(Decoder):
     def values(self, columns: Columns, index: int) -> list[Any]:  # noqa: D102
         lists: list[Any] = columns.lists(index)
         if not columns.complete:
-            for place in np.flatnonzero(~columns.valid(index)).tolist():
-                lists[place] = None
+            for row in np.flatnonzero(~columns.valid(index)).tolist():
+                lists[row] = None
         return lists
 
     def for_frame(self, columns: Columns, index: int) -> Any:  # noqa: D102
         lists = self.values(columns, index)
-        return np.fromiter(lists, object, len(lists))  # pandas would look into each of them
+        return np.fromiter(lists, object, len(lists))  # pandas would inspect every list
 
     def for_table(self, columns: Columns, index: int) -> Any:  # noqa: D102
         array = columns.arrow(index)
@@ -232,7 +230,7 @@ class TextListDecoder(Decoder):
 
 
 class ProtoDecoder(Decoder):
-    """A serialized ``Value`` of any type, which Feast's own function decodes."""
+    """A serialized ``Value`` of any other type, decoded by Feast's own function."""
 
     def __init__(self, value_type: ValueType) -> None:
         self._type = value_type
@@ -254,7 +252,7 @@ class ProtoDecoder(Decoder):
 
 
 def decoder_for(value_type: ValueType) -> Decoder:
-    """The decoder for what :func:`feast_quorin.values.codec_for` encodes."""
+    """The decoder for values that :func:`feast_quorin.values.codec_for` encodes."""
     codec = codec_for(value_type)
     is_time = value_type in (ValueType.UNIX_TIMESTAMP, ValueType.UNIX_TIMESTAMP_LIST)
     if isinstance(codec, ListCodec):
@@ -273,10 +271,10 @@ def _time(seconds: int) -> datetime | None:
 
 
 def _typed(array: pa.Array) -> pa.Array:
-    """An array as Arrow would infer it from a list: without a type if it holds nothing."""
+    """An array as Arrow would infer it from a list: without a type if all values are null."""
     return pa.nulls(len(array)) if array.null_count == len(array) else array
 
 
 def _is_empty(array: pa.ListArray) -> bool:
-    """Whether no list holds anything."""
+    """Whether all lists are empty or null."""
     return not len(array.flatten() if array.null_count else array.values)

@@ -1,7 +1,7 @@
 """The online store that Feast loads: ``type: quorin``, or ``type: feast_quorin.QuorinOnlineStore``.
 
-Feast looks for the config class beside the store class, so both stand here. The store itself only passes on: reads to
-:mod:`feast_quorin.reading`, writes to :mod:`feast_quorin.writing`, apply and teardown to
+Feast looks for the config class beside the store class, so both are here. The store itself only delegates: reads to
+:mod:`feast_quorin.plan` and :mod:`feast_quorin.reading`, writes to :mod:`feast_quorin.writing`, apply and teardown to
 :mod:`feast_quorin.infrastructure`.
 """
 
@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from feast import utils
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.supported_async_methods import SupportedAsyncMethods
 
-from feast_quorin import documents, infrastructure, reading, writing
+from feast_quorin import documents, feast_private, infrastructure, reading, writing
 from feast_quorin.config import StoreSettings
 from feast_quorin.engine import Engine
 from feast_quorin.keys import entity_ids, entity_ids_of_rows
@@ -104,13 +102,13 @@ class QuorinOnlineStore(OnlineStore):
     def write_table(
         self, config: RepoConfig, table: Any, rows: pa.Table, progress: Callable[[int], Any] | None
     ) -> None:
-        """Write an Arrow table with the view's columns, quicker than :meth:`online_write_batch`; returns likewise."""
+        """Write an Arrow table with the view's columns, faster than :meth:`online_write_batch`; returns likewise."""
         writing.write_table(self._engine_for(config), stored_view(config, table), table, rows, progress)
 
     def write_plain_row(
         self, config: RepoConfig, table: Any, frame: pd.DataFrame, mapping: Mapping[str, str] | None
     ) -> bool:
-        """Write a frame of one row, quicker than :meth:`write_table`; returns likewise. False, and nothing is written,
+        """Write a frame of one row, faster than :meth:`write_table`; returns likewise. False, and nothing is written,
         for any other frame, and for a row with anything but plain numbers, booleans and texts.
         """
         return writing.write_plain_row(self._engine_for(config), stored_view(config, table), table, frame, mapping)
@@ -153,7 +151,7 @@ class QuorinOnlineStore(OnlineStore):
         :mod:`feast_quorin.documents`.
         """
         query = documents.Query(embedding, top_k, distance_metric)
-        # "distance" may be asked for like a feature; Feast picks it from what comes back.
+        # "distance" may be requested like a feature; Feast picks it from the result.
         features = [name for name in requested_features or [] if name != "distance"]
         found = self._nearest(config, table, features, query)
         return [(each.time, each.key, each.embedding, each.embedding, each.distance) for each in found]
@@ -195,17 +193,17 @@ class QuorinOnlineStore(OnlineStore):
         full_feature_names: bool,
         include_feature_view_version_metadata: bool,
     ) -> None:
-        """One batch read a view, straight into the response."""
+        """One batch read per view, straight into the response."""
         engine = self._engine_for(config)
         for table, requested in grouped_refs:
-            unique = utils._get_unique_entities(table, join_key_values, entity_name_to_join_key_map)
-            entities, places, row_count = unique
+            unique = feast_private.unique_entities(table, join_key_values, entity_name_to_join_key_map)
+            entities, indexes, row_count = unique
             rows = reading.read_rows(engine, stored_view(config, table), entity_ids_of_rows(entities), requested)
             reading.add_to_response(
                 online_features_response,
                 table,
                 requested,
-                rows.placed(places, row_count),
+                rows.repeated(indexes, row_count),
                 full_feature_names=full_feature_names,
                 with_version=include_feature_view_version_metadata,
                 max_age_ns=max_age_ns(config, table),
@@ -221,7 +219,7 @@ class QuorinOnlineStore(OnlineStore):
         full_feature_names: bool = False,
         include_feature_view_version_metadata: bool = False,
     ) -> TensorResponse:
-        """Run the compiled request, or else what Feast has for every store."""
+        """Answer by a compiled request, or else by Feast's generic path."""
         choice = (features, registry, project, full_feature_names, include_feature_view_version_metadata)
         response = self._run(config, entity_rows, *choice)
         if response is not None:
@@ -248,10 +246,7 @@ class QuorinOnlineStore(OnlineStore):
         return TensorResponse.of_feast(slow)
 
     def _run(self, config: RepoConfig, entity_rows: Any, *choice: Any) -> LazyResponse | None:
-        """The answer by a plan, or None for requests that Feast's own code has to answer, or to refuse."""
-        metrics: Any = sys.modules.get("feast.metrics")
-        if metrics is not None and not metrics._config.online_features:
-            metrics = None
+        """The response of a compiled request; None for requests that only Feast's own code can answer or refuse."""
         engine = self._engine_for(config)
         plans = self._plans
         if plans is None or plans.engine is not engine or plans.config is not config:
@@ -263,21 +258,21 @@ class QuorinOnlineStore(OnlineStore):
         try:
             plan = plans.find(*choice)
             shape = None if plan is None else plan.shape(names)
-        except Exception:  # noqa: BLE001 - whatever it is, Feast raises it again where it does the same
+        except Exception:  # noqa: BLE001 - Feast's own path raises it again
             return None
-        return None if shape is None else shape.answer(columns, metrics)
+        return None if shape is None else shape.answer(columns, feast_private.online_metrics())
 
     async def _read_features_per_fv_async(self, *args: Any, **kwargs: Any) -> None:
         """The same as :meth:`_read_features_per_fv`: there is nothing to wait for."""
         self._read_features_per_fv(*args, **kwargs)
 
     async def initialize(self, config: RepoConfig) -> None:
-        """Connect and load the compiled kernels, so that a feature server's first request does not have to."""
+        """Connect and load the compiled kernels, so that a feature server's first request need not."""
         self._engine_for(config)
         await asyncio.to_thread(assembly.prewarm)
 
     async def close(self) -> None:
-        """Let go of segments and connections; a later use connects anew."""
+        """Release segments and connections; a later use connects anew."""
         self._engine = self._plans = None
 
     def _engine_for(self, config: RepoConfig) -> Engine:
@@ -294,4 +289,4 @@ class QuorinOnlineStore(OnlineStore):
 
 
 _inherited: list[Engine] = []
-"""Engines of a parent process, kept so that nothing of the parent's is ever closed here."""
+"""Engines of a parent process, kept so that this process never closes what is the parent's."""

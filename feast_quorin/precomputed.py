@@ -1,4 +1,4 @@
-"""Services with ``precompute_online``: answered from the live rows, which are as quick to read and never stale."""
+"""Services with ``precompute_online``: answered from the live rows, which are as fast to read and never stale."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from feast.feature_service import FeatureService
 
 
 def from_live_rows(features: Any) -> Any:
-    """The same choice of features, for Feast's generic path, which would look for precomputed vectors."""
+    """The same choice of features for Feast's generic path, without the precomputed vectors it would look for."""
     if not isinstance(features, FeatureService) or not features.precompute_online:
         return features
     return _LiveService(features)
 
 
 class _LiveService(FeatureService):
-    """A service that seems to be without precomputed vectors, and yet equals what the registry has of it."""
+    """A service that declares no precomputed vectors, and still equals the service in the registry."""
 
     def __init__(self, service: FeatureService) -> None:
         self.__dict__.update(vars(service))

@@ -1,4 +1,4 @@
-"""Reads: one batch read of shared memory a view, as Feast's rows or straight into Feast's response."""
+"""Reads for Feast's generic path: one batch read per view, as Feast's rows or straight into Feast's response."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _FOUND, _EVENT_TIME, _FIRST_FIELD = 1, 2, 3
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What a view holds for some entities.
+    """The rows of a view for some entities.
 
-    ``batch`` is as :func:`quorin.assembly.read` gives it: one row an entity, in the order asked for. ``features`` names
-    the features whose fields it has, in the order of its columns, with the codec of each.
+    ``batch`` is what :func:`quorin.assembly.read` returns: one row per id, in their order. ``features`` has the
+    codecs of the features whose fields the batch has, in the order of its columns.
     """
 
     batch: pa.RecordBatch
     features: dict[str, Codec]
 
     def column(self, feature: str) -> pa.Array:
-        """The values of a feature; null where they are null, or where the entity has no row."""
+        """The values of a feature; null if the value is null or the entity has no row."""
         return self.batch.column(_FIRST_FIELD + list(self.features).index(feature))
 
-    def placed(self, places: Sequence[Sequence[int]], row_count: int) -> Rows:
-        """The rows where a request wants them: row ``i`` at each of ``places[i]``, ``row_count`` in all."""
+    def repeated(self, indexes: Sequence[Sequence[int]], row_count: int) -> Rows:
+        """The rows in the order of a request of ``row_count`` rows: row ``i`` at each of ``indexes[i]``."""
         source = [0] * row_count
-        for row, targets in enumerate(places):
+        for row, targets in enumerate(indexes):
             for target in targets:
                 source[target] = row
         if source == list(range(len(self.batch))):
@@ -49,7 +49,7 @@ class Rows:
 
 
 def read_rows(engine: Engine, view: StoredView, ids: Sequence[str], requested: Sequence[str] | None = None) -> Rows:
-    """Read the requested features (all of the view's without any) of entities; unknown features are left out."""
+    """Read the requested features of entities, by default all; features that the view lacks are left out."""
     names = {view.features[name].field: name for name in requested or view.features if name in view.features}
     fields, batch = engine.read(view, ids, list(names))
     return Rows(batch, {names[field]: view.features[names[field]].codec for field in fields})
@@ -76,7 +76,7 @@ def add_to_response(
     with_version: bool,
     max_age_ns: int = 0,
 ) -> None:
-    """Append one vector a requested feature to a ``GetOnlineFeaturesResponse``, as Feast's generic path does.
+    """Append one vector per requested feature to a ``GetOnlineFeaturesResponse``, as Feast does.
 
     With ``max_age_ns``, older rows are null and ``OUTSIDE_MAX_AGE``.
     """
@@ -115,11 +115,11 @@ def add_to_response(
 
 
 def _timestamps(times_ns: Sequence[int | None]) -> list[Timestamp]:
-    """One proto for each time, shared where times are equal; an empty one for None."""
-    made: dict[int | None, Timestamp] = {
+    """One proto for each time, shared between equal times; an empty one for None."""
+    protos: dict[int | None, Timestamp] = {
         time: Timestamp() if time is None else to_timestamp(time) for time in set(times_ns)
     }
-    return [made[time] for time in times_ns]
+    return [protos[time] for time in times_ns]
 
 
 def _add_version(response: Any, table: Any) -> None:
@@ -129,7 +129,7 @@ def _add_version(response: Any, table: Any) -> None:
 
 
 def _count_statuses(view: str, present: int, values: int) -> None:
-    """Feed Feast's own metrics, where they are installed."""
+    """Report to Feast's own metrics, if they are installed."""
     try:
         from feast.metrics import track_feature_statuses
     except ImportError:

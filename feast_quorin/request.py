@@ -1,7 +1,6 @@
-"""The entities of a request: Feast's rows, in the forms that Feast takes, as columns of keys and as entity ids.
+"""The entities of a request: Feast's rows, in every form that Feast takes, as columns of keys and as entity ids.
 
-Only what is certain is answered here. ``None`` means that Feast's own code has to look at the request: it knows what to
-do, or what to say.
+Only certain cases are handled here. ``None`` means that Feast's own code must answer the request, or refuse it.
 """
 
 from __future__ import annotations
@@ -21,8 +20,10 @@ from feast_quorin.keys import EMPTY, SEPARATOR, component, escaped
 from quorin.assembly import number_ids
 
 _INT64 = (-(2**63), 2**63 - 1)
-_RANGES = {ValueType.INT64: _INT64, ValueType.INT32: (-(2**31), 2**31 - 1)}
-_KINDS = {ValueType.INT64: "int64_val", ValueType.INT32: "int32_val", ValueType.STRING: "string_val"}
+INTEGER_RANGES = {ValueType.INT64: _INT64, ValueType.INT32: (-(2**31), 2**31 - 1)}
+"""The least and the greatest integer of each type."""
+
+_MEMBERS = {ValueType.INT64: "int64_val", ValueType.INT32: "int32_val", ValueType.STRING: "string_val"}
 
 Keys = tuple[tuple[str, ...], list[list[Any]]]
 """The names of the columns of a request, and their values."""
@@ -35,16 +36,16 @@ def key_columns(entity_rows: Any) -> Keys | None:
     if not isinstance(entity_rows, Mapping):
         return None
     columns = [_as_list(values) for values in entity_rows.values()]
-    known = [values for values in columns if values]
-    if not known or len(known) < len(columns) or len({*map(len, known)}) > 1:
+    filled = [values for values in columns if values]
+    if not filled or len(filled) < len(columns) or len({*map(len, filled)}) > 1:
         return None
-    return tuple(entity_rows), known
+    return tuple(entity_rows), filled
 
 
 class Column(ABC):
-    """A column of a request: its name there, and Feast's type of it.
+    """A column of a request: its name there, and its Feast type.
 
-    What comes of the values that were given is called normalised, and is whatever the class likes best.
+    Each class has its own normalised form of the values of a request, which all methods but :meth:`text` take.
     """
 
     def __init__(self, name: str, value_type: ValueType) -> None:
@@ -53,29 +54,29 @@ class Column(ABC):
 
     @abstractmethod
     def normalised(self, values: list[Any]) -> list[Any] | None:
-        """The values, checked and converted as Feast does; None where Feast has to look at them."""
+        """The values, checked and converted as Feast does; None if only Feast can judge them."""
 
     @abstractmethod
     def text(self, value: Any) -> str | None:
-        """One value as a component of an entity id, None if it takes :meth:`normalised` to say."""
+        """One value of a request as a component of an entity id; None if it needs :meth:`normalised` first."""
 
     @abstractmethod
     def texts(self, values: list[Any]) -> list[str]:
         """Normalised values as components of entity ids.
 
-        :raises ValueError: for values that are no keys.
+        :raises ValueError: for values that cannot be keys.
         """
 
     def ids(self, values: list[Any]) -> pa.Array:
-        """The same as an Arrow array, for views with this one join key."""
+        """Normalised values as entity ids, for views with this one join key."""
         return pa.array(self.texts(values), pa.string())
 
     @abstractmethod
     def python(self, values: list[Any]) -> list[Any]:
-        """Normalised values as Feast gives them back, in a list of its own."""
+        """Normalised values as Feast returns them, in a new list."""
 
     def for_frame(self, values: list[Any]) -> Any:
-        """The same for a frame: a list, or an array of the dtype that pandas would infer."""
+        """Normalised values for a frame: a list, or an array of the dtype that pandas would infer."""
         return self.python(values)
 
     @abstractmethod
@@ -83,30 +84,30 @@ class Column(ABC):
         """Normalised values as ``values`` of a ``FeatureVector`` on the wire."""
 
 
-class PlainKey(Column):
-    """Join keys that are integers or strings: normalised, they are what Feast gives back."""
+class ScalarKey(Column):
+    """Join keys that are integers or strings: normalised, they are what Feast returns."""
 
     def __init__(self, name: str, value_type: ValueType) -> None:
         super().__init__(name, value_type)
-        self._kind = _KINDS[value_type]
+        self._kind = _MEMBERS[value_type]
 
     def python(self, values: list[Any]) -> list[Any]:  # noqa: D102 - the base class says it
         return values[:]
 
     def _converted(self, values: list[Any]) -> list[Any] | None:
-        """What Feast's own conversion makes of strings for integers, NumPy's numbers, and protos."""
+        """The result of Feast's own conversion, for strings in place of integers, NumPy's numbers, and protos."""
         protos = converted(values, self.value_type)
         if protos is None or any(proto.WhichOneof("val") != self._kind for proto in protos):
             return None
         return [getattr(proto, self._kind) for proto in protos]
 
 
-class IntegerKey(PlainKey):
+class IntegerKey(ScalarKey):
     """Join keys that are integers."""
 
     def __init__(self, name: str, value_type: ValueType) -> None:
         super().__init__(name, value_type)
-        self._least, self._most = _RANGES[value_type]
+        self._least, self._most = INTEGER_RANGES[value_type]
 
     def normalised(self, values: list[Any]) -> list[Any] | None:  # noqa: D102
         if {*map(type, values)} != {int}:
@@ -131,7 +132,7 @@ class IntegerKey(PlainKey):
         return wire.numbers(self._kind, np.array(values, np.int64), None)
 
 
-class TextKey(PlainKey):
+class TextKey(ScalarKey):
     """Join keys that are strings."""
 
     def normalised(self, values: list[Any]) -> list[Any] | None:  # noqa: D102
@@ -141,8 +142,8 @@ class TextKey(PlainKey):
         return escaped(value) if type(value) is str else None
 
     def texts(self, values: list[Any]) -> list[str]:  # noqa: D102
-        together = "".join(values)
-        if all(values) and "\\" not in together and SEPARATOR not in together:
+        joined = "".join(values)
+        if all(values) and "\\" not in joined and SEPARATOR not in joined:
             return values
         return [escaped(value) for value in values]
 
@@ -151,7 +152,7 @@ class TextKey(PlainKey):
 
 
 class ProtoColumn(Column):
-    """Join keys of any other type, and columns whose type Feast finds out from the values: ``Value`` protos."""
+    """Join keys of any other type, and columns whose type Feast infers from the values: ``Value`` protos."""
 
     def normalised(self, values: list[Any]) -> list[Any] | None:  # noqa: D102
         return converted(values, self.value_type)
@@ -172,7 +173,7 @@ class ProtoColumn(Column):
 
 
 class RequestData(ProtoColumn):
-    """What on-demand views take from the request itself. Normalised: as Feast gives it to them, in Python's types."""
+    """Columns that on-demand views take from the request. Normalised, they are the Python values that Feast passes."""
 
     def normalised(self, values: list[Any]) -> list[Any] | None:  # noqa: D102
         kinds = {*map(type, values)}
@@ -190,25 +191,25 @@ class RequestData(ProtoColumn):
 
 
 def key_column(name: str, value_type: ValueType | None) -> Column:
-    """The column of a join key; without a type, of one that no view of the request has."""
+    """The column of a join key; ``value_type`` is None if no view of the request declares it."""
     if value_type is ValueType.STRING:
         return TextKey(name, value_type)
-    if value_type in _RANGES:
+    if value_type in INTEGER_RANGES:
         return IntegerKey(name, value_type)
     return ProtoColumn(name, value_type or ValueType.UNKNOWN)
 
 
 def converted(values: Any, value_type: ValueType) -> list[Any] | None:
-    """Values as Feast's protos, None where Feast would raise."""
+    """Values as Feast's protos, None if Feast would raise."""
     try:
         protos: list[Any] = python_values_to_proto_values(values, value_type)
-    except Exception:  # noqa: BLE001 - whatever it is, Feast raises it again where it does the same
+    except Exception:  # noqa: BLE001 - Feast's own path raises it again
         return None
     return protos
 
 
-def is_passed_over(values: list[Any]) -> bool:
-    """Whether Feast leaves out a column that nobody asked for; else it may find fault with it."""
+def is_convertible(values: list[Any]) -> bool:
+    """Whether Feast can convert a column that no view uses. It leaves the column out if so, and may raise if not."""
     kinds = {*map(type, values)}
     if kinds == {int}:
         return _INT64[0] <= min(values) and max(values) <= _INT64[1]
@@ -216,12 +217,12 @@ def is_passed_over(values: list[Any]) -> bool:
 
 
 def entity_id(components: Sequence[str]) -> str:
-    """An entity id from its components, in the order of the join keys' names; without any, the one of no entity."""
+    """An entity id from its components, in the order of the join keys' names; without any, that of entityless views."""
     return SEPARATOR.join(components) if components else EMPTY
 
 
 def entity_ids(columns: Sequence[list[str]], row_count: int) -> list[str]:
-    """The same for columns of components."""
+    """Entity ids from columns of components, as :func:`entity_id` makes each."""
     return [*map(entity_id, zip(*columns, strict=True))] if columns else [EMPTY] * row_count
 
 

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from feast.feature_view import DUMMY_ENTITY_ID
+from feast.value_type import ValueType
 
+from feast_quorin import feast_private
 from feast_quorin.on_demand import compute
-from feast_quorin.request import Column, entity_id, entity_ids, is_passed_over
+from feast_quorin.request import Column, RequestData, entity_id, entity_ids, is_convertible, key_column
 from feast_quorin.response import LazyResponse, RowResponse
 from feast_quorin.view_reader import EntityReader
 from quorin.assembly import OneRow
@@ -18,155 +21,117 @@ from quorin.errors import EntityIdError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from feast_quorin.plan import Plan, ViewPlan
+    from feast_quorin.feast_private import RequestContext
+    from feast_quorin.resolved import Resolved, ViewPlan
     from quorin.assembly import Rows
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Columns:
-    """Which columns of the rows are what."""
+    """The columns of the rows by what they are for, each with its index there. No view uses the ``unused``."""
 
     keys: tuple[Column, ...]
-    key_places: tuple[int, ...]
+    key_indexes: tuple[int, ...]
     request: tuple[Column, ...]
-    request_places: tuple[int, ...]
-    others: tuple[int, ...]
-
-
-class _Entity:
-    """Join keys that make an id, by their places in ``part``, and the views that are read with it, by ``numbers``."""
-
-    __slots__ = ("_ages", "_keys", "_read", "_text", "numbers", "part")
-
-    def __init__(
-        self, part: tuple[int, ...], keys: Sequence[Column], views: Sequence[ViewPlan], parts: Sequence[tuple[int, ...]]
-    ) -> None:
-        self.part = part
-        self.numbers = [number for number, other in enumerate(parts) if other == part]
-        chosen = [views[number] for number in self.numbers]
-        self._keys = [keys[place] for place in part]
-        self._text = self._keys[0].text if len(part) == 1 else None
-        self._read = EntityReader([view.reader for view in chosen])
-        self._ages = [(place, view.max_age_ns) for place, view in enumerate(chosen) if view.max_age_ns]
-
-    def row(self, columns: list[list[Any]]) -> Rows | None:
-        """The rows of the views for the one entity of a request; None where the quick way does not serve."""
-        text = self._composed(columns) if self._text is None else self._text(columns[self.part[0]][0])
-        rows = None if text is None else self._read(text)
-        return None if rows is None or (self._ages and self._has_old(rows)) else rows
-
-    def ids(self, keys: list[list[Any]], count: int) -> pa.Array:
-        """The ids of many entities, from normalised keys.
-
-        :raises ValueError: for values that are no keys.
-        """
-        if len(self.part) == 1:
-            return self._keys[0].ids(keys[self.part[0]])
-        components = [key.texts(keys[place]) for key, place in zip(self._keys, self.part, strict=True)]
-        return pa.array(entity_ids(components, count), pa.string())
-
-    def _composed(self, columns: list[list[Any]]) -> str | None:
-        texts = [key.text(columns[place][0]) for key, place in zip(self._keys, self.part, strict=True)]
-        known = [text for text in texts if text is not None]
-        return entity_id(known) if len(known) == len(texts) else None
-
-    def _has_old(self, rows: Rows) -> bool:
-        """Whether one of the rows is older than its view allows."""
-        now = time.time_ns()
-        return any(rows[place].values and rows[place].values[0] < now - most for place, most in self._ages)
+    request_indexes: tuple[int, ...]
+    unused_indexes: tuple[int, ...]
 
 
 class Shape:
-    """A plan for rows with certain columns: join keys to give back, the request's data for on-demand views, and others,
-    which nobody asked for. ``parts`` says for each view which join keys make its ids.
+    """A resolved choice of features, for rows with certain columns: join keys, which the response returns, request data
+    for on-demand views, and columns that no view uses. ``keys_of_views`` has for each view the indexes of its join
+    keys, in the order of their names.
     """
 
-    __slots__ = ("_columns", "_entities", "_is_plain", "_parts", "_uses_all_keys", "keys", "plan")
+    __slots__ = ("_columns", "_groups", "_has_keys_only", "_keys_of_views", "_resolved", "_uses_all_keys", "keys")
 
-    def __init__(self, plan: Plan, *, parts: tuple[tuple[int, ...], ...], **columns: Any) -> None:
-        self.plan = plan
-        self._columns = _Columns(**columns)
-        self.keys = self._columns.keys
-        self._parts = parts
-        self._is_plain = len(self.keys) > 0 and not self._columns.request and not self._columns.others
-        self._uses_all_keys = {place for part in parts for place in part} == {*range(len(self.keys))}
-        self._entities = [_Entity(part, self.keys, plan.views, parts) for part in dict.fromkeys(parts)]
+    def __init__(self, resolved: Resolved, columns: _Columns, keys_of_views: tuple[tuple[int, ...], ...]) -> None:
+        self._resolved = resolved
+        self._columns = columns
+        self.keys = columns.keys
+        self._keys_of_views = keys_of_views
+        self._has_keys_only = len(columns.keys) > 0 and not columns.request and not columns.unused_indexes
+        self._uses_all_keys = {index for keys in keys_of_views for index in keys} == {*range(len(columns.keys))}
+        self._groups = [
+            _ViewGroup(keys, columns.keys, resolved.views, keys_of_views) for keys in dict.fromkeys(keys_of_views)
+        ]
 
     def answer(self, columns: list[list[Any]], metrics: Any = None) -> LazyResponse | None:
-        """Read what the rows ask for; None where they are for Feast to judge.
+        """Read the entities of a request; None if only Feast can answer or refuse it.
 
-        ``metrics`` is ``feast.metrics``, if that is to hear of it.
+        ``metrics`` is ``feast.metrics`` if it counts online reads, else None.
 
         :raises SegmentNotFoundError: if a view was never applied, or was removed.
         """
         started = 0.0 if metrics is None else time.monotonic()
         count = len(columns[0])
         data: list[list[Any]] | None = None
-        if not self._is_plain:
+        if not self._has_keys_only:
             data = self._request_data(columns)
             if data is None:
                 return None
-            columns = [columns[place] for place in self._columns.key_places]
-        plan = self.plan
+            columns = [columns[index] for index in self._columns.key_indexes]
+        resolved = self._resolved
         rows = self._read_row(columns) if count == 1 and self._uses_all_keys else None
-        if rows is not None and len(rows) == 1 and metrics is None and not plan.transforms:
-            return RowResponse(plan, self.keys, columns, rows[0])
+        if rows is not None and len(rows) == 1 and metrics is None and not resolved.transforms:
+            return RowResponse(resolved, self.keys, columns, rows[0])
         keys, reads = self._read(columns, count) if rows is None else (columns, self._by_view(rows))
         if reads is None:
             return None
         if metrics is not None:
             self._report(metrics, reads, count, time.monotonic() - started)
-        if not plan.transforms:
-            return LazyResponse.of(plan, self.keys, keys, reads)
-        inputs = LazyResponse.of(plan, (*self.keys, *self._columns.request), [*keys, *(data or ())], reads, plan.inputs)
-        computed = compute(plan.transforms, inputs, plan.full_names)
-        return LazyResponse.of(plan, self.keys, keys, reads, computed=computed)
+        if not resolved.transforms:
+            return LazyResponse.of(resolved, self.keys, keys, reads)
+        key_values = [*keys, *(data or ())]
+        inputs = LazyResponse.of(resolved, (*self.keys, *self._columns.request), key_values, reads, resolved.inputs)
+        computed = compute(resolved.transforms, inputs, resolved.full_names)
+        return LazyResponse.of(resolved, self.keys, keys, reads, computed=computed)
 
     def _request_data(self, columns: list[list[Any]]) -> list[list[Any]] | None:
-        wanted = self._columns
-        if any(not is_passed_over(columns[place]) for place in wanted.others):
+        if any(not is_convertible(columns[index]) for index in self._columns.unused_indexes):
             return None
-        pairs = zip(wanted.request, wanted.request_places, strict=True)
-        return _all([column.normalised(columns[place]) for column, place in pairs])
+        pairs = zip(self._columns.request, self._columns.request_indexes, strict=True)
+        return _all([column.normalised(columns[index]) for column, index in pairs])
 
     def _read_row(self, columns: list[list[Any]]) -> list[Rows] | None:
-        """The rows of the one entity that each part of the key names; None where the quick way does not serve."""
-        found: list[Rows] = []
-        for entity in self._entities:
-            rows = entity.row(columns)
+        """The rows of a request's one entity, by group of views; None if this fast path does not apply."""
+        rows_of_groups: list[Rows] = []
+        for group in self._groups:
+            rows = group.row(columns)
             if rows is None:
                 return None
-            found.append(rows)
-        return found
+            rows_of_groups.append(rows)
+        return rows_of_groups
 
-    def _by_view(self, found: list[Rows]) -> list[Any]:
-        """The rows in the order of the plan's views."""
-        rows: dict[int, OneRow] = {}
-        for entity, read in zip(self._entities, found, strict=True):
-            rows.update((number, read[place]) for place, number in enumerate(entity.numbers))
-        return [rows[number] for number in range(len(rows))]
+    def _by_view(self, rows_of_groups: list[Rows]) -> list[Any]:
+        """The rows in the order of the views."""
+        by_view: dict[int, OneRow] = {}
+        for group, rows in zip(self._groups, rows_of_groups, strict=True):
+            by_view.update((view, rows[index]) for index, view in enumerate(group.view_indexes))
+        return [by_view[view] for view in range(len(by_view))]
 
     def _read(self, columns: list[list[Any]], count: int) -> tuple[list[list[Any]], list[Any] | None]:
-        """The join keys as Feast gives them back, and what was read of each view; None where Feast has to judge."""
+        """The join keys as Feast returns them, and what was read of each view; None if only Feast can judge."""
+        views = self._resolved.views
         keys = _all([key.normalised(values) for key, values in zip(self.keys, columns, strict=True)])
         if keys is None:
             return [], None
         try:
-            ids = {entity.part: entity.ids(keys, count) for entity in self._entities}
-        except ValueError:  # No id can be made of a key.
+            ids = {group.key_indexes: group.ids(keys, count) for group in self._groups}
+        except ValueError:  # A value cannot be a key.
             return [], None
         try:
-            reads = [view.reader(ids[part]) for view, part in zip(self.plan.views, self._parts, strict=True)]
+            reads = [view.reader(ids[indexes]) for view, indexes in zip(views, self._keys_of_views, strict=True)]
         except EntityIdError:
             return [], None
-        for view, read in zip(self.plan.views, reads, strict=True):
+        for view, read in zip(views, reads, strict=True):
             if view.max_age_ns:
                 read.hide(read.found & (read.event_time_ns < time.time_ns() - view.max_age_ns))
         return keys, reads
 
     def _report(self, metrics: Any, reads: list[Any], count: int, seconds: float) -> None:
-        """Tell Feast's metrics what it would count itself."""
-        for view, read in zip(self.plan.views, reads, strict=True):
+        """Tell Feast's metrics what Feast's generic path would."""
+        for view, read in zip(self._resolved.views, reads, strict=True):
             if type(read) is OneRow:
                 present = len(view.requested) if read.values else 0
             else:
@@ -175,7 +140,85 @@ class Shape:
         metrics.track_online_store_read(seconds)
 
 
+class _ViewGroup:
+    """The views with the same join keys, so that one entity id serves them all.
+
+    ``key_indexes`` are the indexes of the join keys in the request, ``view_indexes`` those of the views in the plan.
+    """
+
+    __slots__ = ("_keys", "_max_ages", "_read", "_text", "key_indexes", "view_indexes")
+
+    def __init__(
+        self,
+        key_indexes: tuple[int, ...],
+        keys: Sequence[Column],
+        views: Sequence[ViewPlan],
+        keys_of_views: Sequence[tuple[int, ...]],
+    ) -> None:
+        self.key_indexes = key_indexes
+        self.view_indexes = [index for index, other in enumerate(keys_of_views) if other == key_indexes]
+        own_views = [views[index] for index in self.view_indexes]
+        self._keys = [keys[index] for index in key_indexes]
+        self._text = self._keys[0].text if len(key_indexes) == 1 else None
+        self._read = EntityReader([view.reader for view in own_views])
+        self._max_ages = [(index, view.max_age_ns) for index, view in enumerate(own_views) if view.max_age_ns]
+
+    def row(self, columns: list[list[Any]]) -> Rows | None:
+        """The views' rows of a request's one entity; None if this fast path does not apply."""
+        text = self._composed(columns) if self._text is None else self._text(columns[self.key_indexes[0]][0])
+        rows = None if text is None else self._read(text)
+        return None if rows is None or (self._max_ages and self._has_old(rows)) else rows
+
+    def ids(self, keys: list[list[Any]], count: int) -> pa.Array:
+        """The ids of many entities, from normalised keys.
+
+        :raises ValueError: for values that cannot be keys.
+        """
+        if len(self.key_indexes) == 1:
+            return self._keys[0].ids(keys[self.key_indexes[0]])
+        components = [key.texts(keys[index]) for key, index in zip(self._keys, self.key_indexes, strict=True)]
+        return pa.array(entity_ids(components, count), pa.string())
+
+    def _composed(self, columns: list[list[Any]]) -> str | None:
+        texts = [key.text(columns[index][0]) for key, index in zip(self._keys, self.key_indexes, strict=True)]
+        components = [text for text in texts if text is not None]
+        return entity_id(components) if len(components) == len(texts) else None
+
+    def _has_old(self, rows: Rows) -> bool:
+        """Whether one of the rows is older than its view allows."""
+        now = time.time_ns()
+        return any(rows[index].values and rows[index].values[0] < now - max_age for index, max_age in self._max_ages)
+
+
+def shape_for(resolved: Resolved, context: RequestContext, names: tuple[str, ...]) -> Shape | None:
+    """The shape for rows with these columns; None if only Feast can answer or refuse them."""
+    request = {index: name for index, name in enumerate(names) if name in context.request_data}
+    keys = {index: name for index, name in enumerate(names) if name in context.join_keys and index not in request}
+    unused = [index for index in range(len(names)) if index not in request and index not in keys]
+    feature_names = {*context.result_names, *resolved.feature_types, *(feature.name for feature in resolved.inputs)}
+    if len(request) < len(context.request_data) or not feature_names.isdisjoint([*request.values(), *keys.values()]):
+        return None
+    if any(names[index] in context.join_key_of_entity for index in unused):
+        return None  # An entity's name in place of its join key, which Feast warns about.
+    key_indexes: dict[str, Any] = {name: index for index, name in enumerate(keys.values())}
+    key_indexes |= {DUMMY_ENTITY_ID: -1} if context.is_entityless else {}
+    keys_of_views = []
+    for table, _ in context.grouped:
+        own_keys = feast_private.entity_values(table, context.join_key_of_entity, key_indexes)
+        if not own_keys or (DUMMY_ENTITY_ID in own_keys and len(own_keys) > 1):
+            return None
+        keys_of_views.append(tuple(own_keys[name] for name in sorted(own_keys) if name != DUMMY_ENTITY_ID))
+    columns = _Columns(
+        keys=tuple(key_column(name, context.join_key_types.get(name)) for name in keys.values()),
+        key_indexes=tuple(keys),
+        request=tuple(RequestData(name, ValueType.UNKNOWN) for name in request.values()),
+        request_indexes=tuple(request),
+        unused_indexes=tuple(unused),
+    )
+    return Shape(resolved, columns, tuple(keys_of_views))
+
+
 def _all(columns: list[list[Any] | None]) -> list[list[Any]] | None:
     """The columns, unless one is missing."""
-    known = [values for values in columns if values is not None]
-    return known if len(known) == len(columns) else None
+    present = [values for values in columns if values is not None]
+    return present if len(present) == len(columns) else None

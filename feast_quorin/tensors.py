@@ -1,4 +1,4 @@
-"""Lists of numbers as one tensor: what :meth:`TensorResponse.to_tensor` can do beyond Feast's."""
+"""Lists of numbers as one tensor, which :meth:`TensorResponse.to_tensor` adds to Feast's."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import numpy as np
 from feast.online_response import OnlineResponse
 from feast.torch_wrapper import get_torch
 
+from feast_quorin import feast_private
 from feast_quorin.values import number_lists
 from quorin.errors import TensorError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_MOST_SHOWN = 10
+_MAX_SHOWN = 10
 
 
 class Stack(NamedTuple):
-    """Lists of one length: ``values`` of shape ``(rows, length)``, zeros where a list is ``missing`` (bool of shape
-    ``(rows,)``, None if none is).
+    """Lists of one length: ``values`` of shape ``(rows, length)``, zeros for null lists. ``missing`` is the bool mask
+    of null lists, of shape ``(rows,)``; None if there are none.
     """
 
     values: np.ndarray[Any, Any]
@@ -32,8 +33,8 @@ class TensorResponse(OnlineResponse):
 
     @classmethod
     def of_feast(cls, response: OnlineResponse) -> TensorResponse:
-        """The same answer with the tensors of this class."""
-        return cls(response.proto, response._feature_types)
+        """The same response with the tensors of this class."""
+        return cls(response.proto, feast_private.feature_types_of(response))
 
     def to_tensor(
         self, kind: str = "torch", default_value: Any = float("nan"), *, stack_lists: bool | Collection[str] = False
@@ -41,15 +42,15 @@ class TensorResponse(OnlineResponse):
         """Tensors of numbers and booleans, ``default_value`` in place of None; lists of everything else, as in Feast.
 
         With ``stack_lists`` the lists of a feature become one tensor of shape ``(rows, length)`` in the feature's own
-        type (float32, float64, int32, int64 or bool): True stands for every feature that is a list of numbers or
-        booleans, names for those alone. A row without a value holds ``default_value`` all along; if that is a float,
-        integers and booleans become floats for it, as those that are no lists do. Where no row has a value the length
-        is the field's ``vector_length``, 0 where none is declared.
+        type (float32, float64, int32, int64 or bool): True selects every feature that is a list of numbers or booleans,
+        names select single features. A row without a value is filled with ``default_value``; if that is a float,
+        integers and booleans become floats, as scalar features do. If no row has a value the length is the field's
+        ``vector_length``, 0 if none is declared.
 
         The tensors are the caller's own.
 
-        :raises TensorError: naming a feature whose lists differ in length, a named one that the answer does not have,
-            or one that is no list of numbers. :raises ValueError: for values that no tensor can hold, and for another
+        :raises TensorError: if the lists of a feature differ in length; if a named feature is not in the response or
+            not a list of numbers. :raises ValueError: for values that no tensor can hold, and for another
             ``kind``. :raises ImportError: without torch.
         """
         stacks = self.stacks(stack_lists)
@@ -57,16 +58,16 @@ class TensorResponse(OnlineResponse):
         return tensors | {name: tensor_of(name, stack, default_value) for name, stack in stacks.items()}
 
     def stacks(self, stack_lists: bool | Collection[str]) -> dict[str, Stack]:
-        """What the tensors of lists are made from, by name; it does not take torch.
+        """The arrays from which the tensors of lists are made, by name. This does not need torch.
 
         :raises TensorError: as :meth:`to_tensor`.
         """
         if stack_lists is False:
             return {}
         names = self._names()
-        wanted = frozenset(names) if stack_lists is True else _named(stack_lists, names)
-        stacks = {name: stacked(name, lists, length) for name, lists, length in self._number_lists(wanted)}
-        others = [] if stack_lists is True else sorted(wanted - stacks.keys())
+        requested = frozenset(names) if stack_lists is True else _named(stack_lists, names)
+        stacks = {name: stacked(name, lists, length) for name, lists, length in self._number_lists(requested)}
+        others = [] if stack_lists is True else sorted(requested - stacks.keys())
         if others:
             raise TensorError(f"stack_lists: expected features that are lists of numbers or booleans, got {others}")
         return stacks
@@ -75,30 +76,29 @@ class TensorResponse(OnlineResponse):
         names: Collection[str] = self.proto.metadata.feature_names.val
         return names
 
-    def _number_lists(self, wanted: frozenset[str]) -> Iterator[tuple[str, pa.ListArray, int]]:
-        """Those of the columns that are lists of numbers or booleans, and the length that is declared of each."""
+    def _number_lists(self, requested: frozenset[str]) -> Iterator[tuple[str, pa.ListArray, int]]:
+        """The requested columns that are lists of numbers or booleans, each with its declared length."""
         for name, vector in zip(self._names(), self.proto.results, strict=True):
-            lists = number_lists(vector.values, self._feature_types.get(name)) if name in wanted else None
+            lists = number_lists(vector.values, self._feature_types.get(name)) if name in requested else None
             if lists is not None:
                 yield name, lists, self._vector_length(name)
 
     def _vector_length(self, name: str) -> int:  # noqa: ARG002
-        """How long a feature's lists are declared to be, 0 if that is not known."""
+        """The declared length of a feature's lists, 0 if it is not known."""
         return 0
 
 
 def _named(stack_lists: Any, names: Collection[str]) -> frozenset[str]:
     if isinstance(stack_lists, str) or not isinstance(stack_lists, Collection):
-        raise TensorError(f"stack_lists: expected True, False or a list of names of features, got {stack_lists!r}")
+        raise TensorError(f"stack_lists: expected True, False or a list of feature names, got {stack_lists!r}")
     unknown = [name for name in stack_lists if name not in names]
     if unknown:
-        raise TensorError(f"stack_lists: the answer has no {unknown}, it has {[*names]}")
+        raise TensorError(f"stack_lists: the response has no features {unknown}, it has {[*names]}")
     return frozenset(stack_lists)
 
 
 def stacked(name: str, lists: pa.ListArray, vector_length: int) -> Stack:
-    """Lists of numbers as one array of its own, in the type of their elements; ``vector_length`` is how long they are
-    if there is none.
+    """Lists of numbers as one new array in the type of their elements; ``vector_length`` is the length if all are null.
 
     :raises TensorError: if lengths differ.
     """
@@ -106,8 +106,8 @@ def stacked(name: str, lists: pa.ListArray, vector_length: int) -> Stack:
     length = int(counts[0]) if len(counts) else vector_length
     if (counts != length).any():
         raise TensorError(
-            f"feature {name!r}: expected lists of one length to make a tensor of, got lengths "
-            f"{np.unique(counts).tolist()[:_MOST_SHOWN]}; pass the names of other features as stack_lists"
+            f"feature {name!r}: expected lists of one length, got lengths "
+            f"{np.unique(counts).tolist()[:_MAX_SHOWN]}; leave it out of stack_lists"
         )
     elements = lists.flatten().to_numpy(zero_copy_only=False, writable=True).reshape(len(counts), length)
     if not lists.null_count:
@@ -119,10 +119,10 @@ def stacked(name: str, lists: pa.ListArray, vector_length: int) -> Stack:
 
 
 def tensor_of(name: str, values: Any, default_value: Any) -> Any:
-    """A tensor of a column, on the device that Feast would choose; the list itself where Feast makes no tensor of it.
+    """A tensor of a column, on the device that Feast would choose; the list itself if Feast would make no tensor of it.
 
-    ``values`` is a stack, an array of numbers or booleans, or a list with None where there is no value. Arrays become
-    the tensor's memory.
+    ``values`` is a stack, an array of numbers or booleans, or a list with None for nulls. Arrays become the memory of
+    the tensor.
 
     :raises ValueError: for values that no tensor can hold; a :class:`TensorError` for such a default in a stack.
     """
@@ -144,12 +144,12 @@ def tensor_of(name: str, values: Any, default_value: Any) -> Any:
 
 
 def _filled(torch: Any, name: str, stack: Stack, default_value: Any) -> Any:
-    """A stack with the default in its missing rows. It decides about the type as it does in torch's arithmetic."""
+    """A stack with the default in its missing rows; its type is promoted as in torch's arithmetic."""
     tensor = torch.from_numpy(stack.values)
     if stack.missing is None:
         return tensor
     try:
-        number = np.asarray(default_value).item()  # torch knows Python's numbers alone
+        number = np.asarray(default_value).item()  # torch takes only Python's numbers
         tensor = tensor.to(torch.result_type(tensor, number))
         tensor[torch.from_numpy(stack.missing)] = number
     except (TypeError, ValueError, RuntimeError) as error:

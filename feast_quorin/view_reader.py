@@ -1,8 +1,7 @@
-"""Reads of one view for one choice of features: bound to its segment once, followed as it is replaced.
+"""Reads of one view for one choice of features: bound to its segment once, and again when the segment is replaced.
 
-Many entities are read as typed columns (:class:`quorin.assembly.Columns`), one as plain Python values, from all views
-that it is the key of at once (:class:`quorin.assembly.Rows`). Both are copies of whole rows: what is decoded later is
-what was read.
+Many entities are read as typed columns (:class:`quorin.assembly.Columns`), one entity as Python values from all views
+of its key at once (:class:`quorin.assembly.Rows`). Both are copies of whole rows, so values may be decoded later.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ if TYPE_CHECKING:
     from quorin.shm import Segment
 
 LOOK_SECONDS = 0.005
-"""How often a busy reader looks whether another process has removed its segment, which no reader is told."""
+"""How often a busy reader checks whether another process has removed its segment: nothing notifies readers."""
 
-_ATTEMPTS = 6
+_MAX_ATTEMPTS = 6
 
 
 class ViewReader:
-    """One view, and the features that a request wants of it. Threads may share it.
+    """Reads the requested features of one view. Threads may share it.
 
     ``engine`` must be this process's own.
     """
@@ -42,12 +41,12 @@ class ViewReader:
         self._look_again = 0.0
 
     def __call__(self, entity_ids: Any) -> Columns:
-        """Many entities, in any form that the engine takes. The columns are those of the wanted fields that the segment
-        has: all of them, unless the view changed and this process has not heard of it yet.
+        """Read many entities, in any form that the engine takes. The columns are the requested fields that the segment
+        has: all of them, unless the view changed and this process has not noticed yet.
 
         :raises SegmentNotFoundError: if the view was never applied, or was removed.
         """
-        for _ in range(_ATTEMPTS):
+        for _ in range(_MAX_ATTEMPTS):
             try:
                 return self._bind().read(entity_ids)
             except (SchemaMismatchError, SegmentNotFoundError, SegmentClosedError):
@@ -55,17 +54,17 @@ class ViewReader:
                 if not self.engine.forget(self._view):
                     raise
         raise SegmentNotFoundError(
-            f"feature view {self._view.name!r}: its segment was replaced {_ATTEMPTS} times in one read"
+            f"feature view {self._view.name!r}: its segment was replaced {_MAX_ATTEMPTS} times in one read"
         )
 
     def bound(self) -> tuple[Segment, tuple[str, ...], float] | None:
-        """The segment, the fields to read of it, and until when to do so without another look; None if the segment does
-        not have all of them, or for rows that expire.
+        """The segment, the fields to read of it, and until when to do so without another check; None if the segment
+        lacks one of them, or if rows expire.
 
         :raises SegmentNotFoundError: if the view was never applied, or was removed.
         """
         bound = self._bind()
-        # Only columns come with what tells when their rows were written.
+        # Only columns come with the positions that tell when their rows were written.
         if self.engine.rows_expire or len(bound.fields) < len(self._fields):
             return None
         return bound.segment, bound.fields, self._look_again
@@ -88,7 +87,7 @@ class ViewReader:
 
 
 class _Bound:
-    """A segment, the fields that are read of it, and what reads them."""
+    """A segment, the fields that are read of it, and the function that reads them."""
 
     __slots__ = ("fields", "read", "segment")
 
@@ -99,7 +98,7 @@ class _Bound:
 
 
 class _BoundViews(NamedTuple):
-    """Segments, what reads them, and for how long: until a moment, or until the engine opens others."""
+    """Segments and their reader, valid until a time or until the engine opens other segments."""
 
     segments: list[Segment]
     read: RowReader
@@ -108,7 +107,7 @@ class _BoundViews(NamedTuple):
 
 
 class EntityReader:
-    """Reads of one entity in several views, which are bound by the readers of these. Threads may share it."""
+    """Reads one entity in several views, each bound by its own reader. Threads may share it."""
 
     __slots__ = ("_bound", "_engine", "_views")
 
@@ -118,7 +117,7 @@ class EntityReader:
         self._bound: _BoundViews | None = None
 
     def __call__(self, entity_id: str) -> Rows | None:
-        """The rows of one entity; None where only the views' own readers can tell."""
+        """The rows of one entity; None if only the views' own readers can read them."""
         try:
             bound = self._bound
             if bound is None or bound.opened is not self._engine.opened or time.monotonic() >= bound.until:
@@ -129,13 +128,13 @@ class EntityReader:
 
     def _bind(self) -> _BoundViews | None:
         before, opened = self._bound, self._engine.opened
-        parts = [view.bound() for view in self._views]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
+        bounds = [view.bound() for view in self._views]
+        complete = [bound for bound in bounds if bound is not None]
+        if len(complete) < len(bounds):
             return None
-        segments = [segment for segment, _, _ in known]
+        segments = [segment for segment, _, _ in complete]
         if before is not None and before.segments == segments:
             read = before.read
         else:
-            read = row_reader([(segment, fields) for segment, fields, _ in known])
-        return _BoundViews(segments, read, min(until for _, _, until in known), opened)
+            read = row_reader([(segment, fields) for segment, fields, _ in complete])
+        return _BoundViews(segments, read, min(until for _, _, until in complete), opened)

@@ -1,8 +1,8 @@
-"""Feast's protobuf response as the bytes that stand for it on the wire, a column at a time.
+"""Feast's protobuf response as bytes of the wire format, a column at a time.
 
-Appending thousands of small messages one by one costs more than parsing the bytes of them all. Numbers of a column are
-given one width, integers too: a varint may be padded to its ten bytes, so a column is a matrix that NumPy fills. What
-protobuf makes of the bytes is what it makes of the messages; nothing of the padding is left.
+Appending thousands of small messages one by one costs more than parsing the bytes of them all. All numbers of a column
+have one width, integers too: a varint may be padded to ten bytes, so a column is a matrix that NumPy fills. Protobuf
+parses the bytes into the same messages; the padding leaves no trace.
 """
 
 from __future__ import annotations
@@ -34,14 +34,12 @@ _ITEMS = 1
 
 
 def vector(values: bytes, row: bytes) -> bytes:
-    """One feature's vector as a member of the response: its values, and what its view has in common for all features
-    (see :func:`row_states`).
-    """
+    """One feature's vector as a member of the response: its values, and the :func:`row_states` of its view."""
     return _RESULT + varint(len(values) + len(row)) + values + row
 
 
 def row_states(statuses: Sequence[int] | bytes, times_ns: Cells | None) -> bytes:
-    """Statuses and event times (nanoseconds, 0 for none) of rows; without times, none at all."""
+    """Statuses and event times (nanoseconds, 0 for none) of rows; empty timestamps if ``times_ns`` is None."""
     states = bytes(statuses)
     head = _STATUS + varint(len(states)) + states
     if times_ns is None:
@@ -67,7 +65,7 @@ def nulls(count: int) -> bytes:
 
 
 def numbers(kind: str, values: Cells, valid: Mask | None) -> bytes:
-    """Numbers or booleans as values; null where not ``valid`` (None: all are)."""
+    """Numbers or booleans as values, null where ``valid`` is false; all are valid if it is None."""
     if values.dtype.kind == "f":
         wire_type = FIXED32 if values.dtype.itemsize == np.dtype(np.float32).itemsize else FIXED64
         cells = np.ascontiguousarray(values).view(np.uint8).reshape(len(values), values.dtype.itemsize)
@@ -127,12 +125,12 @@ def text_lists(kind: str, array: pa.ListArray) -> bytes:
 
 
 def messages(serialized: Iterable[bytes | None]) -> bytes:
-    """Values that are serialized already."""
+    """Values that are already serialized."""
     return _joined(serialized)
 
 
 def varint(value: int) -> bytes:
-    """A number of 0 and more, as short as it can be."""
+    """A number of 0 or more as a varint of the fewest bytes."""
     if value < 0x80:
         return bytes((value,))
     parts = bytearray()
@@ -145,7 +143,7 @@ def varint(value: int) -> bytes:
 
 @cache
 def tag(field: int, wire_type: int) -> bytes:
-    """What stands before a field."""
+    """The tag that precedes a field."""
     return varint(field << 3 | wire_type)
 
 
@@ -161,7 +159,7 @@ def _joined(values: Iterable[bytes | None]) -> bytes:
 
 
 def _messages(head: bytes, start: bytes, cells: Cells, valid: Mask | None) -> bytes:
-    """Messages of one length below 128, each of its start and its cells, after the head; empty ones where not valid."""
+    """One message per row behind the head: the start and the row's cells, below 128 bytes; empty if not valid."""
     count, width = cells.shape
     prefix = head + varint(len(start) + width)
     begin = len(prefix) + len(start)

@@ -1,0 +1,132 @@
+"""Every use of Feast's private names, so that an upgrade of Feast is one diff.
+
+Two kinds of names are elsewhere. Classes that derive from Feast's override some private methods and attributes of
+theirs: :data:`OVERRIDDEN` lists them. And :mod:`feast_quorin.hook`, which imports nothing, knows a table of
+``feast.repo_config``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from feast import online_response, utils
+from feast.infra.online_stores.online_store import OnlineStore
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from feast.feature_service import FeatureService
+    from feast.online_response import OnlineResponse
+    from feast.value_type import ValueType
+
+OVERRIDDEN = {
+    "feast.infra.online_stores.online_store.OnlineStore": (
+        "_read_features_per_fv",
+        "_read_features_per_fv_async",
+        "_versioned_read_supported",
+    ),
+    "feast.infra.compute_engines.local.compute.LocalComputeEngine": ("_materialize_one",),
+    "feast.online_response.OnlineResponse": ("_feature_types",),
+}
+"""Private names of Feast's classes that classes of the plugin define or assign anew."""
+
+
+class RequestContext(NamedTuple):
+    """What Feast finds out about a choice of features before it reads anything.
+
+    ``references`` are ``view:feature`` for every requested feature. ``grouped`` has each view that is read with the
+    features to read of it. ``result_names`` are the names of the requested features in the response. ``request_data``
+    are the columns that on-demand views take from the request itself. ``is_entityless`` says whether one of the views
+    has no entity.
+    """
+
+    references: list[str]
+    on_demand_views: list[Any]
+    join_key_of_entity: dict[str, str]
+    join_key_types: dict[str, ValueType]
+    join_keys: set[str]
+    grouped: list[tuple[Any, list[str]]]
+    result_names: set[str]
+    request_data: set[str]
+    is_entityless: bool
+
+
+def request_context(registry: Any, project: str, features: Any, full_names: bool) -> RequestContext:
+    """Resolve a choice of features against the registry.
+
+    :raises Exception: what Feast raises about the choice.
+    """
+    return RequestContext(*utils._get_online_request_context(registry, project, features, full_names))
+
+
+def entity_values(table: Any, join_key_of_entity: dict[str, str], values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a view's own join keys, by the view's names for them; keys that ``values`` lacks are left out."""
+    return utils._get_table_entity_values(table, join_key_of_entity, values)
+
+
+def unique_entities(
+    table: Any, join_key_values: dict[str, Any], join_key_of_entity: dict[str, str]
+) -> tuple[Sequence[dict[str, Any]], Sequence[list[int]], int]:
+    """A view's distinct entities in a request, the indexes of the rows of each, and the number of rows."""
+    return utils._get_unique_entities(table, join_key_values, join_key_of_entity)
+
+
+def entity_row_indexes(key_columns: dict[str, list[Any]]) -> Sequence[list[int]]:
+    """The row indexes of each distinct entity, in the order in which Feast sorts entities; columns by join key."""
+    return utils._get_unique_entities_from_values(key_columns)[1]
+
+
+def feature_types(grouped: list[tuple[Any, list[str]]]) -> dict[str, ValueType]:
+    """The types that a response knows of the features of views, by name; see :class:`RequestContext`."""
+    return OnlineStore._build_feature_types(grouped)
+
+
+def feature_types_of(response: OnlineResponse) -> dict[str, ValueType]:
+    """The types that Feast gave to a response, by feature name."""
+    return response._feature_types
+
+
+def split_reference(reference: str) -> tuple[str, str]:
+    """View and feature of a reference ``view:feature`` or ``view@version:feature``."""
+    view, _, feature = utils._parse_feature_ref(reference)
+    return view, feature
+
+
+def apply_aggregations(data: Any, view: Any) -> Any:
+    """A dictionary or Arrow table of columns, aggregated as an on-demand view declares it."""
+    return utils._apply_aggregations_to_response(data, view.aggregations, view.entities, view.mode)
+
+
+def convert_uuids(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Columns of Python values as Feast hands them to Arrow: UUIDs as strings."""
+    return online_response._convert_uuids_for_arrow(columns)
+
+
+def has_unresolved_features(service: FeatureService) -> bool:
+    """Whether a service names features that Feast has yet to look up in the registry."""
+    return bool(service._pending_feature_refs)
+
+
+def online_metrics() -> Any:
+    """The module ``feast.metrics`` if it counts online reads in this process, else None."""
+    metrics = sys.modules.get("feast.metrics")
+    return metrics if metrics is not None and metrics._config.online_features else None
+
+
+def compute_backend(engine: Any, context: Any) -> Any:
+    """What runs the transformations of a local compute engine in an execution."""
+    return engine._get_backend(context)
+
+
+def rename_columns(table: pa.Table, mapping: dict[str, str]) -> pa.Table:
+    """An Arrow table whose columns have the names that a source's field mapping gives them."""
+    return utils._run_pyarrow_field_mapping(table, mapping)
+
+
+def check_vector_lengths(table: pa.Table, view: Any) -> None:
+    """Check the vectors in an Arrow table against a view.
+
+    :raises ValueError: for vectors of different lengths, or of another length than the declared one.
+    """
+    utils._validate_vector_field_lengths(table, view)
