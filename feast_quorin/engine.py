@@ -18,6 +18,8 @@ from feast_quorin.catalogue import Catalogue
 from feast_quorin.infrastructure import apply_view, check_entity
 from quorin import assembly
 from quorin.errors import (
+    EntityIdError,
+    InvalidRowError,
     QuorinError,
     SchemaMismatchError,
     SegmentClosedError,
@@ -138,7 +140,10 @@ class Engine:
         :raises LogFullError: if the log is at its limit.
         """
         self._make_known(view)
-        return self._producer.write_many(view.schema, batch, partial=partial)
+        try:
+            return self._producer.write_many(view.schema, batch, partial=partial)
+        except (InvalidRowError, EntityIdError) as error:  # What only the engine checks, such as text that is no UTF-8.
+            raise type(error)(f"view {view.name!r}: {error}") from None
 
     def write_row(
         self, view: StoredView, entity_id: str, values: Mapping[str, Any], event_time_ns: int

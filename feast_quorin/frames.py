@@ -15,6 +15,7 @@ from feast.value_type import ValueType
 
 from feast_quorin.keys import SEPARATOR, escaped
 from feast_quorin.times import is_time, to_ns
+from quorin.errors import InvalidRowError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,9 +57,9 @@ def plain_row(
     try:
         keys = {column.name: _key(row[column.name], column.dtype.to_value_type()) for column in table.entity_columns}
         values = {stored.field: _value(row[name], stored.codec.kind) for name, stored in view.features.items()}
-    except (_NotPlainError, KeyError, UnicodeEncodeError):
+        return SEPARATOR.join([keys[name] for name in sorted(keys)]), values, to_ns(time)
+    except (_NotPlainError, KeyError, UnicodeEncodeError, InvalidRowError):
         return None
-    return SEPARATOR.join([keys[name] for name in sorted(keys)]), values, to_ns(time)
 
 
 def _key(value: Any, kind: ValueType) -> str:

@@ -57,17 +57,22 @@ def entity_ids_of_rows(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return [_entity_id(list(row), list(row.values())) for row in rows]
 
 
-def entity_id_column(view: str, components: Mapping[str, pa.Array]) -> pa.Array:
-    """The ids of many rows: of each join key, of one at least, its column of components, see :func:`component`.
-
-    :raises EntityIdTooLongError: for a key of more than 4,096 bytes; the text names the view.
-    """
+def entity_id_column(components: Mapping[str, pa.Array]) -> pa.Array:
+    """The ids of many rows: of each join key, of one at least, its column of components, see :func:`component`."""
     columns = [components[name] for name in sorted(components)]
-    ids = columns[0] if len(columns) == 1 else pc.binary_join_element_wise(*columns, SEPARATOR)
-    longest = pc.max(pc.binary_length(ids)).as_py() or 0
-    if longest > MAX_ID_BYTES:
-        raise EntityIdTooLongError(f"view {view!r}: an entity key of {longest} bytes, at most {MAX_ID_BYTES} fit")
-    return ids
+    return columns[0] if len(columns) == 1 else pc.binary_join_element_wise(*columns, SEPARATOR)
+
+
+def check_length(byte_count: int) -> None:
+    """:raises EntityIdTooLongError: for an id of more than 4,096 bytes."""
+    if byte_count > MAX_ID_BYTES:
+        raise EntityIdTooLongError(f"expected an entity key of at most {MAX_ID_BYTES} bytes, got {byte_count}")
+
+
+def key_values(key: Any) -> dict[str, Any]:
+    """The join keys of an ``EntityKey`` proto and their values in Python, None for a null."""
+    kinds = [(value, value.WhichOneof("val")) for value in key.entity_values]
+    return dict(zip(key.join_keys, [getattr(value, kind) if kind else None for value, kind in kinds], strict=False))
 
 
 def numbers_column(numbers: pa.Array) -> pa.Array:
@@ -91,10 +96,10 @@ def escaped(text: str) -> str:
     return text or EMPTY
 
 
-def component(join_key: str, value: Any) -> str:
+def component(value: Any) -> str:
     """One value of a join key as a component of an id.
 
-    :raises ValueError: for a null or a value that is no scalar; the text names the join key.
+    :raises ValueError: for a null or a value that is no scalar.
     """
     kind = value.WhichOneof("val")
     if kind in INTEGERS:
@@ -105,7 +110,8 @@ def component(join_key: str, value: Any) -> str:
         return value.bytes_val.hex() or EMPTY
     if kind in ("float_val", "double_val", "bool_val"):
         return repr(getattr(value, kind))
-    raise ValueError(f"join key {join_key!r}: expected one value, such as a string, got {kind or 'null'}")
+    got = "null" if kind in (None, "null_val") else kind
+    raise ValueError(f"expected one value, such as a string, got {got}")
 
 
 def entity_key(entity_id: str, kinds: Mapping[str, ValueType]) -> EntityKey:
@@ -183,6 +189,13 @@ def _entity_id(join_keys: list[str], values: list[Any]) -> str:
     if len(join_keys) != len(values):
         raise ValueError(f"expected one value for each join key, got join keys {join_keys!r} and {len(values)} values")
     if len(values) == 1:
-        return component(join_keys[0], values[0])
+        return _component(join_keys[0], values[0])
     pairs = sorted(zip(join_keys, values, strict=True), key=lambda pair: pair[0])
-    return SEPARATOR.join([component(name, value) for name, value in pairs])
+    return SEPARATOR.join([_component(name, value) for name, value in pairs])
+
+
+def _component(join_key: str, value: Any) -> str:
+    try:
+        return component(value)
+    except ValueError as error:
+        raise ValueError(f"join key {join_key!r}: {error}") from None

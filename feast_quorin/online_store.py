@@ -18,10 +18,11 @@ from feast.infra.supported_async_methods import SupportedAsyncMethods
 from feast_quorin import documents, feast_private, infrastructure, reading, writing
 from feast_quorin.config import StoreSettings
 from feast_quorin.engine import Engine
-from feast_quorin.keys import entity_ids, entity_ids_of_rows
+from feast_quorin.keys import entity_ids_of_rows
 from feast_quorin.names import project_prefix, schema_names
 from feast_quorin.plan import Plans
 from feast_quorin.precomputed import from_live_rows
+from feast_quorin.refused import naming_refused_keys
 from feast_quorin.request import key_columns
 from feast_quorin.tensors import TensorResponse
 from feast_quorin.views import max_age_ns, stored_view
@@ -127,8 +128,9 @@ class QuorinOnlineStore(OnlineStore):
         self, config: RepoConfig, table: Any, entity_keys: Sequence[Any], requested_features: list[str] | None = None
     ) -> list[Any]:
         """Event time and features of each entity, or a pair of None."""
+        view = stored_view(config, table)
         rows = reading.read_rows(
-            self._engine_for(config), stored_view(config, table), entity_ids(entity_keys), requested_features
+            self._engine_for(config), view, reading.ids_of_keys(view, entity_keys), requested_features
         )
         return reading.feast_rows(rows)
 
@@ -224,7 +226,8 @@ class QuorinOnlineStore(OnlineStore):
         response = self._run(config, entity_rows, *choice)
         if response is not None:
             return response
-        slow = super().get_online_features(config, from_live_rows(features), entity_rows, *choice[1:])
+        with naming_refused_keys(features, entity_rows, registry, project):
+            slow = super().get_online_features(config, from_live_rows(features), entity_rows, *choice[1:])
         return TensorResponse.of_feast(slow)
 
     async def get_online_features_async(
@@ -242,7 +245,8 @@ class QuorinOnlineStore(OnlineStore):
         response = self._run(config, entity_rows, *choice)
         if response is not None:
             return response
-        slow = await super().get_online_features_async(config, from_live_rows(features), entity_rows, *choice[1:])
+        with naming_refused_keys(features, entity_rows, registry, project):
+            slow = await super().get_online_features_async(config, from_live_rows(features), entity_rows, *choice[1:])
         return TensorResponse.of_feast(slow)
 
     def _run(self, config: RepoConfig, entity_rows: Any, *choice: Any) -> LazyResponse | None:

@@ -6,11 +6,13 @@ Feast's own provider, but frames that are pushed or written go to the log as Arr
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from feast.infra.passthrough_provider import PassthroughProvider
 
+from feast_quorin.locating import REFUSALS, Rows
 from feast_quorin.online_store import QuorinOnlineStore
 from feast_quorin.tables import map_columns
 
@@ -27,8 +29,8 @@ class QuorinProvider(PassthroughProvider):
     def ingest_df(self, feature_view: Any, df: pd.DataFrame, field_mapping: dict[str, str] | None = None) -> None:
         """Write a frame to the online store.
 
-        :raises ValueError: for a column that is not there. :raises InvalidRowError: for a value or time that the view
-            cannot hold.
+        :raises ValueError: for a column that is not there. :raises InvalidRowError: for a key, time or value that the
+            view cannot hold; the text says view, row, join keys and feature.
         """
         store = self.online_store
         if not isinstance(store, QuorinOnlineStore):
@@ -39,7 +41,7 @@ class QuorinProvider(PassthroughProvider):
         if store.write_plain_row(self.repo_config, feature_view, df, mapping):
             return
         # As in Feast, an index becomes columns, which have the names of its levels.
-        table = map_columns(pa.Table.from_pandas(df), mapping)
+        table = map_columns(_arrow_table(feature_view.name, df), mapping)
         store.write_table(self.repo_config, feature_view, table, None)
 
     async def ingest_df_async(
@@ -50,3 +52,18 @@ class QuorinProvider(PassthroughProvider):
             await super().ingest_df_async(feature_view, df, field_mapping)
             return
         await asyncio.to_thread(self.ingest_df, feature_view, df, field_mapping)
+
+
+def _arrow_table(view: str, frame: pd.DataFrame) -> pa.Table:
+    """A frame as an Arrow table.
+
+    :raises InvalidRowError: for a column that has no Arrow type, such as one of texts and numbers; the text says view,
+        column, and the first row that differs.
+    """
+    try:
+        return pa.Table.from_pandas(frame)
+    except REFUSALS:
+        rows = Rows(view, lambda _: {})
+        for name in frame.columns:
+            rows.convert(f"column {name!r}", frame[name], partial(pa.array, from_pandas=True))
+        raise

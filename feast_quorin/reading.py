@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
 
+from feast_quorin import locating
+from feast_quorin.keys import entity_ids, key_values
 from feast_quorin.times import to_datetime, to_timestamp
 
 if TYPE_CHECKING:
@@ -53,6 +55,14 @@ def read_rows(engine: Engine, view: StoredView, ids: Sequence[str], requested: S
     names = {view.features[name].field: name for name in requested or view.features if name in view.features}
     fields, batch = engine.read(view, ids, list(names))
     return Rows(batch, {names[field]: view.features[names[field]].codec for field in fields})
+
+
+def ids_of_keys(view: StoredView, keys: Sequence[Any]) -> list[str]:
+    """The ids of ``EntityKey`` protos.
+
+    :raises InvalidRowError: for a null or a value that is no scalar; the text says view, row and join key.
+    """
+    return locating.Rows(view.name, lambda row: key_values(keys[row])).convert("", keys, entity_ids)
 
 
 def feast_rows(rows: Rows) -> list[tuple[Any, dict[str, Any] | None]]:

@@ -163,7 +163,7 @@ class ProtoColumn(Column):
     def texts(self, values: list[Any]) -> list[str]:  # noqa: D102
         if len({value.WhichOneof("val") for value in values}) > 1:
             raise ValueError(f"join key {self.name!r}: expected values of one kind")
-        return [component(self.name, value) for value in values]
+        return [component(value) for value in values]
 
     def python(self, values: list[Any]) -> list[Any]:  # noqa: D102
         return [feast_value_type_to_python_type(value) for value in values]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from feast import utils
 from feast.type_map import python_values_to_proto_values
 from feast.value_type import ValueType
 
-from feast_quorin.keys import EMPTY, component, entity_id_column, escaped_column, numbers_column
-from feast_quorin.times import to_ns
+from feast_quorin.keys import EMPTY, check_length, component, entity_id_column, escaped_column, numbers_column
+from feast_quorin.locating import REFUSALS, Rows
+from feast_quorin.times import BOUNDS, to_ns
 from quorin.errors import InvalidRowError
 
 if TYPE_CHECKING:
@@ -37,7 +39,8 @@ _NUMBER_LISTS = {
     ValueType.INT32_LIST: pa.int32(),
     ValueType.INT64_LIST: pa.int64(),
 }
-_BEFORE_ALL_TIMES = -(2**63)
+BEFORE_ALL_TIMES = -(2**63)
+"""What counts as no time: NumPy and pandas take it for one too."""
 
 
 class TableReader:
@@ -72,51 +75,68 @@ class TableReader:
         """One row an entity: of the newest event time, then of the newest ``created``, then the last; in any order."""
         if self._is_on_demand or not self._keys or table.num_rows < 2:
             return table
-        for column in (self._created, self._time):
-            if column in table.column_names:
-                times = _times(table.column(column), nulls_first=column == self._created)
-                if not bool((np.diff(times) >= 0).all()):
-                    table = table.take(pa.array(np.argsort(times, kind="stable")))
+        rows, columns = self._rows(table), [self._time]
+        if self._created is not None and self._created in table.column_names:
+            columns.insert(0, self._created)
+        times = [self._times(rows, table, column) for column in columns]
+        # Compared, not subtracted: the difference of two times can overflow.
+        if not all(bool((column[1:] >= column[:-1]).all()) for column in times):
+            table = table.take(pa.array(np.lexsort(times)))
         keys = pa.table({name: _plain(self._column(table, name)) for name in self._keys})
         repeated = keys.to_pandas().duplicated(keep="last").to_numpy()
         return table.filter(pa.array(~repeated)) if repeated.any() else table
 
-    def __call__(self, table: pa.Table) -> pa.RecordBatch:
+    def __call__(self, table: pa.Table, first: int = 0) -> pa.RecordBatch:
         """A table's rows as ``entity_id``, ``event_time_ns``, the created time where the view keeps it, and the fields
-        of the features.
+        of the features. Errors count the rows from ``first``.
 
-        :raises ValueError: for a column that is not there. :raises InvalidRowError: for a value that does not fit; the
-            text names the feature and the view.
+        :raises ValueError: for a column that is not there. :raises InvalidRowError: for a key, time or value that does
+            not fit; the text says view, row, join keys and feature. :raises EntityIdTooLongError: for a long key.
         """
+        rows = self._rows(table, first)
         if self._is_on_demand:
             times = np.full(table.num_rows, to_ns(datetime.now(UTC)), np.int64)
         else:
-            times = _times(self._column(table, self._time))
-        names, arrays = ["entity_id", "event_time_ns"], [self._ids(table), pa.array(times)]
+            times = self._times(rows, table, self._time)
+        names, arrays = ["entity_id", "event_time_ns"], [self._ids(rows, table), pa.array(times)]
         if self._view.schema.tie_breaker is not None:
             names.append(self._view.schema.tie_breaker)
-            arrays.append(self._created_times(table))
+            arrays.append(self._created_times(rows, table))
         for feature, kind in self._features.items():
             stored = self._view.features[feature]
             names.append(stored.field)
-            try:
-                arrays.append(feature_column(self._column(table, feature), kind, stored.codec))
-            except InvalidRowError as error:
-                raise InvalidRowError(f"feature {feature!r} of view {self._view.name!r}: {error}") from None
+            convert = partial(feature_column, kind=kind, codec=stored.codec)
+            arrays.append(rows.convert(f"feature {feature!r}", self._column(table, feature), convert))
         return pa.RecordBatch.from_arrays(arrays, names)
 
-    def _ids(self, table: pa.Table) -> pa.Array:
+    def _rows(self, table: pa.Table, first: int = 0) -> Rows:
+        keys = [name for name in self._keys if name in table.column_names]
+
+        def key_values(row: int) -> dict[str, Any]:
+            return {name: table.column(name)[row].as_py() for name in keys}
+
+        return Rows(self._view.name, key_values, lambda row: first + row)
+
+    def _ids(self, rows: Rows, table: pa.Table) -> pa.Array:
         if not self._keys:
             return pa.repeat(EMPTY, table.num_rows)
-        columns = {name: key_column(name, self._column(table, name), kind) for name, kind in self._keys.items()}
-        return entity_id_column(self._view.name, columns)
+        columns = {
+            name: rows.convert("", self._column(table, name), partial(key_column, name, kind=kind))
+            for name, kind in self._keys.items()
+        }
+        return rows.convert("", entity_id_column(columns), _short_ids)
 
-    def _created_times(self, table: pa.Table) -> pa.Array:
+    def _times(self, rows: Rows, table: pa.Table, name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+        is_created = name == self._created
+        what = f"{'created' if is_created else 'event'} time {name!r}"
+        return rows.convert(what, self._column(table, name), partial(times_ns, nulls_first=is_created))
+
+    def _created_times(self, rows: Rows, table: pa.Table) -> pa.Array:
         """The created times in nanoseconds, null where they are unknown."""
-        if self._created not in table.column_names:
+        if self._created is None or self._created not in table.column_names:
             return pa.nulls(table.num_rows, pa.int64())
-        times = _times(table.column(self._created), nulls_first=True)
-        return pa.array(times, mask=times == _BEFORE_ALL_TIMES)
+        times = self._times(rows, table, self._created)
+        return pa.array(times, mask=times == BEFORE_ALL_TIMES)
 
     def _column(self, table: pa.Table, name: str) -> pa.Array:
         if name in table.column_names:
@@ -128,41 +148,46 @@ class TableReader:
 
 
 def feature_column(array: pa.Array, kind: ValueType, codec: Codec) -> pa.Array:
-    """A column of values of a Feast type as an Arrow array that the engine takes for its field.
+    """A column of values of a Feast type as an Arrow array of the type that its field keeps.
 
     :raises InvalidRowError: for a value that does not fit.
     """
     array = _plain(array)
     if pt.is_null(array.type):
         return array
-    quick = _quick(array, kind)
-    if quick is not None:
-        return quick
     try:
+        quick = _quick(array, kind)
+        if quick is not None:
+            return _kept(quick, codec.arrow_type)
         return codec.to_arrow(python_values_to_proto_values(array.to_numpy(zero_copy_only=False), kind))
     except InvalidRowError:
         raise
-    except (TypeError, ValueError, AssertionError, OverflowError) as error:
+    except REFUSALS as error:
         raise InvalidRowError(f"expected {kind.name}, got a column of {array.type}: {error}") from error
 
 
 def key_column(name: str, array: pa.Array, kind: ValueType) -> pa.Array:
     """The values of one join key as components of entity ids.
 
-    :raises ValueError: for a null or a value that is no scalar; the text names the join key.
-    :raises InvalidRowError: for an integer that is out of range; the text names it and the join key.
+    :raises InvalidRowError: for a null, a value that is no scalar or of another type, and an integer that is out of
+        range; the text names the join key.
     """
     array = _plain(array)
-    if not array.null_count:
-        if kind in _INTEGERS and pt.is_integer(array.type):
-            try:
+    try:
+        if not array.null_count:
+            if kind in _INTEGERS and pt.is_integer(array.type):
                 return numbers_column(array.cast(_INTEGERS[kind]))
-            except pa.ArrowInvalid as error:
-                raise InvalidRowError(f"join key {name!r}: expected {kind.name}: {error}") from None
-        if kind is ValueType.STRING and _is_text(array.type):
-            return escaped_column(array.cast(pa.string()))
-    values = python_values_to_proto_values(array.to_numpy(zero_copy_only=False), kind)
-    return pa.array([component(name, value) for value in values], pa.string())
+            if kind is ValueType.STRING and _is_text(array.type):
+                return escaped_column(array.cast(pa.string()))
+        values = python_values_to_proto_values(array.to_numpy(zero_copy_only=False), kind)
+        return pa.array([component(value) for value in values], pa.string())
+    except REFUSALS as error:
+        raise InvalidRowError(f"join key {name!r}: expected {kind.name}: {error}") from None
+
+
+def _short_ids(ids: pa.Array) -> pa.Array:
+    check_length(pc.max(pc.binary_length(ids)).as_py() or 0)
+    return ids
 
 
 def _plain(array: pa.Array) -> pa.Array:
@@ -206,6 +231,22 @@ def _quick(array: pa.Array, kind: ValueType) -> pa.Array | None:
     return None
 
 
+def _kept(array: pa.Array, target: pa.DataType) -> pa.Array:
+    """The array in the type that a field keeps, or lists whose elements can be cast to it. Numbers are refused where
+    they are out of its range.
+    """
+    if not pt.is_list(target):
+        return array.cast(target)
+    if array.type.value_type != target.value_type:
+        elements = array.flatten()  # Of this array alone: to cast it would cast what it is a slice of.
+        cast = elements.cast(target.value_type)
+        if pt.is_floating(target.value_type):
+            overflown = pc.and_(pc.is_inf(cast), pc.is_finite(elements))
+            if pc.any(overflown).as_py():
+                raise InvalidRowError(f"expected {target.value_type} numbers, got {elements.filter(overflown)[0]}")
+    return array
+
+
 def _quick_list(array: pa.Array, kind: ValueType) -> pa.Array | None:
     item, wanted = array.type.value_type, _NUMBER_LISTS.get(kind)
     if wanted is not None and pt.is_floating(wanted):
@@ -225,28 +266,40 @@ def _nan_as_null(array: pa.Array) -> pa.Array:
     return pc.if_else(nans, pa.scalar(None, array.type), array) if pc.any(nans).as_py() else array
 
 
-def _times(column: Any, *, nulls_first: bool = False) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Nanoseconds since the epoch of a column of times in any form that pandas knows; naive ones are UTC.
+def times_ns(column: pa.Array, *, nulls_first: bool = False) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Nanoseconds since the epoch of a column of times in any form that pandas knows; naive ones are UTC. Nulls are
+    refused, or come before all times, as :data:`BEFORE_ALL_TIMES`.
 
-    :raises InvalidRowError: for a null, unless they are to come before all times, or a time that 64 bits do not hold.
+    :raises InvalidRowError: for a null that is refused, no time, or a time that 64 bits do not hold.
     """
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    if column.null_count and not nulls_first:
-        raise InvalidRowError(f"row {column.is_null().index(True).as_py()}: expected an event time, got null")
     if not pt.is_timestamp(column.type):
-        import pandas as pd
-
-        parsed = pd.to_datetime(column.to_numpy(zero_copy_only=False), utc=True)
-        if parsed.hasnans and not nulls_first:
-            raise InvalidRowError(f"row {int(parsed.isna().argmax())}: expected an event time, got none")
-        column = pa.array(parsed)
+        column = _parsed(column)
     try:
         nanoseconds = column.cast(pa.timestamp("ns", column.type.tz)).view(pa.int64())
-    except pa.ArrowInvalid as error:
-        raise InvalidRowError(f"expected event times between 1677 and 2262: {error}") from None
-    filled = nanoseconds.fill_null(_BEFORE_ALL_TIMES) if nanoseconds.null_count else nanoseconds
-    return np.asarray(filled.to_numpy(zero_copy_only=False), np.int64)
+    except pa.ArrowInvalid:
+        raise InvalidRowError(f"expected a time {BOUNDS}, got {_shown(column)}") from None
+    times = np.asarray(nanoseconds.fill_null(BEFORE_ALL_TIMES).to_numpy(zero_copy_only=False), np.int64)
+    if not nulls_first and (times == BEFORE_ALL_TIMES).any():
+        raise InvalidRowError("expected a time, got null")
+    return times
+
+
+def _parsed(column: pa.Array) -> pa.Array:
+    import pandas as pd
+
+    values = column.to_numpy(zero_copy_only=False)
+    try:
+        return pa.array(pd.to_datetime(values, utc=True))
+    except pd.errors.OutOfBoundsDatetime:
+        raise InvalidRowError(f"expected a time {BOUNDS}, got {values[0]}") from None
+
+
+def _shown(column: pa.Array) -> str:
+    """The first of a column of timestamps; its number where no calendar of Python's goes so far."""
+    try:
+        return str(column[0].as_py())
+    except (ValueError, OverflowError):
+        return f"{column.view(pa.int64())[0]} {column.type}"
 
 
 def _is_text(source: pa.DataType) -> bool:

@@ -1,4 +1,4 @@
-"""Event times: Feast's datetimes as integer nanoseconds since the epoch, and back."""
+"""Event and created times: Feast's datetimes as integer nanoseconds since the epoch, and back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from quorin.errors import InvalidRowError
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _SECOND_NS = 1_000_000_000
-_RANGE = range(-(2**63), 2**63)
+_RANGE = range(-(2**63) + 1, 2**63)  # NumPy and pandas take the smallest number for no time.
+BOUNDS = "from 1677-09-21 00:12:43.145225 to 2262-04-11 23:47:16.854775 UTC"
+"""What 64 bits of nanoseconds hold, to the microsecond, as errors say it."""
+
 _ZONES = {type(None), timezone, ZoneInfo}
 """Time zones of which it can be told at once whether their offsets are whole seconds."""
 
@@ -25,14 +28,14 @@ _ZONES = {type(None), timezone, ZoneInfo}
 def to_ns(time: Any) -> int:
     """Nanoseconds of a datetime, exact to its microsecond (a pandas ``Timestamp``: to its nanosecond); naive means UTC.
 
-    :raises InvalidRowError: for no time (``None``, ``NaT``), or one before 1677 or after 2262.
+    :raises InvalidRowError: for no time (``None``, ``NaT``), or one outside :data:`BOUNDS`.
     """
     if not is_time(time):
-        raise InvalidRowError(f"expected an event time, got {time!r}")
+        raise InvalidRowError(f"expected a time, got {time!r}")
     aware = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
     nanoseconds = (aware - _EPOCH) // _MICROSECOND * 1000 + getattr(time, "nanosecond", 0)
     if nanoseconds not in _RANGE:
-        raise InvalidRowError(f"expected an event time between 1677 and 2262, got {time}")
+        raise InvalidRowError(f"expected a time {BOUNDS}, got {time}")
     return nanoseconds
 
 
@@ -59,6 +62,14 @@ def _suit_arrow(times: Sequence[Any]) -> bool:
     if not set(map(type, map(zone_of, times))) <= _ZONES:
         return False
     return not any(zone.utcoffset(None).microseconds for zone in set(map(zone_of, times)) if type(zone) is timezone)
+
+
+def to_ns_or_null_column(times: Sequence[Any]) -> pa.Array:
+    """The same with nulls where there is no time (``None``, ``NaT``).
+
+    :raises InvalidRowError: for a time outside :data:`BOUNDS`.
+    """
+    return pa.array([to_ns(time) if is_time(time) else None for time in times], pa.int64())
 
 
 def is_time(time: Any) -> bool:

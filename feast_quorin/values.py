@@ -73,6 +73,11 @@ class Codec(ABC):
         """Whether the kept values stand in an order, as scalars do."""
         return False
 
+    @property
+    def arrow_type(self) -> pa.DataType:
+        """The Arrow type of a column of kept values."""
+        return _ARROW[self.dtype]
+
     def field(self, name: str) -> FeatureField:
         """The engine's field for values of this type."""
         return FeatureField(name, self.dtype)
@@ -162,6 +167,10 @@ class ListCodec(Codec):
     """A list of any length, empty ones included; ``message`` is the proto that wraps its elements."""
 
     message: Any = None
+
+    @property
+    def arrow_type(self) -> pa.DataType:  # noqa: D102
+        return pa.list_(_ARROW[self.dtype])
 
     def field(self, name: str) -> FeatureField:  # noqa: D102
         return FeatureField(name, self.dtype, (None,))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _SLICE_ROWS = 1 << 16
+_UNIT_NS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 
 
 class _NotCastableError(Exception):
@@ -90,6 +91,13 @@ def cast_event_times(array: pa.Array) -> pa.Array:
             raise _NotCastableError
         times = array.cast(pa.int64())
     except (_NotCastableError, pa.ArrowException) as error:
+        if pt.is_timestamp(array.type):
+            row = _first_outside(array)
+            number = array.view(pa.int64())[row]
+            raise InvalidRowError(
+                f"row {row}, column 'event_time_ns': expected a time from 1677-09-21 00:12:43.145225 to 2262-04-11 "
+                f"23:47:16.854775 UTC, got {number} {array.type.unit} since the epoch"
+            ) from error
         check_each("event_time_ns", check_event_time, _values_of("event_time_ns", array))
         raise InvalidRowError(
             f"column 'event_time_ns': expected integer nanoseconds or timestamps from 1678 to 2261, got {source}"
@@ -97,6 +105,13 @@ def cast_event_times(array: pa.Array) -> pa.Array:
     if times.null_count:
         raise InvalidRowError(f"row {_first(pc.is_null(times))}: column 'event_time_ns': expected a time, got null")
     return times
+
+
+def _first_outside(timestamps: pa.Array) -> int:
+    """The first row whose time 64 bits of nanoseconds do not hold."""
+    most = (2**63 - 1) // _UNIT_NS[timestamps.type.unit]
+    times = timestamps.view(pa.int64())
+    return _first(pc.or_(pc.less(times, -most), pc.greater(times, most)))
 
 
 def numbers(array: pa.Array, kind: type[np.number[Any]]) -> np.ndarray[Any, Any]:

@@ -330,6 +330,15 @@ def test_bad_event_times_are_refused(times: pa.Array) -> None:
         to_batch(schema, pa.table({"entity_id": ["a", "b"], "event_time_ns": times, "x": [True, False]}))
 
 
+@pytest.mark.parametrize("unit", ["s", "ms", "us"])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_an_event_time_out_of_range_is_named_with_its_row(unit: str, sign: int) -> None:
+    schema = make_schema("One", [one_field(dtype.bool)])
+    times = pa.array([0, None, sign * 2**62, sign * 2**61], pa.timestamp(unit, "Asia/Kathmandu"))
+    with pytest.raises(InvalidRowError, match=rf"row 2, column 'event_time_ns': .* got {sign * 2**62} {unit} since"):
+        to_batch(schema, pa.table({"entity_id": ["a"] * 4, "event_time_ns": times, "x": [True] * 4}))
+
+
 @pytest.mark.parametrize("event_time_ns", [1.5, "now", True, 2**63, datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)])
 def test_bad_event_time_arguments_are_refused(event_time_ns: Any) -> None:
     schema = make_schema("One", [one_field(dtype.bool)])

@@ -20,7 +20,7 @@ from feast_quorin import QuorinOnlineStore
 from feast_quorin.response import LazyResponse
 from tests.feast_quorin.conftest import make_sqlite_store
 from tests.feast_quorin.repos import CUSTOMERS, DRIVER_FEATURES, DRIVERS, END, REQUESTS, START, ask, day, make_store
-from tests.feast_quorin.test_against_sqlite import same
+from tests.feast_quorin.test_against_sqlite import same, same_outcome
 from tests.feast_quorin.test_values import SAMPLES
 
 VIEWS = {
@@ -191,14 +191,9 @@ def test_odd_rows_are_answered_or_refused_as_by_feast(
 ) -> None:
     store.materialize(START, END)
 
-    def outcome(store: FeatureStore) -> Any:
-        try:
-            return store.get_online_features(["driver_stats:conv_rate", "driver_stats:nick"], entity_rows).to_dict()
-        except Exception as error:  # noqa: BLE001 - whatever it is, it has to be the same
-            return type(error), str(error)
-
     for _ in range(2):
-        assert outcome(store) == outcome(sqlite_store)
+        features = ["driver_stats:conv_rate", "driver_stats:nick"]
+        same_outcome(store, sqlite_store, features=features, entity_rows=entity_rows)
 
 
 def test_feasts_metrics_see_every_read(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,7 +151,9 @@ def test_an_error_in_the_data_is_raised(arrow_store: FeatureStore, tmp_path: Pat
     given = source(tmp_path, {"driver_id": [1], "n": ["many"], "at": [day(1)]})
     view = FeatureView(name="wrong", entities=[DRIVER], schema=[Field(name="n", dtype=Int64)], source=given)
     arrow_store.apply([DRIVER, view])
-    with pytest.raises(InvalidRowError, match=r"'n' of view 'wrong': expected INT64.*many"):
+    with pytest.raises(
+        InvalidRowError, match=r"view 'wrong', row 0 \(driver_id=1\), feature 'n': expected INT64.*many"
+    ):
         arrow_store.materialize(START, END, feature_views=["wrong"])
 
 

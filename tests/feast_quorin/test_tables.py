@@ -15,7 +15,7 @@ from feast import Field
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import python_values_to_proto_values
-from feast.types import Array, Float32, Int64
+from feast.types import Array, Float32, Int64, String
 from feast.value_type import ValueType
 
 from feast_quorin.keys import entity_id_column, entity_ids
@@ -176,7 +176,7 @@ def test_key_columns_give_the_ids_of_feasts_keys(name: str) -> None:
 
 def test_composite_key_columns_follow_the_order_of_their_names() -> None:
     columns = {"shop": pa.array(["7", "8"]), "city": pa.array(["Oslo", r"\e"])}
-    assert entity_id_column("v", columns).to_pylist() == ["Oslo|7", r"\e|8"]
+    assert entity_id_column(columns).to_pylist() == ["Oslo|7", r"\e|8"]
 
 
 def test_rows_of_a_view_without_join_keys_have_the_id_of_no_key() -> None:
@@ -187,8 +187,9 @@ def test_rows_of_a_view_without_join_keys_have_the_id_of_no_key() -> None:
 def test_null_and_overlong_keys_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"'driver_id'.*null"):
         key_column("driver_id", pa.array([1, None]), ValueType.INT64)
-    with pytest.raises(EntityIdTooLongError, match=r"'v'.* 4097 bytes"):
-        entity_id_column("v", {"k": pa.array(["x" * 4097])})
+    long = rows(pa.array([NOON] * 2), k=["x", "x" * 4097])
+    with pytest.raises(EntityIdTooLongError, match=r"view 'v', row 1 \(k='xx.*at most 4096 bytes, got 4097"):
+        reader(key=String)(long)
 
 
 @pytest.mark.parametrize(
@@ -208,14 +209,14 @@ FEATURE = StoredFeature("n__int64", codec_for(ValueType.INT64))
 VIEW = StoredView("v", make_schema("V", [FEATURE.codec.field("n__int64")]), {"n": FEATURE})
 
 
-def reader(**columns: str | None) -> TableReader:
-    """A reader of a view with one integer feature, and an integer key unless ``key`` is None."""
+def reader(*, key: Any = Int64, **columns: str | None) -> TableReader:
+    """A reader of a view with one integer feature, and a key of this type unless it is None."""
     source = SimpleNamespace(timestamp_field="at", created_timestamp_column=columns.get("created"))
     table = SimpleNamespace(
         name="v",
         features=[Field(name="n", dtype=Int64)],
         schema=[],
-        entity_columns=[] if "key" in columns else [Field(name="k", dtype=Int64)],
+        entity_columns=[] if key is None else [Field(name="k", dtype=key)],
         batch_source=source,
     )
     return TableReader(VIEW, table)
@@ -244,7 +245,7 @@ def test_times_may_be_texts_as_in_what_is_pushed_over_http() -> None:
     "at", [pa.array([NOON, None], pa.timestamp("us", "UTC")), pa.array([NOON.replace(year=3000)] * 2), pa.nulls(2)]
 )
 def test_rows_without_a_time_are_refused(at: pa.Array) -> None:
-    with pytest.raises(InvalidRowError, match=r"expected .*event time"):
+    with pytest.raises(InvalidRowError, match=r"view 'v', row [01] \(k=[01]\), event time 'at': expected a time"):
         reader()(rows(at))
 
 
@@ -265,6 +266,19 @@ def test_the_newest_row_is_chosen_among_categories() -> None:
     texts = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0], pa.uint32()), pa.array(["a", "b"], pa.string_view()))
     table = rows(pa.array([5, 7, 7], pa.timestamp("ns"))).set_column(0, "k", texts)
     assert reader().newest(table).column("n").to_pylist() == [1, 2]
+
+
+def test_the_newest_row_is_found_whatever_the_distance_of_the_times() -> None:
+    table = rows(pa.array([2199, 1900], pa.int32()), k=[1, 1])
+    years = {
+        year: pa.scalar(dt.datetime(year, 1, 1, tzinfo=dt.UTC), pa.timestamp("ns", "UTC"))
+        for year in (1900, 2024, 2199)
+    }
+    at = pa.array([years[2199], years[1900]])
+    assert reader().newest(table.set_column(2, "at", at)).column("n").to_pylist() == [0]
+    created = pa.array([years[2024], None], pa.timestamp("ns", "UTC"))
+    table = rows(pa.array([years[1900]] * 2), k=[1, 1]).append_column("created", created)
+    assert reader(created="created").newest(table).column("n").to_pylist() == [0]
 
 
 def test_vectors_of_other_lengths_are_refused_as_in_feast() -> None:
