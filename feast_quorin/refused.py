@@ -20,7 +20,8 @@ from quorin.errors import QuorinError
 
 @contextmanager
 def naming_refused_keys(features: Any, entity_rows: Any, registry: Any, project: str) -> Iterator[None]:
-    """Where Feast refuses a join key inside, raise an error of the same type that says view, row, join key and value.
+    """Where Feast refuses a join key inside, raise an error of the same type that says view, row, join key and value; a
+    ``ValueError`` for one that is made of more than a text, as ``UnicodeEncodeError`` is.
 
     Other errors pass as they are.
     """
@@ -31,7 +32,8 @@ def naming_refused_keys(features: Any, entity_rows: Any, registry: Any, project:
         text = None if is_clear else _refused_key(features, entity_rows, registry, project)
         if text is None:
             raise
-        raise type(error)(text) from error
+        kind = type(error) if type(error) in (ValueError, TypeError, OverflowError) else ValueError
+        raise kind(text) from error
 
 
 def _refused_key(features: Any, entity_rows: Any, registry: Any, project: str) -> str | None:

@@ -190,3 +190,10 @@ def test_reads_of_single_views(stores: dict[str, FeatureStore]) -> None:
     with pytest.raises(InvalidRowError) as caught:
         store._get_provider().online_read(store.config, store.get_feature_view("daily-sales"), keys)
     refused(caught, BAD, r"\(city='a', shop=None\): join key 'shop': .*null")
+
+
+def test_reads_of_keys_that_are_no_text(stores: dict[str, FeatureStore]) -> None:
+    rows = [{"city": "Oslo", "shop": 7}] * BAD + [{"city": "\ud800", "shop": 7}]
+    with pytest.raises(ValueError, match="join key 'city'") as caught:
+        stores["feast"].get_online_features(["daily-sales:small"], rows)
+    refused(caught, BAD, r"join key 'city': got '\\ud800'")
