@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 from feast.repo_config import FeastConfigBaseModel, FeastConfigError
-from pydantic import Field, StrictBool, StrictStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    PrivateAttr,
+    StrictBool,
+    StrictStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from quorin.errors import QuorinError
 from quorin.shm import default_shm_dir
@@ -30,6 +40,9 @@ class ConfigError(QuorinError, FeastConfigError):
 
 class StoreSettings(FeastConfigBaseModel):
     """Where the store keeps its data, and who applies what is written. Every key has a default.
+
+    Relative paths are relative to the repository, whose own path and ``shm_dir`` are relative to where the process is
+    when it first uses these settings; it keeps its files when it changes its directory later.
 
     Unknown keys, ``path`` together with ``redis_url``, and bad values raise :class:`ConfigError`.
     """
@@ -68,6 +81,8 @@ class StoreSettings(FeastConfigBaseModel):
     key_ttl_seconds: int | None = None
     """How many seconds after its last write a row is answered like one that was never written; None for ever."""
 
+    _working_directory: Path = PrivateAttr(default_factory=lambda: _working_directory())
+
     @field_validator("capacity", "timeout_ms", "key_ttl_seconds", mode="before")
     @classmethod
     def _positive(cls, value: Any, info: ValidationInfo) -> Any:
@@ -90,6 +105,11 @@ class StoreSettings(FeastConfigBaseModel):
         if value is not None and "://" in value:
             raise ValueError("expected a directory, no URL")
         return value
+
+    @field_validator("shm_dir")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        return str(_working_directory() / value)
 
     @field_validator("offline_path")
     @classmethod
@@ -126,13 +146,23 @@ class StoreSettings(FeastConfigBaseModel):
         """What the engine connects to: the Redis URL, or the absolute directory of the embedded store."""
         if self.redis_url is not None:
             return self.redis_url
-        return str((Path(repo_path or ".") / Path(self.path or DEFAULT_PATH).expanduser()).absolute())
+        return self._in_repo(repo_path, self.path or DEFAULT_PATH)
 
     def history(self, repo_path: Path | None) -> str | None:
         """Where the history is: the URL, or the absolute directory; None if there is none."""
         if self.offline_path is None or "://" in self.offline_path:
             return self.offline_path
-        return str((Path(repo_path or ".") / Path(self.offline_path).expanduser()).absolute())
+        return self._in_repo(repo_path, self.offline_path)
+
+    def _in_repo(self, repo_path: Path | None, path: str) -> str:
+        return str(self._working_directory / (repo_path or ".") / Path(path).expanduser())
+
+
+def _working_directory() -> Path:
+    """Where this process is; absolute paths need none, so it may have been removed."""
+    with suppress(FileNotFoundError):
+        return Path.cwd()
+    return Path()
 
 
 def _problem(model: Any, problem: Any) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 
 from quorin import format as fmt
 from quorin.errors import CorruptSegmentError, SegmentNotFoundError, SharedMemoryError
+from quorin.paths import absolute_setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -36,8 +37,8 @@ _PENDING_NAME = re.compile(r"(?P<name>.+)\.(?P<owner>[0-9a-f]{16})-[0-9a-f]{8}\.
 
 
 def default_shm_dir() -> str:
-    """Where segments live unless a registry is told otherwise: ``QUORIN_SHM_DIR``, else ``/dev/shm``."""
-    return os.environ.get(SHM_DIR_VARIABLE) or SHM_DIR
+    """The absolute directory of segments unless a registry is told otherwise: ``QUORIN_SHM_DIR``, else ``/dev/shm``."""
+    return absolute_setting(os.environ.get(SHM_DIR_VARIABLE) or SHM_DIR)
 
 
 class Mapping:

@@ -17,6 +17,7 @@ import numpy as np
 from quorin import presence
 from quorin.errors import InvalidEntryError, QuorinError, SegmentNotFoundError
 from quorin.keys import DEFAULT_STREAM_KEY
+from quorin.paths import absolute
 from quorin.record import peek
 from quorin.schema import Schema, schema_from_json
 from quorin.segment import Segment, attach_newest
@@ -122,7 +123,7 @@ class Observer:
         self, backend: Backend, *, shm_dir: str | os.PathLike[str] | None = None, stream_key: str = DEFAULT_STREAM_KEY
     ) -> None:
         self._backend = backend
-        self._directory = Path(default_shm_dir() if shm_dir is None else shm_dir)
+        self._directory = absolute(default_shm_dir() if shm_dir is None else shm_dir)
         self._log = backend.log(stream_key)
         self._segments: dict[str, Segment] = {}
         self._events: dict[str, _Scanned] = {}

@@ -19,6 +19,7 @@ from quorin.errors import (
 )
 from quorin.growth import LEAST_HEAP_BYTES, create_successor
 from quorin.mapping import SHM_DIR, SHM_DIR_VARIABLE, default_shm_dir
+from quorin.paths import absolute
 from quorin.schema import FeatureSchema, Schema, schema_to_json
 from quorin.segment import Segment, attach_newest, release_own_lease, unlink_older_generations
 from quorin.view import SegmentView, is_same_line, new_lineage, segment_name
@@ -46,7 +47,10 @@ class SegmentRegistry:
 
     ``connection`` is the control plane: a ``redis.Redis``, a URL (``redis://``, ``rediss://``, ``unix://``), or a
     directory path for the embedded one. Segment files live in ``shm_dir``, by default what the environment variable
-    ``QUORIN_SHM_DIR`` says, else ``/dev/shm``; on a disk they survive a reboot.
+    ``QUORIN_SHM_DIR`` says, else ``/dev/shm``; on a disk they survive a reboot. Relative paths are made absolute.
+
+    It is pickled by its connection, for a process that has the same ``shm_dir``: a Redis password with it, in plain
+    text.
     """
 
     def __init__(
@@ -54,7 +58,7 @@ class SegmentRegistry:
     ) -> None:
         from quorin.backend import connect
 
-        self._directory = Path(default_shm_dir() if shm_dir is None else shm_dir)
+        self._directory = absolute(default_shm_dir() if shm_dir is None else shm_dir)
         if not self._directory.is_dir():
             raise SegmentNotFoundError(f"shm_dir {str(self._directory)!r} is no directory")
         self.backend = connect(connection, namespace=namespace)

@@ -18,6 +18,7 @@ applied again from the log, which changes nothing.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import tempfile
 import time
@@ -34,6 +35,7 @@ from quorin import mapping
 from quorin.errors import CorruptSegmentError, CorruptSnapshotError, SharedMemoryError
 from quorin.growth import copy_rows
 from quorin.logging import get_logger
+from quorin.paths import absolute
 from quorin.segment import Segment
 from quorin.view import SEGMENT_NAME, SegmentView, new_lineage, rename, segment_name
 
@@ -77,7 +79,7 @@ def snapshot(segment: Segment, path: str | os.PathLike[str], *, progress: Progre
 
     :raises SharedMemoryError: if the directory has no room or can't be written.
     """
-    started, target = time.perf_counter(), Path(path)
+    started, target = time.perf_counter(), absolute(path)
     view = segment.current_view()
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".pending", dir=target.parent) as aside:
@@ -109,7 +111,7 @@ def restore(
     :raises SegmentConflictError: if the schema has a current segment, or got one meanwhile.
     :raises SharedMemoryError: if the file cannot be read, or there is no room in shared memory.
     """
-    started, source = time.perf_counter(), Path(path)
+    started, source = time.perf_counter(), absolute(path)
     with _opened(source) as (descriptor, trailer):
         schema_name = _schema_name(source, descriptor)
         lost = registry.vacancy(schema_name)
@@ -202,6 +204,8 @@ def _opened(path: Path) -> Iterator[tuple[int, _Trailer]]:
     except OSError as error:
         raise SharedMemoryError(error.errno, f"cannot read the snapshot {path}: {error.strerror}") from error
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise CorruptSnapshotError(f"{path} is no snapshot: expected a regular file")
         size = os.fstat(descriptor).st_size
         image_bytes = size - _TRAILER.size
         if image_bytes < fmt.HEADER_BYTES:

@@ -22,6 +22,7 @@ from quorin.backend import connect
 from quorin.errors import ConnectionFailedError, SegmentNotFoundError
 from quorin.keys import DEFAULT_NAMESPACE
 from quorin.logging import get_logger
+from quorin.paths import absolute
 from quorin.shm import default_shm_dir
 from quorin.view import GENERATION_DIGITS, SEGMENT_NAME
 from quorin.watchdog_plan import Decision, SegmentFile, State, decide
@@ -79,7 +80,7 @@ class WatchdogState:
     ) -> None:
         if isinstance(miss_threshold, bool) or not isinstance(miss_threshold, int) or miss_threshold < 1:
             raise ValueError(f"miss_threshold must be a whole number from 1, got {miss_threshold!r}")
-        self._directory = Path(default_shm_dir() if shm_dir is None else shm_dir)
+        self._directory = absolute(default_shm_dir() if shm_dir is None else shm_dir)
         if not self._directory.is_dir():
             raise SegmentNotFoundError(f"shm_dir {str(self._directory)!r} is no directory")
         self._backend = connect(connection, namespace=namespace)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quorin.backend.protocols import Backend, Bounds, ControlPlane, DeadLetter, Log, ReadResult, Tail
 from quorin.errors import ConnectionFailedError
 from quorin.keys import DEFAULT_NAMESPACE, check_namespace
+from quorin.paths import absolute
 from quorin.urls import REDIS_FORM, shown
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import redis
 
 __all__ = [
@@ -30,7 +32,8 @@ _NEARLY_A_URL = re.compile(r"(?si:rediss?:|unix:|[^/]*:.*@)")
 def connect(connection: Connection, *, namespace: str = DEFAULT_NAMESPACE) -> Backend:
     """Connect to a control plane: a ``redis.Redis``, a Redis URL, or a directory for the embedded one.
 
-    A directory is created, for its owner alone, if its parent exists. A client's settings are kept, but connections are
+    A directory is created, for its owner alone, if its parent exists; a relative one is made absolute, so that the
+    connection keeps it when the process changes its directory. A client's settings are kept, but connections are
     Quorin's own. Anything that already is a backend is given back as it is.
 
     :raises ConnectionFailedError: if the connection is none of these, or what it names cannot be reached or used. The
@@ -58,7 +61,7 @@ def connect(connection: Connection, *, namespace: str = DEFAULT_NAMESPACE) -> Ba
 
 
 def embedded_directory(connection: str | os.PathLike[str]) -> Path | None:
-    """The directory that a connection names, whether or not it is there; None for a Redis URL.
+    """The absolute directory that a connection names, whether or not it is there; None for a Redis URL.
 
     :raises ConnectionFailedError: if it names neither.
     """
@@ -66,7 +69,7 @@ def embedded_directory(connection: str | os.PathLike[str]) -> Path | None:
     if isinstance(text, str) and text.startswith(_REDIS_SCHEMES):
         return None
     _refuse_what_is_no_path(text)
-    return Path(text)
+    return absolute(text)
 
 
 def _is_backend(connection: Any) -> bool:

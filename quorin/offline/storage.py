@@ -20,6 +20,7 @@ from pyarrow import fs
 
 from quorin.errors import HistoryUnavailableError
 from quorin.offline.files import PENDING_SUFFIX, DataFile, parse_path
+from quorin.paths import absolute
 from quorin.urls import URL_FORM, is_malformed, secrets_in, shown, without_secrets
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def _resolve(base: Any, filesystem: fs.FileSystem | None) -> tuple[fs.FileSystem
         elif "://" in text:
             filesystem, path = fs.FileSystem.from_uri(text)
         else:
-            filesystem, path = fs.LocalFileSystem(), str(Path(text).absolute())
+            filesystem, path = fs.LocalFileSystem(), text
     except (pa.ArrowException, OSError, ValueError, ImportError) as error:
         # Without the cause, and without a text that quotes the URL: such a text also tells of single characters.
         quotes_it = without_secrets(str(error), _secrets_in(text)) != str(error)
@@ -203,6 +204,8 @@ def _resolve(base: Any, filesystem: fs.FileSystem | None) -> tuple[fs.FileSystem
     while isinstance(filesystem, fs.SubTreeFileSystem):
         path = f"{filesystem.base_path.rstrip('/')}/{path.lstrip('/')}"
         filesystem = filesystem.base_fs
+    if isinstance(filesystem, fs.LocalFileSystem):
+        path = str(absolute(path))
     return filesystem, path.rstrip("/")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,23 @@ def test_no_setting_shows_the_password_of_a_url(url: str) -> None:
 def test_settings_are_shown_without_the_urls_that_may_hold_passwords() -> None:
     settings = QuorinOnlineStoreConfig(redis_url="redis://:s3cret@h", offline_path="s3://KEY:s3cret@bucket/x")
     assert "s3cret" not in f"{settings!r} {settings}"
+
+
+def test_a_process_that_changes_its_directory_keeps_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = QuorinOnlineStoreConfig(shm_dir="shm", offline_path="history")
+    monkeypatch.chdir("/")
+    for settings in (made, pickle.loads(pickle.dumps(made))):
+        assert settings.shm_dir == str(tmp_path / "shm")
+        assert settings.connection(Path("repo")) == str(tmp_path / "repo" / "data" / "quorin")
+        assert settings.history(Path("repo")) == str(tmp_path / "repo" / "history")
+        assert settings.connection(Path("/elsewhere")) == "/elsewhere/data/quorin"
+
+
+def test_absolute_paths_need_no_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "removed").mkdir()
+    monkeypatch.chdir(tmp_path / "removed")
+    (tmp_path / "removed").rmdir()
+    settings = QuorinOnlineStoreConfig(shm_dir=str(tmp_path))
+    assert settings.shm_dir == str(tmp_path)
+    assert settings.connection(tmp_path) == str(tmp_path / "data" / "quorin")
