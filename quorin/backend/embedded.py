@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quorin import keys
-from quorin.backend.embedded_file import Database, least_position
+from quorin.backend.embedded_file import Database, data_version, least_position, snapshot
 from quorin.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, trim_refused
 from quorin.errors import LogFullError
 
@@ -50,7 +50,7 @@ class EmbeddedBackend:
         return {"kind": "sqlite", "version": sqlite3.sqlite_version, "file_bytes": str(size), **facts}
 
     def close(self) -> None:
-        """Close every thread's connection."""
+        """Close the connections."""
         self._database.close()
 
 
@@ -221,24 +221,32 @@ class EmbeddedLog:
     ) -> ReadResult:
         """Read in one snapshot; other schemas' entries are not touched."""
         started = time.monotonic()
-        while True:
-            version = self._database.data_version() if block_ms else 0
-            result = self._read_now(after, schema_names, max_entries, max_bytes)
-            if result.entries:
-                return result
-            while (waited := time.monotonic() - started) * 1000 < block_ms:
-                pause = min(max(waited / 10, _POLL_SECONDS[0]), _POLL_SECONDS[1])
-                time.sleep(min(pause, block_ms / 1000 - waited))
-                if self._database.data_version() != version:
-                    break
-            else:
-                return result
+        # One connection for the whole wait: its data_version tells what others have changed, and this one changes
+        # nothing.
+        with self._database.connection() as connection:
+            while True:
+                version = data_version(connection) if block_ms else 0
+                result = self._read_now(connection, after, schema_names, max_entries, max_bytes)
+                if result.entries:
+                    return result
+                while (waited := time.monotonic() - started) * 1000 < block_ms:
+                    pause = min(max(waited / 10, _POLL_SECONDS[0]), _POLL_SECONDS[1])
+                    time.sleep(min(pause, block_ms / 1000 - waited))
+                    if data_version(connection) != version:
+                        break
+                else:
+                    return result
 
     def _read_now(
-        self, after: int, schema_names: Collection[str] | None, max_entries: int, max_bytes: int
+        self,
+        connection: sqlite3.Connection,
+        after: int,
+        schema_names: Collection[str] | None,
+        max_entries: int,
+        max_bytes: int,
     ) -> ReadResult:
         entries: list[tuple[int, bytes]] = []
-        with self._database.snapshot() as connection:
+        with snapshot(connection):
             log, last, _ = self._row(connection)
             if last <= after:
                 return ReadResult([], after)

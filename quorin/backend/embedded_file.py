@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import tempfile
-import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,35 +16,44 @@ from quorin.errors import ConnectionFailedError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_Borrowed = tuple[sqlite3.Connection, int]
+"""A connection, and the inode of the file that it has open."""
+
 _BUSY_TIMEOUT_SECONDS = 10.0
+_MAX_IDLE = 16
 
 
 class Database:
-    """One connection a thread and process, opened when it is first needed, and anew if the file was replaced."""
+    """A pool of connections. A call borrows one, opened when none is idle, and opened anew if the file was replaced.
+
+    A connection is closed only where nothing else can use it: by the call that borrowed it, or when it was taken out of
+    the idle ones. So it does not matter which threads there are, or whether :mod:`threading` knows them. There are as
+    many connections as calls at one time, and at most ``_MAX_IDLE`` stay open after them.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.address = str(directory)
         self._directory = directory
         self._path = directory / keys.SQL_FILE
-        self._lock = threading.Lock()
-        self._pid = os.getpid()
-        self._open: dict[int, tuple[sqlite3.Connection, int]] = {}
         self._closed = False
+        self._begin()
+
+    def __reduce__(self) -> tuple[type[Database], tuple[Path]]:
+        return Database, (self._directory,)
 
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
-        """This thread's connection; SQLite's and the system's errors become ``ConnectionFailedError``."""
+        """A connection for the block alone; SQLite's and the system's errors become ``ConnectionFailedError``."""
         if self._closed:
             raise ConnectionFailedError(f"the connection to {self.address} is closed")
         try:
-            yield self._connection()
+            borrowed = self._borrow()
+            try:
+                yield borrowed[0]
+            finally:
+                self._give_back(borrowed)
         except (sqlite3.Error, OSError) as error:
             raise ConnectionFailedError(f"the control plane in {self.address} cannot be used: {error}") from error
-
-    def data_version(self) -> int:
-        """Another number whenever others have changed the file since, at a fraction of a query's cost."""
-        with self.connection() as connection:
-            return int(connection.execute("PRAGMA data_version").fetchone()[0])
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -63,42 +71,51 @@ class Database:
     @contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
         """A read transaction: every query of the block sees the same state."""
-        with self.connection() as connection:
-            connection.execute("BEGIN")
-            try:
-                yield connection
-            finally:
-                connection.execute("ROLLBACK")
+        with self.connection() as connection, snapshot(connection):
+            yield connection
 
     def close(self) -> None:
-        """Close all connections of this process."""
+        """Close the idle connections of this process; one that a call uses is closed at the end of the call."""
         self._leave_parent()
-        with self._lock:
-            self._closed = True
-            for connection, _ in self._open.values():
-                connection.close()
-            self._open = {}
+        self._closed = True
+        self._close_idle()
 
-    def _connection(self) -> sqlite3.Connection:
+    def _borrow(self) -> _Borrowed:
         self._leave_parent()
-        known = self._open.get(threading.get_ident())
-        if known is not None and known[1] == self._inode():
-            return known[0]
-        with self._lock:
-            if known is not None:
-                _abandoned.append(known[0])
-            alive = {thread.ident for thread in threading.enumerate()}
-            for ident in self._open.keys() - alive:
-                self._open.pop(ident)[0].close()
+        inode = self._inode()
+        while (borrowed := _pop(self._idle)) is not None and borrowed[1] != inode:
+            _abandoned.append(borrowed[0])
+        if borrowed is None:
             connection = self._connect()
-            self._open[threading.get_ident()] = (connection, self._inode())
-        return connection
+            borrowed = connection, self._inode()
+        self._lent[id(borrowed)] = borrowed
+        return borrowed
+
+    def _give_back(self, borrowed: _Borrowed) -> None:
+        self._leave_parent()
+        if self._lent.pop(id(borrowed), None) is None:  # The block forked: this is the child, the parent goes on.
+            return
+        if borrowed[0].in_transaction or len(self._idle) >= _MAX_IDLE:
+            borrowed[0].close()
+            return
+        self._idle.append(borrowed)
+        if self._closed:
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        while (borrowed := _pop(self._idle)) is not None:
+            borrowed[0].close()
 
     def _leave_parent(self) -> None:
-        """After a fork: leave the parent's connections alone, and its lock, which a thread of it may have held."""
+        """After a fork: leave the parent's connections alone, those that its threads were using too."""
         if self._pid != os.getpid():
-            _abandoned.extend(connection for connection, _ in self._open.values())
-            self._open, self._lock, self._pid = {}, threading.Lock(), os.getpid()
+            _abandoned.extend(connection for connection, _ in [*self._idle, *self._lent.values()])
+            self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._idle: list[_Borrowed] = []
+        self._lent: dict[int, _Borrowed] = {}
 
     def _inode(self) -> int:
         """Tells this file from one that took its place; 0 if there is none."""
@@ -169,6 +186,23 @@ class Database:
         )
 
 
+@contextmanager
+def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
+    """A read transaction on a connection that is borrowed already."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+
+
+def data_version(connection: sqlite3.Connection) -> int:
+    """Another number whenever another connection has changed the file since this one was last asked, at a fraction of
+    a query's cost. Numbers of two connections mean nothing to each other.
+    """
+    return int(connection.execute("PRAGMA data_version").fetchone()[0])
+
+
 def has_store(directory: Path) -> bool:
     """Whether the file is in a directory; also where that cannot be seen, which opening it explains."""
     try:
@@ -178,6 +212,14 @@ def has_store(directory: Path) -> bool:
     except OSError:
         return True
     return True
+
+
+def _pop(idle: list[_Borrowed]) -> _Borrowed | None:
+    """One of the idle ones, which no other thread gets then; the last used, whose cache is warm."""
+    try:
+        return idle.pop()
+    except IndexError:
+        return None
 
 
 def least_position() -> int:
