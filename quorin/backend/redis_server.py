@@ -1,28 +1,45 @@
 """Connections to a Redis server: one a thread, made anew after a fork; calls are repeated, and errors translated.
 
 A call is one write to a socket and one read, which is a fifth of what redis-py's client and pool take for it.
+
+Behind one address (a proxy, a DNS name, Sentinel's) another server may be the master after a failover, while the
+connections to the former one stay open. What that one refuses because it is no master any more is repeated on a new
+connection, and all threads connect anew at their next call.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
-import time
 import weakref
 from functools import lru_cache
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
 
 from quorin.errors import ConnectionFailedError, LogFullError
+from quorin.paths import absolute
 from quorin.urls import without_secrets
 
 _DEFAULTS: dict[str, Any] = {"socket_connect_timeout": 2.0, "socket_timeout": 5.0}
-_RETRY_PAUSES_SECONDS = (0.04, 0.08)
+_RETRIES, _RETRY_PAUSE_SECONDS, _MAX_RETRY_PAUSE_SECONDS = 2, 0.02, 0.5
+_OF_POOLS = ("max_connections", "timeout")
+_PATHS = ("path", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
+_FAILED_OVER = redis.exceptions.ReadOnlyError, redis.exceptions.ClusterDownError, redis.exceptions.TryAgainError
+"""Answers of a server that was demoted, or that has no link to its master (``MASTERDOWN`` is a ``ClusterDownError``).
+While it loads its data, redis-py's error is a ``ConnectionError``."""
+_FAILED_OVER_TEXT = re.compile(r"^UNBLOCKED |-(?:READONLY|LOADING|MASTERDOWN|CLUSTERDOWN) ")
+"""Those that redis-py has no type for, among them those that a script's error quotes."""
+
 _NEEDS_PROTOCOL_3 = ("maint_notifications", "oss_cluster_maint", "event_dispatcher", "cache")
+
+
+class FailedOverError(redis.exceptions.ConnectionError):
+    """The server refused a call, and did nothing, because it is not the master now."""
 
 
 class RedisServer:
@@ -33,9 +50,17 @@ class RedisServer:
         self._settings = _complete(settings)
         self._secrets = [str(self._settings[name]) for name in ("password",) if self._settings.get(name)]
         self._forget_connections()
+        self._retry: Any = Retry(
+            ExponentialBackoff(cap=_MAX_RETRY_PAUSE_SECONDS, base=_RETRY_PAUSE_SECONDS),
+            _RETRIES,
+            (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError),
+        )
         self._closed = False
         self.address = _address_of(connection_class, self._settings)
         self.longest_block_ms = int(self._settings["socket_timeout"] * 500)
+
+    def __reduce__(self) -> tuple[type[RedisServer], tuple[Any, dict[str, Any]]]:
+        return RedisServer, (self._connection_class, self._settings)
 
     def run(self, script: str, keys_: list[str], arguments: list[Any]) -> Any:
         """Run a Lua script by its digest; the server gets its text when it does not know it."""
@@ -93,29 +118,44 @@ class RedisServer:
         return packed
 
     def _repeat(self, command: bytes | list[bytes], answers: int | None = None) -> Any:
-        """Exchange, and again if the connection breaks; with a number of ``answers`` gives a list of so many."""
-        connection = self._connection()
-        for pause in _RETRY_PAUSES_SECONDS:
-            try:
-                return self._exchange(connection, command, answers)
-            except redis.exceptions.AuthenticationError:
-                raise
-            except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
-                if self._closed:
-                    raise
-                time.sleep(pause)
-        return self._exchange(connection, command, answers)
+        """Exchange, and again if the connection breaks or the server is no master any more; with a number of
+        ``answers`` gives a list of so many.
+        """
+        return self._retry.call_with_retry(
+            lambda: self._exchange(self._connection(), command, answers), self._prepare_next_try
+        )
+
+    def _prepare_next_try(self, error: Exception) -> None:
+        if self._closed or isinstance(error, redis.exceptions.AuthenticationError):
+            raise error
 
     def _exchange(self, connection: Any, command: bytes | list[bytes], answers: int | None = None) -> Any:
         try:
             connection.send_packed_command([command] if isinstance(command, bytes) else command)
-            return connection.read_response() if answers is None else [_answer(connection) for _ in range(answers)]
-        except redis.exceptions.ResponseError:
+            if answers is None:
+                return connection.read_response()
+            found = [_answer(connection) for _ in range(answers)]
+            for answer in found:
+                if isinstance(answer, redis.exceptions.ResponseError):
+                    self._leave_failed_over(connection, answer)
+            return found
+        except redis.exceptions.ResponseError as error:
+            self._leave_failed_over(connection, error)
             raise
         except BaseException:
             # An answer may still be on its way, which the next call would take for its own.
             connection.disconnect()
             raise
+
+    def _leave_failed_over(self, connection: Any, error: redis.exceptions.ResponseError) -> None:
+        """Let all threads connect anew if the server says that it is no master.
+
+        :raises FailedOverError: if it does.
+        """
+        if isinstance(error, _FAILED_OVER) or _FAILED_OVER_TEXT.search(str(error)):
+            self._forget_connections()
+            connection.disconnect()
+            raise FailedOverError(str(error)) from None
 
     def _connection(self) -> Any:
         if self._closed:
@@ -152,7 +192,11 @@ def _answer(connection: Any) -> Any:
 
 def _complete(settings: dict[str, Any]) -> dict[str, Any]:
     """Answers as bytes in the form of protocol 2, bounded waiting, and no repetition but ours."""
-    settings = {name: value for name, value in settings.items() if not name.startswith(_NEEDS_PROTOCOL_3)}
+    settings = {
+        name: str(absolute(value)) if name in _PATHS and value else value
+        for name, value in settings.items()
+        if name not in _OF_POOLS and not name.startswith(_NEEDS_PROTOCOL_3)
+    }
     for name, value in _DEFAULTS.items():
         if settings.get(name) is None:
             settings[name] = value
