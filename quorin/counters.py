@@ -39,7 +39,7 @@ NAMES = (
     "writer_leases", "writer_recoveries", "writers_overtaken", "writers_fenced", "flushes", "flush_ns",
     "entries_trimmed", "history_files_skipped", "upgrades", "watchdog_ticks", "watchdog_dead_processes",
     "watchdog_reclaimed_bytes", *(f"reclaimed.{reason}" for reason in RECLAIM_REASONS), "apply_delay_ns",
-    *(f"apply_delay.{number}" for number in range(len(DELAY_BOUNDS) + 1)),
+    *(f"apply_delay.{number}" for number in range(len(DELAY_BOUNDS) + 1)), "log_events_dropped",
 )  # fmt: skip
 """What the words of a slot count, behind those of :mod:`quorin.abi` that kernels count in. Only ever add to the end."""
 
@@ -104,7 +104,8 @@ class _State:
     """What a process holds. A forked child begins with slots of its own, and the cells of its parent."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        # A warning that is dropped while counters are set up is counted under the same lock.
+        self.lock = threading.RLock()
         self.private: dict[str, Words] = {}
         self._held: dict[str, memoryview] = {}
         self._addresses: dict[str, int] = {}
@@ -134,7 +135,7 @@ class _State:
         return self._file
 
     def begin_in_child(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.private, self._held, self._addresses = {}, {}, {}
         for name, address in self._cells.items():
             self.words(name)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 
-from quorin import counters
+from quorin import counters, logging
 from quorin.abi import (
     FIRST_BUCKET,
     TIME_BUCKETS,
@@ -246,7 +246,14 @@ reanchored = SharedCounterByReason(
     "reanchored",
     counters.REANCHOR_REASONS,
 )
+log_events_dropped = SharedCounter(
+    "quorin_log_events_dropped_total",
+    "Events that could not be logged, because standard error is full or closed.",
+    "log_events_dropped",
+    by_schema=False,
+)
 apply_delay_seconds = _Delay()
+logging.count_dropped_with(log_events_dropped.inc)
 
 
 def count_appended(schema_name: str, entries: int, rows: int) -> None:
@@ -308,6 +315,6 @@ _SHOWN = (
     entries_appended, rows_appended, rows_applied, rows_ignored, dead_letters, dead_letters_dropped, attaches, growths,
     flips, writer_leases, writer_recoveries, writers_overtaken, writers_fenced, flushes, flush_seconds, entries_trimmed,
     history_files_skipped, upgrades, watchdog_ticks, watchdog_dead_processes, watchdog_reclaimed_files,
-    watchdog_reclaimed_bytes, reanchored, apply_delay_seconds,
+    watchdog_reclaimed_bytes, reanchored, log_events_dropped, apply_delay_seconds,
 )  # fmt: skip
 registry.register(_SharedCollector())

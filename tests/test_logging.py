@@ -7,10 +7,15 @@ import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from quorin import logging as quorin_logging
+from quorin.schema import FeatureField, dtype, make_schema
+from quorin.shm import SegmentRegistry
+from quorin.wal import WALProducer
 
 
 def run(code: str) -> tuple[str, str]:
@@ -71,3 +76,85 @@ def test_an_application_with_structlog_of_its_own_is_obeyed() -> None:
 def test_unknown_levels_are_refused() -> None:
     with pytest.raises(ValueError, match="'LOUD'"):
         quorin_logging.configure("LOUD")
+
+
+UNWRITABLE = ["full", "closed", "nobody reads"]
+
+
+def start(arguments: list[str], stderr: str, **options: Any) -> subprocess.Popen[str]:
+    """Start Python with a standard error that cannot be written to."""
+    command = [sys.executable, *arguments]
+    if stderr == "closed":
+        command = ["/bin/sh", "-c", 'exec "$@" 2>&-', "sh", *command]
+    unread, broken = os.pipe()
+    os.close(unread)
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        stream = {"full": full, "closed": None, "nobody reads": broken}[stderr]
+        return subprocess.Popen(command, stderr=stream, stdout=subprocess.PIPE, text=True, **options)
+    finally:
+        os.close(broken)
+        os.close(full)
+
+
+@pytest.mark.parametrize("configured", ["", "configure('DEBUG', json=None);"])
+@pytest.mark.parametrize("stderr", UNWRITABLE)
+def test_events_that_cannot_be_written_are_dropped_and_counted(stderr: str, configured: str) -> None:
+    code = (
+        f"{LOG} from quorin import metrics; {configured}"
+        "dropped = metrics.log_events_dropped.labels(metrics.counters.EVERYWHERE);"
+        "before = dropped.value; l.warning('one'); l.error('two'); print(dropped.value - before)"
+    )
+    process = start(["-c", code], stderr)
+    assert process.communicate(timeout=180)[0] == "2\n"
+
+
+def test_counting_a_dropped_event_that_cannot_be_shared_has_an_end(tmp_path: Path) -> None:
+    environment = os.environ | {"QUORIN_SHM_DIR": str(tmp_path / "missing")}
+    code = f"{LOG} from quorin import metrics; l.warning('one'); metrics.growths.labels('A').inc(); print('on')"
+    process = start(["-c", code], "full", env=environment)
+    assert process.communicate(timeout=180)[0] == "on\n"
+
+
+def test_processors_of_an_application_that_fail_stop_nothing() -> None:
+    out, err = run(
+        "import structlog; structlog.configure(processors=[lambda logger, name, event: event['missing']]);"
+        f"{LOG} l.warning('one'); print('on')"
+    )
+    assert (out, err) == ("on\n", "")
+
+
+@pytest.mark.parametrize("stderr", UNWRITABLE)
+def test_an_insert_goes_on_where_logging_fails(stderr: str, tmp_path: Path) -> None:
+    code = f"""
+from quorin import layout
+from quorin.logging import configure
+from quorin.schema import FeatureField, dtype, make_schema
+from quorin.shm import SegmentRegistry
+configure("DEBUG")
+schema = make_schema("A", [FeatureField("n", dtype.int64)])
+with SegmentRegistry({str(tmp_path / "store")!r}, shm_dir={str(tmp_path)!r}).create(schema, capacity=2) as segment:
+    for number in range(100):  # It grows, and says so.
+        layout.insert(segment, str(number), layout.pack_row(schema, n=number))
+    print(len(segment))
+"""
+    process = start(["-c", code], stderr)
+    assert process.communicate(timeout=180)[0] == "100\n"
+
+
+@pytest.mark.parametrize("stderr", UNWRITABLE)
+def test_a_consumer_goes_on_where_logging_fails_and_ends_in_good_order(stderr: str, tmp_path: Path) -> None:
+    registry = SegmentRegistry(tmp_path / "store", shm_dir=tmp_path)
+    schema = make_schema("A", [FeatureField("n", dtype.int64)])
+    registry.create(schema, capacity=16).close()
+    environment = os.environ | {"QUORIN_SHM_DIR": str(tmp_path)}
+    arguments = ["-m", "quorin", "consumer", "-c", str(tmp_path / "store"), "--log-level", "debug"]
+    process = start(arguments, stderr, env=environment)
+    try:
+        with WALProducer(registry.backend, registry=registry) as producer:
+            producer.wait(schema, producer.write(schema, "a", {"n": 1}), timeout_ms=120_000)
+        process.terminate()
+        assert process.wait(120) == 0
+    finally:
+        process.kill()
+        process.communicate()
