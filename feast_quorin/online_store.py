@@ -45,11 +45,16 @@ class QuorinOnlineStore(OnlineStore):
 
     A reader attaches a view's segment at its first read and follows it from then on, in every process of its own.
     Writes go to the log first, so what is written survives the death of any process.
+
+    A store is pickled without its connection, which it makes from Feast's configuration where it is used.
     """
 
     _versioned_read_supported = True
     _engine: Engine | None = None
     _plans: Plans | None = None
+
+    def __reduce__(self) -> tuple[type[QuorinOnlineStore], tuple[()]]:
+        return type(self), ()
 
     @property
     def async_supported(self) -> SupportedAsyncMethods:

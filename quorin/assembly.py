@@ -257,6 +257,9 @@ class RowReader:
         self._parts = [(segment, None if fields is None else tuple(fields)) for segment, fields in parts]
         self._bound = self._bind()
 
+    def __reduce__(self) -> tuple[type[RowReader], tuple[Any]]:
+        return RowReader, (self._parts,)  # A segment says why it cannot be pickled.
+
     def __call__(self, entity_id: str) -> Rows | None:
         """The rows of one entity; None where only :class:`ColumnReader` can tell: for an id that is not ASCII, or no id
         at all, and for a row that was being replaced.

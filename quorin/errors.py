@@ -137,6 +137,10 @@ class CorruptSnapshotError(QuorinError, ValueError):
     """A file is no snapshot of a segment, or it is damaged; the text names it."""
 
 
+class NotPicklableError(QuorinError, TypeError):
+    """An object belongs to its process, and cannot be pickled; the text says what to pickle instead."""
+
+
 class LogFullError(QuorinError, RuntimeError):
     """The log is at its limit; nothing was written."""
 

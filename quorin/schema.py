@@ -11,15 +11,16 @@ Only the standard library and NumPy are imported here.
 
 from __future__ import annotations
 
+import copyreg
 import enum
 import json
 import keyword
 import math
 import re
+import sys
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
@@ -134,8 +135,52 @@ class FeatureField:
         return np.float32(math.nan if self.default is None else self.default)
 
 
-class FeatureSchema:
+class SchemaType(type):
+    """The class of schemas: checks them when they are defined, and compares them by name, version and fields."""
+
+    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(name, bases, namespace, **kwargs)
+        # cloudpickle makes a bare class first, with no more than its module, and then sets what a whole one had.
+        if bases and namespace.keys() - {"__module__"}:
+            schema = cast("Schema", cls)
+            _check_schema(schema)
+            schema.fields = tuple(schema.fields)
+
+    def __eq__(cls, other: object) -> bool:
+        if cls is other:
+            return True
+        if not (isinstance(other, SchemaType) and _is_whole(cls) and _is_whole(other)):
+            return NotImplemented
+        return schema_to_json(cast("Schema", cls)) == schema_to_json(cast("Schema", other))
+
+    def __hash__(cls) -> int:
+        return hash(cls.__name__)
+
+
+def _is_whole(schema: SchemaType) -> bool:
+    """False for the base of all schemas, and while a class is being unpickled."""
+    return {"version", "fields"} <= schema.__dict__.keys()
+
+
+def _reduced(schema: Schema) -> str | tuple[Any, ...]:
+    """How pickle keeps a schema: by its name where an import finds it, else as its JSON."""
+    found: Any = sys.modules.get(schema.__module__)
+    for name in schema.__qualname__.split("."):
+        found = getattr(found, name, None)
+    if found is schema and schema.__module__ != "__main__":
+        return str(schema.__qualname__)
+    return schema_from_json, (schema_to_json(schema),)
+
+
+copyreg.pickle(SchemaType, _reduced)  # type: ignore[arg-type]
+
+
+class FeatureSchema(metaclass=SchemaType):
     """Base of all schemas: subclass it with ``version`` and ``fields``.
+
+    Schemas of the same name, version, fields, ``tie_breaker`` and ``entity`` are equal, whichever process made them.
+    They are pickled by name where they can be imported, else as JSON; cloudpickle takes those of a notebook or a script
+    with all that their class holds.
 
     ``tie_breaker`` may name an int64 scalar field that decides between rows of one entity and one event time: the
     larger value wins, then the later write. A null counts as the smallest, and so does a deletion, which has none.
@@ -151,11 +196,6 @@ class FeatureSchema:
     fields: ClassVar[list[FeatureField] | tuple[FeatureField, ...]]
     tie_breaker: ClassVar[str | None] = None
     entity: ClassVar[str | None] = None
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        _check_schema(cls)
-        cls.fields = tuple(cls.fields)
 
     def __init__(self) -> None:
         raise SchemaTypeError(f"{type(self).__name__} is a schema: use the class itself, it has no instances")
@@ -202,13 +242,12 @@ def is_other_entity(one: Schema, other: Schema) -> bool:
 
 def schema_to_json(schema: Schema) -> str:
     """The schema as canonical JSON: equal schemas give equal text."""
-    known = _json_texts.get(schema)
+    # Kept in the class, and in no dictionary by schemas: those compare schemas, and that compares their JSON.
+    known: str | None = schema.__dict__.get("_json")
     if known is None:
-        known = _json_texts[schema] = _to_json(schema)
+        known = _to_json(schema)
+        type.__setattr__(schema, "_json", known)
     return known
-
-
-_json_texts: WeakKeyDictionary[Schema, str] = WeakKeyDictionary()
 
 
 def _to_json(schema: Schema) -> str:
@@ -252,7 +291,7 @@ def make_schema(
     """A schema class built at run time; the same checks as for a class statement."""
     check_schema_name(name)
     members = {"version": version, "fields": fields, "tie_breaker": tie_breaker, "entity": entity}
-    return type(name, (FeatureSchema,), members)
+    return SchemaType(name, (FeatureSchema,), members)  # type: ignore[return-value]
 
 
 def schema_to_arrow(schema: Schema) -> pa.Schema:

@@ -12,7 +12,7 @@ import time
 import weakref
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from quorin import format as fmt
 from quorin import mapping, metrics
 from quorin.errors import (
     CorruptSegmentError,
+    NotPicklableError,
     QuorinError,
     SegmentClosedError,
     SegmentNotFoundError,
@@ -49,7 +50,8 @@ class Segment:
 
     Any number of threads and processes may read; one process at a time writes, the one that holds the writer lease, and
     of its threads one after the other (:attr:`writing` is their lock).
-    Made by :class:`SegmentRegistry`. A context manager: leaving it closes.
+    Made by :class:`SegmentRegistry`. A context manager: leaving it closes. It is this process's, so it cannot be
+    pickled, nor can the readers that are bound to it: pickle the registry and the schema, and open it anew.
     """
 
     __slots__ = (
@@ -73,6 +75,12 @@ class Segment:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise NotPicklableError(
+            f"{self!r} is memory of this process and cannot be pickled, nor can a reader that is bound to it: "
+            "pickle the SegmentRegistry and the schema, and open the segment where they are unpickled"
+        )
 
     def __len__(self) -> int:
         """How many entities have a row."""

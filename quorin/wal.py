@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from quorin import metrics
 from quorin.backend import Tail, connect
 from quorin.errors import (
     ConnectionFailedError,
     LogFullError,
+    NotPicklableError,
     SchemaError,
     SegmentNotFoundError,
     WriteSyncTimeoutError,
@@ -65,7 +66,7 @@ class WALProducer:
     ``max_entries`` limits the log: writes that would pass it raise ``LogFullError`` until a consumer has trimmed; None
     sets no limit. A write to a log that is full or cannot be reached fails at once, or, with ``block_ms``, when it was
     tried again for so long. ``registry`` is needed only if segments are not where they are by default, for
-    :meth:`wait` to find them.
+    :meth:`wait` to find them. It is pickled by its connection: a Redis password with it, in plain text.
     """
 
     def __init__(
@@ -89,6 +90,9 @@ class WALProducer:
 
     def __enter__(self) -> WALProducer:
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_segments": {}}
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -305,6 +309,12 @@ class Pipeline:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.flush()
+
+    def __reduce__(self) -> NoReturn:
+        raise NotPicklableError(
+            "a Pipeline has rows that would be sent twice, and cannot be pickled: "
+            "pickle the WALProducer, and begin one in the other process"
+        )
 
     def write(self, entity_id: str, values: Mapping[str, Any], event_time_ns: int | None = None) -> None:
         """Take one row; no event time means now.

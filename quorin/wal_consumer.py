@@ -15,7 +15,7 @@ import secrets
 import threading
 import time
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from quorin import metrics, presence
 from quorin.backend import connect
@@ -25,6 +25,7 @@ from quorin.consumer_targets import Discovery, Target, targets_of
 from quorin.errors import (
     ConnectionFailedError,
     HistoryUnavailableError,
+    NotPicklableError,
     SchemaMismatchError,
     SegmentNotFoundError,
     WriterFencedError,
@@ -159,6 +160,9 @@ class WALConsumer:
     def __exit__(self, *_: object) -> None:
         self.stop()
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise NotPicklableError("a WALConsumer holds writer leases of this process: make one in the other process")
 
     def run(self) -> None:
         """Apply until :meth:`stop`. Waits while another process is the writer, and while the log can't be reached.
@@ -394,11 +398,8 @@ class WALConsumer:
             # A lease may have been lost while the read waited. From here on none is: who takes one over in this process
             # waits, and the position is that of the segment which has the rows.
             applied = self._apply(found, self._owned())
-        if (
-            self._pace.is_fast(len(found.entries), time.monotonic())
-            and block_ms
-            and len(found.entries) < _STREAM_ENTRIES
-        ):
+        count = len(found.entries)
+        if self._pace.is_fast(count, time.monotonic()) and block_ms and count < _STREAM_ENTRIES:
             time.sleep(_GATHER_SECONDS)
         return applied
 

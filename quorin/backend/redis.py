@@ -341,6 +341,10 @@ class _Allowance:
     many entries can, and leave the log over its limit by no more than the allowance.
     """
 
+    def __reduce__(self) -> tuple[type[_Allowance], tuple[()]]:
+        """Nothing of it holds in another process, least of all its clock."""
+        return _Allowance, ()
+
     def __init__(self) -> None:
         self._granted: tuple[int | None, float, Iterator[int]] = (None, 0.0, iter(()))
 

@@ -48,7 +48,8 @@ class ParquetDatasetStore:
     reads raise :class:`CorruptHistoryError` instead.
 
     One process at a time writes a schema, the one that has its segment's writer lease; any number may read. Threads may
-    share a store.
+    share a store. It is pickled by its base and filesystem, access keys included, in plain text; rows that were not
+    flushed stay where they are.
 
     ``compression`` is Parquet's (``zstd``, ``lz4``, ``snappy``, ``gzip``, ``brotli`` or ``none``). Columns of floats
     that it hardly makes smaller, as in embeddings, are not compressed.
@@ -68,9 +69,19 @@ class ParquetDatasetStore:
         self._storage = Storage(base, filesystem)
         self._compression = compression
         self._strict = strict
+        self._begin()
+
+    def _begin(self) -> None:
         self._buffers: dict[str, _Buffer] = {}
         self._lock = threading.RLock()
         self._reported: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_buffers", "_lock", "_reported")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
 
     def __enter__(self) -> ParquetDatasetStore:
         return self
