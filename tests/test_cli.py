@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -19,7 +20,8 @@ from quorin.assembly import read
 from quorin.backend import connect
 from quorin.cli import app
 from quorin.errors import ConnectionFailedError, SegmentNotFoundError
-from quorin.record import Kind, encode
+from quorin.layout import insert, pack_row
+from quorin.record import Kind, decode, encode
 from quorin.rows import row_batch
 from quorin.schema import FeatureField, dtype, make_schema, schema_to_json
 from quorin.shm import SegmentRegistry
@@ -173,3 +175,61 @@ def test_dead_letters_are_listed_shown_and_replayed(connection: str) -> None:
     assert [letter.position for letter in log.dead_letters()] == [bad]
     assert log.read(bad).entries == [(log.bounds().last, payload)]
     backend.close()
+
+
+@pytest.mark.parametrize("words", [["doctor", "--json"], ["--help"], ["--version"]])
+def test_a_full_standard_output_is_told_in_one_line(words: list[str], tmp_path: Path) -> None:
+    arguments, environment = command(*words, shm_dir=tmp_path)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            arguments, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=180, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output takes no more: it is full, or its disk fails\n"
+
+
+def test_where_standard_error_is_full_too_the_exit_code_tells(tmp_path: Path) -> None:
+    words, environment = command("inspect", "-c", str(tmp_path))
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(words, env=environment, stdout=full, stderr=full, timeout=180, check=False)
+    assert done.returncode in (1, 2)
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_ascii_terminals_are_shown_escapes(options: list[str], tmp_path: Path) -> None:
+    registry = SegmentRegistry(tmp_path / "store", shm_dir=tmp_path)
+    names = make_schema("Names", [FeatureField("name", dtype.string)])
+    registry.create(names, capacity=4).close()
+    words = ["a", "-s", "Names", "-c", str(tmp_path / "store")]
+    environment = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    with registry.open_current(names, read_only=False) as segment:
+        insert(segment, "a", pack_row(names, name="Zoë"))
+    arguments, inherited = command("get", *words, *options, shm_dir=tmp_path)
+    done = subprocess.run(arguments, env=inherited | environment, capture_output=True, timeout=180, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (b"Zo\\u00eb" if options else b"Zo\\xeb") in done.stdout
+
+
+def test_a_directory_is_no_snapshot(tmp_path: Path) -> None:
+    done = run("restore", str(tmp_path), "-c", str(tmp_path / "store"))
+    assert done.returncode == 1
+    assert done.stderr == f"error: {tmp_path} is no snapshot: expected a regular file\n"
+
+
+@pytest.mark.parametrize(("text", "stored"), [("1e400", None), ("-1e999", None), ("1e39", 1e39), ("-inf", -math.inf)])
+def test_put_stores_infinity_only_where_it_was_asked_for(text: str, stored: float | None, tmp_path: Path) -> None:
+    registry = SegmentRegistry(tmp_path / "store", shm_dir=tmp_path)
+    registry.create(TRIP, capacity=4).close()
+    lists = make_schema("Lists", [FeatureField("scores", dtype.float64, (None,))])
+    registry.create(lists, capacity=4).close()
+    for words in (["Trip", "a", f"score={text}"], ["Lists", "a", f"scores=[{text.replace('inf', 'Infinity')}]"]):
+        done = CliRunner().invoke(app, ["put", "-c", str(tmp_path / "store"), *words])
+        if stored is None:
+            assert done.exit_code == 2
+            assert "out of the range of float64" in " ".join(done.output.replace("│", " ").split())
+        else:
+            assert done.exit_code == 0
+            assert decode(registry.backend.log().read(0).entries[-1][1]).batch.column(2).to_pylist() in (
+                [stored],
+                [[stored]],
+            )

@@ -5,8 +5,10 @@ Exit codes: 0 done, 1 refused or failed (the reason is on stderr), 2 wrong usage
 
 from __future__ import annotations
 
+import io
+import os
 import sys
-from typing import Annotated
+from typing import Annotated, TextIO, cast
 
 import typer
 from rich.console import Console
@@ -76,9 +78,54 @@ def quorin(
 
 def main() -> None:
     """Run the command; what Quorin refuses is on stderr, with its notes, and exit code 1."""
+    _take_any_text()
+    code: int | str | None = 0
     try:
         app()
+    except SystemExit as end:
+        code = end.code
     except QuorinError as error:
-        text = "\n".join([str(error), *getattr(error, "__notes__", [])])
+        _say("\n".join([str(error), *getattr(error, "__notes__", [])]))
+        code = 1
+    except OSError:
+        if not _let_go(sys.stdout):
+            raise
+        code = _say_that_output_failed()
+    if _let_go(sys.stdout):
+        code = _say_that_output_failed()
+    _let_go(sys.stderr)
+    sys.exit(code)
+
+
+def _take_any_text() -> None:
+    """Characters that the terminal's encoding lacks are printed as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _let_go(stream: TextIO | None) -> bool:
+    """Flush a standard stream. One that takes no more goes nowhere from now on, or Python would try again at its end
+    and change the exit code; True if it is one.
+    """
+    try:
+        if stream is not None:
+            stream.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, cast("TextIO", stream).fileno())
+        os.close(nowhere)
+        return True
+    return False
+
+
+def _say_that_output_failed() -> int:
+    _say("standard output takes no more: it is full, or its disk fails")
+    return 1
+
+
+def _say(text: str) -> None:
+    try:
         Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escaped(text)}", soft_wrap=True)
-        sys.exit(1)
+    except OSError:
+        _let_go(sys.stderr)  # The exit code is all that can be told.

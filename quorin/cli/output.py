@@ -40,7 +40,8 @@ def add_row(target: Table, *cells: object) -> None:
 
 def print_json(value: Any) -> None:
     """A value as indented JSON on stdout. Bytes become hexadecimal text, numbers that JSON lacks their names."""
-    json.dump(plain(value), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    json.dump(plain(value), sys.stdout, indent=2, ensure_ascii=not is_unicode, allow_nan=False)
     sys.stdout.write("\n")
 
 

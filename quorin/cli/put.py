@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -102,16 +103,28 @@ def _parsed(field: FeatureField, text: str) -> Any:
 
     try:
         if field.shape:
-            return _elements(field, json.loads(text))
+            return _elements(field, json.loads(text, parse_float=_number))
         if field.dtype is dtype.string:
             return text
         if field.dtype is dtype.bytes:
             return bytes.fromhex(text)
         if field.dtype is dtype.bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        return float(text) if field.dtype in (dtype.float32, dtype.float64) else int(text)
+        return _number(text) if field.dtype in (dtype.float32, dtype.float64) else int(text)
     except (ValueError, KeyError) as error:
-        raise typer.BadParameter(f"field {field.name!r}: {text!r} is no {field.dtype.name}") from error
+        reason = f": {error}" if isinstance(error, ValueError) and "range" in str(error) else ""
+        raise typer.BadParameter(f"field {field.name!r}: {text!r} is no {field.dtype.name}{reason}") from error
+
+
+def _number(text: str) -> float:
+    """What the text says. A number beyond float64 is refused like one beyond float32: only ``inf`` means infinity.
+
+    :raises ValueError: if it is no number of float64.
+    """
+    number = float(text)
+    if math.isinf(number) and not text.strip().lstrip("+-").lower().startswith("inf"):
+        raise ValueError(f"{text} is out of the range of float64")
+    return number
 
 
 def _elements(field: FeatureField, value: Any) -> Any:
