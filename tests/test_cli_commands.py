@@ -264,7 +264,7 @@ GAUGES = {
 
 def scraped(port: int) -> dict[str, dict[str, float]]:
     """What is served: series, then value by schema (or other label)."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=120) as answer:
         text = answer.read().decode()
     found: dict[str, dict[str, float]] = {}
     for family in text_string_to_metric_families(text):

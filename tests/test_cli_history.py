@@ -39,7 +39,7 @@ class Deployment:
         process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
         with WALProducer(self.backend, registry=self.registry) as producer:
             for number, score in enumerate(scores):
-                producer.write_sync(TRIP, f"id{number}", {"score": score}, timeout_ms=30_000)
+                producer.write_sync(TRIP, f"id{number}", {"score": score}, timeout_ms=120_000)
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=60)
         assert process.returncode == 0, said

@@ -139,7 +139,7 @@ def test_children_count_for_themselves_and_what_the_dead_counted_stays(
             process.start()
         for _ in range(10_000):
             assembly.assemble(segment, "id7")
-        assert all(event.wait(30) for event in events)
+        assert all(event.wait(120) for event in events)
         assert value("quorin_reads_total", schema) == 40_000
         for process in children:
             os.kill(process.pid or 0, signal.SIGKILL)

@@ -234,7 +234,7 @@ def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) ->
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while True:
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=30):  # noqa: S310
+            with urllib.request.urlopen(f"{url}/health", timeout=120):  # noqa: S310
                 return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             assert server.poll() is None, log.read_text()
