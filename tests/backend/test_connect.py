@@ -53,6 +53,12 @@ def test_what_is_no_connection_is_refused(connection: Any) -> None:
     assert "expected" in failure(connection)
 
 
+def test_settings_of_pools_are_taken_and_left_alone(redis_server: RedisServer) -> None:
+    backend = connect(f"unix://{redis_server.socket}?max_connections=2&timeout=3")
+    assert backend.control.current("nothing") is None
+    backend.close()
+
+
 def test_unknown_schemes_and_forgotten_schemes_are_explained() -> None:
     assert "URL scheme 'http' is not known" in failure(f"http://u:{SECRET}@host/")
     assert "write 'redis://localhost:6379'" in failure("localhost:6379")
