@@ -84,6 +84,7 @@ def hydrate(
     :raises HydrationConflictError: if the schema has a current segment, or got one meanwhile: it is
         :class:`quorin.shm.SegmentConflictError`.
     :raises CorruptHistoryError: if a file of the history turns out to be damaged, or does not fit the schema.
+    :raises HistoryUnavailableError: if a file cannot be opened or read; nothing becomes current then.
     """
     lost = registry.vacancy(schema.__name__)
     segment, result = build_segment(

@@ -17,7 +17,7 @@ from quorin.errors import CorruptHistoryError
 from quorin.logging import get_logger
 from quorin.offline import columns
 from quorin.offline.files import DataFile, Piece, in_force
-from quorin.offline.storage import Listing, Storage, VanishedError
+from quorin.offline.storage import Listing, Storage, VanishedError, decoded
 from quorin.record import Kind
 
 if TYPE_CHECKING:
@@ -63,22 +63,24 @@ class Dataset:
         return Loaded(self._storage, [self._part(piece, metadata[piece.file]) for piece in pieces], damaged)
 
     def _footer(self, file: DataFile) -> pq.FileMetaData:
-        try:
-            with self._storage.open(file.path) as source:
-                found = pq.read_metadata(source)
-                columns.check_columns(file.path, found.schema.to_arrow_schema())
-                return found
-        except (pa.ArrowException, OSError) as error:
-            raise CorruptHistoryError(f"{file.path} is no whole Parquet file: {error}") from error
+        def read(source: pa.NativeFile) -> Iterator[pq.FileMetaData]:
+            yield pq.read_metadata(source)
+
+        (found,) = decoded(self._storage, file.path, read, "is no whole Parquet file")
+        columns.check_columns(file.path, found.schema.to_arrow_schema())
+        return found
 
     def _part(self, piece: Piece, metadata: pq.FileMetaData) -> Part:
-        overlaps = piece.beyond > piece.file.after
-        first = 0
-        if overlaps:
-            with self._storage.open(piece.file.path) as source:
-                positions = pq.read_table(source, columns=["position"]).column("position").combine_chunks()
-            first = int(np.searchsorted(numbers(positions, np.int64), piece.beyond, side="right"))
-        return Part(piece, metadata, first)
+        part = Part(piece, metadata, 0)
+        if piece.beyond <= piece.file.after:
+            return part
+
+        def read(source: pa.NativeFile) -> Iterator[pa.Table]:
+            yield _parquet(part, source).read(columns=["position"])
+
+        (table,) = decoded(self._storage, piece.file.path, read, "is damaged")
+        positions = numbers(table.column("position").combine_chunks(), np.int64)
+        return Part(piece, metadata, int(np.searchsorted(positions, piece.beyond, side="right")))
 
     def _refuse(self, path: str, reason: str) -> None:
         if self._strict:
@@ -171,16 +173,16 @@ class Loaded:
     ) -> Iterator[pa.RecordBatch]:
         """The rows of a part that count, as the file has them; all columns, or the named ones."""
         groups, skip = _groups_from(part)
-        with self._storage.open(part.piece.file.path) as source:
-            file = _parquet(part, source)
-            chosen = list(names) if names else None
-            for batch in _decoded(
-                part, lambda: file.iter_batches(part.batch_rows, groups, chosen, use_threads=use_threads)
-            ):
-                left = batch.slice(min(skip, len(batch)))
-                skip -= len(batch) - len(left)
-                if len(left):
-                    yield left
+        chosen = list(names) if names else None
+
+        def read(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:
+            yield from _parquet(part, source).iter_batches(part.batch_rows, groups, chosen, use_threads=use_threads)
+
+        for batch in decoded(self._storage, part.piece.file.path, read, "is damaged"):
+            left = batch.slice(min(skip, len(batch)))
+            skip -= len(batch) - len(left)
+            if len(left):
+                yield left
 
     def rows(self, numbers: np.ndarray[Any, Any], schema: Schema) -> pa.Table:
         """The rows with these numbers (sorted, each once) in canonical form; partial ones have nulls elsewhere."""
@@ -212,18 +214,21 @@ class Loaded:
         """Rows of a file by number, a row group at a time."""
         path = part.piece.file.path
         names = ["entity_id", "event_time", *columns.field_columns(schema, part.arrow_schema)]
-        with self._storage.open(path) as source:
+        starts = np.cumsum(
+            [0, *(part.metadata.row_group(group).num_rows for group in range(part.metadata.num_row_groups))]
+        )
+        edges = np.searchsorted(local, starts)
+        needed = np.flatnonzero(np.diff(edges)).tolist()
+
+        def read(source: pa.NativeFile) -> Iterator[pa.Table]:
             file = _parquet(part, source)
-            start = 0
-            for group in range(part.metadata.num_row_groups):
-                count = part.metadata.row_group(group).num_rows
-                low, high = np.searchsorted(local, [start, start + count])
-                if high > low:
-                    (table,) = _decoded(part, lambda group=group: iter([file.read_row_group(group, names)]))
-                    chosen = table.take(pa.array(local[low:high] - start)).combine_chunks()
-                    for batch in chosen.to_batches():
-                        yield columns.canonical(schema, path, batch, Kind.upsert, None)
-                start += count
+            return (file.read_row_group(group, names) for group in needed)
+
+        tables = decoded(self._storage, path, read, "is damaged")
+        for group, table in zip(needed, tables, strict=True):
+            rows = local[edges[group] : edges[group + 1]] - starts[group]
+            for batch in table.take(pa.array(rows)).combine_chunks().to_batches():
+                yield columns.canonical(schema, path, batch, Kind.upsert, None)
 
 
 def _groups_from(part: Part) -> tuple[list[int], int]:
@@ -236,13 +241,3 @@ def _groups_from(part: Part) -> tuple[list[int], int]:
 
 def _parquet(part: Part, source: pa.NativeFile) -> pq.ParquetFile:
     return pq.ParquetFile(source, metadata=part.metadata, page_checksum_verification=True)
-
-
-def _decoded(part: Part, read: Any) -> Iterator[Any]:
-    """What a read gives. :raises CorruptHistoryError: if the pages between the footers turn out to be damaged."""
-    try:
-        yield from read()
-    except FileNotFoundError as error:
-        raise VanishedError(part.piece.file.path) from error
-    except (pa.ArrowException, OSError) as error:
-        raise CorruptHistoryError(f"{part.piece.file.path} is damaged: {error}") from error

@@ -13,24 +13,25 @@ import os
 import secrets
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
 
-from quorin.errors import HistoryUnavailableError
+from quorin.errors import CorruptHistoryError, HistoryUnavailableError
 from quorin.offline.files import PENDING_SUFFIX, DataFile, parse_path
 from quorin.paths import absolute
 from quorin.urls import URL_FORM, is_malformed, secrets_in, shown, without_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _OBJECT_STORES = {"s3", "gcs", "abfs"}
 LEFTOVER_SECONDS = 3600.0
+_Item = TypeVar("_Item")
 
 
-class VanishedError(Exception):
+class VanishedError(HistoryUnavailableError):
     """A file was there when it was listed and is gone now: a compaction has merged it into another."""
 
 
@@ -93,9 +94,9 @@ class Storage:
         try:
             return self._fs.open_input_file(path)
         except FileNotFoundError as error:
-            raise VanishedError(path) from error
+            raise VanishedError(f"{path} is gone since it was listed") from error
         except OSError as error:
-            raise self._unavailable(f"cannot read {path}", error) from self._cause(error)
+            raise self.unavailable(f"cannot read {path}", error) from self._cause(error)
 
     def write(self, path: str, fill: Callable[[Any], None]) -> None:
         """Make a file with what ``fill`` writes to a sink; a file of that name is replaced.
@@ -149,14 +150,82 @@ class Storage:
         except (OSError, pa.ArrowException) as error:
             if isinstance(error, HistoryUnavailableError):
                 raise
-            raise self._unavailable(f"the history at {self.address}: {path}", error) from self._cause(error)
+            raise self.unavailable(f"the history at {self.address}: {path}", error) from self._cause(error)
 
-    def _unavailable(self, what: str, error: Exception) -> HistoryUnavailableError:
+    def unavailable(self, what: str, error: Exception) -> HistoryUnavailableError:
+        """The error to raise when a file cannot be read or written; its text has no secrets."""
         return HistoryUnavailableError(f"{what}: {without_secrets(str(error), self._hidden)}")
 
     def _cause(self, error: Exception) -> Exception | None:
         """The error, unless its own text may hold secrets."""
         return None if self._hidden else error
+
+
+def decoded(
+    storage: Storage, path: str, read: Callable[[pa.NativeFile], Iterator[_Item]], damage: str
+) -> Iterator[_Item]:
+    """What ``read`` gives of an open file.
+
+    Arrow raises ``OSError`` for damaged pages as well as for failed reads. So after an error the file is read again
+    through a source that notes whether the system refused a read. It is damaged if all reads succeed and it still does
+    not decode.
+
+    :raises CorruptHistoryError: if the file was read and does not decode; ``damage`` says what it is then.
+    :raises HistoryUnavailableError: if it cannot be opened or read, or was read only the second time.
+    :raises VanishedError: if it is gone.
+    """
+    try:
+        with storage.open(path) as source:
+            yield from read(source)
+    except (HistoryUnavailableError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise VanishedError(f"{path} is gone since it was listed") from error
+    except (pa.ArrowException, OSError) as error:
+        if _is_damaged(storage, path, read):
+            raise CorruptHistoryError(f"{path} {damage}: {error}") from error
+        raise storage.unavailable(f"cannot read {path}", error) from None
+
+
+def _is_damaged(storage: Storage, path: str, read: Callable[[pa.NativeFile], Iterator[Any]]) -> bool:
+    """Whether a file does not decode although every read of it succeeds."""
+    with storage.open(path) as source:
+        watched = _Watched(source)
+        try:
+            for _ in read(pa.PythonFile(watched, "r")):
+                pass
+        except FileNotFoundError as error:
+            raise VanishedError(f"{path} is gone since it was listed") from error
+        except MemoryError:
+            raise
+        except (pa.ArrowException, OSError):
+            return not watched.has_failed
+    return False
+
+
+class _Watched:
+    """A file for reading that notes whether a read failed."""
+
+    def __init__(self, source: pa.NativeFile) -> None:
+        self._source = source
+        self.has_failed = False
+        self.closed = False
+
+    def read(self, count: int = -1) -> bytes:
+        try:
+            return bytes(self._source.read(None if count < 0 else count))
+        except Exception:
+            self.has_failed = True
+            raise
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return int(self._source.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._source.tell())
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def sync_folder(folder: Path) -> None:
