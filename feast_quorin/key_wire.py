@@ -25,8 +25,6 @@ _FIELDS = {field.name: field.number for field in Value.DESCRIPTOR.fields}
 (_TEXT,) = tag(_FIELDS["string_val"], BYTES)
 _NUMBERS = [tag(_FIELDS[kind], VARINT)[0] for kind in INTEGERS]
 
-Places = np.ndarray[Any, np.dtype[np.int64]]
-
 
 def columns_of_keys(keys: Sequence[Any]) -> dict[str, pa.Array] | None:
     """Of each join key its values in all the ``EntityKey`` protos, int64 or string.

@@ -37,6 +37,10 @@ def own_cache() -> Iterator[None]:
 def directory() -> Path:
     """Where that is for this version of the kernels."""
     home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    paths = [*sorted((_PACKAGE / "kernels").glob("*.py")), *(_PACKAGE / name for name in _SOURCES)]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources())).hexdigest()[:16]
     return Path(home) / "quorin" / f"kernels-{digest}"
+
+
+def sources() -> list[Path]:
+    """The files that kernels are made of."""
+    return [*sorted((_PACKAGE / "kernels").glob("*.py")), *(_PACKAGE / name for name in _SOURCES)]
