@@ -18,6 +18,7 @@ import redis
 import yaml
 
 from quorin.shm import SegmentRegistry
+from tests.feast_quorin.spawned import QUICK_IMPORT
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -66,10 +67,10 @@ def test_feast_quickstart(tmp_path):
         script = marked("feast", "python")
         shown = [ast.literal_eval(line.removeprefix("# ")) for line in script.splitlines() if line.startswith("# {")]
         printing = re.sub(r"^(store\.get_online_features.*)$", r"print(\1)", script, flags=re.MULTILINE)
-        printed = run([sys.executable, "-c", printing], tmp_path).splitlines()
+        printed = run([sys.executable, "-c", printing], tmp_path, **QUICK_IMPORT).splitlines()
         assert [ast.literal_eval(line) for line in printed] == shown  # in any order: Feast's own differs by run
     finally:
-        run(["feast", "teardown"], tmp_path)
+        run(["feast", "teardown"], tmp_path, **QUICK_IMPORT)
 
 
 def test_redis_settings_are_valid(tmp_path):
@@ -89,7 +90,7 @@ def test_ci_runs_the_readmes_test_command():
 def test_example_command_names_what_is_there():
     command = marked("command: example", "bash").strip()
     script = ROOT / command.split()[-1]
-    assert "usage" in run([sys.executable, str(script), "--help"], ROOT)
+    assert "usage" in run([sys.executable, str(script), "--help"], ROOT, **QUICK_IMPORT)
     assert set(re.findall(r"'\.\[(\w+)\]'", README)) <= {"example", "dev", "feast", "top"}
 
 
@@ -131,10 +132,11 @@ def assert_shows(block: str, names: dict[str, Any], discarded: list[tuple[Segmen
         np.testing.assert_array_equal(value, eval(comment, namespace), strict=True)  # noqa: S307
 
 
-def run(command: list[str], directory: Path) -> str:
-    """Its output; the scripts of this Python's environment come first on PATH."""
+def run(command: list[str], directory: Path, **variables: str) -> str:
+    """Its output; the scripts of this Python's environment come first on PATH, and ``variables`` are added."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(command, cwd=directory, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    environment = os.environ | {"PATH": path} | variables
+    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, textwrap.dedent(
         f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     )
