@@ -109,9 +109,11 @@ def _cold_start(sending: Any, name: str, schema_name: str, base: Path) -> None:
     """Hydrate, snapshot, restore."""
     import polars  # noqa: F401 - its import is not what is measured
 
-    import quorin.kernels  # noqa: F401 - nor is this
+    from quorin import kernels
     from quorin.hydration import hydrate
     from quorin.snapshot import restore, snapshot
+
+    kernels.load()  # nor is this
 
     schema = SCALARS if schema_name == SCALARS.__name__ else WIDE
     with (

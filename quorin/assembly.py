@@ -149,14 +149,15 @@ def reader(segment: Segment, fields: Sequence[str] | None = None) -> Reader:
 
 
 def prewarm(*, freeze: bool = False) -> None:
-    """Load the compiled kernels now rather than at the first read (seconds after an install, then about half a
+    """Load the compiled kernels of reads now rather than at the first read (seconds after an install, then about half a
     second).
 
     With ``freeze`` Python's cyclic collector is run once, and then never looks again at what is alive now: call it when
     models and all else that lives long is loaded, so that no request waits for a collection of all that.
     """
-    from quorin import kernels  # noqa: F401
+    from quorin import kernels
 
+    kernels.load(kernels.READING)
     if freeze:
         gc.collect()
         gc.freeze()

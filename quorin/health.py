@@ -158,12 +158,17 @@ def _logind(files: list[Path]) -> Check:
 def _kernels() -> Check:
     name = "compiled kernels"
     started = time.perf_counter()
-    from quorin.kernels import cache
+    try:
+        from quorin.kernels import READING, cache, load
 
+        load(READING)
+    except QuorinError as error:
+        return Check(name, PROBLEM, str(error), "unset it: nothing can be read or written")
     directory = cache.directory()
     seconds = time.perf_counter() - started
-    found = f"loaded in {seconds:.1f} s, numba {importlib.metadata.version('numba')}, kept in {directory}"
-    if not directory.is_dir() or not os.access(directory, os.W_OK):
+    found = f"those of reads loaded in {seconds:.1f} s, numba {importlib.metadata.version('numba')}, "
+    found += f"kept in {directory}" if directory else "kept nowhere: this user has no home"
+    if directory is None or not directory.is_dir() or not os.access(directory, os.W_OK):
         advice = "every process compiles anew for seconds: make it writable, or set XDG_CACHE_HOME or NUMBA_CACHE_DIR"
         return Check(name, WARNING, found, advice)
     return Check(name, OK, found)

@@ -76,7 +76,6 @@ def search(
     """
     from quorin import kernels
 
-    search_rows, mark_slots, _ = kernels.vector_kernels()
     wanted = _checked(segment.schema, field, query, k, metric)
     for _ in range(_MOST_ROUNDS):
         view = segment.current_view()
@@ -87,12 +86,12 @@ def search(
         if among is not None:
             ids = id_array(among)
             allowed = np.zeros(view.layout.slot_count, np.uint8)
-            mark_slots(task, *text_addresses(ids), len(ids), allowed)
+            kernels.mark_slots(task, *text_addresses(ids), len(ids), allowed)
         most, step = min(k, view.layout.capacity), view.layout.max_id_bytes
         nearest, sizes = np.empty(most), np.empty(most, np.int64)
         keys = np.empty((most + 1) * step, np.uint8)
         squares = float(_sums(wanted[None] * wanted[None])[0])
-        found = search_rows(task, wanted.ctypes.data, squares, allowed, nearest, sizes, keys, step)
+        found = kernels.search_rows(task, wanted.ctypes.data, squares, allowed, nearest, sizes, keys, step)
         if found >= 0:
             ids = [keys[i * step : i * step + sizes[i]].tobytes() for i in range(found)]
             return _sorted(ids, nearest[:found], k)
@@ -138,13 +137,12 @@ def entity_ids(segment: Segment) -> pa.Array:
     """The ids of all entities that have a row, as an Arrow string array in no particular order."""
     from quorin import kernels
 
-    _, _, list_keys = kernels.vector_kernels()
     view = segment.current_view()
     slot, chunks, room = 0, [], np.zeros(2, np.int64)
     while slot < view.layout.slot_count:
         ends = np.empty(_LISTED_KEYS, np.int64)
         data = np.empty(_LISTED_BYTES + view.layout.max_id_bytes, np.uint8)
-        code = list_keys(view.descriptor, slot, ends, data, room)
+        code = kernels.list_keys(view.descriptor, slot, ends, data, room)
         if code:
             raise CorruptSegmentError(f"segment {view.name!r} is damaged: a key points outside the file")
         count, slot = int(room[0]), int(room[1])

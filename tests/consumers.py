@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.feather
 
-import quorin.kernels  # noqa: F401 - loaded once by the server that forks the consumers
+from quorin import kernels
 from quorin.backend import connect
 from quorin.errors import ConnectionFailedError
 from quorin.offline import ParquetDatasetStore
@@ -24,6 +24,8 @@ from quorin.wal_consumer import WALConsumer
 
 ROW = make_schema("Row", [FeatureField("number", dtype.int64), FeatureField("text", dtype.string)])
 IDS = 20
+
+kernels.load()  # once by the server that forks the consumers
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["tests.consumers"])

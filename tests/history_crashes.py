@@ -11,8 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-import quorin.kernels  # noqa: F401 - as above
-from quorin import hydration, snapshot
+from quorin import hydration, kernels, snapshot
 from quorin.offline import ParquetDatasetStore
 from quorin.rows import rows_batch
 from quorin.schema import FeatureField, dtype, make_schema
@@ -21,6 +20,8 @@ from tests.consumers import context
 
 CRASH = make_schema("CrashRow", [FeatureField("number", dtype.int64), FeatureField("text", dtype.string)])
 IDS = 40
+
+kernels.load()  # once by the server that forks
 
 WRITING = [
     "pyarrow.parquet:ParquetWriter.write_table",

@@ -5,8 +5,6 @@ https://arrow.apache.org/docs/format/CDataInterface.html
 
 from __future__ import annotations
 
-from numba import njit
-
 from quorin.abi import (
     A_CELL,
     A_CELL_BYTES,
@@ -33,6 +31,7 @@ from quorin.abi import (
     KIND_FIXED,
     KIND_TEXT_LIST,
 )
+from quorin.kernels.compiling import inlined, kernel
 from quorin.kernels.memory import load_i64
 
 _NULL_COUNT, _OFFSET, _BUFFERS, _CHILDREN = 8, 16, 40, 48
@@ -40,7 +39,7 @@ _NULL_COUNT, _OFFSET, _BUFFERS, _CHILDREN = 8, 16, 40, 48
 _OFFSET_BYTES = 4
 
 
-@njit(cache=True, boundscheck=False)
+@kernel
 def arrow_columns(batch, plan, empty, columns):
     """Fill ``columns``, the table of :func:`quorin.kernels.write.apply_rows`, for a batch at an address.
 
@@ -87,13 +86,13 @@ def arrow_columns(batch, plan, empty, columns):
             columns[c + C_VALUES] = buffer(array, 1, empty) + offset * element_bytes
 
 
-@njit(inline="always")
+@inlined
 def child(array, index):
     """The address of an array's child."""
     return load_i64(load_i64(array + _CHILDREN) + 8 * index)
 
 
-@njit(inline="always")
+@inlined
 def buffer(array, index, empty):
     """The address of an array's buffer, ``empty`` if it has none."""
     address = load_i64(load_i64(array + _BUFFERS) + 8 * index)

@@ -6,7 +6,6 @@ The source may have a writer: each row is copied as a reader copies it. The targ
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from quorin import format as fmt
 from quorin.abi import (
@@ -42,8 +41,10 @@ from quorin.abi import (
     X_TARGET_MASK,
     X_TO,
 )  # fmt: skip
+from quorin.kernels.compiling import helper, inlined, unlocked_kernel
 from quorin.kernels.hashing import hash_id
 from quorin.kernels.memory import (
+    array_address,
     copy_bytes,
     fence_acquire,
     load_acquire,
@@ -86,7 +87,7 @@ _SHIFT_32 = np.uint64(32)
 _ONE = np.uint64(1)
 
 
-@njit(cache=True, nogil=True, boundscheck=False)
+@unlocked_kernel
 def copy_rows(source, target, plan, forget_before_ns, first, last, result):
     """Copy the rows of slots ``first … last-1`` into a new segment as ``plan`` says; deletions older than
     ``forget_before_ns`` are left out.
@@ -97,7 +98,7 @@ def copy_rows(source, target, plan, forget_before_ns, first, last, result):
     k0 = np.uint64(target[D_SEED_0])
     k1 = np.uint64(target[D_SEED_1])
     copy = np.empty(source[D_ROW_STRIDE], np.uint8)
-    row = copy.ctypes.data
+    row = array_address(copy)
     for slot in range(first, last):
         result[R_NEXT] = slot
         if slot + _SLOTS_AHEAD < last:
@@ -142,7 +143,7 @@ def copy_rows(source, target, plan, forget_before_ns, first, last, result):
     return DONE
 
 
-@njit(inline="always")
+@inlined
 def fetch_row(source, slot):
     """Ask for the row that a slot points to."""
     word = load_u64(source[D_INDEX] + 8 * slot)
@@ -152,7 +153,7 @@ def fetch_row(source, slot):
             prefetch(row + line)
 
 
-@njit(boundscheck=False)
+@helper
 def copy_published_row(source, slot, row):
     """Copy the row that a slot points to, one whole version of it, to ``row``; False if the slot is empty."""
     while True:
@@ -168,7 +169,7 @@ def copy_published_row(source, slot, row):
             return True
 
 
-@njit(boundscheck=False)
+@helper
 def heap_needed(plan, body):
     """Heap bytes that the carried values of a row's heap cells take."""
     total = 0
@@ -179,7 +180,7 @@ def heap_needed(plan, body):
     return total
 
 
-@njit(inline="always")
+@inlined
 def carried_bytes(plan, at, cell):
     """Bytes that the value of a heap cell takes once it is carried over."""
     if plan[at + X_FROM] == plan[at + X_TO]:
@@ -187,7 +188,7 @@ def carried_bytes(plan, at, cell):
     return load_u32(cell + _CELL_COUNT) * plan[at + X_COUNT]
 
 
-@njit(boundscheck=False)
+@helper
 def carry_body(source, target, plan, body, new):
     """Write the carried fields into a body of zeros: spans, validity bits, heap cells."""
     at = X_HEAD_ITEMS
@@ -221,7 +222,7 @@ def carry_body(source, target, plan, body, new):
         at += X_SPAN_ITEMS
 
 
-@njit(boundscheck=False)
+@helper
 def widen(target, source, count, from_code, to_code):
     """Copy ``count`` bytes if the codes are equal, else ``count`` elements to the wider dtype, each exactly."""
     if from_code == to_code:

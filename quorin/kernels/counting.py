@@ -6,19 +6,18 @@ there is a moment old, and that is all that is promised.
 
 from __future__ import annotations
 
-from numba import njit
-
 from quorin.abi import D_COUNTERS, FIRST_BUCKET, TIME_BUCKETS
+from quorin.kernels.compiling import helper, inlined
 from quorin.kernels.memory import add_word, load_i64
 
 
-@njit(inline="always")
+@inlined
 def counters_of(plan):
     """Where the counters of this process are."""
     return load_i64(plan[D_COUNTERS])
 
 
-@njit(boundscheck=False)
+@helper
 def count_time(buckets, total, elapsed_ns):
     """Count a time, given the addresses of its buckets and of the sum of all times."""
     add_word(total, elapsed_ns)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from quorin.kernels.compiling import inlined, unlocked_kernel
 from quorin.kernels.memory import store_u8
 
 _TEN = np.uint64(10)
 _MINUS, _ZERO = ord("-"), ord("0")
 
 
-@njit(cache=True, nogil=True, boundscheck=False)
+@unlocked_kernel
 def write_decimals(numbers, ends, text):
     """Write int64 numbers one after the other to the address ``text``, which has room for 20 bytes each.
 
@@ -37,7 +37,7 @@ def write_decimals(numbers, ends, text):
                 break
 
 
-@njit(inline="always")
+@inlined
 def digit_count(number):
     """How many decimal digits a uint64 has."""
     count = 1

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from quorin.hashing import LENGTH_SECRET
+from quorin.kernels.compiling import inlined
 from quorin.kernels.memory import fold, load_u8, load_u32, load_u64
 
 _LENGTH_SECRET = np.uint64(LENGTH_SECRET)
 
 
-@njit(inline="always")
+@inlined
 def hash_id(address, count, k0, k1):
     """The 64-bit hash of ``count`` bytes at ``address`` under the seed ``(k0, k1)``; reads nothing beyond them."""
     h = np.uint64(0)

@@ -5,10 +5,10 @@ dashboards, and about how many entities a history has.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from quorin import format as fmt
 from quorin.abi import D_INDEX, D_ROW_LIMIT, D_ROW_STRIDE, D_ROWS
+from quorin.kernels.compiling import kernel, unlocked_kernel
 from quorin.kernels.hashing import hash_id
 from quorin.kernels.memory import load_acquire, load_i64, load_u16
 from quorin.kernels.read import load_offset
@@ -18,7 +18,7 @@ _LOW_32 = np.uint64(0xFFFFFFFF)
 _ONE = np.uint64(1)
 
 
-@njit(cache=True, nogil=True, boundscheck=False)
+@unlocked_kernel
 def event_times(descriptor, first, last, result):
     """Widen ``result``, (oldest, newest) event time in ns, by the live rows of slots ``first … last-1``.
 
@@ -38,7 +38,7 @@ def event_times(descriptor, first, last, result):
         result[1] = max(result[1], time)
 
 
-@njit(cache=True, nogil=True, boundscheck=False)
+@unlocked_kernel
 def mark_ids(offsets, ids, rows, bitmap):
     """Set the bit (a byte of ``bitmap``, whose size is a power of two) that each id's hash chooses; gives the longest
     id's bytes. ``offsets`` are int32, as Arrow has them.
@@ -53,7 +53,7 @@ def mark_ids(offsets, ids, rows, bitmap):
     return longest
 
 
-@njit(cache=True, boundscheck=False)
+@kernel
 def longest_id(offsets, offset_bytes, rows):
     """The bytes of the longest of so many ids, 0 of none."""
     longest = np.int64(0)

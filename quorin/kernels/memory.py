@@ -10,9 +10,11 @@ Addresses are int64, words uint64: numba turns an int64 met by a uint64 into a f
 from __future__ import annotations
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from quorin.kernels.compiling import kernel
 
 _I8, _I16, _I32, _I64, _I128 = (ir.IntType(bits) for bits in (8, 16, 32, 64, 128))
 _CLOCK_MONOTONIC = 1
@@ -205,19 +207,30 @@ def text_address(_typing, text):
     return types.int64(types.unicode_type), generate
 
 
-@njit(cache=True, boundscheck=False)
+@intrinsic
+def array_address(_typing, array):
+    """Where an array's items begin. NumPy's ``array.ctypes.data`` is a uint64 to numba."""
+
+    def generate(context, builder, signature, arguments):
+        proxy = context.make_array(signature.args[0])(context, builder, value=arguments[0])
+        return builder.ptrtoint(proxy.data, _I64)
+
+    return types.int64(array), generate
+
+
+@kernel
 def load_word(address):
     """:func:`load_acquire` for Python."""
     return load_acquire(address)
 
 
-@njit(cache=True, boundscheck=False)
+@kernel
 def store_word(address, word):
     """:func:`store_release` for Python."""
     store_release(address, word)
 
 
-@njit(cache=True, boundscheck=False)
+@kernel
 def exchange_word(address, expected, word):
     """:func:`exchange` for Python."""
     return exchange(address, expected, word)

@@ -8,7 +8,6 @@ points to the newer one.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from quorin import format as fmt
 from quorin.abi import (
@@ -67,10 +66,12 @@ from quorin.abi import (
     W_READS,
     ZEROS,
 )  # fmt: skip
+from quorin.kernels.compiling import helper, inlined, kernel, unlocked_kernel
 from quorin.kernels.counting import count_time, counters_of
 from quorin.kernels.hashing import hash_id
 from quorin.kernels.memory import (
     add_word,
+    array_address,
     copy_bytes,
     fence_acquire,
     load_acquire,
@@ -109,20 +110,22 @@ _FLOAT32, _FLOAT64, _INT32, _INT64 = int(dtype.float32), int(dtype.float64), int
 _LOW_32 = np.uint64(0xFFFFFFFF)
 _SHIFT_32 = np.uint64(32)
 _ONE = np.uint64(1)
+_FIRST = np.int64(0)
+"""Not ``0``: numba would compile what is called with a literal once more."""
 _READ_SAMPLE = np.uint64(READ_SAMPLES - 1)
 
 
-@njit(cache=True, boundscheck=False)
+@kernel
 def read_one(plan, text, out):
     """Fill ``out`` with the row of an ASCII id, read in place. Returns a code; ``out`` is undefined unless FOUND."""
     if out.size * out.itemsize != plan[P_OUT_BYTES]:
         return BAD_OUT
     if not text._is_ascii:
         return NOT_ASCII
-    return read_key(plan, text_address(text), text._length, out.ctypes.data)
+    return read_key(plan, text_address(text), text._length, array_address(out))
 
 
-@njit(cache=True, boundscheck=False)
+@kernel
 def read_each(plans, text, out):
     """Fill ``out`` with the rows of an ASCII id in several segments, one after the other, then a byte for each that
     says whether it was found: where it was not, its row is zeros. Returns a code; ``out`` is undefined unless FOUND.
@@ -133,7 +136,7 @@ def read_each(plans, text, out):
         return BAD_OUT
     if not text._is_ascii:
         return NOT_ASCII
-    target = out.ctypes.data
+    target = array_address(out)
     found = target + plans[1]
     at = 2
     for number in range(plans[0]):
@@ -141,7 +144,7 @@ def read_each(plans, text, out):
         code = read_key(plan, text_address(text), text._length, target)
         if code == MISSING:
             add_word(counters_of(plan) + 8 * W_MISSING, 1)
-            fill_missing(plan, target, 0, np.float32(0.0))
+            fill_missing(plan, target, _FIRST, np.float32(0.0))
         elif code != FOUND:
             return code
         store_u8(found + number, code == FOUND)
@@ -150,7 +153,7 @@ def read_each(plans, text, out):
     return FOUND
 
 
-@njit(boundscheck=False)
+@inlined
 def read_key(plan, key, count, out):
     """Copy the row of the ``count`` bytes at ``key`` to the address ``out``, and count that; returns a code."""
     if count == 0 or count > plan[D_MAX_ID_BYTES]:
@@ -158,25 +161,17 @@ def read_key(plan, key, count, out):
     h = hash_id(key, count, np.uint64(plan[D_SEED_0]), np.uint64(plan[D_SEED_1]))
     counters = counters_of(plan)
     reads = load_u64(counters + 8 * W_READS)
-    if reads & _READ_SAMPLE == 0:
-        code = read_row_timed(plan, key, count, h, out, counters)
-    else:
-        code = read_row(plan, key, count, h, out, 0)
+    timed = reads & _READ_SAMPLE == 0
+    started = now_ns() if timed else 0
+    code = read_row(plan, key, count, h, out, _FIRST)
+    if timed:
+        count_time(counters + 8 * W_READ_TIMES, counters + 8 * W_READ_NS, now_ns() - started)
     if code == FOUND:
         store_u64(counters + 8 * W_READS, reads + _ONE)
     return code
 
 
-@njit(boundscheck=False)
-def read_row_timed(plan, key, count, h, out, counters):
-    """:func:`read_row`, and count how long it took."""
-    started = now_ns()
-    code = read_row(plan, key, count, h, out, 0)
-    count_time(counters + 8 * W_READ_TIMES, counters + 8 * W_READ_NS, now_ns() - started)
-    return code
-
-
-@njit(cache=True, nogil=True, boundscheck=False)
+@unlocked_kernel
 def read_many(plan, offsets, offset_bytes, data, first, last, out, found, missing):
     """Read rows ``first … last-1`` of a batch into the bytes of ``out``, as the plan says, and into ``found``.
 
@@ -185,7 +180,7 @@ def read_many(plan, offsets, offset_bytes, data, first, last, out, found, missin
     (BAD_ID), its segment has a successor (MOVED), it kept changing (CONTENDED), or its slot points nowhere (CORRUPT).
     """
     hashes = np.empty(BLOCK, np.uint64)
-    target = out.ctypes.data
+    target = array_address(out)
     counters = counters_of(plan)
     started = now_ns() if add_word(counters + 8 * W_BATCHES, 1) % BATCH_SAMPLES == 0 else 0
     absent = 0
@@ -224,7 +219,7 @@ def read_many(plan, offsets, offset_bytes, data, first, last, out, found, missin
     return last
 
 
-@njit(inline="always")
+@inlined
 def load_offset(offsets, offset_bytes, i):
     """Arrow's offset ``i``, of 4 or 8 bytes."""
     if offset_bytes == 4:
@@ -232,13 +227,13 @@ def load_offset(offsets, offset_bytes, i):
     return load_i64(offsets + 8 * i)
 
 
-@njit(inline="always")
+@inlined
 def row_address(plan, word):
     """Where the row that a slot word names begins."""
     return plan[D_ROWS] + np.int64((word & _LOW_32) - _ONE) * plan[D_ROW_STRIDE]
 
 
-@njit(inline="always")
+@inlined
 def likely_word(plan, h):
     """The word of the slot where a key with this hash probably is, 0 if none looks like it; only for prefetching."""
     slot = scale(h, plan[D_SLOT_COUNT])
@@ -253,7 +248,7 @@ def likely_word(plan, h):
     return np.uint64(0)
 
 
-@njit(boundscheck=False)
+@helper
 def read_row(plan, key, count, h, out, index):
     """Copy one row by the spans of ``plan`` to place ``index`` of the output; returns a code.
 
@@ -295,7 +290,7 @@ def read_row(plan, key, count, h, out, index):
     return CONTENDED
 
 
-@njit(inline="always")
+@inlined
 def key_equals(plan, row, key, count):
     """Whether the row's key is the ``count`` bytes at ``key``. The row may be changing: every offset is checked."""
     if load_u16(row + _KEY_BYTES) != count:
@@ -322,7 +317,7 @@ def key_equals(plan, row, key, count):
     return True
 
 
-@njit(inline="always")
+@inlined
 def copy_spans(plan, row, out, index):
     """Copy a row to the output, span by span."""
     at = P_SPANS
@@ -363,7 +358,7 @@ def copy_spans(plan, row, out, index):
         at += SPAN_ITEMS
 
 
-@njit(boundscheck=False)
+@helper
 def patch_nulls(plan, row, out, index):
     """Put each null field's default where its value would stand."""
     at = P_SPANS + SPAN_ITEMS * plan[P_SPAN_COUNT]
@@ -375,7 +370,7 @@ def patch_nulls(plan, row, out, index):
         at += PATCH_ITEMS
 
 
-@njit(boundscheck=False)
+@helper
 def fill_missing(plan, out, index, missing):
     """Fill the output of a row that was not found."""
     at = P_SPANS
@@ -389,7 +384,7 @@ def fill_missing(plan, out, index, missing):
         at += SPAN_ITEMS
 
 
-@njit(cache=True, nogil=True, boundscheck=False)
+@unlocked_kernel
 def gather_values(cells, heap, heap_bytes, ends, data):
     """Copy the heap bytes of VAR_CELLs to ``data``, value ``i`` to ``ends[i] … ends[i + 1]``: FOUND, or CORRUPT."""
     for i in range(ends.size - 1):
@@ -402,7 +397,7 @@ def gather_values(cells, heap, heap_bytes, ends, data):
     return FOUND
 
 
-@njit(cache=True, nogil=True, boundscheck=False)
+@unlocked_kernel
 def gather_texts(cells, heap, heap_bytes, ends, item_ends, data):
     """The same for lists of strings, without their end offsets; ``item_ends`` says where each item ends in ``data``."""
     item = 0
@@ -418,9 +413,3 @@ def gather_texts(cells, heap, heap_bytes, ends, item_ends, data):
         if size > 0:
             copy_bytes(data + ends[i], heap + offset + 4 * count, size)
     return FOUND
-
-
-@njit(cache=True, boundscheck=False)
-def hash_one(text, k0, k1):
-    """The hash of an ASCII str, for tests that hold it against :func:`quorin.hashing.hash_bytes`."""
-    return hash_id(text_address(text), text._length, k0, k1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from numba import njit
-
 from quorin import format as fmt
 from quorin.abi import (
     C_CELL,
@@ -17,12 +15,13 @@ from quorin.abi import (
     COLUMN_ITEMS,
     KIND_FIXED,
 )
+from quorin.kernels.compiling import helper, inlined
 from quorin.kernels.memory import copy_bytes, load_u8, load_u32, load_u64, store_u8, store_u32, store_u64
 
 _HAS_NULLS = fmt.FLAG_HAS_NULLS
 
 
-@njit(boundscheck=False)
+@helper
 def stage_rows(columns, body_bytes, first, last, bodies, flags):
     """Write the bodies of rows ``first … last-1`` to an address, one after the other, and their flags to an array.
 
@@ -48,7 +47,7 @@ def stage_rows(columns, body_bytes, first, last, bodies, flags):
             )
 
 
-@njit(inline="always")
+@inlined
 def stage_values(cell, body_bytes, values, size, count):
     """Spread ``count`` values of ``size`` bytes over as many bodies."""
     if size == 4:
@@ -62,7 +61,7 @@ def stage_values(cell, body_bytes, values, size, count):
             copy_bytes(cell + r * body_bytes, values + r * size, size)
 
 
-@njit(boundscheck=False)
+@helper
 def stage_nullable(columns, c, fixed, body_bytes, first, last, bodies, flags):
     """The same for a column that may have nulls; of a heap cell only its validity."""
     size = columns[c + C_ITEM_BYTES]
@@ -77,14 +76,14 @@ def stage_nullable(columns, c, fixed, body_bytes, first, last, bodies, flags):
             copy_bytes(body + columns[c + C_CELL], columns[c + C_VALUES] + i * size, size)
 
 
-@njit(inline="always")
+@inlined
 def zero(address, count):
     """Set bytes to zero."""
     for i in range(count):
         store_u8(address + i, 0)
 
 
-@njit(inline="always")
+@inlined
 def is_null(columns, c, i):
     """Whether value ``i`` of a column is null by Arrow's validity bitmap."""
     validity = columns[c + C_VALIDITY]

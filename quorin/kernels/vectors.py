@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -38,8 +38,10 @@ from quorin.abi import (
     V_SIZE,
     V_VARIABLE,
 )  # fmt: skip
+from quorin.kernels.compiling import helper, inlined, unlocked_kernel
 from quorin.kernels.hashing import hash_id
 from quorin.kernels.memory import (
+    array_address,
     copy_bytes,
     fence_acquire,
     load_acquire,
@@ -121,7 +123,7 @@ _products_f32, _products_f64 = _lane_sum(_FLOATS, 4, _product), _lane_sum(_DOUBL
 _squares_f32, _squares_f64 = _lane_sum(_FLOATS, 4, _square), _lane_sum(_DOUBLES, 8, _square)
 
 
-@njit(cache=True, nogil=True, boundscheck=False)
+@unlocked_kernel
 def search_rows(task, query, query_squares, allowed, distances, key_sizes, keys, key_step):
     """Find the ``distances.size`` nearest rows; returns how many there are, or ``-CONTENDED`` or ``-CORRUPT``.
 
@@ -131,7 +133,7 @@ def search_rows(task, query, query_squares, allowed, distances, key_sizes, keys,
     vectors of another length do not count.
     """
     most, found, worst = distances.size, 0, 0
-    scratch = keys.ctypes.data + most * key_step
+    scratch = array_address(keys) + most * key_step
     for slot in range(task[D_SLOT_COUNT]):
         if allowed.size > 0 and allowed[slot] == 0:
             continue
@@ -162,20 +164,20 @@ def search_rows(task, query, query_squares, allowed, distances, key_sizes, keys,
                     place = found
                     found += 1
                 elif distance == distances[worst] and not _key_before(
-                    scratch, key_bytes, keys.ctypes.data + worst * key_step, key_sizes[worst]
+                    scratch, key_bytes, array_address(keys) + worst * key_step, key_sizes[worst]
                 ):
                     break
                 distances[place] = distance
                 key_sizes[place] = key_bytes
-                copy_bytes(keys.ctypes.data + place * key_step, scratch, key_bytes)
-                worst = _worst(distances, key_sizes, keys.ctypes.data, key_step, found)
+                copy_bytes(array_address(keys) + place * key_step, scratch, key_bytes)
+                worst = _worst(distances, key_sizes, array_address(keys), key_step, found)
             break
         else:
             return -CONTENDED
     return found
 
 
-@njit(cache=True, nogil=True, boundscheck=False)
+@unlocked_kernel
 def mark_slots(task, offsets, offset_bytes, data, count, allowed):
     """Set ``allowed`` of the slots of so many ids, an Arrow string column as :func:`quorin.kernels.read.read_many`
     takes it; ids that have none are passed over.
@@ -205,7 +207,7 @@ def mark_slots(task, offsets, offset_bytes, data, count, allowed):
                 slot = 0
 
 
-@njit(cache=True, nogil=True, boundscheck=False)
+@unlocked_kernel
 def list_keys(task, slot, ends, data, room):
     """Copy the keys of live rows to ``data`` from a slot on, as far as ``ends`` and ``data`` have room; ``ends[i]`` is
     where key ``i`` ends. Leaves in ``room`` how many keys and the slot to go on from; returns 0, or a negative code.
@@ -222,7 +224,7 @@ def list_keys(task, slot, ends, data, room):
             row = row_address(task, word)
             stamp = load_acquire(row)
             flags = load_u16(row + _FLAGS)
-            key_bytes = _copy_key(task, row, data.ctypes.data + end)
+            key_bytes = _copy_key(task, row, array_address(data) + end)
             fence_acquire()
             if load_u64(row) != stamp or stamp & _ONE != 0 or load_u64(task[D_INDEX] + 8 * slot) != word:
                 continue
@@ -241,7 +243,7 @@ def list_keys(task, slot, ends, data, room):
     return 0
 
 
-@njit(inline="always")
+@inlined
 def _vector_of(task, row):
     """Where a row's vector stands; 0 if it has none of the right size, -1 if its cell points nowhere."""
     if load_u16(row + _FLAGS) & _DELETED != 0 or load_u8(row + task[V_NULL_BYTE]) & task[V_NULL_MASK] == 0:
@@ -257,7 +259,7 @@ def _vector_of(task, row):
     return task[D_HEAP] + offset
 
 
-@njit(boundscheck=False)
+@helper
 def _distance(task, source, query, query_squares):
     size, blocks = task[V_SIZE], task[V_SIZE] // LANES
     tail = blocks * LANES
@@ -295,7 +297,7 @@ def _distance(task, source, query, query_squares):
     return 1.0 if length == 0.0 else 1.0 - total / length
 
 
-@njit(inline="always")
+@inlined
 def _copy_key(task, row, target):
     """Copy a row's key; its size, or -1 if it points nowhere, as that of a row that is being replaced may."""
     count = load_u16(row + _KEY_BYTES)
@@ -311,7 +313,7 @@ def _copy_key(task, row, target):
     return count
 
 
-@njit(inline="always")
+@inlined
 def _prefetch_ahead(task, slot):
     if slot + _ROWS_AHEAD >= task[D_SLOT_COUNT]:
         return
@@ -326,7 +328,7 @@ def _prefetch_ahead(task, slot):
         prefetch(vector + 64)
 
 
-@njit(boundscheck=False)
+@helper
 def _worst(distances, key_sizes, keys, key_step, found):
     """The row to give up for a nearer one."""
     worst = 0
@@ -339,7 +341,7 @@ def _worst(distances, key_sizes, keys, key_step, found):
     return worst
 
 
-@njit(boundscheck=False)
+@helper
 def _key_before(left, left_bytes, right, right_bytes):
     for i in range(min(left_bytes, right_bytes)):
         a, b = load_u8(left + i), load_u8(right + i)

@@ -7,7 +7,6 @@ one that holds the writer lease.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from quorin import format as fmt
 from quorin.abi import (
@@ -49,8 +48,10 @@ from quorin.abi import (
     ROWS_FULL,
     UPSERT,
 )  # fmt: skip
+from quorin.kernels.compiling import helper, inlined, unlocked_kernel
 from quorin.kernels.hashing import hash_id
 from quorin.kernels.memory import (
+    array_address,
     copy_bytes,
     fence_release,
     load_acquire,
@@ -101,7 +102,7 @@ _SHIFT_32 = np.uint64(32)
 _ONE = np.uint64(1)
 
 
-@njit(cache=True, nogil=True, boundscheck=False)
+@unlocked_kernel
 def apply_rows(
     place, columns, tie, mode, offsets, offset_bytes, ids, event_times, positions, position_step, first, last, result
 ):
@@ -126,7 +127,7 @@ def apply_rows(
             end = min(i + block, last)
             look_ahead(place, offsets, offset_bytes, ids, i, end, hashes)
             if mode == UPSERT:
-                stage_rows(columns, place[D_BODY_BYTES], i, end, staged.ctypes.data, flags)
+                stage_rows(columns, place[D_BODY_BYTES], i, end, array_address(staged), flags)
         start = load_offset(offsets, offset_bytes, i)
         count = load_offset(offsets, offset_bytes, i + 1) - start
         key = ids + start
@@ -163,7 +164,7 @@ def apply_rows(
         store_i64(row + _POSITION, position)
         write_key(place, row, old, key, count)
         if mode == UPSERT:
-            copy_bytes(row + place[D_BODY_OFFSET], staged.ctypes.data + r * place[D_BODY_BYTES], place[D_BODY_BYTES])
+            copy_bytes(row + place[D_BODY_OFFSET], array_address(staged) + r * place[D_BODY_BYTES], place[D_BODY_BYTES])
             write_variables(place, row, columns, heap_columns, i)
             store_u16(row + _FLAGS, flags[r])
         elif mode == PARTIAL:
@@ -186,7 +187,7 @@ def apply_rows(
     return DONE
 
 
-@njit(boundscheck=False)
+@helper
 def tie_order(place, old, columns, tie, i):
     """How row ``i`` stands to the stored row by the tie-breaker: below 0 before it, above 0 behind it."""
     body, stored, new = old + place[D_BODY_OFFSET], _UNKNOWN, _UNKNOWN
@@ -198,19 +199,19 @@ def tie_order(place, old, columns, tie, i):
     return np.int64(new > stored) - np.int64(new < stored)
 
 
-@njit(inline="always")
+@inlined
 def counter(place, offset):
     """A header counter."""
     return load_i64(place[D_HEADER] + offset)
 
 
-@njit(inline="always")
+@inlined
 def count_change(place, offset, change):
     """Add to a header counter."""
     store_i64(place[D_HEADER] + offset, counter(place, offset) + change)
 
 
-@njit(boundscheck=False)
+@helper
 def look_ahead(place, offsets, offset_bytes, ids, first, last, hashes):
     """Hash the keys of rows ``first … last-1``, and fetch the slots and the stored rows that they will meet."""
     k0 = np.uint64(place[D_SEED_0])
@@ -226,7 +227,7 @@ def look_ahead(place, offsets, offset_bytes, ids, first, last, hashes):
             prefetch(row_address(place, word))
 
 
-@njit(boundscheck=False)
+@helper
 def variable_columns(columns, mode):
     """Where in ``columns`` the variable-size ones begin; none that matter for deletions."""
     found = np.empty(columns.size // COLUMN_ITEMS, np.int64)
@@ -238,7 +239,7 @@ def variable_columns(columns, mode):
     return found[:count]
 
 
-@njit(boundscheck=False)
+@helper
 def find_slot(place, key, count, h):
     """Address of the key's slot, or of the empty slot where it belongs. There always is an empty one."""
     slot = scale(h, place[D_SLOT_COUNT])
@@ -255,7 +256,7 @@ def find_slot(place, key, count, h):
             slot = 0
 
 
-@njit(boundscheck=False)
+@helper
 def take_free_row(place):
     """The index of a row that no slot points to, -1 if there is none."""
     head = counter(place, _RING_HEAD)
@@ -270,7 +271,7 @@ def take_free_row(place):
     return load_u32(place[D_FREE] + 4 * (head % place[D_ROW_LIMIT]))
 
 
-@njit(boundscheck=False)
+@helper
 def give_back_row(place, index):
     """Put a row that no slot points to any more at the end of the ring of free rows."""
     tail = counter(place, _RING_TAIL)
@@ -278,7 +279,7 @@ def give_back_row(place, index):
     count_change(place, _RING_TAIL, 1)
 
 
-@njit(inline="always")
+@inlined
 def begin_row(place, row):
     """Make the row's stamp odd, and return the even one that completes it.
 
@@ -291,7 +292,7 @@ def begin_row(place, row):
     return stamp
 
 
-@njit(inline="always")
+@inlined
 def take_heap(place, size):
     """Room for ``size`` bytes in the heap, as an offset. The caller has made sure that there is as much."""
     offset = counter(place, _HEAP_USED)
@@ -299,7 +300,7 @@ def take_heap(place, size):
     return offset
 
 
-@njit(boundscheck=False)
+@helper
 def write_key(place, row, old, key, count):
     """Write the key into a row: in place if it is short, else as a reference to the heap, shared with the old row."""
     store_u16(row + _KEY_BYTES, count)
@@ -313,7 +314,7 @@ def write_key(place, row, old, key, count):
         store_i64(row + _LONG_KEY, offset)
 
 
-@njit(boundscheck=False)
+@helper
 def write_variables(place, row, columns, heap_columns, i):
     """Write the values of a staged row that stand in the heap."""
     for c in heap_columns:
@@ -321,7 +322,7 @@ def write_variables(place, row, columns, heap_columns, i):
             write_variable(place, row + place[D_BODY_OFFSET] + columns[c + C_CELL], columns, c, i)
 
 
-@njit(boundscheck=False)
+@helper
 def change_body(place, row, old, columns, i):
     """Write the body of a live old row (0: one of nulls) with some cells changed; returns the row's flags."""
     body = row + place[D_BODY_OFFSET]
@@ -351,7 +352,7 @@ def change_body(place, row, old, columns, i):
     return flags
 
 
-@njit(boundscheck=False)
+@helper
 def variable_bytes(columns, c, i):
     """Heap bytes that value ``i`` of a variable-size column takes, before alignment."""
     first = load_offset(columns[c + C_OFFSETS], columns[c + C_OFFSET_BYTES], i)
@@ -362,7 +363,7 @@ def variable_bytes(columns, c, i):
     return 4 * (last - first) + load_offset(inner, width, last) - load_offset(inner, width, first)
 
 
-@njit(boundscheck=False)
+@helper
 def write_variable(place, cell, columns, c, i):
     """Write value ``i`` of a variable-size column into the heap, and point the cell to it."""
     size = variable_bytes(columns, c, i)
@@ -383,7 +384,7 @@ def write_variable(place, cell, columns, c, i):
     store_u32(cell + _CELL_COUNT, last - first)
 
 
-@njit(boundscheck=False)
+@helper
 def heap_needed(columns, heap_columns, i):
     """Heap bytes that row ``i`` of the batch takes."""
     total = 0
@@ -393,7 +394,7 @@ def heap_needed(columns, heap_columns, i):
     return total
 
 
-@njit(boundscheck=False)
+@helper
 def heap_replaced(place, old, columns, heap_columns):
     """Heap bytes that the replaced row alone referred to: all variable cells that the batch wrote anew."""
     total = 0
@@ -403,7 +404,7 @@ def heap_replaced(place, old, columns, heap_columns):
     return total
 
 
-@njit(cache=True, nogil=True, boundscheck=False)
+@unlocked_kernel
 def recover(place, used):
     """Rebuild what a writer that died may have left half-said: the counts and the list of free rows.
 
