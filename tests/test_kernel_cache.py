@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from quorin import layout
 from quorin.kernels import _KERNELS
 from quorin.kernels.cache import sources
+from quorin.schema import FeatureField, dtype, make_schema
+from quorin.shm import SegmentRegistry
 
 ROOT = Path(__file__).parents[1]
 READ = """
@@ -52,6 +55,25 @@ def test_a_process_keeps_what_it_compiled_and_nothing_else(tmp_path: Path) -> No
     inode = file.stat().st_ino
     assert run(tmp_path) == ("7", "")
     assert file.stat().st_ino == inode, "compiled again though it was kept"
+
+
+def test_a_first_read_compiles_one_kernel(tmp_path: Path) -> None:
+    schema = make_schema("First", [FeatureField("number", dtype.int64)])
+    registry = SegmentRegistry(tmp_path / "control", shm_dir=tmp_path)
+    with registry.create(schema, capacity=10) as segment:
+        layout.insert(segment, "id", layout.pack_row(schema, number=5))
+    registry.backend.close()
+    script = f"""
+from quorin import assembly
+from quorin.schema import FeatureField, dtype, make_schema
+from quorin.shm import SegmentRegistry
+schema = make_schema("First", [FeatureField("number", dtype.int64)])
+with SegmentRegistry({str(tmp_path / "control")!r}, shm_dir={str(tmp_path)!r}).open_current(schema) as segment:
+    print(assembly.assemble(segment, "id"))
+raise SystemExit
+"""
+    assert run(tmp_path / "cache", script) == ("[5.]", "")
+    assert [file.name.partition("-")[0] for file in kept(tmp_path / "cache")] == ["read_one"]
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 20, b"garbage " * 5_000, "cut", "flipped"])
