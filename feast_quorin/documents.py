@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from feast import utils
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.value_type import ValueType
 
+from feast_quorin.feast_private import entity_row_indexes
 from feast_quorin.filters import RowFilter
 from feast_quorin.keys import entity_key
 from feast_quorin.times import to_datetime
@@ -118,7 +118,7 @@ def as_feast_reads_them(documents: Sequence[Document]) -> list[tuple[Any, Any, d
     for document in documents:
         for join_key, value in zip(document.key.join_keys, document.key.entity_values, strict=True):
             columns.setdefault(join_key, []).append(value)
-    places = utils._get_unique_entities_from_values(columns)[1] if documents else ()
+    places = entity_row_indexes(columns) if documents else ()
     answers = []
     for document, (place, *_) in zip(documents, places, strict=True):
         other = documents[place]

@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
-from feast import utils
 from feast.type_map import python_values_to_proto_values
 from feast.value_type import ValueType
 
+from feast_quorin.feast_private import check_vector_lengths, rename_columns
 from feast_quorin.keys import EMPTY, check_length, component, entity_id_column, escaped_column, numbers_column
 from feast_quorin.locating import REFUSALS, Rows
 from feast_quorin.times import BOUNDS, to_ns
@@ -69,7 +69,7 @@ class TableReader:
 
     def check(self, table: pa.Table) -> None:
         """:raises ValueError: for vectors whose lengths differ, or differ from the declared one."""
-        utils._validate_vector_field_lengths(table, self._table)
+        check_vector_lengths(table, self._table)
 
     def newest(self, table: pa.Table) -> pa.Table:
         """One row an entity: of the newest event time, then of the newest ``created``, then the last; in any order."""
@@ -312,4 +312,4 @@ def _is_list(source: pa.DataType) -> bool:
 
 def map_columns(table: pa.Table, mapping: Mapping[str, str] | None) -> pa.Table:
     """The table with the names that a source's field mapping gives its columns."""
-    return utils._run_pyarrow_field_mapping(table, dict(mapping)) if mapping else table
+    return rename_columns(table, dict(mapping)) if mapping else table

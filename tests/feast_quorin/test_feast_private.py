@@ -15,10 +15,6 @@ from feast_quorin.feast_private import OVERRIDDEN, RequestContext
 
 PACKAGE = Path(feast_quorin.__file__).parent
 # Files that still use private names of Feast by themselves. This list only gets shorter.
-REMAINING = {
-    "documents.py": {"_get_unique_entities_from_values"},
-    "tables.py": {"_run_pyarrow_field_mapping", "_validate_vector_field_lengths"},
-}
 # Not private, in spite of the underscore: named tuples have these.
 NAMED_TUPLE = {"_asdict", "_fields", "_replace", "_make"}
 FOUND_IN_FEAST = {
@@ -83,7 +79,7 @@ def test_one_module_uses_private_names_of_feast():
         names = {*used(ast.parse(path.read_text()))} - overridden
         if names and path.name != "feast_private.py":
             found[str(path.relative_to(PACKAGE))] = names
-    assert found == REMAINING
+    assert found == {}
 
 
 @pytest.mark.parametrize(("path", "names"), OVERRIDDEN.items())
