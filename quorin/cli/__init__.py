@@ -88,7 +88,7 @@ def main() -> None:
         _say("\n".join([str(error), *getattr(error, "__notes__", [])]))
         code = 1
     except OSError:
-        if not _let_go(sys.stdout):
+        if not _let_go(sys.stdout, probe=b"\n"):
             raise
         code = _say_that_output_failed()
     if _let_go(sys.stdout):
@@ -104,13 +104,17 @@ def _take_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _let_go(stream: TextIO | None) -> bool:
+def _let_go(stream: TextIO | None, *, probe: bytes = b"") -> bool:
     """Flush a standard stream. One that takes no more goes nowhere from now on, or Python would try again at its end
     and change the exit code; True if it is one.
+
+    A stream forgets what it could not write, so after an error only a ``probe`` shows whether it was the stream's.
     """
     try:
         if stream is not None:
             stream.flush()
+            if probe:
+                os.write(stream.fileno(), probe)
     except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, cast("TextIO", stream).fileno())
