@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from feast import utils
 from feast.errors import FeastError
 from feast.type_map import python_values_to_proto_values
 from feast.value_type import ValueType
 
+from feast_quorin.feast_private import request_context
 from feast_quorin.keys import component
 from feast_quorin.locating import REFUSALS, first_refused, reason
 from feast_quorin.request import key_columns
@@ -41,10 +41,10 @@ def _refused_key(features: Any, entity_rows: Any, registry: Any, project: str) -
     if columns is None:
         return None
     try:
-        context = utils._get_online_request_context(registry, project, features, False)
+        context = request_context(registry, project, features, full_names=False)
     except Exception:  # noqa: BLE001 - then it is the features that Feast refused, not a key
         return None
-    types, grouped = context[3], context[5]
+    types, grouped = context.join_key_types, context.grouped
     for name, values in zip(*columns, strict=True):
         check = partial(_check, kind=types.get(name, ValueType.UNKNOWN))
         views = [table.name for table, _ in grouped if name in _keys(table)]

@@ -14,7 +14,6 @@ from feast_quorin import feast_private
 from feast_quorin.feast_private import OVERRIDDEN, RequestContext
 
 PACKAGE = Path(feast_quorin.__file__).parent
-# Files that still use private names of Feast by themselves. This list only gets shorter.
 # Not private, in spite of the underscore: named tuples have these.
 NAMED_TUPLE = {"_asdict", "_fields", "_replace", "_make"}
 FOUND_IN_FEAST = {
