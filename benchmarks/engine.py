@@ -30,7 +30,7 @@ from benchmarks.compare.on_lmdb import OnLmdb
 from benchmarks.compare.on_redis import OnRedis
 from quorin import layout
 from quorin.assembly import assemble, assemble_batch
-from quorin.rows import to_batch
+from quorin.engine.rows.batch import to_batch
 from quorin.schema import FeatureField, Schema, dtype, make_schema
 from quorin.shm import Segment, SegmentRegistry
 

@@ -259,7 +259,7 @@ def _dead_holders(holders: int) -> dict[str, float]:
 
 
 def _hold(connection: str, shm_dir: str, ready: str) -> None:
-    from quorin import presence
+    from quorin.engine.ops import presence
 
     registry = SegmentRegistry(connection, shm_dir=shm_dir)
     presence.announce(registry.backend.control, "holder", {})

@@ -109,7 +109,7 @@ def _cold_start(sending: Any, name: str, schema_name: str, base: Path) -> None:
     """Hydrate, snapshot, restore."""
     import polars  # noqa: F401 - its import is not what is measured
 
-    from quorin import kernels
+    from quorin.engine import kernels
     from quorin.hydration import hydrate
     from quorin.snapshot import restore, snapshot
 

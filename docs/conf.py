@@ -22,7 +22,7 @@ html_css_files = ["site.css"]
 
 myst_heading_anchors = 4  # as GitHub gives headings their anchors
 suppress_warnings = [
-    "myst.xref_missing",  # links to files of the repository that are no pages; tests/test_docs.py checks each of them
+    "myst.xref_missing",  # links to files of the repository; tests/docs/test_docs.py checks each of them
 ]
 
 autodoc_member_order = "bysource"

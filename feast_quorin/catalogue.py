@@ -10,7 +10,7 @@ import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from feast_quorin.keys import MAX_ID_BYTES
+from feast_quorin.convert.entity_ids import MAX_ID_BYTES
 from quorin.errors import EmptyDatasetError, SegmentNotFoundError, WriterLeaseHeldError
 from quorin.hydration import build_segment
 from quorin.schema import Schema, schema_from_json, schema_to_json

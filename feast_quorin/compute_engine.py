@@ -22,8 +22,8 @@ from feast.repo_config import FeastConfigBaseModel
 
 from feast_quorin import feast_private
 from feast_quorin.online_store import QuorinOnlineStore
-from feast_quorin.tables import TableReader
 from feast_quorin.views import stored_view
+from feast_quorin.write.tables import TableReader
 
 if TYPE_CHECKING:
     import pyarrow as pa

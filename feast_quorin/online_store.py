@@ -1,8 +1,9 @@
 """The online store that Feast loads: ``type: quorin``, or ``type: feast_quorin.QuorinOnlineStore``.
 
 Feast looks for the config class beside the store class, so both are here. The store itself only delegates: reads to
-:mod:`feast_quorin.plan` and :mod:`feast_quorin.reading`, writes to :mod:`feast_quorin.writing`, apply and teardown to
-:mod:`feast_quorin.infrastructure`.
+:mod:`feast_quorin.read.plan` and :mod:`feast_quorin.read.generic`, writes to :mod:`feast_quorin.write.rows`, apply and
+    teardown to
+:mod:`feast_quorin.apply`.
 """
 
 from __future__ import annotations
@@ -15,17 +16,21 @@ from typing import TYPE_CHECKING, Any
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.supported_async_methods import SupportedAsyncMethods
 
-from feast_quorin import documents, feast_private, infrastructure, reading, writing
+from feast_quorin import apply as infrastructure
+from feast_quorin import feast_private
 from feast_quorin.config import StoreSettings
-from feast_quorin.engine import Engine
-from feast_quorin.keys import entity_ids_of_rows
+from feast_quorin.convert.entity_ids import entity_ids_of_rows
 from feast_quorin.names import project_prefix, schema_names
-from feast_quorin.plan import Plans
-from feast_quorin.precomputed import from_live_rows
-from feast_quorin.refused import naming_refused_keys
-from feast_quorin.request import key_columns
-from feast_quorin.tensors import TensorResponse
+from feast_quorin.read import generic as reading
+from feast_quorin.read.plan import Plans
+from feast_quorin.read.precomputed import from_live_rows
+from feast_quorin.read.refused import naming_refused_keys
+from feast_quorin.read.request import key_columns
+from feast_quorin.read.tensors import TensorResponse
+from feast_quorin.search import documents
+from feast_quorin.session import Engine
 from feast_quorin.views import max_age_ns, stored_view
+from feast_quorin.write import rows as writing
 from quorin import assembly
 
 if TYPE_CHECKING:
@@ -33,7 +38,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast.repo_config import RepoConfig
 
-    from feast_quorin.response import LazyResponse
+    from feast_quorin.read.response import LazyResponse
 
 
 class QuorinOnlineStoreConfig(StoreSettings):
@@ -155,7 +160,7 @@ class QuorinOnlineStore(OnlineStore):
         distance_metric: str | None = None,
     ) -> list[Any]:
         """The nearest entities by an exact search: event time, key, embedding twice, distance; see
-        :mod:`feast_quorin.documents`.
+        :mod:`feast_quorin.search.documents`.
         """
         query = documents.Query(embedding, top_k, distance_metric)
         # "distance" may be requested like a feature; Feast picks it from the result.
@@ -176,7 +181,7 @@ class QuorinOnlineStore(OnlineStore):
         include_feature_view_version_metadata: bool = False,  # noqa: ARG002 - Feast adds it
     ) -> list[Any]:
         """The nearest entities by an exact search, with the requested features and the distance; see
-        :func:`feast_quorin.documents.as_feast_reads_them`.
+        :func:`feast_quorin.search.documents.as_feast_reads_them`.
 
         :raises NotImplementedError: for a search by text.
         """

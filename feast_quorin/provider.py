@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from feast.infra.passthrough_provider import PassthroughProvider
 
-from feast_quorin.locating import REFUSALS, Rows
+from feast_quorin.convert.locating import REFUSALS, Rows
 from feast_quorin.online_store import QuorinOnlineStore
-from feast_quorin.tables import map_columns
+from feast_quorin.write.tables import map_columns
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,8 +8,8 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+from feast_quorin.convert.codecs import Codec, codec_for
 from feast_quorin.names import field_name, table_schema_name
-from feast_quorin.values import Codec, codec_for
 from quorin.errors import SchemaError
 from quorin.schema import FeatureField, Schema, dtype, make_schema
 

@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from quorin import buffers
-from quorin.abi import BAD_ID, CODES, CORRUPT, FOUND, MOVED, P_OUT_BYTES, STOPPED
-from quorin.columnar import Bytes, Cells, Columns, Gather, Words, column_plan
+from quorin.engine.format.abi import BAD_ID, CODES, CORRUPT, FOUND, MOVED, P_OUT_BYTES, STOPPED
+from quorin.engine.memory.view import vector_plan
+from quorin.engine.reads import arguments as buffers
+from quorin.engine.reads.columns import Bytes, Cells, Columns, Gather, Words, column_plan
+from quorin.engine.reads.row import OneRow, RowLayout, Rows, RowsLayout
+from quorin.engine.rows.intake import id_array
+from quorin.engine.rows.packed import text_addresses
+from quorin.engine.rows.value import check_entity_id
 from quorin.errors import CorruptSegmentError, EntityNotFoundError, InvalidRowError
-from quorin.intake import id_array
-from quorin.packing import text_addresses
-from quorin.single import OneRow, RowLayout, Rows, RowsLayout
-from quorin.values import check_entity_id
-from quorin.view import vector_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from quorin.engine.memory.view import SegmentView
     from quorin.shm import Segment
-    from quorin.view import SegmentView
 
 __all__ = [
     "ColumnReader",
@@ -88,8 +88,8 @@ def assemble_batch(
     """The vectors of many entities: float32 of shape ``(N, total_element_count)``, and bool of shape ``(N,)``.
 
     ``entity_ids`` is a list of str, a NumPy array of str or bytes, a series of pandas or Polars, categories included,
-    or an Arrow array of text, which is not copied (see :func:`quorin.intake.id_array`). Rows that are not found are
-    filled with ``missing``. Releases the GIL.
+    or an Arrow array of text, which is not copied (see :func:`quorin.engine.rows.intake.id_array`). Rows that are not
+    found are filled with ``missing``. Releases the GIL.
 
     :raises EntityIdError: naming the first id that is empty, null or no text, with its row.
     :raises InvalidBufferError: for buffers that don't fit.
@@ -131,7 +131,7 @@ def row_reader(parts: Sequence[tuple[Segment, Sequence[str] | None]]) -> RowRead
 
 def number_ids(numbers: Words) -> pa.Array:
     """The decimal texts of int64 numbers, shape ``(N,)`` and contiguous, as an Arrow array that reads take as ids."""
-    from quorin import kernels
+    from quorin.engine import kernels
 
     ends = _empty(len(numbers) + 1, np.int64)
     text = _empty(_MOST_DIGITS * len(numbers), np.uint8)
@@ -155,7 +155,7 @@ def prewarm(*, freeze: bool = False) -> None:
     With ``freeze`` Python's cyclic collector is run once, and then never looks again at what is alive now: call it when
     models and all else that lives long is loaded, so that no request waits for a collection of all that.
     """
-    from quorin import kernels
+    from quorin.engine import kernels
 
     kernels.load(kernels.READING)
     if freeze:
@@ -219,7 +219,9 @@ class Reader:
 
 
 class ColumnReader:
-    """Bound to a segment and a choice of fields: ``reader(entity_ids)`` gives :class:`quorin.columnar.Columns`."""
+    """Bound to a segment and a choice of fields: ``reader(entity_ids)`` gives
+    :class:`quorin.engine.reads.columns.Columns`.
+    """
 
     __slots__ = ("_names", "_positions", "_segment")
 
@@ -249,7 +251,7 @@ class ColumnReader:
 
 class RowReader:
     """Bound to segments and choices of fields: ``reader(entity_id)`` gives a row of each as
-    :class:`quorin.single.Rows`.
+    :class:`quorin.engine.reads.row.Rows`.
     """
 
     __slots__ = ("_bound", "_parts")
@@ -293,7 +295,7 @@ def _whole_vector(view: SegmentView) -> _Plan:
 def _assemble_one(plan: _Plan, entity_id: str, out: buffers.Floats) -> int:
     """Stands in for the kernel until the first read has loaded it."""
     global _assemble_one
-    from quorin.kernels import assemble_one as _assemble_one
+    from quorin.engine.kernels import assemble_one as _assemble_one
 
     return _assemble_one(plan, entity_id, out)
 
@@ -301,7 +303,7 @@ def _assemble_one(plan: _Plan, entity_id: str, out: buffers.Floats) -> int:
 def _read_one(words: Words, entity_id: str, out: Bytes) -> int:
     """Stands in for the kernel until the first read has loaded it."""
     global _read_one
-    from quorin.kernels import read_one as _read_one
+    from quorin.engine.kernels import read_one as _read_one
 
     return _read_one(words, entity_id, out)
 
@@ -309,7 +311,7 @@ def _read_one(words: Words, entity_id: str, out: Bytes) -> int:
 def _read_each(words: Words, entity_id: str, out: Bytes) -> int:
     """Stands in for the kernel until the first read has loaded it."""
     global _read_each
-    from quorin.kernels import read_each as _read_each
+    from quorin.engine.kernels import read_each as _read_each
 
     return _read_each(words, entity_id, out)
 
@@ -349,7 +351,7 @@ def _assemble_many(
 
 def _read_many(view: SegmentView, plan: _Plan, ids: pa.Array, out: Bytes, found: buffers.Mask, missing: float) -> bool:
     """Run the batch kernel; False if the segment has a successor, where the caller must begin again."""
-    from quorin import kernels
+    from quorin.engine import kernels
 
     offsets, width, data = text_addresses(ids)
     first = 0
@@ -368,7 +370,7 @@ def _read_many(view: SegmentView, plan: _Plan, ids: pa.Array, out: Bytes, found:
 
 
 def _gather_values(view: SegmentView, cells: Cells, ends: Words, data: Bytes) -> None:
-    from quorin import kernels
+    from quorin.engine import kernels
 
     heap, heap_bytes = view.mapping.address + view.layout.heap_offset, view.layout.heap_bytes
     if kernels.gather_values(cells.ctypes.data, heap, heap_bytes, ends, data.ctypes.data) == CORRUPT:
@@ -376,7 +378,7 @@ def _gather_values(view: SegmentView, cells: Cells, ends: Words, data: Bytes) ->
 
 
 def _gather_texts(view: SegmentView, cells: Cells, ends: Words, item_ends: Words, data: Bytes) -> None:
-    from quorin import kernels
+    from quorin.engine import kernels
 
     heap, heap_bytes = view.mapping.address + view.layout.heap_offset, view.layout.heap_bytes
     if kernels.gather_texts(cells.ctypes.data, heap, heap_bytes, ends, item_ends, data.ctypes.data) == CORRUPT:

@@ -12,9 +12,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quorin import format as fmt
-from quorin import mapping
-from quorin.compatibility import can_upgrade
+from quorin.engine.format import segment as fmt
+from quorin.engine.memory import file as mapping
+from quorin.engine.memory.growth import evolve, heap_bytes_for
+from quorin.engine.memory.segment import release_own_lease
+from quorin.engine.memory.view import successors_of
+from quorin.engine.rows.compatibility import can_upgrade
 from quorin.errors import (
     QuorinError,
     UpgradeAbortedError,
@@ -23,18 +26,15 @@ from quorin.errors import (
     WriterFencedError,
     WriterLeaseHeldError,
 )
-from quorin.growth import evolve, heap_bytes_for
 from quorin.logging import get_logger
 from quorin.schema import fingerprint, schema_to_json
-from quorin.segment import release_own_lease
-from quorin.view import successors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from quorin.engine.memory.view import SegmentView
     from quorin.schema import Schema
     from quorin.shm import Segment, SegmentRegistry
-    from quorin.view import SegmentView
 
 __all__ = [
     "UpgradeAbortedError",

@@ -19,17 +19,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
+from quorin.engine.rows.packed import text_addresses
 from quorin.errors import EmptyDatasetError, HydrationConflictError
-from quorin.keys import DEFAULT_STREAM_KEY
 from quorin.layout import apply_batch
 from quorin.logging import get_logger
-from quorin.packing import text_addresses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from quorin.engine.history.dataset import Loaded
     from quorin.offline import ParquetDatasetStore
-    from quorin.offline.dataset import Loaded
     from quorin.schema import Schema
     from quorin.shm import Segment, SegmentRegistry
 
@@ -245,7 +245,7 @@ def _count_entities(loaded: Loaded) -> tuple[int, int]:
     It is linear counting: each id sets a bit that its hash chooses, and how many bits stay unset tells how many ids
     there are.
     """
-    from quorin import kernels
+    from quorin.engine import kernels
 
     least, most = _BITMAP_BITS
     size = 1 << max(least, min(most, loaded.row_count.bit_length()))

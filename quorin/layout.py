@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quorin import format as fmt
-from quorin import packing
-from quorin.abi import DELETE, DONE, R_APPLIED, R_CREATED, R_NEXT, RESULT_ITEMS, ROWS_FULL, UPSERT
-from quorin.columns import numbers, text_lengths
+from quorin.engine.format import segment as fmt
+from quorin.engine.format.abi import DELETE, DONE, R_APPLIED, R_CREATED, R_NEXT, RESULT_ITEMS, ROWS_FULL, UPSERT
+from quorin.engine.format.hashing import hash_bytes
+from quorin.engine.memory.growth import grow
+from quorin.engine.rows import packed as packing
+from quorin.engine.rows.column import numbers, text_lengths
+from quorin.engine.rows.packed import unpack_row
+from quorin.engine.rows.value import check_entity_id, check_event_time
 from quorin.errors import CapacityExceededError, EntityIdTooLongError
-from quorin.growth import grow
-from quorin.hashing import hash_bytes
-from quorin.packing import unpack_row
-from quorin.values import check_entity_id, check_event_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import pyarrow as pa
 
+    from quorin.engine.memory.view import SegmentView
     from quorin.schema import Schema
     from quorin.shm import Segment
-    from quorin.view import SegmentView
 
 __all__ = [
     "CapacityExceededError",
@@ -72,7 +72,7 @@ def insert(segment: Segment, entity_id: str, row: bytes, *, event_time_ns: int |
     with segment.writing:
         view = segment.writing_view()
         if view.stored is not segment.schema:
-            from quorin.rows import row_batch
+            from quorin.engine.rows.batch import row_batch
 
             values = unpack_row(segment.schema, row)
             return bool(
@@ -83,7 +83,7 @@ def insert(segment: Segment, entity_id: str, row: bytes, *, event_time_ns: int |
 
 def insert_many(segment: Segment, table: Any, *, event_time_ns: int | None = None) -> int:
     """Write many rows: ``entity_id``, optional ``event_time_ns``, the fields; ``table`` is as for
-    :func:`quorin.rows.to_batch`.
+    :func:`quorin.engine.rows.batch.to_batch`.
 
     Returns how many took effect: rows older than the stored ones don't. Of duplicates the newest wins. All values are
     checked before the first row is written.
@@ -91,7 +91,7 @@ def insert_many(segment: Segment, table: Any, *, event_time_ns: int | None = Non
     :raises InvalidRowError, EntityIdError: naming column, row and value. :raises WriterLeaseHeldError: if another
         writes.
     """
-    from quorin.rows import to_batch
+    from quorin.engine.rows.batch import to_batch
 
     max_id_bytes = segment.current_view().layout.max_id_bytes
     batch = to_batch(segment.schema, table, event_time_ns=event_time_ns, max_id_bytes=max_id_bytes)
@@ -103,7 +103,7 @@ def delete(segment: Segment, entity_id: str, *, event_time_ns: int | None = None
 
     What remains is the fact of the deletion, so that an older row that comes late does not bring the entity back.
     """
-    from quorin.rows import delete_batch
+    from quorin.engine.rows.batch import delete_batch
 
     before = lookup(segment, entity_id)
     with segment.writing:
@@ -113,14 +113,16 @@ def delete(segment: Segment, entity_id: str, *, event_time_ns: int | None = None
 
 
 def apply_batch(segment: Segment, batch: pa.RecordBatch, *, position: int | pa.Array = 0, kind: int = UPSERT) -> int:
-    """Apply a canonical batch (see :mod:`quorin.rows`) as its kind says: upsert, delete, or partial update.
+    """Apply a canonical batch (see :mod:`quorin.engine.rows.batch`) as its kind says: upsert, delete, or partial
+    update.
 
     ``position`` is the log position of all rows, or of each (int64, without nulls).
 
     Each row is published on its own, whole; a crash in between leaves a prefix applied, and applying again completes
     it. The segment grows as needed. Returns how many rows took effect.
 
-    A batch of another version of the segment's schema is translated by name (:func:`quorin.record.translate_batch`).
+    A batch of another version of the segment's schema is translated by name
+    (:func:`quorin.engine.log.record.translate_batch`).
 
     :raises EntityIdTooLongError: if an id exceeds the segment's limit; nothing is applied then.
     """
@@ -130,12 +132,12 @@ def apply_batch(segment: Segment, batch: pa.RecordBatch, *, position: int | pa.A
 def _apply_columnar(
     segment: Segment, batch: pa.RecordBatch, position: int | pa.Array = 0, kind: int = UPSERT
 ) -> packing.Words:
-    from quorin import kernels
+    from quorin.engine import kernels
 
     with segment.writing:
         view = segment.writing_view()
         if view.stored is not segment.schema:
-            from quorin.record import translate_batch
+            from quorin.engine.log.record import translate_batch
 
             batch = translate_batch(batch, kind, view.stored)
         located, rows = packing.locate(view.stored, batch), batch.num_rows
@@ -150,7 +152,7 @@ def _apply_columnar(
 def lookup(segment: Segment, entity_id: str) -> int | None:
     """Where an entity's row begins, in bytes from the start of the segment's file; None if it has none.
 
-    The reference: plain Python over the layout of :mod:`quorin.format`.
+    The reference: plain Python over the layout of :mod:`quorin.engine.format.segment`.
     """
     view = segment.current_view()
     found = find_row(view, check_entity_id(entity_id))
@@ -229,7 +231,7 @@ def apply_located(
     and ``view`` is its writing view. ``positions`` are an address and how far apart they stand. ``size`` bounds the
     heap needed.
     """
-    from quorin import kernels
+    from quorin.engine import kernels
 
     result = np.zeros(RESULT_ITEMS, np.int64)
     words, ids, times = located.columns.words, located.ids, located.times

@@ -1,7 +1,8 @@
 """What Quorin counts, for Prometheus, on a registry of its own. A series appears once it has been observed.
 
-Counters are those of all processes of this machine and user, dead ones included (:mod:`quorin.counters`): whichever
-process serves them shows the same, and they begin anew only when the machine restarts.
+Counters are those of all processes of this machine and user, dead ones included
+(:mod:`quorin.engine.counting.counters`): whichever process serves them shows the same, and they begin anew only when
+the machine restarts.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 
-from quorin import counters, logging
-from quorin.abi import (
+from quorin import logging
+from quorin.engine.counting import counters
+from quorin.engine.format.abi import (
     FIRST_BUCKET,
     TIME_BUCKETS,
     W_BATCH_NS,

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
+from quorin.engine.format.hashing import hash_bytes
 from quorin.errors import SchemaError, SchemaTypeError
-from quorin.hashing import hash_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from quorin import buffers
-from quorin import format as fmt
-from quorin.columnar import PLAIN_GATHER, Bytes, Columns, column_plan
-from quorin.compatibility import fits
+from quorin.engine.format import segment as fmt
+from quorin.engine.reads import arguments as buffers
+from quorin.engine.reads.columns import PLAIN_GATHER, Bytes, Columns, column_plan
+from quorin.engine.rows.compatibility import fits
+from quorin.engine.rows.intake import id_array
+from quorin.engine.rows.value import check_entity_id
 from quorin.errors import EntityNotFoundError
-from quorin.intake import id_array
 from quorin.layout import find_row
-from quorin.values import check_entity_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from quorin.engine.memory.view import SegmentView
     from quorin.schema import FeatureField
     from quorin.shm import Segment
-    from quorin.view import SegmentView
 
 
 def assemble(segment: Segment, entity_id: str, *, out: buffers.Floats | None = None) -> buffers.Floats:

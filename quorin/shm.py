@@ -7,8 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from quorin import format as fmt
-from quorin import mapping
+from quorin.engine.format import segment as fmt
+from quorin.engine.memory import file as mapping
+from quorin.engine.memory.file import SHM_DIR, SHM_DIR_VARIABLE, default_shm_dir
+from quorin.engine.memory.growth import LEAST_HEAP_BYTES, create_successor
+from quorin.engine.memory.segment import Segment, attach_newest, release_own_lease, unlink_older_generations
+from quorin.engine.memory.view import SegmentView, is_same_line, new_lineage, segment_name
+from quorin.engine.paths import absolute
 from quorin.errors import (
     CorruptSegmentError,
     SchemaError,
@@ -17,12 +22,7 @@ from quorin.errors import (
     SegmentNotFoundError,
     WriterLeaseHeldError,
 )
-from quorin.growth import LEAST_HEAP_BYTES, create_successor
-from quorin.mapping import SHM_DIR, SHM_DIR_VARIABLE, default_shm_dir
-from quorin.paths import absolute
 from quorin.schema import FeatureSchema, Schema, schema_to_json
-from quorin.segment import Segment, attach_newest, release_own_lease, unlink_older_generations
-from quorin.view import SegmentView, is_same_line, new_lineage, segment_name
 
 __all__ = [
     "SHM_DIR",
@@ -56,7 +56,7 @@ class SegmentRegistry:
     def __init__(
         self, connection: Any, *, shm_dir: str | os.PathLike[str] | None = None, namespace: str = "quorin"
     ) -> None:
-        from quorin.backend import connect
+        from quorin.engine.backend import connect
 
         self._directory = absolute(default_shm_dir() if shm_dir is None else shm_dir)
         if not self._directory.is_dir():

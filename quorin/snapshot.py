@@ -1,6 +1,6 @@
 """A segment as one file, and back: a machine serves again in the time that it takes to copy the file.
 
-A snapshot is the image of a segment, as :mod:`quorin.format` describes it, and 64 bytes behind it::
+A snapshot is the image of a segment, as :mod:`quorin.engine.format.segment` describes it, and 64 bytes behind it::
 
     byte  0        8             16                 32           40         48             56     60     64
           +--------+-------------+------------------+------------+----------+--------------+------+------+
@@ -30,14 +30,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quorin import format as fmt
-from quorin import mapping
+from quorin.engine.format import segment as fmt
+from quorin.engine.memory import file as mapping
+from quorin.engine.memory.growth import copy_rows
+from quorin.engine.memory.segment import Segment
+from quorin.engine.memory.view import SEGMENT_NAME, SegmentView, new_lineage, rename, segment_name
+from quorin.engine.paths import absolute
 from quorin.errors import CorruptSegmentError, CorruptSnapshotError, SharedMemoryError
-from quorin.growth import copy_rows
 from quorin.logging import get_logger
-from quorin.paths import absolute
-from quorin.segment import Segment
-from quorin.view import SEGMENT_NAME, SegmentView, new_lineage, rename, segment_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import pyarrow as pa
 
-from quorin import format as fmt
 from quorin import serving
-from quorin.abi import (
+from quorin.engine.format import segment as fmt
+from quorin.engine.format.abi import (
     CORRUPT,
     DESCRIPTOR_ITEMS,
     METRIC_COSINE,
@@ -29,16 +29,16 @@ from quorin.abi import (
     V_SIZE,
     V_VARIABLE,
 )  # fmt: skip
+from quorin.engine.rows.intake import id_array
+from quorin.engine.rows.packed import text_addresses
 from quorin.errors import CorruptSegmentError, InvalidRowError
-from quorin.intake import id_array
 from quorin.layout import iterate_occupied
-from quorin.packing import text_addresses
 from quorin.schema import dtype
 
 if TYPE_CHECKING:
+    from quorin.engine.memory.view import SegmentView
     from quorin.schema import FeatureField
     from quorin.shm import Segment
-    from quorin.view import SegmentView
 
 __all__ = ["METRICS", "Neighbours", "distances", "entity_ids", "search", "search_plainly"]
 
@@ -74,7 +74,7 @@ def search(
     :raises InvalidRowError: for a field that has no vectors, a query that is no vector of numbers or does not have the
         field's length, an unknown metric, or a ``k`` below 1.
     """
-    from quorin import kernels
+    from quorin.engine import kernels
 
     wanted = _checked(segment.schema, field, query, k, metric)
     for _ in range(_MOST_ROUNDS):
@@ -135,7 +135,7 @@ def distances(vectors: Doubles, query: Doubles, metric: Metric = "l2") -> Double
 
 def entity_ids(segment: Segment) -> pa.Array:
     """The ids of all entities that have a row, as an Arrow string array in no particular order."""
-    from quorin import kernels
+    from quorin.engine import kernels
 
     view = segment.current_view()
     slot, chunks, room = 0, [], np.zeros(2, np.int64)

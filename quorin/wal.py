@@ -1,8 +1,8 @@
 """Writing through the log: rows are checked, appended as records, and applied by a consumer elsewhere.
 
-What a write's return promises: the rows are in the log, as durable as the log is (see :mod:`quorin.backend`), at the
-position returned. A consumer shows them in the segment, usually within a millisecond; :meth:`WALProducer.wait` waits
-for that. Writing the same rows again is safe: they apply once in effect.
+What a write's return promises: the rows are in the log, as durable as the log is (see :mod:`quorin.engine.backend`),
+at the position returned. A consumer shows them in the segment, usually within a millisecond; :meth:`WALProducer.wait`
+waits for that. Writing the same rows again is safe: they apply once in effect.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from quorin import metrics
-from quorin.backend import Tail, connect
+from quorin.engine.backend import Tail, connect
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SEQUENCE_BITS
+from quorin.engine.log.record import Kind, encode
+from quorin.engine.log.record_fast import encode_row
+from quorin.engine.memory.view import is_same_line
+from quorin.engine.rows.batch import check_entity_id, checked_row, delete_batch, row_batch, rows_batch, to_batch
 from quorin.errors import (
     ConnectionFailedError,
     LogFullError,
@@ -22,19 +27,14 @@ from quorin.errors import (
     SegmentNotFoundError,
     WriteSyncTimeoutError,
 )
-from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SEQUENCE_BITS
-from quorin.record import Kind, encode
-from quorin.row_record import encode_row
-from quorin.rows import check_entity_id, checked_row, delete_batch, row_batch, rows_batch, to_batch
 from quorin.schema import FeatureSchema
-from quorin.view import is_same_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     import pyarrow as pa
 
-    from quorin.backend import Connection
+    from quorin.engine.backend import Connection
     from quorin.schema import Schema
     from quorin.shm import Segment, SegmentRegistry
 
@@ -141,9 +141,9 @@ class WALProducer:
     def write_many(self, schema: Schema, table: Any, *, event_time_ns: int | None = None, partial: bool = False) -> int:
         """Append many rows and give the last position; 0 for no rows.
 
-        ``table`` is as for :func:`quorin.rows.to_batch`. All rows are checked before the first is written. They are cut
-        into entries of at most 8,192 rows and about 1 MiB, appended about 8 MiB at a time: an error in between leaves
-        the earlier ones written, and writing all again is safe.
+        ``table`` is as for :func:`quorin.engine.rows.batch.to_batch`. All rows are checked before the first is
+        written. They are cut into entries of at most 8,192 rows and about 1 MiB, appended about 8 MiB at a time: an
+        error in between leaves the earlier ones written, and writing all again is safe.
 
         :raises InvalidRowError, EntityIdError: naming column, row and value; nothing was written.
         :raises LogFullError: if the log is at its limit.
@@ -226,7 +226,9 @@ class WALProducer:
             self._backend.close()
 
     def append_batch(self, schema: Schema, batch: pa.RecordBatch, kind: Kind = Kind.upsert) -> int:
-        """Append a canonical batch (see :mod:`quorin.rows`), which was checked already; gives the last position."""
+        """Append a canonical batch (see :mod:`quorin.engine.rows.batch`), which was checked already; gives the last
+        position.
+        """
         position, payloads, rows, size = 0, [], 0, 0
         for part in cut(batch):
             payloads.append(encode(kind, schema, part))

@@ -5,7 +5,7 @@ consumer that dies at any moment loses nothing: the next one reads from that pos
 nothing, because event times decide. Entries that cannot be applied are put among the log's dead letters, with the
 reason, before the position passes them.
 
-What to do when is decided in :mod:`quorin.consumer_plan`; here it is done.
+What to do when is decided in :mod:`quorin.engine.consumer.plan`; here it is done.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
-from quorin import metrics, presence
-from quorin.backend import connect
-from quorin.consumer_apply import Applier
-from quorin.consumer_plan import Agenda, Cursors, Fit, FlushLimits, Pace, Step, anchor, is_all, next_step
-from quorin.consumer_targets import Discovery, Target, targets_of
+from quorin import metrics
+from quorin.engine.backend import connect
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.engine.consumer.apply import Applier
+from quorin.engine.consumer.plan import Agenda, Cursors, Fit, FlushLimits, Pace, Step, anchor, is_all, next_step
+from quorin.engine.consumer.target import Discovery, Target, targets_of
+from quorin.engine.log.record import Kind
+from quorin.engine.ops import presence
 from quorin.errors import (
     ConnectionFailedError,
     HistoryUnavailableError,
@@ -31,9 +34,7 @@ from quorin.errors import (
     WriterFencedError,
     WriterLeaseHeldError,
 )
-from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.logging import get_logger
-from quorin.record import Kind
 from quorin.schema import schema_to_json
 from quorin.shm import SegmentRegistry
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from quorin.backend import Connection, ReadResult, Tail
+    from quorin.engine.backend import Connection, ReadResult, Tail
     from quorin.schema import Schema
     from quorin.shm import Segment
 

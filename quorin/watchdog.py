@@ -3,7 +3,7 @@
 Serving needs none of it: a dead writer's lease ends with it, and memory that nobody maps costs only room. What it takes
 away are announcements of dead processes, and segment files of its own namespace that no process has mapped or locked
 and that no read can come to: unfinished ones, replaced generations, attempts that never came into force, lines that the
-control plane does not name. What to do is decided in :mod:`quorin.watchdog_plan`.
+control plane does not name. What to do is decided in :mod:`quorin.engine.ops.reclaim_plan`.
 
 It sees the processes of its own host, user and process-id namespace. Run it where the processes run that it watches.
 """
@@ -17,18 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quorin import mapping, metrics, presence
-from quorin.backend import connect
+from quorin import metrics
+from quorin.engine.backend import connect
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE
+from quorin.engine.memory import file as mapping
+from quorin.engine.memory.view import GENERATION_DIGITS, SEGMENT_NAME
+from quorin.engine.ops import presence
+from quorin.engine.ops.reclaim_plan import Decision, SegmentFile, State, decide
+from quorin.engine.paths import absolute
 from quorin.errors import ConnectionFailedError, SegmentNotFoundError
-from quorin.keys import DEFAULT_NAMESPACE
 from quorin.logging import get_logger
-from quorin.paths import absolute
 from quorin.shm import default_shm_dir
-from quorin.view import GENERATION_DIGITS, SEGMENT_NAME
-from quorin.watchdog_plan import Decision, SegmentFile, State, decide
 
 if TYPE_CHECKING:
-    from quorin.backend import Connection
+    from quorin.engine.backend import Connection
 
 __all__ = ["Reclaimed", "TickResult", "WatchdogState", "run_forever"]
 

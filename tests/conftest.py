@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from quorin.shm import SHM_DIR, SHM_DIR_VARIABLE, SegmentRegistry
-from tests.redis_server import redis_server, redis_servers, redis_url  # noqa: F401 - fixtures, found here by every test
+from tests.support.redis_server import redis_server, redis_servers, redis_url  # noqa: F401 - fixtures, found here by every test
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -15,7 +15,7 @@ import typer
 
 from quorin.cli.options import ShmDir
 from quorin.cli.output import Json, add_row, console, print_json, table
-from quorin.words import count, duration
+from quorin.engine.words import count, duration
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from quorin.cli.options import Connection, Namespace, Offline, Opened, existing_history, known_schema
-from quorin.keys import DEFAULT_NAMESPACE
-from quorin.words import counted
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE
+from quorin.engine.words import counted
 
 
 def compact(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from quorin.cli.options import Level, LogJson, LogLevel, Namespace, NewConnection, StreamKey
-from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
 
 def consumer(
@@ -62,10 +62,11 @@ def consumer(
 
     Exit codes: 0 ended when asked to, 1 could not go on (the reason is on stderr), 2 wrong usage.
     """
-    from quorin import logging, presence
-    from quorin.backend import connect
+    from quorin import logging
     from quorin.cli.metrics import serving
-    from quorin.observe import Observer
+    from quorin.engine.backend import connect
+    from quorin.engine.ops import presence
+    from quorin.engine.ops.observe import Observer
     from quorin.offline import ParquetDatasetStore
     from quorin.wal_consumer import NoopOfflineWriter, OfflineWriter, WALConsumer
 

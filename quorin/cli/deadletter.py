@@ -9,10 +9,10 @@ import typer
 
 from quorin.cli.options import Connection, Namespace, Opened, StreamKey
 from quorin.cli.output import Json, add_row, console, print_json, table
-from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SEQUENCE_BITS
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SEQUENCE_BITS
 
 if TYPE_CHECKING:
-    from quorin.backend import Backend, DeadLetter
+    from quorin.engine.backend import Backend, DeadLetter
 
 app = typer.Typer(
     name="deadletter",
@@ -53,8 +53,8 @@ def show_dead_letter(
     as_json: Json = False,
 ) -> None:
     """One dead letter: its reason, and its rows if they can be decoded, else its first bytes."""
+    from quorin.engine.log.record import decode
     from quorin.errors import InvalidEntryError
-    from quorin.record import decode
 
     with Opened(connection, namespace) as backend:
         letter = _find(backend, stream_key, [position])[0]
@@ -84,7 +84,7 @@ def replay_dead_letters(
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
 ) -> None:
     """Append dead letters to the log again, once their cause is mended. Newer rows that are served stay."""
-    from quorin.dead_letters import replay
+    from quorin.engine.log.dead_letters import replay
     from quorin.errors import InvalidEntryError
 
     if everything == bool(positions):
@@ -112,8 +112,8 @@ def _find(backend: Backend, stream_key: str, positions: list[int]) -> list[DeadL
 
 def _summary(letter: DeadLetter) -> dict[str, Any]:
     """What is known of a dead letter without decoding its rows; None for what its header does not tell."""
+    from quorin.engine.log.record import peek
     from quorin.errors import InvalidEntryError
-    from quorin.record import peek
 
     try:
         header = peek(letter.payload)

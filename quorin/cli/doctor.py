@@ -8,7 +8,7 @@ import typer
 
 from quorin.cli.options import Namespace, ShmDir, StreamKey, escaped, existing
 from quorin.cli.output import Json, console, print_json
-from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
 _MARKS = {"ok": "[green]ok[/]     ", "warning": "[yellow]warning[/]", "problem": "[bold red]problem[/]"}
 
@@ -45,7 +45,7 @@ def doctor(
 
     Exit codes: 0 nothing worse than a warning, 1 a problem, 2 wrong usage.
     """
-    from quorin.health import check_deployment, check_machine
+    from quorin.engine.ops.health import check_deployment, check_machine
     from quorin.shm import default_shm_dir
 
     directory = shm_dir or default_shm_dir()

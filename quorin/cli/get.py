@@ -9,8 +9,8 @@ import typer
 
 from quorin.cli.options import Connection, Namespace, Opened, ShmDir, escaped, resolve_field, resolve_schema
 from quorin.cli.output import Json, add_row, console, plain, print_json, table
-from quorin.keys import DEFAULT_NAMESPACE
-from quorin.words import ago, moment
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE
+from quorin.engine.words import ago, moment
 
 if TYPE_CHECKING:
     from quorin.shm import Segment
@@ -44,8 +44,8 @@ def get(
 
     Exit codes: 0 every entity has a row in each schema named (or in any, if none is), 1 some have not, 2 wrong usage.
     """
+    from quorin.engine.ops.observe import Observer
     from quorin.errors import QuorinError
-    from quorin.observe import Observer
 
     found: list[dict[str, Any]] = []
     missing: set[tuple[str, str]] = set()

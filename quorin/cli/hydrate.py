@@ -9,8 +9,8 @@ import typer
 
 from quorin.cli.options import Connection, Namespace, Offline, Opened, ShmDir, StreamKey, existing_history, known_schema
 from quorin.cli.output import progress_bar
-from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
-from quorin.words import counted
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.engine.words import counted
 
 
 def hydrate(

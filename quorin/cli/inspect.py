@@ -9,11 +9,11 @@ import typer
 
 from quorin.cli.options import Connection, Namespace, Opened, ShmDir, StreamKey, resolve_schema
 from quorin.cli.output import Json, add_row, console, print_json, table
-from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
-from quorin.words import ago, count, counted, duration, moment, size, type_text
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.engine.words import ago, count, counted, duration, moment, size, type_text
 
 if TYPE_CHECKING:
-    from quorin.observe import Deployment, SegmentState
+    from quorin.engine.ops.observe import Deployment, SegmentState
     from quorin.schema import FeatureField
 
 
@@ -38,7 +38,7 @@ def inspect(
 
     Exit codes: 0 shown, 1 a segment is missing or damaged, 2 wrong usage.
     """
-    from quorin.observe import Observer
+    from quorin.engine.ops.observe import Observer
 
     with Opened(connection, namespace) as backend, Observer(backend, shm_dir=shm_dir, stream_key=stream_key) as looking:
         name = resolve_schema(backend, schema) if schema else None

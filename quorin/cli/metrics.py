@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quorin.cli.options import Connection, Level, LogJson, LogLevel, Namespace, Opened, ShmDir, StreamKey
-from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
 if TYPE_CHECKING:
-    from quorin.observe import Observer
+    from quorin.engine.ops.observe import Observer
 
 
 def metrics(
@@ -39,7 +39,7 @@ def metrics(
     Exit codes: 0 ended when asked to, 1 could not begin (the reason is on stderr), 2 wrong usage.
     """
     from quorin import logging
-    from quorin.observe import Observer
+    from quorin.engine.ops.observe import Observer
 
     logging.configure(log_level, json=log_json)
     asked_to_end = threading.Event()
@@ -57,8 +57,8 @@ def metrics(
 def serving(looking: Observer, port: int, address: str) -> Iterator[None]:
     """Serve the metrics for a block, with what an observer sees."""
     from quorin import logging
+    from quorin.engine.ops.gauges import exposed
     from quorin.metrics import start_metrics_server
-    from quorin.segment_metrics import exposed
 
     with exposed(looking):
         try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from quorin.backend import Backend
+    from quorin.engine.backend import Backend
     from quorin.offline import ParquetDatasetStore
     from quorin.schema import Schema
 
@@ -19,8 +19,8 @@ def existing(connection: str | None) -> str | None:
 
     :raises typer.BadParameter: naming the directory, and one below that has a store.
     """
-    from quorin.backend import embedded_directory
-    from quorin.backend.embedded_file import has_store
+    from quorin.engine.backend import embedded_directory
+    from quorin.engine.backend.sqlite_file import has_store
     from quorin.errors import ConnectionFailedError
 
     try:
@@ -96,7 +96,7 @@ class Opened:
     """A backend for a block."""
 
     def __init__(self, connection: str, namespace: str) -> None:
-        from quorin.backend import connect
+        from quorin.engine.backend import connect
 
         self._backend = connect(connection, namespace=namespace)
 

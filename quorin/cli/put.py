@@ -12,7 +12,7 @@ import typer
 
 from quorin.cli.options import Connection, Namespace, Opened, ShmDir, StreamKey, known_schema, resolve_field
 from quorin.cli.output import Json, print_json
-from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
 if TYPE_CHECKING:
     from quorin.schema import FeatureField
@@ -54,8 +54,8 @@ def put(
     Exit codes: 0 the row is in the log (with `--sync`: is served), 1 it was refused, or is in the log but nobody
     applied it in time, 2 wrong usage.
     """
+    from quorin.engine.ops.presence import reports
     from quorin.errors import SegmentNotFoundError, WriteSyncTimeoutError
-    from quorin.presence import reports
     from quorin.shm import SegmentRegistry
     from quorin.wal import WALProducer
 

@@ -9,8 +9,8 @@ import typer
 
 from quorin.cli.options import Connection, Namespace, Opened, ShmDir, known_schema
 from quorin.cli.output import progress_bar
-from quorin.keys import DEFAULT_NAMESPACE
-from quorin.words import counted, size
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE
+from quorin.engine.words import counted, size
 
 
 def snapshot(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from quorin.cli.options import Connection, Namespace, Opened, ShmDir, StreamKey
-from quorin.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
 
 def top(
@@ -35,7 +35,7 @@ def top(
         typer.echo("error: `quorin top` needs Textual: pip install 'quorin[top]'", err=True)
         raise typer.Exit(1)
     from quorin.cli.top_app import Top
-    from quorin.observe import Observer
+    from quorin.engine.ops.observe import Observer
 
     with Opened(connection, namespace) as backend, Observer(backend, shm_dir=shm_dir, stream_key=stream_key) as looking:
         Top(looking, interval).run()

@@ -17,7 +17,7 @@ from quorin.cli.top_model import COLUMNS, Line, Look, lines, look, summary
 from quorin.errors import QuorinError
 
 if TYPE_CHECKING:
-    from quorin.observe import Observer
+    from quorin.engine.ops.observe import Observer
 
 
 class Detail(ModalScreen[None]):

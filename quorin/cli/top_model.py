@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from quorin import counters
-from quorin.abi import FIRST_BUCKET, TIME_BUCKETS, W_BATCH_ROWS, W_MISSING, W_READ_TIMES, W_READS
 from quorin.cli.inspect import lag_rows, lag_time, newest
-from quorin.words import count, counted, duration, size
+from quorin.engine.counting import counters
+from quorin.engine.format.abi import FIRST_BUCKET, TIME_BUCKETS, W_BATCH_ROWS, W_MISSING, W_READ_TIMES, W_READS
+from quorin.engine.words import count, counted, duration, size
 
 if TYPE_CHECKING:
-    from quorin.observe import Deployment, Observer, SegmentState
+    from quorin.engine.ops.observe import Deployment, Observer, SegmentState
 
 
 @dataclass(frozen=True, slots=True)

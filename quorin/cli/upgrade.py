@@ -12,8 +12,8 @@ import typer
 
 from quorin.cli.options import Connection, Namespace, Opened, ShmDir
 from quorin.cli.output import Json, add_row, console, print_json, table
-from quorin.keys import DEFAULT_NAMESPACE
-from quorin.words import count, duration, size
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE
+from quorin.engine.words import count, duration, size
 
 if TYPE_CHECKING:
     from quorin.evolution import UpgradeResult

@@ -11,8 +11,8 @@ import typer
 
 from quorin.cli.options import Connection, Level, LogJson, LogLevel, Namespace, ShmDir
 from quorin.cli.output import Json, add_row, console, print_json, table
-from quorin.keys import DEFAULT_NAMESPACE
-from quorin.words import counted, duration, size
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE
+from quorin.engine.words import counted, duration, size
 
 if TYPE_CHECKING:
     from quorin.watchdog import TickResult

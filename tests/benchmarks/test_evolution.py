@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def run(tmp_path: Path, name: str, mark: str, *sizes: str) -> dict[str, dict[str, float]]:

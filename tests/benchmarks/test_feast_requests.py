@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import measuring
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.torture

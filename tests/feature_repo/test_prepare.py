@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-FEATURE_REPO = Path(__file__).parent.parent.parent / "feature_repo"
+FEATURE_REPO = Path(__file__).parents[2] / "feature_repo"
 
 
 @pytest.fixture(scope="module")

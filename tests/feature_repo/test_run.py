@@ -11,7 +11,7 @@ import pytest
 
 from quorin.shm import default_shm_dir
 
-FEATURE_REPO = Path(__file__).parent.parent.parent / "feature_repo"
+FEATURE_REPO = Path(__file__).parents[2] / "feature_repo"
 
 
 @pytest.fixture

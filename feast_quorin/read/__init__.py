@@ -1,0 +1,1 @@
+"""Reads: compiled requests, and Feast's generic path."""

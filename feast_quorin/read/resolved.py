@@ -1,0 +1,82 @@
+"""A choice of features, resolved: the data that the reads, the responses and the on-demand views share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from feast.value_type import ValueType
+
+    from feast_quorin.convert.codecs import Codec
+    from feast_quorin.convert.decoders import Decoder
+    from feast_quorin.read.view_reader import ViewReader
+    from quorin.assembly import RowsLayout
+
+
+class Feature(NamedTuple):
+    """A feature to read: its name in the response, the index of its view in the request, the index of its column in
+    what is read of the view, and the decoder of its values.
+    """
+
+    name: str
+    view: int
+    column: int
+    decoder: Decoder
+
+
+@dataclass(frozen=True, slots=True)
+class ViewPlan:
+    """One view: the features to read in Feast's order, with the codec and the engine's field of each.
+
+    Rows older than ``max_age_ns`` are not served, 0 for any age.
+    """
+
+    table: Any
+    requested: list[str]
+    codecs: dict[str, Codec]
+    fields: dict[str, str]
+    reader: ViewReader
+    max_age_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """One on-demand view of a request: the names of its requested results, and the columns that it must not see.
+
+    ``pairs`` are the short and the full name of every feature that it is made from: its function sees both.
+    """
+
+    view: Any
+    name: str
+    results: frozenset[str]
+    hidden: frozenset[str]
+    types: dict[str, ValueType]
+    pairs: tuple[tuple[str, str], ...]
+
+
+@dataclass(slots=True)
+class Resolved:
+    """One choice of features. Threads may share it.
+
+    ``features`` are those of the response, in its order. ``inputs`` are all that are read: on-demand views see them.
+    ``feature_types`` are the types that the response knows, by name.
+    """
+
+    full_names: bool
+    with_versions: bool
+    views: tuple[ViewPlan, ...]
+    inputs: tuple[Feature, ...]
+    features: tuple[Feature, ...]
+    transforms: tuple[Transform, ...]
+    feature_types: dict[str, ValueType]
+    has_numbers_only: bool
+    _slots: tuple[Any, list[tuple[str, int]]] = field(default=(None, []), init=False, repr=False, compare=False)
+
+    def slots(self, layout: RowsLayout) -> list[tuple[str, int]]:
+        """The names in the response, each with the index of the feature's first value in rows of a layout."""
+        cached, slots = self._slots
+        if cached is not layout:
+            slots = [(name, layout.slot(view, column)) for name, view, column, _ in self.features]
+            self._slots = layout, slots
+        return slots

@@ -1,0 +1,140 @@
+"""Reads of one view for one choice of features: bound to its segment once, and again when the segment is replaced.
+
+Many entities are read as typed columns (:class:`quorin.assembly.Columns`), one entity as Python values from all views
+of its key at once (:class:`quorin.assembly.Rows`). Both are copies of whole rows, so values may be decoded later.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from quorin.assembly import Columns, RowReader, Rows, row_reader
+from quorin.errors import SchemaMismatchError, SegmentClosedError, SegmentNotFoundError
+
+if TYPE_CHECKING:
+    from feast_quorin.session import Engine
+    from feast_quorin.views import StoredView
+    from quorin.shm import Segment
+
+LOOK_SECONDS = 0.005
+"""How often a busy reader checks whether another process has removed its segment: nothing notifies readers."""
+
+_MAX_ATTEMPTS = 6
+
+
+class ViewReader:
+    """Reads the requested features of one view. Threads may share it.
+
+    ``engine`` must be this process's own.
+    """
+
+    __slots__ = ("_bound", "_fields", "_look_again", "_name", "_view", "engine")
+
+    def __init__(self, engine: Engine, view: StoredView, features: Sequence[str]) -> None:
+        self.engine = engine
+        self._view = view
+        self._name = view.schema.__name__
+        self._fields = [view.features[name].field for name in features]
+        self._bound: _Bound | None = None
+        self._look_again = 0.0
+
+    def __call__(self, entity_ids: Any) -> Columns:
+        """Read many entities, in any form that the engine takes. The columns are the requested fields that the segment
+        has: all of them, unless the view changed and this process has not noticed yet.
+
+        :raises SegmentNotFoundError: if the view was never applied, or was removed.
+        """
+        for _ in range(_MAX_ATTEMPTS):
+            try:
+                return self._bind().read(entity_ids)
+            except (SchemaMismatchError, SegmentNotFoundError, SegmentClosedError):
+                self._bound = None
+                if not self.engine.forget(self._view):
+                    raise
+        raise SegmentNotFoundError(
+            f"feature view {self._view.name!r}: its segment was replaced {_MAX_ATTEMPTS} times in one read"
+        )
+
+    def bound(self) -> tuple[Segment, tuple[str, ...], float] | None:
+        """The segment, the fields to read of it, and until when to do so without another check; None if the segment
+        lacks one of them, or if rows expire.
+
+        :raises SegmentNotFoundError: if the view was never applied, or was removed.
+        """
+        bound = self._bind()
+        # Only columns come with the positions that tell when their rows were written.
+        if self.engine.rows_expire or len(bound.fields) < len(self._fields):
+            return None
+        return bound.segment, bound.fields, self._look_again
+
+    def _bind(self) -> _Bound:
+        bound = self._bound
+        if bound is not None and self._is_fresh(bound):
+            return bound
+        now = time.monotonic()
+        segment = self.engine.reader(self._view)
+        if bound is None or bound.segment is not segment:
+            stored = {field.name for field in segment.schema.fields}
+            kept = [name for name in self._fields if name in stored]
+            self._bound = bound = _Bound(self.engine, segment, kept)
+        self._look_again = now + LOOK_SECONDS
+        return bound
+
+    def _is_fresh(self, bound: _Bound) -> bool:
+        return time.monotonic() < self._look_again and self.engine.is_open(self._name, bound.segment)
+
+
+class _Bound:
+    """A segment, the fields that are read of it, and the function that reads them."""
+
+    __slots__ = ("fields", "read", "segment")
+
+    def __init__(self, engine: Engine, segment: Segment, fields: list[str]) -> None:
+        self.segment = segment
+        self.fields = tuple(fields)
+        self.read: Callable[[Any], Columns] = engine.reader_of(segment, fields)
+
+
+class _BoundViews(NamedTuple):
+    """Segments and their reader, valid until a time or until the engine opens other segments."""
+
+    segments: list[Segment]
+    read: RowReader
+    until: float
+    opened: object
+
+
+class EntityReader:
+    """Reads one entity in several views, each bound by its own reader. Threads may share it."""
+
+    __slots__ = ("_bound", "_engine", "_views")
+
+    def __init__(self, views: Sequence[ViewReader]) -> None:
+        self._engine = views[0].engine
+        self._views = views
+        self._bound: _BoundViews | None = None
+
+    def __call__(self, entity_id: str) -> Rows | None:
+        """The rows of one entity; None if only the views' own readers can read them."""
+        try:
+            bound = self._bound
+            if bound is None or bound.opened is not self._engine.opened or time.monotonic() >= bound.until:
+                bound = self._bound = self._bind()
+            return None if bound is None else bound.read(entity_id)
+        except (SchemaMismatchError, SegmentNotFoundError, SegmentClosedError):
+            return None
+
+    def _bind(self) -> _BoundViews | None:
+        before, opened = self._bound, self._engine.opened
+        bounds = [view.bound() for view in self._views]
+        complete = [bound for bound in bounds if bound is not None]
+        if len(complete) < len(bounds):
+            return None
+        segments = [segment for segment, _, _ in complete]
+        if before is not None and before.segments == segments:
+            read = before.read
+        else:
+            read = row_reader([(segment, fields) for segment, fields, _ in complete])
+        return _BoundViews(segments, read, min(until for _, _, until in complete), opened)

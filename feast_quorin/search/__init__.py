@@ -1,0 +1,1 @@
+"""Vector retrieval and its filters."""

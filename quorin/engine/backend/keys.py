@@ -1,0 +1,275 @@
+"""The words of the control plane: every Redis key and script, and every SQL table, stand here and nowhere else.
+
+Redis. All keys begin with the namespace as a hash tag, so that on a cluster a script's keys share a slot and two
+deployments can share a server. ``<log>`` is ``{namespace}:<stream key>``, by default ``{quorin}:quorin:wal``.
+
+===========================  ======  ===================================================================
+key                          type    holds
+===========================  ======  ===================================================================
+``{namespace}:current``      hash    schema name → name of its current segment
+``{namespace}:schemas``      hash    schema name → the schema as JSON
+``{namespace}:processes``    hash    process → what it does, as JSON (:mod:`quorin.engine.ops.presence`)
+``{namespace}:identity``     string  a random number that the namespace's segments carry
+``<log>``                    stream  the entries: ``s`` schema name, ``p`` record (:mod:`quorin.engine.log.record`)
+``<log>:identity``           string  the log's identity, made together with the stream
+``<log>:trimmed``            string  the last position that was trimmed
+``<log>:trimmers``           hash    schema name → the consumer that may trim behind its segment
+``<log>:dead``               hash    position → record of a dead letter
+``<log>:dead:reasons``       hash    position → why it is dead
+===========================  ======  ===================================================================
+
+A stream id ``<ms>-<seq>`` is the position ``ms << 20 | seq``. The identity belongs to the stream: whoever finds no
+stream makes both anew, so a deleted stream shows as another log.
+
+SQLite. One file, ``quorin.db``, holds the same in tables (:data:`SQL_SCHEMA`); positions are row numbers that only
+grow.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import astuple, dataclass
+
+from quorin.errors import ConnectionFailedError
+
+DEFAULT_NAMESPACE = "quorin"
+DEFAULT_STREAM_KEY = "quorin:wal"
+
+FIELD_SCHEMA = b"s"
+FIELD_PAYLOAD = b"p"
+
+MAX_DEAD_LETTERS = 1000
+"""How many dead letters a log keeps; the oldest make room."""
+
+SEQUENCE_BITS = 20
+MAX_SEQUENCE = (1 << SEQUENCE_BITS) - 1
+
+
+def current_key(namespace: str) -> str:
+    """Hash of schema name to the name of its current segment."""
+    return f"{{{namespace}}}:current"
+
+
+def schemas_key(namespace: str) -> str:
+    """Hash of schema name to its JSON."""
+    return f"{{{namespace}}}:schemas"
+
+
+def processes_key(namespace: str) -> str:
+    """Hash of process to the JSON of its report."""
+    return f"{{{namespace}}}:processes"
+
+
+def identity_key(namespace: str) -> str:
+    """The random number that tells whose a segment file is."""
+    return f"{{{namespace}}}:identity"
+
+
+@dataclass(frozen=True, slots=True)
+class LogKeys:
+    """The keys of one log."""
+
+    stream: str
+    identity: str
+    trimmed: str
+    trimmers: str
+    dead: str
+    dead_reasons: str
+
+
+def log_keys(namespace: str, stream_key: str) -> LogKeys:
+    """The keys of the log that users call ``stream_key``."""
+    stream = f"{{{namespace}}}:{stream_key}"
+    return LogKeys(
+        stream,
+        f"{stream}:identity",
+        f"{stream}:trimmed",
+        f"{stream}:trimmers",
+        f"{stream}:dead",
+        f"{stream}:dead:reasons",
+    )
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*\Z")
+_NAMESPACE_KEYS = current_key, schemas_key, processes_key, identity_key
+_ENDS_OF_OUR_KEYS = {
+    key.rpartition(":")[2] for key in (*(key_of("n") for key_of in _NAMESPACE_KEYS), *astuple(log_keys("n", "s"))[1:])
+}
+
+
+def check_namespace(namespace: str) -> None:
+    """:raises ConnectionFailedError: for anything that is no namespace."""
+    if not isinstance(namespace, str) or not _NAME.match(namespace):
+        raise ConnectionFailedError(f"namespace {namespace!r}: expected ASCII letters, digits and '_.:-'")
+
+
+def check_stream_key(stream_key: str) -> None:
+    """:raises ConnectionFailedError: for anything that is no name of a log, or would make keys that others are."""
+    if not isinstance(stream_key, str) or not _NAME.match(stream_key):
+        raise ConnectionFailedError(f"stream key {stream_key!r}: expected ASCII letters, digits and '_.:-'")
+    if stream_key.rpartition(":")[2] in _ENDS_OF_OUR_KEYS:
+        raise ConnectionFailedError(f"stream key {stream_key!r}: expected a name that no key of Quorin's ends in")
+
+
+def position_of(stream_id: bytes) -> int:
+    """The position of a stream id ``<ms>-<seq>``."""
+    milliseconds, _, sequence = stream_id.partition(b"-")
+    return int(milliseconds) << SEQUENCE_BITS | int(sequence)
+
+
+def stream_id_of(position: int) -> str:
+    """The stream id of a position."""
+    return f"{position >> SEQUENCE_BITS}-{position & MAX_SEQUENCE}"
+
+
+_ENSURE = """
+local function ensure(stream, identity, trimmed, fresh)
+  if redis.call('EXISTS', stream) == 0 then
+    redis.call('DEL', trimmed)
+    redis.call('XGROUP', 'CREATE', stream, 'new', '$', 'MKSTREAM')
+    redis.call('XGROUP', 'DESTROY', stream, 'new')
+    redis.call('SET', identity, fresh)
+    return fresh
+  end
+  local known = redis.call('GET', identity)
+  if not known then
+    redis.call('SET', identity, fresh)
+    return fresh
+  end
+  return known
+end
+"""
+
+LUA_IDENTITY = _ENSURE + "return ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])"
+"""KEYS stream, identity, trimmed; ARGV a fresh identity. Gives the log's identity."""
+
+LUA_APPEND = (
+    _ENSURE
+    + """
+ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
+local limit = tonumber(ARGV[2])
+local length = redis.call('XLEN', KEYS[1])
+if limit >= 0 and length + (#ARGV - 2) / 2 > limit then return {{}, length} end
+local ids = {}
+for i = 3, #ARGV, 2 do
+  local id = redis.call('XADD', KEYS[1], '*', 's', ARGV[i], 'p', ARGV[i + 1])
+  local dash = string.find(id, '-', 1, true)
+  if tonumber(string.sub(id, dash + 1)) > 1048575 then
+    redis.call('XDEL', KEYS[1], id)
+    local next_ms = string.format('%.0f', tonumber(string.sub(id, 1, dash - 1)) + 1)
+    id = redis.call('XADD', KEYS[1], next_ms .. '-0', 's', ARGV[i], 'p', ARGV[i + 1])
+  end
+  ids[#ids + 1] = id
+end
+return {ids, length + #ids}
+"""
+)
+"""KEYS stream, identity, trimmed; ARGV a fresh identity, the limit of entries (-1: none), then schema and record of
+each entry. Gives the ids, none if the entries do not fit, and the number of entries that the stream then has."""
+
+_BOUNDS = """
+local function bounds_of(stream, trimmed)
+  if redis.call('EXISTS', stream) == 0 then return {'0-0', '0-0', '0'} end
+  local info = redis.call('XINFO', 'STREAM', stream)
+  local bounds = {'0-0', '0-0', redis.call('GET', trimmed) or '0'}
+  for i = 1, #info, 2 do
+    if info[i] == 'first-entry' and info[i + 1] then bounds[1] = info[i + 1][1] end
+    if info[i] == 'last-generated-id' then bounds[2] = info[i + 1] end
+  end
+  return bounds
+end
+"""
+
+LUA_BOUNDS = _BOUNDS + "return bounds_of(KEYS[1], KEYS[2])"
+"""KEYS stream, trimmed. Gives the first entry's id (0-0: none), the last id ever given, the last trimmed position."""
+
+LUA_STATE = (
+    _ENSURE
+    + _BOUNDS
+    + """
+local known = ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
+local state = bounds_of(KEYS[1], KEYS[3])
+state[4] = known
+return state
+"""
+)
+"""KEYS stream, identity, trimmed; ARGV a fresh identity. Gives what LUA_BOUNDS gives, then the log's identity."""
+
+LUA_TRIM = """
+for i = 3, #ARGV, 2 do
+  local trimmer = redis.call('HGET', KEYS[3], ARGV[i])
+  if trimmer and trimmer ~= ARGV[i + 1] then return ARGV[i] end
+end
+local gone = redis.call('XTRIM', KEYS[1], 'MINID', ARGV[1])
+if gone > 0 then redis.call('SET', KEYS[2], ARGV[2]) end
+return gone
+"""
+"""KEYS stream, trimmed, trimmers; ARGV the id from which entries stay, the position through which they go, then schema
+and consumer of each that must not have passed to another. Gives how many went, or the schema that has."""
+
+LUA_BURY = """
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
+local over = redis.call('HLEN', KEYS[1]) - tonumber(ARGV[4])
+if over <= 0 then return 0 end
+local positions = redis.call('HKEYS', KEYS[1])
+table.sort(positions, function(a, b) return #a < #b or (#a == #b and a < b) end)
+for i = 1, over do
+  redis.call('HDEL', KEYS[1], positions[i])
+  redis.call('HDEL', KEYS[2], positions[i])
+end
+return over
+"""
+"""KEYS dead, dead reasons; ARGV position, record, reason, the most that are kept. Gives how many of the oldest went."""
+
+LUA_SWAP = """
+local known = redis.call('HGET', KEYS[1], ARGV[1])
+if (known or '') ~= ARGV[2] then return 0 end
+if ARGV[3] == '' then redis.call('HDEL', KEYS[1], ARGV[1]) else redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]) end
+return 1
+"""
+"""KEYS hash; ARGV field, expected value, new value; '' stands for none. Gives 1 if the value was as expected."""
+
+LUA_PUBLISH = """
+if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[4])
+return 1
+"""
+"""KEYS current, schemas; ARGV schema name, expected segment ('': none), new segment, the schema's JSON. Gives 1 if the
+segment was as expected."""
+
+SQL_FILE = "quorin.db"
+SQL_VERSION = 2
+"""``PRAGMA user_version`` of the file. Version 1 had no table of namespaces; it is added where it is missing."""
+
+SQL_SCHEMA = """
+CREATE TABLE IF NOT EXISTS current (
+    namespace TEXT NOT NULL, schema_name TEXT NOT NULL, segment_name TEXT NOT NULL, PRIMARY KEY (namespace, schema_name)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS schemas (
+    namespace TEXT NOT NULL, schema_name TEXT NOT NULL, json TEXT NOT NULL, PRIMARY KEY (namespace, schema_name)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS processes (
+    namespace TEXT NOT NULL, process TEXT NOT NULL, report TEXT NOT NULL, PRIMARY KEY (namespace, process)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS namespaces (
+    namespace TEXT NOT NULL PRIMARY KEY, identity INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS logs (
+    id INTEGER PRIMARY KEY, namespace TEXT NOT NULL, stream_key TEXT NOT NULL, identity INTEGER NOT NULL,
+    last_position INTEGER NOT NULL DEFAULT 0, trimmed INTEGER NOT NULL DEFAULT 0,
+    entry_count INTEGER NOT NULL DEFAULT 0, UNIQUE (namespace, stream_key)
+);
+CREATE TABLE IF NOT EXISTS entries (
+    position INTEGER PRIMARY KEY AUTOINCREMENT, log INTEGER NOT NULL, schema_name TEXT NOT NULL, payload BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS entries_by_schema ON entries (log, schema_name, position);
+CREATE TABLE IF NOT EXISTS trimmers (
+    log INTEGER NOT NULL, schema_name TEXT NOT NULL, consumer TEXT NOT NULL, PRIMARY KEY (log, schema_name)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS dead_letters (
+    log INTEGER NOT NULL, position INTEGER NOT NULL, payload BLOB NOT NULL, reason TEXT NOT NULL,
+    PRIMARY KEY (log, position)
+);
+"""

@@ -1,0 +1,404 @@
+"""The control plane and the log on Redis 6.2 or newer: hashes, and a stream that nobody else writes to.
+
+What survives a crash of the server is what its own persistence keeps; ``appendonly yes`` with ``appendfsync always``
+loses nothing that was acknowledged. Calls are repeated twice, with back-off, when a connection breaks. An append whose
+answer was lost may so be in the log twice, which applies once in effect.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import redis
+
+from quorin.engine.backend import keys
+from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, trim_refused
+from quorin.engine.backend.redis_connection import RedisServer
+from quorin.errors import ConnectionFailedError, LogFullError
+from quorin.urls import REDIS_FORM, is_malformed, shown, split_credentials
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+_LARGEST_READ_COUNT = 4096
+_MOST_SEEN, _MOST_SEEN_BYTES = 8, 256 << 10
+_ALLOWED = 64
+_ALLOWED_SECONDS = 0.1
+_ROOM_KEPT = 64 * _ALLOWED
+_MOST_PLAIN_SEQUENCE = keys.MAX_SEQUENCE // 2
+_FACTS = (
+    "aof_enabled", "aof_last_write_status", "maxmemory", "maxmemory_policy", "used_memory", "redis_mode", "role",
+    "connected_slaves", "uptime_in_seconds",
+)  # fmt: skip
+
+
+class RedisBackend:
+    """Connections of its own to the server that a URL or a client names."""
+
+    def __init__(self, connection_class: Any, settings: dict[str, Any], namespace: str) -> None:
+        self._server = RedisServer(connection_class, settings)
+        self._namespace = namespace
+        self.address = self._server.address
+        self.control = RedisControlPlane(self._server, namespace)
+        self._server.ping_once()
+
+    @classmethod
+    def from_url(cls, url: str, namespace: str) -> RedisBackend:
+        """Connect to ``redis://``, ``rediss://`` (TLS) or ``unix://``."""
+        if is_malformed(url):
+            raise ConnectionFailedError(f"the Redis URL {shown(url)} is wrong: expected {REDIS_FORM}")
+        # The parser is not given user and password: its errors quote what it is given.
+        bare, user, password = split_credentials(url)
+        try:
+            settings: dict[str, Any] = dict(redis.connection.parse_url(bare))  # type: ignore[no-untyped-call]
+        except ValueError as error:
+            raise ConnectionFailedError(f"the Redis URL {shown(url)} is wrong: {error}") from None
+        settings |= {name: value for name, value in (("username", user), ("password", password)) if value}
+        return cls(settings.pop("connection_class", redis.Connection), settings, namespace)
+
+    @classmethod
+    def from_client(cls, client: Any, namespace: str) -> RedisBackend:
+        """Connect with the settings of a ``redis.Redis``; its own connections are left alone."""
+        pool: Any = getattr(client, "connection_pool", None)
+        if not isinstance(client, redis.Redis) or type(pool) not in (
+            redis.ConnectionPool,
+            redis.BlockingConnectionPool,
+        ):
+            kind = f"{type(client).__module__}.{type(client).__name__}"
+            raise ConnectionFailedError(f"expected a redis.Redis with a plain connection pool, got {kind}")
+        return cls(pool.connection_class, dict(pool.connection_kwargs), namespace)
+
+    def log(self, stream_key: str = keys.DEFAULT_STREAM_KEY) -> RedisLog:
+        """The log of that name."""
+        keys.check_stream_key(stream_key)
+        return RedisLog(self._server, self._namespace, stream_key)
+
+    def facts(self) -> dict[str, str]:
+        """What ``INFO`` says of version, persistence, memory and clock; ``appendfsync`` where the user may ask."""
+        lines = self._server.call("INFO").decode().splitlines()
+        info = dict(line.split(":", 1) for line in lines if ":" in line)
+        seconds, microseconds = self._server.call("TIME")
+        facts = {name: info[name] for name in _FACTS if name in info}
+        facts |= {"kind": "redis", "version": info["redis_version"], "time": f"{int(seconds)}.{int(microseconds):06}"}
+        try:
+            facts["appendfsync"] = self._server.call("CONFIG", "GET", "appendfsync")[1].decode()
+        except ConnectionFailedError:  # Only an administrator may ask.
+            facts["appendfsync"] = "unknown"
+        return facts
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._server.close()
+
+
+class RedisControlPlane:
+    """Three hashes of one namespace, and its identity."""
+
+    def __init__(self, server: RedisServer, namespace: str) -> None:
+        self._server = server
+        self._current = keys.current_key(namespace)
+        self._schemas = keys.schemas_key(namespace)
+        self._processes = keys.processes_key(namespace)
+        self._identity = keys.identity_key(namespace)
+
+    def current(self, schema_name: str) -> str | None:
+        """The name of the current segment, or None."""
+        name = self._server.call("HGET", self._current, schema_name)
+        return None if name is None else str(name.decode())
+
+    def set_current(
+        self, schema_name: str, segment_name: str, *, expected: str | None, schema: str | None = None
+    ) -> bool:
+        """Compare and set, in one script with the schema."""
+        words = [schema_name, expected or "", segment_name]
+        if schema is None:
+            return bool(self._server.run(keys.LUA_SWAP, [self._current], words))
+        return bool(self._server.run(keys.LUA_PUBLISH, [self._current, self._schemas], [*words, schema]))
+
+    def clear_current(self, schema_name: str, *, expected: str) -> bool:
+        """Compare and delete."""
+        return bool(self._server.run(keys.LUA_SWAP, [self._current], [schema_name, expected, ""]))
+
+    def currents(self) -> dict[str, str]:
+        """The names of all current segments, by schema name."""
+        return _texts(self._server.call("HGETALL", self._current))
+
+    def identity(self) -> int:
+        """The number that was drawn when it was first asked for."""
+        self._server.call("SET", self._identity, _fresh_identity(), "NX")
+        return int(self._server.call("GET", self._identity))
+
+    def put_schema(self, schema_name: str, json: str) -> None:
+        """Keep a schema's JSON."""
+        self._server.call("HSET", self._schemas, schema_name, json)
+
+    def swap_schema(self, schema_name: str, json: str, *, expected: str | None) -> bool:
+        """Compare and set."""
+        return bool(self._server.run(keys.LUA_SWAP, [self._schemas], [schema_name, expected or "", json]))
+
+    def schemas(self) -> dict[str, str]:
+        """The schemas' JSON by name."""
+        return _texts(self._server.call("HGETALL", self._schemas))
+
+    def drop_schema(self, schema_name: str, *, expected: str | None = None) -> bool:
+        """Compare and delete."""
+        if expected is None:
+            return bool(self._server.call("HDEL", self._schemas, schema_name))
+        return bool(self._server.run(keys.LUA_SWAP, [self._schemas], [schema_name, expected, ""]))
+
+    def announce(self, process: str, report: str) -> None:
+        """Keep what a process says of itself."""
+        self._server.call("HSET", self._processes, process, report)
+
+    def processes(self) -> dict[str, str]:
+        """The reports by process."""
+        return _texts(self._server.call("HGETALL", self._processes))
+
+    def withdraw(self, process: str) -> bool:
+        """Forget a process."""
+        return bool(self._server.call("HDEL", self._processes, process))
+
+
+class RedisLog:
+    """One stream, its identity and its dead letters."""
+
+    def __init__(self, server: RedisServer, namespace: str, stream_key: str) -> None:
+        self._server = server
+        self._keys = keys.log_keys(namespace, stream_key)
+        self._made_together = [self._keys.stream, self._keys.identity, self._keys.trimmed]
+        self._schemas = keys.schemas_key(namespace)
+        self._entry_bytes = 1 << 20
+        self._allowance = _Allowance()
+        self._single_entries: dict[str, bytes] = {}
+        self.stream_key = stream_key
+
+    def identity(self) -> int:
+        """The number that was drawn when the stream was made."""
+        return int(self._server.run(keys.LUA_IDENTITY, self._made_together, [_fresh_identity()]))
+
+    def append(self, entries: Sequence[tuple[str, bytes]], *, max_entries: int | None = None) -> list[int]:
+        """Append in one script; most single entries by a plain ``XADD``, which takes the server a third of the time."""
+        if not entries:
+            return []
+        if len(entries) == 1 and self._allowance.covers_one(max_entries):
+            position = self._plainly_appended(self._server.call_packed(self._plain_append(*entries[0])))
+            if position is not None:
+                return [position]
+        asked_at = time.monotonic()
+        answer = self._server.run(keys.LUA_APPEND, self._made_together, self._append_arguments(entries, max_entries))
+        return self._appended(answer, len(entries), max_entries, asked_at)
+
+    def append_and_read(
+        self, schema_name: str, payload: bytes, *, after: int, max_entries: int | None = None
+    ) -> tuple[int, Tail | None]:
+        """All of it on one way to the server and back, the append first."""
+        asked_at = time.monotonic()
+        is_plain = self._allowance.covers_one(max_entries)
+        if is_plain:
+            append = self._plain_append(schema_name, payload)
+        else:
+            arguments = self._append_arguments([(schema_name, payload)], max_entries)
+            words = ("EVAL", keys.LUA_APPEND, len(self._made_together), *self._made_together, *arguments)
+            append = _packed(words)
+        count = max(1, min(_MOST_SEEN, _MOST_SEEN_BYTES // self._entry_bytes))
+        read = _begun(1, "XREAD", "COUNT", count, "STREAMS", self._keys.stream) + _bulk(keys.stream_id_of(after))
+        ask_schema = _begun(0, "HGET", self._schemas, schema_name)
+        ask_state = _begun(0, "MGET", self._keys.identity, self._keys.trimmed)
+        answers = self._server.call_together(append, read, ask_schema, ask_state)
+        if isinstance(answers[0], Exception):
+            raise answers[0]
+        if is_plain:
+            position = self._plainly_appended(answers[0])
+        else:
+            position = self._appended(answers[0], 1, max_entries, asked_at)[0]
+        if position is None:
+            return self.append([(schema_name, payload)], max_entries=max_entries)[0], None
+        if any(isinstance(answer, Exception) for answer in answers) or None in (*answers[1:3], answers[3][0]):
+            return position, None
+        (_, found), schema, (identity, trimmed) = answers[1][0], answers[2], answers[3]
+        seen, _ = _entries(found, after, {schema_name.encode()})
+        if seen.through < position:
+            return position, None
+        return position, Tail(int(identity), int(trimmed or 0), schema.decode(), after, seen)
+
+    def _append_arguments(self, entries: Sequence[tuple[str, bytes]], max_entries: int | None) -> list[Any]:
+        arguments: list[Any] = [_fresh_identity(), -1 if max_entries is None else max_entries]
+        for entry in entries:
+            arguments += entry
+        return arguments
+
+    def _appended(self, answer: Any, count: int, max_entries: int | None, asked_at: float) -> list[int]:
+        """The positions, from the script's answer."""
+        ids, length = answer
+        if not ids:
+            raise LogFullError(
+                f"log {self.stream_key!r} at {self._server.address} has {length} entries, the limit is {max_entries}: "
+                f"{count} more do not fit until a consumer has applied and trimmed some"
+            )
+        positions = [keys.position_of(stream_id) for stream_id in ids]
+        self._allowance.grant(length, max_entries, positions[-1], asked_at)
+        return positions
+
+    def _plain_append(self, schema_name: str, payload: bytes) -> bytes:
+        """The command that appends an entry to a stream that is there."""
+        head = self._single_entries.get(schema_name)
+        if head is None:
+            words = ("XADD", self._keys.stream, "NOMKSTREAM", "*", keys.FIELD_SCHEMA, schema_name, keys.FIELD_PAYLOAD)
+            head = self._single_entries[schema_name] = _packed(words, following=1)
+        return b"%b$%d\r\n%b\r\n" % (head, len(payload), payload)
+
+    def _plainly_appended(self, stream_id: bytes | None) -> int | None:
+        """The position, or None if the stream must be made first, together with its identity."""
+        if stream_id is None:
+            self._allowance.end()
+            return None
+        position = keys.position_of(stream_id)
+        if position & keys.MAX_SEQUENCE > _MOST_PLAIN_SEQUENCE:
+            self._allowance.end()
+        return position
+
+    def read(
+        self,
+        after: int,
+        *,
+        schema_names: Collection[str] | None = None,
+        max_entries: int = 1024,
+        max_bytes: int = 16 << 20,
+        block_ms: int = 0,
+    ) -> ReadResult:
+        """Read the stream; other schemas' entries are fetched and left out.
+
+        Redis counts entries, not bytes, so the number asked for follows the largest entry of the last read.
+        """
+        count = max(1, min(max_entries, max_bytes // self._entry_bytes, _LARGEST_READ_COUNT))
+        block = min(block_ms, self._server.longest_block_ms)
+        waiting = ("BLOCK", block) if block > 0 else ()
+        answer = self._server.call(
+            "XREAD", "COUNT", count, *waiting, "STREAMS", self._keys.stream, keys.stream_id_of(after)
+        )
+        if not answer:
+            return ReadResult([], after)
+        wanted = None if schema_names is None else {name.encode() for name in schema_names}
+        found, self._entry_bytes = _entries(answer[0][1], after, wanted)
+        return found
+
+    def bounds(self) -> Bounds:
+        """The first entry's position and the last one that was given."""
+        first, last, trimmed = self._server.run(keys.LUA_BOUNDS, [self._keys.stream, self._keys.trimmed], [])
+        return Bounds(keys.position_of(first), keys.position_of(last), int(trimmed))
+
+    def state(self) -> tuple[int, Bounds]:
+        """Both in one script."""
+        first, last, trimmed, identity = self._server.run(keys.LUA_STATE, self._made_together, [_fresh_identity()])
+        return int(identity), Bounds(keys.position_of(first), keys.position_of(last), int(trimmed))
+
+    def sizes(self) -> tuple[int, int]:
+        """The lengths of the stream and of the hash of dead letters."""
+        return int(self._server.call("XLEN", self._keys.stream)), int(self._server.call("HLEN", self._keys.dead))
+
+    def claim(self, schema_names: Collection[str], consumer: str) -> None:
+        """Set the schemas' trimmer."""
+        self._server.call("HSET", self._keys.trimmers, *(word for name in schema_names for word in (name, consumer)))
+
+    def trim(self, through: int, *, claims: Mapping[str, str] | None = None) -> int:
+        """Trim the stream exactly; it stays, with its last id, when nothing is left in it."""
+        through = min(through, self.bounds().last)
+        arguments: list[Any] = [keys.stream_id_of(through + 1), through]
+        for claim in (claims or {}).items():
+            arguments += claim
+        gone = self._server.run(keys.LUA_TRIM, [self._keys.stream, self._keys.trimmed, self._keys.trimmers], arguments)
+        if isinstance(gone, bytes):
+            raise trim_refused(gone.decode(), self.stream_key, self._server.address)
+        return int(gone)
+
+    def bury(self, position: int, payload: bytes, reason: str, *, max_letters: int = keys.MAX_DEAD_LETTERS) -> int:
+        """Keep a dead letter."""
+        arguments = [position, payload, reason, max_letters]
+        return int(self._server.run(keys.LUA_BURY, [self._keys.dead, self._keys.dead_reasons], arguments))
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """The dead letters by position."""
+        payloads = _pairs(self._server.call("HGETALL", self._keys.dead))
+        reasons = _texts(self._server.call("HGETALL", self._keys.dead_reasons))
+        letters = [DeadLetter(int(key), payload, reasons.get(key.decode(), "")) for key, payload in payloads.items()]
+        return sorted(letters, key=lambda letter: letter.position)
+
+    def remove_dead_letter(self, position: int) -> bool:
+        """Forget a dead letter."""
+        self._server.call("HDEL", self._keys.dead_reasons, position)
+        return bool(self._server.call("HDEL", self._keys.dead, position))
+
+
+class _Allowance:
+    """How many entries may be appended one by one, for a moment, without asking how full the log is.
+
+    Nothing is allowed where the log is nearly full, so single entries end exactly at its limit: to pass it, others have
+    to fill the room that is kept, thousands of entries, in the moment for which an allowance holds. Only appends of
+    many entries can, and leave the log over its limit by no more than the allowance.
+    """
+
+    def __reduce__(self) -> tuple[type[_Allowance], tuple[()]]:
+        """Nothing of it holds in another process, least of all its clock."""
+        return _Allowance, ()
+
+    def __init__(self) -> None:
+        self._granted: tuple[int | None, float, Iterator[int]] = (None, 0.0, iter(()))
+
+    def grant(self, length: int, max_entries: int | None, last_position: int, asked_at: float) -> None:
+        """The log, asked at this monotonic time in seconds, holds ``length`` entries, the last at this position."""
+        has_room = max_entries is None or max_entries - length >= _ROOM_KEPT
+        allowed = _ALLOWED if has_room and last_position & keys.MAX_SEQUENCE <= _MOST_PLAIN_SEQUENCE else 0
+        self._granted = (max_entries, asked_at + _ALLOWED_SECONDS, iter(range(allowed)))
+
+    def covers_one(self, max_entries: int | None) -> bool:
+        """Take one entry off the allowance; False if there is none. Threads never take the same one."""
+        granted_for, until, left = self._granted
+        return granted_for == max_entries and next(left, None) is not None and time.monotonic() < until
+
+    def end(self) -> None:
+        """Let the script look again."""
+        self._granted = (None, 0.0, iter(()))
+
+
+def _packed(words: Sequence[str | bytes | int], following: int = 0) -> bytes:
+    """A command in Redis' protocol, of these words and so many that follow."""
+    return b"*%d\r\n%b" % (len(words) + following, b"".join(map(_bulk, words)))
+
+
+@lru_cache(maxsize=1024)
+def _begun(following: int, *words: str | bytes | int) -> bytes:
+    """:func:`_packed` for words that come again and again."""
+    return _packed(words, following)
+
+
+def _bulk(word: str | bytes | int) -> bytes:
+    data = word if isinstance(word, bytes) else str(word).encode()
+    return b"$%d\r\n%b\r\n" % (len(data), data)
+
+
+def _entries(found: list[Any], after: int, wanted: set[bytes] | None) -> tuple[ReadResult, int]:
+    """What an ``XREAD`` behind ``after`` found of the wanted schemas (None: of all), and the size of the largest."""
+    entries, position, largest = [], after, 1024
+    for stream_id, words in found:
+        fields = _pairs(words)
+        position, payload = keys.position_of(stream_id), fields.get(keys.FIELD_PAYLOAD, b"")
+        largest = max(largest, len(payload))
+        if wanted is None or fields.get(keys.FIELD_SCHEMA) in wanted:
+            entries.append((position, payload))
+    return ReadResult(entries, position), largest
+
+
+def _pairs(answer: list[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(answer[::2], answer[1::2], strict=True))
+
+
+def _texts(answer: list[bytes]) -> dict[str, str]:
+    return {name.decode(): text.decode() for name, text in _pairs(answer).items()}
+
+
+def _fresh_identity() -> int:
+    return secrets.randbits(62) + 1

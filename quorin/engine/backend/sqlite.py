@@ -1,0 +1,373 @@
+"""The embedded control plane and log: one SQLite file in a directory, for any number of processes, without a server.
+
+The file is in WAL mode with ``synchronous=NORMAL``: what a call has written survives the death of any process at any
+moment. A power cut may take the last calls back, all of each; the file stays whole.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quorin.engine.backend import keys
+from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, trim_refused
+from quorin.engine.backend.sqlite_file import Database, data_version, least_position, snapshot
+from quorin.errors import LogFullError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+_MOST_SEEN = 8
+_POLL_SECONDS = (0.00002, 0.005)
+"""A waiting reader looks again after a tenth of the time it has waited, within these bounds."""
+
+
+class EmbeddedBackend:
+    """A directory with ``quorin.db`` in it, mode 0600."""
+
+    def __init__(self, directory: Path, namespace: str) -> None:
+        self._database = Database(directory)
+        self._namespace = namespace
+        self.address = self._database.address
+        self.control = EmbeddedControlPlane(self._database, namespace)
+        with self._database.connection():
+            pass
+
+    def log(self, stream_key: str = keys.DEFAULT_STREAM_KEY) -> EmbeddedLog:
+        """The log of that name."""
+        keys.check_stream_key(stream_key)
+        return EmbeddedLog(self._database, self._namespace, stream_key)
+
+    def facts(self) -> dict[str, str]:
+        """SQLite's version, how it syncs, and the size of the file in bytes."""
+        with self._database.connection() as connection:
+            asked = ("journal_mode", "synchronous", "page_count", "page_size")
+            facts = {name: str(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in asked}
+        size = int(facts.pop("page_count")) * int(facts.pop("page_size"))
+        return {"kind": "sqlite", "version": sqlite3.sqlite_version, "file_bytes": str(size), **facts}
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._database.close()
+
+
+class EmbeddedControlPlane:
+    """The tables ``current``, ``schemas``, ``processes`` and ``namespaces``, each row of one namespace."""
+
+    def __init__(self, database: Database, namespace: str) -> None:
+        self._database = database
+        self._namespace = namespace
+
+    def current(self, schema_name: str) -> str | None:
+        """The name of the current segment, or None."""
+        with self._database.connection() as connection:
+            row = connection.execute(
+                "SELECT segment_name FROM current WHERE namespace = ? AND schema_name = ?",
+                (self._namespace, schema_name),
+            ).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_current(
+        self, schema_name: str, segment_name: str, *, expected: str | None, schema: str | None = None
+    ) -> bool:
+        """Compare and set, in one transaction with the schema."""
+        with self._database.transaction() as connection:
+            if expected is None:
+                sql = "INSERT OR IGNORE INTO current (segment_name, namespace, schema_name) VALUES (?, ?, ?)"
+                values: tuple[str, ...] = (segment_name, self._namespace, schema_name)
+            else:
+                sql = "UPDATE current SET segment_name = ? WHERE namespace = ? AND schema_name = ? AND segment_name = ?"
+                values = (segment_name, self._namespace, schema_name, expected)
+            is_set = connection.execute(sql, values).rowcount == 1
+            if is_set and schema is not None:
+                connection.execute(_PUT_SCHEMA, (self._namespace, schema_name, schema))
+            return is_set
+
+    def clear_current(self, schema_name: str, *, expected: str) -> bool:
+        """Compare and delete."""
+        with self._database.transaction() as connection:
+            sql = "DELETE FROM current WHERE namespace = ? AND schema_name = ? AND segment_name = ?"
+            return connection.execute(sql, (self._namespace, schema_name, expected)).rowcount == 1
+
+    def currents(self) -> dict[str, str]:
+        """The names of all current segments, by schema name."""
+        with self._database.connection() as connection:
+            sql = "SELECT schema_name, segment_name FROM current WHERE namespace = ?"
+            return dict(connection.execute(sql, (self._namespace,)).fetchall())
+
+    def identity(self) -> int:
+        """The number that was drawn when it was first asked for."""
+        with self._database.transaction() as connection:
+            sql = "INSERT OR IGNORE INTO namespaces VALUES (?, ?)"
+            connection.execute(sql, (self._namespace, secrets.randbits(62) + 1))
+            sql = "SELECT identity FROM namespaces WHERE namespace = ?"
+            return int(connection.execute(sql, (self._namespace,)).fetchone()[0])
+
+    def put_schema(self, schema_name: str, json: str) -> None:
+        """Keep a schema's JSON."""
+        with self._database.transaction() as connection:
+            connection.execute(_PUT_SCHEMA, (self._namespace, schema_name, json))
+
+    def swap_schema(self, schema_name: str, json: str, *, expected: str | None) -> bool:
+        """Compare and set."""
+        with self._database.transaction() as connection:
+            key = (self._namespace, schema_name)
+            if expected is None:
+                values: tuple[str, ...] = (*key, json)
+                return connection.execute("INSERT OR IGNORE INTO schemas VALUES (?, ?, ?)", values).rowcount == 1
+            sql = "UPDATE schemas SET json = ? WHERE namespace = ? AND schema_name = ? AND json = ?"
+            return connection.execute(sql, (json, *key, expected)).rowcount == 1
+
+    def schemas(self) -> dict[str, str]:
+        """The schemas' JSON by name."""
+        with self._database.connection() as connection:
+            sql = "SELECT schema_name, json FROM schemas WHERE namespace = ?"
+            return dict(connection.execute(sql, (self._namespace,)).fetchall())
+
+    def drop_schema(self, schema_name: str, *, expected: str | None = None) -> bool:
+        """Compare and delete."""
+        with self._database.transaction() as connection:
+            sql = "DELETE FROM schemas WHERE namespace = ?1 AND schema_name = ?2 AND (?3 IS NULL OR json = ?3)"
+            return connection.execute(sql, (self._namespace, schema_name, expected)).rowcount == 1
+
+    def announce(self, process: str, report: str) -> None:
+        """Keep what a process says of itself."""
+        with self._database.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO processes VALUES (?, ?, ?)", (self._namespace, process, report))
+
+    def processes(self) -> dict[str, str]:
+        """The reports by process."""
+        with self._database.connection() as connection:
+            sql = "SELECT process, report FROM processes WHERE namespace = ?"
+            return dict(connection.execute(sql, (self._namespace,)).fetchall())
+
+    def withdraw(self, process: str) -> bool:
+        """Forget a process."""
+        with self._database.transaction() as connection:
+            sql = "DELETE FROM processes WHERE namespace = ? AND process = ?"
+            return connection.execute(sql, (self._namespace, process)).rowcount == 1
+
+
+class EmbeddedLog:
+    """The rows of the table ``entries`` that belong to one row of ``logs``."""
+
+    def __init__(self, database: Database, namespace: str, stream_key: str) -> None:
+        self._database = database
+        self._key = (namespace, stream_key)
+        self.stream_key = stream_key
+
+    def identity(self) -> int:
+        """The number that was drawn when the log was made."""
+        with self._database.transaction() as connection:
+            return self._ensure(connection)[1]
+
+    def append(self, entries: Sequence[tuple[str, bytes]], *, max_entries: int | None = None) -> list[int]:
+        """Append in one transaction."""
+        with self._database.transaction() as connection:
+            log, _, count = self._ensure(connection)
+            return self._append(connection, log, count, entries, max_entries)
+
+    def append_and_read(
+        self, schema_name: str, payload: bytes, *, after: int, max_entries: int | None = None
+    ) -> tuple[int, Tail | None]:
+        """All of it in the transaction of the append. What was just appended is not read back."""
+        with self._database.transaction() as connection:
+            row = connection.execute(_SELECT_TAIL, (self._key[0], schema_name, self._key[1])).fetchone()
+            if row is None:  # The log is new, or the schema is unknown.
+                log, _, count = self._ensure(connection)
+                return self._append(connection, log, count, [(schema_name, payload)], max_entries)[0], None
+            log, identity, count, last, trimmed, schema = row
+            (position,) = self._append(connection, log, count, [(schema_name, payload)], max_entries)
+            entries = [(position, payload)]
+            if last > after:
+                entries = connection.execute(_SELECT_BEHIND, (log, schema_name, after, _MOST_SEEN)).fetchall()
+        if entries[-1][0] != position:
+            return position, None
+        return position, Tail(identity, trimmed, schema, after, ReadResult(entries, position))
+
+    def _append(
+        self,
+        connection: sqlite3.Connection,
+        log: int,
+        count: int,
+        entries: Sequence[tuple[str, bytes]],
+        max_entries: int | None,
+    ) -> list[int]:
+        """Append to the log with this id, which has ``count`` entries."""
+        if max_entries is not None and count + len(entries) > max_entries:
+            raise LogFullError(
+                f"log {self.stream_key!r} in {self._database.address} has {count} entries, the limit is "
+                f"{max_entries}: {len(entries)} more do not fit until a consumer has applied and trimmed some"
+            )
+        positions = [
+            int(connection.execute(_INSERT, (least_position(), log, *entry)).lastrowid or 0) for entry in entries
+        ]
+        if positions:
+            sql = "UPDATE logs SET last_position = ?, entry_count = entry_count + ? WHERE id = ?"
+            connection.execute(sql, (positions[-1], len(positions), log))
+        return positions
+
+    def read(
+        self,
+        after: int,
+        *,
+        schema_names: Collection[str] | None = None,
+        max_entries: int = 1024,
+        max_bytes: int = 16 << 20,
+        block_ms: int = 0,
+    ) -> ReadResult:
+        """Read in one snapshot; other schemas' entries are not touched."""
+        started = time.monotonic()
+        # One connection for the whole wait: its data_version tells what others have changed, and this one changes
+        # nothing.
+        with self._database.connection() as connection:
+            while True:
+                version = data_version(connection) if block_ms else 0
+                result = self._read_now(connection, after, schema_names, max_entries, max_bytes)
+                if result.entries:
+                    return result
+                while (waited := time.monotonic() - started) * 1000 < block_ms:
+                    pause = min(max(waited / 10, _POLL_SECONDS[0]), _POLL_SECONDS[1])
+                    time.sleep(min(pause, block_ms / 1000 - waited))
+                    if data_version(connection) != version:
+                        break
+                else:
+                    return result
+
+    def _read_now(
+        self,
+        connection: sqlite3.Connection,
+        after: int,
+        schema_names: Collection[str] | None,
+        max_entries: int,
+        max_bytes: int,
+    ) -> ReadResult:
+        entries: list[tuple[int, bytes]] = []
+        with snapshot(connection):
+            log, last, _ = self._row(connection)
+            if last <= after:
+                return ReadResult([], after)
+            # The index gives one schema's entries in order; those of several are quicker found by going through all
+            # behind the position, since the index would have to sort them, payloads included.
+            index = "" if schema_names is not None and len(schema_names) == 1 else "NOT INDEXED"
+            sql = f"SELECT position, payload FROM entries {index} WHERE log = ? AND position > ?"
+            values: list[Any] = [log, after]
+            if schema_names is not None:
+                sql += f" AND schema_name IN ({','.join('?' * len(schema_names))})"
+                values += schema_names
+            size = 0
+            for position, payload in connection.execute(sql + " ORDER BY position LIMIT ?", (*values, max_entries)):
+                entries.append((position, payload))
+                size += len(payload)
+                if size >= max_bytes:
+                    break
+        complete = size < max_bytes and len(entries) < max_entries
+        return ReadResult(entries, last if complete else entries[-1][0])
+
+    def bounds(self) -> Bounds:
+        """The first entry's position and the last one that was given."""
+        with self._database.snapshot() as connection:
+            return self._bounds(connection)
+
+    def state(self) -> tuple[int, Bounds]:
+        """Both in one snapshot, unless the log has yet to be made."""
+        with self._database.snapshot() as connection:
+            sql = "SELECT identity FROM logs WHERE namespace = ? AND stream_key = ?"
+            row = connection.execute(sql, self._key).fetchone()
+            if row is not None:
+                return int(row[0]), self._bounds(connection)
+        with self._database.transaction() as connection:
+            return self._ensure(connection)[1], self._bounds(connection)
+
+    def sizes(self) -> tuple[int, int]:
+        """The numbers of rows in the two tables."""
+        with self._database.snapshot() as connection:
+            sql = "SELECT id, entry_count FROM logs WHERE namespace = ? AND stream_key = ?"
+            log, entries = connection.execute(sql, self._key).fetchone() or (0, 0)
+            letters = connection.execute("SELECT COUNT(*) FROM dead_letters WHERE log = ?", (log,)).fetchone()[0]
+        return int(entries), int(letters)
+
+    def claim(self, schema_names: Collection[str], consumer: str) -> None:
+        """Set the schemas' trimmer."""
+        with self._database.transaction() as connection:
+            log, *_ = self._ensure(connection)
+            rows = [(log, name, consumer) for name in schema_names]
+            connection.executemany("INSERT OR REPLACE INTO trimmers VALUES (?, ?, ?)", rows)
+
+    def trim(self, through: int, *, claims: Mapping[str, str] | None = None) -> int:
+        """Delete in one transaction; the file keeps its size and reuses the space."""
+        with self._database.transaction() as connection:
+            log, _, _ = self._ensure(connection)
+            trimmers = dict(connection.execute("SELECT schema_name, consumer FROM trimmers WHERE log = ?", (log,)))
+            for name, consumer in (claims or {}).items():
+                if trimmers.get(name, consumer) != consumer:
+                    raise trim_refused(name, self.stream_key, self._database.address)
+            gone = connection.execute("DELETE FROM entries WHERE log = ? AND position <= ?", (log, through)).rowcount
+            if gone:
+                sql = "UPDATE logs SET entry_count = entry_count - ?, trimmed = MIN(?, last_position) WHERE id = ?"
+                connection.execute(sql, (gone, through, log))
+            return gone
+
+    def bury(self, position: int, payload: bytes, reason: str, *, max_letters: int = keys.MAX_DEAD_LETTERS) -> int:
+        """Keep a dead letter."""
+        with self._database.transaction() as connection:
+            log, _, _ = self._ensure(connection)
+            values = (log, position, payload, reason)
+            connection.execute("INSERT OR REPLACE INTO dead_letters VALUES (?, ?, ?, ?)", values)
+            sql = (
+                "DELETE FROM dead_letters WHERE log = ?1 AND position NOT IN "
+                "(SELECT position FROM dead_letters WHERE log = ?1 ORDER BY position DESC LIMIT ?2)"
+            )
+            return connection.execute(sql, (log, max_letters)).rowcount
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """The dead letters by position."""
+        with self._database.snapshot() as connection:
+            log, _, _ = self._row(connection)
+            sql = "SELECT position, payload, reason FROM dead_letters WHERE log = ? ORDER BY position"
+            return [DeadLetter(*row) for row in connection.execute(sql, (log,))]
+
+    def remove_dead_letter(self, position: int) -> bool:
+        """Forget a dead letter."""
+        with self._database.transaction() as connection:
+            log, _, _ = self._ensure(connection)
+            sql = "DELETE FROM dead_letters WHERE log = ? AND position = ?"
+            return connection.execute(sql, (log, position)).rowcount == 1
+
+    def _bounds(self, connection: sqlite3.Connection) -> Bounds:
+        log, last, trimmed = self._row(connection)
+        first = connection.execute("SELECT MIN(position) FROM entries WHERE log = ?", (log,)).fetchone()[0]
+        return Bounds(first or 0, last, trimmed)
+
+    def _ensure(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
+        """Id, identity and number of entries of this log, which is made if it is new."""
+        sql = "SELECT id, identity, entry_count FROM logs WHERE namespace = ? AND stream_key = ?"
+        row = connection.execute(sql, self._key).fetchone()
+        if row is None:
+            values = (*self._key, secrets.randbits(62) + 1)
+            connection.execute("INSERT INTO logs (namespace, stream_key, identity) VALUES (?, ?, ?)", values)
+            row = connection.execute(sql, self._key).fetchone()
+        return int(row[0]), int(row[1]), int(row[2])
+
+    def _row(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
+        """Id, last position and last trimmed position of this log; zeros if it was never written."""
+        sql = "SELECT id, last_position, trimmed FROM logs WHERE namespace = ? AND stream_key = ?"
+        row = connection.execute(sql, self._key).fetchone()
+        return (0, 0, 0) if row is None else (int(row[0]), int(row[1]), int(row[2]))
+
+
+_PUT_SCHEMA = "INSERT OR REPLACE INTO schemas VALUES (?, ?, ?)"
+_SELECT_TAIL = (
+    "SELECT logs.id, identity, entry_count, last_position, trimmed, json FROM logs JOIN schemas USING (namespace) "
+    "WHERE namespace = ? AND schema_name = ? AND stream_key = ?"
+)
+_SELECT_BEHIND = (
+    "SELECT position, payload FROM entries WHERE log = ? AND schema_name = ? AND position > ? ORDER BY position LIMIT ?"
+)
+_INSERT = (
+    "INSERT INTO entries (position, log, schema_name, payload) "
+    "VALUES ((SELECT MAX(seq + 1, ?) FROM sqlite_sequence WHERE name = 'entries'), ?, ?, ?)"
+)

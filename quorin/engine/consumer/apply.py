@@ -1,0 +1,215 @@
+"""Entries of the log into segments and history: decoded, merged into larger batches, applied, or buried."""
+
+from __future__ import annotations
+
+import time
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from quorin import metrics
+from quorin.engine.consumer.single_rows import PlainRows
+from quorin.engine.consumer.target import Run
+from quorin.engine.log.record import Kind, decode, encode, peek, translate, written_at
+from quorin.engine.log.record_fast import decode_alike, likeness, template_of
+from quorin.errors import EntityIdError, EntityIdTooLongError, InvalidEntryError, InvalidRowError
+from quorin.layout import apply_batch
+from quorin.logging import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from quorin.engine.backend import ControlPlane, Log
+    from quorin.engine.consumer.plan import Cursors
+    from quorin.engine.consumer.target import Target
+    from quorin.engine.log.record import Record
+    from quorin.engine.log.record_fast import Template
+    from quorin.schema import Schema
+    from quorin.wal_consumer import OfflineWriter
+
+Entry = tuple[int, bytes]
+"""A position and the record there."""
+
+_FEW = 8
+"""So many rows are quicker applied one by one than made one batch."""
+_MOST_PLAIN = 256
+
+_log = get_logger(__name__)
+
+
+class Applier:
+    """Applies entries; what cannot be applied goes among the log's dead letters, with the reason."""
+
+    def __init__(self, log: Log, control: ControlPlane, offline: OfflineWriter | None) -> None:
+        self._dead_letters_of = log
+        self._control = control
+        self._offline = offline
+        self.appended: dict[Schema, int] = {}
+        """Of schemas with rows that went to the history and may not be durable yet, the last position."""
+        self._elsewhere: set[str] = set()
+        self._applied_here: Collection[str] = ()
+        self._plain: dict[tuple[Template, Schema], PlainRows | None] = {}
+
+    def apply(self, entries: list[Entry], targets: Mapping[str, Target], cursors: Cursors) -> int:
+        """Apply entries in the order of the log; gives the number of rows that changed a segment.
+
+        ``targets`` are the segments to write to, by schema name; entries that a cursor has passed are left out.
+
+        :raises ConnectionFailedError: if a dead letter cannot be kept. Applying all entries again is safe.
+        :raises WriterFencedError: if another process has taken a segment over.
+        """
+        self._applied_here = targets.keys()
+        applied, run = 0, Run()
+        for _, neighbours in groupby(entries, key=_likeness):
+            alike = list(neighbours)
+            if len(alike) <= _FEW:
+                plain = self._plain_rows(alike, targets, cursors)
+                if plain is not None:
+                    applied += self._apply_run(run) + self._apply_plainly(*plain, alike)
+                    run = Run()
+                    continue
+            for target, record, batch, part in self._decoded(alike, targets, cursors):
+                if not run.takes(target, record.kind, batch):
+                    applied += self._apply_run(run)
+                    run = Run()
+                positions, payloads = [position for position, _ in part], [payload for _, payload in part]
+                run.add(target, record.kind, batch, positions, payloads, record.written_ns)
+        return applied + self._apply_run(run)
+
+    def _plain_rows(
+        self, entries: list[Entry], targets: Mapping[str, Target], cursors: Cursors
+    ) -> tuple[Target, PlainRows] | None:
+        """What applies all of these entries without decoding them; None if some of them cannot be applied so."""
+        template = template_of([payload for _, payload in entries])
+        target = None if template is None else targets.get(template.schema_name)
+        if template is None or target is None or not cursors.wants(template.schema_name, entries[0][0]):
+            return None
+        view = target.opened.writing_view()
+        if view.stored is not target.schema:
+            return None
+        key = (template, target.schema)
+        if key not in self._plain:
+            if len(self._plain) >= _MOST_PLAIN:
+                self._plain.clear()
+            self._plain[key] = PlainRows(*key) if PlainRows.can_be(*key) else None
+        rows, limit = self._plain[key], view.layout.max_id_bytes
+        if rows is None or not all(rows.takes(payload, limit) for _, payload in entries):
+            return None
+        return target, rows
+
+    def _apply_plainly(self, target: Target, rows: PlainRows, entries: list[Entry]) -> int:
+        applied = rows.apply(target.opened, entries)
+        if self._offline is not None:
+            payloads = [payload for _, payload in entries]
+            record = decode_alike(payloads)
+            assert record is not None  # noqa: S101 - they fit a template, and their ids are text
+            positions = pa.array([position for position, _ in entries], pa.int64())
+            self._offline.append(target.schema, record.batch, positions, kind=record.kind)
+            self.appended[target.schema] = entries[-1][0]
+        delay = max(0, time.time_ns() - written_at(entries[-1][1]))
+        metrics.count_applied(target.schema.__name__, applied, len(entries) - applied, delay)
+        return applied
+
+    def _decoded(
+        self, entries: list[Entry], targets: Mapping[str, Target], cursors: Cursors
+    ) -> Iterator[tuple[Target, Record, pa.RecordBatch, list[Entry]]]:
+        """What of neighbouring entries that look alike is to be applied, all as one if they are: batches in the form
+        of their target's schema, and which entries they hold.
+        """
+        together = self._decoded_together(entries, targets, cursors)
+        if together is not None:
+            yield together
+            return
+        for entry in entries:
+            position, payload = entry
+            try:
+                name = peek(payload).schema_name
+                if name not in targets:
+                    self._check_known(name)
+                elif cursors.wants(name, position):
+                    record = decode(payload)
+                    yield targets[name], record, translate(record, targets[name].schema), [entry]
+            except InvalidEntryError as error:
+                self._bury(position, payload, error)
+
+    def _decoded_together(
+        self, entries: list[Entry], targets: Mapping[str, Target], cursors: Cursors
+    ) -> tuple[Target, Record, pa.RecordBatch, list[Entry]] | None:
+        record = decode_alike([payload for _, payload in entries])
+        target = None if record is None else targets.get(record.schema_name)
+        if record is None or target is None or not cursors.wants(record.schema_name, entries[0][0]):
+            return None
+        try:
+            return target, record, translate(record, target.schema), entries
+        except InvalidEntryError:
+            return None
+
+    def _check_known(self, name: str) -> None:
+        """Entries of schemas that others apply are theirs; an entry of a schema that nobody knows is nobody's."""
+        if name not in self._elsewhere:
+            self._elsewhere = set(self._control.schemas())
+        if name not in self._elsewhere:
+            raise InvalidEntryError(f"schema {name!r} is unknown to the control plane")
+
+    def _apply_run(self, run: Run) -> int:
+        """Apply entries as one batch; if some of it is refused, one by one, to find what is to blame."""
+        if run.target is None:
+            return 0
+        name, batch = run.target.schema.__name__, run.merged()
+        try:
+            applied = _apply_batch(run, batch)
+        except (InvalidRowError, EntityIdError) as error:
+            if len(run.positions) > 1:
+                return sum(self._apply_run(single) for single in run.singles())
+            if not isinstance(error, EntityIdTooLongError):
+                self._bury(run.positions[0], run.payloads[0], error)
+                return 0
+            batch = self._without_rejected(run, batch)
+            applied = _apply_batch(run, batch)
+        if self._offline is not None:
+            # Rows may have been rejected from a single entry; merged ones are whole.
+            single = len(run.positions) == 1
+            positions = pa.repeat(run.positions[0], batch.num_rows) if single else run.row_positions()
+            self._offline.append(run.target.schema, batch, positions, kind=run.kind)
+            self.appended[run.target.schema] = run.positions[-1]
+        metrics.count_applied(name, applied, batch.num_rows - applied, max(0, time.time_ns() - run.written_ns))
+        return applied
+
+    def _without_rejected(self, run: Run, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows of one entry whose ids fit the segment; the others become a dead letter of their own."""
+        assert run.target is not None  # noqa: S101 - a run with batches has a target
+        limit = run.target.opened.current_view().layout.max_id_bytes
+        fitting = pc.less_equal(pc.binary_length(batch.column(0)), limit)
+        rejected = batch.filter(pc.invert(fitting))
+        payload = encode(run.kind, run.target.schema, rejected, written_ns=run.written_ns)
+        reason = f"{rejected.num_rows} entity ids have more than the segment's limit of {limit} bytes in UTF-8"
+        self._bury(run.positions[0], payload, InvalidEntryError(reason))
+        return batch.filter(fitting)
+
+    def _bury(self, position: int, payload: bytes, error: Exception) -> None:
+        dropped = self._dead_letters_of.bury(position, payload, str(error))
+        try:
+            name = peek(payload).schema_name
+        except InvalidEntryError:
+            name = "?"
+        # An unknown schema's name is somebody's mistake, and must not become a series of its own.
+        metrics.dead_letters.labels(name if name in self._applied_here else "?").inc()
+        _log.error("dead_letter", schema=name, position=position, reason=str(error))
+        if dropped:
+            metrics.dead_letters_dropped.inc(dropped)
+            _log.error("dead_letters_dropped", count=dropped, why="there are too many; the oldest made room")
+
+
+def _likeness(entry: Entry) -> tuple[int, bytes, bytes]:
+    return likeness(entry[1])
+
+
+def _apply_batch(run: Run, batch: pa.RecordBatch) -> int:
+    assert run.target is not None  # noqa: S101 - a run with batches has a target
+    if run.kind is Kind.partial and batch.num_columns == 2:
+        return 0
+    # Rows may have been rejected from a single entry; merged ones are whole.
+    position = run.positions[0] if len(run.positions) == 1 else run.row_positions()
+    return apply_batch(run.target.opened, batch, position=position, kind=run.kind)

@@ -1,0 +1,230 @@
+"""What a consumer decides, without doing any of it: plain functions over plain values.
+
+:class:`quorin.wal_consumer.WALConsumer` asks :func:`next_step` what to do, does it, and notes the outcome on the
+:class:`Agenda`. Where to begin reading for a segment is :func:`anchor`'s decision.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from quorin.engine.backend import Bounds, Tail
+
+LEASE_RETRY_SECONDS = 0.2
+LOG_CHECK_SECONDS = 1.0
+LOOK_SECONDS = 0.5
+BACK_OFF_SECONDS = (0.1, 5.0)
+PACE_SECONDS = 0.01
+FAST_ENTRIES_PER_SECOND = 7_000
+
+
+class Step(enum.Enum):
+    """What a consumer does next."""
+
+    stop = "leave the loop"
+    wait = "sleep for the seconds given with it, or until told to stop"
+    look = "see which schemas the control plane knows"
+    take = "try to become the writer of the segments it is not the writer of"
+    check = "see whether the log is still the one that the segments follow"
+    flush = "make the history durable, and trim what is no longer needed"
+    read = "read the log, waiting a little for entries, and apply them"
+
+
+@dataclass(frozen=True, slots=True)
+class FlushLimits:
+    """The history is flushed when any of these is reached: seconds since the first unflushed row, rows, bytes."""
+
+    seconds: float
+    rows: int
+    size: int
+
+
+@dataclass(slots=True)
+class Agenda:
+    """Where a consumer stands. Times are seconds of one monotonic clock; something that is due has a time gone by."""
+
+    targets: int
+    owned: int = 0
+    stopping: bool = False
+    discovers: bool = False
+    unflushed: bool = False
+    unflushed_rows: int = 0
+    unflushed_bytes: int = 0
+    look_at: float = 0.0
+    take_at: float = 0.0
+    check_at: float = 0.0
+    flush_at: float = 0.0
+    retry_at: float = 0.0
+    failures: int = 0
+    failing: Step | None = None
+
+    def looked(self, targets: int, now: float) -> None:
+        """There are so many schemas to work on; ones that are new are to be taken."""
+        if targets != self.targets:
+            self.take_at = now
+        self.targets = targets
+        self.look_at = now + LOOK_SECONDS
+
+    def took(self, owned: int, now: float) -> None:
+        """The consumer is the writer of ``owned`` segments; newly taken ones are to be checked against the log."""
+        if owned > self.owned:
+            self.check_at = now
+        self.owned = owned
+        self.take_at = now + LEASE_RETRY_SECONDS
+
+    def lost(self, owned: int, now: float) -> None:
+        """The consumer is the writer of only ``owned`` segments any more."""
+        self.owned = owned
+        self.take_at = now
+
+    def checked(self, now: float) -> None:
+        """The log is the one that the segments follow."""
+        self.check_at = now + LOG_CHECK_SECONDS
+
+    def applied(self, now: float, limits: FlushLimits, *, rows: int, size: int) -> None:
+        """So many rows and bytes were read that are not flushed yet."""
+        if not self.unflushed:
+            self.unflushed = True
+            self.flush_at = now + limits.seconds
+        self.unflushed_rows += rows
+        self.unflushed_bytes += size
+        if self.unflushed_rows >= limits.rows or self.unflushed_bytes >= limits.size:
+            self.flush_at = now
+
+    def flushed(self) -> None:
+        """Everything that was applied is durable."""
+        self.unflushed = False
+        self.unflushed_rows = self.unflushed_bytes = 0
+
+    def failed(self, step: Step, now: float) -> float:
+        """A step needed what could not be reached; gives the seconds until the next try. Then the log is checked."""
+        delay: float = min(BACK_OFF_SECONDS[0] * 2**self.failures, BACK_OFF_SECONDS[1])
+        self.failures += 1
+        self.failing = step
+        self.retry_at = now + delay
+        self.check_at = now
+        return delay
+
+    def succeeded(self, step: Step) -> None:
+        """A step was done. That ends failures of its own, not those of a step with other needs."""
+        if step is self.failing:
+            self.failures, self.failing = 0, None
+
+
+def next_step(agenda: Agenda, now: float) -> tuple[Step, float]:
+    """The next thing to do, and, for ``Step.wait``, for how many seconds."""
+    if agenda.stopping:
+        return Step.stop, 0.0
+    if now < agenda.retry_at:
+        return Step.wait, agenda.retry_at - now
+    if agenda.discovers and now >= agenda.look_at:
+        return Step.look, 0.0
+    if agenda.owned < agenda.targets and now >= agenda.take_at:
+        return Step.take, 0.0
+    if agenda.owned == 0:
+        next_at = agenda.take_at if agenda.targets else agenda.look_at
+        if agenda.discovers:
+            next_at = min(next_at, agenda.look_at)
+        return Step.wait, next_at - now
+    if now >= agenda.check_at:
+        return Step.check, 0.0
+    if agenda.unflushed and now >= agenda.flush_at:
+        return Step.flush, 0.0
+    return Step.read, 0.0
+
+
+@dataclass(slots=True)
+class Pace:
+    """How fast entries come. Faster than one writer can be who waits for each of its writes, they are many writers' or
+    nobody's who waits: then the consumer lets some gather, which leaves the processor to those who write them.
+    """
+
+    since: float = 0.0
+    count: int = 0
+    fast: bool = False
+
+    def is_fast(self, entries: int, now: float) -> bool:
+        """So many entries have come by now; gives whether they came fast of late."""
+        self.count += entries
+        if now - self.since >= PACE_SECONDS:
+            self.fast = self.count > FAST_ENTRIES_PER_SECOND * (now - self.since)
+            self.since, self.count = now, 0
+        return self.fast
+
+
+class Fit(enum.Enum):
+    """How a segment's position fits the log."""
+
+    same = "the segment follows this log"
+    new = "the segment has followed no log yet"
+    new_after_trim = "the segment has followed no log yet, and entries were trimmed already"
+    other_log = "the log was wiped and began anew, or is another one"
+    shorter = "the log ends before the segment's position: it lost its tail, or an older copy was restored"
+    trimmed = "entries behind the segment's position were trimmed before this consumer read them"
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """Read the log behind ``after`` for a segment, and why there."""
+
+    after: int
+    fit: Fit
+
+    @property
+    def resets(self) -> bool:
+        """Whether the segment's own position must be set to ``after``, because it belongs to no log or to another."""
+        return self.fit in (Fit.new, Fit.new_after_trim, Fit.other_log, Fit.shorter)
+
+
+def anchor(*, position: int, log_identity: int, identity: int, bounds: Bounds, flushed: int | None = None) -> Anchor:
+    """Where to read the log from for a segment at ``position`` of the log ``log_identity`` (0: none yet).
+
+    ``flushed`` is how far the history has got, if there is one: what is in the segment but not in the history is read
+    again. Applying again changes nothing, so whenever the log is not what it was, it is read from its start: rows that
+    are served stay, and whatever the log has is applied by event time.
+    """
+    if log_identity == 0:
+        return Anchor(0, Fit.new_after_trim if bounds.trimmed else Fit.new)
+    if log_identity != identity:
+        return Anchor(0, Fit.other_log)
+    if position > bounds.last:
+        return Anchor(0, Fit.shorter)
+    after = position if flushed is None else min(position, flushed)
+    return Anchor(after, Fit.trimmed if bounds.trimmed > after else Fit.same)
+
+
+def is_all(tail: Tail, position: int, *, log_identity: int, schema: str) -> bool:
+    """Whether what an append saw is all that a look at the log would find for a segment at ``position`` of the log
+    ``log_identity`` that holds ``schema`` (JSON).
+
+    If so, the segment follows this log, nothing was trimmed that it lacks, there is no wish to upgrade it, and what the
+    log has for it from its position through the end of the tail is in the tail. The tail may be older than the
+    segment's position: entries never appear before the end of a log.
+    """
+    is_between = tail.after <= position < tail.found.through
+    return is_between and log_identity == tail.identity and tail.trimmed <= position and schema == tail.schema
+
+
+@dataclass(slots=True)
+class Cursors:
+    """How far each schema has got. The log is read from the least advanced; the others skip what they have."""
+
+    after: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def lowest(self) -> int:
+        """The position behind which to read."""
+        return min(self.after.values(), default=0)
+
+    def wants(self, schema_name: str, position: int) -> bool:
+        """Whether an entry is new to a schema."""
+        known = self.after.get(schema_name)
+        return known is not None and position > known
+
+    def advance(self, through: int) -> None:
+        """Every schema has what it wants up to ``through``."""
+        for name, position in self.after.items():
+            self.after[name] = max(position, through)

@@ -1,0 +1,1 @@
+"""What this machine's processes count, in shared memory."""

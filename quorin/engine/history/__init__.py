@@ -1,0 +1,1 @@
+"""The history in Parquet: files, storage, reads as of a time."""

@@ -1,0 +1,243 @@
+"""The files of one schema: listed, opened, and read in the order of the log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from quorin import metrics
+from quorin.engine.history import parquet as columns
+from quorin.engine.history.files import DataFile, Piece, in_force
+from quorin.engine.history.storage import Listing, Storage, VanishedError, decoded
+from quorin.engine.log.record import Kind
+from quorin.engine.rows.column import numbers
+from quorin.errors import CorruptHistoryError
+from quorin.logging import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from quorin.schema import Schema
+
+BATCH_ROWS = 65_536
+LEAST_BATCH_ROWS = 1024
+BATCH_BYTES = 8 << 20
+
+_log = get_logger(__name__)
+
+
+class Dataset:
+    """The folder of one schema."""
+
+    def __init__(self, storage: Storage, name: str, *, strict: bool, reported: set[str]) -> None:
+        self._storage = storage
+        self._name = name
+        self._strict = strict
+        self._reported = reported
+
+    def listing(self) -> Listing:
+        """All files. What is no file of a history is reported once."""
+        found = self._storage.listing(self._storage.folder(self._name))
+        for path in found.foreign:
+            self._refuse(path, "its name is none of a history's: <after>-<through>.parquet, 20 digits each")
+        return found
+
+    def load(self) -> Loaded:
+        """Open the files that count, as far as their footers; damaged ones are left out, or raise."""
+        metadata, damaged = {}, []
+        for file in self.listing().files:
+            try:
+                metadata[file] = self._footer(file)
+            except VanishedError:
+                continue
+            except CorruptHistoryError as error:
+                damaged.append(file)
+                self._refuse(file.path, str(error))
+        pieces = in_force(metadata)
+        return Loaded(self._storage, [self._part(piece, metadata[piece.file]) for piece in pieces], damaged)
+
+    def _footer(self, file: DataFile) -> pq.FileMetaData:
+        def read(source: pa.NativeFile) -> Iterator[pq.FileMetaData]:
+            yield pq.read_metadata(source)
+
+        (found,) = decoded(self._storage, file.path, read, "is no whole Parquet file")
+        columns.check_columns(file.path, found.schema.to_arrow_schema())
+        return found
+
+    def _part(self, piece: Piece, metadata: pq.FileMetaData) -> Part:
+        part = Part(piece, metadata, 0)
+        if piece.beyond <= piece.file.after:
+            return part
+
+        def read(source: pa.NativeFile) -> Iterator[pa.Table]:
+            yield _parquet(part, source).read(columns=["position"])
+
+        (table,) = decoded(self._storage, piece.file.path, read, "is damaged")
+        positions = numbers(table.column("position").combine_chunks(), np.int64)
+        return Part(piece, metadata, int(np.searchsorted(positions, piece.beyond, side="right")))
+
+    def _refuse(self, path: str, reason: str) -> None:
+        if self._strict:
+            raise CorruptHistoryError(f"{path}: {reason}")
+        if path not in self._reported:
+            self._reported.add(path)
+            metrics.history_files_skipped.labels(self._name).inc()
+            _log.error("history_file_skipped", path=path, reason=reason)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file that counts, from row ``first`` on."""
+
+    piece: Piece
+    metadata: pq.FileMetaData
+    first: int
+
+    @property
+    def row_count(self) -> int:
+        """How many of its rows count."""
+        return int(self.metadata.num_rows) - self.first
+
+    @cached_property
+    def batch_rows(self) -> int:
+        """How many rows to decode at a time: some megabytes."""
+        groups = [self.metadata.row_group(group) for group in range(self.metadata.num_row_groups)]
+        size: int = sum(group.total_byte_size for group in groups) // max(1, int(self.metadata.num_rows))
+        return max(LEAST_BATCH_ROWS, min(BATCH_ROWS, BATCH_BYTES // max(1, size)))
+
+    @cached_property
+    def arrow_schema(self) -> pa.Schema:
+        """Its columns."""
+        return self.metadata.schema.to_arrow_schema()
+
+    @cached_property
+    def has_partial_rows(self) -> bool:
+        """Whether any of its rows sets only some fields."""
+        index = next(i for i in range(self.metadata.num_columns) if self.metadata.schema.column(i).path == "kind")
+        groups = (self.metadata.row_group(i).column(index) for i in range(self.metadata.num_row_groups))
+        return any(
+            group.statistics is None or not group.statistics.has_min_max or group.statistics.max == Kind.partial
+            for group in groups
+        )
+
+
+class Loaded:
+    """What a history has of one schema: ``parts`` in the order of the log, each position in exactly one of them."""
+
+    def __init__(self, storage: Storage, parts: list[Part], damaged: list[DataFile]) -> None:
+        self._storage = storage
+        self.parts = parts
+        self.damaged = damaged
+
+    @property
+    def row_count(self) -> int:
+        """All rows."""
+        return sum(part.row_count for part in self.parts)
+
+    @property
+    def through(self) -> int:
+        """The last log position; 0 if there is none."""
+        return max((part.piece.file.through for part in self.parts), default=0)
+
+    @property
+    def has_partial_rows(self) -> bool:
+        """Whether any row sets only some fields."""
+        return any(part.has_partial_rows for part in self.parts)
+
+    def entity_ids(self) -> pa.Array:
+        """Every id once, in order of first appearance."""
+        known: pa.Array = pa.array([], pa.string())
+        pending: list[pa.Array] = []
+        for _, batch in self.keys(["entity_id"]):
+            pending.append(batch.column(0))
+            if sum(map(len, pending)) > max(1 << 20, len(known)):
+                known, pending = pc.unique(pa.chunked_array([known, *pending])), []
+        return pc.unique(pa.chunked_array([known, *pending])) if pending else known
+
+    def keys(self, names: Sequence[str], *, use_threads: bool = True) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Columns of all rows in the order of the log, with the number of each batch's first row."""
+        number = 0
+        for part in self.parts:
+            for batch in self.raw_batches(part, names, use_threads=use_threads):
+                yield number, batch
+                number += len(batch)
+
+    def raw_batches(
+        self, part: Part, names: Sequence[str] | None = None, *, use_threads: bool = True
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows of a part that count, as the file has them; all columns, or the named ones."""
+        groups, skip = _groups_from(part)
+        chosen = list(names) if names else None
+
+        def read(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:
+            yield from _parquet(part, source).iter_batches(part.batch_rows, groups, chosen, use_threads=use_threads)
+
+        for batch in decoded(self._storage, part.piece.file.path, read, "is damaged"):
+            left = batch.slice(min(skip, len(batch)))
+            skip -= len(batch) - len(left)
+            if len(left):
+                yield left
+
+    def rows(self, numbers: np.ndarray[Any, Any], schema: Schema) -> pa.Table:
+        """The rows with these numbers (sorted, each once) in canonical form; partial ones have nulls elsewhere."""
+        found, base = [], 0
+        for part in self.parts:
+            low, high = np.searchsorted(numbers, [base, base + part.row_count])
+            if high > low:
+                local = numbers[low:high] - base + part.first
+                found += list(self._taken(part, local, schema))
+            base += part.row_count
+        if not found:
+            empty = pa.RecordBatch.from_pylist([], columns.file_schema(schema))
+            found = [columns.canonical(schema, "", empty, Kind.upsert, None)]
+        return pa.Table.from_batches(found)
+
+    def batches(
+        self, schema: Schema, *, newest_first: bool, after: int = 0
+    ) -> Iterator[tuple[Kind, pa.RecordBatch, pa.Array]]:
+        """Rows in canonical form, a batch of one kind at a time, with their positions: all beyond ``after``."""
+        for part in reversed(self.parts) if newest_first else self.parts:
+            if part.piece.file.through <= after:
+                continue
+            names = [*columns.KEY_COLUMNS, *columns.field_columns(schema, part.arrow_schema)]
+            for batch in self.raw_batches(part, names):
+                first = int(np.searchsorted(numbers(batch.column("position"), np.int64), after, side="right"))
+                yield from columns.split(schema, part.piece.file.path, batch.slice(first))
+
+    def _taken(self, part: Part, local: np.ndarray[Any, Any], schema: Schema) -> Iterator[pa.RecordBatch]:
+        """Rows of a file by number, a row group at a time."""
+        path = part.piece.file.path
+        names = ["entity_id", "event_time", *columns.field_columns(schema, part.arrow_schema)]
+        starts = np.cumsum(
+            [0, *(part.metadata.row_group(group).num_rows for group in range(part.metadata.num_row_groups))]
+        )
+        edges = np.searchsorted(local, starts)
+        needed = np.flatnonzero(np.diff(edges)).tolist()
+
+        def read(source: pa.NativeFile) -> Iterator[pa.Table]:
+            file = _parquet(part, source)
+            return (file.read_row_group(group, names) for group in needed)
+
+        tables = decoded(self._storage, path, read, "is damaged")
+        for group, table in zip(needed, tables, strict=True):
+            rows = local[edges[group] : edges[group + 1]] - starts[group]
+            for batch in table.take(pa.array(rows)).combine_chunks().to_batches():
+                yield columns.canonical(schema, path, batch, Kind.upsert, None)
+
+
+def _groups_from(part: Part) -> tuple[list[int], int]:
+    """The row groups that have rows which count, and how many rows of the first of them do not."""
+    counts = [part.metadata.row_group(group).num_rows for group in range(part.metadata.num_row_groups)]
+    ends = np.cumsum([0, *counts])
+    first = int(np.searchsorted(ends[1:], part.first, side="right"))
+    return list(range(first, len(counts))), part.first - int(ends[first])
+
+
+def _parquet(part: Part, source: pa.NativeFile) -> pq.ParquetFile:
+    return pq.ParquetFile(source, metadata=part.metadata, page_checksum_verification=True)

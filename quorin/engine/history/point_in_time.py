@@ -1,0 +1,282 @@
+"""Which row was in force when: joins of times with the history, and how partial rows become whole.
+
+What is joined are the keys alone (an integer for each entity, event time, row number), by Polars; the values of the
+rows that were chosen are then taken from the files with Arrow, so their types stay exact.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from quorin.engine.history.parquet import column_name
+from quorin.engine.log.record import Kind
+from quorin.engine.rows.batch import ENTITY_ID, EVENT_TIME
+from quorin.engine.rows.column import cast_entity_ids, cast_event_times
+from quorin.engine.rows.value import check_event_time
+from quorin.errors import InvalidRowError
+
+if TYPE_CHECKING:
+    from quorin.engine.history.dataset import Loaded
+    from quorin.schema import Schema
+
+AS_OF = "as_of_time_ns"
+_CODED_ROWS = 1 << 21
+_TIE = "tie"
+_LATEST_NS = 2**63 - 1
+_EARLIEST_NS = -(2**63)
+
+Longs = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Which entities are asked for, as of when, and from when on an answer counts (int64 nanoseconds each)."""
+
+    ids: pa.Array
+    times: Longs
+    earliest: Longs | None
+
+    @classmethod
+    def of(cls, table: Any, lookback: Any) -> Queries:
+        """Check what a caller asks."""
+        arrow = _as_table(table)
+        for name in (ENTITY_ID, AS_OF):
+            if name not in arrow.schema.names:
+                raise InvalidRowError(f"queries need the column {name!r}; they have {arrow.schema.names}")
+        ids = cast_entity_ids(_one(arrow.column(ENTITY_ID)), None)
+        times = cast_event_times(_one(arrow.column(AS_OF))).to_numpy()
+        return cls(ids, times, None if lookback is None else _earliest(times, lookback))
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The history's rows of some entities in the order of the log, one array a part.
+
+    ``entity`` (int32) numbers the entities, ``time`` (int64) is the event time, ``tie`` (int64) the tie-breaker, the
+    least number where there is none, ``number`` (int64) the row's number in the history, ``kind`` (uint8) and
+    ``fields`` (int32: which set of ``field_sets`` a partial row sets, else -1).
+    """
+
+    entity: np.ndarray[Any, np.dtype[np.int32]]
+    time: Longs
+    tie: Longs
+    number: Longs
+    kind: np.ndarray[Any, np.dtype[np.uint8]]
+    fields: np.ndarray[Any, np.dtype[np.int32]]
+    field_sets: list[frozenset[str]]
+
+
+def answer(schema: Schema, loaded: Loaded, asked: Queries) -> pa.Table:
+    """The row in force for each query, in the order of the queries, nulls where there is none."""
+    entities = asked.ids.dictionary_encode()
+    keys = _keys_of(schema, loaded, entities.dictionary)
+    chosen = _newest_at(keys, entities.indices.to_numpy(), asked.times)
+    dead = (chosen >= 0) & (keys.kind[chosen] == Kind.delete) if len(keys.kind) else chosen >= 0
+    chosen[dead] = -1
+    if asked.earliest is not None and len(keys.time):
+        chosen[(chosen >= 0) & (keys.time[chosen] < asked.earliest)] = -1
+    columns = {ENTITY_ID: asked.ids, AS_OF: pa.array(asked.times)}
+    columns[EVENT_TIME] = _taken(pa.array(keys.time), chosen)
+    return pa.table(columns | _field_values(schema, loaded, keys, chosen))
+
+
+def latest(schema: Schema, loaded: Loaded, as_of_time_ns: int | None) -> pa.Table:
+    """The row in force of every entity that has one."""
+    as_of = _LATEST_NS if as_of_time_ns is None else check_event_time(as_of_time_ns)
+    ids = loaded.entity_ids()
+    found = answer(schema, loaded, Queries(ids, np.full(len(ids), as_of, np.int64), None))
+    return found.filter(pc.is_valid(found.column(EVENT_TIME))).drop_columns(AS_OF)
+
+
+def _keys_of(schema: Schema, loaded: Loaded, ids: pa.Array) -> Keys:
+    """The keys of all rows of these entities; the place of an id in ``ids`` is its number."""
+    names = ["entity_id", "event_time", "kind"] + (["partial_fields"] if loaded.has_partial_rows else [])
+    tie = None if schema.tie_breaker is None else column_name(schema.tie_breaker)
+    parts: list[tuple[Any, ...]] = []
+    waiting: list[pa.RecordBatch] = []
+    base, rows = 0, 0
+    for first, batch in loaded.keys(names if tie is None else [*names, tie]):
+        waiting.append(batch if tie is None else _with_ties(batch, names, tie))
+        rows = first + len(batch)
+        if rows - base >= _CODED_ROWS:
+            parts.append(_coded(waiting, base, ids))
+            waiting, base = [], rows
+    if waiting:
+        parts.append(_coded(waiting, base, ids))
+    if not parts:
+        codes, longs = np.zeros(0, np.int32), np.zeros(0, np.int64)
+        return Keys(codes, longs, longs, longs, np.zeros(0, np.uint8), codes, [])
+    entity, time, ties, number, kind = (np.concatenate([part[i] for part in parts]) for i in range(5))
+    fields = pa.chunked_array([part[5] for part in parts]).combine_chunks().dictionary_encode()
+    if isinstance(fields, pa.ChunkedArray):
+        fields = fields.combine_chunks()
+    codes = fields.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    sets = [frozenset(text.split(",")) if text else frozenset() for text in fields.dictionary.to_pylist()]
+    return Keys(entity, time, ties, number, kind, codes, sets)
+
+
+def _with_ties(batch: pa.RecordBatch, names: list[str], tie: str) -> pa.RecordBatch:
+    """The named columns and then the tie-breaker as it counts, which a file of an older version may lack."""
+    known = tie in batch.schema.names
+    ties = batch.column(tie).cast(pa.int64()).fill_null(_EARLIEST_NS) if known else _no_ties(len(batch))
+    return pa.RecordBatch.from_arrays([*(batch.column(name) for name in names), ties], [*names, _TIE])
+
+
+def _no_ties(count: int) -> pa.Array:
+    return pa.array(np.full(count, _EARLIEST_NS, np.int64))
+
+
+def _coded(batches: list[pa.RecordBatch], base: int, ids: pa.Array) -> tuple[Any, ...]:
+    table = pa.Table.from_batches(batches)
+    codes = _one(pc.index_in(table.column("entity_id"), value_set=ids))
+    kept = codes.is_valid().to_numpy(zero_copy_only=False)
+    partial = (
+        _one(table.column("partial_fields")).filter(pa.array(kept))
+        if "partial_fields" in table.schema.names
+        else pa.nulls(int(kept.sum()), pa.string())
+    )
+    ties = table.column(_TIE) if _TIE in table.schema.names else _no_ties(len(table))
+    return (
+        codes.drop_null().to_numpy(),
+        table.column("event_time").cast(pa.int64()).to_numpy()[kept],
+        ties.to_numpy()[kept],
+        np.flatnonzero(kept) + base,
+        table.column("kind").to_numpy()[kept],
+        partial,
+    )
+
+
+def _newest_at(keys: Keys, entity: np.ndarray[Any, Any], times: Longs) -> Longs:
+    """For each query the index in ``keys`` of the newest row at or before its time, -1 if there is none.
+
+    Of rows with one event time the one with the largest tie-breaker, then the last in the log.
+    """
+    if not len(keys.time) or not len(times):
+        return np.full(len(times), -1, np.int64)
+    import polars as pl
+
+    # Sorted stably, rows that are equal in both stay in the order of the log; the join takes the last that fits.
+    has_ties = keys.tie.max() > _EARLIEST_NS
+    order = np.lexsort((keys.tie, keys.time)) if has_ties else np.argsort(keys.time, kind="stable")
+    asked = np.argsort(times, kind="stable")
+    right = pl.DataFrame({"entity": keys.entity[order], "time": keys.time[order], "row": order})
+    left = pl.DataFrame({"entity": entity[asked].astype(np.int32), "time": times[asked]})
+    joined = left.join_asof(right, on="time", by="entity", strategy="backward", check_sortedness=False)
+    chosen = np.empty(len(times), np.int64)
+    chosen[asked] = joined["row"].fill_null(-1).to_numpy()
+    return chosen
+
+
+def _field_values(schema: Schema, loaded: Loaded, keys: Keys, chosen: Longs) -> dict[str, pa.ChunkedArray]:
+    """The fields of the chosen rows: indices in ``keys``, -1 for none."""
+    sources: dict[str, Longs] = {}
+    known = chosen >= 0
+    if len(keys.kind) and (keys.kind[chosen[known]] == Kind.partial).any():
+        sources = _merged_sources(schema, keys, chosen)
+    rows = {
+        field.name: np.where(index >= 0, keys.number[index], -1) if len(keys.number) else index
+        for field in schema.fields
+        for index in [sources.get(field.name, chosen)]
+    }
+    if not sources:  # All fields come from the same rows.
+        shared = next(iter(rows.values()))
+        rows = dict.fromkeys(rows, shared)
+    needed = np.unique(np.concatenate(list(rows.values()) if sources else [next(iter(rows.values()))]))
+    needed = needed[needed >= 0]
+    values = loaded.rows(needed, schema)
+    places = {id(row): np.where(row >= 0, np.searchsorted(needed, row), -1) for row in rows.values()}
+    return {name: _taken(values.column(name), places[id(row)]) for name, row in rows.items()}
+
+
+def _merged_sources(schema: Schema, keys: Keys, chosen: Longs) -> dict[str, Longs]:
+    """For every field, the index in ``keys`` of the row that its value comes from, -1 for null.
+
+    A partial row is applied to the newest row that the entity had then, at or before its event time, and takes over
+    what it does not set: the rule of the segment's writer, so that what was served and what is read here agree.
+    """
+    names = [field.name for field in schema.fields]
+    sets = [np.array([name in chosen_set for name in names]) for chosen_set in keys.field_sets]
+    sources = np.repeat(chosen[:, None], len(names), axis=1)
+    wanted = np.flatnonzero((chosen >= 0) & (keys.kind[chosen] == Kind.partial))
+    entities = np.unique(keys.entity[chosen[wanted]])
+    of_interest = np.flatnonzero(np.isin(keys.entity, entities))
+    of_interest = of_interest[np.argsort(keys.entity[of_interest], kind="stable")]
+    starts = np.searchsorted(keys.entity[of_interest], entities, side="left")
+    needed = set(chosen[wanted].tolist())
+    merged: dict[int, Any] = {}
+    for rows in np.split(of_interest, starts[1:]):
+        _merge_entity(rows, keys, sets, needed, merged)
+    for query in wanted.tolist():
+        sources[query] = merged[int(chosen[query])]
+    return {name: np.ascontiguousarray(sources[:, i]) for i, name in enumerate(names)}
+
+
+def _merge_entity(
+    rows: Longs, keys: Keys, sets: list[np.ndarray[Any, Any]], needed: set[int], merged: dict[int, Any]
+) -> None:
+    """Apply one entity's rows in the order of the log; note in ``merged`` where the needed ones' fields come from."""
+    times: list[tuple[int, int]] = []
+    states: list[Any] = []
+    order = zip(keys.time[rows].tolist(), keys.tie[rows].tolist(), strict=True)
+    for row, time, kind in zip(rows.tolist(), order, keys.kind[rows].tolist(), strict=True):
+        place = bisect_right(times, time)
+        state: Any = row if kind == Kind.upsert else -1
+        if kind == Kind.partial:
+            before = states[place - 1] if place else -1
+            state = np.where(sets[keys.fields[row]], row, before)
+            if row in needed:
+                merged[row] = state
+        times.insert(place, time)
+        states.insert(place, state)
+
+
+def _taken(values: pa.Array | pa.ChunkedArray, places: Longs) -> pa.Array | pa.ChunkedArray:
+    """Values by place; null for -1."""
+    return values.take(pa.array(places, mask=places < 0))
+
+
+def _earliest(times: Longs, lookback: Any) -> Longs:
+    """The oldest event time that counts for each query."""
+    if isinstance(lookback, timedelta):
+        lookback = (lookback.days * 86_400 + lookback.seconds) * 10**9 + lookback.microseconds * 1000
+    given = pa.array([lookback], pa.int64()) if isinstance(lookback, int) else _lookbacks(lookback)
+    if len(given) not in (1, len(times)):
+        raise InvalidRowError(f"lookback has {len(given)} values for {len(times)} queries")
+    if (pc.min(given).as_py() or 0) < 0:
+        raise InvalidRowError(f"lookback must not be negative, got {pc.min(given).as_py()}")
+    spans = np.broadcast_to(given.fill_null(_LATEST_NS).to_numpy(), times.shape)
+    return np.where(times < _EARLIEST_NS + spans, _EARLIEST_NS, times - np.where(spans < 0, 0, spans))
+
+
+def _lookbacks(lookback: Any) -> pa.Array:
+    values = lookback if isinstance(lookback, (pa.Array, pa.ChunkedArray)) else pa.array(lookback, from_pandas=True)
+    values = _one(values)
+    if pa.types.is_duration(values.type):
+        values = values.cast(pa.duration("ns"))
+    return values.cast(pa.int64())
+
+
+def _as_table(table: Any) -> pa.Table:
+    if isinstance(table, pa.RecordBatch):
+        return pa.Table.from_batches([table])
+    if isinstance(table, pa.Table):
+        return table
+    if hasattr(table, "__arrow_c_stream__"):
+        return pa.table(table)
+    if hasattr(table, "to_dict") and hasattr(table, "columns"):
+        return pa.Table.from_pandas(table, preserve_index=False)
+    raise InvalidRowError(f"expected queries as an Arrow table or a DataFrame, got {type(table).__name__}")
+
+
+def _one(column: Any) -> pa.Array:
+    combined = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(combined, pa.ChunkedArray):
+        return combined.chunk(0) if combined.num_chunks else pa.array([], combined.type)
+    return combined

@@ -1,0 +1,286 @@
+"""Where the files of a history are: a directory, or any filesystem that pyarrow knows.
+
+A file comes into being whole or not at all. In a directory it is written aside, forced to the disk, renamed, and the
+directory is forced as well. On an object store an object appears when its upload is complete, so it is uploaded under
+its own name; on other remote filesystems it is written aside and moved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow as pa
+from pyarrow import fs
+
+from quorin.engine.history.files import PENDING_SUFFIX, DataFile, parse_path
+from quorin.engine.paths import absolute
+from quorin.errors import CorruptHistoryError, HistoryUnavailableError
+from quorin.urls import URL_FORM, is_malformed, secrets_in, shown, without_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_OBJECT_STORES = {"s3", "gcs", "abfs"}
+LEFTOVER_SECONDS = 3600.0
+_Item = TypeVar("_Item")
+
+
+class VanishedError(HistoryUnavailableError):
+    """A file was there when it was listed and is gone now: a compaction has merged it into another."""
+
+
+class Listing:
+    """What is in the folder of a schema: data files, foreign ones, and what writers that died left behind."""
+
+    def __init__(self) -> None:
+        self.files: list[DataFile] = []
+        self.foreign: list[str] = []
+        self.leftovers: list[str] = []
+
+
+class Storage:
+    """The filesystem under a base, with atomic writes. Paths are the filesystem's own.
+
+    ``address`` is for people: the base without keys or passwords.
+    """
+
+    def __init__(self, base: Any, filesystem: fs.FileSystem | None) -> None:
+        self._fs, self._root = _resolve(base, filesystem)
+        self._local = isinstance(self._fs, fs.LocalFileSystem)
+        self._hidden = _secrets_in(os.fspath(base))
+        self.address = _shown(os.fspath(base))
+
+    def folder(self, *names: str) -> str:
+        """A path under the base."""
+        return "/".join((self._root, *names))
+
+    def prepare(self) -> None:
+        """Make the base, where it is a local folder. :raises HistoryUnavailableError: if no file can be made there."""
+        if self._local:
+            self._guarded(self._root, lambda: _make_writable(Path(self._root)))
+
+    def exists(self) -> bool:
+        """Whether the base is there; in an object store, where nothing else makes it one, whether it has objects."""
+        info = self._guarded(self._root, lambda: self._fs.get_file_info(self._root))
+        return bool(info.type == fs.FileType.Directory)
+
+    def listing(self, folder: str) -> Listing:
+        """All files under a folder, sorted by what they are; nothing if there is no such folder."""
+        found = Listing()
+        old = time.time() - LEFTOVER_SECONDS
+        for info in self._guarded(
+            folder,
+            lambda: self._fs.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True)),
+        ):
+            if info.type != fs.FileType.File:
+                continue
+            if info.path.endswith(PENDING_SUFFIX):
+                if info.mtime is None or info.mtime.timestamp() < old:
+                    found.leftovers.append(info.path)
+            elif (file := parse_path(info.path)) is not None:
+                found.files.append(file)
+            else:
+                found.foreign.append(info.path)
+        return found
+
+    def open(self, path: str) -> pa.NativeFile:
+        """A file for reading. :raises VanishedError: if it is gone."""
+        try:
+            return self._fs.open_input_file(path)
+        except FileNotFoundError as error:
+            raise VanishedError(f"{path} is gone since it was listed") from error
+        except OSError as error:
+            raise self.unavailable(f"cannot read {path}", error) from self._cause(error)
+
+    def write(self, path: str, fill: Callable[[Any], None]) -> None:
+        """Make a file with what ``fill`` writes to a sink; a file of that name is replaced.
+
+        :raises HistoryUnavailableError: if it can't be; there is no file of that name then, or the one before.
+        """
+        self._guarded(path, lambda: self._write_local(path, fill) if self._local else self._write_remote(path, fill))
+
+    def remove(self, path: str) -> None:
+        """Remove a file; that it is gone already is fine."""
+
+        def delete() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.delete_file(path)
+
+        self._guarded(path, delete)
+
+    def _write_local(self, path: str, fill: Callable[[Any], None]) -> None:
+        target = Path(path)
+        _make_folders(target.parent)
+        pending = target.with_name(f"{target.name}.{secrets.token_hex(4)}{PENDING_SUFFIX}")
+        descriptor = os.open(pending, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            with open(descriptor, "wb", closefd=False) as sink:
+                fill(sink)
+            os.fsync(descriptor)
+            pending.rename(target)
+        except BaseException:
+            pending.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+        sync_folder(target.parent)
+
+    def _write_remote(self, path: str, fill: Callable[[Any], None]) -> None:
+        # A stream that is closed because of an error would leave half an object; so the bytes are complete first.
+        memory = pa.BufferOutputStream()
+        fill(memory)
+        in_place = self._fs.type_name in _OBJECT_STORES
+        aside = path if in_place else f"{path}.{secrets.token_hex(4)}{PENDING_SUFFIX}"
+        if not in_place:
+            self._fs.create_dir(path.rpartition("/")[0], recursive=True)
+        with self._fs.open_output_stream(aside) as sink:
+            sink.write(memory.getvalue())
+        if not in_place:
+            self._fs.move(aside, path)
+
+    def _guarded(self, path: str, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except (OSError, pa.ArrowException) as error:
+            if isinstance(error, HistoryUnavailableError):
+                raise
+            raise self.unavailable(f"the history at {self.address}: {path}", error) from self._cause(error)
+
+    def unavailable(self, what: str, error: Exception) -> HistoryUnavailableError:
+        """The error to raise when a file cannot be read or written; its text has no secrets."""
+        return HistoryUnavailableError(f"{what}: {without_secrets(str(error), self._hidden)}")
+
+    def _cause(self, error: Exception) -> Exception | None:
+        """The error, unless its own text may hold secrets."""
+        return None if self._hidden else error
+
+
+def decoded(
+    storage: Storage, path: str, read: Callable[[pa.NativeFile], Iterator[_Item]], damage: str
+) -> Iterator[_Item]:
+    """What ``read`` gives of an open file.
+
+    Arrow raises ``OSError`` for damaged pages as well as for failed reads. So after an error the file is read again
+    through a source that notes whether the system refused a read. It is damaged if all reads succeed and it still does
+    not decode.
+
+    :raises CorruptHistoryError: if the file was read and does not decode; ``damage`` says what it is then.
+    :raises HistoryUnavailableError: if it cannot be opened or read, or was read only the second time.
+    :raises VanishedError: if it is gone.
+    """
+    try:
+        with storage.open(path) as source:
+            yield from read(source)
+    except (HistoryUnavailableError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise VanishedError(f"{path} is gone since it was listed") from error
+    except (pa.ArrowException, OSError) as error:
+        if _is_damaged(storage, path, read):
+            raise CorruptHistoryError(f"{path} {damage}: {error}") from error
+        raise storage.unavailable(f"cannot read {path}", error) from None
+
+
+def _is_damaged(storage: Storage, path: str, read: Callable[[pa.NativeFile], Iterator[Any]]) -> bool:
+    """Whether a file does not decode although every read of it succeeds."""
+    with storage.open(path) as source:
+        watched = _Watched(source)
+        try:
+            for _ in read(pa.PythonFile(watched, "r")):
+                pass
+        except FileNotFoundError as error:
+            raise VanishedError(f"{path} is gone since it was listed") from error
+        except MemoryError:
+            raise
+        except (pa.ArrowException, OSError):
+            return not watched.has_failed
+    return False
+
+
+class _Watched:
+    """A file for reading that notes whether a read failed."""
+
+    def __init__(self, source: pa.NativeFile) -> None:
+        self._source = source
+        self.has_failed = False
+        self.closed = False
+
+    def read(self, count: int = -1) -> bytes:
+        try:
+            return bytes(self._source.read(None if count < 0 else count))
+        except Exception:
+            self.has_failed = True
+            raise
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return int(self._source.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._source.tell())
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a directory's entries to the disk: new names survive a power cut after that."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_folders(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    _make_folders(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def _make_writable(folder: Path) -> None:
+    _make_folders(folder)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def _resolve(base: Any, filesystem: fs.FileSystem | None) -> tuple[fs.FileSystem, str]:
+    """The filesystem and the path in it; a local one below others is found, so that files are forced to the disk."""
+    text = os.fspath(base)
+    if filesystem is None and "://" in text and is_malformed(text):
+        raise HistoryUnavailableError(f"base {shown(text)!r} is malformed: expected {URL_FORM}")
+    try:
+        if filesystem is not None:
+            path = text
+        elif "://" in text:
+            filesystem, path = fs.FileSystem.from_uri(text)
+        else:
+            filesystem, path = fs.LocalFileSystem(), text
+    except (pa.ArrowException, OSError, ValueError, ImportError) as error:
+        # Without the cause, and without a text that quotes the URL: such a text also tells of single characters.
+        quotes_it = without_secrets(str(error), _secrets_in(text)) != str(error)
+        reason = f"expected {URL_FORM}" if quotes_it else str(error)
+        known = isinstance(error, OSError)
+        problem = "cannot be reached" if known else "is neither a path nor a URL that pyarrow.fs knows"
+        raise HistoryUnavailableError(f"base {_shown(text)!r} {problem}: {reason}") from None
+    while isinstance(filesystem, fs.SubTreeFileSystem):
+        path = f"{filesystem.base_path.rstrip('/')}/{path.lstrip('/')}"
+        filesystem = filesystem.base_fs
+    if isinstance(filesystem, fs.LocalFileSystem):
+        path = str(absolute(path))
+    return filesystem, path.rstrip("/")
+
+
+def _shown(base: str) -> str:
+    return shown(base) if "://" in base else base
+
+
+def _secrets_in(base: str) -> list[str]:
+    return secrets_in(base) if "://" in base else []

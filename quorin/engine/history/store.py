@@ -1,0 +1,322 @@
+"""The store of the history: takes rows from the consumer, gives them back as of any time, keeps its files few."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from quorin.engine.history import parquet as columns
+from quorin.engine.history.dataset import Dataset, Loaded, Part
+from quorin.engine.history.files import file_name, mergeable, superseded
+from quorin.engine.history.storage import Storage, VanishedError
+from quorin.engine.log.record import Kind, cached_fingerprint
+from quorin.engine.rows.column import numbers
+from quorin.errors import HistoryUnavailableError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Iterator
+    from datetime import timedelta
+
+    from quorin.schema import Schema
+
+_ATTEMPTS = 5
+_MERGED_ROWS = 4_000_000
+_GATHERED_BYTES = 64 << 20
+_Result = TypeVar("_Result")
+
+
+class ParquetDatasetStore:
+    """The history of any number of schemas under ``base``: a directory, or a URL that ``pyarrow.fs`` knows (``file://``,
+    ``s3://``, ``gs://``, ...); with ``filesystem`` given, a path in that.
+
+    It is append-only: one file a flush and schema, in a folder for the day, named by the log positions that it holds.
+    Rows that are appended again (a consumer reads the log again after a crash) are recognised by their positions and
+    left out, so each row of the log is in the history once. What was appended and not flushed is lost with the process;
+    the log has it.
+
+    A file that is damaged or foreign is left out of every read, with an error in the log that names it; with ``strict``
+    reads raise :class:`CorruptHistoryError` instead.
+
+    One process at a time writes a schema, the one that has its segment's writer lease; any number may read. Threads may
+    share a store. It is pickled by its base and filesystem, access keys included, in plain text; rows that were not
+    flushed stay where they are.
+
+    ``compression`` is Parquet's (``zstd``, ``lz4``, ``snappy``, ``gzip``, ``brotli`` or ``none``). Columns of floats
+    that it hardly makes smaller, as in embeddings, are not compressed.
+
+    :raises HistoryUnavailableError: for a URL that pyarrow does not know; from all methods, if the files cannot be
+        reached.
+    """
+
+    def __init__(
+        self,
+        base: str | os.PathLike[str],
+        *,
+        compression: str = "zstd",
+        filesystem: Any = None,
+        strict: bool = False,
+    ) -> None:
+        self._storage = Storage(base, filesystem)
+        self._compression = compression
+        self._strict = strict
+        self._begin()
+
+    def _begin(self) -> None:
+        self._buffers: dict[str, _Buffer] = {}
+        self._lock = threading.RLock()
+        self._reported: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_buffers", "_lock", "_reported")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
+
+    def __enter__(self) -> ParquetDatasetStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<ParquetDatasetStore {self.address}>"
+
+    @property
+    def address(self) -> str:
+        """Where it is, without keys or passwords."""
+        return self._storage.address
+
+    def exists(self) -> bool:
+        """Whether the directory is there; the first flush makes it. In an object store: whether it has objects."""
+        return self._storage.exists()
+
+    def append(self, schema: Schema, batch: pa.RecordBatch, positions: pa.Array, *, kind: Kind = Kind.upsert) -> None:
+        """Take rows in canonical form; ``positions`` (int64, never falling) has the log position of each row.
+
+        Rows at positions that were taken before are left out. Entries come whole: rows of one position in one call.
+        """
+        if not batch.num_rows:
+            return
+        with self._lock:
+            buffer = self._buffer(schema)
+            first = int(np.searchsorted(numbers(positions, np.int64), buffer.last, side="right"))
+            if first < batch.num_rows:
+                if cached_fingerprint(buffer.schema) != cached_fingerprint(schema):
+                    self._flush(buffer)
+                    buffer.schema = schema
+                kept, places = batch.slice(first), positions.slice(first)
+                buffer.tables.append(columns.to_table(schema, kept, places, Kind(kind), time.time_ns()))
+                buffer.last = places[-1].as_py()
+
+    def prepare(self) -> None:
+        """Make the folder of a local history now, rather than with the first flush.
+
+        :raises HistoryUnavailableError: if nothing can be written there.
+        """
+        self._storage.prepare()
+
+    def flush(self) -> None:
+        """Make everything that was appended durable: one file for each schema with new rows.
+
+        A crash before it returns leaves each schema's rows either all durable or none of them.
+        """
+        with self._lock:
+            for buffer in self._buffers.values():
+                self._flush(buffer)
+
+    def close(self) -> None:
+        """Flush. The store may be used again after it."""
+        self.flush()
+
+    def flushed_position(self, schema: Schema) -> int:
+        """The log position up to which a schema's rows are durable, whoever wrote them; 0 if there are none."""
+        files = self._dataset(schema).listing().files
+        durable = max((file.through for file in files), default=0)
+        with self._lock:
+            buffer = self._buffers.get(schema.__name__)
+            if buffer is not None:
+                buffer.last = max(buffer.last, durable)
+                if not buffer.tables:
+                    buffer.start = buffer.last
+        return durable
+
+    def skip_to(self, schema: Schema, position: int) -> None:
+        """Say, durably, that a schema has no rows up to a log position beyond those that are durable: it begins there.
+
+        The log's entries up to there are then never taken, whatever they are.
+        """
+        with self._lock:
+            buffer = self._buffer(schema)
+            self._flush(buffer)
+            if position > buffer.start:
+                self._write(schema, buffer.start, position, columns.file_schema(schema).empty_table())
+                buffer.start = buffer.last = position
+
+    def read_point_in_time(
+        self, schema: Schema, queries: Any, *, lookback: int | timedelta | Any | None = None
+    ) -> pa.Table:
+        """What was known of entities at given times: for each query the newest row at or before its time.
+
+        ``queries`` (Arrow or pandas) has ``entity_id`` and ``as_of_time_ns`` (int64 nanoseconds or timestamps). Of rows
+        with one event time the one with the later log position counts. ``lookback`` (nanoseconds or a timedelta; one
+        for all, or one for each query, with null for none) leaves out what is older than that at the asked time.
+
+        Gives one row for each query, in their order: ``entity_id``, ``as_of_time_ns``, ``event_time_ns``, the fields.
+        All but the first two are null where nothing is known, or where the entity was deleted. A partial row counts as
+        a whole one: its other fields are those that the row had on which it was applied.
+
+        :raises InvalidRowError, EntityIdError: for queries that lack a column, or have a bad id or time.
+        """
+        from quorin.engine.history.point_in_time import Queries, answer
+
+        asked = Queries.of(queries, lookback)
+        return self._reading(schema, lambda loaded: answer(schema, loaded, asked))
+
+    def latest_features(self, schema: Schema, *, as_of_time_ns: int | None = None) -> pa.Table:
+        """The newest row of every entity that is not deleted, or the newest at or before a time.
+
+        Columns: ``entity_id``, ``event_time_ns``, the fields.
+        """
+        from quorin.engine.history.point_in_time import latest
+
+        return self._reading(schema, lambda loaded: latest(schema, loaded, as_of_time_ns))
+
+    def distinct_entity_ids(self, schema: Schema) -> pa.Array:
+        """Every id that the history has rows of, deleted ones included, once each; in order of first appearance."""
+        return self._reading(schema, lambda loaded: loaded.entity_ids())
+
+    def newest_first(self, schema: Schema) -> Iterator[tuple[Kind, pa.RecordBatch, pa.Array]]:
+        """All rows as canonical batches of one kind, with their positions, for ``quorin.layout.apply_batch``.
+
+        Files come newest first, so that hardly a row is written twice; if there are partial rows, which depend on what
+        was before them, in the order of the log. Applying all of them gives the rows as they were served.
+        """
+        loaded = self._dataset(schema).load()
+        yield from loaded.batches(schema, newest_first=not loaded.has_partial_rows)
+
+    def load(self, schema: Schema) -> Loaded:
+        """The files of a schema that count, opened as far as their footers."""
+        return self._dataset(schema).load()
+
+    def compact(self, schema: Schema) -> int:
+        """Merge small files of each day into few large ones; gives how many files there are less.
+
+        Reads go on meanwhile. A crash at any point loses and doubles nothing: a merged file counts as soon as it has
+        its name, and its parts count no more. Files that a crashed writer left unfinished are removed after an hour.
+        """
+        dataset = self._dataset(schema)
+        before = len(dataset.listing().files)
+        loaded = dataset.load()
+        for neighbours in _of_one_schema(loaded.parts):
+            rows = [part.row_count for part in neighbours]
+            for run in mergeable([part.piece for part in neighbours], rows, most_rows=_MERGED_ROWS):
+                self._merge(loaded, [part for part in neighbours if part.piece in run])
+        listing = dataset.listing()
+        damaged = {file.path for file in loaded.damaged}
+        for file in superseded(file for file in listing.files if file.path not in damaged):
+            self._storage.remove(file.path)
+        for path in listing.leftovers:
+            self._storage.remove(path)
+        return before - len(dataset.listing().files)
+
+    def _merge(self, loaded: Loaded, parts: list[Part]) -> None:
+        """Write the rows of neighbours as one file, which claims what they have and no more."""
+        first, last = parts[0], parts[-1]
+        path = f"{first.piece.file.day}/{file_name(first.piece.beyond, last.piece.file.through)}"
+        if path in {part.piece.file.path for part in parts}:
+            return
+
+        def fill(sink: Any) -> None:
+            tables = _gathered(batch for part in parts for batch in loaded.raw_batches(part))
+            begin = next(tables, first.arrow_schema.empty_table())
+            options = columns.writer_options(begin, self._compression)
+            with pq.ParquetWriter(sink, first.arrow_schema, **options) as writer:
+                for table in chain([begin], tables):
+                    writer.write_table(table, columns.row_group_rows(table.nbytes, len(table)))
+
+        with contextlib.suppress(VanishedError):  # Another process compacts as well.
+            self._storage.write(path, fill)
+
+    def _flush(self, buffer: _Buffer) -> None:
+        if not buffer.tables:
+            return
+        self._write(buffer.schema, buffer.start, buffer.last_taken, pa.concat_tables(buffer.tables))
+        buffer.start, buffer.tables = buffer.last_taken, []
+
+    def _write(self, schema: Schema, after: int, through: int, table: pa.Table) -> None:
+        day = datetime.now(UTC).strftime("day=%Y-%m-%d")
+        options = columns.writer_options(table, self._compression)
+        rows = columns.row_group_rows(table.nbytes, len(table))
+
+        def fill(sink: Any) -> None:
+            with pq.ParquetWriter(sink, table.schema, **options) as writer:
+                writer.write_table(table, rows)
+
+        self._storage.write(self._storage.folder(schema.__name__, day, file_name(after, through)), fill)
+
+    def _buffer(self, schema: Schema) -> _Buffer:
+        buffer = self._buffers.get(schema.__name__)
+        if buffer is None:
+            buffer = self._buffers[schema.__name__] = _Buffer(schema, self.flushed_position(schema))
+        return buffer
+
+    def _dataset(self, schema: Schema) -> Dataset:
+        return Dataset(self._storage, schema.__name__, strict=self._strict, reported=self._reported)
+
+    def _reading(self, schema: Schema, read: Callable[[Loaded], _Result]) -> _Result:
+        """Read, once more if a compaction took files away meanwhile."""
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(VanishedError):
+                return read(self._dataset(schema).load())
+        raise HistoryUnavailableError(f"files of {schema.__name__!r} at {self._storage.address} vanished in every read")
+
+
+class _Buffer:
+    """Rows of a schema that are not durable yet: all that the log has of it in ``(start, last taken]``."""
+
+    def __init__(self, schema: Schema, durable: int) -> None:
+        self.schema = schema
+        self.start = durable
+        self.last = durable
+        self.tables: list[pa.Table] = []
+
+    @property
+    def last_taken(self) -> int:
+        """The position of the last row taken; :attr:`last` may be further, if others have made more durable."""
+        last: int = self.tables[-1].column("position")[-1].as_py()
+        return last
+
+
+def _of_one_schema(parts: list[Part]) -> Iterator[list[Part]]:
+    """Neighbours with the same columns."""
+    run: list[Part] = []
+    for part in parts:
+        if run and not run[-1].arrow_schema.equals(part.arrow_schema):
+            yield run
+            run = []
+        run.append(part)
+    if run:
+        yield run
+
+
+def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Batches put together to tables that make row groups of a good size."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(item.nbytes for item in waiting) >= _GATHERED_BYTES:
+            yield pa.Table.from_batches(waiting)
+            waiting = []
+    if waiting:
+        yield pa.Table.from_batches(waiting)

@@ -1,0 +1,77 @@
+"""The compiled kernels: everything that reads or writes rows at full speed. The only package that imports numba.
+
+Kernels take addresses, lengths and flat int64 arrays, and return codes; callers validate before and raise after. Import
+this package late, in the function that needs it: it loads numba (about half a second the first time in a process).
+
+Each name of the table below is an attribute of this package: the compiled entry point of a kernel for one signature. It
+is loaded from the cache (:mod:`quorin.engine.kernels.cache`), or else compiled, when it is first used: a process
+compiles nothing that it does not call. Calling an entry point costs a tenth of what the numba dispatcher costs, which
+looks at the type of every argument first; with an argument of another type it raises ``TypeError``. Where a numba
+without
+``entry_point`` is met, the dispatcher stands in.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from typing import Any
+
+from numba import types
+
+from quorin.engine.kernels.cache import KernelCache
+from quorin.logging import get_logger
+
+_log = get_logger(__name__)
+
+_WORDS = types.Array(types.int64, 1, "C")
+_BYTES = types.Array(types.uint8, 1, "C")
+_BOOLS = types.Array(types.boolean, 1, "C")
+_FLOATS = types.Array(types.float32, 1, "C")
+_DOUBLES = types.Array(types.float64, 1, "C")
+_INT, _WORD, _TEXT, _FLOAT, _DOUBLE = types.int64, types.uint64, types.unicode_type, types.float32, types.float64
+
+_KERNELS: dict[str, tuple[str, str, tuple[Any, ...]]] = {
+    "assemble_one": ("read", "read_one", (_WORDS, _TEXT, _FLOATS)),
+    "read_one": ("read", "read_one", (_WORDS, _TEXT, _BYTES)),
+    "read_each": ("read", "read_each", (_WORDS, _TEXT, _BYTES)),
+    "read_many": ("read", "read_many", (_WORDS, *[_INT] * 5, _BYTES, _BOOLS, _FLOAT)),
+    "gather_values": ("read", "gather_values", (_INT, _INT, _INT, _WORDS, _INT)),
+    "gather_texts": ("read", "gather_texts", (_INT, _INT, _INT, _WORDS, _WORDS, _INT)),
+    "write_decimals": ("decimal", "write_decimals", (_WORDS, _WORDS, _INT)),
+    "event_times": ("measure", "event_times", (_WORDS, _INT, _INT, _WORDS)),
+    "longest_id": ("measure", "longest_id", (_INT, _INT, _INT)),
+    "mark_ids": ("measure", "mark_ids", (_INT, _INT, _INT, _BYTES)),
+    "arrow_columns": ("arrow", "arrow_columns", (_INT, _WORDS, _INT, _WORDS)),
+    "apply_rows": ("write", "apply_rows", (_WORDS, _WORDS, *[_INT] * 10, _WORDS)),
+    "copy_rows": ("carry", "copy_rows", (_WORDS, _WORDS, _WORDS, *[_INT] * 3, _WORDS)),
+    "recover": ("write", "recover", (_WORDS, _BYTES)),
+    "load_acquire": ("memory", "load_word", (_INT,)),
+    "store_release": ("memory", "store_word", (_INT, _WORD)),
+    "compare_and_exchange": ("memory", "exchange_word", (_INT, _WORD, _WORD)),
+    "search_rows": ("vectors", "search_rows", (_WORDS, _INT, _DOUBLE, _BYTES, _DOUBLES, _WORDS, _BYTES, _INT)),
+    "mark_slots": ("vectors", "mark_slots", (_WORDS, *[_INT] * 4, _BYTES)),
+    "list_keys": ("vectors", "list_keys", (_WORDS, _INT, _WORDS, _BYTES, _WORDS)),
+}
+READING = ("assemble_one", "read_one", "read_each", "read_many", "gather_values", "gather_texts", "write_decimals")
+"""What reads use."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _KERNELS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, function, signature = _KERNELS[name]
+    dispatcher = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+    dispatcher._cache = KernelCache(dispatcher.py_func)
+    started = time.perf_counter()
+    dispatcher.compile(signature)
+    if dispatcher.stats.cache_misses[signature]:
+        _log.info("kernel_compiled", kernel=name, seconds=round(time.perf_counter() - started, 2))
+    entry_point = globals()[name] = getattr(dispatcher.overloads[signature], "entry_point", dispatcher)
+    return entry_point
+
+
+def load(names: tuple[str, ...] = tuple(_KERNELS)) -> None:
+    """Load kernels now, all unless some are named, rather than when they are first used."""
+    for name in names:
+        globals().get(name) or __getattr__(name)

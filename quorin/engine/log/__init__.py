@@ -1,0 +1,1 @@
+"""What one entry of the log holds, as bytes."""

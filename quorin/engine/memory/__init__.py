@@ -1,0 +1,1 @@
+"""Segment files: mapped, locked, checked, grown and replaced."""

@@ -1,0 +1,249 @@
+"""What there is to see of a deployment on this machine: its segments, how far they are behind, and who is there.
+
+For people, dashboards and scripts; rows and log are only looked at. ``quorin inspect``, ``quorin top``, ``quorin
+doctor`` and the metrics of segments all show what an :class:`Observer` sees.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
+from quorin.engine.log.record import peek
+from quorin.engine.memory.segment import Segment, attach_newest
+from quorin.engine.ops import presence
+from quorin.engine.paths import absolute
+from quorin.errors import InvalidEntryError, QuorinError, SegmentNotFoundError
+from quorin.schema import Schema, schema_from_json
+from quorin.shm import default_shm_dir
+
+if TYPE_CHECKING:
+    from quorin.engine.backend import Backend, Bounds
+    from quorin.engine.ops.presence import Process, Report
+
+_MOST_ENTRIES, _MOST_BYTES = 256, 4 << 20
+"""How much of the log is looked at to count what a segment lacks; beyond that the lag is at least what was counted."""
+
+_SCAN_SLOTS = 1 << 20
+_SCAN_SHARE = 0.01
+"""The share of the time that may go into scanning rows for their event times."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """What of the log a segment does not show yet: entries, rows, and how long ago the first of them was written.
+
+    ``is_exact`` is False where there is more than was counted.
+    """
+
+    entries: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+    is_exact: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """The event times of the oldest and the newest row, in ns since the epoch; None without rows."""
+
+    oldest_ns: int | None
+    newest_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentState:
+    """One schema and its current segment. ``stats`` are those of :meth:`quorin.shm.Segment.stats`.
+
+    Where there is no segment that can be read, ``problem`` says why, and the rest is None.
+    """
+
+    schema_name: str
+    schema: Schema | None = None
+    stats: dict[str, Any] | None = None
+    lag: Lag | None = None
+    events: Events | None = None
+    readers: tuple[Process, ...] = ()
+    problem: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            **(self.stats or {"schema": self.schema_name}),
+            "fields": [
+                {"name": field.name, "dtype": field.dtype.name, "shape": list(field.shape), "default": field.default}
+                for field in (self.schema.fields if self.schema else ())
+            ],
+            "lag": asdict(self.lag) if self.lag else None,
+            "oldest_event_time_ns": self.events.oldest_ns if self.events else None,
+            "newest_event_time_ns": self.events.newest_ns if self.events else None,
+            "readers": [str(process) for process in self.readers],
+            "problem": self.problem,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """All that an observer saw at one moment."""
+
+    address: str
+    segments: tuple[SegmentState, ...]
+    processes: tuple[Report, ...]
+    log: Bounds
+    log_entries: int
+    dead_letters: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "address": self.address,
+            "segments": [segment.as_dict() for segment in self.segments],
+            "processes": [
+                {
+                    "process": str(report.process),
+                    "role": report.role,
+                    "heartbeat_age_seconds": report.age_seconds,
+                    "schemas": report.schemas,
+                }
+                for report in self.processes
+            ],
+            "log": {**asdict(self.log), "entries": self.log_entries, "dead_letters": self.dead_letters},
+        }
+
+
+class Observer:
+    """Looks at the deployment behind a backend, again and again; segments stay mapped in between. For one thread."""
+
+    def __init__(
+        self, backend: Backend, *, shm_dir: str | os.PathLike[str] | None = None, stream_key: str = DEFAULT_STREAM_KEY
+    ) -> None:
+        self._backend = backend
+        self._directory = absolute(default_shm_dir() if shm_dir is None else shm_dir)
+        self._log = backend.log(stream_key)
+        self._segments: dict[str, Segment] = {}
+        self._events: dict[str, _Scanned] = {}
+
+    def __enter__(self) -> Observer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the segments."""
+        for segment in self._segments.values():
+            segment.close()
+        self._segments = {}
+
+    def observe(self, *, schema_name: str | None = None, readers: bool = True, events: bool = True) -> Deployment:
+        """What there is now; of one schema's segment only, if asked.
+
+        ``readers`` looks for the processes that have a segment mapped, ``events`` scans rows for their event times,
+        at most one percent of the time.
+
+        :raises ConnectionFailedError: if the control plane cannot be reached.
+        """
+        control, bounds = self._backend.control, self._log.bounds()
+        identity = self._log.identity() if bounds.last else 0
+        names = [name for name in sorted(control.schemas()) if schema_name in (None, name)]
+        states = []
+        for name in names:
+            try:
+                states.append(self._state(name, bounds, identity, readers=readers, events=events))
+            except QuorinError as error:
+                states.append(SegmentState(name, self._stored_schema(name), problem=str(error)))
+        entries, letters = self._log.sizes()
+        reports = tuple(presence.reports(control))
+        return Deployment(self._backend.address, tuple(states), reports, bounds, entries, letters)
+
+    def segment(self, schema_name: str) -> Segment:
+        """The current segment of a schema, read-only; it stays the observer's.
+
+        :raises SegmentNotFoundError: if there is none, or its file is gone.
+        """
+        current = self._backend.control.current(schema_name)
+        known = self._segments.get(schema_name)
+        if known is not None and known.name == current:
+            return known
+        if known is not None:
+            known.close()
+        if current is None:
+            raise SegmentNotFoundError(f"no segment is current for schema {schema_name!r} at {self._backend.address}")
+        view = attach_newest(self._directory, current, None, writable=False)
+        self._segments[schema_name] = Segment(view, None, read_only=True)
+        return self._segments[schema_name]
+
+    def _state(self, name: str, bounds: Bounds, identity: int, *, readers: bool, events: bool) -> SegmentState:
+        segment = self.segment(name)
+        view = segment.current_view()
+        follows = segment.log_identity == identity
+        return SegmentState(
+            name,
+            segment.schema,
+            segment.stats(),
+            self._lag(name, segment.position if follows else 0, bounds),
+            self._scan(name, segment) if events else None,
+            _other_holders(view.path) if readers else (),
+        )
+
+    def _stored_schema(self, name: str) -> Schema | None:
+        try:
+            return schema_from_json(self._backend.control.schemas()[name])
+        except (QuorinError, ValueError, TypeError, KeyError):
+            return None
+
+    def _lag(self, name: str, position: int, bounds: Bounds) -> Lag:
+        if position >= bounds.last:
+            return Lag()
+        found = self._log.read(position, schema_names=[name], max_entries=_MOST_ENTRIES, max_bytes=_MOST_BYTES)
+        headers = []
+        for _, payload in found.entries:
+            try:
+                headers.append(peek(payload))
+            except InvalidEntryError:  # A dead letter to be.
+                continue
+        # A bounded read that other schemas' entries fill says nothing of what is behind them.
+        is_exact = found.through >= bounds.last
+        if not headers:
+            return Lag(is_exact=is_exact)
+        rows = sum(header.row_count for header in headers)
+        waiting = max(0.0, (time.time_ns() - headers[0].written_ns) / 1e9)
+        return Lag(len(headers), rows, waiting, is_exact=is_exact)
+
+    def _scan(self, name: str, segment: Segment) -> Events:
+        known = self._events.get(name)
+        now = time.monotonic()
+        if known is None or now >= known.next_at:
+            events = event_times(segment)
+            took = time.monotonic() - now
+            known = self._events[name] = _Scanned(events, now + took / _SCAN_SHARE)
+        return known.events
+
+
+@dataclass(frozen=True, slots=True)
+class _Scanned:
+    events: Events
+    next_at: float
+
+
+def event_times(segment: Segment) -> Events:
+    """The oldest and the newest event time among a segment's rows. Looks at every row, without the GIL."""
+    from quorin.engine import kernels
+
+    view = segment.current_view()
+    result = np.array([np.iinfo(np.int64).max, np.iinfo(np.int64).min], np.int64)
+    for first in range(0, view.layout.slot_count, _SCAN_SLOTS):
+        last = min(first + _SCAN_SLOTS, view.layout.slot_count)
+        kernels.event_times(view.descriptor, first, last, result)
+    oldest, newest = int(result[0]), int(result[1])
+    return Events(None, None) if oldest > newest else Events(oldest, newest)
+
+
+def _other_holders(path: Path) -> tuple[Process, ...]:
+    this = presence.Process.this()
+    return tuple(process for process in presence.holders(path) if process != this)

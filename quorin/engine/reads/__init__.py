@@ -1,0 +1,1 @@
+"""What reads take and return: ids, buffers, columns, single rows."""

@@ -1,0 +1,354 @@
+"""Typed columns of many rows: where reads put them, and how they become NumPy and Arrow arrays.
+
+A :class:`ColumnPlan` lays the chosen fields of a row out as columns in one buffer, so that the read kernel fills them
+in one pass and they are handed on without copying: event times first, then log positions if they are asked for, the
+cells, largest alignment first, the validity bits last. :class:`Columns` is such a buffer, filled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from quorin.engine.format import segment as fmt
+from quorin.engine.format.abi import MISSING_ZEROS, P_SPANS, RAW_BYTES, SPAN_CODE, SPAN_ITEMS, SPAN_TARGET, ZEROS
+from quorin.engine.memory.view import SegmentView, read_plan
+from quorin.engine.rows.column import arrow_type_of
+from quorin.engine.rows.compatibility import fits
+from quorin.engine.rows.intake import id_array
+from quorin.errors import InvalidRowError
+from quorin.schema import FeatureField, dtype
+
+Words = np.ndarray[Any, np.dtype[np.int64]]
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Cells = np.ndarray[Any, Any]
+
+_EVENT_TIME_BYTES = _POSITION_BYTES = 8
+_MOST_PLANS = 64
+_MOST_BYTES = 2**31 - 1
+
+
+class Gather(NamedTuple):
+    """How values are collected from the heap: in plain NumPy, or compiled; the two do the same.
+
+    ``values(view, cells, ends, data)`` copies the bytes of cell ``i`` to ``data[ends[i] : ends[i + 1]]``.
+    ``texts(view, cells, ends, item_ends, data)`` does that for lists of strings, without their end offsets, and
+    fills in where each item ends in ``data``.
+    """
+
+    values: Callable[[SegmentView, Cells, Words, Bytes], None]
+    texts: Callable[[SegmentView, Cells, Words, Words, Bytes], None]
+
+
+class ColumnPlan:
+    """A choice of fields of one view: where each column begins, in bytes a row, and the kernel's plan for any count.
+
+    It does not refer to the view, which keeps it: memory is unmapped when the last reference goes, not when Python's
+    collector comes by.
+    """
+
+    def __init__(self, view: SegmentView, fields: Sequence[FeatureField], *, positions: bool = False) -> None:
+        body, layout = view.layout.body_offset, fmt.body_layout(view.stored)
+        cells = {cell.field.name: cell for cell in layout.cells}
+        self.cells = [_cell(cells.get(field.name), field, layout) for field in fields]
+        self.fields = tuple(cell.field for cell in self.cells)
+        self.lacks_fields = not all(cell.null_mask for cell in self.cells)
+        sources = [(fmt.row_offset("event_time_ns"), _EVENT_TIME_BYTES, RAW_BYTES)]
+        self.starts = [0] * len(self.fields)
+        end = _EVENT_TIME_BYTES
+        self.has_positions = positions
+        if positions:
+            sources.append((fmt.row_offset("position"), _POSITION_BYTES, RAW_BYTES))
+            end += _POSITION_BYTES
+        for index in sorted(range(len(self.fields)), key=lambda i: -fmt.alignment(self.fields[i])):
+            cell = self.cells[index]
+            sources.append((body + cell.offset, cell.byte_count, RAW_BYTES if cell.null_mask else ZEROS))
+            self.starts[index] = end
+            end += cell.byte_count
+        self.bits_start, self.bits_count = end, layout.bitmap_bytes
+        sources.append((body + layout.bitmap_offset, layout.bitmap_bytes, RAW_BYTES))
+        self.row_bytes = end + layout.bitmap_bytes
+        self.column_bytes = [count for _, count, _ in sources[:-1]]
+        self._starts = np.cumsum([0, *self.column_bytes])
+        spans = [[source, 0, count, count, code] for source, count, code in sources]
+        self._words = read_plan(view, self.row_bytes, spans, [], MISSING_ZEROS)
+        self._targets = slice(P_SPANS + SPAN_TARGET, P_SPANS + SPAN_ITEMS * len(spans), SPAN_ITEMS)
+        self._words_by_count: dict[int, Words] = {}
+        self.null_bits = [(cell.null_byte - layout.bitmap_offset, cell.null_mask) for cell in self.cells]
+        self.required_bits = np.zeros(layout.bitmap_bytes, np.uint8)
+        for byte, mask in self.null_bits:
+            self.required_bits[byte] |= mask
+        count = len(view.stored.fields)
+        self.all_bits = np.packbits(np.ones(count, np.bool_), bitorder="little").tobytes()
+
+    def words(self, count: int) -> Words:
+        """The kernel's plan for a buffer of ``count`` rows: each column begins ``count`` times its place in a row."""
+        words = self._words_by_count.get(count)
+        if words is None:
+            if len(self._words_by_count) >= _MOST_PLANS:
+                self._words_by_count.clear()
+            words = self._words.copy()
+            words[self._targets] = self._starts * count
+            self._words_by_count[count] = words  # only now, as other threads take it from here
+        return words
+
+    def spans(self) -> list[tuple[int, int, int]]:
+        """The same for plain Python: source in the row, place in a row of the buffer, bytes."""
+        table = self._words[P_SPANS:].reshape(-1, SPAN_ITEMS)
+        return [
+            (int(span[0]), int(start), int(span[3]))
+            for span, start in zip(table, self._starts, strict=True)
+            if span[SPAN_CODE] == RAW_BYTES
+        ]
+
+
+def _cell(stored: fmt.Cell | None, field: FeatureField, layout: fmt.BodyLayout) -> fmt.Cell:
+    """Where a field is stored; for one that is not (any more), a cell without a null bit, so that it is always null."""
+    if stored is not None and fits(stored.field, field):
+        return stored
+    return fmt.Cell(field, 0, layout.bitmap_offset, 0)
+
+
+def column_plan(view: SegmentView, names: Sequence[str] | None, *, positions: bool = False) -> ColumnPlan:
+    """The plan for the named fields (all, if None), and for log positions if they are wanted; made once a view.
+
+    :raises InvalidRowError: for a name that is no field of the schema.
+    """
+    key = (None if names is None else tuple(names), positions)
+    plan: ColumnPlan | None = view.column_plans.get(key)
+    if plan is None:
+        known = {field.name: field for field in view.schema.fields}
+        chosen = list(known) if names is None else list(names)
+        unknown = [name for name in chosen if name not in known]
+        if unknown:
+            raise InvalidRowError(f"{view.schema.__name__} has no fields {unknown}; it has {list(known)}")
+        if len(view.column_plans) >= _MOST_PLANS:
+            view.column_plans.clear()
+        plan = view.column_plans[key] = ColumnPlan(view, [known[name] for name in chosen], positions=positions)
+    return plan
+
+
+class Columns:
+    """The rows of a batch of ids, as columns: each row one whole version, in the order asked for.
+
+    ``found`` (bool, shape ``(N,)``) says which entities have a row, ``hidden`` (the same, or None) whose values
+    :meth:`hide` took away. Fields are named by their index in the choice of fields.
+    """
+
+    __slots__ = ("_complete", "_gather", "_ids", "_plan", "_view", "buffer", "found", "hidden")
+
+    def __init__(self, plan: ColumnPlan, view: SegmentView, ids: Any, gather: Gather) -> None:
+        self._plan = plan
+        self._view = view
+        self._gather = gather
+        self._complete: bool | None = None
+        self._ids = ids
+        self.buffer: Bytes = np.empty(plan.row_bytes * len(ids), np.uint8)
+        self.found: Mask = np.empty(len(ids), np.bool_)
+        self.hidden: Mask | None = None
+
+    @property
+    def fields(self) -> tuple[FeatureField, ...]:
+        """The fields that were read, in the order asked for."""
+        return self._plan.fields
+
+    @property
+    def all_found(self) -> bool:
+        """Whether every entity has a row."""
+        return b"\0" not in self.found.tobytes()  # quicker than `all` on the few rows of a request
+
+    @property
+    def complete(self) -> bool:
+        """Whether every entity has a row and no field that was read is null in any of them."""
+        if self._complete is None:
+            required, bits = self._plan.required_bits, self.buffer[self._plan.bits_start * len(self.found) :]
+            self._complete = (
+                self.all_found
+                and not self._plan.lacks_fields
+                and (
+                    bits.tobytes() == self._plan.all_bits * len(self.found)
+                    or bool((self._bits() & required == required).all())
+                )
+            )
+        return self._complete
+
+    @property
+    def event_time_ns(self) -> Words:
+        """Event times in nanoseconds since the epoch, int64 of shape ``(N,)``; 0 where not found."""
+        return self.buffer[: _EVENT_TIME_BYTES * len(self.found)].view(np.int64)
+
+    @property
+    def positions(self) -> Words:
+        """The log positions of the writes that made the rows, int64 of shape ``(N,)``; 0 where not found.
+
+        :raises InvalidRowError: if the reader was not made with ``positions=True``.
+        """
+        if not self._plan.has_positions:
+            raise InvalidRowError("log positions were not read: make the reader with positions=True")
+        count = len(self.found)
+        return self.buffer[_EVENT_TIME_BYTES * count : (_EVENT_TIME_BYTES + _POSITION_BYTES) * count].view(np.int64)
+
+    def values(self, index: int) -> np.ndarray[Any, Any]:
+        """A fixed-size field's values, shape ``(N, *field.shape)``, without copying; zeros where null or not found."""
+        field = self._plan.fields[index]
+        column = self._column(index).view(field.dtype.numpy)
+        return column.reshape(len(self.found), *field.shape) if field.shape else column
+
+    def valid(self, index: int) -> Mask:
+        """Where a field has a value: found, and not null."""
+        byte, mask = self._plan.null_bits[index]
+        valid: Mask = self._bits()[:, byte] & mask != 0
+        return valid
+
+    def arrow(self, index: int) -> pa.Array:
+        """A field's values in its exact Arrow type, null where null or not found."""
+        field = self._plan.fields[index]
+        validity = None if self.complete else self.valid(index)
+        if validity is not None and validity.all():
+            validity = None
+        if field.is_variable:
+            return self._variable(field, self._column(index).view(fmt.VAR_CELL), validity)
+        return self._fixed(field, index, validity)
+
+    def lists(self, index: int) -> list[list[Any]]:
+        """A variable-length field of numbers as Python lists. Those of rows where it is not valid mean nothing."""
+        field, count = self._plan.fields[index], len(self.found)
+        cells = self._column(index).view(fmt.VAR_CELL)
+        sizes = cells["bytes"].tolist()
+        is_even = count > 0 and sizes[0] > 0 and sizes.count(sizes[0]) == count
+        ends = np.arange(0, sizes[0] * count + 1, sizes[0]) if is_even else _ends(cells["bytes"])
+        elements = self._gathered(cells, ends).view(field.dtype.numpy)
+        if is_even:
+            rows: list[list[Any]] = elements.reshape(count, -1).tolist()
+            return rows
+        flat, ends = elements.tolist(), ends // field.dtype.item_size
+        return [flat[start:stop] for start, stop in pairwise(ends.tolist())]
+
+    def hide(self, rows: Mask) -> None:
+        """Take every value of some rows for null; ``hidden`` says of which. They stay found, with their event times."""
+        if rows.any():
+            self.hidden = rows
+            self._bits()[rows] = 0
+            self._complete = None
+
+    def drop(self, rows: Mask) -> None:
+        """Take some rows for not found."""
+        if rows.any():
+            columns = self.buffer[: self._plan.bits_start * len(self.found)]
+            start = 0
+            for size in self._plan.column_bytes:
+                columns[start : start + size * len(self.found)].reshape(len(self.found), size)[rows] = 0
+                start += size * len(self.found)
+            self.found[rows] = False
+            self._bits()[rows] = 0
+            self._complete = None
+
+    def to_batch(self) -> pa.RecordBatch:
+        """The columns ``entity_id`` (as asked), ``found``, ``event_time_ns`` (null where not found), and the fields."""
+        missing = None if self.all_found else ~self.found
+        times = pa.array(self.event_time_ns, pa.int64(), mask=missing)
+        arrays = [id_array(self._ids), pa.array(self.found), times, *(self.arrow(i) for i in range(len(self.fields)))]
+        names = ["entity_id", "found", "event_time_ns", *(field.name for field in self.fields)]
+        return pa.RecordBatch.from_arrays(arrays, names=names)
+
+    def _column(self, index: int) -> Bytes:
+        count = len(self.found)
+        start = self._plan.starts[index] * count
+        return self.buffer[start : start + self._plan.cells[index].byte_count * count]
+
+    def _bits(self) -> Bytes:
+        return self.buffer[self._plan.bits_start * len(self.found) :].reshape(len(self.found), self._plan.bits_count)
+
+    def _fixed(self, field: FeatureField, index: int, validity: Mask | None) -> pa.Array:
+        count = len(self.found)
+        kind = arrow_type_of(field)
+        column = self._column(index)
+        if field.dtype is dtype.bool:
+            # Arrow keeps booleans as bits.
+            column = np.packbits(column, bitorder="little")
+        if not field.shape:
+            return pa.Array.from_buffers(kind, count, [_packed(validity), pa.py_buffer(column)])
+        return _nested(kind, pa.py_buffer(column), count, validity)
+
+    def _variable(self, field: FeatureField, cells: Cells, validity: Mask | None) -> pa.Array:
+        count = len(cells)
+        kind = arrow_type_of(field)
+        if field.is_list and not field.dtype.is_numeric:
+            return self._texts(kind, cells, validity)
+        ends = _ends(cells["bytes"])
+        data = self._gathered(cells, ends)
+        if not field.is_list:
+            buffers = [_packed(validity), pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(data)]
+            return pa.Array.from_buffers(kind, count, buffers)
+        child = pa.array(data.view(field.dtype.numpy), kind.value_type)
+        return _list_array(kind, _ends(cells["count"]), child, validity)
+
+    def _gathered(self, cells: Cells, ends: Words) -> Bytes:
+        """What cells point to, one after the other; ``ends`` says where each begins and ends."""
+        data = np.empty(int(ends[-1]), np.uint8)
+        self._gather.values(self._view, cells, ends, data)
+        return data
+
+    def _texts(self, kind: pa.DataType, cells: Cells, validity: Mask | None) -> pa.Array:
+        item_starts = _ends(cells["count"])
+        ends = _ends(cells["bytes"] - 4 * cells["count"])
+        item_ends = np.zeros(int(item_starts[-1]) + 1, np.int64)
+        data = np.empty(int(ends[-1]), np.uint8)
+        self._gather.texts(self._view, cells, ends, item_ends[1:], data)
+        buffers = [None, pa.py_buffer(item_ends.astype(np.int32)), pa.py_buffer(data)]
+        child = pa.Array.from_buffers(kind.value_type, len(item_ends) - 1, buffers)
+        return _list_array(kind, item_starts, child, validity)
+
+
+def _gather_values(view: SegmentView, cells: Cells, ends: Words, data: Bytes) -> None:
+    heap = view.mapping.memory[view.layout.heap_offset :]
+    for start, stop, offset in zip(ends[:-1].tolist(), ends[1:].tolist(), cells["offset"].tolist(), strict=True):
+        data[start:stop] = heap[offset : offset + stop - start]
+
+
+def _gather_texts(view: SegmentView, cells: Cells, ends: Words, item_ends: Words, data: Bytes) -> None:
+    heap = view.mapping.memory[view.layout.heap_offset :]
+    item = 0
+    for start, stop, cell in zip(ends[:-1].tolist(), ends[1:].tolist(), cells, strict=True):
+        offset, count = int(cell["offset"]), int(cell["count"])
+        item_ends[item : item + count] = start + heap[offset : offset + 4 * count].view("<u4").astype(np.int64)
+        data[start:stop] = heap[offset + 4 * count : offset + 4 * count + stop - start]
+        item += count
+
+
+PLAIN_GATHER = Gather(_gather_values, _gather_texts)
+"""In plain NumPy, a row at a time."""
+
+
+def _ends(sizes: np.ndarray[Any, Any]) -> Words:
+    """Offsets of pieces put one after the other: one more than there are pieces.
+
+    :raises InvalidRowError: if they are more than one Arrow array can hold.
+    """
+    ends = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=ends[1:])
+    if ends[-1] > _MOST_BYTES:
+        raise InvalidRowError(f"{int(ends[-1]):,} bytes of one field in one read, an Arrow array holds 2**31-1")
+    return ends
+
+
+def _packed(validity: Mask | None) -> pa.Buffer | None:
+    return None if validity is None else pa.py_buffer(np.packbits(validity, bitorder="little"))
+
+
+def _nested(kind: pa.DataType, data: pa.Buffer, count: int, validity: Mask | None) -> pa.Array:
+    """Numbers as (nested) fixed-size lists; the validity is the outermost's."""
+    if not pa.types.is_fixed_size_list(kind):
+        return pa.Array.from_buffers(kind, count, [None, data])
+    child = _nested(kind.value_type, data, count * kind.list_size, None)
+    return pa.Array.from_buffers(kind, count, [_packed(validity)], children=[child])
+
+
+def _list_array(kind: pa.DataType, ends: Words, child: pa.Array, validity: Mask | None) -> pa.Array:
+    offsets = pa.py_buffer(ends.astype(np.int32))
+    return pa.Array.from_buffers(kind, len(ends) - 1, [_packed(validity), offsets], children=[child])

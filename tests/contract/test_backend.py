@@ -1,0 +1,582 @@
+"""What the control plane and the log promise, whichever implementation keeps it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from quorin.engine.backend import Backend, Bounds, DeadLetter, Log, connect
+from quorin.errors import ConnectionFailedError, LogFullError, WriterFencedError
+
+spawn = multiprocessing.get_context("spawn")
+
+
+# The control plane
+
+
+def test_a_segment_becomes_current_only_as_expected(backend: Backend) -> None:
+    control = backend.control
+    assert control.current("Trip") is None
+    assert control.set_current("Trip", "one", expected=None)
+    assert not control.set_current("Trip", "two", expected=None)
+    assert not control.set_current("Trip", "two", expected="three")
+    assert control.current("Trip") == "one"
+    assert control.set_current("Trip", "two", expected="one")
+    assert control.current("Trip") == "two"
+    assert control.current("Other") is None
+
+
+def test_a_segment_becomes_current_together_with_its_schema_or_neither_changes(backend: Backend) -> None:
+    control = backend.control
+    assert control.set_current("Trip", "one", expected=None, schema="{1}")
+    assert not control.set_current("Trip", "two", expected=None, schema="{2}")
+    assert (control.current("Trip"), control.schemas()) == ("one", {"Trip": "{1}"})
+    assert control.set_current("Trip", "two", expected="one", schema="{2}")
+    assert (control.current("Trip"), control.schemas()) == ("two", {"Trip": "{2}"})
+
+
+def test_a_segment_stops_being_current_only_as_expected(backend: Backend) -> None:
+    control = backend.control
+    control.set_current("Trip", "one", expected=None)
+    assert not control.clear_current("Trip", expected="two")
+    assert control.current("Trip") == "one"
+    assert control.clear_current("Trip", expected="one")
+    assert not control.clear_current("Trip", expected="one")
+    assert control.current("Trip") is None
+
+
+def test_all_current_segments_are_listed(backend: Backend) -> None:
+    control = backend.control
+    assert control.currents() == {}
+    control.set_current("Trip", "one", expected=None)
+    control.set_current("Other", "two", expected=None)
+    assert control.currents() == {"Trip": "one", "Other": "two"}
+    assert control.clear_current("Trip", expected="one")
+    assert control.currents() == {"Other": "two"}
+
+
+def test_a_schema_is_swapped_only_as_expected(backend: Backend) -> None:
+    control = backend.control
+    assert not control.swap_schema("Trip", "{2}", expected="{1}")
+    assert control.swap_schema("Trip", "{1}", expected=None)
+    assert not control.swap_schema("Trip", "{2}", expected=None)
+    assert not control.swap_schema("Trip", "{2}", expected="{é}")
+    assert control.swap_schema("Trip", "{é}", expected="{1}")
+    assert control.schemas() == {"Trip": "{é}"}
+
+
+def test_a_namespace_keeps_its_identity_and_shares_it_with_no_other(connection: str, backend: Backend) -> None:
+    identity = backend.control.identity()
+    assert 0 < identity < 2**63
+    again, other = connect(connection), connect(connection, namespace="other")
+    assert again.control.identity() == identity == backend.control.identity()
+    assert other.control.identity() not in (0, identity)
+    again.close()
+    other.close()
+
+
+def test_schemas_are_kept_replaced_and_dropped(backend: Backend) -> None:
+    control = backend.control
+    control.put_schema("Trip", '{"name":"Trip","é":1}')
+    control.put_schema("Other", "{}")
+    control.put_schema("Other", "{ }")
+    assert control.schemas() == {"Trip": '{"name":"Trip","é":1}', "Other": "{ }"}
+    assert not control.drop_schema("Other", expected="{}")
+    assert control.drop_schema("Other", expected="{ }")
+    control.put_schema("Other", "{}")
+    assert control.drop_schema("Other")
+    assert not control.drop_schema("Other")
+    assert not control.drop_schema("Other", expected="{}")
+    assert list(control.schemas()) == ["Trip"]
+
+
+def test_namespaces_do_not_see_each_other(connection: str, backend: Backend) -> None:
+    other = connect(connection, namespace="other")
+    backend.control.set_current("Trip", "one", expected=None)
+    backend.control.put_schema("Trip", "{}")
+    backend.log().append([("Trip", b"x")])
+    backend.log().bury(1, b"x", "bad")
+    assert other.control.current("Trip") is None
+    assert other.control.schemas() == {}
+    assert other.log().bounds() == Bounds(0, 0)
+    assert other.log().dead_letters() == []
+    assert other.log().identity() != backend.log().identity()
+    other.close()
+
+
+def test_everything_outlives_the_connection(connection: str, backend: Backend) -> None:
+    backend.control.set_current("Trip", "one", expected=None)
+    positions = backend.log().append([("Trip", b"x")])
+    identity = backend.log().identity()
+    backend.close()
+    again = connect(connection)
+    assert again.control.current("Trip") == "one"
+    assert again.log().read(0).entries == [(positions[0], b"x")]
+    assert again.log().identity() == identity
+    again.close()
+
+
+# The log
+
+
+def test_a_new_log_is_empty(backend: Backend) -> None:
+    log = backend.log()
+    assert log.stream_key == "quorin:wal"
+    assert log.bounds() == Bounds(0, 0)
+    assert log.read(0).entries == []
+    assert log.read(0).through == 0
+    assert 0 < log.identity() < 2**63
+    assert log.bounds() == Bounds(0, 0)
+    assert log.trim(5) == 0
+
+
+def test_entries_are_read_in_order_with_growing_positions(backend: Backend) -> None:
+    log = backend.log()
+    positions = log.append([("A", b"1"), ("B", b"2")]) + log.append([("A", bytes(range(256)))])
+    assert positions == sorted(set(positions))
+    assert positions[0] > 0
+    assert positions[-1] < 2**63
+    result = log.read(0)
+    assert result.entries == [(positions[0], b"1"), (positions[1], b"2"), (positions[2], bytes(range(256)))]
+    assert result.through == positions[2]
+    assert log.read(positions[1]).entries == [(positions[2], bytes(range(256)))]
+    assert log.read(positions[2]).entries == []
+    assert log.read(positions[2]).through == positions[2]
+    assert log.bounds() == Bounds(positions[0], positions[2])
+
+
+def test_nothing_appended_is_nothing_done(backend: Backend) -> None:
+    assert backend.log().append([]) == []
+    assert backend.log().bounds() == Bounds(0, 0)
+
+
+def test_logs_of_other_names_are_apart(backend: Backend) -> None:
+    backend.log().append([("A", b"1")])
+    other = backend.log("other:wal")
+    assert other.bounds() == Bounds(0, 0)
+    (position,) = other.append([("A", b"2")])
+    assert other.read(0).entries == [(position, b"2")]
+    assert other.trim(position) == 1
+    assert len(backend.log().read(0).entries) == 1
+    assert other.identity() != backend.log().identity()
+
+
+@pytest.mark.parametrize("name", ["", "a b", "{x}", None, 5, "ä", "schemas", "quorin:wal:identity", "wal:dead:reasons"])
+def test_names_that_would_make_other_keys_are_refused(backend: Backend, name: Any) -> None:
+    with pytest.raises(ConnectionFailedError, match="stream key"):
+        backend.log(name)
+
+
+def test_other_schemas_are_left_out_and_passed_over(backend: Backend) -> None:
+    log = backend.log()
+    positions = log.append([("A", b"1"), ("B", b"2"), ("A", b"3"), ("C", b"4")])
+    result = log.read(0, schema_names=["A"])
+    assert result.entries == [(positions[0], b"1"), (positions[2], b"3")]
+    assert result.through == positions[3]
+    result = log.read(positions[0], schema_names={"B", "C"})
+    assert result.entries == [(positions[1], b"2"), (positions[3], b"4")]
+    assert log.read(0, schema_names=["D"]).entries == []
+    assert log.read(0, schema_names=["D"]).through == positions[3]
+
+
+def read_entries(backend: Backend, **limits: Any) -> list[tuple[int, bytes]]:
+    """Read in steps, as a consumer does."""
+    log, after, entries = backend.log(), 0, []
+    while True:
+        result = log.read(after, **limits)
+        if result.through == after:
+            return entries
+        assert all(after < position <= result.through for position, _ in result.entries)
+        entries += result.entries
+        after = result.through
+
+
+def read_all(backend: Backend, **limits: int) -> list[bytes]:
+    return [payload for _, payload in read_entries(backend, **limits)]
+
+
+def test_reads_in_steps_miss_nothing(backend: Backend) -> None:
+    written = [bytes([i]) * 2000 for i in range(50)]
+    backend.log().append([("A", payload) for payload in written])
+    assert read_all(backend, max_entries=7) == written
+    assert read_all(backend, max_bytes=5000) == written
+    assert read_all(backend, max_bytes=1) == written
+    assert len(backend.log().read(0, max_entries=3).entries) == 3
+    assert len(backend.log().read(0, max_bytes=5000).entries) <= 3
+
+
+def test_a_waiting_read_returns_with_the_entry(backend: Backend) -> None:
+    log = backend.log()
+    started = time.monotonic()
+    assert log.read(0, block_ms=100).entries == []
+    assert time.monotonic() - started >= 0.09
+    thread = threading.Timer(0.1, log.append, [[("A", b"late")]])
+    thread.start()
+    assert [payload for _, payload in log.read(0, block_ms=10_000).entries] == [b"late"]
+    assert time.monotonic() - started < 9
+    thread.join()
+
+
+def test_trimmed_entries_are_gone_and_count_for_the_end(backend: Backend) -> None:
+    log = backend.log()
+    positions = log.append([("A", b"1"), ("A", b"2"), ("A", b"3")])
+    identity = log.identity()
+    assert log.trim(positions[1]) == 2
+    assert log.bounds() == Bounds(positions[2], positions[2], positions[1])
+    assert log.trim(positions[2]) == 1
+    assert log.bounds() == Bounds(0, positions[2], positions[2])
+    assert log.trim(2**62) == 0
+    assert log.bounds().trimmed == positions[2]
+    assert log.read(0).entries == []
+    assert log.identity() == identity
+    assert log.append([("A", b"4")])[0] > positions[2]
+
+
+def test_a_full_log_takes_all_or_nothing(backend: Backend) -> None:
+    log = backend.log()
+    positions = log.append([("A", b"1"), ("A", b"2")], max_entries=3)
+    with pytest.raises(LogFullError, match=r"has 2 entries, the limit is 3"):
+        log.append([("A", b"3"), ("A", b"4")], max_entries=3)
+    assert len(log.read(0).entries) == 2
+    log.append([("A", b"3")], max_entries=3)
+    with pytest.raises(LogFullError):
+        log.append([("A", b"4")], max_entries=3)
+    log.trim(positions[0])
+    log.append([("A", b"4")], max_entries=3)
+
+
+def append_until_full(log: Log, limit: int) -> list[int]:
+    positions: list[int] = []
+    while len(positions) <= limit:
+        try:
+            positions += log.append([("A", b"1")], max_entries=limit)
+        except LogFullError:
+            return positions
+    return positions
+
+
+def append_from_threads(log: Log, limit: int) -> list[int]:
+    taken: list[int] = []
+    threads = [threading.Thread(target=lambda: taken.extend(append_until_full(log, limit))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return taken
+
+
+def test_single_entries_end_exactly_at_the_limit(backend: Backend) -> None:
+    log = backend.log()
+    positions = append_until_full(log, 300)
+    assert log.sizes()[0] == len(positions) == 300
+    log.trim(positions[99])
+    assert len(append_until_full(log, 300)) == 100
+    assert log.sizes()[0] == 300
+
+
+def test_threads_end_exactly_at_the_limit(backend: Backend) -> None:
+    log = backend.log()
+    taken = append_from_threads(log, 500)
+    assert log.sizes()[0] == len(set(taken)) == 500
+
+
+def test_what_others_appended_meanwhile_counts_near_the_limit(backend: Backend) -> None:
+    log, other = backend.log(), backend.log()
+    for _ in range(8):
+        log.append([("A", b"1")], max_entries=4_000)
+    other.append([("A", b"2")] * 3_992, max_entries=4_000)
+    with pytest.raises(LogFullError, match="has 4000 entries"):
+        log.append([("A", b"1")], max_entries=4_000)
+    with pytest.raises(LogFullError, match="has 4000 entries"):
+        log.append_and_read("A", b"1", after=0, max_entries=4_000)
+
+
+def test_single_entries_that_begin_far_from_the_limit_end_exactly_at_it(backend: Backend) -> None:
+    log = backend.log()
+    log.append([("A", b"0")] * 5_000)
+    taken = append_from_threads(log, 9_300)
+    assert log.sizes()[0] == 9_300
+    assert len(set(taken)) == 4_300
+
+
+def test_single_entries_are_read_in_the_order_of_their_positions(backend: Backend) -> None:
+    log = backend.log()
+    written = [(f"T{number % 3}", bytes([number]) * number) for number in range(200)]
+    positions = [log.append([entry])[0] for entry in written]
+    assert read_entries(backend) == list(zip(positions, (payload for _, payload in written), strict=True))
+    assert positions == sorted(set(positions))
+    ours = read_entries(backend, schema_names=["T1"])
+    assert [payload for _, payload in ours] == [p for n, p in written if n == "T1"]
+
+
+def test_a_log_wiped_between_single_entries_is_another_log(backend: Backend, wipe: Callable[[], None]) -> None:
+    log = backend.log()
+    for _ in range(10):
+        log.append([("A", b"1")])
+    identity = log.identity()
+    wipe()
+    for _ in range(10):
+        log.append([("A", b"2")])
+    assert log.identity() != identity
+    assert [payload for _, payload in log.read(0).entries] == [b"2"] * 10
+
+
+def test_an_append_sees_what_its_schema_has_behind_a_position(backend: Backend) -> None:
+    log = backend.log()
+    assert log.append_and_read("A", b"0", after=0)[1] is None, "the control plane does not know the schema"
+    backend.control.put_schema("A", "schema of A")
+    for number in range(100):
+        after = log.bounds().last
+        position, tail = log.append_and_read("A", b"%d" % number, after=after)
+        assert tail is not None
+        assert (tail.identity, tail.trimmed, tail.schema, tail.after) == (log.identity(), 0, "schema of A", after)
+        assert (tail.found.entries, tail.found.through) == ([(position, b"%d" % number)], position)
+    assert read_all(backend) == [b"0", *(b"%d" % number for number in range(100))]
+
+
+def test_an_append_sees_all_or_nothing_of_what_lies_between(backend: Backend) -> None:
+    log, seen = backend.log(), 0
+    backend.control.put_schema("A", "schema of A")
+    after = log.append([("A", b"first")])[0]
+    log.read(0)
+    betweens = (0, 1, 2, 3, 5, 8, 40)
+    for between in betweens:
+        for number in range(between):
+            log.append([("AB"[number % 2], b"%d" % number)])
+        position, tail = log.append_and_read("A", b"own", after=after)
+        if tail is not None:
+            seen += 1
+            assert tail.found == log.read(after, schema_names=["A"])
+        assert between > 1 or tail is not None
+        after = position
+    assert seen < len(betweens)
+    log.trim(after)
+    _, tail = log.append_and_read("A", b"last", after=after)
+    assert tail is not None
+    assert tail.trimmed == after
+
+
+def test_an_append_that_sees_fails_at_the_limit_as_others_do(backend: Backend) -> None:
+    log = backend.log()
+    backend.control.put_schema("A", "schema of A")
+    for number in range(20):
+        log.append_and_read("A", b"%d" % number, after=0, max_entries=20)
+    with pytest.raises(LogFullError, match="has 20 entries, the limit is 20"):
+        log.append_and_read("A", b"one too many", after=0, max_entries=20)
+    assert len(read_all(backend)) == 20
+
+
+def test_what_was_wiped_before_an_append_is_not_seen(backend: Backend, wipe: Callable[[], None]) -> None:
+    log = backend.log()
+    backend.control.put_schema("A", "schema of A")
+    for _ in range(10):
+        position, tail = log.append_and_read("A", b"1", after=0)
+    assert tail is None or tail.identity == log.identity()
+    identity = log.identity()
+    wipe()
+    _, tail = log.append_and_read("A", b"2", after=position)
+    assert tail is None
+    assert log.identity() != identity
+    assert read_all(backend) == [b"2"]
+
+
+def test_the_state_of_a_log_is_its_identity_and_its_bounds(backend: Backend) -> None:
+    log = backend.log("new")
+    assert log.state() == (log.identity(), Bounds(0, log.bounds().last))
+    positions = log.append([("A", b"1"), ("A", b"2")])
+    log.trim(positions[0])
+    assert log.state() == (log.identity(), Bounds(positions[1], positions[1], positions[0]))
+
+
+def test_only_who_claimed_a_schema_last_trims_in_its_name(backend: Backend) -> None:
+    log = backend.log()
+    (position,) = log.append([("A", b"1")])
+    log.claim(["A", "B"], "first")
+    log.claim(["A"], "second")
+    with pytest.raises(WriterFencedError, match=r"another consumer has taken 'A' over"):
+        log.trim(position, claims={"B": "first", "A": "first"})
+    assert log.bounds() == Bounds(position, position)
+    assert log.trim(position, claims={"A": "second", "B": "first", "C": "first"}) == 1
+
+
+def test_a_wiped_log_is_another_log(backend: Backend, wipe: Callable[[], None]) -> None:
+    log = backend.log()
+    (before,) = log.append([("A", b"1")])
+    log.trim(before)
+    identity = log.identity()
+    wipe()
+    time.sleep(0.002)  # positions follow the clock's milliseconds
+    (after,) = log.append([("A", b"2")])
+    assert log.identity() != identity
+    assert log.bounds() == Bounds(after, after)
+    assert after > before
+    assert [payload for _, payload in log.read(0).entries] == [b"2"]
+    assert backend.control.current("A") is None
+
+
+def test_dead_letters_are_kept_listed_and_removed(backend: Backend) -> None:
+    log = backend.log()
+    log.bury(9, b"\x00\xff", "undecodable: é")
+    log.bury(2, b"x", "first reason")
+    log.bury(2, b"y", "second reason")
+    assert log.dead_letters() == [DeadLetter(2, b"y", "second reason"), DeadLetter(9, b"\x00\xff", "undecodable: é")]
+    assert log.remove_dead_letter(2)
+    assert not log.remove_dead_letter(2)
+    assert [letter.position for letter in log.dead_letters()] == [9]
+    assert log.bounds() == Bounds(0, 0)
+
+
+# Several threads and processes
+
+
+def test_sizes_count_entries_and_dead_letters(backend: Backend) -> None:
+    log = backend.log()
+    assert log.sizes() == (0, 0)
+    positions = log.append([("T", b"x"), ("T", b"y"), ("T", b"z")])
+    log.bury(positions[0], b"x", "reason")
+    assert log.sizes() == (3, 1)
+    log.trim(positions[1])
+    assert log.sizes() == (1, 1)
+
+
+def test_facts_say_what_the_store_is(backend: Backend) -> None:
+    facts = backend.facts()
+    assert facts["kind"] in ("redis", "sqlite")
+    assert facts["version"][0].isdigit()
+    assert all(isinstance(value, str) for value in facts.values())
+
+
+def test_the_oldest_dead_letters_make_room(backend: Backend) -> None:
+    log = backend.log()
+    far = 1 << 61  # positions that a double cannot tell apart
+    assert [log.bury(far + i, b"x", "bad", max_letters=3) for i in (1, 3, 2)] == [0, 0, 0]
+    assert log.bury(far + 5, b"x", "bad", max_letters=3) == 1
+    assert log.bury(9, b"x", "bad", max_letters=3) == 1
+    assert [letter.position - far for letter in log.dead_letters()] == [2, 3, 5]
+
+
+def test_processes_announce_themselves_and_are_withdrawn(backend: Backend) -> None:
+    assert backend.control.processes() == {}
+    backend.control.announce("host:1:2", "first")
+    backend.control.announce("host:1:2", "second")
+    backend.control.announce("é:3:4", "{}")
+    assert backend.control.processes() == {"host:1:2": "second", "é:3:4": "{}"}
+    assert backend.control.withdraw("host:1:2")
+    assert not backend.control.withdraw("host:1:2")
+    assert backend.control.processes() == {"é:3:4": "{}"}
+
+
+def append_many(connection: str, name: str, count: int) -> None:
+    backend = connect(connection)
+    for number in range(count):
+        backend.log().append([(name, f"{name}{number}-{part}".encode()) for part in range(2)])
+    backend.close()
+
+
+def test_processes_append_at_once_and_nothing_is_lost_or_torn_apart(connection: str, backend: Backend) -> None:
+    names = [f"W{i}" for i in range(3)]
+    writers = [spawn.Process(target=append_many, args=(connection, name, 40)) for name in names]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+        assert writer.exitcode == 0
+    everything = read_all(backend)
+    assert len(everything) == 3 * 40 * 2
+    for name in names:
+        mine = [payload for payload in everything if payload.startswith(name.encode())]
+        assert mine == [f"{name}{number}-{part}".encode() for number in range(40) for part in range(2)]
+    for first, second in zip(everything[::2], everything[1::2], strict=True):
+        assert first[:-1] == second[:-1]
+
+
+def set_first(connection: str, name: str, results: object) -> None:
+    backend = connect(connection)
+    if backend.control.set_current("Trip", name, expected=None):
+        results.put(name)  # type: ignore[attr-defined]
+    backend.close()
+
+
+def test_one_of_several_processes_wins(connection: str, backend: Backend) -> None:
+    results = spawn.Queue()
+    racers = [spawn.Process(target=set_first, args=(connection, f"segment{i}", results)) for i in range(3)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join(60)
+    assert results.get(timeout=60) == backend.control.current("Trip")
+    assert results.empty()
+
+
+def test_threads_share_a_backend(backend: Backend) -> None:
+    def work(name: str) -> None:
+        for number in range(20):
+            backend.log().append([(name, str(number).encode())])
+
+    threads = [threading.Thread(target=work, args=(f"T{i}",)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(read_all(backend)) == 80
+
+
+def test_a_forked_child_and_its_parent_go_on(backend: Backend) -> None:
+    log = backend.log()
+    log.append([("A", b"before")])
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            for _ in range(10):
+                log.append([("A", b"child")])
+            status = 0 if len(log.read(0, max_entries=100).entries) > 10 else 2
+        finally:
+            os._exit(status)
+    for _ in range(10):
+        log.append([("A", b"parent")])
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    payloads = read_all(backend)
+    assert sorted(payloads) == [b"before"] + [b"child"] * 10 + [b"parent"] * 10
+
+
+def append_until_killed(connection: str, acknowledged: object) -> None:
+    log = connect(connection).log()
+    number = 0
+    while True:
+        (position,) = log.append([("A", str(number).encode())])
+        acknowledged.send((position, number))  # type: ignore[attr-defined]
+        number += 1
+
+
+def test_what_a_killed_producer_was_told_is_there(connection: str, backend: Backend) -> None:
+    for _ in range(3):
+        receiver, sender = spawn.Pipe(duplex=False)
+        writer = spawn.Process(target=append_until_killed, args=(connection, sender))
+        writer.start()
+        told = [receiver.recv() for _ in range(30)]
+        assert writer.pid is not None
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join(60)
+        found = dict(read_entries(backend))
+        assert all(found[position] == str(number).encode() for position, number in told)
+
+
+def test_a_closed_backend_says_so(backend: Backend) -> None:
+    log = backend.log()
+    backend.close()
+    backend.close()
+    for use in (log.identity, log.bounds, backend.control.schemas, lambda: log.append([("A", b"1")])):
+        with pytest.raises(ConnectionFailedError, match="is closed"):
+            use()
+
+
+def test_a_backend_is_taken_as_a_connection(backend: Backend) -> None:
+    assert connect(backend) is backend

@@ -1,0 +1,21 @@
+"""Writers that are killed or frozen at each named point of a write and of a flip; see
+:mod:`tests.support.crash_points`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(("mode", "count"), [("kill", 180), ("stop", 120), ("flip", 42)])
+def test_readers_go_on_and_the_next_writer_continues(mode: str, count: int) -> None:
+    command = [sys.executable, "-m", "tests.support.crash_points", mode, str(count)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) == count

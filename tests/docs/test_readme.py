@@ -1,0 +1,143 @@
+"""The README's commands and code, run as a reader would run them."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+import yaml
+
+from quorin.shm import SegmentRegistry
+from tests.feast.spawned import QUICK_IMPORT
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+REDIS_LINE = 'registry = SegmentRegistry(redis.Redis(host="127.0.0.1", port=6379))'
+DIRECTORY_LINE = 'registry = SegmentRegistry("features")'
+
+
+@pytest.fixture
+def discarded() -> Iterator[list[tuple[SegmentRegistry, Any]]]:
+    """Segments to discard when the test is over."""
+    made: list[tuple[SegmentRegistry, Any]] = []
+    yield made
+    for registry, segment in made:
+        registry.discard(segment)
+
+
+@pytest.mark.parametrize("control_plane", ["redis", "directory"])
+def test_engine_quickstart(control_plane, redis_url, tmp_path, monkeypatch, discarded):
+    monkeypatch.chdir(tmp_path)
+    quickstart, directory, read_back = blocks("python")[:3]
+    assert REDIS_LINE in quickstart
+    assert directory.strip() == DIRECTORY_LINE
+    client = f"redis.Redis(unix_socket_path={redis_url.removeprefix('unix://')!r})"
+    line = DIRECTORY_LINE if control_plane == "directory" else f"registry = SegmentRegistry({client})"
+    names: dict[str, Any] = {"__name__": "readme"}
+    assert_shows(quickstart.replace(REDIS_LINE, line), names, discarded)
+    assert_shows(read_back, names, discarded)
+    go_on = re.search(r"`(registry\.open_current\(.*read_only=False\))`", README)
+    assert go_on
+    with eval(go_on[1], names) as again:  # noqa: S307
+        assert not again.read_only
+        assert names["assemble"](again, "user_001")[1] == 42
+    if control_plane == "redis":
+        with redis.Redis.from_url(redis_url) as used:
+            assert used.dbsize() > 0
+    else:
+        assert [path.suffix for path in (tmp_path / "features").iterdir()]
+
+
+def test_feast_quickstart(tmp_path):
+    for name, language in [("feature_store.yaml", "yaml"), ("features.py", "python")]:
+        (tmp_path / name).write_text(marked(f"file: {name}", language))
+    run(["bash", "-euc", marked("run", "bash")], tmp_path)
+    try:
+        assert "conv_rate" in run(["bash", "-euc", marked("watch", "bash")], tmp_path)
+        script = marked("feast", "python")
+        shown = [ast.literal_eval(line.removeprefix("# ")) for line in script.splitlines() if line.startswith("# {")]
+        printing = re.sub(r"^(store\.get_online_features.*)$", r"print(\1)", script, flags=re.MULTILINE)
+        printed = run([sys.executable, "-c", printing], tmp_path, **QUICK_IMPORT).splitlines()
+        assert [ast.literal_eval(line) for line in printed] == shown  # in any order: Feast's own differs by run
+    finally:
+        run(["feast", "teardown"], tmp_path, **QUICK_IMPORT)
+
+
+def test_redis_settings_are_valid(tmp_path):
+    from feast.repo_config import RepoConfig
+
+    settings = yaml.safe_load(marked("yaml", "yaml"))
+    config = RepoConfig(project="shop", provider="local", registry=str(tmp_path / "r.db"), **settings)
+    assert config.online_store.redis_url == "redis://127.0.0.1:6379"
+
+
+def test_ci_runs_the_readmes_test_command():
+    command = marked("command: tests", "bash").strip()
+    assert command.endswith("pytest")
+    assert command in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_example_command_names_what_is_there():
+    command = marked("command: example", "bash").strip()
+    script = ROOT / command.split()[-1]
+    assert "usage" in run([sys.executable, str(script), "--help"], ROOT, **QUICK_IMPORT)
+    assert set(re.findall(r"'\.\[(\w+)\]'", README)) <= {"example", "dev", "feast", "top"}
+
+
+def test_every_python_block_is_run():
+    assert len(blocks("python")) == 5
+
+
+@pytest.mark.parametrize(
+    "document", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda path: path.name
+)
+def test_links_lead_somewhere(document):
+    text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith(("http://", "https://", "#")):
+            assert (document.parent / target.partition("#")[0]).exists(), f"{document.name} links to {target}"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def marked(marker: str, language: str) -> str:
+    """The block of that language right after the comment `<!-- marker -->`."""
+    found = re.search(rf"<!-- {re.escape(marker)} -->\n```{language}\n(.*?)```", README, flags=re.DOTALL)
+    assert found, f"the README has no {language} block marked {marker!r}"
+    return found[1]
+
+
+def assert_shows(block: str, names: dict[str, Any], discarded: list[tuple[SegmentRegistry, Any]]) -> None:
+    """Run a block; where an expression is followed by a comment that is Python itself, both must be equal."""
+    namespace = {"nan": np.nan, "array": np.array, "float32": np.float32, "True": True}
+    shown: list[tuple[Any, str]] = []
+    names["_shows"] = lambda value, comment: shown.append((value, comment))
+    exec(re.sub(r"^( *)(\S.*?) +# (array.*)$", r"\1_shows(\2, '''\3''')", block, flags=re.MULTILINE), names)  # noqa: S102
+    if (names["registry"], names["seg"]) not in discarded and len(discarded) == 0:
+        discarded.append((names["registry"], names["seg"]))
+    assert shown
+    for value, comment in shown:
+        np.testing.assert_array_equal(value, eval(comment, namespace), strict=True)  # noqa: S307
+
+
+def run(command: list[str], directory: Path, **variables: str) -> str:
+    """Its output; the scripts of this Python's environment come first on PATH, and ``variables`` are added."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path} | variables
+    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, textwrap.dedent(
+        f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    )
+    return done.stdout

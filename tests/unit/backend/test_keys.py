@@ -1,0 +1,29 @@
+"""Every name of the control plane stands in the page that documents it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+from quorin.engine.backend import keys
+
+PAGE = (Path(__file__).parents[3] / "docs" / "format.md").read_text()
+
+
+def test_every_key_is_tabled() -> None:
+    log = keys.log_keys("namespace", "LOG")
+    names = {getattr(log, field.name).replace("{namespace}:LOG", "<log>") for field in fields(log)}
+    names |= {function("namespace") for function in (keys.current_key, keys.schemas_key, keys.processes_key)} | {
+        keys.identity_key("namespace")
+    }
+    tabled = set(re.findall(r"^\| `([^`]+)` \| (?:hash|string|stream) \|", PAGE, flags=re.MULTILINE))
+    assert tabled == names
+    assert all(f"``{name}``" in (keys.__doc__ or "") for name in names)
+
+
+def test_every_script_and_table_is_named() -> None:
+    assert all(name in PAGE for name in vars(keys) if name.startswith("LUA_"))
+    tables = re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", keys.SQL_SCHEMA)
+    assert len(tables) == 8
+    assert all(f"`{name}`" in PAGE for name in tables)

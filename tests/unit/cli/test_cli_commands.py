@@ -1,0 +1,347 @@
+"""``inspect``, ``get``, ``put``, ``doctor`` and ``bench`` as their users have them, on both kinds of control plane."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import quorin
+from quorin.engine.backend import Backend, connect
+from quorin.engine.log.record import Kind, encode
+from quorin.engine.ops.health import check_machine
+from quorin.engine.rows.batch import row_batch
+from quorin.schema import FeatureField, dtype, make_schema, schema_to_json
+from quorin.shm import SegmentRegistry
+from quorin.wal import WALProducer
+from quorin.wal_consumer import WALConsumer
+from tests.support.schemas import Everything
+
+ROOT = Path(__file__).parents[3]
+TRIP = make_schema("shop__trip", [FeatureField("score", dtype.float64), FeatureField("tags", dtype.string, (None,))])
+EVENT_NS = 1_700_000_000_000_000_000
+
+
+class Place:
+    """A deployment with some rows, and the command line pointed at it."""
+
+    def __init__(self, connection: str, shm_dir: Path) -> None:
+        self.shm_dir = shm_dir
+        self.connection = connection
+        self.backend: Backend = connect(connection)
+        self.registry = SegmentRegistry(self.backend, shm_dir=shm_dir)
+        self.producer = WALProducer(self.backend, registry=self.registry)
+
+    def drain(self, *schemas: Any) -> None:
+        with WALConsumer(self.backend, schemas or [TRIP], registry=self.registry) as consumer:
+            consumer.drain()
+
+    def run(self, *words: str, code: int = 0, **environment: str) -> Any:
+        variables = {"QUORIN_CONNECTION": self.connection, "QUORIN_SHM_DIR": str(self.shm_dir), "COLUMNS": "200"}
+        done = subprocess.run(
+            [sys.executable, "-m", "quorin", *words],
+            env={**os.environ, **variables, **environment},
+            cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    def json(self, *words: str, code: int = 0) -> Any:
+        return json.loads(self.run(*words, "--json", code=code).stdout)
+
+
+@pytest.fixture(params=["embedded", "redis"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    embedded = request.param == "embedded"
+    connection = str(tmp_path / "store") if embedded else str(request.getfixturevalue("redis_url"))
+    (tmp_path / "shm").mkdir()
+    place = Place(connection, tmp_path / "shm")
+    place.backend.control.put_schema(TRIP.__name__, schema_to_json(TRIP))
+    place.producer.write(TRIP, "a", {"score": 1.5, "tags": ["x", "[red]"]}, EVENT_NS)
+    place.producer.write(TRIP, "b", {"score": float("nan"), "tags": None}, EVENT_NS + 10**9)
+    place.drain()
+    yield place
+    place.producer.close()
+    place.backend.close()
+
+
+def test_inspect_shows_segments_lag_and_detail(place: Place) -> None:
+    for number in range(3):
+        place.producer.write(TRIP, f"late{number}", {"score": 1, "tags": []})
+    seen = place.json("inspect")
+    (segment,) = seen["segments"]
+    assert (segment["rows"], segment["generation"], segment["problem"]) == (2, 1, None)
+    assert (segment["lag"]["entries"], segment["lag"]["rows"], segment["lag"]["is_exact"]) == (3, 3, True)
+    assert segment["lag"]["seconds"] > 0
+    assert segment["oldest_event_time_ns"] == EVENT_NS
+    assert segment["newest_event_time_ns"] == EVENT_NS + 10**9
+    assert seen["log"]["entries"] == 5
+    assert seen["log"]["last"] > segment["position"] > 0
+    with place.registry.open_current(TRIP) as held:
+        text = place.run("inspect", "trip").stdout
+        assert f"mapped by     {os.getpid()}" in text
+        assert held.name in text
+    assert "string[]" in text
+    assert "2023-11-14 22:13:20.000+00:00" in text
+    assert "shop__trip" in place.run("inspect").stdout
+    assert "no one schema" in place.run("inspect", "nothing", code=2).stderr
+
+
+def test_inspect_says_what_is_missing(place: Place) -> None:
+    for path in place.shm_dir.glob("quorin_*"):
+        path.unlink()
+    (segment,) = place.json("inspect", code=1)["segments"]
+    assert "there is no such file" in segment["problem"]
+    assert [field["name"] for field in segment["fields"]] == ["score", "tags"]
+    assert "there is no such file" in place.run("inspect", code=1).stdout
+
+
+def test_get_shows_typed_values_and_ages(place: Place) -> None:
+    answer = place.json("get", "a", "b", "nobody", code=1)
+    assert [row["values"] for row in answer["rows"]] == [
+        {"score": 1.5, "tags": ["x", "[red]"]},
+        {"score": "NaN", "tags": None},
+    ]
+    assert answer["rows"][0]["types"]["score"] == "double"
+    assert answer["rows"][0]["event_time_ns"] == EVENT_NS
+    assert answer["rows"][0]["age_seconds"] > 3600
+    assert answer["missing"] == [{"schema": None, "entity_id": "nobody"}]
+    text = place.run("get", "a", "--schema", "trip", "--field", "tags")
+    assert "['x', '[red]']" in text.stdout
+    assert "score" not in text.stdout
+    refused = place.run("get", "a", "-s", "trip", "-f", "colour", code=2)
+    assert "shop__trip has no field 'colour'; there are: score, tags" in refused.stderr
+
+
+def test_put_is_typed_and_goes_through_the_log(place: Place) -> None:
+    assert "in the log" in place.run("put", "trip", "c", "score=2.25", 'tags=["new"]').stdout
+    place.drain()
+    event_time = "2024-01-01T00:00:00Z"
+    said = place.json("put", "shop__trip", "c", "score=7", "--null", "tags", "--event-time", event_time)
+    assert said["position"] == place.backend.log().bounds().last
+    place.drain()
+    assert place.json("get", "c")["rows"][0]["values"] == {"score": 2.25, "tags": ["new"]}
+    for words, text in (
+        (("score=much",), "'much' is no float64"),
+        (("score=1", "score=2"), "expected field=value, each field once"),
+        (("colour=red",), "has no field 'colour'"),
+        (("score=1", "--partial", "--event-time", "soon"), "event time 'soon'"),
+        (("score=1",), "no value for tags: give field=value, --null tags for a null, or --partial"),
+    ):
+        assert text in " ".join(place.run("put", "trip", "c", *words, code=2).stderr.replace("│", " ").split())
+    unserved = place.run("put", "trip", "d", "score=1", "--partial", "--sync", "--timeout-ms", "50", code=1)
+    assert "it is not lost" in unserved.stderr
+    assert f"run `quorin consumer --connection {shlex.quote(place.backend.address)}`" in unserved.stderr
+
+
+def test_features_go_by_their_names_in_feast(place: Place) -> None:
+    rides = make_schema("shop__rides", [FeatureField(name, dtype.float32) for name in ("rate__float", "a__x", "a__y")])
+    place.backend.control.put_schema(rides.__name__, schema_to_json(rides))
+    place.run("put", "rides", "a", "rate=0.5", "a__x=1", "--null", "a__y")
+    place.drain(TRIP, rides)
+    found = place.run("get", "a", "-f", "rate", "--json")
+    assert [row["values"] for row in json.loads(found.stdout)["rows"]] == [{"rate__float": 0.5}]
+    assert "shop__trip has no field 'rate'" in found.stderr
+    for asked, text in (("a", "a__x or a__y"), ("ratte", "rate__float")):
+        refused = place.run("get", "a", "-s", "rides", "-f", asked, code=2)
+        assert f"has no field {asked!r}; did you mean {text}?" in refused.stderr
+
+
+def test_put_knows_every_type(place: Place) -> None:
+    place.backend.control.put_schema("Everything", schema_to_json(Everything))
+    words = [
+        "f32=0.5", "f64=1e300", "i32=-7", "i64=9007199254740993", "u8=255", "flag=true", "text=null", "blob=00ff",
+        "vector=[1, 2, 3]", "grid=[[1, 2], [3, 4]]", "flags=[true, false, true]", "numbers=[]", "marks=[false]",
+        'tags=["é"]', 'blobs=["0a"]',
+    ]  # fmt: skip
+    place.run("put", "Everything", "e", *words)
+    place.drain(Everything)
+    (row,) = place.json("get", "e", "-s", "Everything")["rows"]
+    assert row["values"] == {
+        "f32": 0.5, "f64": 1e300, "i32": -7, "i64": 9007199254740993, "u8": 255, "flag": True, "text": "null",
+        "blob": "00ff", "vector": [1, 2, 3], "grid": [[1, 2], [3, 4]], "flags": [True, False, True], "numbers": [],
+        "marks": [False], "tags": ["é"], "blobs": ["0a"],
+    }  # fmt: skip
+
+
+def test_doctor_names_what_is_wrong(place: Place) -> None:
+    checks = {check["name"]: check for check in place.json("doctor")["checks"]}
+    assert checks["segment of shop__trip"]["status"] == "ok"
+    assert checks["lag of shop__trip"]["found"] == "none"
+    assert checks["event times of shop__trip"]["status"] == "ok"
+    assert checks["dead letters"]["status"] == "ok"
+    if place.connection.startswith("unix"):
+        assert checks["persistence of Redis"]["status"] == "warning"
+        assert "noeviction" in checks["memory of Redis"]["found"]
+    old = encode(Kind.upsert, TRIP, row_batch(TRIP, "z", {"score": 1.0, "tags": []}, 5), written_ns=EVENT_NS)
+    place.backend.log().append([(TRIP.__name__, old)])
+    place.backend.log().bury(1, b"bad", "reason")
+    (path,) = place.shm_dir.glob("quorin_*")
+    stale = place.run("doctor", code=1).stdout
+    assert "nobody applies the log" in stale
+    assert "quorin deadletter list" in stale
+    content = bytearray(path.read_bytes())
+    content[70] ^= 1
+    path.write_bytes(content)
+    checks = {check["name"]: check for check in place.json("doctor", code=1)["checks"]}
+    assert checks["segment of shop__trip"]["status"] == "problem"
+    assert "checksum" in checks["segment of shop__trip"]["found"]
+
+
+def test_a_row_from_the_future_is_told_and_can_be_written_over(place: Place) -> None:
+    future = time.time_ns() + 1_130 * 86_400 * 10**9 + 10**12
+    for values, words in ((3, ["--event-time", str(future)]), (4, [])):
+        place.run("put", "trip", "a", f"score={values}", "tags=[]", *words)
+        place.drain()
+        assert place.json("get", "a")["rows"][0]["values"]["score"] == 3
+    assert "+00:00, in 1,130 d" in place.run("get", "a").stdout
+    assert "in 1,130 d" in place.run("inspect").stdout
+    checks = {check["name"]: check for check in place.json("doctor")["checks"]}
+    check = checks["event times of shop__trip"]
+    found = "its newest event is 1,130 d in the future: writes with older times are passed over"
+    assert (check["status"], check["found"]) == ("warning", found)
+    place.run("put", "trip", "a", "score=5", "tags=[]", "--event-time", str(future))
+    place.drain()
+    assert place.json("get", "a")["rows"][0]["values"]["score"] == 5
+
+
+def test_doctor_without_a_deployment_looks_at_the_machine(tmp_path: Path) -> None:
+    names = {check.name for check in check_machine(tmp_path)}
+    assert {"RemoveIPC of logind", "compiled kernels", "Feast", "huge pages for shared memory"} <= names
+    (missing,) = [check for check in check_machine(tmp_path / "none") if check.name.startswith("shared memory")]
+    assert missing.status == "problem"
+    assert "QUORIN_SHM_DIR" in missing.advice
+
+
+def test_doctor_tells_an_unreachable_control_plane(tmp_path: Path) -> None:
+    environment = {**os.environ, "QUORIN_CONNECTION": f"unix://:hunter2@{tmp_path}/no.sock", "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-m", "quorin", "doctor"],
+        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "problem control plane" in done.stdout
+    assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_bench_measures_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "shm").mkdir()
+    words = [sys.executable, "-m", "quorin", "bench", "--entities", "1000", "--seconds", "0.1", "--json"]
+    environment = {**os.environ, "QUORIN_SHM_DIR": str(tmp_path / "shm"), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    results = json.loads(done.stdout)
+    assert results["quorin"] == quorin.__version__
+    assert 0 < results["read_hot_seconds"]["p50"] <= results["read_hot_seconds"]["p99"] < 5
+    assert results["batch_arrow_rows_per_second"] > 1000
+    assert 0 < results["write_sync_seconds"]["p50"] < 30
+    assert [path for path in tmp_path.rglob("*bench*") if "numba" not in str(path)] == []
+    assert list((tmp_path / "shm").glob("quorin_*")) == []
+
+
+GAUGES = {
+    f"quorin_{name}"
+    for name in (
+        "control_plane_up", "log_entries", "log_last_position", "log_dead_letters", "processes", "segment_up",
+        "segment_rows", "segment_deleted_rows", "segment_capacity", "segment_load", "segment_bytes",
+        "segment_heap_bytes", "segment_heap_used_bytes", "segment_heap_garbage_bytes", "segment_generation",
+        "segment_position", "segment_age_seconds", "lag_entries", "lag_rows", "lag_seconds", "newest_event_age_seconds",
+        "oldest_event_age_seconds", "segment_readers", "writer_heartbeat_age_seconds",
+    )
+}  # fmt: skip
+
+
+def scraped(port: int) -> dict[str, dict[str, float]]:
+    """What is served: series, then value by schema (or other label)."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=120) as answer:
+        text = answer.read().decode()
+    found: dict[str, dict[str, float]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, {})[next(iter(sample.labels.values()), "")] = sample.value
+    return found
+
+
+@contextmanager
+def serving(place: Place, *words: str) -> Iterator[int]:
+    """A command that serves metrics, for a block; its port."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "quorin", *words],
+        env={**os.environ, "QUORIN_CONNECTION": place.connection, "QUORIN_SHM_DIR": str(place.shm_dir)},
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        lines = (json.loads(line) for line in process.stderr or [])
+        yield next(line["port"] for line in lines if line["event"] == "metrics_served")
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_consumer_serves_metrics_of_the_whole_machine(place: Place) -> None:
+    with serving(place, "consumer", "--metrics-port", "0") as port:
+        for number in range(50):
+            place.producer.write_sync(TRIP, f"m{number}", {"score": 1, "tags": ["t"]}, timeout_ms=60_000)
+        script = (
+            "from quorin.shm import SegmentRegistry; from quorin.assembly import assemble; import sys, time\n"
+            f"from tests.unit.cli.test_cli_commands import TRIP\n"
+            f"s = SegmentRegistry({place.connection!r}).open_current(TRIP)\n"
+            "[assemble(s, 'm7') for _ in range(1000)]; print('read', flush=True); time.sleep(60)"
+        )
+        environment = {**os.environ, "QUORIN_SHM_DIR": str(place.shm_dir)}
+        reader = subprocess.Popen(
+            [sys.executable, "-c", script], env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "read\n"
+        series = scraped(port)
+        reader.kill()
+        reader.communicate()
+    assert set(series) >= GAUGES
+    name = TRIP.__name__
+    assert series["quorin_segment_rows"][name] == 52
+    assert series["quorin_reads_total"][name] == 1000
+    assert series["quorin_rows_applied_total"][name] == 50
+    assert series["quorin_lag_rows"][name] == 0
+    assert series["quorin_segment_readers"][name] == 2
+    assert series["quorin_processes"]["consumer"] == 1
+    assert 0 <= series["quorin_newest_event_age_seconds"][name] < 600
+    assert series["quorin_oldest_event_age_seconds"][name] > 3600
+
+
+def test_metrics_can_be_served_by_a_process_of_their_own(place: Place) -> None:
+    place.producer.write(TRIP, "late", {"score": 1, "tags": []})
+    with serving(place, "metrics", "--port", "0") as port:
+        series = scraped(port)
+        assert series["quorin_lag_rows"][TRIP.__name__] == 1
+        assert series["quorin_lag_seconds"][TRIP.__name__] > 0
+        taken = place.run("metrics", "--port", str(port), code=1)
+        assert "cannot serve metrics" in taken.stderr
+        for path in place.shm_dir.glob("quorin_*"):
+            path.unlink()
+        assert scraped(port)["quorin_segment_up"][TRIP.__name__] == 1  # Who has it mapped still reads it.
+
+
+def test_help_teaches_by_examples_and_says_exit_codes() -> None:
+    for name in ("inspect", "get", "put", "doctor", "bench", "consumer", "metrics", "top"):
+        done = subprocess.run(
+            [sys.executable, "-m", "quorin", name, "--help"],
+            env={**os.environ, "COLUMNS": "200"}, cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert "Examples" in done.stdout, name
+        assert "Exit codes" in done.stdout, name
+    version = subprocess.run([sys.executable, "-m", "quorin", "--version"], cwd=ROOT, capture_output=True, text=True)
+    assert version.stdout == f"quorin {quorin.__version__}\n"

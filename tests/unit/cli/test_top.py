@@ -1,0 +1,151 @@
+"""``quorin top``: its sums, its screen under Textual's pilot, and once through a real terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from textual.widgets import DataTable, Static
+
+from quorin.assembly import assemble
+from quorin.cli.top_app import Detail, Top
+from quorin.cli.top_model import COLUMNS, percentile
+from quorin.engine.ops.observe import Observer
+from quorin.layout import insert, pack_row
+from quorin.schema import FeatureField, dtype, make_schema
+from quorin.shm import Segment, SegmentRegistry
+
+ROOT = Path(__file__).parents[3]
+SMALL = make_schema("TopSmall", [FeatureField("a", dtype.float32)])
+LARGE = make_schema("TopLarge", [FeatureField("a", dtype.float32)])
+
+
+@pytest.fixture
+def segments(registry: SegmentRegistry) -> Iterator[list[Segment]]:
+    made = []
+    for schema, rows in ((SMALL, 2), (LARGE, 30)):
+        made.append(registry.create(schema, capacity=100))
+        for number in range(rows):
+            insert(made[-1], f"id{number}", pack_row(schema, a=number))
+    yield made
+    for segment in made:
+        registry.discard(segment)
+
+
+@pytest.fixture
+def observer(registry: SegmentRegistry, tmp_path: Path, segments: list[Segment]) -> Iterator[Observer]:
+    with Observer(registry.backend, shm_dir=tmp_path / "shm") as observer:
+        yield observer
+
+
+def names(app: Top) -> list[str]:
+    table = app.query_one("#segments", DataTable)
+    return [str(table.get_row_at(row)[0]) for row in range(table.row_count)]
+
+
+def cell(app: Top, schema: str, column: str) -> str:
+    table = app.query_one("#segments", DataTable)
+    (row,) = [row for row in map(table.get_row_at, range(table.row_count)) if row[0] == schema]
+    return str(row[COLUMNS.index(column)])
+
+
+def test_keys_sort_pause_detail_and_quit(observer: Observer, segments: list[Segment]) -> None:
+    async def use() -> None:
+        app = Top(observer, interval=60)
+        async with app.run_test(size=(200, 40)) as pilot:
+            assert names(app) == ["TopLarge", "TopSmall"]
+            await pilot.press("r")
+            assert names(app) == ["TopSmall", "TopLarge"]
+            await pilot.press("s")  # rows, most first
+            assert names(app) == ["TopLarge", "TopSmall"]
+            await pilot.press("down", "enter")
+            await pilot.pause()
+            assert isinstance(app.screen, Detail)
+            facts = str(app.screen.query_one("#facts", Static).render())
+            assert "TopSmall" in facts
+            assert "before it grows" in facts
+            await pilot.press("escape")
+            await pilot.pause()
+            assert not isinstance(app.screen, Detail)
+            await pilot.press("p")
+            insert(segments[0], "new", pack_row(SMALL, a=1))
+            await app.look_again()
+            assert cell(app, "TopSmall", "rows") == "2"
+            await pilot.press("p")
+            await app.look_again()
+            assert cell(app, "TopSmall", "rows") == "3"
+            await pilot.press("q")
+        assert app.return_code == 0
+
+    asyncio.run(use())
+
+
+def test_rates_are_those_since_the_last_look(observer: Observer, segments: list[Segment]) -> None:
+    async def use() -> None:
+        app = Top(observer, interval=60)
+        async with app.run_test(size=(200, 40)):
+            assert cell(app, "TopLarge", "rows read/s") == "0"
+            for _ in range(5000):
+                assemble(segments[1], "id7")
+            await app.look_again()
+            assert int(cell(app, "TopLarge", "rows read/s").replace(",", "")) > 100
+            assert cell(app, "TopLarge", "read p50").endswith(("ns", "µs"))
+            assert cell(app, "TopSmall", "rows read/s") == "0"
+            assert "rows read/s" in str(app.query_one("#summary", Static).render())
+
+    asyncio.run(use())
+
+
+def test_percentiles_come_from_buckets() -> None:
+    assert percentile([0] * 52, 0.5) is None
+    times = [0, 0, 98, 0, 2, *[0] * 47]
+    assert percentile(times, 0.5) == 40e-9
+    assert percentile(times, 0.99) == 80e-9
+
+
+def test_through_a_real_terminal(registry: SegmentRegistry, tmp_path: Path, segments: list[Segment]) -> None:
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
+    environment = {**os.environ, "QUORIN_SHM_DIR": str(tmp_path / "shm"), "TERM": "xterm-256color"}
+    words = [sys.executable, "-m", "quorin", "top", "-c", str(tmp_path / "control"), "-i", "0.2"]
+    process = subprocess.Popen(words, env=environment, cwd=ROOT, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    try:
+        wait_for(master, "TopLarge")
+        os.write(master, b"q")
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            drain(master)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+
+
+def wait_for(terminal: int, text: str) -> None:
+    shown, deadline = "", time.monotonic() + 60
+    while text not in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown):
+        assert time.monotonic() < deadline, shown
+        shown += drain(terminal)
+
+
+def drain(terminal: int) -> str:
+    if not select.select([terminal], [], [], 0.1)[0]:
+        return ""
+    try:
+        return os.read(terminal, 65536).decode(errors="replace")
+    except OSError:  # The other side is closed.
+        return ""
