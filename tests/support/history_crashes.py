@@ -39,7 +39,6 @@ POINTS = {
         "quorin.shm:SegmentRegistry.create",
         "quorin.hydration:apply_batch",
         "quorin.engine.memory.segment:Segment.commit_position",
-        "quorin.engine.backend.sqlite:EmbeddedControlPlane.put_schema",
         "quorin.engine.backend.sqlite:EmbeddedControlPlane.set_current",
     ],
     "snapshot": [
@@ -55,7 +54,6 @@ POINTS = {
         "quorin.engine.memory.file:_write",
         "quorin.snapshot:rename",
         "quorin.engine.memory.file:PendingFile.publish",
-        "quorin.engine.backend.sqlite:EmbeddedControlPlane.put_schema",
         "quorin.engine.backend.sqlite:EmbeddedControlPlane.set_current",
     ],
 }

@@ -233,13 +233,14 @@ from tests.support.schemas import Scalars
 segment = SegmentRegistry(sys.argv[1], shm_dir=sys.argv[2]).open_current(Scalars, read_only=False)
 ids = pa.array([f"id{i}" for i in range(200)])
 segment.acquire_writer_lease()
-print("ready", flush=True)
-version = segment.stats()["writer_epoch"] * 10**6
+first = version = segment.stats()["writer_epoch"] * 10**6
 while True:
     version += 1
     column = np.full(200, version % 2**20, np.float32)
     layout.insert_many(segment, pa.table({"entity_id": ids, "event_time_ns": np.full(200, version),
                                           "a": column, "b": column, "c": column, "d": column}))
+    if version == first + 1:
+        print("ready", flush=True)  # All ids are there, and it goes on writing.
 """
 
 
@@ -308,7 +309,6 @@ def test_a_frozen_writer_is_overtaken_and_fenced_when_it_wakes(registry: Segment
         segment.release_writer_lease()
         sleeper = start_writer(tmp_path)
         try:
-            time.sleep(0.2)
             sleeper.send_signal(signal.SIGSTOP)
             before = segment.name
             segment.overtake_writer()

@@ -142,7 +142,7 @@ def test_a_change_in_any_source_of_a_kernel_compiles_it_anew(tmp_path: Path) -> 
     shutil.copytree(ROOT / "quorin", package / "quorin", ignore=shutil.ignore_patterns("__pycache__"))
     cache = tmp_path / "cache"
     assert run(cache, path=package)[0] == "7"
-    read = package / "quorin" / "kernels" / "read.py"
+    read = package / "quorin" / "engine" / "kernels" / "read.py"
     text = read.read_text()
     read.write_text("# a comment more\n" + text)
     assert run(cache, path=package)[0] == "7"
