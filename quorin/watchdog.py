@@ -1,11 +1,11 @@
-"""The watchdog: takes away what dead processes left behind, and nothing else.
+"""The watchdog: reclaims what dead processes left behind, and nothing else.
 
-Serving needs none of it: a dead writer's lease ends with it, and memory that nobody maps costs only room. What it takes
-away are announcements of dead processes, and segment files of its own namespace that no process has mapped or locked
-and that no read can come to: unfinished ones, replaced generations, attempts that never came into force, lines that the
-control plane does not name. What to do is decided in :mod:`quorin.engine.ops.reclaim_plan`.
+Serving works without it: a dead writer's lease ends with the process, and leftover files only take space. It removes
+the entries of dead processes, and segment files of its own namespace that no process has mapped or locked and that no
+read can reach: unfinished files, replaced generations, generations that never came into force, and lines that the
+control plane does not name. :mod:`quorin.engine.ops.reclaim_plan` decides what to do.
 
-It sees the processes of its own host, user and process-id namespace. Run it where the processes run that it watches.
+It sees the processes of its own host, user and process-id namespace. Run it where it sees the processes to watch.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Reclaimed:
-    """A file that was removed, and why."""
+    """A removed file and the reason."""
 
     name: str
     byte_count: int
@@ -51,7 +51,10 @@ class Reclaimed:
 
 @dataclass(frozen=True, slots=True)
 class TickResult:
-    """What one tick did, or in a dry run would have done. ``suspected`` are things that go if they are found again."""
+    """What one tick did, or would have done in a dry run.
+
+    ``suspected`` counts what will be reclaimed if the following ticks find it orphaned too.
+    """
 
     reclaimed: tuple[Reclaimed, ...]
     dead_processes: tuple[str, ...]
@@ -63,12 +66,12 @@ class TickResult:
 
 
 class WatchdogState:
-    """What the watchdog remembers from tick to tick: how often in a row each thing was found to be nobody's.
+    """The watchdog's state between ticks: for how many consecutive ticks each thing has been orphaned.
 
-    What is found so in ``miss_threshold`` ticks in a row is taken away in the last of them. ``shm_dir`` is where the
-    namespace's segments live, by default as for :class:`quorin.shm.SegmentRegistry`.
+    It reclaims what has been orphaned for ``miss_threshold`` consecutive ticks. ``shm_dir`` is the directory of the
+    namespace's segments, with the default of :class:`quorin.shm.SegmentRegistry`.
 
-    :raises SegmentNotFoundError: if it is no directory. :raises ValueError: for a threshold below 1.
+    :raises SegmentNotFoundError: if it is not a directory. :raises ValueError: for a threshold below 1.
     """
 
     def __init__(
@@ -98,14 +101,14 @@ class WatchdogState:
         self.close()
 
     def close(self) -> None:
-        """Close the connection, if it is this object's own."""
+        """Close the connection, unless the caller passed an open backend."""
         if self._owns_backend:
             self._backend.close()
 
     def run_one_tick(self) -> TickResult:
-        """Look, decide, act. A crash in between leaves the rest for the next tick of any watchdog.
+        """Observe, decide, act. After a crash in between, the next tick of any watchdog does the rest.
 
-        :raises ConnectionFailedError: if the control plane cannot be reached; nothing was touched then.
+        :raises ConnectionFailedError: if the control plane cannot be reached.
         """
         started = time.monotonic()
         control = self._backend.control
@@ -135,7 +138,7 @@ class WatchdogState:
         if self._dry_run:
             would = tuple(Reclaimed(file.name, file.byte_count, reason.value) for file, reason in decision.unlink)
             return would, decision.withdraw, tuple(new for _, _, new in decision.repoint)
-        repointed = [new for schema, known, new in decision.repoint if control.set_current(schema, new, expected=known)]
+        repointed = [new for schema, old, new in decision.repoint if control.set_current(schema, new, expected=old)]
         withdrawn = [process for process in decision.withdraw if control.withdraw(process)]
         reclaimed = []
         for file, reason in decision.unlink:
@@ -161,7 +164,7 @@ def run_forever(
     shm_dir: str | os.PathLike[str] | None = None,
     namespace: str = DEFAULT_NAMESPACE,
 ) -> None:
-    """Tick until ``stop_event`` is set. A control plane that cannot be reached puts a tick off, and is logged once."""
+    """Tick until ``stop_event`` is set. An unreachable control plane delays a tick, and is logged once."""
     stop = threading.Event() if stop_event is None else stop_event
     unreachable = False
     with WatchdogState(connection, miss_threshold=miss_threshold, shm_dir=shm_dir, namespace=namespace) as state:
@@ -177,13 +180,13 @@ def run_forever(
 
 
 def _files(directory: Path, currents: set[str]) -> tuple[SegmentFile, ...]:
-    """The files of a directory that look like segments of this user, whole or unfinished.
+    """The files of a directory that look like this user's segments, finished or unfinished.
 
-    Whether a file is locked is found out by locking it, which no writer should notice: so only of those that nobody has
-    mapped, and that are not current.
+    Testing for a lock takes the lock, which could disturb a writer. So only files that no process has mapped and that
+    are not current are tested.
     """
     mapped = presence.mapped_inodes(directory)
-    found = []
+    files = []
     for entry in os.scandir(directory):
         name, owner = mapping.parse_pending(entry.name)
         pending = owner is not None
@@ -198,7 +201,7 @@ def _files(directory: Path, currents: set[str]) -> tuple[SegmentFile, ...]:
             continue
         generation = int(name[-GENERATION_DIGITS:], 16)
         successor = 0 if header is None else int(header["successor"])
-        found.append(
+        files.append(
             SegmentFile(
                 name=entry.name,
                 line=name[:-GENERATION_DIGITS],
@@ -213,11 +216,11 @@ def _files(directory: Path, currents: set[str]) -> tuple[SegmentFile, ...]:
                 inode=status.st_ino,
             )
         )
-    return tuple(found)
+    return tuple(files)
 
 
 def _remove(path: Path, file: SegmentFile) -> bool:
-    """Remove a file if it is still the one that was seen, and still nobody holds it."""
+    """Remove a file if it is still the observed one, and no process holds it."""
     try:
         lock = mapping.FileLock.try_acquire(path)
         if lock is None:

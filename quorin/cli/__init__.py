@@ -1,6 +1,6 @@
-"""The command ``quorin``: what runs beside the processes that serve features. One module a command or group.
+"""The command ``quorin``. One module per command or group.
 
-Exit codes: 0 done, 1 refused or failed (the reason is on stderr), 2 wrong usage.
+Exit codes: 0 done, 1 refused or failed (with the reason on stderr), 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from quorin.errors import QuorinError
 app = typer.Typer(
     name="quorin",
     help="Machine-learning features served from shared memory.",
-    epilog="Start with `quorin doctor`, then `quorin consumer --connection redis://localhost:6379`, or a directory "
-    "instead of the URL; `export QUORIN_CONNECTION=…` saves repeating it. Exit codes: 0 done, 1 refused, failed or not "
-    "found, 2 wrong usage. `quorin --install-completion` teaches your shell the commands.",
+    epilog="Start with `quorin doctor`, then `quorin consumer --connection redis://localhost:6379` (or a directory "
+    "instead of the URL). `export QUORIN_CONNECTION=…` saves repeating it. Exit codes: 0 done, 1 refused, failed or "
+    "not found, 2 wrong usage. `quorin --install-completion` installs shell completion.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -61,8 +61,8 @@ app.command()(top.top)
 app.add_typer(deadletter.app)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"quorin {__version__}")
         raise typer.Exit
 
@@ -77,38 +77,38 @@ def quorin(
 
 
 def main() -> None:
-    """Run the command; what Quorin refuses is on stderr, with its notes, and exit code 1."""
-    _take_any_text()
+    """Run the command. An error of Quorin's is printed on stderr with its notes; the exit code is then 1."""
+    _escape_unencodable_text()
     code: int | str | None = 0
     try:
         app()
     except SystemExit as end:
         code = end.code
     except QuorinError as error:
-        _say("\n".join([str(error), *getattr(error, "__notes__", [])]))
+        _print_error("\n".join([str(error), *getattr(error, "__notes__", [])]))
         code = 1
     except OSError:
-        if not _let_go(sys.stdout, probe=b"\n"):
+        if not _has_failed(sys.stdout, probe=b"\n"):
             raise
-        code = _say_that_output_failed()
-    if _let_go(sys.stdout):
-        code = _say_that_output_failed()
-    _let_go(sys.stderr)
+        code = _report_failed_output()
+    if _has_failed(sys.stdout):
+        code = _report_failed_output()
+    _has_failed(sys.stderr)
     sys.exit(code)
 
 
-def _take_any_text() -> None:
-    """Characters that the terminal's encoding lacks are printed as escapes."""
+def _escape_unencodable_text() -> None:
+    """Print characters that the terminal's encoding lacks as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
-def _let_go(stream: TextIO | None, *, probe: bytes = b"") -> bool:
-    """Flush a standard stream. One that takes no more goes nowhere from now on, or Python would try again at its end
-    and change the exit code; True if it is one.
+def _has_failed(stream: TextIO | None, *, probe: bytes = b"") -> bool:
+    """Flush a standard stream; return whether it fails.
 
-    A stream forgets what it could not write, so after an error only a ``probe`` shows whether it was the stream's.
+    A failed stream is redirected to the null device: otherwise Python would flush it again at exit and change the exit
+    code. A stream drops what it could not write, so after an error only writing a ``probe`` shows whether it failed.
     """
     try:
         if stream is not None:
@@ -123,13 +123,13 @@ def _let_go(stream: TextIO | None, *, probe: bytes = b"") -> bool:
     return False
 
 
-def _say_that_output_failed() -> int:
-    _say("standard output takes no more: it is full, or its disk fails")
+def _report_failed_output() -> int:
+    _print_error("cannot write to standard output: it is full, or its disk fails")
     return 1
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     try:
         Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escaped(text)}", soft_wrap=True)
     except OSError:
-        _let_go(sys.stderr)  # The exit code is all that can be told.
+        _has_failed(sys.stderr)  # Only the exit code is left to report it.

@@ -1,4 +1,4 @@
-"""``quorin bench``: what this machine gives, in a few seconds, from an installed package alone."""
+"""``quorin bench``: measure this machine in a few seconds, with the installed package alone."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ _TIMED_TOGETHER = 20
 
 def bench(
     entities: Annotated[int, typer.Option(min=1000, help="Entities in the segment.")] = 100_000,
-    fields: Annotated[int, typer.Option(min=1, max=1000, help="float32 fields of each.")] = 4,
+    fields: Annotated[int, typer.Option(min=1, max=1000, help="float32 fields per entity.")] = 4,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long each read is measured.")] = 1.0,
     shm_dir: ShmDir = None,
     as_json: Json = False,
 ) -> None:
-    """Measure reads and writes on this machine: single reads, batches, and writes until they are served.
+    """Measure reads and writes on this machine: single-row reads, batches, and writes until they are served.
 
-    It makes an embedded store and a segment of its own, and removes them. Reads of one row are timed twenty at a time,
-    since the clock costs about as much as a read; so a percentile is one of means of twenty.
+    Creates its own embedded store and segment, and removes them. Single-row reads are timed in groups of twenty, since
+    reading the clock costs about as much as a read, so percentiles are percentiles of means of twenty.
 
     Examples:
     - `quorin bench`: five seconds
 
     - `quorin bench --entities 1000000 --fields 50 --json`
 
-    Exit codes: 0 measured, 1 could not (the reason is on stderr), 2 wrong usage.
+    Exit codes: 0 measured, 1 failed (with the reason on stderr), 2 wrong usage.
     """
     from rich.progress import Progress
 
@@ -98,10 +98,10 @@ def _measure(
         }
         begin("reads")
         results["read_hot_seconds"] = _time_reads(segment, ids[:100], seconds)
-        chosen = [ids[number] for number in generator.integers(0, entities, min(entities, 200_000))]
-        results["read_random_seconds"] = _time_reads(segment, chosen, seconds)
+        random_ids = [ids[number] for number in generator.integers(0, entities, min(entities, 200_000))]
+        results["read_random_seconds"] = _time_reads(segment, random_ids, seconds)
         begin("batches")
-        results |= _time_batches(segment, chosen, seconds)
+        results |= _time_batches(segment, random_ids, seconds)
     begin("write_sync")
     results["write_sync_seconds"] = _time_writes(store, memory, registry, schema, seconds)
     registry.discard(registry.open_current(schema, read_only=False))
@@ -128,15 +128,15 @@ def _time_reads(segment: Segment, ids: list[str], seconds: float) -> dict[str, f
     from quorin.assembly import assemble
 
     clock = time.perf_counter_ns
-    samples, place, end = [], 0, time.monotonic() + seconds
+    samples, offset, end = [], 0, time.monotonic() + seconds
     assemble(segment, ids[0])
     while time.monotonic() < end:
-        some = ids[place : place + _TIMED_TOGETHER]
-        place = (place + _TIMED_TOGETHER) % max(1, len(ids) - _TIMED_TOGETHER)
+        group = ids[offset : offset + _TIMED_TOGETHER]
+        offset = (offset + _TIMED_TOGETHER) % max(1, len(ids) - _TIMED_TOGETHER)
         started = clock()
-        for entity_id in some:
+        for entity_id in group:
             assemble(segment, entity_id)
-        samples.append((clock() - started) / 1e9 / len(some))
+        samples.append((clock() - started) / 1e9 / len(group))
     return _percentiles(samples)
 
 
@@ -159,7 +159,7 @@ def _time_batches(segment: Segment, ids: list[str], seconds: float) -> dict[str,
 
 
 def _time_writes(store: Path, memory: Path, registry: Any, schema: Schema, seconds: float) -> dict[str, float]:
-    """Each write from the call until it is served, with a consumer in a process of its own, as in production."""
+    """Time each write from the call until it is served, with a consumer in a separate process, as in production."""
     from quorin.wal import WALProducer
 
     words = [sys.executable, "-m", "quorin", "consumer", "--connection", str(store), "--log-level", "ERROR"]
@@ -197,13 +197,13 @@ def _print(results: dict[str, Any]) -> None:
     )
     latencies = table("", "p50", "p99")
     for name, key in (
-        ("one row, the same hundred", "read_hot_seconds"),
-        ("one row, any", "read_random_seconds"),
+        ("one row, hot (100 ids)", "read_hot_seconds"),
+        ("one row, random ids", "read_random_seconds"),
         ("write until served", "write_sync_seconds"),
     ):
         add_row(latencies, name, duration(results[key]["p50"]), duration(results[key]["p99"]))
     out.print(latencies)
-    rates = table("", "rows a second")
+    rates = table("", "rows/s")
     for name, key in (
         (f"batches of {_BATCH:,} ids, a list of str", "batch_list_rows_per_second"),
         (f"batches of {_BATCH:,} ids, an Arrow array", "batch_arrow_rows_per_second"),

@@ -1,4 +1,4 @@
-"""``quorin compact``: few large files in place of many small ones."""
+"""``quorin compact``: merge the small files of the history."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from quorin.engine.words import counted
 def compact(
     connection: Connection,
     offline: Offline,
-    schemas: Annotated[list[str] | None, typer.Argument(help="Schemas, or feature views. Without any: all.")] = None,
+    schemas: Annotated[list[str] | None, typer.Argument(help="Schemas or feature views. Default: all.")] = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
 ) -> None:
-    """Merge the small files of the history. Consumers and reads go on meanwhile; run it once an hour or a day.
+    """Merge the small files of the history while consumers and reads continue. Run it once an hour or a day.
 
     Example:
     - `quorin compact --offline data/history`
 
-    Exit codes: 0 done, 1 the history cannot be reached (the reason is on stderr), 2 wrong usage.
+    Exit codes: 0 done, 1 the history is unavailable (with the reason on stderr), 2 wrong usage.
     """
     store = existing_history(offline)
     with Opened(connection, namespace) as backend:
         for name in schemas or sorted(backend.control.schemas()):
             schema = known_schema(backend, name)
-            typer.echo(f"{schema.__name__}: {counted(store.compact(schema), 'file')} less")
+            typer.echo(f"{schema.__name__}: {counted(store.compact(schema), 'file')} fewer")

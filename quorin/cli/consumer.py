@@ -4,80 +4,87 @@ from __future__ import annotations
 
 import signal
 from contextlib import ExitStack
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quorin.cli.options import Level, LogJson, LogLevel, Namespace, NewConnection, StreamKey
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
+if TYPE_CHECKING:
+    from quorin.engine.backend import Backend
+    from quorin.offline import ParquetDatasetStore
+    from quorin.wal_consumer import WALConsumer
+
+History = Annotated[
+    str | None,
+    typer.Option(
+        "--offline",
+        envvar="QUORIN_OFFLINE",
+        help="Keep a history in this directory or URL: lost segments are rebuilt from it, and the log is trimmed "
+        "behind it.",
+        show_default=False,
+    ),
+]
+Trim = Annotated[
+    bool,
+    typer.Option(
+        "--trim/--keep",
+        help="Remove entries once they are applied. A segment that is lost afterwards, for example in a reboot, stays "
+        "lost; kept entries rebuild it.",
+    ),
+]
+Capacity = Annotated[int, typer.Option(min=1, help="Initial capacity of a new segment, in entities; it grows.")]
+MaxIdBytes = Annotated[int, typer.Option(min=1, help="The longest entity id of a new segment.")]
+FrozenAfter = Annotated[
+    float, typer.Option(min=1, help="Seconds without a heartbeat before another writer is overtaken.")
+]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(min=0, max=65535, help="Serve this machine's metrics on this port, as `quorin metrics` does."),
+]
+MetricsAddress = Annotated[str, typer.Option(help="0.0.0.0 lets other machines connect.")]
+
 
 def consumer(
     connection: NewConnection,
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
-    offline: Annotated[
-        str | None,
-        typer.Option(
-            envvar="QUORIN_OFFLINE",
-            help="Keep a history there, a directory or URL: segments that are lost are built from it, and the log is "
-            "trimmed behind it.",
-            show_default=False,
-        ),
-    ] = None,
-    trim: Annotated[
-        bool,
-        typer.Option(
-            "--trim/--keep",
-            help="Forget entries once they are applied. A segment that is lost then, as in a reboot, stays lost; "
-            "kept entries fill it again.",
-        ),
-    ] = False,
-    capacity: Annotated[int, typer.Option(min=1, help="Entities that a new segment has room for; it grows.")] = 4096,
-    max_id_bytes: Annotated[int, typer.Option(min=1, help="The longest entity id of a new segment.")] = 64,
-    frozen_after: Annotated[
-        float, typer.Option(min=1, help="Seconds without a sign of life until another writer is overtaken.")
-    ] = 30.0,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(min=0, max=65535, help="Serve metrics of this machine there, as `quorin metrics` does."),
-    ] = None,
-    metrics_address: Annotated[str, typer.Option(help="0.0.0.0 lets other machines ask.")] = "127.0.0.1",
+    offline: History = None,
+    trim: Trim = False,
+    capacity: Capacity = 4096,
+    max_id_bytes: MaxIdBytes = 64,
+    frozen_after: FrozenAfter = 30.0,
+    metrics_port: MetricsPort = None,
+    metrics_address: MetricsAddress = "127.0.0.1",
     log_level: LogLevel = Level.INFO,
     log_json: LogJson = None,
 ) -> None:
-    """Apply the log to shared memory, for all schemas that the control plane knows and gets to know.
+    """Apply the log to shared memory, for all schemas of the control plane, present and future.
 
-    Run one or more a machine: one writes, the others wait and take over at once when it dies. Ends in good order on
+    Run one or more per machine: one writes, the others wait and take over at once when it dies. Stops cleanly on
     SIGTERM and Ctrl-C.
 
     Examples:
-    - `quorin consumer -c redis://localhost:6379`: beside Redis, forever
+    - `quorin consumer -c redis://localhost:6379`: with Redis, forever
 
-    - `quorin consumer -c redis://localhost:6379 --metrics-port 9100`: and serve metrics to Prometheus
+    - `quorin consumer -c redis://localhost:6379 --metrics-port 9100`: also serve metrics to Prometheus
 
-    - `quorin consumer -c redis://localhost:6379 --offline data/history`: the same, with a history in Parquet
+    - `quorin consumer -c redis://localhost:6379 --offline data/history`: also keep a history in Parquet
 
     - `quorin consumer -c data/quorin`: for the embedded store of a Feast repository
 
-    Exit codes: 0 ended when asked to, 1 could not go on (the reason is on stderr), 2 wrong usage.
+    Exit codes: 0 stopped by a signal, 1 could not continue (with the reason on stderr), 2 wrong usage.
     """
     from quorin import logging
-    from quorin.cli.metrics import serving
     from quorin.engine.backend import connect
-    from quorin.engine.ops import presence
-    from quorin.engine.ops.observe import Observer
-    from quorin.offline import ParquetDatasetStore
-    from quorin.wal_consumer import NoopOfflineWriter, OfflineWriter, WALConsumer
+    from quorin.wal_consumer import NoopOfflineWriter, WALConsumer
 
     if trim and offline is not None:
-        raise typer.BadParameter("--trim forgets rows, --offline keeps them: give one of the two")
+        raise typer.BadParameter("--trim drops rows that --offline keeps: pass one of the two")
 
     logging.configure(log_level, json=log_json)
-    history: OfflineWriter | None = NoopOfflineWriter() if trim else None
-    if offline is not None:
-        history = dataset = ParquetDatasetStore(offline)
-        dataset.prepare()
+    history = NoopOfflineWriter() if trim else None if offline is None else _prepared_history(offline)
     backend = connect(connection, namespace=namespace)
     running = WALConsumer(
         backend,
@@ -89,14 +96,34 @@ def consumer(
         frozen_after_seconds=frozen_after,
         namespace=namespace,
     )
+    _run(running, backend, stream_key, metrics_port, metrics_address)
+
+
+def _prepared_history(offline: str) -> ParquetDatasetStore:
+    from quorin.offline import ParquetDatasetStore
+
+    dataset = ParquetDatasetStore(offline)
+    dataset.prepare()
+    return dataset
+
+
+def _run(
+    running: WALConsumer, backend: Backend, stream_key: str, metrics_port: int | None, metrics_address: str
+) -> None:
+    """Run until a signal, then close the consumer and the backend."""
+    from quorin import logging
+    from quorin.cli.metrics import serving
+    from quorin.engine.ops import presence
+    from quorin.engine.ops.observe import Observer
+
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: running.stop())
     log = logging.get_logger(__name__)
     log.info("consumer_started", address=backend.address, process=str(presence.Process.this()))
-    with ExitStack() as around:
+    with ExitStack() as stack:
         if metrics_port is not None:
-            looking = around.enter_context(Observer(backend, stream_key=stream_key))
-            around.enter_context(serving(looking, metrics_port, metrics_address))
+            observer = stack.enter_context(Observer(backend, stream_key=stream_key))
+            stack.enter_context(serving(observer, metrics_port, metrics_address))
         running.run()
     running.close()
     backend.close()

@@ -1,4 +1,4 @@
-"""``quorin deadletter``: entries that could not be applied, listed, shown and replayed."""
+"""``quorin deadletter``: list, show and replay entries that could not be applied."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="deadletter",
-    help="Entries of the log that could not be applied: kept aside with the reason, so that the rest flows on.",
+    help="Dead letters: log entries that could not be applied, kept with the reason while the others are applied.",
     no_args_is_help=True,
 )
 
@@ -28,7 +28,7 @@ def list_dead_letters(
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     as_json: Json = False,
 ) -> None:
-    """Position, time, schema and reason of every dead letter."""
+    """List position, time, schema and reason of every dead letter."""
     with Opened(connection, namespace) as backend:
         letters = backend.log(stream_key).dead_letters()
     if as_json:
@@ -46,13 +46,13 @@ def list_dead_letters(
 @app.command("show")
 def show_dead_letter(
     connection: Connection,
-    position: Annotated[int, typer.Argument(help="Its position, as `list` gives it.")],
+    position: Annotated[int, typer.Argument(help="Its position, as shown by `list`.")],
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     rows: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 10,
     as_json: Json = False,
 ) -> None:
-    """One dead letter: its reason, and its rows if they can be decoded, else its first bytes."""
+    """Show one dead letter: its reason, and its rows if they can be decoded, else its first bytes."""
     from quorin.engine.log.record import decode
     from quorin.errors import InvalidEntryError
 
@@ -78,12 +78,12 @@ def show_dead_letter(
 @app.command("replay")
 def replay_dead_letters(
     connection: Connection,
-    positions: Annotated[list[int] | None, typer.Argument(help="Their positions, as `list` gives them.")] = None,
+    positions: Annotated[list[int] | None, typer.Argument(help="Their positions, as shown by `list`.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
 ) -> None:
-    """Append dead letters to the log again, once their cause is mended. Newer rows that are served stay."""
+    """Append dead letters to the log again, after you fixed the cause. Newer rows stay."""
     from quorin.engine.log.dead_letters import replay
     from quorin.errors import InvalidEntryError
 
@@ -102,7 +102,7 @@ def replay_dead_letters(
 
 
 def _find(backend: Backend, stream_key: str, positions: list[int]) -> list[DeadLetter]:
-    """The dead letters at these positions, or all if none are given."""
+    """The dead letters at these positions; all without positions."""
     letters = {letter.position: letter for letter in backend.log(stream_key).dead_letters()}
     for position in positions:
         if position not in letters:
@@ -111,7 +111,7 @@ def _find(backend: Backend, stream_key: str, positions: list[int]) -> list[DeadL
 
 
 def _summary(letter: DeadLetter) -> dict[str, Any]:
-    """What is known of a dead letter without decoding its rows; None for what its header does not tell."""
+    """A dead letter without its rows; None for what its header does not contain."""
     from quorin.engine.log.record import peek
     from quorin.errors import InvalidEntryError
 
@@ -120,7 +120,7 @@ def _summary(letter: DeadLetter) -> dict[str, Any]:
         schema, rows = header.schema_name, header.row_count
     except InvalidEntryError:
         schema, rows = None, None
-    # Positions begin with the milliseconds at which the log gave them, or began.
+    # A position begins with the milliseconds at which the log assigned it, or at which the log began.
     logged_at = datetime.fromtimestamp((letter.position >> SEQUENCE_BITS) / 1000, UTC).isoformat(timespec="seconds")
     values = (letter.position, logged_at, schema, rows, len(letter.payload), letter.reason)
     return dict(zip(_NAMES, values, strict=True))

@@ -1,4 +1,4 @@
-"""``quorin doctor``: looks at everything that goes wrong in practice, and says what to do about it."""
+"""``quorin doctor``: check what goes wrong in practice, and say what to do about it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def doctor(
             "--connection",
             "-c",
             envvar="QUORIN_CONNECTION",
-            help="The control plane: a Redis URL or a directory. Without it only this machine is looked at.",
+            help="The control plane: a Redis URL or a directory. Without it, only this machine is checked.",
             show_default=False,
             callback=existing,
         ),
@@ -30,16 +30,16 @@ def doctor(
     shm_dir: ShmDir = None,
     as_json: Json = False,
 ) -> None:
-    """Check this machine, the control plane, every segment and the log; say what is wrong and what to do.
+    """Check this machine, the control plane, every segment and the log; say what is wrong and how to fix it.
 
-    Shared memory (room, limits, huge pages, whether logind removes it), compiled kernels, Feast and its hook, the
-    clock, Redis (version, persistence, memory), each segment's checksum, books and event times, lag, trimming, dead
-    letters.
+    Checks shared memory (space, limits, huge pages, whether logind removes it), compiled kernels, Feast and its hook,
+    the clock, Redis (version, persistence, memory), each segment's checksum, bookkeeping and event times, lag,
+    trimming and dead letters.
 
     Examples:
     - `quorin doctor`: this machine alone
 
-    - `quorin doctor -c redis://localhost:6379`: all of it
+    - `quorin doctor -c redis://localhost:6379`: everything
 
     - `quorin doctor --json | jq '.checks[] | select(.status != "ok")'`
 
@@ -61,6 +61,6 @@ def doctor(
             if check.advice:
                 out.print(f"         [dim]→[/] {escaped(check.advice)}", soft_wrap=True)
         if connection is None:
-            out.print("\nGive --connection to look at the control plane, the segments and the log as well.")
+            out.print("\nPass --connection to check the control plane, the segments and the log as well.")
     if any(check.status == "problem" for check in checks):
         raise typer.Exit(1)

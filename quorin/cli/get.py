@@ -1,4 +1,4 @@
-"""``quorin get``: what is served for an entity, as it is read by everybody else."""
+"""``quorin get``: the served values of entities."""
 
 from __future__ import annotations
 
@@ -20,58 +20,59 @@ def get(
     connection: Connection,
     ids: Annotated[
         list[str],
-        typer.Argument(help="Entity ids. Feast's join keys of several columns stand in one id, as in 'Oslo|7'."),
+        typer.Argument(help="Entity ids. Several join keys of Feast form one id, such as 'Oslo|7'."),
     ],
     schema: Annotated[
         list[str] | None,
-        typer.Option("--schema", "-s", help="A schema or feature view; may be repeated. Without it: all that have it."),
+        typer.Option("--schema", "-s", help="A schema or feature view; may be repeated. Default: all with the entity."),
     ] = None,
     field: Annotated[
-        list[str] | None, typer.Option("--field", "-f", help="A field or feature; may be repeated. Without it: all.")
+        list[str] | None, typer.Option("--field", "-f", help="A field or feature; may be repeated. Default: all.")
     ] = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
     shm_dir: ShmDir = None,
     as_json: Json = False,
 ) -> None:
-    """Show the values of entities with their types, when the event was, and how old it is.
+    """Show the values of entities with their types, event time and age.
 
     Examples:
-    - `quorin get user_001`: whatever any segment has of this entity
+    - `quorin get user_001`: the entity's row in every segment
 
     - `quorin get 1001 1002 --schema driver_stats`: two entities of one feature view
 
     - `quorin get 1001 -s driver_stats -f conv_rate --json`
 
-    Exit codes: 0 every entity has a row in each schema named (or in any, if none is), 1 some have not, 2 wrong usage.
+    Exit codes: 0 every entity has a row in each named schema (in any, without --schema), 1 some have none, 2 wrong
+    usage.
     """
     from quorin.engine.ops.observe import Observer
     from quorin.errors import QuorinError
 
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     missing: set[tuple[str, str]] = set()
     with Opened(connection, namespace) as backend, Observer(backend, shm_dir=shm_dir) as looking:
         names = [resolve_schema(backend, name) for name in schema or []] or sorted(backend.control.schemas())
         for name in names:
             try:
                 segment = looking.segment(name)
-                wanted = [resolve_field(segment.schema, asked) for asked in field or []] or None
+                fields = [resolve_field(segment.schema, requested) for requested in field or []] or None
             except (QuorinError, typer.BadParameter) as error:
                 if schema:
                     raise
                 typer.echo(f"{name}: {error}", err=True)
                 continue
-            found += _rows(segment, ids, wanted)
+            rows += _rows(segment, ids, fields)
     for name in names if schema else [""]:
-        have = {row["entity_id"] for row in found if name in ("", row["schema"])}
-        missing |= {(name, asked) for asked in ids if asked not in have}
+        present = {row["entity_id"] for row in rows if name in ("", row["schema"])}
+        missing |= {(name, entity_id) for entity_id in ids if entity_id not in present}
     if as_json:
         print_json(
-            {"rows": found, "missing": [{"schema": name or None, "entity_id": it} for name, it in sorted(missing)]}
+            {"rows": rows, "missing": [{"schema": name or None, "entity_id": it} for name, it in sorted(missing)]}
         )
     else:
-        _print(found)
-        for name, asked in sorted(missing):
-            typer.echo(f"no row for entity id {asked!r} in {name or 'any segment'}", err=True)
+        _print(rows)
+        for name, entity_id in sorted(missing):
+            typer.echo(f"no row for entity id {entity_id!r} in {name or 'any segment'}", err=True)
     if missing:
         raise typer.Exit(1)
 

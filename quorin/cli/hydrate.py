@@ -1,4 +1,4 @@
-"""``quorin hydrate``: segments built from the history."""
+"""``quorin hydrate``: build segments from the history."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ def hydrate(
     connection: Connection,
     offline: Offline,
     schemas: Annotated[
-        list[str] | None, typer.Argument(help="Schemas, or feature views. Without any: all that have no segment.")
+        list[str] | None, typer.Argument(help="Schemas or feature views. Default: all without a segment.")
     ] = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     shm_dir: ShmDir = None,
-    capacity_factor: Annotated[float, typer.Option(min=1, help="Room for so many times the entities.")] = 2.0,
+    capacity_factor: Annotated[float, typer.Option(min=1, help="Capacity, as a multiple of the entities.")] = 2.0,
     as_of: Annotated[
-        datetime | None, typer.Option(help="Leave out what happened after that time (UTC).", show_default=False)
+        datetime | None, typer.Option(help="Leave out events after this time (UTC).", show_default=False)
     ] = None,
 ) -> None:
-    """Build segments from the history, with the newest row of every entity; a consumer then reads the log on.
+    """Build segments from the history, with the newest row of every entity. A consumer then continues with the log.
 
-    A consumer with `--offline` does it by itself; this is for doing it before one starts.
+    A consumer with `--offline` hydrates by itself; use this command before starting one.
 
     Examples:
-    - `quorin hydrate --offline data/history`: all schemas that have no segment on this machine
+    - `quorin hydrate --offline data/history`: all schemas without a segment on this machine
 
-    - `quorin hydrate driver_stats --offline data/history --as-of 2024-05-01T00:00:00`: one, as it was then
+    - `quorin hydrate driver_stats --offline data/history --as-of 2024-05-01T00:00:00`: one schema, as of then
 
-    Exit codes: 0 built, or nothing to do, 1 a schema has a segment already or no history (the reason is on
+    Exit codes: 0 built, or nothing to do, 1 a schema already has a segment or has no history (with the reason on
     stderr), 2 wrong usage.
     """
     from datetime import UTC
@@ -51,7 +51,7 @@ def hydrate(
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
         names = schemas or [name for name in sorted(backend.control.schemas()) if registry.current_name(name) is None]
         if not names:
-            typer.echo(f"nothing to do: no schema at {backend.address} lacks a segment on this machine")
+            typer.echo(f"nothing to do: every schema at {backend.address} has a segment on this machine")
         for name in names:
             schema = known_schema(backend, name)
             try:
@@ -68,7 +68,7 @@ def hydrate(
             except EmptyDatasetError as error:
                 if schemas:
                     raise
-                typer.echo(f"{error}; left out", err=True)
+                typer.echo(f"{error}; skipped", err=True)
                 continue
             typer.echo(
                 f"{built.segment_name}: {counted(built.entity_count, 'entity')} in {built.elapsed_seconds:.2f} s, "

@@ -1,4 +1,4 @@
-"""``quorin inspect``: segments, how far they are behind, and who is there."""
+"""``quorin inspect``: segments, their lag, and the running processes."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 def inspect(
     connection: Connection,
     schema: Annotated[
-        str | None, typer.Argument(help="One schema, or feature view, in detail. Without it: all, one a line.")
+        str | None, typer.Argument(help="One schema or feature view, in detail. Default: all, one per line.")
     ] = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     shm_dir: ShmDir = None,
     as_json: Json = False,
 ) -> None:
-    """Show segments: rows, bytes, load, generation, how far each is behind the log, and who holds it.
+    """Show segments: rows, bytes, load, generation, lag, writer and readers.
 
     Examples:
-    - `quorin inspect`: every segment, and the processes that said they are there
+    - `quorin inspect`: every segment, and the running processes
 
     - `quorin inspect driver_stats`: one feature view's fields, memory, writer and readers
 
@@ -80,7 +80,7 @@ def _print_all(seen: Deployment) -> None:
     if seen.segments:
         out.print(segments)
     else:
-        out.print("no schemas yet: they come with the first `SegmentRegistry.create` or `feast apply`")
+        out.print("no schemas yet: create one with `SegmentRegistry.create` or `feast apply`")
     out.print(
         f"\nlog at {seen.address}: {counted(seen.log_entries, 'entry')}, last position {seen.log.last}, "
         f"trimmed to {seen.log.trimmed}, {counted(seen.dead_letters, 'dead letter')}",
@@ -109,45 +109,45 @@ def _print_one(state: SegmentState, seen: Deployment) -> None:
 
 
 def detail(state: SegmentState, seen: Deployment) -> dict[str, str]:
-    """One segment, by what people ask about it."""
+    """One segment's details, by label."""
     facts = {"schema": state.schema_name} | ({"problem": state.problem} if state.problem else {})
     stats = state.stats
     if stats is None:
         return facts
     garbage = stats["heap_garbage_bytes"] / stats["heap_bytes"] if stats["heap_bytes"] else 0
-    signed = ago(stats["writer_heartbeat_age_seconds"])
-    writer = f"process {stats['writer_pid']}, last sign of life {signed}" if stats["writer_pid"] else "none"
+    heartbeat = ago(stats["writer_heartbeat_age_seconds"])
+    writer = f"process {stats['writer_pid']}, last heartbeat {heartbeat}" if stats["writer_pid"] else "none"
     return facts | {
         "version": str(stats["schema_version"]),
         "segment": stats["path"],
-        "generation": f"{stats['generation']}, made {duration(stats['age_seconds'])} ago",
+        "generation": f"{stats['generation']}, created {duration(stats['age_seconds'])} ago",
         "rows": f"{count(stats['rows'])} and {count(stats['deleted_rows'])} deleted, of {count(stats['capacity'])} "
         f"({stats['load']:.1%}) before it grows",
-        "bytes": f"{size(stats['bytes'])}, of which {stats['row_bytes']} B a row",
+        "bytes": f"{size(stats['bytes'])}, of which {stats['row_bytes']} B per row",
         "heap": f"{size(stats['heap_used_bytes'])} of {size(stats['heap_bytes'])} used, {garbage:.1%} garbage",
         "position": f"{stats['position']}, the log ends at {seen.log.last}",
         "lag": f"{lag_rows(state)} {'row' if lag_rows(state) == '1' else 'rows'}, {lag_time(state)}",
         "oldest event": moment(state.events.oldest_ns if state.events else None),
         "newest event": moment(state.events.newest_ns if state.events else None),
         "writer": writer,
-        "mapped by": ", ".join(str(process.pid) for process in state.readers) or "nobody else",
+        "mapped by": ", ".join(str(process.pid) for process in state.readers) or "no other process",
     }
 
 
 def lag_rows(state: SegmentState) -> str:
-    """How many rows a segment lacks."""
+    """The number of rows that the segment lacks."""
     if state.lag is None:
         return "-"
     return count(state.lag.rows) + ("" if state.lag.is_exact else "+")
 
 
 def lag_time(state: SegmentState) -> str:
-    """For how long the first row that a segment lacks has been waiting."""
+    """How long the first row that the segment lacks has been waiting."""
     return "-" if state.lag is None else "none" if not state.lag.entries else duration(state.lag.seconds)
 
 
 def newest(state: SegmentState) -> str:
-    """How long ago the newest event was."""
+    """The age of the newest event."""
     if state.events is None or state.events.newest_ns is None:
         return "-"
     return ago((time.time_ns() - state.events.newest_ns) / 1e9)

@@ -1,4 +1,4 @@
-"""``quorin metrics``: a process that serves this machine's metrics to Prometheus."""
+"""``quorin metrics``: serve this machine's metrics to Prometheus."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ if TYPE_CHECKING:
 
 def metrics(
     connection: Connection,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen at.")] = 9100,
-    address: Annotated[str, typer.Option(help="0.0.0.0 lets other machines ask.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on.")] = 9100,
+    address: Annotated[str, typer.Option(help="0.0.0.0 lets other machines connect.")] = "127.0.0.1",
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     shm_dir: ShmDir = None,
     log_level: LogLevel = Level.INFO,
     log_json: LogJson = None,
 ) -> None:
-    """Serve at `/metrics` what all processes of this machine and user counted, and how segments and log are.
+    """Serve `/metrics`: the counters of all processes of this machine and user, and the state of segments and log.
 
-    `quorin consumer --metrics-port` does the same from the consumer's process. Ends on SIGTERM and Ctrl-C.
+    `quorin consumer --metrics-port` does the same in the consumer's process. Stops on SIGTERM and Ctrl-C.
 
     Examples:
     - `quorin metrics -c redis://localhost:6379`: then `curl localhost:9100/metrics`
 
     - `quorin metrics -c data/quorin --port 9200 --address 0.0.0.0`
 
-    Exit codes: 0 ended when asked to, 1 could not begin (the reason is on stderr), 2 wrong usage.
+    Exit codes: 0 stopped by a signal, 1 could not start (with the reason on stderr), 2 wrong usage.
     """
     from quorin import logging
     from quorin.engine.ops.observe import Observer
 
     logging.configure(log_level, json=log_json)
-    asked_to_end = threading.Event()
+    stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked_to_end.set())
+        signal.signal(number, lambda *_: stop.set())
     with (
         Opened(connection, namespace) as backend,
         Observer(backend, shm_dir=shm_dir, stream_key=stream_key) as looking,
         serving(looking, port, address),
     ):
-        asked_to_end.wait()
+        stop.wait()
 
 
 @contextmanager
 def serving(looking: Observer, port: int, address: str) -> Iterator[None]:
-    """Serve the metrics for a block, with what an observer sees."""
+    """Serve the metrics inside a ``with`` block, including the observer's."""
     from quorin import logging
     from quorin.engine.ops.gauges import exposed
     from quorin.metrics import start_metrics_server

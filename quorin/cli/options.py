@@ -1,4 +1,4 @@
-"""What the commands share: options that name the control plane and the log, and text made safe for Rich."""
+"""Options that commands share, and helpers that resolve what they name."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def existing(connection: str | None) -> str | None:
-    """A connection as it is given, unless it is a directory without a store in it: one that is mistyped is not made.
+    """Refuse a directory without a store, so that a mistyped one is not created; return any other connection.
 
-    :raises typer.BadParameter: naming the directory, and one below that has a store.
+    :raises typer.BadParameter: naming the directory, and a directory below it that has a store.
     """
     from quorin.engine.backend import embedded_directory
     from quorin.engine.backend.sqlite_file import has_store
@@ -25,7 +25,7 @@ def existing(connection: str | None) -> str | None:
 
     try:
         directory = None if connection is None else embedded_directory(connection)
-    except ConnectionFailedError:  # The command tells, as of all that cannot be used.
+    except ConnectionFailedError:  # The command reports it, like every unusable connection.
         return connection
     if directory is None or has_store(directory):
         return connection
@@ -36,34 +36,34 @@ def existing(connection: str | None) -> str | None:
 _CONNECTION_WORDS = "--connection", "-c"
 _CONNECTION_HELP = (
     "The control plane: redis://, rediss:// or unix:// URL, or the directory of the embedded one "
-    "(Feast's is data/quorin in the feature repository unless told otherwise)."
+    "(Feast's default is data/quorin in the feature repository)."
 )
 Connection = Annotated[
     str, typer.Option(*_CONNECTION_WORDS, envvar="QUORIN_CONNECTION", help=_CONNECTION_HELP, callback=existing)
 ]
 NewConnection = Annotated[str, typer.Option(*_CONNECTION_WORDS, envvar="QUORIN_CONNECTION", help=_CONNECTION_HELP)]
-"""Of commands that begin with nothing: a directory that is not there is made."""
+"""For commands that may create the directory."""
 
 Namespace = Annotated[
-    str, typer.Option(envvar="QUORIN_NAMESPACE", help="Keeps deployments apart that share one Redis or directory.")
+    str, typer.Option(envvar="QUORIN_NAMESPACE", help="Separates deployments that share one Redis or directory.")
 ]
 StreamKey = Annotated[str, typer.Option(help="The name of the log.")]
 ShmDir = Annotated[
     Path | None,
-    typer.Option(envvar="QUORIN_SHM_DIR", help="Where segments are, if not in /dev/shm.", show_default=False),
+    typer.Option(envvar="QUORIN_SHM_DIR", help="The directory of segments, by default /dev/shm.", show_default=False),
 ]
 Offline = Annotated[
     str,
     typer.Option(
         "--offline",
         envvar="QUORIN_OFFLINE",
-        help="The history: a directory, or a URL that pyarrow.fs knows (file://, s3://, gs://).",
+        help="The history: a directory, or a URL that pyarrow.fs supports (file://, s3://, gs://).",
     ),
 ]
 
 
 class Level(StrEnum):
-    """From which level events are logged."""
+    """The lowest level of events to log."""
 
     DEBUG = "DEBUG"
     INFO = "INFO"
@@ -78,7 +78,7 @@ LogLevel = Annotated[
         envvar="QUORIN_LOG_LEVEL",
         case_sensitive=False,
         metavar="LEVEL",
-        help="DEBUG, INFO, WARNING, ERROR or CRITICAL: less is not logged.",
+        help="The lowest level to log: DEBUG, INFO, WARNING, ERROR or CRITICAL.",
     ),
 ]
 LogJson = Annotated[
@@ -86,14 +86,14 @@ LogJson = Annotated[
     typer.Option(
         "--log-json/--log-text",
         envvar="QUORIN_LOG_JSON",
-        help="Log JSON lines, or lines for people.",
-        show_default="for people in a terminal, else JSON",
+        help="Log JSON lines, or readable text.",
+        show_default="text in a terminal, else JSON",
     ),
 ]
 
 
 class Opened:
-    """A backend for a block."""
+    """A backend, open inside a ``with`` block."""
 
     def __init__(self, connection: str, namespace: str) -> None:
         from quorin.engine.backend import connect
@@ -108,7 +108,7 @@ class Opened:
 
 
 def existing_history(offline: str) -> ParquetDatasetStore:
-    """The history at a place.
+    """The history at a directory or URL.
 
     :raises typer.BadParameter: if there is none.
     """
@@ -120,49 +120,51 @@ def existing_history(offline: str) -> ParquetDatasetStore:
     return store
 
 
-def resolve_schema(backend: Backend, asked: str) -> str:
-    """The name of a schema that the control plane knows: as asked, or that of the only feature view called so.
+def resolve_schema(backend: Backend, requested: str) -> str:
+    """The control plane's schema of this name, else that of the only feature view of this name.
 
-    :raises typer.BadParameter: naming those there are.
+    :raises typer.BadParameter: naming the schemas that exist.
     """
-    known = sorted(backend.control.schemas())
-    if asked in known:
-        return asked
-    views = [name for name in known if name.endswith(f"__{asked}")]
+    names = sorted(backend.control.schemas())
+    if requested in names:
+        return requested
+    views = [name for name in names if name.endswith(f"__{requested}")]
     if len(views) == 1:
         return views[0]
-    shown = ", ".join(views or known) or "none"
-    raise typer.BadParameter(f"{asked!r} names no one schema at {backend.address}; there are: {shown}")
+    shown = ", ".join(views or names) or "none"
+    raise typer.BadParameter(
+        f"expected the name of one schema at {backend.address}, got {requested!r}; there are: {shown}"
+    )
 
 
-def resolve_field(schema: Schema, asked: str) -> str:
-    """The name of a schema's field: as asked, or that of the only feature called so, whose type Feast's fields end in.
+def resolve_field(schema: Schema, requested: str) -> str:
+    """The schema's field of this name, else the field of the only Feast feature of this name (``name__type``).
 
-    :raises typer.BadParameter: naming those that are meant, if any is like it, or all there are.
+    :raises typer.BadParameter: naming similar fields, or all fields if none is similar.
     """
     from difflib import get_close_matches
 
     features = {field.name: field.name.rpartition("__")[0] or field.name for field in schema.fields}
-    if asked in features:
-        return asked
-    called_so = [name for name, feature in features.items() if feature == asked]
-    if len(called_so) == 1:
-        return called_so[0]
-    alike = get_close_matches(asked, {*features, *features.values()})
-    meant = called_so or [name for name, feature in features.items() if name in alike or feature in alike]
-    hint = f"did you mean {' or '.join(meant)}?" if meant else f"there are: {', '.join(features)}"
-    raise typer.BadParameter(f"{schema.__name__} has no field {asked!r}; {hint}")
+    if requested in features:
+        return requested
+    matches = [name for name, feature in features.items() if feature == requested]
+    if len(matches) == 1:
+        return matches[0]
+    similar = get_close_matches(requested, {*features, *features.values()})
+    suggested = matches or [name for name, feature in features.items() if name in similar or feature in similar]
+    hint = f"did you mean {' or '.join(suggested)}?" if suggested else f"there are: {', '.join(features)}"
+    raise typer.BadParameter(f"{schema.__name__} has no field {requested!r}; {hint}")
 
 
-def known_schema(backend: Backend, asked: str) -> Schema:
-    """The schema that :func:`resolve_schema` finds, as the control plane has it."""
+def known_schema(backend: Backend, requested: str) -> Schema:
+    """The control plane's schema that :func:`resolve_schema` finds."""
     from quorin.schema import schema_from_json
 
-    return schema_from_json(backend.control.schemas()[resolve_schema(backend, asked)])
+    return schema_from_json(backend.control.schemas()[resolve_schema(backend, requested)])
 
 
 def escaped(text: str) -> str:
-    """Text as it is, for Rich."""
+    """Text with Rich's markup escaped."""
     from rich.markup import escape
 
     return escape(text)

@@ -1,4 +1,4 @@
-"""How commands speak: tables and bars for people, JSON for scripts."""
+"""Output of commands: tables and progress bars for people, JSON for scripts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from rich.table import Table
 
 from quorin.cli.options import escaped
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts rather than text for people.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 _WIDTH_WITHOUT_TERMINAL = 200
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Where people read. Without a terminal lines are long, so that nothing is cut that is piped elsewhere."""
+    """A console for readable output. Without a terminal its lines are long, so that piped output is not cut."""
     made = Console(stderr=stderr, highlight=False)
     if not made.is_terminal and "COLUMNS" not in made._environ:
         made.width = _WIDTH_WITHOUT_TERMINAL
@@ -29,24 +29,24 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def table(*columns: str) -> Table:
-    """A plain table."""
+    """A table without borders."""
     return Table(*columns, box=None, pad_edge=False, header_style="bold")
 
 
 def add_row(target: Table, *cells: object) -> None:
-    """A row of plain text."""
+    """Add a row of unformatted text; None becomes an empty cell."""
     target.add_row(*("" if cell is None else escaped(str(cell)) for cell in cells))
 
 
 def print_json(value: Any) -> None:
-    """A value as indented JSON on stdout. Bytes become hexadecimal text, numbers that JSON lacks their names."""
+    """Print a value as indented JSON on stdout. Bytes become hexadecimal text; NaN and infinities their names."""
     is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     json.dump(plain(value), sys.stdout, indent=2, ensure_ascii=not is_unicode, allow_nan=False)
     sys.stdout.write("\n")
 
 
 def plain(value: Any) -> Any:
-    """A value made of what JSON has."""
+    """The value converted to JSON's types."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -60,7 +60,7 @@ def plain(value: Any) -> Any:
 
 @contextmanager
 def progress_bar(what: str, *, hidden: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr while something lasts, if people are looking; called with what is done and all there is."""
+    """Show a progress bar on stderr, if that is a terminal; call the result with the amount done and the total."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     out = console(stderr=True)

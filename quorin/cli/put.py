@@ -1,4 +1,4 @@
-"""``quorin put``: one row through the log, typed by its schema."""
+"""``quorin put``: write one row through the log."""
 
 from __future__ import annotations
 
@@ -20,21 +20,17 @@ if TYPE_CHECKING:
 
 def put(
     connection: Connection,
-    schema: Annotated[str, typer.Argument(help="A schema, or feature view.")],
+    schema: Annotated[str, typer.Argument(help="A schema or feature view.")],
     entity_id: Annotated[str, typer.Argument(help="The entity's id.")],
-    values: Annotated[list[str], typer.Argument(help="field=value; lists and arrays as JSON, bytes as hexadecimals.")],
-    null: Annotated[
-        list[str] | None, typer.Option("--null", help="A field that is to be null; may be repeated.")
-    ] = None,
+    values: Annotated[list[str], typer.Argument(help="field=value; lists and arrays as JSON, bytes as hexadecimal.")],
+    null: Annotated[list[str] | None, typer.Option("--null", help="A field to set to null; may be repeated.")] = None,
     event_time: Annotated[
         str | None,
-        typer.Option(help="When the event was: ns since the epoch, or like 2026-05-01T12:00:00Z. Without it: now."),
+        typer.Option(help="The event time: ns since the epoch, or like 2026-05-01T12:00:00Z. Default: now."),
     ] = None,
-    partial: Annotated[
-        bool, typer.Option("--partial", help="Leave the fields that are not named as they are.")
-    ] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="Leave unnamed fields unchanged.")] = False,
     sync: Annotated[
-        bool, typer.Option("--sync", help="Return only when the segment on this machine shows it.")
+        bool, typer.Option("--sync", help="Wait until this machine's segment has applied the row.")
     ] = False,
     timeout_ms: Annotated[float, typer.Option(min=1, help="How long --sync waits.")] = 5000.0,
     namespace: Namespace = DEFAULT_NAMESPACE,
@@ -42,7 +38,7 @@ def put(
     shm_dir: ShmDir = None,
     as_json: Json = False,
 ) -> None:
-    """Write one row through the log. Every field must be given, or `--partial`.
+    """Write one row through the log. Name every field, or pass `--partial`.
 
     Examples:
     - `quorin put UserFeatures user_001 age_normalized=0.5 session_count_7d=42 ltv_score=12.3 --sync`
@@ -51,8 +47,8 @@ def put(
 
     - `quorin put Items i7 'tags=["new", "red"]' --null price`
 
-    Exit codes: 0 the row is in the log (with `--sync`: is served), 1 it was refused, or is in the log but nobody
-    applied it in time, 2 wrong usage.
+    Exit codes: 0 the row is in the log (with `--sync`: is served), 1 it was refused, or is in the log but was not
+    applied in time, 2 wrong usage.
     """
     from quorin.engine.ops.presence import reports
     from quorin.errors import SegmentNotFoundError, WriteSyncTimeoutError
@@ -60,32 +56,32 @@ def put(
     from quorin.wal import WALProducer
 
     with Opened(connection, namespace) as backend:
-        chosen = known_schema(backend, schema)
-        fields = {field.name: field for field in chosen.fields}
-        row: dict[str, Any] = {resolve_field(chosen, name): None for name in null or []}
+        target = known_schema(backend, schema)
+        fields = {field.name: field for field in target.fields}
+        row: dict[str, Any] = {resolve_field(target, name): None for name in null or []}
         for word in values:
-            asked, equals, text = word.partition("=")
-            if not equals or (name := resolve_field(chosen, asked)) in row:
+            requested, equals, text = word.partition("=")
+            if not equals or (name := resolve_field(target, requested)) in row:
                 raise typer.BadParameter(f"{word!r}: expected field=value, each field once, of {', '.join(fields)}")
             row[name] = _parsed(fields[name], text)
         if missing := [] if partial else [name for name in fields if name not in row]:
             raise typer.BadParameter(
                 f"no value for {', '.join(missing)}: give field=value, --null {missing[0]} for a null, or --partial to "
-                "leave what is not named as it is"
+                "leave unnamed fields unchanged"
             )
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
         with WALProducer(backend, stream_key=stream_key, registry=registry) as producer:
             time_ns = None if event_time is None else _time_ns(event_time)
-            position = producer.write(chosen, entity_id, row, time_ns, partial=partial)
+            position = producer.write(target, entity_id, row, time_ns, partial=partial)
             if sync:
                 try:
-                    producer.wait(chosen, position, timeout_ms=timeout_ms)
+                    producer.wait(target, position, timeout_ms=timeout_ms)
                 except (WriteSyncTimeoutError, SegmentNotFoundError) as error:
                     if not any(report.role == "consumer" for report in reports(backend.control)):
                         error.add_note(_how_to_apply(backend.address, namespace, stream_key))
                     raise
     if as_json:
-        print_json({"schema": chosen.__name__, "entity_id": entity_id, "position": position, "is_served": sync or None})
+        print_json({"schema": target.__name__, "entity_id": entity_id, "position": position, "is_served": sync or None})
     else:
         typer.echo(f"{'served' if sync else 'in the log'} at position {position}")
 
@@ -94,11 +90,11 @@ def _how_to_apply(address: str, namespace: str, stream_key: str) -> str:
     words = ["quorin", "consumer", "--connection", address]
     words += ["--namespace", namespace] if namespace != DEFAULT_NAMESPACE else []
     words += ["--stream-key", stream_key] if stream_key != DEFAULT_STREAM_KEY else []
-    return f"nobody applies the log: run `{shlex.join(words)}`"
+    return f"no consumer is running: run `{shlex.join(words)}`"
 
 
 def _parsed(field: FeatureField, text: str) -> Any:
-    """A word of the command line as the field's type has it; what does not fit, the producer refuses with reasons."""
+    """A command-line value converted to the field's type; the producer refuses values that do not fit."""
     from quorin.schema import dtype
 
     try:
@@ -113,13 +109,13 @@ def _parsed(field: FeatureField, text: str) -> Any:
         return _number(text) if field.dtype in (dtype.float32, dtype.float64) else int(text)
     except (ValueError, KeyError) as error:
         reason = f": {error}" if isinstance(error, ValueError) and "range" in str(error) else ""
-        raise typer.BadParameter(f"field {field.name!r}: {text!r} is no {field.dtype.name}{reason}") from error
+        raise typer.BadParameter(f"field {field.name!r}: expected {field.dtype.name}, got {text!r}{reason}") from error
 
 
 def _number(text: str) -> float:
-    """What the text says. A number beyond float64 is refused like one beyond float32: only ``inf`` means infinity.
+    """A float64. A number beyond its range is refused, as one beyond float32 is: only ``inf`` means infinity.
 
-    :raises ValueError: if it is no number of float64.
+    :raises ValueError: if the text is not a number, or out of range.
     """
     number = float(text)
     if math.isinf(number) and not text.strip().lstrip("+-").lower().startswith("inf"):

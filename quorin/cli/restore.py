@@ -1,4 +1,4 @@
-"""``quorin restore``: a segment from a snapshot."""
+"""``quorin restore``: restore a segment from a snapshot."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from quorin.engine.words import counted, size
 
 def restore(
     connection: NewConnection,
-    file: Annotated[Path, typer.Argument(help="What `quorin snapshot` wrote.")],
+    file: Annotated[Path, typer.Argument(help="A file from `quorin snapshot`.")],
     namespace: Namespace = DEFAULT_NAMESPACE,
     shm_dir: ShmDir = None,
 ) -> None:
-    """Bring a segment back from a snapshot. The file is checked before anything of it is served.
+    """Restore a segment from a snapshot. The whole file is verified before anything is served.
 
-    A consumer then reads the log on from the snapshot's position; what the log has no more comes from the history, if
-    the consumer has one.
+    A consumer then continues with the log from the snapshot's position. Entries that the log has trimmed come from the
+    history, if the consumer has one.
 
     Example:
     - `quorin restore /var/backups/driver_stats.snapshot`
 
-    Exit codes: 0 served again, 1 refused (the reason is on stderr), 2 wrong usage.
+    Exit codes: 0 restored, 1 refused (with the reason on stderr), 2 wrong usage.
     """
     from quorin import snapshot as snapshots
     from quorin.shm import SegmentRegistry
@@ -35,8 +35,8 @@ def restore(
     with Opened(connection, namespace) as backend:
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
         with progress_bar(str(file)) as progress:
-            back = snapshots.restore(file, registry, progress=progress)
+            restored = snapshots.restore(file, registry, progress=progress)
     typer.echo(
-        f"{back.segment_name}: {counted(back.entity_count, 'entity')}, {size(back.byte_count)} in "
-        f"{back.elapsed_seconds:.2f} s, log position {back.position}"
+        f"{restored.segment_name}: {counted(restored.entity_count, 'entity')}, {size(restored.byte_count)} in "
+        f"{restored.elapsed_seconds:.2f} s, log position {restored.position}"
     )

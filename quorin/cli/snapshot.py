@@ -1,4 +1,4 @@
-"""``quorin snapshot``: a segment as one file."""
+"""``quorin snapshot``: save a segment to a file."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from quorin.engine.words import counted, size
 
 def snapshot(
     connection: Connection,
-    schema: Annotated[str, typer.Argument(help="The schema, or feature view.")],
-    file: Annotated[Path, typer.Argument(help="The file to write; one that is there is replaced.")],
+    schema: Annotated[str, typer.Argument(help="The schema or feature view.")],
+    file: Annotated[Path, typer.Argument(help="The file to write; an existing one is replaced.")],
     namespace: Namespace = DEFAULT_NAMESPACE,
     shm_dir: ShmDir = None,
 ) -> None:
-    """Write a segment to one checksummed file, with its log position. Readers and the writer go on meanwhile.
+    """Save a segment and its log position to one checksummed file, while readers and the writer continue.
 
     Example:
     - `quorin snapshot driver_stats /var/backups/driver_stats.snapshot`
 
-    Exit codes: 0 written, 1 not (the reason is on stderr), 2 wrong usage.
+    Exit codes: 0 written, 1 failed (with the reason on stderr), 2 wrong usage.
     """
     from quorin import snapshot as snapshots
     from quorin.shm import SegmentRegistry

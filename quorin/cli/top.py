@@ -1,4 +1,4 @@
-"""``quorin top``: segments, reads and writes as they happen, in the terminal."""
+"""``quorin top``: watch segments, reads and writes live in the terminal."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
 def top(
     connection: Connection,
-    interval: Annotated[float, typer.Option("--interval", "-i", min=0.1, help="Seconds between two looks.")] = 1.0,
+    interval: Annotated[float, typer.Option("--interval", "-i", min=0.1, help="Seconds between updates.")] = 1.0,
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     shm_dir: ShmDir = None,
 ) -> None:
-    """Watch segments live: rows read a second, latency, rows written, lag, freshness, readers, growth, dead letters.
+    """Watch segments live: rows read per second, latency, rows written, lag, freshness, readers, growth, dead letters.
 
-    Reads and writes are those of all processes of this machine and user. Keys: `s` sorts by the next column, `r` turns
-    the order around, `enter` shows a segment in detail, `p` pauses, `q` quits. Needs Textual: `pip install
+    Counts the reads and writes of all processes of this machine and user. Keys: `s` sorts by the next column, `r`
+    reverses the order, `enter` shows a segment in detail, `p` pauses, `q` quits. Needs Textual: `pip install
     'quorin[top]'`.
 
     Examples:
@@ -29,7 +29,7 @@ def top(
 
     - `quorin top -c data/quorin -i 0.5`: twice a second
 
-    Exit codes: 0 quit, 1 could not begin (the reason is on stderr), 2 wrong usage.
+    Exit codes: 0 quit, 1 could not start (with the reason on stderr), 2 wrong usage.
     """
     if importlib.util.find_spec("textual") is None:
         typer.echo("error: `quorin top` needs Textual: pip install 'quorin[top]'", err=True)

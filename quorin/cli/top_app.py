@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Detail(ModalScreen[None]):
-    """One segment, as ``quorin inspect`` tells it."""
+    """One segment, as ``quorin inspect`` shows it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,enter,q", "dismiss", "back"),
@@ -34,14 +34,14 @@ class Detail(ModalScreen[None]):
         self._facts = facts
 
     def compose(self) -> ComposeResult:
-        """A list of facts."""
+        """The segment's details, one per line."""
         width = max(map(len, self._facts), default=0)
         text = "\n".join(f"{name:<{width}}  {value}" for name, value in self._facts.items())
         yield VerticalScroll(Static(text, markup=False, id="facts"))
 
 
 class Top(App[None]):
-    """A table of segments that is made anew every ``interval`` seconds."""
+    """A table of segments, refreshed every ``interval`` seconds."""
 
     TITLE = "quorin top"
     ENABLE_COMMAND_PALETTE = False
@@ -63,23 +63,23 @@ class Top(App[None]):
         self._sort_by, self._reversed, self._paused = 0, False, False
 
     def compose(self) -> ComposeResult:
-        """A line about all, the table, the keys."""
-        yield Static("looking …", id="summary", markup=False)
+        """A summary, the table and the keys."""
+        yield Static("loading …", id="summary", markup=False)
         yield DataTable[str](id="segments", cursor_type="row", zebra_stripes=True)
         yield Footer()
 
     async def on_mount(self) -> None:
-        """Begin to look."""
+        """Start refreshing."""
         self.query_one("#segments", DataTable).add_columns(*COLUMNS)
         await self.look_again()
         self.set_interval(self._interval, self.look_again)
 
     def on_unmount(self) -> None:
-        """End the thread that looks."""
+        """Stop the observing thread."""
         self._thread.shutdown(wait=False)
 
     async def look_again(self) -> None:
-        """Look, and show it; an unreachable control plane is said, and looked for again."""
+        """Observe and refresh; show the error of an unreachable control plane, and retry at the next interval."""
         if self._paused:
             return
         try:
@@ -100,28 +100,28 @@ class Top(App[None]):
         self._show()
 
     def action_reverse(self) -> None:
-        """Turn the order around."""
+        """Reverse the order."""
         self._reversed = not self._reversed
         self._show()
 
     def action_pause(self) -> None:
-        """Stop looking, or go on."""
+        """Pause or resume."""
         self._paused = not self._paused
         self._show()
 
     def action_detail(self) -> None:
-        """Show the chosen segment in detail."""
+        """Show the selected segment in detail."""
         table = self.query_one("#segments", DataTable)
         if self._lines and self._before is not None:
-            chosen = self._lines[table.cursor_row]
-            self.push_screen(Detail(chosen.schema_name, detail(chosen.state, self._before.seen)))
+            selected = self._lines[table.cursor_row]
+            self.push_screen(Detail(selected.schema_name, detail(selected.state, self._before.seen)))
 
     def on_data_table_row_selected(self) -> None:
-        """Enter on a row."""
+        """Show the row's segment when enter is pressed."""
         self.action_detail()
 
     def _show(self) -> None:
-        # Names break ties, and stay in their order whichever way the column is sorted.
+        # Names break ties, ascending in either direction of the column.
         self._lines.sort(key=lambda line: line.schema_name)
         self._lines.sort(key=lambda line: line.keys[self._sort_by], reverse=self._reversed)
         table = self.query_one("#segments", DataTable)

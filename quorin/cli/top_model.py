@@ -1,4 +1,4 @@
-"""What ``quorin top`` shows, worked out from two looks at a deployment. No terminal here."""
+"""What ``quorin top`` shows, computed from two observations of a deployment, without a terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One segment: what is shown, and what it is sorted by, in the order of :data:`COLUMNS`."""
+    """One segment: its cells and sort keys, in the order of :data:`COLUMNS`."""
 
     schema_name: str
     state: SegmentState
@@ -42,17 +42,17 @@ COLUMNS = (
 
 
 def look(observer: Observer) -> Look:
-    """One look. :raises ConnectionFailedError: if the control plane cannot be reached."""
+    """Observe once. :raises ConnectionFailedError: if the control plane cannot be reached."""
     return Look(observer.observe(), counters.totals(), time.monotonic())
 
 
 def lines(before: Look, now: Look) -> list[Line]:
-    """One line a segment; rates are those between the two looks."""
+    """One line per segment, with the rates between the two observations."""
     return [_line(state, before, now) for state in now.seen.segments]
 
 
 def summary(before: Look, now: Look) -> str:
-    """The whole deployment in a line."""
+    """The whole deployment in one line."""
     seconds = max(now.at - before.at, 1e-9)
     names = [state.schema_name for state in now.seen.segments]
     read = sum(_grown(before, now, name, W_READS, W_BATCH_ROWS) for name in names) / seconds
@@ -65,7 +65,7 @@ def summary(before: Look, now: Look) -> str:
 
 
 def percentile(times: list[int], share: float) -> float | None:
-    """The time, in seconds, below which a share of what was timed lies; the middle of its bucket. None without any."""
+    """The time in seconds below which a share of the samples lies (the middle of its bucket); None without any."""
     total = sum(times)
     if not total:
         return None
@@ -102,10 +102,10 @@ def _line(state: SegmentState, before: Look, now: Look) -> Line:
     return Line(name, state, cells, keys)
 
 
-def _grown(before: Look, now: Look, name: str, *places: int) -> int:
-    return sum(max(0, _total(now, name, place) - _total(before, name, place)) for place in places)
+def _grown(before: Look, now: Look, name: str, *offsets: int) -> int:
+    return sum(max(0, _total(now, name, offset) - _total(before, name, offset)) for offset in offsets)
 
 
-def _total(at: Look, name: str, place: int) -> int:
+def _total(at: Look, name: str, offset: int) -> int:
     words = at.totals.get(name)
-    return 0 if words is None else int(words[place])
+    return 0 if words is None else int(words[offset])

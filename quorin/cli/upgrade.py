@@ -1,4 +1,4 @@
-"""``quorin upgrade``: carries a segment over to the next version of its schema."""
+"""``quorin upgrade``: upgrade a segment to the next version of its schema."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def upgrade(
     new: Annotated[str, typer.Argument(help="The new schema: `module:Class`, or a file with its JSON.")],
     old: Annotated[
         str | None,
-        typer.Option("--from", help="The schema that is expected to be there, given alike.", show_default=False),
+        typer.Option("--from", help="The schema that the segment must have, in the same form.", show_default=False),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and change nothing.")] = False,
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds without any progress until it gives up.")] = 60.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds without progress before it aborts.")] = 60.0,
     namespace: Namespace = DEFAULT_NAMESPACE,
     shm_dir: ShmDir = None,
     as_json: Json = False,
 ) -> None:
-    """Carry the current segment over to the next version of its schema, while it is read and written.
+    """Upgrade the current segment to the next version of its schema while readers and writers continue.
 
-    Fields may be added, widened and dropped; what would lose values is refused, naming the fields. Upgrade first, then
-    start the producers that write the new version.
+    Fields may be added, widened and dropped. A change that would lose values is refused with the fields' names.
+    Upgrade first, then start the producers that write the new version.
 
     Examples:
     - `quorin upgrade features.user:UserFeatures --dry-run`: what would change, with rows and bytes
 
-    - `quorin upgrade user_v2.json --json`: do it, and print the result for a script
+    - `quorin upgrade user_v2.json --json`: upgrade, and print the result for a script
 
-    Exit codes: 0 done, or possible, 1 refused or given up (nothing has changed then), 2 wrong usage.
+    Exit codes: 0 done, or possible, 1 refused or aborted (nothing has changed), 2 wrong usage.
     """
     from quorin.evolution import upgrade_schema
     from quorin.shm import SegmentRegistry
@@ -72,20 +72,20 @@ def _print(result: UpgradeResult, old: Schema, new: Schema) -> None:
     shown = table("", "")
     add_row(shown, "schema", f"{new.__name__}, version {old.version} to {new.version}")
     add_row(shown, "rows", count(result.entity_count))
-    add_row(shown, "bytes", f"{size(result.old_bytes)} now, {size(result.new_bytes)} then")
+    add_row(shown, "bytes", f"{size(result.old_bytes)} before, {size(result.new_bytes)} after")
     for name in ("added", "widened", "dropped"):
         add_row(shown, name, ", ".join(getattr(result, name)) or "-")
     if result.dry_run:
-        add_row(shown, "segment", f"{result.old_segment_name} stays as it is: this was a dry run")
+        add_row(shown, "segment", f"{result.old_segment_name} is unchanged: this was a dry run")
     else:
-        add_row(shown, "segment", f"{result.old_segment_name} was followed by {result.new_segment_name}")
+        add_row(shown, "segment", f"{result.old_segment_name} was replaced by {result.new_segment_name}")
         add_row(shown, "took", duration(result.elapsed_seconds))
     shown.show_header = False
     console().print(shown)
 
 
 def _with_progress(action: Any, name: str) -> UpgradeResult:
-    """Run with a bar on stderr, if that is a terminal."""
+    """Run with a progress bar on stderr, if that is a terminal."""
     from rich.progress import Progress
 
     with Progress(console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
@@ -97,7 +97,7 @@ def _with_progress(action: Any, name: str) -> UpgradeResult:
 def _schema_of(text: str) -> Schema:
     """A schema from an import path, or from a file with its JSON.
 
-    :raises typer.BadParameter: if it is neither. :raises SchemaError: for JSON that is no schema.
+    :raises typer.BadParameter: if it is neither. :raises SchemaError: if the JSON is not a schema.
     """
     from quorin.schema import FeatureSchema, schema_from_json
 
@@ -108,7 +108,7 @@ def _schema_of(text: str) -> Schema:
             raise typer.BadParameter(f"{text} cannot be read: {error}") from error
     module, separator, name = text.partition(":")
     if not separator:
-        raise typer.BadParameter(f"{text!r} is neither a file nor of the form module:Class")
+        raise typer.BadParameter(f"expected a file or module:Class, got {text!r}")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -119,5 +119,5 @@ def _schema_of(text: str) -> Schema:
     except (ImportError, AttributeError, ValueError) as error:
         raise typer.BadParameter(f"{text!r} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, FeatureSchema) and found is not FeatureSchema):
-        raise typer.BadParameter(f"{text!r} is no subclass of FeatureSchema, but {found!r}")
+        raise typer.BadParameter(f"{text!r} must name a subclass of FeatureSchema, got {found!r}")
     return found

@@ -1,4 +1,4 @@
-"""``quorin watchdog``: takes away what dead processes left behind."""
+"""``quorin watchdog``: reclaim what dead processes left behind."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ from quorin.engine.words import counted, duration, size
 if TYPE_CHECKING:
     from quorin.watchdog import TickResult
 
-_BETWEEN_LOOKS_SECONDS = 0.5
+_SECONDS_BETWEEN_TICKS = 0.5
 
 
 def watchdog(
     connection: Connection,
     namespace: Namespace = DEFAULT_NAMESPACE,
-    interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 5.0,
+    interval: Annotated[float, typer.Option(min=0.05, help="Seconds between ticks.")] = 5.0,
     misses: Annotated[
-        int, typer.Option(min=1, help="In how many looks in a row a thing must be nobody's until it goes.")
+        int, typer.Option(min=1, help="Reclaim what has been orphaned for this many consecutive ticks.")
     ] = 2,
-    once: Annotated[bool, typer.Option("--once", help="Look that often, half a second apart, and end.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --once: say what would go, no more.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Run that many ticks, half a second apart, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --once: show what would be removed.")] = False,
     shm_dir: ShmDir = None,
     as_json: Json = False,
     log_level: LogLevel = Level.INFO,
     log_json: LogJson = None,
 ) -> None:
-    """Remove segment files that no process holds and no read can come to, and announcements of dead processes.
+    """Remove segment files that no process holds and no read can reach, and the entries of dead processes.
 
-    Only this namespace's. Serving needs none of it, but memory is freed. Run it where the processes run that it
-    watches: same host, same user, same process-id namespace. Ends on SIGTERM and Ctrl-C.
+    It touches this namespace only. Serving works without it, but it frees memory. Run it with the same host, user and
+    process-id namespace as the processes that it watches. Stops on SIGTERM and Ctrl-C.
 
     Examples:
     - `quorin watchdog -c redis://localhost:6379`: beside the consumer, forever
 
-    - `quorin watchdog --once --dry-run`: what would go, and why
+    - `quorin watchdog --once --dry-run`: what would be removed, and why
 
-    Exit codes: 0 ended when asked to, or looked, 1 failed (the reason is on stderr), 2 wrong usage.
+    Exit codes: 0 done, or stopped by a signal, 1 failed (with the reason on stderr), 2 wrong usage.
     """
     from quorin import logging
     from quorin.watchdog import WatchdogState, run_forever
 
     if dry_run and not once:
-        raise typer.BadParameter("--dry-run goes with --once")
+        raise typer.BadParameter("--dry-run needs --once")
     if as_json and not once:
-        raise typer.BadParameter("--json goes with --once; while it runs the log says what is done")
+        raise typer.BadParameter("--json needs --once; without it, actions are logged")
     stop = threading.Event()
     if not once:
         logging.configure(log_level, json=log_json)
@@ -75,7 +75,7 @@ def watchdog(
     ) as state:
         result = state.run_one_tick()
         for _ in range(misses - 1):
-            stop.wait(_BETWEEN_LOOKS_SECONDS)
+            stop.wait(_SECONDS_BETWEEN_TICKS)
             result = state.run_one_tick()
     if as_json:
         print_json(dataclasses.asdict(result))
@@ -84,17 +84,16 @@ def watchdog(
 
 
 def _print(result: TickResult) -> None:
-    verb = "would go" if result.dry_run else "gone"
+    verb = "would remove" if result.dry_run else "removed"
     shown = table(verb, "size", "why")
     for file in result.reclaimed:
         add_row(shown, file.name, size(file.byte_count), file.reason)
     for process in result.dead_processes:
         add_row(shown, process, "", "the process is dead")
     for name in result.repointed:
-        add_row(shown, name, "", "is current now: the control plane named an older generation")
+        add_row(shown, name, "", "made current: the control plane named an older generation")
     if shown.row_count:
         console().print(shown)
     else:
-        typer.echo("nothing is left behind")
-    others = counted(result.foreign_files, "file")
-    typer.echo(f"{others} of others left alone, looked for {duration(result.elapsed_seconds)}")
+        typer.echo("nothing to reclaim")
+    typer.echo(f"{counted(result.foreign_files, 'foreign file')} left alone, in {duration(result.elapsed_seconds)}")

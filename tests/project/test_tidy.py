@@ -30,7 +30,7 @@ LONG_MODULES = {
     "wal_consumer": 497,
 }
 LONG_CLASSES = {"QuorinOnlineStore": 255, "Engine": 343, "Segment": 313, "WALConsumer": 404}
-LONG_FUNCTIONS = {"consumer": 89, "apply_rows": 82}
+LONG_FUNCTIONS = {"apply_rows": 82}
 CIRCLES = {
     frozenset({"growth", "segment"}),
     frozenset({"apply", "wal_consumer"}),

@@ -1,1 +1,1 @@
-"""Operations: what there is to see of a deployment, and what to do about it."""
+"""Operations: observe a deployment, check it, and decide what the watchdog may reclaim."""

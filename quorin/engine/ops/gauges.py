@@ -1,4 +1,4 @@
-"""What a deployment looks like, for Prometheus: gauges that are made when somebody asks, of segments, lag and log."""
+"""Prometheus gauges of segments, lag and log, computed at each scrape."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 _STATS = {
-    "rows": "Entities that have a row.",
-    "deleted_rows": "Rows that only remember a deletion.",
+    "rows": "Entities with a row.",
+    "deleted_rows": "Rows of deleted entities.",
     "capacity": "Entities that fit before the segment grows.",
-    "load": "Rows, live and deleted, against the capacity.",
+    "load": "Rows, live and deleted, relative to the capacity.",
     "bytes": "Size of the segment's file.",
-    "heap_bytes": "Room for values of variable size.",
-    "heap_used_bytes": "How much of it is used, garbage included.",
-    "heap_garbage_bytes": "How much of it is what updates left behind.",
-    "generation": "How many files the segment has been, itself included.",
-    "position": "The log position up to which everything is applied.",
-    "age_seconds": "Time since this generation was made.",
+    "heap_bytes": "Size of the heap for variable-size values.",
+    "heap_used_bytes": "Used part of the heap, garbage included.",
+    "heap_garbage_bytes": "Part of the heap that updates left behind.",
+    "generation": "Generation of the segment, starting at 1.",
+    "position": "Log position up to which everything is applied.",
+    "age_seconds": "Time since this generation was created.",
 }
 
 
 @contextmanager
 def exposed(observer: Observer) -> Iterator[None]:
-    """Show what an observer sees in :data:`quorin.metrics.registry`, for a block."""
+    """Register an observer's gauges in :data:`quorin.metrics.registry` inside a ``with`` block."""
     collector = SegmentCollector(observer)
     metrics.registry.register(collector)
     try:
@@ -51,20 +51,20 @@ def exposed(observer: Observer) -> Iterator[None]:
 
 
 class SegmentCollector:
-    """Looks when it is asked. Where the control plane can't be reached, ``quorin_control_plane_up`` is 0, and alone."""
+    """Observes at each scrape. If the control plane is unreachable, the only gauge is ``quorin_control_plane_up`` 0."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
-        # Every scrape comes in a thread of its own, and a backend keeps a connection for each thread that it meets.
+        # Each scrape runs in its own thread, but an observer is for one thread.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="quorin-metrics")
 
     def close(self) -> None:
-        """End the thread that looks."""
+        """Stop the observing thread."""
         self._thread.shutdown()
 
     def collect(self) -> Iterator[Metric]:
-        """One look."""
-        up = GaugeMetricFamily("quorin_control_plane_up", "Whether the control plane can be reached.")
+        """Observe once and yield the gauges."""
+        up = GaugeMetricFamily("quorin_control_plane_up", "Whether the control plane is reachable.")
         try:
             seen = self._thread.submit(self._observer.observe).result()
         except QuorinError as error:
@@ -80,48 +80,52 @@ class SegmentCollector:
 
 def _of_log(seen: Deployment) -> Iterator[Metric]:
     yield GaugeMetricFamily("quorin_log_entries", "Entries in the log.", value=seen.log_entries)
-    yield GaugeMetricFamily("quorin_log_last_position", "The last position that was given.", value=seen.log.last)
-    yield GaugeMetricFamily("quorin_log_dead_letters", "Dead letters that are kept.", value=seen.dead_letters)
-    processes = GaugeMetricFamily("quorin_processes", "Processes that said they are there.", labels=["role"])
+    yield GaugeMetricFamily("quorin_log_last_position", "The last assigned position.", value=seen.log.last)
+    yield GaugeMetricFamily("quorin_log_dead_letters", "Dead letters in the log.", value=seen.dead_letters)
+    processes = GaugeMetricFamily("quorin_processes", "Running processes.", labels=["role"])
     for role, count in sorted(Counter(report.role for report in seen.processes).items()):
         processes.add_metric([role], count)
     yield processes
 
 
 def _of_segments(states: tuple[SegmentState, ...]) -> Iterator[Metric]:
-    up = GaugeMetricFamily("quorin_segment_up", "Whether the segment is there and can be read.", labels=["schema"])
+    up = GaugeMetricFamily("quorin_segment_up", "Whether the segment exists and is readable.", labels=["schema"])
     for state in states:
         up.add_metric([state.schema_name], state.problem is None)
     yield up
-    whole = [state for state in states if state.stats is not None]
+    readable = [state for state in states if state.stats is not None]
     for name, text in _STATS.items():
         gauge = GaugeMetricFamily(f"quorin_segment_{name}", text, labels=["schema"])
-        for state in whole:
+        for state in readable:
             gauge.add_metric([state.schema_name], (state.stats or {})[name])
         yield gauge
     for name, text, values in (
         (
             "quorin_lag_entries",
-            "Entries that the segment lacks; at least.",
-            [s.lag.entries if s.lag else None for s in whole],
+            "Minimum number of log entries not applied yet.",
+            [s.lag.entries if s.lag else None for s in readable],
         ),
-        ("quorin_lag_rows", "Rows that the segment lacks; at least.", [s.lag.rows if s.lag else None for s in whole]),
+        (
+            "quorin_lag_rows",
+            "Minimum number of rows not applied yet.",
+            [s.lag.rows if s.lag else None for s in readable],
+        ),
         (
             "quorin_lag_seconds",
-            "How long the first of them has waited.",
-            [s.lag.seconds if s.lag else None for s in whole],
+            "Time that the first unapplied entry has waited.",
+            [s.lag.seconds if s.lag else None for s in readable],
         ),
-        ("quorin_newest_event_age_seconds", "Age of the newest row's event.", [_age(s, newest=True) for s in whole]),
-        ("quorin_oldest_event_age_seconds", "Age of the oldest row's event.", [_age(s, newest=False) for s in whole]),
-        ("quorin_segment_readers", "Other processes that have it mapped.", [len(s.readers) for s in whole]),
+        ("quorin_newest_event_age_seconds", "Age of the newest event.", [_age(s, newest=True) for s in readable]),
+        ("quorin_oldest_event_age_seconds", "Age of the oldest event.", [_age(s, newest=False) for s in readable]),
+        ("quorin_segment_readers", "Other processes that have the segment mapped.", [len(s.readers) for s in readable]),
         (
             "quorin_writer_heartbeat_age_seconds",
-            "Time since the writer's last sign.",
-            [_beat(s) for s in whole],
+            "Time since the writer's last heartbeat.",
+            [_heartbeat_age(s) for s in readable],
         ),
     ):
         gauge = GaugeMetricFamily(name, text, labels=["schema"])
-        for state, value in zip(whole, values, strict=True):
+        for state, value in zip(readable, values, strict=True):
             if value is not None:
                 gauge.add_metric([state.schema_name], value)
         yield gauge
@@ -134,6 +138,6 @@ def _age(state: SegmentState, *, newest: bool) -> float | None:
     return None if moment is None else (time.time_ns() - moment) / 1e9
 
 
-def _beat(state: SegmentState) -> float | None:
+def _heartbeat_age(state: SegmentState) -> float | None:
     stats = state.stats or {}
     return stats["writer_heartbeat_age_seconds"] if stats["writer_pid"] else None

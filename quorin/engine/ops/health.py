@@ -1,4 +1,4 @@
-"""Checks of a machine and of a deployment: what was found, whether that is good, and what to do if it is not."""
+"""Checks of a machine and of a deployment: the finding, its severity, and advice."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
-_LEAST_SHM_BYTES = 1 << 30
-_LEAST_FREE_SHARE = 0.1
-_CLOCK_SECONDS = 1.0
-_LAG_SECONDS = 10.0
-_FUTURE_SECONDS = 60.0
-_SILENT_SECONDS = 30.0
-_LEAST_REDIS = (6, 2)
+_MIN_SHM_BYTES = 1 << 30
+_MIN_FREE_SHARE = 0.1
+_MAX_CLOCK_SECONDS = 1.0
+_MAX_LAG_SECONDS = 10.0
+_MAX_FUTURE_SECONDS = 60.0
+_MAX_SILENT_SECONDS = 30.0
+_MIN_REDIS = (6, 2)
 _FEAST = (0, 67)
 _PTH, _HOOK = "quorin_feast.pth", "feast_quorin"
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at. ``status`` is ``ok``, ``warning`` or ``problem``; ``advice`` says what to do."""
+    """The result of one check. ``status`` is ``ok``, ``warning`` or ``problem``; ``advice`` says what to do."""
 
     name: str
     status: str
@@ -53,7 +53,7 @@ class Check:
 
 
 def check_machine(shm_dir: str | os.PathLike[str]) -> list[Check]:
-    """What does not depend on a deployment."""
+    """Checks that do not depend on a deployment."""
     directory = Path(shm_dir)
     return [
         _shared_memory(directory),
@@ -72,20 +72,20 @@ def check_deployment(
     stream_key: str = DEFAULT_STREAM_KEY,
     shm_dir: str | os.PathLike[str],
 ) -> list[Check]:
-    """The control plane, its segments on this machine, and its log."""
+    """Checks of the control plane, its segments on this machine, and its log."""
     try:
         backend = connect(connection, namespace=namespace)
     except QuorinError as error:
-        return [Check("control plane", PROBLEM, str(error), "see that it runs, and that the address is right")]
+        return [Check("control plane", PROBLEM, str(error), "check that it runs, and that the address is right")]
     try:
-        with Observer(backend, shm_dir=shm_dir, stream_key=stream_key) as looking:
-            seen = looking.observe(readers=False)
+        with Observer(backend, shm_dir=shm_dir, stream_key=stream_key) as observer:
+            seen = observer.observe(readers=False)
             checks = [*_store(backend), _clock(backend, seen)]
             for state in seen.segments:
-                checks += _segment(state, looking, backend)
+                checks += _segment(state, observer, backend)
             return [*checks, *_log(seen)]
     except QuorinError as error:
-        return [Check("control plane", PROBLEM, str(error), "see that it runs, and that this user may use it")]
+        return [Check("control plane", PROBLEM, str(error), "check that it runs, and that this user has access")]
     finally:
         backend.close()
 
@@ -97,48 +97,48 @@ def _shared_memory(directory: Path) -> Check:
     except OSError as error:
         return Check(name, PROBLEM, str(error.strerror), "mount a tmpfs there, or set QUORIN_SHM_DIR to a directory")
     if not os.access(directory, os.W_OK | os.X_OK):
-        return Check(name, PROBLEM, "this user may not write there", "give the user access, or set QUORIN_SHM_DIR")
-    whole, free = usage.f_blocks * usage.f_frsize, usage.f_bavail * usage.f_frsize
-    found = f"{free / 2**20:,.0f} MiB free of {whole / 2**20:,.0f} MiB"
+        return Check(name, PROBLEM, "not writable by this user", "give the user access, or set QUORIN_SHM_DIR")
+    total, free = usage.f_blocks * usage.f_frsize, usage.f_bavail * usage.f_frsize
+    found = f"{free / 2**20:,.0f} MiB free of {total / 2**20:,.0f} MiB"
     larger = "docker: --shm-size; Kubernetes: emptyDir with medium Memory; else: mount -o remount,size=… /dev/shm"
-    if free < _LEAST_FREE_SHARE * whole:
+    if free < _MIN_FREE_SHARE * total:
         return Check(name, PROBLEM, found, f"segments cannot grow without room: {larger}")
-    if whole < _LEAST_SHM_BYTES:
+    if total < _MIN_SHM_BYTES:
         return Check(name, WARNING, found, f"growth needs room for the old and the new segment at once: {larger}")
     return Check(name, OK, found)
 
 
 def _limits() -> Iterator[Check]:
-    for name, limit, least in (
+    for name, limit, minimum in (
         ("limit of address space (ulimit -v)", resource.RLIMIT_AS, 1 << 40),
         ("limit of file size (ulimit -f)", resource.RLIMIT_FSIZE, 1 << 40),
         ("limit of open files (ulimit -n)", resource.RLIMIT_NOFILE, 256),
     ):
         soft, _ = resource.getrlimit(limit)
-        if soft == resource.RLIM_INFINITY or soft >= least:
+        if soft == resource.RLIM_INFINITY or soft >= minimum:
             yield Check(name, OK, "none" if soft == resource.RLIM_INFINITY else f"{soft:,}")
         else:
-            yield Check(name, WARNING, f"{soft:,}", "segments are large files that are mapped whole: raise the limit")
+            yield Check(name, WARNING, f"{soft:,}", "segments are large files, mapped as a whole: raise the limit")
 
 
 def _huge_pages(path: Path) -> Check:
     name = "huge pages for shared memory"
     try:
-        chosen = re.search(r"\[(\w+)\]", path.read_text())
+        selected = re.search(r"\[(\w+)\]", path.read_text())
     except OSError:
         return Check(name, OK, "this kernel has no such setting")
-    setting = chosen[1] if chosen else "unknown"
+    setting = selected[1] if selected else "unknown"
     if setting in ("advise", "always", "within_size", "force"):
         return Check(name, OK, setting)
-    advice = f"random reads of large segments get quicker with: echo advise | sudo tee {path}"
+    advice = f"to speed up random reads of large segments: echo advise | sudo tee {path}"
     return Check(name, WARNING, setting, advice)
 
 
 def _logind(files: list[Path]) -> Check:
-    """Logind removes the shared memory of a user who logs out, unless it is a system user's or told not to."""
+    """Logind removes a user's shared memory at logout, unless it is a system user's or RemoveIPC is off."""
     name, setting = "RemoveIPC of logind", "yes (its default)"
     if not Path("/run/systemd/system").is_dir():
-        return Check(name, OK, "no systemd here")
+        return Check(name, OK, "systemd is not running")
     for path in files:
         try:
             lines = re.findall(r"^\s*RemoveIPC\s*=\s*(\w+)", path.read_text(), flags=re.MULTILINE)
@@ -148,7 +148,7 @@ def _logind(files: list[Path]) -> Check:
     if setting.lower() in ("no", "false", "0", "off"):
         return Check(name, OK, setting)
     if os.getuid() < 1000:
-        return Check(name, OK, f"{setting}; segments of a system user stay")
+        return Check(name, OK, f"{setting}; does not apply to system users")
     advice = (
         "segments vanish when this user's last session ends: set RemoveIPC=no in logind.conf, or run as a system user"
     )
@@ -163,13 +163,13 @@ def _kernels() -> Check:
 
         load(READING)
     except QuorinError as error:
-        return Check(name, PROBLEM, str(error), "unset it: nothing can be read or written")
+        return Check(name, PROBLEM, str(error), "unset it: without kernels nothing can be read or written")
     directory = cache.directory()
     seconds = time.perf_counter() - started
-    found = f"those of reads loaded in {seconds:.1f} s, numba {importlib.metadata.version('numba')}, "
-    found += f"kept in {directory}" if directory else "kept nowhere: this user has no home"
+    found = f"read kernels loaded in {seconds:.1f} s, numba {importlib.metadata.version('numba')}, "
+    found += f"cached in {directory}" if directory else "not cached: this user has no home directory"
     if directory is None or not directory.is_dir() or not os.access(directory, os.W_OK):
-        advice = "every process compiles anew for seconds: make it writable, or set XDG_CACHE_HOME or NUMBA_CACHE_DIR"
+        advice = "every process compiles for seconds: make it writable, or set XDG_CACHE_HOME or NUMBA_CACHE_DIR"
         return Check(name, WARNING, found, advice)
     return Check(name, OK, found)
 
@@ -179,17 +179,17 @@ def _feast() -> Check:
     try:
         version = importlib.metadata.version("feast")
     except importlib.metadata.PackageNotFoundError:
-        return Check(name, OK, "not installed; only the engine is used")
+        return Check(name, OK, "not installed; only the engine is available")
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if numbers != _FEAST:
-        wanted = ".".join(map(str, _FEAST))
+        tested = ".".join(map(str, _FEAST))
         return Check(
-            name, WARNING, f"version {version}", f"the plugin is tested with {wanted}: pip install 'quorin[feast]'"
+            name, WARNING, f"version {version}", f"the plugin is tested with {tested}: pip install 'quorin[feast]'"
         )
     if not any(getattr(finder, "__module__", "").startswith(_HOOK) for finder in sys.meta_path):
         advice = f"install the wheel so that {_PTH} is in site-packages, or write type: feast_quorin.QuorinOnlineStore"
-        return Check(name, WARNING, f"version {version}, the short name `type: quorin` is not known", advice)
-    return Check(name, OK, f"version {version}, `type: quorin` is known")
+        return Check(name, WARNING, f"version {version}, the short name `type: quorin` is not registered", advice)
+    return Check(name, OK, f"version {version}, `type: quorin` is registered")
 
 
 def _store(backend: Backend) -> Iterator[Check]:
@@ -201,8 +201,8 @@ def _store(backend: Backend) -> Iterator[Check]:
         yield Check(name, OK, found + f"{int(facts['file_bytes']) / 2**20:,.1f} MiB")
         return
     numbers = tuple(int(part) for part in re.findall(r"\d+", facts["version"])[:2])
-    if numbers < _LEAST_REDIS:
-        yield Check(name, PROBLEM, f"version {facts['version']}", "Redis 6.2 or newer is needed")
+    if numbers < _MIN_REDIS:
+        yield Check(name, PROBLEM, f"version {facts['version']}", "upgrade to Redis 6.2 or newer")
     else:
         yield Check(name, OK, f"version {facts['version']}, {facts.get('role', '?')}")
     yield _persistence(facts)
@@ -215,7 +215,7 @@ def _persistence(facts: dict[str, str]) -> Check:
         advice = "a crash of Redis loses acknowledged writes: appendonly yes, appendfsync always (or everysec)"
         return Check(name, WARNING, "append-only file off", advice)
     if facts.get("aof_last_write_status", "ok") != "ok":
-        return Check(name, PROBLEM, "the last write of the append-only file failed", "see to the disk of Redis")
+        return Check(name, PROBLEM, "the last write of the append-only file failed", "check Redis's disk")
     if sync == "everysec":
         return Check(name, OK, "append-only file, synced each second: a crash of the machine can lose the last second")
     if sync == "no":
@@ -228,57 +228,57 @@ def _eviction(facts: dict[str, str]) -> Check:
     limit, used = int(facts.get("maxmemory", 0)), int(facts.get("used_memory", 0))
     found = f"{policy}, {used / 2**20:,.0f} MiB used" + (f" of {limit / 2**20:,.0f} MiB" if limit else ", no limit")
     if policy != "noeviction":
-        return Check(name, PROBLEM, found, "Redis may throw the log away when it is full: maxmemory-policy noeviction")
+        return Check(name, PROBLEM, found, "Redis may evict the log when it is full: set maxmemory-policy noeviction")
     if limit and used > 0.9 * limit:
-        return Check(name, PROBLEM, found, "writes will be refused: raise maxmemory, or let a consumer trim the log")
+        return Check(name, PROBLEM, found, "Redis will refuse writes: raise maxmemory, or let a consumer trim the log")
     return Check(name, OK, found)
 
 
 def _clock(backend: Backend, seen: Deployment) -> Check:
-    """Event times decide which row wins, and positions begin with the time of the log's machine."""
+    """Event times decide which row wins, and positions start with the clock of the log's machine."""
     name, advice = "clock", "synchronise the clocks (chrony, systemd-timesyncd): event times decide which row wins"
     ahead = (seen.log.last >> SEQUENCE_BITS) / 1000 - time.time()
-    if ahead > _CLOCK_SECONDS:
+    if ahead > _MAX_CLOCK_SECONDS:
         return Check(name, WARNING, f"the log's last entry is from {ahead:,.0f} s in the future", advice)
-    theirs = backend.facts().get("time")
-    apart = abs(float(theirs) - time.time()) if theirs else 0.0
-    if apart > _CLOCK_SECONDS:
-        return Check(name, WARNING, f"this machine and Redis are {apart:,.1f} s apart", advice)
-    return Check(name, OK, "as the log's" if theirs else "not behind the log")
+    server_time = backend.facts().get("time")
+    difference = abs(float(server_time) - time.time()) if server_time else 0.0
+    if difference > _MAX_CLOCK_SECONDS:
+        return Check(name, WARNING, f"the clocks of this machine and Redis differ by {difference:,.1f} s", advice)
+    return Check(name, OK, "agrees with the log's" if server_time else "not behind the log")
 
 
-def _segment(state: SegmentState, looking: Observer, backend: Backend) -> Iterator[Check]:
+def _segment(state: SegmentState, observer: Observer, backend: Backend) -> Iterator[Check]:
     name = f"segment of {state.schema_name}"
     if state.stats is None or state.lag is None:
-        advice = "run `quorin consumer` (the log fills it again), or `quorin hydrate` from history"
+        advice = "run `quorin consumer`, which rebuilds it from the log, or `quorin hydrate`, from the history"
         yield Check(name, PROBLEM, state.problem or "not readable", advice)
         return
     stats = state.stats
-    view = looking.segment(state.schema_name).current_view()
-    kept = schema_from_json(backend.control.schemas()[state.schema_name])
-    if fingerprint(kept) != fingerprint(view.schema):
-        advice = "readers that ask by the new schema are refused: run `quorin upgrade`, or `feast apply`"
+    view = observer.segment(state.schema_name).current_view()
+    stored = schema_from_json(backend.control.schemas()[state.schema_name])
+    if fingerprint(stored) != fingerprint(view.schema):
+        advice = "readers with the new schema are refused: run `quorin upgrade`, or `feast apply`"
         yield Check(name, PROBLEM, "holds rows of another schema than the control plane has", advice)
     elif not stats["writer_pid"] and not view.books_add_up:
-        yield Check(name, WARNING, "its last writer died while it wrote", "nothing to do: the next writer mends it")
+        yield Check(name, WARNING, "its last writer died while writing", "nothing to do: the next writer repairs it")
     else:
-        found = f"{counted(stats['rows'], 'row')} in {size(stats['bytes'])}, checksum right, {stats['load']:.0%} full"
+        found = f"{counted(stats['rows'], 'row')} in {size(stats['bytes'])}, checksum valid, {stats['load']:.0%} full"
         yield Check(name, OK, found)
     yield _event_times(state)
     yield _lag(state, name)
 
 
 def _event_times(state: SegmentState) -> Check:
-    """A row from the future stays: no write of the present is newer."""
+    """A row from the future blocks writes: no present event is newer."""
     name = f"event times of {state.schema_name}"
     newest_ns = state.events.newest_ns if state.events else None
     if newest_ns is None:
         return Check(name, OK, "no rows")
     age = (time.time_ns() - newest_ns) / 1e9
-    if age >= -_FUTURE_SECONDS:
+    if age >= -_MAX_FUTURE_SECONDS:
         return Check(name, OK, f"the newest event was {ago(max(0.0, age))}")
-    found = f"its newest event is {duration(-age)} in the future: writes with older times are passed over"
-    advice = "see what gives such times (its clock, zone or unit); `quorin put --event-time` writes over the row"
+    found = f"the newest event is {duration(-age)} in the future: writes with older times are ignored"
+    advice = "fix the source of such times (clock, time zone or unit); `quorin put --event-time` overwrites the row"
     return Check(name, WARNING, found, advice)
 
 
@@ -287,32 +287,32 @@ def _lag(state: SegmentState, name: str) -> Check:
     assert lag is not None  # noqa: S101 - a segment with stats has a lag
     name = f"lag of {name.removeprefix('segment of ')}"
     if not lag.entries:
-        return Check(name, OK, "none" if lag.is_exact else "none in the part of the log that was looked at")
+        return Check(name, OK, "none" if lag.is_exact else "none in the part of the log that was read")
     rows = counted(lag.rows, "row") if lag.is_exact else f"{count(lag.rows)} or more rows"
     found = f"{rows}, the first has waited {lag.seconds:,.1f} s"
-    if lag.seconds < _LAG_SECONDS:
+    if lag.seconds < _MAX_LAG_SECONDS:
         return Check(name, OK, found)
     if stats["writer_pid"] is None:
-        return Check(name, PROBLEM, f"{found}; nobody applies the log", "start `quorin consumer`")
-    if stats["writer_heartbeat_age_seconds"] > _SILENT_SECONDS:
+        return Check(name, PROBLEM, f"{found}; the log is not applied", "start `quorin consumer`")
+    if stats["writer_heartbeat_age_seconds"] > _MAX_SILENT_SECONDS:
         silent = f"{stats['writer_heartbeat_age_seconds']:,.0f} s"
         found += f"; the writer, process {stats['writer_pid']}, has been silent for {silent}"
-        return Check(name, PROBLEM, found, "see what the process does; `quorin consumer` overtakes one that is frozen")
-    return Check(name, WARNING, found, "the consumer does not keep up: see whether it gets a processor of its own")
+        return Check(name, PROBLEM, found, "check that process; a second `quorin consumer` overtakes a frozen one")
+    return Check(name, WARNING, found, "the consumer does not keep up: give it its own CPU core")
 
 
 def _log(seen: Deployment) -> Iterator[Check]:
     share = seen.log_entries / DEFAULT_MAX_ENTRIES
     found = f"{counted(seen.log_entries, 'entry')}, trimmed to position {seen.log.trimmed}"
     if share > 0.9:
-        advice = "writers are refused at a million entries: run the consumer with history, or --trim"
+        advice = "writes fail at a million entries: run the consumer with --offline or --trim"
         yield Check("log", PROBLEM, found, advice)
     elif share > 0.5:
-        yield Check("log", WARNING, found, "it grows towards its limit of a million entries: let a consumer trim it")
+        yield Check("log", WARNING, found, "it approaches its limit of a million entries: let a consumer trim it")
     else:
         yield Check("log", OK, found)
     if seen.dead_letters:
-        advice = "`quorin deadletter list` says why; mend the cause, then `quorin deadletter replay`"
+        advice = "`quorin deadletter list` shows the reasons; fix the cause, then `quorin deadletter replay`"
         yield Check("dead letters", WARNING, f"{seen.dead_letters:,}", advice)
     else:
         yield Check("dead letters", OK, "none")

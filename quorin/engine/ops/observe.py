@@ -1,7 +1,7 @@
-"""What there is to see of a deployment on this machine: its segments, how far they are behind, and who is there.
+"""Observe a deployment on this machine: its segments, their lag, and the running processes.
 
-For people, dashboards and scripts; rows and log are only looked at. ``quorin inspect``, ``quorin top``, ``quorin
-doctor`` and the metrics of segments all show what an :class:`Observer` sees.
+``quorin inspect``, ``quorin top``, ``quorin doctor`` and the metrics of segments all use an :class:`Observer`. It only
+reads.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from quorin.engine.backend import Backend, Bounds
     from quorin.engine.ops.presence import Process, Report
 
-_MOST_ENTRIES, _MOST_BYTES = 256, 4 << 20
-"""How much of the log is looked at to count what a segment lacks; beyond that the lag is at least what was counted."""
+_MAX_ENTRIES, _MAX_BYTES = 256, 4 << 20
+"""How much of the log is read to count a segment's lag; beyond that the count is a lower bound."""
 
 _SCAN_SLOTS = 1 << 20
 _SCAN_SHARE = 0.01
-"""The share of the time that may go into scanning rows for their event times."""
+"""The maximum share of time to spend on scanning rows for their event times."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """What of the log a segment does not show yet: entries, rows, and how long ago the first of them was written.
+    """What the log holds and a segment does not show yet: entries, rows, and the age of the first of them.
 
-    ``is_exact`` is False where there is more than was counted.
+    ``is_exact`` is False if the counts are lower bounds.
     """
 
     entries: int = 0
@@ -58,9 +58,9 @@ class Events:
 
 @dataclass(frozen=True, slots=True)
 class SegmentState:
-    """One schema and its current segment. ``stats`` are those of :meth:`quorin.shm.Segment.stats`.
+    """One schema and its current segment. ``stats`` comes from :meth:`quorin.shm.Segment.stats`.
 
-    Where there is no segment that can be read, ``problem`` says why, and the rest is None.
+    Without a readable segment, ``problem`` gives the reason, and the rest is None.
     """
 
     schema_name: str
@@ -89,7 +89,7 @@ class SegmentState:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """All that an observer saw at one moment."""
+    """One observation of a deployment."""
 
     address: str
     segments: tuple[SegmentState, ...]
@@ -117,7 +117,7 @@ class Deployment:
 
 
 class Observer:
-    """Looks at the deployment behind a backend, again and again; segments stay mapped in between. For one thread."""
+    """Observes the deployment of a backend repeatedly, keeping segments mapped in between. For one thread."""
 
     def __init__(
         self, backend: Backend, *, shm_dir: str | os.PathLike[str] | None = None, stream_key: str = DEFAULT_STREAM_KEY
@@ -135,16 +135,16 @@ class Observer:
         self.close()
 
     def close(self) -> None:
-        """Let go of the segments."""
+        """Unmap the segments."""
         for segment in self._segments.values():
             segment.close()
         self._segments = {}
 
     def observe(self, *, schema_name: str | None = None, readers: bool = True, events: bool = True) -> Deployment:
-        """What there is now; of one schema's segment only, if asked.
+        """Observe all segments, or only that of ``schema_name``.
 
-        ``readers`` looks for the processes that have a segment mapped, ``events`` scans rows for their event times,
-        at most one percent of the time.
+        ``readers`` finds the processes that have a segment mapped. ``events`` scans rows for their event times, in at
+        most one percent of the time.
 
         :raises ConnectionFailedError: if the control plane cannot be reached.
         """
@@ -162,16 +162,16 @@ class Observer:
         return Deployment(self._backend.address, tuple(states), reports, bounds, entries, letters)
 
     def segment(self, schema_name: str) -> Segment:
-        """The current segment of a schema, read-only; it stays the observer's.
+        """The current segment of a schema, read-only; the observer closes it.
 
         :raises SegmentNotFoundError: if there is none, or its file is gone.
         """
         current = self._backend.control.current(schema_name)
-        known = self._segments.get(schema_name)
-        if known is not None and known.name == current:
-            return known
-        if known is not None:
-            known.close()
+        cached = self._segments.get(schema_name)
+        if cached is not None and cached.name == current:
+            return cached
+        if cached is not None:
+            cached.close()
         if current is None:
             raise SegmentNotFoundError(f"no segment is current for schema {schema_name!r} at {self._backend.address}")
         view = attach_newest(self._directory, current, None, writable=False)
@@ -200,15 +200,15 @@ class Observer:
     def _lag(self, name: str, position: int, bounds: Bounds) -> Lag:
         if position >= bounds.last:
             return Lag()
-        found = self._log.read(position, schema_names=[name], max_entries=_MOST_ENTRIES, max_bytes=_MOST_BYTES)
+        unread = self._log.read(position, schema_names=[name], max_entries=_MAX_ENTRIES, max_bytes=_MAX_BYTES)
         headers = []
-        for _, payload in found.entries:
+        for _, payload in unread.entries:
             try:
                 headers.append(peek(payload))
-            except InvalidEntryError:  # A dead letter to be.
+            except InvalidEntryError:  # A consumer will make it a dead letter.
                 continue
-        # A bounded read that other schemas' entries fill says nothing of what is behind them.
-        is_exact = found.through >= bounds.last
+        # If other schemas' entries fill a bounded read, this schema may have more entries behind them.
+        is_exact = unread.through >= bounds.last
         if not headers:
             return Lag(is_exact=is_exact)
         rows = sum(header.row_count for header in headers)
@@ -216,13 +216,13 @@ class Observer:
         return Lag(len(headers), rows, waiting, is_exact=is_exact)
 
     def _scan(self, name: str, segment: Segment) -> Events:
-        known = self._events.get(name)
+        cached = self._events.get(name)
         now = time.monotonic()
-        if known is None or now >= known.next_at:
+        if cached is None or now >= cached.next_at:
             events = event_times(segment)
             took = time.monotonic() - now
-            known = self._events[name] = _Scanned(events, now + took / _SCAN_SHARE)
-        return known.events
+            cached = self._events[name] = _Scanned(events, now + took / _SCAN_SHARE)
+        return cached.events
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +232,7 @@ class _Scanned:
 
 
 def event_times(segment: Segment) -> Events:
-    """The oldest and the newest event time among a segment's rows. Looks at every row, without the GIL."""
+    """The oldest and the newest event time of a segment's rows. Scans every row, without the GIL."""
     from quorin.engine import kernels
 
     view = segment.current_view()

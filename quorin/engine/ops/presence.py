@@ -1,7 +1,7 @@
-"""Who is there: processes that say so in the control plane, and processes that have a segment's memory mapped.
+"""Running processes: their entries in the control plane, and the segments that they have mapped.
 
-All of it is for people and for cleaning up. Nothing that must hold depends on it, a lost control plane only makes it
-stale, and nothing of it happens on the way of a read: who maps a file the kernel knows, without anybody's bookkeeping.
+This is for operators and for the watchdog. Correctness never depends on it, and reads do not touch it: the kernel knows
+which processes map a file, without bookkeeping. A lost control plane only makes entries stale.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from quorin.engine.backend import ControlPlane
 
 _START_TIME = 19
-"""Place of a process's start time among the words of ``/proc/<pid>/stat`` that follow its name."""
+"""Index of a process's start time among the words of ``/proc/<pid>/stat`` that follow its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process by host, number and start time (in clock ticks since boot), since numbers are used again."""
+    """A process by host, id and start time (in clock ticks since boot), since ids are reused."""
 
     host: str
     pid: int
@@ -47,16 +47,16 @@ class Process:
 
     @property
     def is_dead(self) -> bool:
-        """Whether it was on this host and is no more; of other hosts' processes nothing is known.
+        """Whether the process ran on this host and has ended; False for processes of other hosts.
 
-        One that is frozen is not dead, nor is one whose parent has not taken note of its end: it may have threads yet.
+        A stopped process is not dead, nor is a zombie: it may still have threads.
         """
         return self.host == socket.gethostname() and _start_of(self.pid) != self.start
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a process said of itself: its role, when (ns since the epoch), and its schemas' segments and positions."""
+    """A process's entry: its role, heartbeat (ns since the epoch), and its schemas' segments and positions."""
 
     process: Process
     role: str
@@ -65,61 +65,61 @@ class Report:
 
     @property
     def age_seconds(self) -> float:
-        """How long ago that was."""
+        """The age of the heartbeat."""
         return (time.time_ns() - self.heartbeat_ns) / 1e9
 
 
 def announce(control: ControlPlane, role: str, schemas: Mapping[str, Mapping[str, Any]]) -> None:
-    """Say in the control plane that this process lives and what it is doing. One write."""
+    """Write this process's entry, with the current time as its heartbeat. One write."""
     report = {"role": role, "heartbeat_ns": time.time_ns(), "schemas": schemas}
     control.announce(str(Process.this()), json.dumps(report))
 
 
 def withdraw(control: ControlPlane) -> None:
-    """Take this process out of the control plane."""
+    """Remove this process's entry."""
     control.withdraw(str(Process.this()))
 
 
 def reports(control: ControlPlane) -> list[Report]:
-    """What processes said of themselves, newest first; the dead of this host are taken out on the way."""
-    found = []
+    """The processes' entries, newest first. Removes entries of dead processes of this host."""
+    living = []
     for name, text in control.processes().items():
         process = Process.parse(name)
         if process.is_dead:
             control.withdraw(name)
             continue
-        said = json.loads(text)
-        found.append(Report(process, said["role"], said["heartbeat_ns"], said["schemas"]))
-    return sorted(found, key=lambda report: -report.heartbeat_ns)
+        entry = json.loads(text)
+        living.append(Report(process, entry["role"], entry["heartbeat_ns"], entry["schemas"]))
+    return sorted(living, key=lambda report: -report.heartbeat_ns)
 
 
 def announced(control: ControlPlane) -> dict[str, bool]:
-    """The processes that are announced, each with whether it is dead."""
+    """The processes with an entry, each with whether it is dead."""
     return {name: Process.parse(name).is_dead for name in control.processes()}
 
 
 def mapped_inodes(directory: str | os.PathLike[str]) -> set[tuple[int, int]]:
-    """Device and inode of every file of a directory that a process of this machine has mapped, as far as this user may
-    look. A file counts whatever its name is now.
+    """Device and inode of every file of a directory that a process of this machine has mapped, as far as this user can
+    see. Renamed and removed files count too.
     """
-    prefix, found = f" {os.fspath(directory)}/", set()
+    prefix, inodes = f" {os.fspath(directory)}/", set()
     for process in Path("/proc").glob("[0-9]*"):
         for line in _maps(process).splitlines():
             if prefix in line:
                 _, _, _, device, inode, _ = line.split(maxsplit=5)
                 major, _, minor = device.partition(":")
-                found.add((os.makedev(int(major, 16), int(minor, 16)), int(inode)))
-    return found
+                inodes.add((os.makedev(int(major, 16), int(minor, 16)), int(inode)))
+    return inodes
 
 
 def _maps(process: Path) -> str:
-    """A process's mappings; those of a thread that is left when its first one has ended."""
+    """A process's mappings; for a zombie, those of a remaining thread."""
     for path in (process / "maps", *(process.glob("task/*/maps") if _is_zombie(process) else ())):
         try:
             text: str = path.read_text()
             if text:
                 return text
-        except OSError:  # It ended meanwhile, or is another user's.
+        except OSError:  # The process ended meanwhile, or belongs to another user.
             continue
     return ""
 
@@ -132,21 +132,21 @@ def _is_zombie(process: Path) -> bool:
 
 
 def holders(path: str | os.PathLike[str]) -> list[Process]:
-    """The processes of this machine that have a segment's file mapped, as far as this user may look."""
-    name, host, found = os.fspath(path), socket.gethostname(), []
+    """The processes of this machine that have a segment's file mapped, as far as this user can see."""
+    name, host, processes = os.fspath(path), socket.gethostname(), []
     for maps in Path("/proc").glob("[0-9]*/maps"):
         try:
             mapped = name in maps.read_text()
-        except OSError:  # It ended meanwhile, or is another user's.
+        except OSError:  # The process ended meanwhile, or belongs to another user.
             continue
         start = _start_of(int(maps.parent.name)) if mapped else None
         if start is not None:
-            found.append(Process(host, int(maps.parent.name), start))
-    return found
+            processes.append(Process(host, int(maps.parent.name), start))
+    return processes
 
 
 def _start_of(pid: int) -> int | None:
-    """When a process was started; None if there is none."""
+    """A process's start time in clock ticks since boot; None if it does not exist."""
     try:
         words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,6 +1,7 @@
-"""What the watchdog decides, without doing any of it: plain functions over plain values.
+"""The watchdog's decisions, as pure functions over plain values.
 
-A file or announcement goes when it was found without an owner in several ticks in a row; :func:`decide` counts them.
+A file or process entry is reclaimed once it has been orphaned for several consecutive ticks; :func:`decide` counts
+them.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ if TYPE_CHECKING:
 
 
 class Reason(enum.Enum):
-    """Why a file is nobody's."""
+    """Why a file is orphaned."""
 
-    unfinished = "its creator died before it was whole"
-    superseded = "a newer generation took its place"
-    never_in_force = "whoever built it died before it came into force, or came too late"
+    unfinished = "its creator died before finishing it"
+    superseded = "a newer generation replaced it"
+    never_in_force = "its creator died or was too late, so it never came into force"
     unnamed = "the control plane names no segment of this line"
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentFile:
-    """A file that looks like a segment's. ``line`` is what its generations' names share."""
+    """A file that looks like a segment. ``line`` is the common part of its generations' names."""
 
     name: str
     line: str
@@ -41,8 +42,8 @@ class SegmentFile:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What one look shows: this namespace's identity, its current segments by schema, the files, and the announced
-    processes, each with whether it is dead.
+    """The input of one tick: this namespace's identity, its current segments by schema, the files, and the processes
+    with an entry, each with whether it is dead.
     """
 
     identity: int
@@ -53,9 +54,9 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do now, and how often in a row each thing was found to be nobody's.
+    """What to do in this tick, and for how many consecutive ticks each thing has been orphaned (``misses``).
 
-    ``repoint`` has schema name, the name the control plane has, and the one it should have.
+    ``repoint`` holds the schema name, the segment that the control plane names, and the segment that is in force.
     """
 
     unlink: tuple[tuple[SegmentFile, Reason], ...]
@@ -66,9 +67,10 @@ class Decision:
 
 
 def decide(state: State, misses: Mapping[str, int], *, threshold: int) -> Decision:
-    """What is nobody's for the ``threshold``-th time in a row goes. Nothing that is held goes, nor anything of others.
+    """Reclaim what has been orphaned for ``threshold`` consecutive ticks, but nothing that is held or foreign.
 
-    A file is this namespace's if it carries its identity; one that carries none, if its line is named here.
+    A file belongs to this namespace if it carries its identity, or if it carries none and the control plane names its
+    line.
     """
     named = {name[: len(name) - _GENERATION_DIGITS]: (schema, name) for schema, name in state.currents.items()}
     segments = [file for file in state.files if not file.pending]
@@ -93,10 +95,10 @@ def decide(state: State, misses: Mapping[str, int], *, threshold: int) -> Decisi
     ours = {file.name for file in state.files if _is_ours(file, state.identity, named)}
     orphans = [(file, reason) for file, reason in orphans if file.name in ours and not file.held]
     dead = [process for process, is_dead in state.processes.items() if is_dead]
-    found = [f"file {file.name} {file.inode}" for file, _ in orphans]
-    found += [f"process {process}" for process in dead]
-    found += [f"current {name}" for _, name, _ in repoint]
-    counted = {key: misses.get(key, 0) + 1 for key in found}
+    keys = [f"file {file.name} {file.inode}" for file, _ in orphans]
+    keys += [f"process {process}" for process in dead]
+    keys += [f"current {name}" for _, name, _ in repoint]
+    counted = {key: misses.get(key, 0) + 1 for key in keys}
     return Decision(
         unlink=tuple(o for o in orphans if counted[f"file {o[0].name} {o[0].inode}"] >= threshold),
         withdraw=tuple(process for process in dead if counted[f"process {process}"] >= threshold),
@@ -107,7 +109,7 @@ def decide(state: State, misses: Mapping[str, int], *, threshold: int) -> Decisi
 
 
 def in_force(line: Mapping[int, SegmentFile], named: int) -> SegmentFile | None:
-    """The generation that reads go to, as a reader finds it that was told the ``named`` one; None if it is gone."""
+    """The generation that a reader reaches from the ``named`` one; None if the whole line is gone."""
     file = line.get(named)
     if file is None:
         newer = [file for file in line.values() if file.generation > named and file.was_in_force]

@@ -185,7 +185,7 @@ def test_a_full_standard_output_is_told_in_one_line(words: list[str], tmp_path: 
             arguments, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=180, check=False
         )
     assert done.returncode == 1
-    assert done.stderr == "error: standard output takes no more: it is full, or its disk fails\n"
+    assert done.stderr == "error: cannot write to standard output: it is full, or its disk fails\n"
 
 
 def test_where_standard_error_is_full_too_the_exit_code_tells(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_machine_comes_back_from_its_history_and_from_a_snapshot(deployment: D
     assert "2 entities" in deployment.run("hydrate", "--offline", str(deployment.base)).stdout
     assert deployment.scores(2) == [1.0, 2.0]
     again = deployment.run("hydrate", "--offline", str(deployment.base))
-    assert again.stdout.startswith("nothing to do: no schema at "), again.stderr
+    assert again.stdout.startswith("nothing to do: every schema at "), again.stderr
     refused = deployment.run("hydrate", "Trip", "--offline", str(deployment.base))
     assert (refused.returncode, "Traceback" in refused.stderr) == (1, False)
     assert "stays as it is" in refused.stderr

@@ -104,14 +104,14 @@ def test_the_watchdog_looks_once_or_runs_until_it_is_told_to_end(place: Place) -
     place.registry.create(version(1), capacity=100, set_current=False).close()
     dry = place.run("watchdog", "--once", "--dry-run")
     assert dry.returncode == 0, dry.stderr
-    assert "would go" in dry.stdout
+    assert "would remove" in dry.stdout
     assert "names no segment of this line" in dry.stdout
     assert place.files() == 2
     once = place.run("watchdog", "--once", "--json")
     assert once.returncode == 0, once.stderr
     assert len(json.loads(once.stdout)["reclaimed"]) == 1
     assert place.files() == 1
-    assert "nothing is left behind" in place.run("watchdog", "--once").stdout
+    assert "nothing to reclaim" in place.run("watchdog", "--once").stdout
     assert place.run("watchdog", "--json").returncode == 2
     assert place.run("watchdog", "--dry-run").returncode == 2
 
