@@ -1,18 +1,18 @@
 """Every error that Quorin raises on purpose.
 
-All derive from :class:`QuorinError` and from the built-in that fits, so that code which knows nothing of Quorin can
-still catch them. Their texts carry the values concerned and what was expected.
+All derive from :class:`QuorinError` and from a fitting built-in exception, so that code unaware of Quorin can
+catch them too. Messages contain the value and what was expected.
 """
 
 from __future__ import annotations
 
 
 class QuorinError(Exception):
-    """The root: ``except QuorinError`` catches whatever Quorin refuses."""
+    """The base class of all errors in this module."""
 
 
 class SchemaError(QuorinError, ValueError):
-    """A schema or field definition is wrong (name, shape, version, duplicates)."""
+    """A schema or field definition is invalid (name, shape, version, duplicates)."""
 
 
 class SchemaTypeError(QuorinError, TypeError):
@@ -20,7 +20,7 @@ class SchemaTypeError(QuorinError, TypeError):
 
 
 class SchemaMismatchError(QuorinError, ValueError):
-    """A segment, row or log entry belongs to another schema than the one it is used with."""
+    """A segment, row or log entry belongs to another schema than the requested one."""
 
 
 class CorruptSegmentError(QuorinError, ValueError):
@@ -28,35 +28,35 @@ class CorruptSegmentError(QuorinError, ValueError):
 
 
 class SegmentNotFoundError(QuorinError, LookupError):
-    """No current segment is known for a schema, or its file is gone."""
+    """A schema has no current segment, or the segment's file is gone."""
 
 
 class SegmentClosedError(QuorinError, ValueError):
-    """A segment is used after it was closed."""
+    """A segment was used after it was closed."""
 
 
 class SegmentReadOnlyError(QuorinError, PermissionError):
-    """A write was tried through a segment that was opened read-only."""
+    """A write was attempted through a read-only segment."""
 
 
 class SharedMemoryError(QuorinError, OSError):
-    """The system refused shared memory: no space, no permission, or no such directory."""
+    """The operating system refused shared memory: no space, no permission, or no such directory."""
 
 
 class CapacityExceededError(QuorinError, RuntimeError):
-    """A row does not fit and the segment may not grow, or memory is out."""
+    """A row does not fit, and the segment cannot grow: growth is disabled, or there is no memory."""
 
 
 class EntityIdError(QuorinError, ValueError):
-    """An entity id is empty, not text, or not encodable as UTF-8."""
+    """An entity id is empty, not a string, or not encodable as UTF-8."""
 
 
 class EntityIdTooLongError(EntityIdError):
-    """An entity id is longer, in UTF-8 bytes, than the segment's limit."""
+    """An entity id has more UTF-8 bytes than the segment's limit."""
 
 
 class EntityNotFoundError(QuorinError, KeyError):
-    """No row is known for an entity id; :attr:`entity_id` holds it."""
+    """An entity id has no row; :attr:`entity_id` holds the id."""
 
     def __init__(self, entity_id: str, segment_name: str) -> None:
         super().__init__(entity_id, segment_name)
@@ -72,23 +72,23 @@ class InvalidBufferError(QuorinError, ValueError):
 
 
 class InvalidRowError(QuorinError, ValueError):
-    """A row, or a column of rows, does not fit its schema; the text names field and value."""
+    """A row, or a column of rows, does not fit its schema; the message names field and value."""
 
 
 class TensorError(QuorinError, ValueError):
-    """Lists of a feature cannot become the tensor that was asked for; the text names the feature."""
+    """A feature's lists cannot become the requested tensor; the message names the feature."""
 
 
 class WriterLeaseHeldError(QuorinError, RuntimeError):
-    """Another process is the writer of a segment."""
+    """Another process holds a segment's writer lease."""
 
 
 class WriterFencedError(QuorinError, RuntimeError):
-    """This process was the writer of a segment and has been overtaken."""
+    """This process was a segment's writer and has been overtaken."""
 
 
 class UpgradeIncompatibleError(QuorinError, ValueError):
-    """Rows of one schema cannot become rows of another without loss; :attr:`reasons` names every field in the way."""
+    """An upgrade would lose values; :attr:`reasons` names every incompatible field."""
 
     def __init__(self, schema_name: str, old_version: int, new_version: int, reasons: list[str]) -> None:
         super().__init__(schema_name, old_version, new_version, reasons)
@@ -102,55 +102,55 @@ class UpgradeIncompatibleError(QuorinError, ValueError):
 
 
 class UpgradeConflictError(QuorinError, RuntimeError):
-    """A segment or the control plane holds another version than an upgrade begins with, or was changed during it."""
+    """A segment or the control plane does not hold the version that an upgrade starts from, or changed meanwhile."""
 
 
 class UpgradeAbortedError(QuorinError, RuntimeError):
-    """An upgrade was given up; the old schema stays in force, nothing is lost."""
+    """An upgrade was aborted; the old schema stays in force, and nothing is lost."""
 
 
 class ConnectionFailedError(QuorinError, ConnectionError):
-    """The control plane cannot be reached, or a connection string is wrong; the text names the address, no secrets."""
+    """The control plane is unreachable, or a connection string is invalid; the message holds no secrets."""
 
 
 class HistoryUnavailableError(ConnectionFailedError):
-    """The history's files cannot be listed, read or written; the text names the place."""
+    """The history's files cannot be listed, read or written; the message names the directory or URL."""
 
 
 class CorruptHistoryError(QuorinError, ValueError):
-    """A Parquet file is no file of a history, is damaged, or has a field that the schema cannot take."""
+    """A file does not belong to a history, is damaged, or has a field that the schema cannot hold."""
 
 
 class EmptyDatasetError(QuorinError, LookupError):
-    """A history has no row of a schema to build a segment from."""
+    """A history has no rows of a schema, so a segment cannot be hydrated."""
 
 
 class SegmentConflictError(QuorinError, RuntimeError):
-    """Another segment of the schema is current, so this one can't be made so, or is in force no longer."""
+    """Another segment of the schema is current, so this one cannot become current, or is no longer in force."""
 
 
 HydrationConflictError = SegmentConflictError
-"""The name of :class:`SegmentConflictError` in :mod:`quorin.hydration`."""
+"""An alias of :class:`SegmentConflictError`, exported by :mod:`quorin.hydration`."""
 
 
 class CorruptSnapshotError(QuorinError, ValueError):
-    """A file is no snapshot of a segment, or it is damaged; the text names it."""
+    """A file is not a segment's snapshot, or is damaged; the message names it."""
 
 
 class NotPicklableError(QuorinError, TypeError):
-    """An object belongs to its process, and cannot be pickled; the text says what to pickle instead."""
+    """An object belongs to its process and cannot be pickled; the message says what to pickle instead."""
 
 
 class LogFullError(QuorinError, RuntimeError):
-    """The log is at its limit; nothing was written."""
+    """The log is at its limit; the refused entries were not written."""
 
 
 class InvalidEntryError(QuorinError, ValueError):
-    """A log entry cannot be decoded; it goes to the dead letters."""
+    """A log entry cannot be decoded; a consumer makes it a dead letter."""
 
 
 class WriteSyncTimeoutError(QuorinError, TimeoutError):
-    """A write was logged at :attr:`position` but not seen in the segment within :attr:`timeout_ms`."""
+    """A write is in the log at :attr:`position`, but was not applied to the segment within :attr:`timeout_ms`."""
 
     def __init__(self, schema_name: str, position: int, timeout_ms: float) -> None:
         super().__init__(schema_name, position, timeout_ms)

@@ -1,9 +1,9 @@
-"""Structured logging on structlog. Nothing is configured until an application asks with :func:`configure`.
+"""Structured logging on structlog. Nothing is configured until an application calls :func:`configure`.
 
-Until then, events of level WARNING and above go to standard error as one readable line each, and lower ones nowhere.
+Until then, events of level WARNING and above go to standard error as one readable line each; lower ones are discarded.
 
-An event that cannot be written (standard error is full, closed, or a pipe that nobody reads any more) is dropped and
-counted, in ``quorin_log_events_dropped_total``. Logging never raises.
+An event that cannot be written (standard error is full, closed, or a pipe without a reader) is dropped and counted in
+``quorin_log_events_dropped_total``. Logging never raises.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import structlog
 
 
 def configure(level: str = "INFO", json: bool | None = True) -> None:
-    """Print events from ``level`` up to standard error, as JSON lines or, with ``json=False``, for people; with
-    ``json=None`` for people where standard error is a terminal.
+    """Print events of ``level`` and above to standard error, as JSON lines or, with ``json=False``, as readable text.
 
-    :raises ValueError: for a level that the standard library's logging does not know.
+    ``json=None`` prints readable text in a terminal, and JSON lines otherwise.
+
+    :raises ValueError: for a level that the standard library's logging does not define.
     """
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
@@ -44,12 +45,12 @@ def configure(level: str = "INFO", json: bool | None = True) -> None:
 
 
 def get_logger(name: str) -> Any:
-    """A logger whose events carry ``name``; it obeys whatever is configured when it logs."""
+    """A logger whose events carry ``name``. It uses the configuration at the time of each event."""
     return _Logger(name)
 
 
 def bind(**context: Any) -> AbstractContextManager[Any]:
-    """Add fields to every event logged inside a ``with`` block, in this thread or task."""
+    """Add fields to every event that this thread or task logs inside a ``with`` block."""
     return structlog.contextvars.bound_contextvars(**context)
 
 
@@ -60,7 +61,7 @@ def count_dropped_with(count: Callable[[], None]) -> None:
 
 
 def _ignore() -> None:
-    """Nothing counts until :mod:`quorin.metrics` does."""
+    """Count nothing, until :mod:`quorin.metrics` installs its counter."""
 
 
 _count_dropped = _ignore
@@ -68,7 +69,7 @@ _counting = threading.local()
 
 
 def _drop() -> None:
-    """Count a dropped event, but none that the counting itself logs: there would be no end to it."""
+    """Count a dropped event, except one that the counting itself logs, which would recurse without end."""
     if not getattr(_counting, "is_on", False):
         _counting.is_on = True
         try:
@@ -78,12 +79,12 @@ def _drop() -> None:
 
 
 def _standard_error() -> TextIO:
-    """Standard error, or what refuses to be written to where the process was started without."""
+    """Standard error; if the process has none, a stream that refuses writes."""
     return cast("TextIO", io.TextIOBase()) if sys.stderr is None else sys.stderr
 
 
 class _Logger:
-    """structlog's own defaults print every level to standard output, which is not a library's to do."""
+    """A lazy logger: structlog's defaults would print every level to standard output, which a library must not do."""
 
     __slots__ = ("_name",)
 

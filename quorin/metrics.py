@@ -1,8 +1,7 @@
-"""What Quorin counts, for Prometheus, on a registry of its own. A series appears once it has been observed.
+"""Prometheus metrics, in a separate registry. A series appears with its first event.
 
-Counters are those of all processes of this machine and user, dead ones included
-(:mod:`quorin.engine.counting.counters`): whichever process serves them shows the same, and they begin anew only when
-the machine restarts.
+Counters cover all processes of this machine and user, dead ones included (:mod:`quorin.engine.counting.counters`), so
+every process serves the same values. They restart from zero only when the machine restarts.
 """
 
 from __future__ import annotations
@@ -41,88 +40,88 @@ _NS = 1e9
 
 
 class _Series:
-    """A counter with its labels."""
+    """One labelled series of a counter."""
 
-    __slots__ = ("_place", "_schema")
+    __slots__ = ("_index", "_schema")
 
-    def __init__(self, schema: str, place: int) -> None:
+    def __init__(self, schema: str, index: int) -> None:
         self._schema = schema
-        self._place = place
+        self._index = index
 
     def inc(self, count: int = 1) -> None:
-        """Count."""
+        """Add ``count``."""
         if count:
-            counters.add(self._schema, self._place, int(count))
+            counters.add(self._schema, self._index, int(count))
 
     @property
     def value(self) -> int:
-        """What all processes counted."""
+        """The sum over all processes."""
         words = counters.totals().get(self._schema)
-        return 0 if words is None else int(words[self._place])
+        return 0 if words is None else int(words[self._index])
 
 
 class SharedCounter:
-    """A counter by schema, or by none. ``scale`` is what a count of one is worth."""
+    """A counter, by schema unless ``by_schema`` is False. Served values are counts times ``scale``."""
 
     def __init__(self, name: str, text: str, word: str, *, by_schema: bool = True, scale: float = 1) -> None:
         self.name = name
         self._text = text
-        self._place = counters.word(word)
+        self._index = counters.word(word)
         self._by_schema = by_schema
         self._scale = scale
 
     def labels(self, schema: str) -> _Series:
         """The series of a schema."""
-        return _Series(schema, self._place)
+        return _Series(schema, self._index)
 
     def inc(self, count: int = 1) -> None:
-        """Count what belongs to no schema."""
+        """Add ``count`` to the series without a schema."""
         self.labels(counters.EVERYWHERE).inc(count)
 
     def family(self, totals: dict[str, counters.Words]) -> Metric:
-        """The series as Prometheus wants them."""
+        """The series as a Prometheus metric family."""
         family = CounterMetricFamily(self.name, self._text, labels=["schema"] if self._by_schema else [])
         for schema, words in sorted(totals.items()):
-            if value := int(words[self._place]):
+            if value := int(words[self._index]):
                 family.add_metric([schema] if self._by_schema else [], value * self._scale)
         return family
 
 
 class SharedCounterByReason:
-    """A counter by reason, and by schema if asked."""
+    """A counter by reason and, unless ``by_schema`` is False, by schema."""
 
     def __init__(self, name: str, text: str, word: str, reasons: tuple[str, ...], *, by_schema: bool = True) -> None:
         self.name = name
         self._text = text
-        self._places = {reason: counters.word(f"{word}.{reason}") for reason in reasons}
+        self._indexes = {reason: counters.word(f"{word}.{reason}") for reason in reasons}
         self._by_schema = by_schema
 
     def labels(self, *labels: str) -> _Series:
         """The series of a schema (if by schema) and a reason."""
         schema = labels[0] if self._by_schema else counters.EVERYWHERE
-        return _Series(schema, self._places[labels[-1]])
+        return _Series(schema, self._indexes[labels[-1]])
 
     def family(self, totals: dict[str, counters.Words]) -> Metric:
-        """The series as Prometheus wants them."""
+        """The series as a Prometheus metric family."""
         family = CounterMetricFamily(self.name, self._text, labels=["schema", "reason"][not self._by_schema :])
         for schema, words in sorted(totals.items()):
-            for reason, place in self._places.items():
-                if value := int(words[place]):
+            for reason, index in self._indexes.items():
+                if value := int(words[index]):
                     family.add_metric([schema, reason][not self._by_schema :], value)
         return family
 
 
 class _Delay:
-    """How long rows take from the producer to the segment."""
+    """The time of rows from the producer to the segment."""
 
     name = "quorin_apply_delay_seconds"
 
     def family(self, totals: dict[str, counters.Words]) -> Metric:
-        text = "Time from the making of an entry to its visibility in the segment, for the newest entry of each round."
-        places = range(counters.word("apply_delay.0"), counters.word("apply_delay.0") + len(counters.DELAY_BOUNDS) + 1)
+        text = "Time from the creation of an entry until it is visible in the segment, for each round's newest entry."
+        indexes = range(counters.word("apply_delay.0"), counters.word("apply_delay.0") + len(counters.DELAY_BOUNDS) + 1)
         family = HistogramMetricFamily(self.name, text, labels=["schema"])
         for schema, words in sorted(totals.items()):
-            counts = [int(words[place]) for place in places]
+            counts = [int(words[index]) for index in indexes]
             if any(counts):
                 total = int(words[counters.word("apply_delay_ns")]) / _NS
                 family.add_metric([schema], _cumulated(counters.DELAY_BOUNDS, counts), total)
@@ -130,27 +129,27 @@ class _Delay:
 
 
 class _Reads:
-    """What the kernels count: reads of one row and of batches, their rows, and how long some of them took."""
+    """The kernels' counters: single-row reads, batch reads and their rows, and the duration of sampled reads."""
 
     def families(self, totals: dict[str, counters.Words]) -> Iterator[Metric]:
-        for name, text, place in (
-            ("quorin_reads_total", "Reads of one row that found it.", W_READS),
-            ("quorin_batch_reads_total", "Batches that were read.", W_BATCHES),
-            ("quorin_batch_read_rows_total", "Rows that batches asked for.", W_BATCH_ROWS),
-            ("quorin_rows_missing_total", "Rows that were asked for, singly or in batches, and not there.", W_MISSING),
+        for name, text, index in (
+            ("quorin_reads_total", "Single-row reads that found their row.", W_READS),
+            ("quorin_batch_reads_total", "Batch reads.", W_BATCHES),
+            ("quorin_batch_read_rows_total", "Rows that batch reads requested.", W_BATCH_ROWS),
+            ("quorin_rows_missing_total", "Requested rows that do not exist, single and in batches.", W_MISSING),
         ):
             family = CounterMetricFamily(name, text, labels=["schema"])
             for schema, words in sorted(totals.items()):
-                if value := int(words[place]):
+                if value := int(words[index]):
                     family.add_metric([schema], value)
             yield family
         for name, text, buckets, total, octaves in (
             (
                 "quorin_read_seconds",
-                "Time in the compiled read of one row, of every 64th.",
+                "Duration of the compiled part of every 64th single-row read.",
                 W_READ_TIMES, W_READ_NS, range(1, 14),
             ),
-            ("quorin_batch_read_seconds", "Time in the compiled read of a batch, of every 8th.",
+            ("quorin_batch_read_seconds", "Duration of the compiled part of every 8th batch read.",
              W_BATCH_TIMES, W_BATCH_NS, range(5, 25)),
         ):  # fmt: skip
             histogram = HistogramMetricFamily(name, text, labels=["schema"])
@@ -163,11 +162,9 @@ class _Reads:
 
 
 entries_appended = SharedCounter(
-    "quorin_log_entries_appended_total", "Entries that producers of this machine appended.", "entries_appended"
+    "quorin_log_entries_appended_total", "Log entries that producers on this machine appended.", "entries_appended"
 )
-rows_appended = SharedCounter(
-    "quorin_log_rows_appended_total", "Rows in the entries that were appended.", "rows_appended"
-)
+rows_appended = SharedCounter("quorin_log_rows_appended_total", "Rows in the appended entries.", "rows_appended")
 rows_applied = SharedCounter("quorin_rows_applied_total", "Rows from the log that changed a segment.", "rows_applied")
 rows_ignored = SharedCounter(
     "quorin_rows_ignored_total",
@@ -175,11 +172,11 @@ rows_ignored = SharedCounter(
     "rows_ignored",
 )
 dead_letters = SharedCounter(
-    "quorin_dead_letters_total", "Entries that could not be applied and were put aside.", "dead_letters"
+    "quorin_dead_letters_total", "Entries that could not be applied and became dead letters.", "dead_letters"
 )
 dead_letters_dropped = SharedCounter(
     "quorin_dead_letters_dropped_total",
-    "Dead letters that made room for newer ones.",
+    "Dead letters that were dropped to make room for newer ones.",
     "dead_letters_dropped",
     by_schema=False,
 )
@@ -189,12 +186,14 @@ growths = SharedCounter(
 )
 flips = SharedCounter(
     "quorin_segment_flips_total",
-    "Times a generation took another's place: growth, takeover, replacement, another schema.",
+    "Times a generation replaced another: growth, takeover, replacement, upgrade.",
     "flips",
 )
-writer_leases = SharedCounter("quorin_writer_leases_total", "Times a process became a writer.", "writer_leases")
+writer_leases = SharedCounter(
+    "quorin_writer_leases_total", "Times a process became a segment's writer.", "writer_leases"
+)
 writer_recoveries = SharedCounter(
-    "quorin_writer_recoveries_total", "Times a new writer mended what a dead one had left.", "writer_recoveries"
+    "quorin_writer_recoveries_total", "Times a new writer repaired what a dead one had left.", "writer_recoveries"
 )
 writers_overtaken = SharedCounter(
     "quorin_writers_overtaken_total", "Times a frozen writer was overtaken.", "writers_overtaken"
@@ -202,11 +201,9 @@ writers_overtaken = SharedCounter(
 writers_fenced = SharedCounter(
     "quorin_writers_fenced_total", "Times a writer learned that it had been overtaken.", "writers_fenced"
 )
-flushes = SharedCounter(
-    "quorin_flushes_total", "Times a consumer made the history durable.", "flushes", by_schema=False
-)
+flushes = SharedCounter("quorin_flushes_total", "Flushes of the history.", "flushes", by_schema=False)
 flush_seconds = SharedCounter(
-    "quorin_flush_seconds_total", "Time spent in these flushes.", "flush_ns", by_schema=False, scale=1 / _NS
+    "quorin_flush_seconds_total", "Time spent in flushes of the history.", "flush_ns", by_schema=False, scale=1 / _NS
 )
 entries_trimmed = SharedCounter(
     "quorin_log_entries_trimmed_total", "Entries that consumers removed from the log.", "entries_trimmed",
@@ -214,43 +211,39 @@ entries_trimmed = SharedCounter(
 )  # fmt: skip
 history_files_skipped = SharedCounter(
     "quorin_history_files_skipped_total",
-    "Files in a history that were left out of reads because they are damaged or foreign, each counted once a process.",
+    "Damaged or foreign files of a history that reads skipped, each counted once per process.",
     "history_files_skipped",
 )
-upgrades = SharedCounter(
-    "quorin_schema_upgrades_total", "Segments that were carried over to a newer schema.", "upgrades"
-)
-watchdog_ticks = SharedCounter(
-    "quorin_watchdog_ticks_total", "Times a watchdog looked.", "watchdog_ticks", by_schema=False
-)
+upgrades = SharedCounter("quorin_schema_upgrades_total", "Segments that were upgraded to a newer schema.", "upgrades")
+watchdog_ticks = SharedCounter("quorin_watchdog_ticks_total", "Ticks of a watchdog.", "watchdog_ticks", by_schema=False)
 watchdog_dead_processes = SharedCounter(
     "quorin_watchdog_dead_processes_total",
-    "Announcements of dead processes that were taken back.",
+    "Entries of dead processes that were removed from the control plane.",
     "watchdog_dead_processes",
     by_schema=False,
 )
 watchdog_reclaimed_files = SharedCounterByReason(
     "quorin_watchdog_reclaimed_files_total",
-    "Segment files of nobody that were removed.",
+    "Orphaned segment files that were removed.",
     "reclaimed",
     counters.RECLAIM_REASONS,
     by_schema=False,
 )
 watchdog_reclaimed_bytes = SharedCounter(
     "quorin_watchdog_reclaimed_bytes_total",
-    "Bytes of the segment files that were removed.",
+    "Bytes of the removed segment files.",
     "watchdog_reclaimed_bytes",
     by_schema=False,
 )
 reanchored = SharedCounterByReason(
     "quorin_log_reanchored_total",
-    "Times a consumer found that the log was not the one its segment had followed, or lacked entries.",
+    "Times a consumer found that the log is not the one that its segment followed, or lacks entries.",
     "reanchored",
     counters.REANCHOR_REASONS,
 )
 log_events_dropped = SharedCounter(
     "quorin_log_events_dropped_total",
-    "Events that could not be logged, because standard error is full or closed.",
+    "Log events that were dropped because standard error is full or closed.",
     "log_events_dropped",
     by_schema=False,
 )
@@ -259,12 +252,12 @@ logging.count_dropped_with(log_events_dropped.inc)
 
 
 def count_appended(schema_name: str, entries: int, rows: int) -> None:
-    """Count what a producer put into the log."""
+    """Count entries and rows that a producer appended to the log."""
     counters.add_each(schema_name, {_ENTRIES_APPENDED: entries, _ROWS_APPENDED: rows})
 
 
 def count_applied(schema_name: str, applied: int, ignored: int, delay_ns: int) -> None:
-    """Count rows that changed a segment and rows that did not, and how long the newest took from the producer."""
+    """Count rows that changed a segment, rows that did not, and the delay of the newest one since its producer."""
     bucket = bisect_left(counters.DELAY_BOUNDS, delay_ns / _NS)
     counts = {_ROWS_APPLIED: applied, _ROWS_IGNORED: ignored, _DELAY_NS: delay_ns, _DELAY_BUCKETS + bucket: 1}
     counters.add_each(schema_name, counts)
@@ -276,10 +269,10 @@ _DELAY_NS, _DELAY_BUCKETS = counters.word("apply_delay_ns"), counters.word("appl
 
 
 def start_metrics_server(port: int = 9100, *, address: str = "127.0.0.1") -> tuple[WSGIServer, threading.Thread]:
-    """Serve :data:`registry` over HTTP at ``/metrics``, from a daemon thread; gives the server and its thread.
+    """Serve :data:`registry` over HTTP at ``/metrics``, from a daemon thread; return the server and its thread.
 
-    It shows what all processes of this machine and user counted. Only this machine can ask, unless ``address`` says
-    otherwise (``0.0.0.0``: everybody).
+    The counters cover all processes of this machine and user. By default only this machine can connect; ``address``
+    ``0.0.0.0`` lets other machines connect.
 
     :raises OSError: if the port is taken.
     """
@@ -287,7 +280,7 @@ def start_metrics_server(port: int = 9100, *, address: str = "127.0.0.1") -> tup
 
 
 class _SharedCollector:
-    """All of the above, summed when somebody asks."""
+    """Collects all metrics above, summed at each scrape."""
 
     def collect(self) -> Iterator[Metric]:
         totals = counters.totals()
@@ -297,7 +290,7 @@ class _SharedCollector:
 
 
 def _merged(counts: list[int], octaves: range) -> tuple[list[float], list[int]]:
-    """Half octaves as whole ones: upper bounds in seconds, and counts, with one more for what is beyond the last."""
+    """Merge half octaves into octaves: upper bounds in seconds, and counts, with one more beyond the last bound."""
     bounds = [2 ** (FIRST_BUCKET + octave) / _NS for octave in octaves]
     merged = [0] * (len(bounds) + 1)
     for number, count in enumerate(counts):

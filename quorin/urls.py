@@ -1,8 +1,8 @@
-"""URLs that may hold a password: one grammar says where it ends, and what of them people are shown.
+"""URLs that may hold a password: one grammar decides where it ends, and which parts may be shown.
 
-Where a password has an unescaped ``/``, ``?`` or ``#``, libraries take parts of it for a host, a port or a path, and
-name them in errors. So the grammar is stricter than theirs. What it does not match is malformed: it is given to no
-library, and only its scheme is shown.
+If a password contains an unescaped ``/``, ``?`` or ``#``, libraries take parts of it for a host, a port or a path, and
+name them in errors. So this grammar is stricter than theirs. A URL that does not match it is malformed: it is passed to
+no library, and only its scheme is shown.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _QUERY_CREDENTIALS = re.compile(r"(?<=[?&])(?:username|password)=[^&]*")
 
 
 def is_malformed(url: str) -> bool:
-    """Whether a password in the URL may end elsewhere than a library thinks."""
+    """Whether libraries may disagree on where a password in the URL ends."""
     return _parsed(url) is None
 
 
 def shown(url: str) -> str:
-    """A URL without user, password and query; if it is malformed, no more than its scheme."""
+    """A URL without user, password and query; of a malformed one, only the scheme."""
     parts = _parsed(url)
     if parts is not None:
         return "".join(parts[name] or "" for name in ("scheme", "host", "port", "path"))
@@ -41,7 +41,10 @@ def shown(url: str) -> str:
 
 
 def split_credentials(url: str) -> tuple[str, str, str]:
-    """A URL that is not malformed without user and password, the user, and the password; empty where there is none."""
+    """A URL without its user and password, the user, and the password; empty if there is none.
+
+    :raises ValueError: if the URL is malformed.
+    """
     parts = _parsed(url)
     if parts is None:
         raise ValueError(f"the URL {shown(url)} is malformed")
@@ -51,7 +54,7 @@ def split_credentials(url: str) -> tuple[str, str, str]:
 
 
 def secrets_in(url: str) -> list[str]:
-    """User and password of a URL that is not malformed, as they are written there and as they are meant."""
+    """The user and password of a URL, encoded and decoded; nothing if the URL is malformed."""
     parts = _parsed(url)
     credentials = (parts and parts["credentials"]) or ""
     written = [credentials, *credentials.partition(":")[::2]]
@@ -59,14 +62,14 @@ def secrets_in(url: str) -> list[str]:
 
 
 def without_secrets(text: str, hidden: list[str]) -> str:
-    """A text with asterisks in the place of secrets. What is a part of a longer word there is none."""
+    """A text with asterisks instead of secrets, except where they are part of a longer word."""
     for secret in sorted(hidden, key=len, reverse=True):
         text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
     return text
 
 
 def _parsed(url: str) -> re.Match[str] | None:
-    """The parts of a URL, None if it is malformed."""
+    """The parts of a URL; None if it is malformed."""
     parts = _URL.fullmatch(url)
     if parts is None or _credentials_are_cut(parts):
         return None
@@ -79,6 +82,6 @@ def _parsed(url: str) -> re.Match[str] | None:
 
 
 def _credentials_are_cut(parts: re.Match[str]) -> bool:
-    """Whether the @ that ends user and password may stand behind what was taken for the host."""
+    """Whether the @ that ends user and password may come after the supposed host."""
     behind_host = (parts["path"] or "") + _QUERY_CREDENTIALS.sub("", parts["query"] or "")
     return "@" in behind_host and (parts["credentials"] is not None or parts["port"] is not None)
