@@ -1,1 +1,1 @@
-"""The history in Parquet: files, storage, reads as of a time."""
+"""The history in Parquet: files, storage, point-in-time reads."""

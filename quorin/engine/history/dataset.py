@@ -1,4 +1,4 @@
-"""The files of one schema: listed, opened, and read in the order of the log."""
+"""The files of one schema: list, open, and read them in log order."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Dataset:
         self._reported = reported
 
     def listing(self) -> Listing:
-        """All files. What is no file of a history is reported once."""
+        """All files. Foreign files are reported once."""
         found = self._storage.listing(self._storage.folder(self._name))
         for path in found.foreign:
             self._refuse(path, "its name is none of a history's: <after>-<through>.parquet, 20 digits each")
         return found
 
     def load(self) -> Loaded:
-        """Open the files that count, as far as their footers; damaged ones are left out, or raise."""
+        """Read the footers of the files in force; skip damaged files, or raise if strict."""
         metadata, damaged = {}, []
         for file in self.listing().files:
             try:
@@ -93,7 +93,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Part:
-    """A file that counts, from row ``first`` on."""
+    """A file in force, from row ``first`` on."""
 
     piece: Piece
     metadata: pq.FileMetaData
@@ -101,12 +101,12 @@ class Part:
 
     @property
     def row_count(self) -> int:
-        """How many of its rows count."""
+        """The number of its rows in force."""
         return int(self.metadata.num_rows) - self.first
 
     @cached_property
     def batch_rows(self) -> int:
-        """How many rows to decode at a time: some megabytes."""
+        """The number of rows to decode at a time: some megabytes."""
         groups = [self.metadata.row_group(group) for group in range(self.metadata.num_row_groups)]
         size: int = sum(group.total_byte_size for group in groups) // max(1, int(self.metadata.num_rows))
         return max(LEAST_BATCH_ROWS, min(BATCH_ROWS, BATCH_BYTES // max(1, size)))
@@ -128,7 +128,7 @@ class Part:
 
 
 class Loaded:
-    """What a history has of one schema: ``parts`` in the order of the log, each position in exactly one of them."""
+    """One schema's history: ``parts`` in log order, each position in exactly one of them."""
 
     def __init__(self, storage: Storage, parts: list[Part], damaged: list[DataFile]) -> None:
         self._storage = storage
@@ -137,12 +137,12 @@ class Loaded:
 
     @property
     def row_count(self) -> int:
-        """All rows."""
+        """The number of rows in force."""
         return sum(part.row_count for part in self.parts)
 
     @property
     def through(self) -> int:
-        """The last log position; 0 if there is none."""
+        """The last log position; 0 without files."""
         return max((part.piece.file.through for part in self.parts), default=0)
 
     @property
@@ -161,7 +161,7 @@ class Loaded:
         return pc.unique(pa.chunked_array([known, *pending])) if pending else known
 
     def keys(self, names: Sequence[str], *, use_threads: bool = True) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Columns of all rows in the order of the log, with the number of each batch's first row."""
+        """Columns of all rows in log order, with the number of each batch's first row."""
         number = 0
         for part in self.parts:
             for batch in self.raw_batches(part, names, use_threads=use_threads):
@@ -171,7 +171,7 @@ class Loaded:
     def raw_batches(
         self, part: Part, names: Sequence[str] | None = None, *, use_threads: bool = True
     ) -> Iterator[pa.RecordBatch]:
-        """The rows of a part that count, as the file has them; all columns, or the named ones."""
+        """The rows of a part in force, unconverted; all columns, or the named ones."""
         groups, skip = _groups_from(part)
         chosen = list(names) if names else None
 
@@ -185,7 +185,7 @@ class Loaded:
                 yield left
 
     def rows(self, numbers: np.ndarray[Any, Any], schema: Schema) -> pa.Table:
-        """The rows with these numbers (sorted, each once) in canonical form; partial ones have nulls elsewhere."""
+        """The rows with these numbers (sorted, unique) in canonical form; unset fields of partial rows are null."""
         found, base = [], 0
         for part in self.parts:
             low, high = np.searchsorted(numbers, [base, base + part.row_count])
@@ -201,7 +201,7 @@ class Loaded:
     def batches(
         self, schema: Schema, *, newest_first: bool, after: int = 0
     ) -> Iterator[tuple[Kind, pa.RecordBatch, pa.Array]]:
-        """Rows in canonical form, a batch of one kind at a time, with their positions: all beyond ``after``."""
+        """Rows beyond position ``after`` in canonical form, in batches of one kind, with their positions."""
         for part in reversed(self.parts) if newest_first else self.parts:
             if part.piece.file.through <= after:
                 continue
@@ -211,7 +211,7 @@ class Loaded:
                 yield from columns.split(schema, part.piece.file.path, batch.slice(first))
 
     def _taken(self, part: Part, local: np.ndarray[Any, Any], schema: Schema) -> Iterator[pa.RecordBatch]:
-        """Rows of a file by number, a row group at a time."""
+        """Rows of a file by number, one row group at a time."""
         path = part.piece.file.path
         names = ["entity_id", "event_time", *columns.field_columns(schema, part.arrow_schema)]
         starts = np.cumsum(
@@ -232,7 +232,7 @@ class Loaded:
 
 
 def _groups_from(part: Part) -> tuple[list[int], int]:
-    """The row groups that have rows which count, and how many rows of the first of them do not."""
+    """The row groups with rows in force, and the number of rows to skip in the first of them."""
     counts = [part.metadata.row_group(group).num_rows for group in range(part.metadata.num_row_groups)]
     ends = np.cumsum([0, *counts])
     first = int(np.searchsorted(ends[1:], part.first, side="right"))

@@ -1,9 +1,9 @@
-"""Which files of the history count, and which of their rows: names and ranges, without any I/O.
+"""Which history files and rows are in force, decided from names and ranges, without I/O.
 
 A file is named ``<after>-<through>.parquet`` and holds **all** rows of its schema whose log positions lie in
-``(after, through]``. Its name is what it claims. Where the claims of files overlap (a writer that was overtaken flushed
-all the same; a compaction was killed before it removed what it had merged) the rows are the same in both, as the log
-is, so each position is taken from one of them: see :func:`in_force`.
+``(after, through]``. Ranges of files overlap if an overtaken writer flushed late, or a compaction was killed before it
+removed the files it merged. Both files then hold the same rows, because the log does, so each position is taken from
+one of them: see :func:`in_force`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class DataFile(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A file, and how much of it counts: the rows with positions beyond ``beyond``."""
+    """A file and its part in force: the rows with positions beyond ``beyond``."""
 
     file: DataFile
     beyond: int
@@ -44,7 +44,7 @@ def file_name(after: int, through: int) -> str:
 
 
 def parse_path(path: str) -> DataFile | None:
-    """The file that a path names; None if it is none of the history's names."""
+    """The file that a path names; None if the name does not fit."""
     match = _NAME.search(path.rpartition("/")[2])
     if match is None or match.start() or int(match[1]) >= int(match[2]):
         return None
@@ -52,9 +52,9 @@ def parse_path(path: str) -> DataFile | None:
 
 
 def in_force(files: Iterable[DataFile]) -> list[Piece]:
-    """The files that count, in the order of the log: every position that any file claims is in exactly one piece.
+    """The files in force, in log order: every position in any file's range is in exactly one piece.
 
-    A file counts from where those before it end; one that lies within them does not count at all.
+    A file is in force from the end of the previous ones; a file inside their ranges is not in force at all.
     """
     pieces, covered = [], -1
     for file in sorted(files, key=lambda file: (file.after, -file.through, file.path)):
@@ -65,17 +65,17 @@ def in_force(files: Iterable[DataFile]) -> list[Piece]:
 
 
 def superseded(files: Iterable[DataFile]) -> list[DataFile]:
-    """The files that do not count because others have all that they claim."""
+    """The files that are not in force because others cover their ranges."""
     files = list(files)
     counting = {piece.file for piece in in_force(files)}
     return [file for file in files if file not in counting]
 
 
 def mergeable(pieces: Sequence[Piece], rows: Sequence[int], *, most_rows: int) -> list[list[Piece]]:
-    """Runs of at least two neighbours of one day that follow each other without a gap, of at most so many rows.
+    """Runs of at least two adjacent files of one day, without gaps, with at most ``most_rows`` rows each.
 
-    Only such a run may become one file: its claim, from the first ``after`` to the last ``through``, is then no more
-    than what its parts claimed.
+    Only such a run may become one file: its range, from the first ``after`` to the last ``through``, then covers no
+    more than its parts did.
     """
     runs: list[list[Piece]] = []
     total = 0

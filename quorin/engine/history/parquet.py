@@ -1,18 +1,18 @@
-"""Rows as columns of a Parquet file, and back.
+"""Conversion between canonical rows and the columns of a Parquet file.
 
 =================== ======================= ===========================================================
 column              type                    holds
 =================== ======================= ===========================================================
 ``entity_id``       string
-``event_time``      timestamp[ns, UTC]      when it happened
-``processing_time`` timestamp[ns, UTC]      when the consumer took the row
-``position``        int64                   the log entry that it came in
+``event_time``      timestamp[ns, UTC]      when the event happened
+``processing_time`` timestamp[ns, UTC]      when the consumer applied the row
+``position``        int64                   the position of its log entry
 ``kind``            uint8                   1 upsert, 2 delete, 3 partial, as in the log
-``partial_fields``  string                  of a partial row, the fields that it sets, separated by commas
-the fields          as the schema says      a field with the name of a column above stands in ``<name>:field``
+``partial_fields``  string                  the fields that a partial row sets, separated by commas
+the fields          as in the schema        a field that shares a name with a column above is ``<name>:field``
 =================== ======================= ===========================================================
 
-Rows stand in the order of the log.
+Rows are in log order.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ _ROW_GROUP_BYTES = 16 << 20
 _ROW_GROUP_ROWS = (4096, 131_072)
 _SAMPLED_ROWS = 4096
 _WORTHWHILE = 0.8
-"""Compressed floats are at most so much of what they were, or they are not compressed."""
+"""Floats are compressed only if that reduces them to at most this share of their size."""
 
 
 def column_name(field_name: str) -> str:
-    """The column of a field. Field names are identifiers, so no field has a name with a colon."""
+    """The column of a field. Field names are identifiers, so none contains a colon."""
     return f"{field_name}:field" if field_name in SYSTEM_SCHEMA.names else field_name
 
 
@@ -66,7 +66,7 @@ def file_schema(schema: Schema) -> pa.Schema:
 
 
 def to_table(schema: Schema, batch: pa.RecordBatch, positions: pa.Array, kind: Kind, processing_ns: int) -> pa.Table:
-    """Rows in canonical form as columns of a file; fields that the batch does not have are null."""
+    """Canonical rows as columns of a file; fields that the batch lacks are null."""
     count = batch.num_rows
     names = batch.schema.names[2:]
     partial = ",".join(names) if kind is Kind.partial else None
@@ -86,10 +86,9 @@ def to_table(schema: Schema, batch: pa.RecordBatch, positions: pa.Array, kind: K
 
 
 def writer_options(rows: pa.Table, compression: str) -> dict[str, Any]:
-    """How a file that begins with these rows is encoded. No dictionaries for floats: they would make all NaNs the same.
+    """Encoding options for a file that begins with these rows. Dictionaries would merge the NaNs of floats.
 
-    Columns of floats that the compression hardly makes smaller, by a sample, are left as they are: they are read twice
-    as quickly then.
+    Float columns whose sample hardly shrinks stay uncompressed: reading them is then twice as fast.
     """
     arrow_schema = rows.schema
     dictionaries = [
@@ -106,7 +105,7 @@ def writer_options(rows: pa.Table, compression: str) -> dict[str, Any]:
 
 
 def _compressions(sample: pa.Table, compression: str) -> str | dict[str, str]:
-    """The compression of each column of a file, by its path in Parquet's terms."""
+    """The compression of each column of a file, by its Parquet path."""
     if compression in ("none", "uncompressed"):
         return compression
     chosen = {}
@@ -125,28 +124,28 @@ def _shrinks(values: pa.Array, compression: str) -> bool:
 
 
 def row_group_rows(table_bytes: int, rows: int) -> int:
-    """Rows of a row group, so that one in memory is neither large nor tiny."""
+    """The number of rows per row group, so that a decoded group is neither large nor tiny."""
     least, most = _ROW_GROUP_ROWS
     return max(least, min(most, _ROW_GROUP_BYTES * max(1, rows) // max(1, table_bytes)))
 
 
 def check_columns(path: str, arrow_schema: pa.Schema) -> None:
-    """:raises CorruptHistoryError: if a Parquet file has not the columns of a history."""
+    """:raises CorruptHistoryError: if a Parquet file lacks a column of the history."""
     for field in SYSTEM_SCHEMA:
         if field.name not in arrow_schema.names or arrow_schema.field(field.name).type != field.type:
             raise CorruptHistoryError(f"{path} is no file of a history: it has no column {field.name!r} ({field.type})")
 
 
 def field_columns(schema: Schema, arrow_schema: pa.Schema) -> list[str]:
-    """The columns of a file that hold fields of a schema; a file of another version may lack some."""
+    """The columns of a file with fields of a schema; a file of another version may lack some."""
     there = set(arrow_schema.names)
     return [column_name(field.name) for field in schema.fields if column_name(field.name) in there]
 
 
 def canonical(schema: Schema, path: str, rows: pa.RecordBatch, kind: Kind, fields: list[str] | None) -> pa.RecordBatch:
-    """Rows of a file in canonical form; of the fields only ``fields``, if given. Columns: ids, times, fields.
+    """Rows of a file in canonical form, with all fields or only ``fields``. Columns: ids, times, fields.
 
-    :raises CorruptHistoryError: if a field has a type that the schema's own does not widen.
+    :raises CorruptHistoryError: if a stored type does not widen to the schema's.
     """
     places = {name: place for place, name in enumerate(rows.schema.names)}
     names, columns = [ENTITY_ID, EVENT_TIME], [rows.column("entity_id"), rows.column("event_time").cast(pa.int64())]
@@ -165,15 +164,13 @@ def canonical(schema: Schema, path: str, rows: pa.RecordBatch, kind: Kind, field
 
 
 def _flat_types(schema: Schema) -> list[pa.DataType] | None:
-    """The types of a canonical batch, if there is nothing in its columns that they don't tell: no lists, whose elements
-    may not be null.
-    """
+    """The types of a canonical batch, if they describe it; None with lists, whose elements must not be null."""
     types: list[pa.DataType] = canonical_schema(schema).types
     return None if any(pa.types.is_nested(kind) for kind in types) else types
 
 
 def split(schema: Schema, path: str, rows: pa.RecordBatch) -> Iterator[tuple[Kind, pa.RecordBatch, pa.Array]]:
-    """Rows of a file as canonical batches of one kind each, with their positions, to be applied one after the other."""
+    """Rows of a file as canonical batches of one kind each, with their positions, in the order to apply them."""
     kinds = numbers(rows.column("kind"), np.uint8)
     if not len(kinds):
         return

@@ -1,8 +1,8 @@
-"""Where the files of a history are: a directory, or any filesystem that pyarrow knows.
+"""Storage of history files: a directory, or any filesystem that pyarrow supports.
 
-A file comes into being whole or not at all. In a directory it is written aside, forced to the disk, renamed, and the
-directory is forced as well. On an object store an object appears when its upload is complete, so it is uploaded under
-its own name; on other remote filesystems it is written aside and moved.
+Files appear complete or not at all. In a directory, a file is written under a temporary name, synced and renamed, and
+the directory is synced. On an object store an object appears when its upload is complete, so it is uploaded under its
+final name. On other remote filesystems a file is written under a temporary name and moved.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _Item = TypeVar("_Item")
 
 
 class VanishedError(HistoryUnavailableError):
-    """A file was there when it was listed and is gone now: a compaction has merged it into another."""
+    """A listed file is gone: a compaction has merged it into another."""
 
 
 class Listing:
-    """What is in the folder of a schema: data files, foreign ones, and what writers that died left behind."""
+    """A schema's folder: data files, foreign files, and leftovers of writers that died."""
 
     def __init__(self) -> None:
         self.files: list[DataFile] = []
@@ -45,9 +45,9 @@ class Listing:
 
 
 class Storage:
-    """The filesystem under a base, with atomic writes. Paths are the filesystem's own.
+    """A filesystem below a base, with atomic writes. Paths are the filesystem's own.
 
-    ``address`` is for people: the base without keys or passwords.
+    ``address`` is the base without keys or passwords, for display.
     """
 
     def __init__(self, base: Any, filesystem: fs.FileSystem | None) -> None:
@@ -61,17 +61,17 @@ class Storage:
         return "/".join((self._root, *names))
 
     def prepare(self) -> None:
-        """Make the base, where it is a local folder. :raises HistoryUnavailableError: if no file can be made there."""
+        """Create a local base. :raises HistoryUnavailableError: if it is not writable."""
         if self._local:
             self._guarded(self._root, lambda: _make_writable(Path(self._root)))
 
     def exists(self) -> bool:
-        """Whether the base is there; in an object store, where nothing else makes it one, whether it has objects."""
+        """Whether the base exists; in an object store, whether it has objects."""
         info = self._guarded(self._root, lambda: self._fs.get_file_info(self._root))
         return bool(info.type == fs.FileType.Directory)
 
     def listing(self, folder: str) -> Listing:
-        """All files under a folder, sorted by what they are; nothing if there is no such folder."""
+        """All files below a folder, by kind; empty if the folder does not exist."""
         found = Listing()
         old = time.time() - LEFTOVER_SECONDS
         for info in self._guarded(
@@ -90,7 +90,7 @@ class Storage:
         return found
 
     def open(self, path: str) -> pa.NativeFile:
-        """A file for reading. :raises VanishedError: if it is gone."""
+        """Open a file for reading. :raises VanishedError: if it is gone."""
         try:
             return self._fs.open_input_file(path)
         except FileNotFoundError as error:
@@ -99,14 +99,14 @@ class Storage:
             raise self.unavailable(f"cannot read {path}", error) from self._cause(error)
 
     def write(self, path: str, fill: Callable[[Any], None]) -> None:
-        """Make a file with what ``fill`` writes to a sink; a file of that name is replaced.
+        """Create or replace a file with what ``fill`` writes to a sink.
 
-        :raises HistoryUnavailableError: if it can't be; there is no file of that name then, or the one before.
+        :raises HistoryUnavailableError: if that fails; the previous file, if any, is unchanged.
         """
         self._guarded(path, lambda: self._write_local(path, fill) if self._local else self._write_remote(path, fill))
 
     def remove(self, path: str) -> None:
-        """Remove a file; that it is gone already is fine."""
+        """Remove a file, if it exists."""
 
         def delete() -> None:
             with contextlib.suppress(FileNotFoundError):
@@ -132,7 +132,7 @@ class Storage:
         sync_folder(target.parent)
 
     def _write_remote(self, path: str, fill: Callable[[Any], None]) -> None:
-        # A stream that is closed because of an error would leave half an object; so the bytes are complete first.
+        # Closing a stream after an error would leave a partial object, so all bytes are collected first.
         memory = pa.BufferOutputStream()
         fill(memory)
         in_place = self._fs.type_name in _OBJECT_STORES
@@ -153,24 +153,23 @@ class Storage:
             raise self.unavailable(f"the history at {self.address}: {path}", error) from self._cause(error)
 
     def unavailable(self, what: str, error: Exception) -> HistoryUnavailableError:
-        """The error to raise when a file cannot be read or written; its text has no secrets."""
+        """The error to raise if a file cannot be read or written; its message holds no secrets."""
         return HistoryUnavailableError(f"{what}: {without_secrets(str(error), self._hidden)}")
 
     def _cause(self, error: Exception) -> Exception | None:
-        """The error, unless its own text may hold secrets."""
+        """The error, unless its message may hold secrets."""
         return None if self._hidden else error
 
 
 def decoded(
     storage: Storage, path: str, read: Callable[[pa.NativeFile], Iterator[_Item]], damage: str
 ) -> Iterator[_Item]:
-    """What ``read`` gives of an open file.
+    """The items that ``read`` yields from an open file.
 
     Arrow raises ``OSError`` for damaged pages as well as for failed reads. So after an error the file is read again
-    through a source that notes whether the system refused a read. It is damaged if all reads succeed and it still does
-    not decode.
+    through a source that records failed reads. The file is damaged if all reads succeed and it still does not decode.
 
-    :raises CorruptHistoryError: if the file was read and does not decode; ``damage`` says what it is then.
+    :raises CorruptHistoryError: if the file was read and does not decode; the message contains ``damage``.
     :raises HistoryUnavailableError: if it cannot be opened or read, or was read only the second time.
     :raises VanishedError: if it is gone.
     """
@@ -188,7 +187,7 @@ def decoded(
 
 
 def _is_damaged(storage: Storage, path: str, read: Callable[[pa.NativeFile], Iterator[Any]]) -> bool:
-    """Whether a file does not decode although every read of it succeeds."""
+    """Whether a file does not decode although every read succeeds."""
     with storage.open(path) as source:
         watched = _Watched(source)
         try:
@@ -204,7 +203,7 @@ def _is_damaged(storage: Storage, path: str, read: Callable[[pa.NativeFile], Ite
 
 
 class _Watched:
-    """A file for reading that notes whether a read failed."""
+    """A readable file that records whether a read failed."""
 
     def __init__(self, source: pa.NativeFile) -> None:
         self._source = source
@@ -229,7 +228,7 @@ class _Watched:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force a directory's entries to the disk: new names survive a power cut after that."""
+    """Sync a directory, so that new names survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -252,7 +251,7 @@ def _make_writable(folder: Path) -> None:
 
 
 def _resolve(base: Any, filesystem: fs.FileSystem | None) -> tuple[fs.FileSystem, str]:
-    """The filesystem and the path in it; a local one below others is found, so that files are forced to the disk."""
+    """The filesystem and the path in it. Unwraps sub-tree filesystems, so that local files are synced to disk."""
     text = os.fspath(base)
     if filesystem is None and "://" in text and is_malformed(text):
         raise HistoryUnavailableError(f"base {shown(text)!r} is malformed: expected {URL_FORM}")
@@ -264,7 +263,7 @@ def _resolve(base: Any, filesystem: fs.FileSystem | None) -> tuple[fs.FileSystem
         else:
             filesystem, path = fs.LocalFileSystem(), text
     except (pa.ArrowException, OSError, ValueError, ImportError) as error:
-        # Without the cause, and without a text that quotes the URL: such a text also tells of single characters.
+        # Drop the cause, and any message that quotes the URL: it may reveal parts of a password.
         quotes_it = without_secrets(str(error), _secrets_in(text)) != str(error)
         reason = f"expected {URL_FORM}" if quotes_it else str(error)
         known = isinstance(error, OSError)

@@ -1,4 +1,4 @@
-"""The store of the history: takes rows from the consumer, gives them back as of any time, keeps its files few."""
+"""The history's store: append rows, read them as of any time, and compact files."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ _Result = TypeVar("_Result")
 
 
 class ParquetDatasetStore:
-    """The history of any number of schemas under ``base``: a directory, or a URL that ``pyarrow.fs`` knows (``file://``,
-    ``s3://``, ``gs://``, ...); with ``filesystem`` given, a path in that.
+    """The history of any number of schemas below ``base``: a directory, or a URL that ``pyarrow.fs`` supports
+    (``file://``, ``s3://``, ``gs://``, ...); with ``filesystem``, a path in that filesystem.
 
-    It is append-only: one file a flush and schema, in a folder for the day, named by the log positions that it holds.
-    Rows that are appended again (a consumer reads the log again after a crash) are recognised by their positions and
-    left out, so each row of the log is in the history once. What was appended and not flushed is lost with the process;
-    the log has it.
+    It is append-only: each flush writes one file per schema, in a folder for the day, named by its log positions.
+    Rows that are appended again (a consumer rereads the log after a crash) are recognized by their positions and
+    skipped, so each row of the log is in the history once. A crash loses rows that were appended but not flushed;
+    the log still has them.
 
-    A file that is damaged or foreign is left out of every read, with an error in the log that names it; with ``strict``
-    reads raise :class:`CorruptHistoryError` instead.
+    Reads skip damaged and foreign files, and log an error that names the file; with ``strict`` they raise
+    :class:`CorruptHistoryError` instead.
 
-    One process at a time writes a schema, the one that has its segment's writer lease; any number may read. Threads may
-    share a store. It is pickled by its base and filesystem, access keys included, in plain text; rows that were not
-    flushed stay where they are.
+    One process at a time writes a schema, the one that holds its segment's writer lease; any number may read. Threads
+    may share a store. Pickling stores its base and filesystem, access keys included, in plain text, but no unflushed
+    rows.
 
-    ``compression`` is Parquet's (``zstd``, ``lz4``, ``snappy``, ``gzip``, ``brotli`` or ``none``). Columns of floats
-    that it hardly makes smaller, as in embeddings, are not compressed.
+    ``compression`` is Parquet's (``zstd``, ``lz4``, ``snappy``, ``gzip``, ``brotli`` or ``none``). Float columns that
+    it hardly shrinks, such as embeddings, stay uncompressed.
 
-    :raises HistoryUnavailableError: for a URL that pyarrow does not know; from all methods, if the files cannot be
-        reached.
+    :raises HistoryUnavailableError: for a URL that pyarrow does not support; from all methods, if the files are
+        unavailable.
     """
 
     def __init__(
@@ -94,17 +94,17 @@ class ParquetDatasetStore:
 
     @property
     def address(self) -> str:
-        """Where it is, without keys or passwords."""
+        """The base without keys or passwords."""
         return self._storage.address
 
     def exists(self) -> bool:
-        """Whether the directory is there; the first flush makes it. In an object store: whether it has objects."""
+        """Whether the directory exists; the first flush creates it. In an object store: whether it has objects."""
         return self._storage.exists()
 
     def append(self, schema: Schema, batch: pa.RecordBatch, positions: pa.Array, *, kind: Kind = Kind.upsert) -> None:
-        """Take rows in canonical form; ``positions`` (int64, never falling) has the log position of each row.
+        """Append rows in canonical form; ``positions`` (int64, non-decreasing) holds the log position of each row.
 
-        Rows at positions that were taken before are left out. Entries come whole: rows of one position in one call.
+        Rows at positions that were appended before are skipped. Pass all rows of one position in one call.
         """
         if not batch.num_rows:
             return
@@ -120,14 +120,14 @@ class ParquetDatasetStore:
                 buffer.last = places[-1].as_py()
 
     def prepare(self) -> None:
-        """Make the folder of a local history now, rather than with the first flush.
+        """Create the directory of a local history now, rather than with the first flush.
 
-        :raises HistoryUnavailableError: if nothing can be written there.
+        :raises HistoryUnavailableError: if it is not writable.
         """
         self._storage.prepare()
 
     def flush(self) -> None:
-        """Make everything that was appended durable: one file for each schema with new rows.
+        """Make all appended rows durable: one file for each schema with new rows.
 
         A crash before it returns leaves each schema's rows either all durable or none of them.
         """
@@ -136,11 +136,11 @@ class ParquetDatasetStore:
                 self._flush(buffer)
 
     def close(self) -> None:
-        """Flush. The store may be used again after it."""
+        """Flush. The store remains usable."""
         self.flush()
 
     def flushed_position(self, schema: Schema) -> int:
-        """The log position up to which a schema's rows are durable, whoever wrote them; 0 if there are none."""
+        """The log position up to which a schema's rows are durable, from any writer; 0 if there are none."""
         files = self._dataset(schema).listing().files
         durable = max((file.through for file in files), default=0)
         with self._lock:
@@ -152,9 +152,9 @@ class ParquetDatasetStore:
         return durable
 
     def skip_to(self, schema: Schema, position: int) -> None:
-        """Say, durably, that a schema has no rows up to a log position beyond those that are durable: it begins there.
+        """Record durably that a schema has no rows between the durable ones and a log position.
 
-        The log's entries up to there are then never taken, whatever they are.
+        Log entries up to that position are then never appended.
         """
         with self._lock:
             buffer = self._buffer(schema)
@@ -166,17 +166,17 @@ class ParquetDatasetStore:
     def read_point_in_time(
         self, schema: Schema, queries: Any, *, lookback: int | timedelta | Any | None = None
     ) -> pa.Table:
-        """What was known of entities at given times: for each query the newest row at or before its time.
+        """Point-in-time read: for each query, the newest row at or before its time.
 
-        ``queries`` (Arrow or pandas) has ``entity_id`` and ``as_of_time_ns`` (int64 nanoseconds or timestamps). Of rows
-        with one event time the one with the later log position counts. ``lookback`` (nanoseconds or a timedelta; one
-        for all, or one for each query, with null for none) leaves out what is older than that at the asked time.
+        ``queries`` (Arrow or pandas) has ``entity_id`` and ``as_of_time_ns`` (int64 nanoseconds or timestamps). Between
+        equal event times the larger tie-breaker wins, if the schema has one, then the later log position. ``lookback``
+        (nanoseconds or a timedelta; one for all, or one per query, with null for none) excludes older rows.
 
-        Gives one row for each query, in their order: ``entity_id``, ``as_of_time_ns``, ``event_time_ns``, the fields.
-        All but the first two are null where nothing is known, or where the entity was deleted. A partial row counts as
-        a whole one: its other fields are those that the row had on which it was applied.
+        Returns one row per query, in order: ``entity_id``, ``as_of_time_ns``, ``event_time_ns``, the fields. All but
+        the first two are null if there is no row, or the entity was deleted. A partial row is merged with the row that
+        it was applied to.
 
-        :raises InvalidRowError, EntityIdError: for queries that lack a column, or have a bad id or time.
+        :raises InvalidRowError, EntityIdError: for queries that lack a column, or have an invalid id or time.
         """
         from quorin.engine.history.point_in_time import Queries, answer
 
@@ -184,7 +184,7 @@ class ParquetDatasetStore:
         return self._reading(schema, lambda loaded: answer(schema, loaded, asked))
 
     def latest_features(self, schema: Schema, *, as_of_time_ns: int | None = None) -> pa.Table:
-        """The newest row of every entity that is not deleted, or the newest at or before a time.
+        """The newest row of every entity that is not deleted, optionally at or before a time.
 
         Columns: ``entity_id``, ``event_time_ns``, the fields.
         """
@@ -193,27 +193,27 @@ class ParquetDatasetStore:
         return self._reading(schema, lambda loaded: latest(schema, loaded, as_of_time_ns))
 
     def distinct_entity_ids(self, schema: Schema) -> pa.Array:
-        """Every id that the history has rows of, deleted ones included, once each; in order of first appearance."""
+        """All distinct ids in the history, deleted ones included, in order of first appearance."""
         return self._reading(schema, lambda loaded: loaded.entity_ids())
 
     def newest_first(self, schema: Schema) -> Iterator[tuple[Kind, pa.RecordBatch, pa.Array]]:
         """All rows as canonical batches of one kind, with their positions, for ``quorin.layout.apply_batch``.
 
-        Files come newest first, so that hardly a row is written twice; if there are partial rows, which depend on what
-        was before them, in the order of the log. Applying all of them gives the rows as they were served.
+        Files come newest first, so that few rows are written twice; with partial rows, which depend on earlier rows, in
+        log order. Applying all of them reproduces the rows as they were served.
         """
         loaded = self._dataset(schema).load()
         yield from loaded.batches(schema, newest_first=not loaded.has_partial_rows)
 
     def load(self, schema: Schema) -> Loaded:
-        """The files of a schema that count, opened as far as their footers."""
+        """A schema's files in force, with their footers read."""
         return self._dataset(schema).load()
 
     def compact(self, schema: Schema) -> int:
-        """Merge small files of each day into few large ones; gives how many files there are less.
+        """Merge small files of each day into few large ones; return by how many files there are fewer.
 
-        Reads go on meanwhile. A crash at any point loses and doubles nothing: a merged file counts as soon as it has
-        its name, and its parts count no more. Files that a crashed writer left unfinished are removed after an hour.
+        Reads continue meanwhile. A crash at any point loses and duplicates nothing: once a merged file has its name, it
+        is in force and its parts are not. Unfinished files of crashed writers are removed after an hour.
         """
         dataset = self._dataset(schema)
         before = len(dataset.listing().files)
@@ -231,7 +231,7 @@ class ParquetDatasetStore:
         return before - len(dataset.listing().files)
 
     def _merge(self, loaded: Loaded, parts: list[Part]) -> None:
-        """Write the rows of neighbours as one file, which claims what they have and no more."""
+        """Write the rows of adjacent parts as one file with exactly their range."""
         first, last = parts[0], parts[-1]
         path = f"{first.piece.file.day}/{file_name(first.piece.beyond, last.piece.file.through)}"
         if path in {part.piece.file.path for part in parts}:
@@ -275,7 +275,7 @@ class ParquetDatasetStore:
         return Dataset(self._storage, schema.__name__, strict=self._strict, reported=self._reported)
 
     def _reading(self, schema: Schema, read: Callable[[Loaded], _Result]) -> _Result:
-        """Read, once more if a compaction took files away meanwhile."""
+        """Read, and retry if a compaction removed files meanwhile."""
         for _ in range(_ATTEMPTS):
             with contextlib.suppress(VanishedError):
                 return read(self._dataset(schema).load())
@@ -283,7 +283,7 @@ class ParquetDatasetStore:
 
 
 class _Buffer:
-    """Rows of a schema that are not durable yet: all that the log has of it in ``(start, last taken]``."""
+    """A schema's rows that are not durable yet: all that the log holds in ``(start, last_taken]``."""
 
     def __init__(self, schema: Schema, durable: int) -> None:
         self.schema = schema
@@ -293,13 +293,13 @@ class _Buffer:
 
     @property
     def last_taken(self) -> int:
-        """The position of the last row taken; :attr:`last` may be further, if others have made more durable."""
+        """The position of the last appended row; :attr:`last` may be greater, if others made more rows durable."""
         last: int = self.tables[-1].column("position")[-1].as_py()
         return last
 
 
 def _of_one_schema(parts: list[Part]) -> Iterator[list[Part]]:
-    """Neighbours with the same columns."""
+    """Runs of adjacent parts with the same columns."""
     run: list[Part] = []
     for part in parts:
         if run and not run[-1].arrow_schema.equals(part.arrow_schema):
@@ -311,7 +311,7 @@ def _of_one_schema(parts: list[Part]) -> Iterator[list[Part]]:
 
 
 def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Batches put together to tables that make row groups of a good size."""
+    """Batches combined into tables large enough for good row groups."""
     waiting: list[pa.RecordBatch] = []
     for batch in batches:
         waiting.append(batch)
