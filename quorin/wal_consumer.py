@@ -15,15 +15,15 @@ import secrets
 import threading
 import time
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
 from quorin import metrics
 from quorin.engine.backend import connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.engine.consumer.apply import Applier
+from quorin.engine.consumer.history import NoopOfflineWriter, OfflineWriter
 from quorin.engine.consumer.plan import Agenda, Cursors, Fit, FlushLimits, Pace, Step, anchor, is_all, next_step
 from quorin.engine.consumer.target import Discovery, Target, targets_of
-from quorin.engine.log.record import Kind
 from quorin.engine.ops import presence
 from quorin.errors import (
     ConnectionFailedError,
@@ -40,8 +40,6 @@ from quorin.shm import SegmentRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-    import pyarrow as pa
 
     from quorin.engine.backend import Connection, ReadResult, Tail
     from quorin.schema import Schema
@@ -62,33 +60,6 @@ _STREAM_ENTRIES = 64
 _GATHER_SECONDS = 0.001
 
 _log = get_logger(__name__)
-
-
-class OfflineWriter(Protocol):
-    """Where the history goes. An entry may be appended more than once, always with the same position."""
-
-    def append(self, schema: Schema, batch: pa.RecordBatch, positions: pa.Array, *, kind: Kind = Kind.upsert) -> None:
-        """Take rows in canonical form; ``positions`` (int64) has the log position of each row."""
-
-    def flush(self) -> None:
-        """Make everything that was appended durable."""
-
-    def flushed_position(self, schema: Schema) -> int | None:
-        """The log position up to which a schema's rows are durable; None if whatever is applied counts as such."""
-
-
-class NoopOfflineWriter:
-    """Keeps no history: entries may be trimmed once they are applied. A segment that is lost is then lost for good."""
-
-    def append(self, schema: Schema, batch: pa.RecordBatch, positions: pa.Array, *, kind: Kind = Kind.upsert) -> None:
-        """Do nothing."""
-
-    def flush(self) -> None:
-        """Do nothing."""
-
-    def flushed_position(self, schema: Schema) -> int | None:  # noqa: ARG002 - the same for all schemas
-        """Whatever is applied counts as durable."""
-        return None
 
 
 class WALConsumer:

@@ -33,7 +33,6 @@ LONG_CLASSES = {"QuorinOnlineStore": 255, "Engine": 343, "Segment": 313, "WALCon
 LONG_FUNCTIONS = {"apply_rows": 82}
 CIRCLES = {
     frozenset({"growth", "segment"}),
-    frozenset({"apply", "wal_consumer"}),
     frozenset({"apply", "session"}),
 }
 """Modules that import each other, type-only imports included; modules by their last name. This list only shrinks."""

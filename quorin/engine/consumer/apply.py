@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from quorin.engine.backend import ControlPlane, Log
+    from quorin.engine.consumer.history import OfflineWriter
     from quorin.engine.consumer.plan import Cursors
     from quorin.engine.consumer.target import Target
     from quorin.engine.log.record import Record
     from quorin.engine.log.record_fast import Template
     from quorin.schema import Schema
-    from quorin.wal_consumer import OfflineWriter
 
 Entry = tuple[int, bytes]
 """A position and the record there."""
