@@ -2,46 +2,44 @@
 
 It reads behind the position in a segment's own header, applies the rows, and then publishes the new position there. A
 consumer that dies at any moment loses nothing: the next one reads from that position again, and applying again changes
-nothing, because event times decide. Entries that cannot be applied are put among the log's dead letters, with the
-reason, before the position passes them.
+nothing, because event times decide. Entries that cannot be applied become dead letters of the log, with the reason,
+before the position passes them.
 
-What to do when is decided in :mod:`quorin.engine.consumer.plan`; here it is done.
+:mod:`quorin.engine.consumer.plan` decides what to do next. The parts that do it have one job each: ``ownership`` takes
+segments, ``cursor`` reads the log, ``apply`` applies entries, ``trimming`` flushes and trims.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import threading
 import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
-from quorin import metrics
 from quorin.engine.backend import connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.engine.consumer.apply import Applier
+from quorin.engine.consumer.cursor import LogCursor
 from quorin.engine.consumer.history import NoopOfflineWriter, OfflineWriter
-from quorin.engine.consumer.plan import Agenda, Cursors, Fit, FlushLimits, Pace, Step, anchor, is_all, next_step
-from quorin.engine.consumer.target import Discovery, Target, targets_of
+from quorin.engine.consumer.ownership import Ownership
+from quorin.engine.consumer.plan import Agenda, FlushLimits, Pace, Step, next_step
+from quorin.engine.consumer.trimming import Trimming
 from quorin.engine.ops import presence
 from quorin.errors import (
     ConnectionFailedError,
     HistoryUnavailableError,
     NotPicklableError,
-    SchemaMismatchError,
-    SegmentNotFoundError,
     WriterFencedError,
     WriterLeaseHeldError,
 )
 from quorin.logging import get_logger
-from quorin.schema import schema_to_json
 from quorin.shm import SegmentRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from quorin.engine.backend import Connection, ReadResult, Tail
+    from quorin.engine.backend import Connection, Tail
     from quorin.schema import Schema
     from quorin.shm import Segment
 
@@ -54,7 +52,6 @@ DEFAULT_FLUSH_BYTES = 128 << 20
 DEFAULT_CAPACITY = 4096
 DEFAULT_FROZEN_AFTER_SECONDS = 30.0
 
-_READ_BYTES = 16 << 20
 _BLOCK_MS = 250
 _STREAM_ENTRIES = 64
 _GATHER_SECONDS = 0.001
@@ -65,20 +62,20 @@ _log = get_logger(__name__)
 class WALConsumer:
     """Applies a log to the current segments of some schemas, and is their single writer meanwhile.
 
-    ``schemas_or_segments`` names what to apply: schemas, whose current segments are opened, and created with
-    ``capacity`` entities and ``max_id_bytes`` if there are none; or segments that are open for writing; or None for
-    every schema that the control plane knows, and those it gets to know meanwhile.
+    ``schemas_or_segments`` says what to apply: schemas, whose current segments are opened, or created with ``capacity``
+    entities and ``max_id_bytes``; or segments that are open for writing; or None for every schema of the control plane,
+    including those that are added later.
 
-    With ``offline`` every row goes into the history too, flushed at the latest after ``flush_interval_seconds``,
-    ``flush_rows`` or ``flush_bytes``, and the log is trimmed behind what is both applied and durable, provided that
-    this consumer has all schemas of the control plane; entries of a schema that nobody knows become dead letters
-    before. Without, or with ``trims`` False, nothing is trimmed.
+    With ``offline`` every row goes into the history too, which is flushed at the latest after
+    ``flush_interval_seconds``, ``flush_rows`` or ``flush_bytes``. The log is trimmed behind rows that are both applied
+    and durable, provided that this consumer applies all schemas of the control plane; entries of unknown schemas become
+    dead letters before. Without ``offline``, or with ``trims`` False, nothing is trimmed.
 
-    Where another process is the writer, this one waits, and takes over at once when that one dies. One that is frozen
-    is overtaken after ``frozen_after_seconds`` without a heartbeat; consumers give one each second, whoever else holds
-    a writer lease for long does by ``Segment.heartbeat``.
+    While another process is the writer, this consumer waits, and takes over at once when that process dies. A frozen
+    writer is overtaken after ``frozen_after_seconds`` without a heartbeat. Consumers send one each second; other
+    holders of a writer lease call ``Segment.heartbeat``.
 
-    :raises SchemaError: for anything else than schemas and segments.
+    :raises SchemaError: for anything other than schemas and segments.
     """
 
     def __init__(
@@ -99,29 +96,27 @@ class WALConsumer:
         trims: bool = True,
         namespace: str = DEFAULT_NAMESPACE,
     ) -> None:
-        self._discovery = Discovery() if schemas_or_segments is None else None
-        self._targets = [] if schemas_or_segments is None else targets_of(schemas_or_segments)
         self._backend = connect(connection, namespace=namespace)
         self._owns_backend = self._backend is not connection
-        self._registry = SegmentRegistry(self._backend, namespace=namespace) if registry is None else registry
-        self._log = self._backend.log(stream_key)
+        registry = SegmentRegistry(self._backend, namespace=namespace) if registry is None else registry
+        log = self._backend.log(stream_key)
+        trims = trims and offline is not None
         self._offline = offline
-        self._trims = trims and offline is not None
-        kept = None if type(offline) is NoopOfflineWriter else offline
-        self._applier = Applier(self._log, self._backend.control, kept)
-        self._batch_entries = batch_entries
+        self._ownership = Ownership(
+            schemas_or_segments,
+            registry,
+            log,
+            history=offline,
+            claims=trims,
+            frozen_after_seconds=frozen_after_seconds,
+            capacity=capacity,
+            max_id_bytes=max_id_bytes,
+        )
+        self._cursor = LogCursor(log, offline, batch_entries=batch_entries, reads_all=trims)
+        self._applier = Applier(log, self._backend.control, None if type(offline) is NoopOfflineWriter else offline)
+        self._trimming = Trimming(log, offline, self._ownership, trims=trims)
         self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
-        self._frozen_after_seconds = frozen_after_seconds
-        self._new_segment = {
-            "capacity": capacity,
-            "max_id_bytes": max_id_bytes,
-            "stream_key": stream_key,
-            "progress": self._say_alive,
-        }
         self._agenda = self._new_agenda()
-        self._cursors = Cursors()
-        self._identity = 0
-        self._name = secrets.token_hex(8)
         self._pace = Pace()
         self._stop = threading.Event()
         self._running = threading.Lock()
@@ -137,15 +132,15 @@ class WALConsumer:
         raise NotPicklableError("a WALConsumer holds writer leases of this process: make one in the other process")
 
     def run(self) -> None:
-        """Apply until :meth:`stop`. Waits while another process is the writer, and while the log can't be reached.
+        """Apply until :meth:`stop`. Waits while another process is the writer, and while the log cannot be reached.
 
         On return the leases are released and the history is flushed.
 
         :raises SchemaMismatchError: if a current segment holds another version of its schema.
-        :raises SegmentConflictError: if another segment was made current in the place of one that was given.
+        :raises SegmentConflictError: if another segment became current in place of one that was passed in.
         :raises CapacityExceededError: if a segment cannot grow.
         """
-        with self._alone():
+        with _exclusive(self._running):
             self._agenda = self._new_agenda()
             self._agenda.stopping = self._stop.is_set()
             try:
@@ -170,74 +165,56 @@ class WALConsumer:
             raise
 
     def drain(self, tail: Tail | None = None) -> int:
-        """Apply what is in the log now, and give the number of rows that changed a segment.
+        """Apply what is in the log now. Returns the number of rows that changed a segment.
 
         Leases are held meanwhile, and released unless they were held before.
 
-        ``tail`` is what :meth:`quorin.wal.WALProducer.write_and_read` saw of the log. A consumer of one segment whose
-        lease is held applies that without a look at the log, if it is all that there was to apply when it was seen.
+        ``tail`` is what :meth:`quorin.wal.WALProducer.write_and_read` saw of the log. A consumer of one segment, whose
+        lease it holds, applies the tail without reading the log, if the tail is all there is to apply.
 
         :raises WriterLeaseHeldError: if another process is a segment's writer.
         :raises SegmentConflictError: as :meth:`run`. :raises ConnectionFailedError: if the log cannot be reached.
         """
-        with self._alone():
+        with _exclusive(self._running):
             applied = None if tail is None else self._apply_tail(tail)
             if applied is not None:
                 return applied
             self._look()
             self._agenda = self._new_agenda()
-            held_before = {target.schema for target in self._targets if target.holds_lease}
+            held_before = {target.schema for target in self._ownership.owned()}
             try:
                 self._take(waiting=False)
+                # The end is fixed here: a drain beside a busy producer must return.
                 end, applied = self._check(), 0
-                while self._cursors.lowest < end:
-                    before = self._cursors.lowest
+                while self._cursor.lowest < end:
+                    before = self._cursor.lowest
                     applied += self._read(block_ms=0)
-                    if self._cursors.lowest == before:
+                    if self._cursor.lowest == before:
+                        # The last entries were trimmed or wiped, or a segment was lost meanwhile.
                         break
                 self._flush()
                 return applied
             finally:
-                self._cursors = Cursors()
-                for target in self._targets:
-                    if target.schema not in held_before:
-                        target.release()
+                # Others may write once the leases are released, so the next call anchors all segments again.
+                self._cursor.keep([])
+                self._ownership.release(keep=held_before)
 
     def _apply_tail(self, tail: Tail) -> int | None:
-        """Apply what an append saw of the log; None if that is not all, or cannot be told here, or a check is due."""
-        target = self._targets[0] if len(self._targets) == 1 else None
+        """Apply what an append saw of the log; None if that may not be all, or if a check is due."""
+        targets = self._ownership.targets
         is_due = time.monotonic() >= self._agenda.check_at
-        if target is None or not target.holds_lease or self._offline is not None or is_due:
+        if len(targets) != 1 or not targets[0].holds_lease or self._offline is not None or is_due:
             return None
-        segment = target.opened
-        with segment.writing:
-            stored, position, log_identity = segment.writing_view().stored, segment.position, segment.log_identity
-            is_known = stored is target.schema
-            if not (is_known and is_all(tail, position, log_identity=log_identity, schema=schema_to_json(stored))):
-                return None
-            name = stored.__name__
-            applied = self._applier.apply(tail.found.entries, {name: target}, Cursors({name: position}))
-            segment.commit_position(tail.found.through, tail.identity)
-        return applied
+        return self._applier.apply_tail(tail, targets[0])
 
     def close(self) -> None:
         """Close the segments that this consumer opened, and its connection."""
-        for target in self._targets:
-            target.close()
+        self._ownership.close()
         if self._owns_backend:
             self._backend.close()
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        if not self._running.acquire(blocking=False):
-            raise WriterLeaseHeldError("this consumer is running already, in another thread")
-        try:
-            yield
-        finally:
-            self._running.release()
-
     def _perform(self, step: Step, seconds: float) -> None:
-        """Do one step; an unreachable control plane or history puts it off, with back-off."""
+        """Do one step; if the control plane or history is unreachable, retry it later, with back-off."""
         try:
             if step is Step.wait:
                 self._stop.wait(seconds)
@@ -248,8 +225,7 @@ class WALConsumer:
                 self._take(waiting=True)
             elif step is Step.check:
                 self._check()
-                reports = {target.schema.__name__: target.report() for target in self._owned()}
-                presence.announce(self._backend.control, "consumer", reports)
+                presence.announce(self._backend.control, "consumer", self._ownership.reports())
             elif step is Step.flush:
                 self._flush()
             elif step is Step.read:
@@ -263,188 +239,58 @@ class WALConsumer:
                 _log.warning(event, address=self._backend.address, error=str(error), next_try_seconds=delay)
         except WriterFencedError as error:
             _log.warning("writer_fenced", error=str(error))
-            self._drop_lost_targets()
+            self._drop_lost()
 
     def _new_agenda(self) -> Agenda:
-        return Agenda(len(self._targets), discovers=self._discovery is not None)
+        return Agenda(len(self._ownership.targets), discovers=self._ownership.discovers)
 
     def _look(self) -> None:
-        """Follow the control plane's list of schemas."""
-        if self._discovery is not None:
-            known = len(self._targets)
-            self._targets = self._discovery.targets(self._targets, self._backend.control.schemas())
-            self._drop_lost_targets()
-            self._agenda.looked(len(self._targets), time.monotonic())
-            if len(self._targets) != known:
-                _log.info("schemas_followed", schemas=[target.schema.__name__ for target in self._targets])
+        if self._ownership.discovers:
+            self._ownership.discover()
+            self._drop_lost()
+            self._agenda.looked(len(self._ownership.targets), time.monotonic())
 
     def _take(self, *, waiting: bool) -> None:
-        for target in self._targets:
-            if target.holds_lease and target.schema.__name__ in self._cursors.after:
-                continue
-            try:
-                target.take(
-                    self._registry,
-                    self._new_segment,
-                    self._frozen_after_seconds,
-                    before_overtaking=self._claim,
-                    history=self._offline,
-                )
-                if self._trims:
-                    self._claim(target.schema.__name__)
-            except WriterLeaseHeldError:
-                if not waiting:
-                    raise
-                continue
-            except (SchemaMismatchError, SegmentNotFoundError) as error:
-                if self._discovery is None:
-                    raise
-                self._discovery.refused(target, error)
-                continue
-            self._cursors.after.pop(target.schema.__name__, None)
-        self._agenda.took(len(self._owned()), time.monotonic())
-
-    def _claim(self, schema_name: str) -> None:
-        self._log.claim([schema_name], self._name)
+        for target in self._ownership.targets:
+            if not (target.holds_lease and self._cursor.has(target)):
+                self._cursor.forget(target)
+                self._ownership.take(target, waiting=waiting)
+        self._agenda.took(len(self._ownership.owned()), time.monotonic())
 
     def _check(self) -> int:
-        """Compare the log with each segment's header, and let those that do not follow it yet begin where they must.
-
-        First say that this process lives, and see that it was not overtaken and its segments are in force. Gives the
-        last position.
-        """
-        for target in self._owned():
-            target.opened.heartbeat()
-            target.opened.acquire_writer_lease()
-        control = self._backend.control
-        currents, schemas = control.currents(), control.schemas()
-        for target in self._owned():
-            target.check_in_force(self._registry, currents.get(target.schema.__name__))
-            target.follow_wish(control, schemas)
-        identity, bounds = self._log.state()
-        for target in self._owned():
-            name, segment = target.schema.__name__, target.opened
-            known = self._cursors.after.get(name)
-            if known is not None and segment.log_identity == identity == self._identity and known <= bounds.last:
-                continue
-            flushed = None if self._offline is None else self._offline.flushed_position(target.schema)
-            if flushed and 0 < segment.position < bounds.trimmed and segment.log_identity == identity:
-                self._catch_up(segment)
-            if flushed is not None and (flushed > 0 or not len(segment)):
-                # What was trimmed was in the history before, if there was anything of this schema.
-                flushed = max(flushed, bounds.trimmed)
-            start = anchor(
-                position=segment.position,
-                log_identity=segment.log_identity,
-                identity=identity,
-                bounds=bounds,
-                flushed=flushed,
-            )
-            if start.fit not in (Fit.same, Fit.new):
-                metrics.reanchored.labels(name, start.fit.name).inc()
-                _log.warning(
-                    "log_reanchored",
-                    schema=name,
-                    reason=start.fit.value,
-                    position=segment.position,
-                    last=bounds.last,
-                    trimmed=bounds.trimmed,
-                    reading_from=start.after,
-                )
-            self._cursors.after[name] = start.after
-            if start.resets:
-                segment.commit_position(start.after, identity)
-        self._identity = identity
+        """Renew the ownership and anchor segments that do not follow the log; returns the log's last position."""
+        self._ownership.renew()
+        last = self._cursor.anchor(self._ownership.owned())
         self._agenda.checked(time.monotonic())
-        return bounds.last
+        return last
 
     def _read(self, *, block_ms: int) -> int:
-        """Read once, apply, publish the position; gives the number of rows that changed something."""
-        if len(self._owned()) < self._agenda.owned:
-            self._drop_lost_targets()
+        """Read once, apply, publish the position; returns the number of rows that changed a segment."""
+        if len(self._ownership.owned()) < self._agenda.owned:
+            self._drop_lost()
             return 0
-        found = self._read_log(block_ms)
+        found = self._cursor.read(block_ms=block_ms)
         with ExitStack() as held:
-            for target in self._owned():
+            for target in self._ownership.owned():
                 held.enter_context(target.opened.writing)
-            # A lease may have been lost while the read waited. From here on none is: who takes one over in this process
-            # waits, and the position is that of the segment which has the rows.
-            applied = self._apply(found, self._owned())
+            # A lease may have been lost while the read waited. From here on none is: another owner in this process
+            # waits for ``writing``. So rows and position go into the same segment.
+            owned = self._ownership.owned()
+            targets = {target.schema.__name__: target for target in owned}
+            applied = self._applier.apply(found.entries, targets, self._cursor.positions)
+            # The position follows the rows. A crash in between applies them again; the other order would lose them.
+            if self._cursor.advance(found.through, owned):
+                size = sum(len(payload) for _, payload in found.entries)
+                self._agenda.applied(time.monotonic(), self._flush_limits, rows=applied, size=size)
         count = len(found.entries)
         if self._pace.is_fast(count, time.monotonic()) and block_ms and count < _STREAM_ENTRIES:
+            # Few entries at a high rate: a short pause lets more gather, and leaves the processor to the producers.
             time.sleep(_GATHER_SECONDS)
         return applied
 
-    def _apply(self, found: ReadResult, owned: list[Target]) -> int:
-        cursors = self._cursors
-        applied = self._applier.apply(found.entries, {target.schema.__name__: target for target in owned}, cursors)
-        if found.through > cursors.lowest:
-            cursors.advance(found.through)
-            for target in owned:
-                after = cursors.after[target.schema.__name__]
-                if after > target.opened.position:
-                    target.opened.commit_position(after, self._identity)
-            size = sum(len(payload) for _, payload in found.entries)
-            self._agenda.applied(time.monotonic(), self._flush_limits, rows=applied, size=size)
-        return applied
-
-    def _read_log(self, block_ms: int) -> ReadResult:
-        return self._log.read(
-            self._cursors.lowest,
-            # Whoever trims must have seen everything, so that what nobody applies is not lost unseen.
-            schema_names=None if self._trims else list(self._cursors.after),
-            max_entries=self._batch_entries,
-            max_bytes=_READ_BYTES,
-            block_ms=block_ms,
-        )
-
     def _flush(self) -> None:
-        """Make the history durable and trim the log behind it, as far as nobody needs it any more."""
-        if self._offline is not None:
-            started = time.monotonic_ns()
-            self._offline.flush()
-            metrics.flushes.inc()
-            metrics.flush_seconds.inc(time.monotonic_ns() - started)
-            if self._trims:
-                self._trim(min([self._cursors.lowest, *self._unflushed_from()]))
+        self._trimming.flush(self._cursor.lowest, self._applier.appended)
         self._agenda.flushed()
-
-    def _trim(self, through: int) -> None:
-        """Trim the log if this consumer is the one that applies all of it."""
-        everybody = {target.schema.__name__ for target in self._targets}
-        if len(self._owned()) < len(self._targets) or not self._backend.control.schemas().keys() <= everybody:
-            return
-        for target in self._targets:
-            target.opened.acquire_writer_lease()  # Who was overtaken may not trim what the other still needs.
-        try:
-            metrics.entries_trimmed.inc(self._log.trim(through, claims=dict.fromkeys(everybody, self._name)))
-        except WriterFencedError as error:
-            _log.warning("log_not_trimmed", error=str(error))
-
-    def _unflushed_from(self) -> list[int]:
-        """How far the history is durable, for each schema that has rows after that."""
-        assert self._offline is not None  # noqa: S101 - only called where there is one
-        unflushed = []
-        for schema, last in list(self._applier.appended.items()):
-            flushed = self._offline.flushed_position(schema)
-            if flushed is not None and flushed < last:
-                unflushed.append(flushed)
-            else:
-                del self._applier.appended[schema]
-        return unflushed
-
-    def _catch_up(self, segment: Segment) -> None:
-        """What a segment lacks and the log has no more comes from the history, if that can be read."""
-        from quorin.hydration import catch_up
-        from quorin.offline import ParquetDatasetStore
-
-        if isinstance(self._offline, ParquetDatasetStore):
-            _log.info("caught_up_from_history", segment=segment.name, rows=catch_up(segment, self._offline))
-
-    def _say_alive(self, *_: int) -> None:
-        """While one segment is built from history, which can take long, the others must not seem to be left alone."""
-        for target in self._owned():
-            target.opened.heartbeat()
 
     def _finish(self) -> None:
         try:
@@ -452,17 +298,25 @@ class WALConsumer:
                 self._flush()
             presence.withdraw(self._backend.control)
         except (ConnectionFailedError, WriterFencedError) as error:
+            # Stopping has to release the leases all the same; the log still has what is not flushed.
             _log.warning("log_not_trimmed", error=str(error))
         finally:
-            self._cursors = Cursors()
-            for target in self._targets:
-                target.release()
+            self._cursor.keep([])
+            self._ownership.release()
 
-    def _drop_lost_targets(self) -> None:
-        owned = self._owned()
-        names = {target.schema.__name__ for target in owned}
-        self._cursors = Cursors({name: after for name, after in self._cursors.after.items() if name in names})
+    def _drop_lost(self) -> None:
+        """Note that a segment is no longer owned: its entries are not read until it is taken again."""
+        owned = self._ownership.owned()
+        self._cursor.keep(owned)
         self._agenda.lost(len(owned), time.monotonic())
 
-    def _owned(self) -> list[Target]:
-        return [target for target in self._targets if target.holds_lease]
+
+@contextmanager
+def _exclusive(running: threading.Lock) -> Iterator[None]:
+    """:raises WriterLeaseHeldError: if another thread is in such a block."""
+    if not running.acquire(blocking=False):
+        raise WriterLeaseHeldError("this consumer is running already, in another thread")
+    try:
+        yield
+    finally:
+        running.release()

@@ -226,7 +226,7 @@ def test_write_sync_returns_when_the_row_is_served(connection: str, producer: WA
     from quorin.serving import assemble
 
     consumer = WALConsumer(connection, [make_schema("Vector", [FeatureField("x", dtype.float32)])])
-    vector = consumer._targets[0].schema
+    vector = consumer._ownership.targets[0].schema
     thread = threading.Thread(target=consumer.run)
     thread.start()
     try:

@@ -10,20 +10,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from quorin import metrics
+from quorin.engine.consumer.plan import Cursors, is_all
+from quorin.engine.consumer.run import Run
 from quorin.engine.consumer.single_rows import PlainRows
-from quorin.engine.consumer.target import Run
 from quorin.engine.log.record import Kind, decode, encode, peek, translate, written_at
 from quorin.engine.log.record_fast import decode_alike, likeness, template_of
 from quorin.errors import EntityIdError, EntityIdTooLongError, InvalidEntryError, InvalidRowError
 from quorin.layout import apply_batch
 from quorin.logging import get_logger
+from quorin.schema import schema_to_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from quorin.engine.backend import ControlPlane, Log
+    from quorin.engine.backend import ControlPlane, Log, Tail
     from quorin.engine.consumer.history import OfflineWriter
-    from quorin.engine.consumer.plan import Cursors
     from quorin.engine.consumer.target import Target
     from quorin.engine.log.record import Record
     from quorin.engine.log.record_fast import Template
@@ -77,6 +78,24 @@ class Applier:
                 positions, payloads = [position for position, _ in part], [payload for _, payload in part]
                 run.add(target, record.kind, batch, positions, payloads, record.written_ns)
         return applied + self._apply_run(run)
+
+    def apply_tail(self, tail: Tail, target: Target) -> int | None:
+        """Apply what an append saw of the log to a segment whose lease is held, and publish the position.
+
+        Returns the number of rows that changed the segment; None, having done nothing, if the tail may not be all.
+        """
+        segment = target.opened
+        with segment.writing:
+            # Position and schema change under this lock only: what is compared here still holds below.
+            stored, position, log_identity = segment.writing_view().stored, segment.position, segment.log_identity
+            if stored is not target.schema:
+                return None
+            if not is_all(tail, position, log_identity=log_identity, schema=schema_to_json(stored)):
+                return None
+            name = stored.__name__
+            applied = self.apply(tail.found.entries, {name: target}, Cursors({name: position}))
+            segment.commit_position(tail.found.through, tail.identity)
+        return applied
 
     def _plain_rows(
         self, entries: list[Entry], targets: Mapping[str, Target], cursors: Cursors

@@ -1,0 +1,141 @@
+"""Where each segment is in the log: anchor it after the log was lost, wiped or trimmed, read on, and move forward."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quorin import metrics
+from quorin.engine.consumer.plan import Cursors, Fit, anchor
+from quorin.logging import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from quorin.engine.backend import Bounds, Log, ReadResult
+    from quorin.engine.consumer.history import OfflineWriter
+    from quorin.engine.consumer.target import Target
+    from quorin.shm import Segment
+
+_READ_BYTES = 16 << 20
+
+_log = get_logger(__name__)
+
+
+class LogCursor:
+    """The position of each owned segment in one log, by schema name.
+
+    The position that counts is in the segment's header; this one may be behind it, where the history lacks rows that
+    the segment has. With ``reads_all`` entries of all schemas are read, those of other consumers' too.
+    """
+
+    def __init__(self, log: Log, history: OfflineWriter | None, *, batch_entries: int, reads_all: bool) -> None:
+        self.positions = Cursors()
+        self._log = log
+        self._history = history
+        self._batch_entries = batch_entries
+        self._reads_all = reads_all
+        self._identity = 0
+
+    @property
+    def lowest(self) -> int:
+        """The position behind which the next read begins."""
+        return self.positions.lowest
+
+    def has(self, target: Target) -> bool:
+        """Whether a target is anchored."""
+        return target.schema.__name__ in self.positions.after
+
+    def forget(self, target: Target) -> None:
+        """A target has to be anchored again, because another process may have written to its segment."""
+        self.positions.after.pop(target.schema.__name__, None)
+
+    def keep(self, targets: Iterable[Target]) -> None:
+        """Forget all but these targets."""
+        names = {target.schema.__name__ for target in targets}
+        self.positions = Cursors({name: at for name, at in self.positions.after.items() if name in names})
+
+    def anchor(self, targets: Iterable[Target]) -> int:
+        """Compare the log with each segment's header, and anchor the segments that do not follow it.
+
+        Returns the log's last position.
+        """
+        identity, bounds = self._log.state()
+        for target in targets:
+            if not self._follows(target, identity, bounds):
+                self._anchor(target, identity, bounds)
+        self._identity = identity
+        return bounds.last
+
+    def read(self, *, block_ms: int) -> ReadResult:
+        """The next entries behind the lowest position; waits up to ``block_ms`` if there are none."""
+        return self._log.read(
+            self.lowest,
+            # A consumer that trims has to see every entry: one that no consumer applies is buried, not lost unseen.
+            schema_names=None if self._reads_all else list(self.positions.after),
+            max_entries=self._batch_entries,
+            max_bytes=_READ_BYTES,
+            block_ms=block_ms,
+        )
+
+    def advance(self, through: int, targets: Iterable[Target]) -> bool:
+        """Publish in each segment that everything up to ``through`` is applied; False if that is nothing new.
+
+        Call it after the rows are applied: a crash before it repeats them, which changes nothing.
+        """
+        if through <= self.lowest:
+            return False
+        self.positions.advance(through)
+        for target in targets:
+            after = self.positions.after[target.schema.__name__]
+            # Entries read again for the history alone are behind the header's position, which never goes back.
+            if after > target.opened.position:
+                target.opened.commit_position(after, self._identity)
+        return True
+
+    def _follows(self, target: Target, identity: int, bounds: Bounds) -> bool:
+        """Whether a segment was anchored to this very log, and the log still has its position."""
+        at = self.positions.after.get(target.schema.__name__)
+        return at is not None and target.opened.log_identity == identity == self._identity and at <= bounds.last
+
+    def _anchor(self, target: Target, identity: int, bounds: Bounds) -> None:
+        name, segment = target.schema.__name__, target.opened
+        flushed = None if self._history is None else self._history.flushed_position(target.schema)
+        if flushed and 0 < segment.position < bounds.trimmed and segment.log_identity == identity:
+            # A segment from a snapshot or a disk is older than the log's start. What it lacks is in the history,
+            # because the log is trimmed only behind durable rows.
+            self._catch_up(segment)
+        if flushed is not None and (flushed > 0 or not len(segment)):
+            # For the same reason trimmed entries need not be read again for the history. A history without a row of
+            # this schema beside a segment with rows is another one, or was lost: then all of the log is read.
+            flushed = max(flushed, bounds.trimmed)
+        start = anchor(
+            position=segment.position,
+            log_identity=segment.log_identity,
+            identity=identity,
+            bounds=bounds,
+            flushed=flushed,
+        )
+        if start.fit not in (Fit.same, Fit.new):
+            metrics.reanchored.labels(name, start.fit.name).inc()
+            _log.warning(
+                "log_reanchored",
+                schema=name,
+                reason=start.fit.value,
+                position=segment.position,
+                last=bounds.last,
+                trimmed=bounds.trimmed,
+                reading_from=start.after,
+            )
+        self.positions.after[name] = start.after
+        if start.resets:
+            # Before the first row of this log is applied: the old position says nothing about it, and readers that
+            # wait for a position must not take it for one of this log.
+            segment.commit_position(start.after, identity)
+
+    def _catch_up(self, segment: Segment) -> None:
+        """Apply what the history has behind the segment's position, if the history can be read."""
+        from quorin.hydration import catch_up
+        from quorin.offline import ParquetDatasetStore
+
+        if isinstance(self._history, ParquetDatasetStore):
+            _log.info("caught_up_from_history", segment=segment.name, rows=catch_up(segment, self._history))

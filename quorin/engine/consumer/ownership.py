@@ -1,0 +1,156 @@
+"""Which segments a consumer writes to: discover, open or create, lease and claim them, and notice a lost one."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from quorin.engine.consumer.target import Discovery, targets_of
+from quorin.errors import SchemaMismatchError, SegmentNotFoundError, WriterLeaseHeldError
+from quorin.logging import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable
+
+    from quorin.engine.backend import Log
+    from quorin.engine.consumer.history import OfflineWriter
+    from quorin.engine.consumer.target import Target
+    from quorin.schema import Schema
+    from quorin.shm import Segment, SegmentRegistry
+
+_log = get_logger(__name__)
+
+
+class Ownership:
+    """The targets of one consumer, and which of them it is the writer of.
+
+    ``schemas_or_segments`` None follows the control plane's schemas. New segments are filled from ``history``. With
+    ``claims`` every segment taken is claimed in the log, so that no other consumer trims entries of its schema.
+    """
+
+    def __init__(
+        self,
+        schemas_or_segments: Iterable[Schema | Segment] | Schema | Segment | None,
+        registry: SegmentRegistry,
+        log: Log,
+        *,
+        history: OfflineWriter | None,
+        claims: bool,
+        frozen_after_seconds: float,
+        capacity: int,
+        max_id_bytes: int,
+    ) -> None:
+        self._discovery = Discovery() if schemas_or_segments is None else None
+        self.targets = [] if schemas_or_segments is None else targets_of(schemas_or_segments)
+        self.name = secrets.token_hex(8)
+        """This consumer's name in the log's claims."""
+        self._registry = registry
+        self._control = registry.backend.control
+        self._log = log
+        self._history = history
+        self._claims = claims
+        self._frozen_after_seconds = frozen_after_seconds
+        self._new_segment = {
+            "capacity": capacity,
+            "max_id_bytes": max_id_bytes,
+            "stream_key": log.stream_key,
+            "progress": self._heartbeat,
+        }
+
+    @property
+    def discovers(self) -> bool:
+        """Whether the targets follow the control plane's schemas."""
+        return self._discovery is not None
+
+    @property
+    def schema_names(self) -> set[str]:
+        """The schemas of all targets, owned or not."""
+        return {target.schema.__name__ for target in self.targets}
+
+    def owned(self) -> list[Target]:
+        """The targets whose writer this consumer is now. A lease can be lost between any two calls."""
+        return [target for target in self.targets if target.holds_lease]
+
+    def reports(self) -> dict[str, dict[str, Any]]:
+        """Segment and position of each owned target, by schema name."""
+        return {target.schema.__name__: target.report() for target in self.owned()}
+
+    def discover(self) -> None:
+        """Follow the control plane's schemas: drop the targets of dropped ones, add targets for new ones."""
+        if self._discovery is None:
+            return
+        count = len(self.targets)
+        self.targets = self._discovery.targets(self.targets, self._control.schemas())
+        if len(self.targets) != count:
+            _log.info("schemas_followed", schemas=[target.schema.__name__ for target in self.targets])
+
+    def take(self, target: Target, *, waiting: bool) -> None:
+        """Become the writer of a target, which is opened or created first.
+
+        :raises WriterLeaseHeldError: if another process is the writer, unless ``waiting``.
+        :raises SchemaMismatchError, SegmentNotFoundError: as :meth:`Target.take`, unless the target was discovered.
+        """
+        try:
+            target.take(
+                self._registry,
+                self._new_segment,
+                self._frozen_after_seconds,
+                before_overtaking=self._claim,
+                history=self._history,
+            )
+            if self._claims:
+                self._claim(target.schema.__name__)
+        except WriterLeaseHeldError:
+            if not waiting:
+                raise
+        except (SchemaMismatchError, SegmentNotFoundError) as error:
+            # One unusable schema of the control plane must not stop the consumer of all the others.
+            if self._discovery is None:
+                raise
+            self._discovery.refused(target, error)
+
+    def renew(self) -> None:
+        """Show that this process lives, check that its segments are still its own and in force, and apply pending
+        upgrades.
+
+        :raises WriterFencedError: if a segment was overtaken, or another is in force in its place.
+        :raises SegmentConflictError: the same for a segment that the user passed in.
+        """
+        for target in self.owned():
+            target.opened.heartbeat()
+            target.opened.acquire_writer_lease()
+        currents, schemas = self._control.currents(), self._control.schemas()
+        for target in self.owned():
+            target.check_in_force(self._registry, currents.get(target.schema.__name__))
+            target.follow_wish(self._control, schemas)
+
+    def owns_all_schemas(self) -> bool:
+        """Whether this consumer owns every target, and every schema of the control plane is a target.
+
+        :raises WriterFencedError: if one of the segments was overtaken.
+        """
+        if len(self.owned()) < len(self.targets) or not self._control.schemas().keys() <= self.schema_names:
+            return False
+        for target in self.targets:
+            # The lease may have ended unnoticed. An overtaken consumer must not trim entries its successor needs.
+            target.opened.acquire_writer_lease()
+        return True
+
+    def release(self, *, keep: Container[Schema] = ()) -> None:
+        """Stop being the writer of all targets but those of the schemas in ``keep``."""
+        for target in self.targets:
+            if target.schema not in keep:
+                target.release()
+
+    def close(self) -> None:
+        """Close the segments that were opened here."""
+        for target in self.targets:
+            target.close()
+
+    def _claim(self, schema_name: str) -> None:
+        self._log.claim([schema_name], self.name)
+
+    def _heartbeat(self, *_: int) -> None:
+        """Building one segment from history can take long; meanwhile the others must not look frozen."""
+        for target in self.owned():
+            target.opened.heartbeat()

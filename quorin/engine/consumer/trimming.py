@@ -1,0 +1,69 @@
+"""Flush the history, and trim the log behind rows that are both applied and durable."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from quorin import metrics
+from quorin.errors import WriterFencedError
+from quorin.logging import get_logger
+
+if TYPE_CHECKING:
+    from quorin.engine.backend import Log
+    from quorin.engine.consumer.history import OfflineWriter
+    from quorin.engine.consumer.ownership import Ownership
+    from quorin.schema import Schema
+
+_log = get_logger(__name__)
+
+
+class Trimming:
+    """Flushes one history, and trims one log if ``trims`` and its consumer owns all schemas."""
+
+    def __init__(self, log: Log, history: OfflineWriter | None, ownership: Ownership, *, trims: bool) -> None:
+        self._log = log
+        self._history = history
+        self._ownership = ownership
+        self._trims = trims
+
+    def flush(self, applied: int, appended: dict[Schema, int]) -> None:
+        """Make the history durable, then trim the log up to ``applied``, as far as the history is durable.
+
+        ``appended`` has the last position that went into the history, for each schema that may not be durable; schemas
+        that turn out to be durable are removed.
+
+        :raises HistoryUnavailableError: if the history cannot be written; nothing is trimmed.
+        :raises WriterFencedError: if a segment was overtaken; nothing is trimmed.
+        """
+        if self._history is None:
+            return
+        started = time.monotonic_ns()
+        self._history.flush()
+        metrics.flushes.inc()
+        metrics.flush_seconds.inc(time.monotonic_ns() - started)
+        if self._trims:
+            self._trim(min([applied, *_flushed_behind(self._history, appended)]))
+
+    def _trim(self, through: int) -> None:
+        if not self._ownership.owns_all_schemas():
+            return
+        try:
+            # The claims are compared in the log, in the step that trims: this process may freeze before it, and a
+            # consumer that overtakes it claims the schemas first.
+            claims = dict.fromkeys(self._ownership.schema_names, self._ownership.name)
+            metrics.entries_trimmed.inc(self._log.trim(through, claims=claims))
+        except WriterFencedError as error:
+            _log.warning("log_not_trimmed", error=str(error))
+
+
+def _flushed_behind(history: OfflineWriter, appended: dict[Schema, int]) -> list[int]:
+    """How far the history is durable, for each schema with rows behind that."""
+    behind = []
+    for schema, last in list(appended.items()):
+        flushed = history.flushed_position(schema)
+        if flushed is not None and flushed < last:
+            behind.append(flushed)
+        else:
+            del appended[schema]
+    return behind
