@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ import redis
 
 from quorin.engine.backend import keys
 from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, trim_refused
+from quorin.engine.backend.redis_allowance import MAX_SINGLE_SEQUENCE, Allowance
 from quorin.engine.backend.redis_connection import RedisServer
 from quorin.errors import ConnectionFailedError, LogFullError
 from quorin.urls import REDIS_FORM, is_malformed, shown, split_credentials
@@ -24,12 +24,8 @@ from quorin.urls import REDIS_FORM, is_malformed, shown, split_credentials
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-_LARGEST_READ_COUNT = 4096
-_MOST_SEEN, _MOST_SEEN_BYTES = 8, 256 << 10
-_ALLOWED = 64
-_ALLOWED_SECONDS = 0.1
-_ROOM_KEPT = 64 * _ALLOWED
-_MOST_PLAIN_SEQUENCE = keys.MAX_SEQUENCE // 2
+_MAX_READ_ENTRIES = 4096
+_MAX_TAIL_ENTRIES, _MAX_TAIL_BYTES = 8, 256 << 10
 _FACTS = (
     "aof_enabled", "aof_last_write_status", "maxmemory", "maxmemory_policy", "used_memory", "redis_mode", "role",
     "connected_slaves", "uptime_in_seconds",
@@ -172,7 +168,7 @@ class RedisLog:
         self._made_together = [self._keys.stream, self._keys.identity, self._keys.trimmed]
         self._schemas = keys.schemas_key(namespace)
         self._entry_bytes = 1 << 20
-        self._allowance = _Allowance()
+        self._allowance = Allowance()
         self._single_entries: dict[str, bytes] = {}
         self.stream_key = stream_key
 
@@ -185,7 +181,7 @@ class RedisLog:
         if not entries:
             return []
         if len(entries) == 1 and self._allowance.covers_one(max_entries):
-            position = self._plainly_appended(self._server.call_packed(self._plain_append(*entries[0])))
+            position = self._single_appended(self._server.call_packed(self._single_append(*entries[0])))
             if position is not None:
                 return [position]
         asked_at = time.monotonic()
@@ -197,22 +193,22 @@ class RedisLog:
     ) -> tuple[int, Tail | None]:
         """All of it on one way to the server and back, the append first."""
         asked_at = time.monotonic()
-        is_plain = self._allowance.covers_one(max_entries)
-        if is_plain:
-            append = self._plain_append(schema_name, payload)
+        is_single = self._allowance.covers_one(max_entries)
+        if is_single:
+            append = self._single_append(schema_name, payload)
         else:
             arguments = self._append_arguments([(schema_name, payload)], max_entries)
             words = ("EVAL", keys.LUA_APPEND, len(self._made_together), *self._made_together, *arguments)
             append = _packed(words)
-        count = max(1, min(_MOST_SEEN, _MOST_SEEN_BYTES // self._entry_bytes))
+        count = max(1, min(_MAX_TAIL_ENTRIES, _MAX_TAIL_BYTES // self._entry_bytes))
         read = _begun(1, "XREAD", "COUNT", count, "STREAMS", self._keys.stream) + _bulk(keys.stream_id_of(after))
         ask_schema = _begun(0, "HGET", self._schemas, schema_name)
         ask_state = _begun(0, "MGET", self._keys.identity, self._keys.trimmed)
         answers = self._server.call_together(append, read, ask_schema, ask_state)
         if isinstance(answers[0], Exception):
             raise answers[0]
-        if is_plain:
-            position = self._plainly_appended(answers[0])
+        if is_single:
+            position = self._single_appended(answers[0])
         else:
             position = self._appended(answers[0], 1, max_entries, asked_at)[0]
         if position is None:
@@ -243,7 +239,7 @@ class RedisLog:
         self._allowance.grant(length, max_entries, positions[-1], asked_at)
         return positions
 
-    def _plain_append(self, schema_name: str, payload: bytes) -> bytes:
+    def _single_append(self, schema_name: str, payload: bytes) -> bytes:
         """The command that appends an entry to a stream that is there."""
         head = self._single_entries.get(schema_name)
         if head is None:
@@ -251,13 +247,13 @@ class RedisLog:
             head = self._single_entries[schema_name] = _packed(words, following=1)
         return b"%b$%d\r\n%b\r\n" % (head, len(payload), payload)
 
-    def _plainly_appended(self, stream_id: bytes | None) -> int | None:
+    def _single_appended(self, stream_id: bytes | None) -> int | None:
         """The position, or None if the stream must be made first, together with its identity."""
         if stream_id is None:
             self._allowance.end()
             return None
         position = keys.position_of(stream_id)
-        if position & keys.MAX_SEQUENCE > _MOST_PLAIN_SEQUENCE:
+        if position & keys.MAX_SEQUENCE > MAX_SINGLE_SEQUENCE:
             self._allowance.end()
         return position
 
@@ -274,7 +270,7 @@ class RedisLog:
 
         Redis counts entries, not bytes, so the number asked for follows the largest entry of the last read.
         """
-        count = max(1, min(max_entries, max_bytes // self._entry_bytes, _LARGEST_READ_COUNT))
+        count = max(1, min(max_entries, max_bytes // self._entry_bytes, _MAX_READ_ENTRIES))
         block = min(block_ms, self._server.longest_block_ms)
         waiting = ("BLOCK", block) if block > 0 else ()
         answer = self._server.call(
@@ -331,37 +327,6 @@ class RedisLog:
         """Forget a dead letter."""
         self._server.call("HDEL", self._keys.dead_reasons, position)
         return bool(self._server.call("HDEL", self._keys.dead, position))
-
-
-class _Allowance:
-    """How many entries may be appended one by one, for a moment, without asking how full the log is.
-
-    Nothing is allowed where the log is nearly full, so single entries end exactly at its limit: to pass it, others have
-    to fill the room that is kept, thousands of entries, in the moment for which an allowance holds. Only appends of
-    many entries can, and leave the log over its limit by no more than the allowance.
-    """
-
-    def __reduce__(self) -> tuple[type[_Allowance], tuple[()]]:
-        """Nothing of it holds in another process, least of all its clock."""
-        return _Allowance, ()
-
-    def __init__(self) -> None:
-        self._granted: tuple[int | None, float, Iterator[int]] = (None, 0.0, iter(()))
-
-    def grant(self, length: int, max_entries: int | None, last_position: int, asked_at: float) -> None:
-        """The log, asked at this monotonic time in seconds, holds ``length`` entries, the last at this position."""
-        has_room = max_entries is None or max_entries - length >= _ROOM_KEPT
-        allowed = _ALLOWED if has_room and last_position & keys.MAX_SEQUENCE <= _MOST_PLAIN_SEQUENCE else 0
-        self._granted = (max_entries, asked_at + _ALLOWED_SECONDS, iter(range(allowed)))
-
-    def covers_one(self, max_entries: int | None) -> bool:
-        """Take one entry off the allowance; False if there is none. Threads never take the same one."""
-        granted_for, until, left = self._granted
-        return granted_for == max_entries and next(left, None) is not None and time.monotonic() < until
-
-    def end(self) -> None:
-        """Let the script look again."""
-        self._granted = (None, 0.0, iter(()))
 
 
 def _packed(words: Sequence[str | bytes | int], following: int = 0) -> bytes:

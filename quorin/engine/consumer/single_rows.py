@@ -53,7 +53,7 @@ class PlainRows:
 
     def takes(self, record: bytes, max_id_bytes: int) -> bool:
         """Whether a record that fits the template can be applied as it stands here."""
-        return self._template.id_size(record) <= max_id_bytes and self._template.is_plain(record)
+        return self._template.id_size(record) <= max_id_bytes and self._template.is_valid(record)
 
     def apply(self, segment: Segment, rows: Iterable[tuple[int, bytes]]) -> int:
         """Apply rows, with the log position of each, one after the other; ``segment.writing`` is held.

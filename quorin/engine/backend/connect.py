@@ -1,0 +1,88 @@
+"""From what a user passes as a connection to a backend: a Redis client, a Redis URL, or a directory."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE, check_namespace
+from quorin.engine.paths import absolute
+from quorin.errors import ConnectionFailedError
+from quorin.urls import REDIS_FORM, shown
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import redis
+
+    from quorin.engine.backend.protocols import Backend
+
+    Connection = redis.Redis | str | os.PathLike[str] | Backend
+
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+_NEARLY_A_URL = re.compile(r"(?si:rediss?:|unix:|[^/]*:.*@)")
+
+
+def connect(connection: Connection, *, namespace: str = DEFAULT_NAMESPACE) -> Backend:
+    """Connect to a control plane: a ``redis.Redis``, a Redis URL, or a directory for the embedded one.
+
+    A directory is created, with access for its owner alone, if its parent exists. A relative path is made absolute, so
+    that the connection keeps its directory when the process changes its own. A client's settings are copied; the
+    connections are Quorin's own. A backend is returned as it is.
+
+    :raises ConnectionFailedError: if the connection is none of these, or cannot be reached or used. The text names the
+        address, never a password.
+    """
+    check_namespace(namespace)
+    if _is_backend(connection):
+        return connection  # type: ignore[return-value]
+    if isinstance(connection, (str, os.PathLike)):
+        directory = embedded_directory(connection)
+        if directory is None:
+            from quorin.engine.backend.redis import RedisBackend
+
+            return RedisBackend.from_url(os.fspath(connection), namespace)
+        from quorin.engine.backend.sqlite import EmbeddedBackend
+
+        return EmbeddedBackend(directory, namespace)
+    if any(base.__module__.partition(".")[0] == "redis" for base in type(connection).__mro__):
+        from quorin.engine.backend.redis import RedisBackend
+
+        return RedisBackend.from_client(connection, namespace)
+    raise ConnectionFailedError(
+        f"expected a redis.Redis, a URL ({', '.join(_REDIS_SCHEMES)}) or a directory, got {type(connection).__name__}"
+    )
+
+
+def embedded_directory(connection: str | os.PathLike[str]) -> Path | None:
+    """The absolute directory that a connection names, whether or not it exists; None for a Redis URL.
+
+    :raises ConnectionFailedError: if the connection is neither.
+    """
+    text = os.fspath(connection)
+    if isinstance(text, str) and text.startswith(_REDIS_SCHEMES):
+        return None
+    _check_path(text)
+    return absolute(text)
+
+
+def _is_backend(connection: Any) -> bool:
+    return all(hasattr(connection, name) for name in ("address", "control", "log", "close"))
+
+
+def _check_path(text: str | bytes) -> None:
+    """:raises ConnectionFailedError: unless it is a path. Text that may be a URL with a password is not quoted."""
+    if not isinstance(text, str):
+        raise ConnectionFailedError(f"expected a directory's path as text, got {type(text).__name__}")
+    if not text or "\0" in text:
+        raise ConnectionFailedError("expected a directory's path as text, without null characters and not empty")
+    if "://" in text:
+        scheme = shown(text).partition("://")[0]
+        raise ConnectionFailedError(f"URL scheme {scheme!r} is not known, expected one of {', '.join(_REDIS_SCHEMES)}")
+    if re.fullmatch(r"[\w.-]+:\d+", text):
+        raise ConnectionFailedError(
+            f"{text!r} looks like a host and port: write 'redis://{text}', or './{text}' for a directory"
+        )
+    if _NEARLY_A_URL.match(text):
+        raise ConnectionFailedError(f"expected {REDIS_FORM}; a directory of such a name is './…'")
