@@ -33,7 +33,7 @@ from quorin.shm import Segment, SegmentRegistry
 from quorin.snapshot import restore, snapshot
 from quorin.wal import WALProducer
 from quorin.wal_consumer import WALConsumer
-from tests.unit.test_wal_consumer import STOP, World, until, world  # noqa: F401 - world is a fixture
+from tests.support.world import STOP, World, until, world  # noqa: F401 - world is a fixture
 
 WIDER = make_schema("Stop", [*STOP.fields, FeatureField("more", dtype.int64)], version=2)
 
