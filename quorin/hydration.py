@@ -1,8 +1,8 @@
-"""Cold start: a segment built from the history, with the newest row of every entity.
+"""Cold start: build a segment from the history, with the newest row of every entity.
 
-Rows come with their event times and log positions, deletions too, and go through the same kernel that applied them
-first; so the rows are those that were served before, to the bit, and later events meet them as they would have met
-those. The segment's position is how far the history goes: a consumer reads the rest from the log.
+Rows and deletions keep their event times and log positions, and go through the same kernel that applied them first. So
+the segment's rows equal those that were served before, to the bit, and later events are compared with them as before.
+The segment's position is the end of the history: a consumer reads the rest from the log.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ if TYPE_CHECKING:
 __all__ = ["EmptyDatasetError", "HydrationConflictError", "HydrationResult", "hydrate"]
 
 _BATCHES_AHEAD = 10
-"""Decoded while entities are counted and memory is reserved; a batch has a few megabytes."""
+"""Decoded while entities are counted and memory is reserved; a batch takes a few megabytes."""
 _BITMAP_BITS = (16, 27)
-_LEAST_ID_BYTES = 64
+MIN_ID_BYTES = 64
 _POPULATED_BYTES = 16 << 20
-"""Mapped at a time: meanwhile no other thread of the process can map anything."""
+"""Mapped at a time: meanwhile no other thread of the process can map memory."""
 
 _log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class HydrationResult:
-    """What was built: the segment, its entities, and the log position behind which a consumer reads on (0: from the
-    log's start).
+    """The segment that was built, its number of entities, and the log position behind which a consumer continues (0:
+    from the log's start).
     """
 
     segment_name: str
@@ -68,22 +68,22 @@ def hydrate(
     capacity_factor: float = 2.0,
     as_of_time_ns: int | None = None,
     progress: Progress | None = None,
-    max_id_bytes: int = _LEAST_ID_BYTES,
+    max_id_bytes: int = MIN_ID_BYTES,
     stream_key: str = DEFAULT_STREAM_KEY,
 ) -> HydrationResult:
-    """Build a schema's segment from the history and make it current; there must be none.
+    """Build a schema's segment from the history and make it current. The schema must not have a current segment.
 
-    Its capacity is ``capacity_factor`` times the number of entities; ids may have ``max_id_bytes``, or as many as the
-    longest in the history. ``progress`` is called with the rows read so far and the number of all rows. With
-    ``as_of_time_ns`` events after that time are left out, and the segment follows no log until a consumer takes it,
-    which then applies all that the log has.
+    The capacity is ``capacity_factor`` times the number of entities. Ids may have ``max_id_bytes``, or as many as the
+    longest id in the history. ``progress`` is called with the number of rows read so far and of all rows. With
+    ``as_of_time_ns``, later events are left out, and the segment follows no log until a consumer takes it and applies
+    the whole log.
 
-    A crash leaves a segment file that nothing points to, for the watchdog; hydrating again begins anew.
+    A crash leaves an orphaned segment file, which the watchdog reclaims; hydrating again starts over.
 
     :raises EmptyDatasetError: if the history has no row of the schema.
-    :raises HydrationConflictError: if the schema has a current segment, or got one meanwhile: it is
+    :raises HydrationConflictError: if the schema has a current segment, or got one meanwhile. It is an alias of
         :class:`quorin.shm.SegmentConflictError`.
-    :raises CorruptHistoryError: if a file of the history turns out to be damaged, or does not fit the schema.
+    :raises CorruptHistoryError: if a file of the history is damaged, or does not fit the schema.
     :raises HistoryUnavailableError: if a file cannot be opened or read; nothing becomes current then.
     """
     lost = registry.vacancy(schema.__name__)
@@ -111,7 +111,7 @@ def build_segment(
     least_capacity: int = 1,
     as_of_time_ns: int | None = None,
     progress: Progress | None = None,
-    max_id_bytes: int = _LEAST_ID_BYTES,
+    max_id_bytes: int = MIN_ID_BYTES,
     stream_key: str = DEFAULT_STREAM_KEY,
 ) -> tuple[Segment, HydrationResult]:
     """A segment with the history's rows, open for writing; nothing points to it yet.
@@ -121,8 +121,8 @@ def build_segment(
     if not capacity_factor >= 1:
         raise ValueError(f"capacity_factor must be at least 1, got {capacity_factor!r}")
     started = time.perf_counter()
-    # Seen before the files are: what is trimmed by now is in them. What is trimmed later may be in files that are not
-    # loaded here.
+    # Read before the files are listed: entries trimmed by now are in them. Entries trimmed later may be in files that
+    # are not loaded here.
     identity, bounds = registry.backend.log(stream_key).state()
     loaded = store.load(schema)
     if not loaded.row_count:
@@ -135,12 +135,12 @@ def build_segment(
             capacity=capacity,
             max_id_bytes=max(max_id_bytes, longest),
             set_current=False,
-            rows_soon=0,  # They are mapped beside, see _populating.
+            rows_soon=0,  # Another thread maps their memory, see _populating.
         )
         try:
             with _populating(segment, entities):
                 _fill(segment, batches, loaded.row_count, as_of_time_ns, progress)
-            # The log is trimmed only behind what is in the history: up to there, it has nothing that is not.
+            # The log is trimmed only behind durable rows of the history: up to there, the history is complete.
             position = max(loaded.through, bounds.trimmed) if as_of_time_ns is None else 0
             if position:
                 segment.commit_position(position, identity)
@@ -155,9 +155,9 @@ def build_segment(
 
 
 def catch_up(segment: Segment, store: ParquetDatasetStore) -> int:
-    """Apply what the history has behind a segment's position, and move that on; gives the number of rows that changed.
+    """Apply the history's rows behind a segment's position, and advance it. Returns the number of rows that changed.
 
-    For a segment that is older than what was trimmed from its log: one from a snapshot, or from a disk.
+    For a segment that is older than the start of its log: one from a snapshot, or from a disk.
     """
     loaded = store.load(segment.schema)
     batches = loaded.batches(segment.schema, newest_first=not loaded.has_partial_rows, after=segment.position)
@@ -172,8 +172,8 @@ def _fill(segment: Segment, batches: Batches, total: int, as_of_time_ns: int | N
     for kind, batch, positions in batches:
         done += len(batch)
         if as_of_time_ns is not None:
-            chosen = pc.less_equal(batch.column(1), as_of_time_ns)
-            batch, positions = batch.filter(chosen), positions.filter(chosen)
+            earlier = pc.less_equal(batch.column(1), as_of_time_ns)
+            batch, positions = batch.filter(earlier), positions.filter(earlier)
         apply_batch(segment, batch, position=positions, kind=kind)
         if progress is not None:
             progress(done, total)
@@ -181,7 +181,7 @@ def _fill(segment: Segment, batches: Batches, total: int, as_of_time_ns: int | N
 
 @contextmanager
 def _populating(segment: Segment, rows: int) -> Iterator[None]:
-    """While so many rows are written, another thread maps the memory that they take, ahead of them."""
+    """While ``rows`` rows are written, another thread maps their memory, ahead of the writes."""
     view, stopping = segment.current_view(), threading.Event()
 
     def populate() -> None:
@@ -202,7 +202,7 @@ def _populating(segment: Segment, rows: int) -> Iterator[None]:
 
 @contextmanager
 def _read_ahead(batches: Batches) -> Iterator[Batches]:
-    """The same batches, which another thread begins to decode at once, some ahead of where they are used."""
+    """The same batches, decoded ahead by another thread, which starts at once."""
     ready: queue.Queue[Any] = queue.Queue(_BATCHES_AHEAD)
     stopping = threading.Event()
 
@@ -240,10 +240,9 @@ def _read_ahead(batches: Batches) -> Iterator[Batches]:
 
 
 def _count_entities(loaded: Loaded) -> tuple[int, int]:
-    """About how many entities there are (within a few per cent), and how many bytes the longest id has.
+    """The number of entities, within a few per cent, and the size in bytes of the longest id.
 
-    It is linear counting: each id sets a bit that its hash chooses, and how many bits stay unset tells how many ids
-    there are.
+    By linear counting: each id sets the bit at its hash, and the number of unset bits estimates the number of ids.
     """
     from quorin.engine import kernels
 

@@ -1,8 +1,8 @@
-"""Writing through the log: rows are checked, appended as records, and applied by a consumer elsewhere.
+"""Write through the log: rows are checked and appended as records, and a consumer in another process applies them.
 
-What a write's return promises: the rows are in the log, as durable as the log is (see :mod:`quorin.engine.backend`),
-at the position returned. A consumer shows them in the segment, usually within a millisecond; :meth:`WALProducer.wait`
-waits for that. Writing the same rows again is safe: they apply once in effect.
+When a write returns, its rows are in the log at the returned position, as durable as the log is (see
+:mod:`quorin.engine.backend`). A consumer shows them in the segment, usually within a millisecond;
+:meth:`WALProducer.wait` waits for that. Writing the same rows again is safe: they take effect once.
 """
 
 from __future__ import annotations
@@ -48,25 +48,26 @@ MAX_APPEND_BYTES = 8 << 20
 DEFAULT_MAX_ENTRIES = 1_000_000
 DEFAULT_WAIT_MS = 100.0
 _SPIN_SECONDS = 0.001
-_LOOK_AGAIN_SECONDS = 0.1
+_RECHECK_SECONDS = 0.1
 _BLOCKED_SECONDS = 0.02
 
 
 def position_at(time_ms: int) -> int:
     """The lowest position that an entry appended at a time can have, in milliseconds since the epoch.
 
-    The time is Redis' own, or this machine's with the embedded log; positions never go back when a clock does.
+    The time is that of the Redis server, or of this machine for the embedded log. Positions never go back when a clock
+    does.
     """
     return max(0, time_ms) << SEQUENCE_BITS
 
 
 class WALProducer:
-    """Appends rows to a log. Threads may share one, and it goes on working in a forked child.
+    """Appends rows to a log. Threads may share a producer, and it keeps working in a forked child.
 
-    ``max_entries`` limits the log: writes that would pass it raise ``LogFullError`` until a consumer has trimmed; None
-    sets no limit. A write to a log that is full or cannot be reached fails at once, or, with ``block_ms``, when it was
-    tried again for so long. ``registry`` is needed only if segments are not where they are by default, for
-    :meth:`wait` to find them. It is pickled by its connection: a Redis password with it, in plain text.
+    ``max_entries`` limits the log: writes that would exceed it raise ``LogFullError`` until a consumer has trimmed;
+    None sets no limit. A write to a log that is full or unreachable fails at once, or is retried for ``block_ms``.
+    :meth:`wait` needs ``registry`` only if segments are not in the default directory. A pickled producer contains its
+    connection, including a Redis password in plain text.
     """
 
     def __init__(
@@ -106,12 +107,12 @@ class WALProducer:
         *,
         partial: bool = False,
     ) -> int:
-        """Append one row and give its position. ``None`` is a null; no event time means now.
+        """Append one row and return its position. ``None`` is a null; no event time means now.
 
-        With ``partial`` fields may be left out, and stay as they are in the segment.
+        With ``partial``, fields that are left out keep their values in the segment.
 
         :raises InvalidRowError: for a missing, unknown or ill-fitting value, naming it.
-        :raises EntityIdError: for an id that is empty or no text.
+        :raises EntityIdError: for an id that is empty or not a string.
         :raises LogFullError: if the log is at its limit; nothing was written.
         """
         _check_schema(schema)
@@ -123,27 +124,27 @@ class WALProducer:
     def write_and_read(
         self, schema: Schema, entity_id: str, values: Mapping[str, Any], event_time_ns: int | None = None, *, after: int
     ) -> tuple[int, Tail | None]:
-        """:meth:`write`, and what the schema then has in the log behind position ``after``, on one way to the log.
+        """:meth:`write`, and read the schema's entries behind position ``after``, in one round trip.
 
-        Who is about to apply it all hands that to :meth:`quorin.wal_consumer.WALConsumer.drain`, with ``after`` the
-        position of the segment. It is None where the log has to be read for it.
+        A caller that applies them passes the tail to :meth:`quorin.wal_consumer.WALConsumer.drain`, with ``after`` the
+        position of the segment. The tail is None if the log has to be read instead.
 
         :raises InvalidRowError, EntityIdError, LogFullError: as :meth:`write`.
         """
         _check_schema(schema)
         name, payload = schema.__name__, encode_row(schema, entity_id, values, event_time_ns)
-        position, tail = self._patiently(
+        position, tail = self._append_or_retry(
             lambda: self._log.append_and_read(name, payload, after=after, max_entries=self._max_entries)
         )
         metrics.count_appended(name, 1, 1)
         return position, tail
 
     def write_many(self, schema: Schema, table: Any, *, event_time_ns: int | None = None, partial: bool = False) -> int:
-        """Append many rows and give the last position; 0 for no rows.
+        """Append many rows and return the last position; 0 for no rows.
 
         ``table`` is as for :func:`quorin.engine.rows.batch.to_batch`. All rows are checked before the first is
-        written. They are cut into entries of at most 8,192 rows and about 1 MiB, appended about 8 MiB at a time: an
-        error in between leaves the earlier ones written, and writing all again is safe.
+        written. They are split into entries of at most 8,192 rows and about 1 MiB, appended about 8 MiB at a time. An
+        error in between leaves the earlier entries written; writing all rows again is safe.
 
         :raises InvalidRowError, EntityIdError: naming column, row and value; nothing was written.
         :raises LogFullError: if the log is at its limit.
@@ -158,9 +159,9 @@ class WALProducer:
         return Pipeline(self, schema)
 
     def delete(self, schema: Schema, entity_id: str, event_time_ns: int | None = None) -> int:
-        """Append that an entity is to be forgotten as of an event time (None: now), and give the position.
+        """Append the deletion of an entity at an event time (None: now), and return its position.
 
-        Rows with an older event time, even if they come later, do not bring it back.
+        Rows with an older event time do not bring the entity back, even if they arrive later.
         """
         _check_schema(schema)
         return self._append(schema, [encode(Kind.delete, schema, delete_batch([entity_id], event_time_ns))], 1)
@@ -175,9 +176,9 @@ class WALProducer:
         partial: bool = False,
         timeout_ms: float = DEFAULT_WAIT_MS,
     ) -> int:
-        """:meth:`write`, and wait until the segment on this machine shows it.
+        """:meth:`write`, and wait until the segment on this machine shows the row.
 
-        :raises WriteSyncTimeoutError: if no consumer applied it in time; the row is in the log all the same.
+        :raises WriteSyncTimeoutError: if no consumer applied the row in time; it is in the log all the same.
         :raises EntityIdTooLongError: if the id does not fit the segment.
         """
         _check_schema(schema)
@@ -193,25 +194,26 @@ class WALProducer:
     def wait(self, schema: Schema, position: int, *, timeout_ms: float = DEFAULT_WAIT_MS) -> None:
         """Wait until the segment in force on this machine has applied a position.
 
-        Asks the control plane once which segment that is, and again after a while; polls shared memory, not the log.
+        Polls shared memory, not the log. Which segment is in force is read from the control plane once, and again from
+        time to time.
 
-        :raises WriteSyncTimeoutError: if it has not in time.
+        :raises WriteSyncTimeoutError: if the position is not applied within ``timeout_ms``.
         """
         _check_schema(schema)
         started = time.monotonic()
-        look_again_at = min(timeout_ms / 2000, _LOOK_AGAIN_SECONDS)
+        recheck_at = min(timeout_ms / 2000, _RECHECK_SECONDS)
         segment = self._segment_in_force(schema)
         while segment is None or not self._is_applied(segment, position):
             waited = time.monotonic() - started
             if waited * 1000 >= timeout_ms:
                 raise WriteSyncTimeoutError(schema.__name__, position, timeout_ms)
-            if waited >= look_again_at:
-                # The segment known here may have been discarded, and another made.
-                look_again_at = 2 * waited
+            if waited >= recheck_at:
+                # The segment may have been discarded, and another one created.
+                recheck_at = 2 * waited
                 segment = self._segment_in_force(schema)
             if waited < _SPIN_SECONDS:
-                # Most waits end before the shortest sleep would. The first lets other threads run, the second whoever
-                # else wants this processor, which the consumer may.
+                # Most waits end before the shortest sleep would. The first call lets other threads run, the second
+                # other processes that need this processor, such as the consumer.
                 time.sleep(0)
                 os.sched_yield()
             else:
@@ -226,9 +228,7 @@ class WALProducer:
             self._backend.close()
 
     def append_batch(self, schema: Schema, batch: pa.RecordBatch, kind: Kind = Kind.upsert) -> int:
-        """Append a canonical batch (see :mod:`quorin.engine.rows.batch`), which was checked already; gives the last
-        position.
-        """
+        """Append a checked, canonical batch (see :mod:`quorin.engine.rows.batch`). Returns the last position."""
         position, payloads, rows, size = 0, [], 0, 0
         for part in cut(batch):
             payloads.append(encode(kind, schema, part))
@@ -242,12 +242,12 @@ class WALProducer:
     def _append(self, schema: Schema, payloads: list[bytes], rows: int) -> int:
         name = schema.__name__
         entries = [(name, payload) for payload in payloads]
-        position = self._patiently(lambda: self._log.append(entries, max_entries=self._max_entries)[-1])
+        position = self._append_or_retry(lambda: self._log.append(entries, max_entries=self._max_entries)[-1])
         metrics.count_appended(name, len(payloads), rows)
         return position
 
-    def _patiently(self, append: Callable[[], Appended]) -> Appended:
-        """Append, again and again for ``block_ms`` if the log is full or cannot be reached."""
+    def _append_or_retry(self, append: Callable[[], Appended]) -> Appended:
+        """Append; retry for ``block_ms`` while the log is full or unreachable."""
         try:
             return append()
         except (LogFullError, ConnectionFailedError):
@@ -266,23 +266,23 @@ class WALProducer:
         if segment.position < position:
             return False
         if segment.log_identity != self._identity:
-            # A segment may still show the position of a log that was wiped since.
+            # The segment may still have its position in a log that was wiped since.
             self._identity = self._log.identity()
-        # One that was discarded meanwhile has no file any more.
+        # A segment that was discarded meanwhile has no file.
         return segment.log_identity == self._identity and segment.current_view().path.exists()
 
     def _segment_in_force(self, schema: Schema) -> Segment | None:
-        """The segment that reads go to now; None while there is none."""
+        """The segment that reads use now; None if there is none."""
         if self._registry is None:
             from quorin.shm import SegmentRegistry
 
             self._registry = SegmentRegistry(self._backend)
-        known, named = self._segments.get(schema), self._registry.backend.control.current(schema.__name__)
-        if known is not None:
-            with suppress(SegmentNotFoundError):  # It was discarded, and another made in its line.
-                view = known.current_view()
-                if named is not None and is_same_line(named, view.name) and view.path.exists():
-                    return known
+        cached, current = self._segments.get(schema), self._registry.backend.control.current(schema.__name__)
+        if cached is not None:
+            with suppress(SegmentNotFoundError):  # Discarded, and another one created in its line.
+                view = cached.current_view()
+                if current is not None and is_same_line(current, view.name) and view.path.exists():
+                    return cached
             self._segments.pop(schema, None)
         try:
             opened = self._segments[schema] = self._registry.open_current(schema)
@@ -292,10 +292,10 @@ class WALProducer:
 
 
 class Pipeline:
-    """Rows collected into columnar entries. For one thread; made by :meth:`WALProducer.pipeline`.
+    """Collects rows into columnar entries. Not thread-safe; created by :meth:`WALProducer.pipeline`.
 
-    Every row is checked when it is written here, and sent with up to 8,191 others: what a crash can lose are the rows
-    that were not sent yet. Leaving the block sends the rest, unless by an error, which leaves them out.
+    Every row is checked when it is written here, and sent together with up to 8,191 others. A crash can lose the rows
+    that were not sent yet. Leaving the block sends the rest, unless an error ends it: then they are dropped.
     """
 
     def __init__(self, producer: WALProducer, schema: Schema) -> None:
@@ -315,21 +315,21 @@ class Pipeline:
     def __reduce__(self) -> NoReturn:
         raise NotPicklableError(
             "a Pipeline has rows that would be sent twice, and cannot be pickled: "
-            "pickle the WALProducer, and begin one in the other process"
+            "pickle the WALProducer, and create one in the other process"
         )
 
     def write(self, entity_id: str, values: Mapping[str, Any], event_time_ns: int | None = None) -> None:
-        """Take one row; no event time means now.
+        """Add one row; no event time means now.
 
-        :raises InvalidRowError, EntityIdError: as :meth:`WALProducer.write`; the rows before it are kept.
-        :raises LogFullError: if rows had to be sent and the log is at its limit; none of them is lost here.
+        :raises InvalidRowError, EntityIdError: as :meth:`WALProducer.write`; earlier rows are kept.
+        :raises LogFullError: if rows had to be sent and the log is at its limit; all of them are kept.
         """
         self._rows.append(checked_row(self._schema, entity_id, values, event_time_ns))
         if len(self._rows) >= MAX_ENTRY_ROWS:
             self.flush()
 
     def flush(self) -> int:
-        """Send what was collected; gives the position of the last row that was sent."""
+        """Send the collected rows. Returns the position of the last row that was sent."""
         if self._rows:
             self.position = self._producer.append_batch(self._schema, rows_batch(self._schema, self._rows))
             self._rows = []

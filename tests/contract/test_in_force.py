@@ -109,7 +109,7 @@ def test_a_consumer_that_builds_a_segment_too_late_discards_it_and_follows(
 ) -> None:
     first, late = Target(STOP, None), Target(WIDER, None)
     meanwhile(monkeypatch, second.registry, "publish", lambda: taken(first, world))
-    with pytest.raises(SchemaMismatchError, match="holds version 1"):
+    with pytest.raises(SchemaMismatchError, match="version 1; version 2 was requested"):
         taken(late, second)
     assert files(world) == {first.opened.name} == set(world.backend.control.currents().values())
     assert world.backend.control.schemas() == {"Stop": schema_to_json(STOP)}, "the loser's schema is not the winner's"

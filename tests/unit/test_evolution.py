@@ -200,7 +200,7 @@ def test_a_segment_that_was_lost_comes_back_as_the_control_plane_has_it(place: P
 def test_a_consumer_of_a_newer_version_that_nobody_wished_for_is_refused(place: Place) -> None:
     with (
         WALConsumer(place.registry.backend, [version(2)], registry=place.registry) as consumer,
-        pytest.raises(SchemaMismatchError, match="upgrade it first"),
+        pytest.raises(SchemaMismatchError, match="upgrade the segment first"),
     ):
         consumer.drain()
     assert place.counters(version(1)) == {1}

@@ -1,4 +1,4 @@
-"""Entries of the log into segments and history: decoded, merged into larger batches, applied, or buried."""
+"""Apply entries of the log to segments and history: decode them, merge them into larger batches, bury bad ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from quorin import metrics
 from quorin.engine.consumer.plan import Cursors, is_all
 from quorin.engine.consumer.run import Run
-from quorin.engine.consumer.single_rows import PlainRows
+from quorin.engine.consumer.single_rows import SingleRows
 from quorin.engine.log.record import Kind, decode, encode, peek, translate, written_at
 from quorin.engine.log.record_fast import decode_alike, likeness, template_of
 from quorin.errors import EntityIdError, EntityIdTooLongError, InvalidEntryError, InvalidRowError
@@ -33,30 +33,30 @@ if TYPE_CHECKING:
 Entry = tuple[int, bytes]
 """A position and the record there."""
 
-_FEW = 8
-"""So many rows are quicker applied one by one than made one batch."""
-_MOST_PLAIN = 256
+MAX_UNBATCHED_ROWS = 8
+"""Up to this number, rows are applied faster one by one than as one batch."""
+MAX_CACHED_SINGLE_ROWS = 256
 
 _log = get_logger(__name__)
 
 
 class Applier:
-    """Applies entries; what cannot be applied goes among the log's dead letters, with the reason."""
+    """Applies entries; those that cannot be applied become dead letters of the log, with the reason."""
 
     def __init__(self, log: Log, control: ControlPlane, offline: OfflineWriter | None) -> None:
-        self._dead_letters_of = log
+        self._log = log
         self._control = control
         self._offline = offline
         self.appended: dict[Schema, int] = {}
-        """Of schemas with rows that went to the history and may not be durable yet, the last position."""
-        self._elsewhere: set[str] = set()
+        """The last position that went into the history, for each schema with rows that may not be durable yet."""
+        self._known_names: set[str] = set()
         self._applied_here: Collection[str] = ()
-        self._plain: dict[tuple[Template, Schema], PlainRows | None] = {}
+        self._single_rows: dict[tuple[Template, Schema], SingleRows | None] = {}
 
     def apply(self, entries: list[Entry], targets: Mapping[str, Target], cursors: Cursors) -> int:
-        """Apply entries in the order of the log; gives the number of rows that changed a segment.
+        """Apply entries in the order of the log. Returns the number of rows that changed a segment.
 
-        ``targets`` are the segments to write to, by schema name; entries that a cursor has passed are left out.
+        ``targets`` are the segments to write to, by schema name; entries that a cursor has passed are skipped.
 
         :raises ConnectionFailedError: if a dead letter cannot be kept. Applying all entries again is safe.
         :raises WriterFencedError: if another process has taken a segment over.
@@ -65,10 +65,11 @@ class Applier:
         applied, run = 0, Run()
         for _, neighbours in groupby(entries, key=_likeness):
             alike = list(neighbours)
-            if len(alike) <= _FEW:
-                plain = self._plain_rows(alike, targets, cursors)
-                if plain is not None:
-                    applied += self._apply_run(run) + self._apply_plainly(*plain, alike)
+            if len(alike) <= MAX_UNBATCHED_ROWS:
+                unbatched = self._single_rows_for(alike, targets, cursors)
+                if unbatched is not None:
+                    # The rows gathered so far come first: entries are applied in the order of the log.
+                    applied += self._apply_run(run) + self._apply_unbatched(*unbatched, alike)
                     run = Run()
                     continue
             for target, record, batch, part in self._decoded(alike, targets, cursors):
@@ -97,28 +98,29 @@ class Applier:
             segment.commit_position(tail.found.through, tail.identity)
         return applied
 
-    def _plain_rows(
+    def _single_rows_for(
         self, entries: list[Entry], targets: Mapping[str, Target], cursors: Cursors
-    ) -> tuple[Target, PlainRows] | None:
-        """What applies all of these entries without decoding them; None if some of them cannot be applied so."""
+    ) -> tuple[Target, SingleRows] | None:
+        """What applies all of these entries without decoding them; None if that is not possible for all of them."""
         template = template_of([payload for _, payload in entries])
         target = None if template is None else targets.get(template.schema_name)
         if template is None or target is None or not cursors.wants(template.schema_name, entries[0][0]):
             return None
         view = target.opened.writing_view()
         if view.stored is not target.schema:
+            # The segment holds another version than the target: the record's columns may not be its own.
             return None
         key = (template, target.schema)
-        if key not in self._plain:
-            if len(self._plain) >= _MOST_PLAIN:
-                self._plain.clear()
-            self._plain[key] = PlainRows(*key) if PlainRows.can_be(*key) else None
-        rows, limit = self._plain[key], view.layout.max_id_bytes
+        if key not in self._single_rows:
+            if len(self._single_rows) >= MAX_CACHED_SINGLE_ROWS:
+                self._single_rows.clear()
+            self._single_rows[key] = SingleRows(*key) if SingleRows.can_apply(*key) else None
+        rows, limit = self._single_rows[key], view.layout.max_id_bytes
         if rows is None or not all(rows.takes(payload, limit) for _, payload in entries):
             return None
         return target, rows
 
-    def _apply_plainly(self, target: Target, rows: PlainRows, entries: list[Entry]) -> int:
+    def _apply_unbatched(self, target: Target, rows: SingleRows, entries: list[Entry]) -> int:
         applied = rows.apply(target.opened, entries)
         if self._offline is not None:
             payloads = [payload for _, payload in entries]
@@ -134,8 +136,8 @@ class Applier:
     def _decoded(
         self, entries: list[Entry], targets: Mapping[str, Target], cursors: Cursors
     ) -> Iterator[tuple[Target, Record, pa.RecordBatch, list[Entry]]]:
-        """What of neighbouring entries that look alike is to be applied, all as one if they are: batches in the form
-        of their target's schema, and which entries they hold.
+        """Those of neighbouring entries that are to be applied, merged if they are alike: batches in the form of their
+        target's schema, and the entries of each batch.
         """
         together = self._decoded_together(entries, targets, cursors)
         if together is not None:
@@ -166,14 +168,15 @@ class Applier:
             return None
 
     def _check_known(self, name: str) -> None:
-        """Entries of schemas that others apply are theirs; an entry of a schema that nobody knows is nobody's."""
-        if name not in self._elsewhere:
-            self._elsewhere = set(self._control.schemas())
-        if name not in self._elsewhere:
+        """Leave entries of a known schema to its consumer. :raises InvalidEntryError: if the schema is unknown."""
+        if name not in self._known_names:
+            # Only an unknown name costs a read of the control plane.
+            self._known_names = set(self._control.schemas())
+        if name not in self._known_names:
             raise InvalidEntryError(f"schema {name!r} is unknown to the control plane")
 
     def _apply_run(self, run: Run) -> int:
-        """Apply entries as one batch; if some of it is refused, one by one, to find what is to blame."""
+        """Apply entries as one batch; if a row is refused, one by one, to find the bad entry."""
         if run.target is None:
             return 0
         name, batch = run.target.schema.__name__, run.merged()
@@ -181,6 +184,7 @@ class Applier:
             applied = _apply_batch(run, batch)
         except (InvalidRowError, EntityIdError) as error:
             if len(run.positions) > 1:
+                # Rows of the batch that took effect already change nothing when they are applied again.
                 return sum(self._apply_run(single) for single in run.singles())
             if not isinstance(error, EntityIdTooLongError):
                 self._bury(run.positions[0], run.payloads[0], error)
@@ -188,7 +192,7 @@ class Applier:
             batch = self._without_rejected(run, batch)
             applied = _apply_batch(run, batch)
         if self._offline is not None:
-            # Rows may have been rejected from a single entry; merged ones are whole.
+            # A single entry may have lost rejected rows, so its positions are counted by the batch.
             single = len(run.positions) == 1
             positions = pa.repeat(run.positions[0], batch.num_rows) if single else run.row_positions()
             self._offline.append(run.target.schema, batch, positions, kind=run.kind)
@@ -197,7 +201,7 @@ class Applier:
         return applied
 
     def _without_rejected(self, run: Run, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The rows of one entry whose ids fit the segment; the others become a dead letter of their own."""
+        """The rows of one entry whose ids fit the segment; the other rows become one dead letter."""
         assert run.target is not None  # noqa: S101 - a run with batches has a target
         limit = run.target.opened.current_view().layout.max_id_bytes
         fitting = pc.less_equal(pc.binary_length(batch.column(0)), limit)
@@ -208,17 +212,17 @@ class Applier:
         return batch.filter(fitting)
 
     def _bury(self, position: int, payload: bytes, error: Exception) -> None:
-        dropped = self._dead_letters_of.bury(position, payload, str(error))
+        dropped = self._log.bury(position, payload, str(error))
         try:
             name = peek(payload).schema_name
         except InvalidEntryError:
             name = "?"
-        # An unknown schema's name is somebody's mistake, and must not become a series of its own.
+        # The name of an unknown schema must not become a metric series: producers can make up any number of names.
         metrics.dead_letters.labels(name if name in self._applied_here else "?").inc()
         _log.error("dead_letter", schema=name, position=position, reason=str(error))
         if dropped:
             metrics.dead_letters_dropped.inc(dropped)
-            _log.error("dead_letters_dropped", count=dropped, why="there are too many; the oldest made room")
+            _log.error("dead_letters_dropped", count=dropped, why="there are too many; the oldest were removed")
 
 
 def _likeness(entry: Entry) -> tuple[int, bytes, bytes]:
@@ -229,6 +233,6 @@ def _apply_batch(run: Run, batch: pa.RecordBatch) -> int:
     assert run.target is not None  # noqa: S101 - a run with batches has a target
     if run.kind is Kind.partial and batch.num_columns == 2:
         return 0
-    # Rows may have been rejected from a single entry; merged ones are whole.
+    # A single entry may have lost rejected rows, so its one position goes with all of its rows.
     position = run.positions[0] if len(run.positions) == 1 else run.row_positions()
     return apply_batch(run.target.opened, batch, position=position, kind=run.kind)

@@ -122,7 +122,7 @@ class Ownership:
         currents, schemas = self._control.currents(), self._control.schemas()
         for target in self.owned():
             target.check_in_force(self._registry, currents.get(target.schema.__name__))
-            target.follow_wish(self._control, schemas)
+            target.apply_pending_upgrade(self._control, schemas)
 
     def owns_all_schemas(self) -> bool:
         """Whether this consumer owns every target, and every schema of the control plane is a target.

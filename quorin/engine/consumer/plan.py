@@ -1,7 +1,7 @@
-"""What a consumer decides, without doing any of it: plain functions over plain values.
+"""The consumer's decisions, without I/O: pure functions over plain values.
 
-:class:`quorin.wal_consumer.WALConsumer` asks :func:`next_step` what to do, does it, and notes the outcome on the
-:class:`Agenda`. Where to begin reading for a segment is :func:`anchor`'s decision.
+:class:`quorin.wal_consumer.WALConsumer` does what :func:`next_step` decides, and records the outcome on the
+:class:`Agenda`. :func:`anchor` decides where to begin reading for a segment.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Step(enum.Enum):
     """What a consumer does next."""
 
     stop = "leave the loop"
-    wait = "sleep for the seconds given with it, or until told to stop"
-    look = "see which schemas the control plane knows"
-    take = "try to become the writer of the segments it is not the writer of"
-    check = "see whether the log is still the one that the segments follow"
-    flush = "make the history durable, and trim what is no longer needed"
+    wait = "sleep for the seconds that come with the step, or until stopped"
+    look = "read the control plane's list of schemas"
+    take = "try to become the writer of the segments that are not owned"
+    check = "check that the log is still the one that the segments follow"
+    flush = "make the history durable, and trim entries that are no longer needed"
     read = "read the log, waiting a little for entries, and apply them"
 
 
@@ -44,7 +44,7 @@ class FlushLimits:
 
 @dataclass(slots=True)
 class Agenda:
-    """Where a consumer stands. Times are seconds of one monotonic clock; something that is due has a time gone by."""
+    """The state that decides a consumer's next step. Times are seconds of one monotonic clock."""
 
     targets: int
     owned: int = 0
@@ -62,30 +62,30 @@ class Agenda:
     failing: Step | None = None
 
     def looked(self, targets: int, now: float) -> None:
-        """There are so many schemas to work on; ones that are new are to be taken."""
+        """There are ``targets`` schemas to work on; new ones are to be taken."""
         if targets != self.targets:
             self.take_at = now
         self.targets = targets
         self.look_at = now + LOOK_SECONDS
 
     def took(self, owned: int, now: float) -> None:
-        """The consumer is the writer of ``owned`` segments; newly taken ones are to be checked against the log."""
+        """The consumer owns ``owned`` segments; newly taken ones are to be checked against the log."""
         if owned > self.owned:
             self.check_at = now
         self.owned = owned
         self.take_at = now + LEASE_RETRY_SECONDS
 
     def lost(self, owned: int, now: float) -> None:
-        """The consumer is the writer of only ``owned`` segments any more."""
+        """The consumer owns only ``owned`` segments now."""
         self.owned = owned
         self.take_at = now
 
     def checked(self, now: float) -> None:
-        """The log is the one that the segments follow."""
+        """The segments follow the log."""
         self.check_at = now + LOG_CHECK_SECONDS
 
     def applied(self, now: float, limits: FlushLimits, *, rows: int, size: int) -> None:
-        """So many rows and bytes were read that are not flushed yet."""
+        """Add rows and bytes that were read and are not flushed yet."""
         if not self.unflushed:
             self.unflushed = True
             self.flush_at = now + limits.seconds
@@ -95,12 +95,12 @@ class Agenda:
             self.flush_at = now
 
     def flushed(self) -> None:
-        """Everything that was applied is durable."""
+        """All applied rows are durable."""
         self.unflushed = False
         self.unflushed_rows = self.unflushed_bytes = 0
 
     def failed(self, step: Step, now: float) -> float:
-        """A step needed what could not be reached; gives the seconds until the next try. Then the log is checked."""
+        """A step failed because something was unreachable. Returns the seconds until the retry; it checks the log."""
         delay: float = min(BACK_OFF_SECONDS[0] * 2**self.failures, BACK_OFF_SECONDS[1])
         self.failures += 1
         self.failing = step
@@ -109,13 +109,13 @@ class Agenda:
         return delay
 
     def succeeded(self, step: Step) -> None:
-        """A step was done. That ends failures of its own, not those of a step with other needs."""
+        """A step succeeded. That ends failures of this step only: another step may need something else."""
         if step is self.failing:
             self.failures, self.failing = 0, None
 
 
 def next_step(agenda: Agenda, now: float) -> tuple[Step, float]:
-    """The next thing to do, and, for ``Step.wait``, for how many seconds."""
+    """The next step, and for ``Step.wait`` how many seconds to wait."""
     if agenda.stopping:
         return Step.stop, 0.0
     if now < agenda.retry_at:
@@ -138,8 +138,8 @@ def next_step(agenda: Agenda, now: float) -> tuple[Step, float]:
 
 @dataclass(slots=True)
 class Pace:
-    """How fast entries come. Faster than one writer can be who waits for each of its writes, they are many writers' or
-    nobody's who waits: then the consumer lets some gather, which leaves the processor to those who write them.
+    """The rate of entries. Above the rate of one synchronous writer, no caller is blocked on an individual write, so
+    the consumer pauses briefly and batches, which leaves the processor to the producers.
     """
 
     since: float = 0.0
@@ -147,7 +147,7 @@ class Pace:
     fast: bool = False
 
     def is_fast(self, entries: int, now: float) -> bool:
-        """So many entries have come by now; gives whether they came fast of late."""
+        """Add ``entries`` read by ``now`` (seconds); returns whether the recent rate is high."""
         self.count += entries
         if now - self.since >= PACE_SECONDS:
             self.fast = self.count > FAST_ENTRIES_PER_SECOND * (now - self.since)
@@ -182,27 +182,29 @@ class Anchor:
 def anchor(*, position: int, log_identity: int, identity: int, bounds: Bounds, flushed: int | None = None) -> Anchor:
     """Where to read the log from for a segment at ``position`` of the log ``log_identity`` (0: none yet).
 
-    ``flushed`` is how far the history has got, if there is one: what is in the segment but not in the history is read
-    again. Applying again changes nothing, so whenever the log is not what it was, it is read from its start: rows that
-    are served stay, and whatever the log has is applied by event time.
+    ``flushed`` is the position up to which the history is durable, if there is one. Applying an entry again changes
+    nothing, so reading too much is always safe, and reading too little never is.
     """
+    # Each fallback reads the log from its start: served rows stay, and event times decide about each entry.
     if log_identity == 0:
         return Anchor(0, Fit.new_after_trim if bounds.trimmed else Fit.new)
     if log_identity != identity:
         return Anchor(0, Fit.other_log)
     if position > bounds.last:
         return Anchor(0, Fit.shorter)
+    # Rows that are in the segment but not durable in the history are read again, for the history.
     after = position if flushed is None else min(position, flushed)
+    # Entries trimmed before they were read are lost to this segment: that is reported, and the rest applied.
     return Anchor(after, Fit.trimmed if bounds.trimmed > after else Fit.same)
 
 
 def is_all(tail: Tail, position: int, *, log_identity: int, schema: str) -> bool:
-    """Whether what an append saw is all that a look at the log would find for a segment at ``position`` of the log
+    """Whether a tail is all that a read of the log would return for a segment at ``position`` of the log
     ``log_identity`` that holds ``schema`` (JSON).
 
-    If so, the segment follows this log, nothing was trimmed that it lacks, there is no wish to upgrade it, and what the
-    log has for it from its position through the end of the tail is in the tail. The tail may be older than the
-    segment's position: entries never appear before the end of a log.
+    If so, the segment follows this log, no entry that it lacks was trimmed, no upgrade is pending, and all entries of
+    its schema from its position to the end of the tail are in the tail. The tail may be older than the segment's
+    position: entries are only added at the end of a log.
     """
     is_between = tail.after <= position < tail.found.through
     return is_between and log_identity == tail.identity and tail.trimmed <= position and schema == tail.schema
@@ -210,7 +212,7 @@ def is_all(tail: Tail, position: int, *, log_identity: int, schema: str) -> bool
 
 @dataclass(slots=True)
 class Cursors:
-    """How far each schema has got. The log is read from the least advanced; the others skip what they have."""
+    """The position of each schema. The log is read from the lowest; schemas further on skip entries they have."""
 
     after: dict[str, int] = field(default_factory=dict)
 
@@ -225,6 +227,6 @@ class Cursors:
         return known is not None and position > known
 
     def advance(self, through: int) -> None:
-        """Every schema has what it wants up to ``through``."""
+        """Every schema has all of its entries up to ``through``."""
         for name, position in self.after.items():
             self.after[name] = max(position, through)

@@ -12,7 +12,7 @@ from quorin.engine.log.record import Kind
 if TYPE_CHECKING:
     from quorin.engine.consumer.target import Target
 
-_MERGED_ROWS = 8192
+MAX_MERGED_ROWS = 8192
 
 
 class Run:
@@ -29,11 +29,11 @@ class Run:
         self._rows = 0
 
     def takes(self, target: Target, kind: Kind, batch: pa.RecordBatch) -> bool:
-        """Whether entries can join: the same schema, kind and columns, and not too many rows."""
+        """Whether entries can join the run: same schema, kind and columns, and not too many rows."""
         if self.target is None:
             return True
         same = self.target is target and self.kind is kind and self._batches[0].schema.equals(batch.schema)
-        return same and self._rows + batch.num_rows <= _MERGED_ROWS
+        return same and self._rows + batch.num_rows <= MAX_MERGED_ROWS
 
     def add(
         self,
@@ -44,7 +44,7 @@ class Run:
         payloads: list[bytes],
         written_ns: int,
     ) -> None:
-        """Let an entry join, or several of one row each with a batch of all these rows."""
+        """Add an entry; or several entries of one row each, with one batch of all their rows."""
         self.target, self.kind, self.written_ns = target, kind, written_ns
         self.positions += positions
         self.payloads += payloads

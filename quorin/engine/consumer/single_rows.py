@@ -1,7 +1,7 @@
-"""Single rows of plain numbers from their records straight into a segment, without an Arrow batch in between.
+"""Apply single rows of numbers straight from their records to a segment, without an Arrow batch in between.
 
-To a batch of one row its own making is most of the cost. But where everything of a record stands is known from its
-template (:mod:`quorin.engine.log.record_fast`), and the kernels take addresses.
+Creating a batch of one row is most of its cost. But the template of a record (:mod:`quorin.engine.log.record_fast`)
+has the offsets of all its parts, and the kernels take addresses.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from quorin.schema import Schema
 
 
-class PlainRows:
-    """Applies records that fit a template to segments of a schema. For one thread at a time."""
+class SingleRows:
+    """Applies records that fit a template to segments of a schema. Not thread-safe."""
 
     def __init__(self, template: Template, schema: Schema) -> None:
         self._template = template
@@ -47,18 +47,18 @@ class PlainRows:
         return self._template.size
 
     @staticmethod
-    def can_be(template: Template, schema: Schema) -> bool:
-        """Whether records that fit a template are whole rows of this very schema."""
+    def can_apply(template: Template, schema: Schema) -> bool:
+        """Whether records that fit a template are whole rows of exactly this schema."""
         return template.kind is Kind.upsert and template.arrow_schema.equals(canonical_schema(schema))
 
     def takes(self, record: bytes, max_id_bytes: int) -> bool:
-        """Whether a record that fits the template can be applied as it stands here."""
+        """Whether a record that fits the template can be applied without decoding it."""
         return self._template.id_size(record) <= max_id_bytes and self._template.is_valid(record)
 
     def apply(self, segment: Segment, rows: Iterable[tuple[int, bytes]]) -> int:
-        """Apply rows, with the log position of each, one after the other; ``segment.writing`` is held.
+        """Apply rows with their log positions, one by one; ``segment.writing`` is held.
 
-        Gives how many took effect. A crash in between leaves a prefix applied, and applying again completes it.
+        Returns how many took effect. A crash in between leaves a prefix applied; applying again completes it.
         """
         applied = 0
         for position, record in rows:

@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 
-def targets_of(given: Any) -> list[Target]:
-    """One target for each schema or segment given. :raises SchemaError: for anything else, or two of one name."""
-    items = [given] if isinstance(given, (type, Segment)) else list(given)
+def targets_of(schemas_or_segments: Any) -> list[Target]:
+    """One target for each schema or segment. :raises SchemaError: for anything else, or two of one name."""
+    is_one = isinstance(schemas_or_segments, (type, Segment))
+    items = [schemas_or_segments] if is_one else list(schemas_or_segments)
     targets = []
     for item in items:
         if isinstance(item, Segment):
@@ -50,15 +51,15 @@ def targets_of(given: Any) -> list[Target]:
 
 
 class Discovery:
-    """Targets for whatever schemas the control plane knows. What cannot be used is reported once, and left alone."""
+    """Targets for the schemas of the control plane. An unusable schema is reported once, and left alone."""
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}
         self._reported: set[str] = set()
 
     def targets(self, known: list[Target], schemas: dict[str, str]) -> list[Target]:
-        """The targets for the schemas (JSON by name): those known already, unless their schema was dropped or changed
-        to what they cannot be upgraded to, which closes them; and new ones.
+        """The targets for the schemas (JSON by name): ``known`` ones and new ones. A known target is closed if its
+        schema was dropped, or changed to a version that its segment cannot be upgraded to.
         """
         kept = []
         for target in known:
@@ -79,7 +80,7 @@ class Discovery:
         return kept
 
     def refused(self, target: Target, error: Exception) -> None:
-        """A segment could not be taken because it holds something else."""
+        """Report a segment that was not taken, because it holds something else."""
         self._report(f"schema {target.schema.__name__!r}: {error}")
 
     def _report(self, problem: str) -> None:
@@ -94,7 +95,7 @@ class Target:
     def __init__(self, schema: Schema, segment: Segment | None, *, discovered: bool = False) -> None:
         self.schema = schema
         self._segment = segment
-        self._given = segment is not None
+        self._is_users = segment is not None
         self._discovered = discovered
         self._was_in_force = segment is None
         self._reported = ""
@@ -112,7 +113,7 @@ class Target:
         return self._segment is not None and self._segment.holds_writer_lease
 
     def report(self) -> dict[str, Any]:
-        """What others may want to know of it."""
+        """The segment's name and position, for this process's announcement."""
         return {"segment": self.opened.name, "position": self.opened.position}
 
     def take(
@@ -124,21 +125,20 @@ class Target:
         before_overtaking: Callable[[str], None],
         history: Any = None,
     ) -> None:
-        """Open or create the segment and become its writer, in the place of one that gave no sign of life for so long.
+        """Open or create the segment and become its writer. A writer that gave no heartbeat for
+        ``frozen_after_seconds`` is overtaken.
 
-        ``before_overtaking`` is called with the schema's name before a frozen writer's rows are copied: what that one
-        does from then on must not take anything from the log. A segment that is created is filled from ``history``, if
-        that is one that can be read.
+        ``before_overtaking`` is called with the schema's name before a frozen writer's rows are copied: from then on
+        that writer must not trim the log. A new segment is filled from ``history``, if it can be read.
 
-        A segment that holds another version is taken as it is if one of the two can be upgraded to the other; what the
-        control plane wishes is done by :meth:`follow_wish`.
+        A segment of another version is taken as it is, if one of the two versions can be upgraded to the other;
+        :meth:`apply_pending_upgrade` does the rest.
 
         :raises WriterLeaseHeldError: if another process is the writer.
-        :raises SchemaMismatchError: if it holds something else.
-        :raises SegmentNotFoundError: if there is none, and the control plane no longer has a schema that was discovered
-            there.
+        :raises SchemaMismatchError: if the segment holds something else.
+        :raises SegmentNotFoundError: if there is no segment, and a discovered schema is no longer in the control plane.
         """
-        if not self._given:
+        if not self._is_users:
             self.close()
             self._segment = self._open_or_create(registry, new_segment, history)
             self._check_version(registry.backend.control)
@@ -152,18 +152,18 @@ class Target:
             self.opened.overtake_writer()
 
     def check_in_force(self, registry: SegmentRegistry, named: str | None) -> None:
-        """Stop writing to a segment that readers don't find any more; ``named`` is what the control plane has now.
+        """Stop writing to a segment that is no longer in force; ``named`` is the control plane's current segment.
 
-        A segment that this target opened is discarded, and the next :meth:`take` follows the one in force. If nothing
-        is named, as after ``FLUSHALL``, the segment is published again. Another machine's segment, whose file is not
-        here, changes nothing. A segment that was given may be one that was never in force.
+        A segment that this target opened is discarded, and the next :meth:`take` opens the one in force. If the control
+        plane has none, as after ``FLUSHALL``, the segment is published again. A segment whose file is on another
+        machine changes nothing here. A segment that the user passed in may never have been in force.
 
         :raises WriterFencedError: if this target opened the segment, and another one is in force.
-        :raises SegmentConflictError: the same for a segment that was given.
+        :raises SegmentConflictError: the same for a segment that the user passed in.
         """
         segment, name = self.opened, self.schema.__name__
         if named is None:
-            if not (self._given or self._discovered):
+            if not (self._is_users or self._discovered):
                 try:
                     registry.publish(segment, replacing=None)
                 except SegmentConflictError as error:
@@ -176,7 +176,7 @@ class Target:
         if in_force is None or is_same_line(in_force, segment.name):
             return
         text = f"segment {segment.name!r} is no longer in force: {in_force!r} is current for schema {name!r}"
-        if self._given:
+        if self._is_users:
             raise SegmentConflictError(text)
         registry.discard(segment)
         raise WriterFencedError(text)
@@ -189,10 +189,10 @@ class Target:
             return False
         return schema is not None and (schema_to_json(self.schema) == text or can_upgrade(self.schema, schema)[0])
 
-    def follow_wish(self, control: ControlPlane, schemas: dict[str, str]) -> None:
-        """Upgrade the segment if the control plane (JSON by name) wishes for a newer version; the lease is held.
+    def apply_pending_upgrade(self, control: ControlPlane, schemas: dict[str, str]) -> None:
+        """Upgrade the segment if ``schemas`` (JSON by name) has a newer version; the lease is held.
 
-        If it still speaks of an older version than the segment holds, it is told.
+        If the control plane has an older version than the segment, it gets the segment's.
 
         :raises WriterFencedError: if another process has taken the segment over.
         """
@@ -202,11 +202,12 @@ class Target:
         if text is None or text == held:
             return
         try:
-            wished = schema_from_json(text)
-            if can_upgrade(wished, self.schema)[0]:
+            pending = schema_from_json(text)
+            if can_upgrade(pending, self.schema)[0]:
+                # For instance, an upgrade was withdrawn after its writer had flipped.
                 control.swap_schema(name, held, expected=text)
-            elif can_upgrade(self.schema, wished)[0]:
-                evolve(segment, wished, still_wanted=lambda: control.schemas().get(name) == text)
+            elif can_upgrade(self.schema, pending)[0]:
+                evolve(segment, pending, still_wanted=lambda: control.schemas().get(name) == text)
                 self.schema = segment.writing_view().stored
         except (SchemaError, CapacityExceededError) as error:
             if self._reported != text:
@@ -214,17 +215,19 @@ class Target:
                 _log.error("schema_not_upgraded", schema=name, error=str(error))
 
     def _check_version(self, control: ControlPlane) -> None:
-        stored, asked = self.opened.current_view().stored, self.schema
-        if schema_to_json(stored) == schema_to_json(asked) or can_upgrade(asked, stored)[0]:
+        stored, requested = self.opened.current_view().stored, self.schema
+        if schema_to_json(stored) == schema_to_json(requested) or can_upgrade(requested, stored)[0]:
             self.schema = stored
-        elif not can_upgrade(stored, asked)[0] or control.schemas().get(asked.__name__) != schema_to_json(asked):
+        elif not can_upgrade(stored, requested)[0] or control.schemas().get(requested.__name__) != schema_to_json(
+            requested
+        ):
             raise SchemaMismatchError(
-                f"segment {self.opened.name!r} holds version {stored.version} of {stored.__name__!r}, asked for "
-                f"version {asked.version}: upgrade it first, if the fields allow it"
+                f"segment {self.opened.name!r} holds {stored.__name__!r} version {stored.version}; version "
+                f"{requested.version} was requested: upgrade the segment first, if the fields allow it"
             )
 
     def _open_or_create(self, registry: SegmentRegistry, new_segment: dict[str, Any], history: Any) -> Segment:
-        """The segment that is in force; a new one where there is none, unless another process is quicker."""
+        """The segment in force, or a new one if there is none and no other process is faster."""
         while True:
             with suppress(SegmentNotFoundError):
                 return registry.open_stored(self.schema.__name__, read_only=False)
@@ -233,13 +236,13 @@ class Target:
 
     def _create(self, registry: SegmentRegistry, new_segment: dict[str, Any], history: Any) -> Segment:
         name = self.schema.__name__
-        # Asked in this order: a view is removed by dropping its schema first, and then its segment.
+        # In this order, because a view is removed by dropping its schema first, then its segment.
         lost = registry.vacancy(name)
-        wished = registry.backend.control.schemas().get(name)
-        if wished is None and self._discovered:
+        text = registry.backend.control.schemas().get(name)
+        if text is None and self._discovered:
             raise SegmentNotFoundError(f"the schema {name!r} was dropped from the control plane")
-        if wished is not None and self.can_become(wished):
-            self.schema = schema_from_json(wished)
+        if text is not None and self.can_become(text):
+            self.schema = schema_from_json(text)
         segment = self._hydrated(registry, new_segment, history)
         if segment is None:
             sizes = {key: new_segment[key] for key in ("capacity", "max_id_bytes")}
@@ -249,7 +252,7 @@ class Target:
         return segment
 
     def _hydrated(self, registry: SegmentRegistry, new_segment: dict[str, Any], history: Any) -> Segment | None:
-        """A segment with what the history has; None if it has nothing, or cannot be read."""
+        """A segment with the history's rows; None if the history has none, or cannot be read."""
         if history is None:
             return None
         from quorin.hydration import build_segment
@@ -271,6 +274,6 @@ class Target:
 
     def close(self) -> None:
         """Close the segment if this target opened it."""
-        if self._segment is not None and not self._given:
+        if self._segment is not None and not self._is_users:
             self._segment.close()
             self._segment = None

@@ -1,4 +1,4 @@
-"""Dead letters once more into the log, after whatever was wrong has been put right."""
+"""Replay dead letters, after the cause has been fixed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def replay(log: Log, letter: DeadLetter) -> int:
-    """Append a dead letter's record to the log again, forget the letter, and give the new position.
+    """Append a dead letter's record to the log again, remove the letter, and return the new position.
 
-    Event times decide as ever, so rows that are served and newer stay. A crash in between leaves both, which does no
-    harm. A record that still cannot be applied becomes a dead letter again, under its new position.
+    Event times decide as always, so newer rows stay. A crash in between leaves the letter and the entry, which does no
+    harm. A record that still cannot be applied becomes a dead letter again, at its new position.
 
-    :raises InvalidEntryError: if the record cannot even be decoded; the letter stays.
+    :raises InvalidEntryError: if the record cannot be decoded; the letter stays.
     :raises LogFullError: if the log is at its limit; the letter stays.
     """
     try:

@@ -10,7 +10,7 @@ An entry carries many rows of one schema as one Arrow record batch. All integers
 
 The schema's name (UTF-8) is padded with zeros to a multiple of 8 bytes, so that Arrow's buffers stay aligned. Two
 Arrow IPC messages follow: the batch's schema and the batch. The checksum is the CRC-32 of all bytes but its own four.
-"Written at" is when the producer made the record, in nanoseconds since the epoch; event times are in the batch.
+"Written at" is when the producer created the record, in nanoseconds since the epoch; event times are in the batch.
 
 The fingerprint tells whether the writer's schema is the reader's own; if not, :func:`translate` maps by field name.
 """
@@ -56,11 +56,11 @@ class Kind(enum.IntEnum):
     """What a record does to the entities it names. The numbers are part of the log's format."""
 
     upsert = 1
-    """Sets whole rows: the batch has every field."""
+    """Sets whole rows; the batch has every field."""
     delete = 2
-    """Forgets entities: the batch has ids and event times only."""
+    """Deletes entities; the batch has ids and event times only."""
     partial = 3
-    """Sets some fields and leaves the others as they are: the batch has only these fields."""
+    """Sets some fields and keeps the others; the batch has only the fields that it sets."""
 
 
 _KINDS = {int(kind): kind for kind in Kind}
@@ -68,7 +68,7 @@ _KINDS = {int(kind): kind for kind in Kind}
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What can be known of a record without decoding its batch."""
+    """The part of a record that is read without decoding its batch."""
 
     kind: Kind
     schema_name: str
@@ -85,7 +85,7 @@ class Record(Header):
 
 
 def encode(kind: Kind, schema: Schema, batch: pa.RecordBatch, *, written_ns: int | None = None) -> bytes:
-    """A record as bytes; ``batch`` is canonical (see :mod:`quorin.engine.rows.batch`) for its kind. No ``written_ns``
+    """A record as bytes. ``batch`` is canonical (see :mod:`quorin.engine.rows.batch`) for its kind; ``written_ns`` None
     means now.
     """
     name = schema.__name__.encode()
@@ -105,9 +105,9 @@ def encode(kind: Kind, schema: Schema, batch: pa.RecordBatch, *, written_ns: int
 
 
 def peek(payload: bytes | memoryview) -> Header:
-    """The header of a record; neither the checksum nor the batch is looked at.
+    """The header of a record; neither the checksum nor the batch is read.
 
-    :raises InvalidEntryError: if the bytes begin with no header of this version.
+    :raises InvalidEntryError: if the bytes do not begin with a header of this version.
     """
     header, _ = _header_of(memoryview(payload))
     return header
@@ -116,8 +116,8 @@ def peek(payload: bytes | memoryview) -> Header:
 def decode(payload: bytes | memoryview) -> Record:
     """A record from its bytes. Its columns are views of ``payload``, not copies.
 
-    :raises InvalidEntryError: for anything that :func:`encode` cannot have written: damaged, cut short, of another
-        version, with ids or times that are missing or null, or with buffers that Arrow finds invalid.
+    :raises InvalidEntryError: for bytes that :func:`encode` cannot have written: damaged, truncated, of another
+        version, with missing or null ids or times, or with buffers that Arrow rejects.
     """
     view = memoryview(payload)
     header, start = _header_of(view)
@@ -132,19 +132,19 @@ def decode(payload: bytes | memoryview) -> Record:
 
 
 def written_at(payload: bytes) -> int:
-    """When a record was made."""
+    """When a record was created, in nanoseconds since the epoch."""
     written_ns: int = _WRITTEN.unpack_from(payload, WRITTEN_OFFSET)[0]
     return written_ns
 
 
 def is_sealed(payload: bytes) -> bool:
-    """Whether a record's checksum fits it."""
+    """Whether a record's checksum is right."""
     crc, stored = _checksums(memoryview(payload))
     return crc == stored
 
 
 def batch_in(payload: bytes) -> pa.RecordBatch:
-    """The batch of a record of which everything else is known to be right. :raises InvalidEntryError: if it is not."""
+    """The batch of a record whose other parts were checked. :raises InvalidEntryError: if the batch is invalid."""
     view = memoryview(payload)
     return _decode_batch(view[_header_of(view)[1] :])
 
@@ -152,10 +152,10 @@ def batch_in(payload: bytes) -> pa.RecordBatch:
 def translate(record: Record, schema: Schema) -> pa.RecordBatch:
     """The record's batch in the canonical form of ``schema``, for a writer whose schema may be older or newer.
 
-    Fields match by name. Fields that ``schema`` does not have are dropped, and those the record does not have are null
-    (in a partial record: left out). Types may widen, never narrow.
+    Fields match by name. Fields that only the record has are dropped; fields that only ``schema`` has are null (left
+    out of a partial record). Types may widen, never narrow.
 
-    :raises InvalidEntryError: for a record of another schema's name, or a field whose type does not fit.
+    :raises InvalidEntryError: for a record of a schema with another name, or a field whose type does not fit.
     """
     if record.schema_name != schema.__name__:
         raise InvalidEntryError(f"a record of schema {record.schema_name!r} is no record of {schema.__name__!r}")
@@ -171,9 +171,9 @@ def translate_batch(batch: pa.RecordBatch, kind: int, schema: Schema) -> pa.Reco
         return batch
     fields, tie_breaker = fields_by_name(schema), schema.tie_breaker
     if kind == Kind.partial:
-        given = set(batch.schema.names).intersection(fields)
-        # The tie-breaker belongs to the event, so a row that does not name it has none.
-        fields = {name: field for name, field in fields.items() if name in given or (given and name == tie_breaker)}
+        present = set(batch.schema.names).intersection(fields)
+        # The tie-breaker belongs to the event, so a row without it has a null one, not the previous event's.
+        fields = {name: field for name, field in fields.items() if name in present or (present and name == tie_breaker)}
         canonical = subset_schema(schema, fields)
     columns = [batch.column(0), batch.column(1)]
     for name, field in fields.items():
@@ -195,10 +195,10 @@ def translate_batch(batch: pa.RecordBatch, kind: int, schema: Schema) -> pa.Reco
 
 def cached_fingerprint(schema: Schema) -> int:
     """:func:`quorin.schema.fingerprint`, computed once for a schema."""
-    known = _fingerprints.get(schema)
-    if known is None:
-        known = _fingerprints[schema] = fingerprint(schema)
-    return known
+    cached = _fingerprints.get(schema)
+    if cached is None:
+        cached = _fingerprints[schema] = fingerprint(schema)
+    return cached
 
 
 _fingerprints: WeakKeyDictionary[Schema, int] = WeakKeyDictionary()
@@ -211,9 +211,9 @@ def _schema_message(arrow_schema: pa.Schema) -> bytes:
 
 @lru_cache(maxsize=256)
 def _parsed_schema_message(message: bytes) -> pa.Schema:
-    """The batch's Arrow schema, which begins with ids and times and has no column twice."""
+    """The batch's Arrow schema. :raises InvalidEntryError: unless it begins with ids and times, each name once."""
     arrow_schema = pa.ipc.read_schema(pa.py_buffer(message))
-    names, types = arrow_schema.names, arrow_schema.types  # Arrow does not check before that names are UTF-8.
+    names, types = arrow_schema.names, arrow_schema.types  # Only now does Arrow check that names are UTF-8.
     if names[:2] != DELETE_SCHEMA.names or types[:2] != DELETE_SCHEMA.types:
         raise InvalidEntryError(f"a record begins with the columns {DELETE_SCHEMA.names}, got {names[:2]}")
     if len(set(names)) != len(names):
@@ -222,7 +222,7 @@ def _parsed_schema_message(message: bytes) -> pa.Schema:
 
 
 def _header_of(view: memoryview) -> tuple[Header, int]:
-    """The header, and where the Arrow messages begin."""
+    """The header, and the offset of the Arrow messages."""
     if len(view) < BODY_OFFSET:
         raise InvalidEntryError(f"a record has at least {BODY_OFFSET} bytes, got {len(view)}")
     magic, version, kind, name_size, schema_fingerprint, written_ns, row_count = _HEADER.unpack_from(view)
@@ -240,7 +240,7 @@ def _header_of(view: memoryview) -> tuple[Header, int]:
 
 
 def _checksums(view: memoryview) -> tuple[int, int]:
-    """The checksum of a record's bytes, and the one that it carries."""
+    """The computed checksum of a record, and the stored one."""
     crc = zlib.crc32(view[BODY_OFFSET:], zlib.crc32(view[: _HEADER.size]))
     return crc, _CRC.unpack_from(view, _HEADER.size)[0]
 
