@@ -1,4 +1,4 @@
-"""The words of the control plane: every Redis key and script, and every SQL table, stand here and nowhere else.
+"""Every Redis key and script and every SQL table of the control plane and the log. They are defined only here.
 
 Redis. All keys begin with the namespace as a hash tag, so that on a cluster a script's keys share a slot and two
 deployments can share a server. ``<log>`` is ``{namespace}:<stream key>``, by default ``{quorin}:quorin:wal``.
@@ -8,21 +8,20 @@ key                          type    holds
 ===========================  ======  ===================================================================
 ``{namespace}:current``      hash    schema name → name of its current segment
 ``{namespace}:schemas``      hash    schema name → the schema as JSON
-``{namespace}:processes``    hash    process → what it does, as JSON (:mod:`quorin.engine.ops.presence`)
+``{namespace}:processes``    hash    process → its report as JSON (:mod:`quorin.engine.ops.presence`)
 ``{namespace}:identity``     string  a random number that the namespace's segments carry
 ``<log>``                    stream  the entries: ``s`` schema name, ``p`` record (:mod:`quorin.engine.log.record`)
-``<log>:identity``           string  the log's identity, made together with the stream
+``<log>:identity``           string  the log's identity, created together with the stream
 ``<log>:trimmed``            string  the last position that was trimmed
 ``<log>:trimmers``           hash    schema name → the consumer that may trim behind its segment
 ``<log>:dead``               hash    position → record of a dead letter
 ``<log>:dead:reasons``       hash    position → why it is dead
 ===========================  ======  ===================================================================
 
-A stream id ``<ms>-<seq>`` is the position ``ms << 20 | seq``. The identity belongs to the stream: whoever finds no
-stream makes both anew, so a deleted stream shows as another log.
+A stream id ``<ms>-<seq>`` is the position ``ms << 20 | seq``. The identity belongs to the stream: a process that finds
+no stream creates both, so a deleted stream shows as another log.
 
-SQLite. One file, ``quorin.db``, holds the same in tables (:data:`SQL_SCHEMA`); positions are row numbers that only
-grow.
+SQLite. One file, ``quorin.db``, holds the same in tables (:data:`SQL_SCHEMA`); positions are growing row numbers.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ FIELD_SCHEMA = b"s"
 FIELD_PAYLOAD = b"p"
 
 MAX_DEAD_LETTERS = 1000
-"""How many dead letters a log keeps; the oldest make room."""
+"""How many dead letters a log keeps; beyond it the oldest are removed."""
 
 SEQUENCE_BITS = 20
 MAX_SEQUENCE = (1 << SEQUENCE_BITS) - 1
@@ -61,7 +60,7 @@ def processes_key(namespace: str) -> str:
 
 
 def identity_key(namespace: str) -> str:
-    """The random number that tells whose a segment file is."""
+    """The random number that identifies the namespace a segment file belongs to."""
     return f"{{{namespace}}}:identity"
 
 
@@ -78,7 +77,7 @@ class LogKeys:
 
 
 def log_keys(namespace: str, stream_key: str) -> LogKeys:
-    """The keys of the log that users call ``stream_key``."""
+    """The keys of the log named ``stream_key``."""
     stream = f"{{{namespace}}}:{stream_key}"
     return LogKeys(
         stream,
@@ -92,23 +91,24 @@ def log_keys(namespace: str, stream_key: str) -> LogKeys:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*\Z")
 _NAMESPACE_KEYS = current_key, schemas_key, processes_key, identity_key
-_ENDS_OF_OUR_KEYS = {
+_RESERVED_SUFFIXES = {
     key.rpartition(":")[2] for key in (*(key_of("n") for key_of in _NAMESPACE_KEYS), *astuple(log_keys("n", "s"))[1:])
 }
 
 
 def check_namespace(namespace: str) -> None:
-    """:raises ConnectionFailedError: for anything that is no namespace."""
+    """:raises ConnectionFailedError: for an invalid namespace."""
     if not isinstance(namespace, str) or not _NAME.match(namespace):
         raise ConnectionFailedError(f"namespace {namespace!r}: expected ASCII letters, digits and '_.:-'")
 
 
 def check_stream_key(stream_key: str) -> None:
-    """:raises ConnectionFailedError: for anything that is no name of a log, or would make keys that others are."""
+    """:raises ConnectionFailedError: for an invalid name of a log, or one whose keys would collide with others."""
     if not isinstance(stream_key, str) or not _NAME.match(stream_key):
         raise ConnectionFailedError(f"stream key {stream_key!r}: expected ASCII letters, digits and '_.:-'")
-    if stream_key.rpartition(":")[2] in _ENDS_OF_OUR_KEYS:
-        raise ConnectionFailedError(f"stream key {stream_key!r}: expected a name that no key of Quorin's ends in")
+    if stream_key.rpartition(":")[2] in _RESERVED_SUFFIXES:
+        suffixes = ", ".join(f"{suffix!r}" for suffix in sorted(_RESERVED_SUFFIXES))
+        raise ConnectionFailedError(f"stream key {stream_key!r}: must not end in a reserved suffix ({suffixes})")
 
 
 def position_of(stream_id: bytes) -> int:
@@ -141,7 +141,7 @@ end
 """
 
 LUA_IDENTITY = _ENSURE + "return ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])"
-"""KEYS stream, identity, trimmed; ARGV a fresh identity. Gives the log's identity."""
+"""KEYS stream, identity, trimmed; ARGV a fresh identity. Returns the log's identity."""
 
 LUA_APPEND = (
     _ENSURE
@@ -165,7 +165,7 @@ return {ids, length + #ids}
 """
 )
 """KEYS stream, identity, trimmed; ARGV a fresh identity, the limit of entries (-1: none), then schema and record of
-each entry. Gives the ids, none if the entries do not fit, and the number of entries that the stream then has."""
+each entry. Returns the ids, none if the entries do not fit, and the number of entries in the stream afterwards."""
 
 _BOUNDS = """
 local function bounds_of(stream, trimmed)
@@ -181,7 +181,7 @@ end
 """
 
 LUA_BOUNDS = _BOUNDS + "return bounds_of(KEYS[1], KEYS[2])"
-"""KEYS stream, trimmed. Gives the first entry's id (0-0: none), the last id ever given, the last trimmed position."""
+"""KEYS stream, trimmed. Returns the first entry's id (0-0: none), the last one ever assigned, the trimmed position."""
 
 LUA_STATE = (
     _ENSURE
@@ -193,7 +193,7 @@ state[4] = known
 return state
 """
 )
-"""KEYS stream, identity, trimmed; ARGV a fresh identity. Gives what LUA_BOUNDS gives, then the log's identity."""
+"""KEYS stream, identity, trimmed; ARGV a fresh identity. Returns what LUA_BOUNDS returns, then the log's identity."""
 
 LUA_TRIM = """
 for i = 3, #ARGV, 2 do
@@ -204,8 +204,8 @@ local gone = redis.call('XTRIM', KEYS[1], 'MINID', ARGV[1])
 if gone > 0 then redis.call('SET', KEYS[2], ARGV[2]) end
 return gone
 """
-"""KEYS stream, trimmed, trimmers; ARGV the id from which entries stay, the position through which they go, then schema
-and consumer of each that must not have passed to another. Gives how many went, or the schema that has."""
+"""KEYS stream, trimmed, trimmers; ARGV the first id that stays, the last position that is removed, then schema and
+consumer of each claim. Returns the number of removed entries, or the schema that another consumer has claimed."""
 
 LUA_BURY = """
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
@@ -220,7 +220,7 @@ for i = 1, over do
 end
 return over
 """
-"""KEYS dead, dead reasons; ARGV position, record, reason, the most that are kept. Gives how many of the oldest went."""
+"""KEYS dead, dead reasons; ARGV position, record, reason, the maximum. Returns how many of the oldest were removed."""
 
 LUA_SWAP = """
 local known = redis.call('HGET', KEYS[1], ARGV[1])
@@ -228,7 +228,7 @@ if (known or '') ~= ARGV[2] then return 0 end
 if ARGV[3] == '' then redis.call('HDEL', KEYS[1], ARGV[1]) else redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]) end
 return 1
 """
-"""KEYS hash; ARGV field, expected value, new value; '' stands for none. Gives 1 if the value was as expected."""
+"""KEYS hash; ARGV field, expected value, new value ('': none). Returns 1 if the value was as expected."""
 
 LUA_PUBLISH = """
 if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 0 end
@@ -236,8 +236,8 @@ redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[4])
 return 1
 """
-"""KEYS current, schemas; ARGV schema name, expected segment ('': none), new segment, the schema's JSON. Gives 1 if the
-segment was as expected."""
+"""KEYS current, schemas; ARGV schema name, expected segment ('': none), new segment, the schema's JSON. Returns 1 if
+the segment was as expected."""
 
 SQL_FILE = "quorin.db"
 SQL_VERSION = 2

@@ -1,8 +1,8 @@
-"""The control plane and the log on Redis 6.2 or newer: hashes, and a stream that nobody else writes to.
+"""The control plane and the log on Redis 6.2 or newer: hashes, and a stream that only Quorin writes to.
 
-What survives a crash of the server is what its own persistence keeps; ``appendonly yes`` with ``appendfsync always``
-loses nothing that was acknowledged. Calls are repeated twice, with back-off, when a connection breaks. An append whose
-answer was lost may so be in the log twice, which applies once in effect.
+The server's persistence decides what survives its crash; ``appendonly yes`` with ``appendfsync always`` loses no
+acknowledged write. Calls are retried twice, with back-off, when a connection breaks. So an append whose answer was lost
+may be in the log twice, which takes effect once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FACTS = (
 
 
 class RedisBackend:
-    """Connections of its own to the server that a URL or a client names."""
+    """Quorin's own connections to the server of a URL or a client."""
 
     def __init__(self, connection_class: Any, settings: dict[str, Any], namespace: str) -> None:
         self._server = RedisServer(connection_class, settings)
@@ -47,7 +47,7 @@ class RedisBackend:
         """Connect to ``redis://``, ``rediss://`` (TLS) or ``unix://``."""
         if is_malformed(url):
             raise ConnectionFailedError(f"the Redis URL {shown(url)} is wrong: expected {REDIS_FORM}")
-        # The parser is not given user and password: its errors quote what it is given.
+        # The parser does not get user and password, because its errors quote their input.
         bare, user, password = split_credentials(url)
         try:
             settings: dict[str, Any] = dict(redis.connection.parse_url(bare))  # type: ignore[no-untyped-call]
@@ -58,7 +58,7 @@ class RedisBackend:
 
     @classmethod
     def from_client(cls, client: Any, namespace: str) -> RedisBackend:
-        """Connect with the settings of a ``redis.Redis``; its own connections are left alone."""
+        """Connect with the settings of a ``redis.Redis``; its own connections are not used."""
         pool: Any = getattr(client, "connection_pool", None)
         if not isinstance(client, redis.Redis) or type(pool) not in (
             redis.ConnectionPool,
@@ -74,7 +74,7 @@ class RedisBackend:
         return RedisLog(self._server, self._namespace, stream_key)
 
     def facts(self) -> dict[str, str]:
-        """What ``INFO`` says of version, persistence, memory and clock; ``appendfsync`` where the user may ask."""
+        """Version, persistence, memory and clock from ``INFO``; ``appendfsync`` if the user may read it."""
         lines = self._server.call("INFO").decode().splitlines()
         info = dict(line.split(":", 1) for line in lines if ":" in line)
         seconds, microseconds = self._server.call("TIME")
@@ -82,7 +82,7 @@ class RedisBackend:
         facts |= {"kind": "redis", "version": info["redis_version"], "time": f"{int(seconds)}.{int(microseconds):06}"}
         try:
             facts["appendfsync"] = self._server.call("CONFIG", "GET", "appendfsync")[1].decode()
-        except ConnectionFailedError:  # Only an administrator may ask.
+        except ConnectionFailedError:  # Only an administrator may read it.
             facts["appendfsync"] = "unknown"
         return facts
 
@@ -124,12 +124,12 @@ class RedisControlPlane:
         return _texts(self._server.call("HGETALL", self._current))
 
     def identity(self) -> int:
-        """The number that was drawn when it was first asked for."""
+        """A random number, stored when it is first read."""
         self._server.call("SET", self._identity, _fresh_identity(), "NX")
         return int(self._server.call("GET", self._identity))
 
     def put_schema(self, schema_name: str, json: str) -> None:
-        """Keep a schema's JSON."""
+        """Store a schema's JSON."""
         self._server.call("HSET", self._schemas, schema_name, json)
 
     def swap_schema(self, schema_name: str, json: str, *, expected: str | None) -> bool:
@@ -147,7 +147,7 @@ class RedisControlPlane:
         return bool(self._server.run(keys.LUA_SWAP, [self._schemas], [schema_name, expected, ""]))
 
     def announce(self, process: str, report: str) -> None:
-        """Keep what a process says of itself."""
+        """Store a process's report."""
         self._server.call("HSET", self._processes, process, report)
 
     def processes(self) -> dict[str, str]:
@@ -155,7 +155,7 @@ class RedisControlPlane:
         return _texts(self._server.call("HGETALL", self._processes))
 
     def withdraw(self, process: str) -> bool:
-        """Forget a process."""
+        """Remove a process's report."""
         return bool(self._server.call("HDEL", self._processes, process))
 
 
@@ -165,7 +165,7 @@ class RedisLog:
     def __init__(self, server: RedisServer, namespace: str, stream_key: str) -> None:
         self._server = server
         self._keys = keys.log_keys(namespace, stream_key)
-        self._made_together = [self._keys.stream, self._keys.identity, self._keys.trimmed]
+        self._created_together = [self._keys.stream, self._keys.identity, self._keys.trimmed]
         self._schemas = keys.schemas_key(namespace)
         self._entry_bytes = 1 << 20
         self._allowance = Allowance()
@@ -173,11 +173,11 @@ class RedisLog:
         self.stream_key = stream_key
 
     def identity(self) -> int:
-        """The number that was drawn when the stream was made."""
-        return int(self._server.run(keys.LUA_IDENTITY, self._made_together, [_fresh_identity()]))
+        """The random number created together with the stream."""
+        return int(self._server.run(keys.LUA_IDENTITY, self._created_together, [_fresh_identity()]))
 
     def append(self, entries: Sequence[tuple[str, bytes]], *, max_entries: int | None = None) -> list[int]:
-        """Append in one script; most single entries by a plain ``XADD``, which takes the server a third of the time."""
+        """Append in one script; most single entries by ``XADD`` alone, which takes a third of the server's time."""
         if not entries:
             return []
         if len(entries) == 1 and self._allowance.covers_one(max_entries):
@@ -185,20 +185,20 @@ class RedisLog:
             if position is not None:
                 return [position]
         asked_at = time.monotonic()
-        answer = self._server.run(keys.LUA_APPEND, self._made_together, self._append_arguments(entries, max_entries))
+        answer = self._server.run(keys.LUA_APPEND, self._created_together, self._append_arguments(entries, max_entries))
         return self._appended(answer, len(entries), max_entries, asked_at)
 
     def append_and_read(
         self, schema_name: str, payload: bytes, *, after: int, max_entries: int | None = None
     ) -> tuple[int, Tail | None]:
-        """All of it on one way to the server and back, the append first."""
+        """One round trip; the append is first."""
         asked_at = time.monotonic()
         is_single = self._allowance.covers_one(max_entries)
         if is_single:
             append = self._single_append(schema_name, payload)
         else:
             arguments = self._append_arguments([(schema_name, payload)], max_entries)
-            words = ("EVAL", keys.LUA_APPEND, len(self._made_together), *self._made_together, *arguments)
+            words = ("EVAL", keys.LUA_APPEND, len(self._created_together), *self._created_together, *arguments)
             append = _packed(words)
         count = max(1, min(_MAX_TAIL_ENTRIES, _MAX_TAIL_BYTES // self._entry_bytes))
         read = _begun(1, "XREAD", "COUNT", count, "STREAMS", self._keys.stream) + _bulk(keys.stream_id_of(after))
@@ -228,7 +228,7 @@ class RedisLog:
         return arguments
 
     def _appended(self, answer: Any, count: int, max_entries: int | None, asked_at: float) -> list[int]:
-        """The positions, from the script's answer."""
+        """The positions in the script's answer."""
         ids, length = answer
         if not ids:
             raise LogFullError(
@@ -240,7 +240,7 @@ class RedisLog:
         return positions
 
     def _single_append(self, schema_name: str, payload: bytes) -> bytes:
-        """The command that appends an entry to a stream that is there."""
+        """The command that appends an entry to an existing stream."""
         head = self._single_entries.get(schema_name)
         if head is None:
             words = ("XADD", self._keys.stream, "NOMKSTREAM", "*", keys.FIELD_SCHEMA, schema_name, keys.FIELD_PAYLOAD)
@@ -248,7 +248,7 @@ class RedisLog:
         return b"%b$%d\r\n%b\r\n" % (head, len(payload), payload)
 
     def _single_appended(self, stream_id: bytes | None) -> int | None:
-        """The position, or None if the stream must be made first, together with its identity."""
+        """The position; None if the stream must be created first, together with its identity."""
         if stream_id is None:
             self._allowance.end()
             return None
@@ -266,9 +266,9 @@ class RedisLog:
         max_bytes: int = 16 << 20,
         block_ms: int = 0,
     ) -> ReadResult:
-        """Read the stream; other schemas' entries are fetched and left out.
+        """Read the stream; entries of other schemas are fetched and dropped.
 
-        Redis counts entries, not bytes, so the number asked for follows the largest entry of the last read.
+        Redis limits a read by entries, not bytes, so the limit follows the largest entry of the last read.
         """
         count = max(1, min(max_entries, max_bytes // self._entry_bytes, _MAX_READ_ENTRIES))
         block = min(block_ms, self._server.longest_block_ms)
@@ -278,18 +278,18 @@ class RedisLog:
         )
         if not answer:
             return ReadResult([], after)
-        wanted = None if schema_names is None else {name.encode() for name in schema_names}
-        found, self._entry_bytes = _entries(answer[0][1], after, wanted)
-        return found
+        names = None if schema_names is None else {name.encode() for name in schema_names}
+        result, self._entry_bytes = _entries(answer[0][1], after, names)
+        return result
 
     def bounds(self) -> Bounds:
-        """The first entry's position and the last one that was given."""
+        """The first entry's position and the last one ever assigned."""
         first, last, trimmed = self._server.run(keys.LUA_BOUNDS, [self._keys.stream, self._keys.trimmed], [])
         return Bounds(keys.position_of(first), keys.position_of(last), int(trimmed))
 
     def state(self) -> tuple[int, Bounds]:
         """Both in one script."""
-        first, last, trimmed, identity = self._server.run(keys.LUA_STATE, self._made_together, [_fresh_identity()])
+        first, last, trimmed, identity = self._server.run(keys.LUA_STATE, self._created_together, [_fresh_identity()])
         return int(identity), Bounds(keys.position_of(first), keys.position_of(last), int(trimmed))
 
     def sizes(self) -> tuple[int, int]:
@@ -312,7 +312,7 @@ class RedisLog:
         return int(gone)
 
     def bury(self, position: int, payload: bytes, reason: str, *, max_letters: int = keys.MAX_DEAD_LETTERS) -> int:
-        """Keep a dead letter."""
+        """Store a dead letter."""
         arguments = [position, payload, reason, max_letters]
         return int(self._server.run(keys.LUA_BURY, [self._keys.dead, self._keys.dead_reasons], arguments))
 
@@ -324,19 +324,19 @@ class RedisLog:
         return sorted(letters, key=lambda letter: letter.position)
 
     def remove_dead_letter(self, position: int) -> bool:
-        """Forget a dead letter."""
+        """Remove a dead letter."""
         self._server.call("HDEL", self._keys.dead_reasons, position)
         return bool(self._server.call("HDEL", self._keys.dead, position))
 
 
 def _packed(words: Sequence[str | bytes | int], following: int = 0) -> bytes:
-    """A command in Redis' protocol, of these words and so many that follow."""
+    """A command in Redis' protocol, of these words and a number of ``following`` ones."""
     return b"*%d\r\n%b" % (len(words) + following, b"".join(map(_bulk, words)))
 
 
 @lru_cache(maxsize=1024)
 def _begun(following: int, *words: str | bytes | int) -> bytes:
-    """:func:`_packed` for words that come again and again."""
+    """:func:`_packed`, cached for words that repeat."""
     return _packed(words, following)
 
 
@@ -345,14 +345,14 @@ def _bulk(word: str | bytes | int) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(data), data)
 
 
-def _entries(found: list[Any], after: int, wanted: set[bytes] | None) -> tuple[ReadResult, int]:
-    """What an ``XREAD`` behind ``after`` found of the wanted schemas (None: of all), and the size of the largest."""
+def _entries(answer: list[Any], after: int, schema_names: set[bytes] | None) -> tuple[ReadResult, int]:
+    """The entries of some schemas (None: all) in the answer to an ``XREAD`` behind ``after``, and the largest size."""
     entries, position, largest = [], after, 1024
-    for stream_id, words in found:
+    for stream_id, words in answer:
         fields = _pairs(words)
         position, payload = keys.position_of(stream_id), fields.get(keys.FIELD_PAYLOAD, b"")
         largest = max(largest, len(payload))
-        if wanted is None or fields.get(keys.FIELD_SCHEMA) in wanted:
+        if schema_names is None or fields.get(keys.FIELD_SCHEMA) in schema_names:
             entries.append((position, payload))
     return ReadResult(entries, position), largest
 

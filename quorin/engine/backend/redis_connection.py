@@ -1,10 +1,10 @@
-"""Connections to a Redis server: one a thread, made anew after a fork; calls are repeated, and errors translated.
+"""Connections to a Redis server: one per thread, new ones after a fork. Calls are retried, and errors translated.
 
-A call is one write to a socket and one read, which is a fifth of what redis-py's client and pool take for it.
+A call is one write to a socket and one read, a fifth of the cost of redis-py's client and pool.
 
-Behind one address (a proxy, a DNS name, Sentinel's) another server may be the master after a failover, while the
-connections to the former one stay open. What that one refuses because it is no master any more is repeated on a new
-connection, and all threads connect anew at their next call.
+After a failover, another server behind the same address (a proxy, a DNS name, Sentinel's) may be the master, while
+connections to the former one stay open. A call that the former master refuses is retried on a new connection, and all
+threads reconnect at their next call.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ _RETRIES, _RETRY_PAUSE_SECONDS, _MAX_RETRY_PAUSE_SECONDS = 2, 0.02, 0.5
 _OF_POOLS = ("max_connections", "timeout")
 _PATHS = ("path", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 _FAILED_OVER = redis.exceptions.ReadOnlyError, redis.exceptions.ClusterDownError, redis.exceptions.TryAgainError
-"""Answers of a server that was demoted, or that has no link to its master (``MASTERDOWN`` is a ``ClusterDownError``).
-While it loads its data, redis-py's error is a ``ConnectionError``."""
+"""Errors of a server that was demoted, or has no link to its master (``MASTERDOWN`` is a ``ClusterDownError``). While a
+server loads its data, redis-py raises a ``ConnectionError``."""
 _FAILED_OVER_TEXT = re.compile(r"^UNBLOCKED |-(?:READONLY|LOADING|MASTERDOWN|CLUSTERDOWN) ")
-"""Those that redis-py has no type for, among them those that a script's error quotes."""
+"""Errors without a type in redis-py, including those that a script's error quotes."""
 
 _NEEDS_PROTOCOL_3 = ("maint_notifications", "oss_cluster_maint", "event_dispatcher", "cache")
 
 
 class FailedOverError(redis.exceptions.ConnectionError):
-    """The server refused a call, and did nothing, because it is not the master now."""
+    """The server refused a call, without effect, because it is not the master now."""
 
 
 class RedisServer:
-    """One connection a thread, repeated calls, errors translated, and everything made anew after a fork."""
+    """One connection per thread, retried calls, translated errors, and new connections after a fork."""
 
     def __init__(self, connection_class: Any, settings: dict[str, Any]) -> None:
         self._connection_class = connection_class
@@ -63,7 +63,7 @@ class RedisServer:
         return RedisServer, (self._connection_class, self._settings)
 
     def run(self, script: str, keys_: list[str], arguments: list[Any]) -> Any:
-        """Run a Lua script by its digest; the server gets its text when it does not know it."""
+        """Run a Lua script by its digest; the script itself is sent if the server does not know it."""
         try:
             return self._repeat(self._packed("EVALSHA", _digest(script), len(keys_), *keys_, *arguments))
         except redis.exceptions.NoScriptError:
@@ -86,7 +86,7 @@ class RedisServer:
             raise self._translated(error) from None
 
     def call_together(self, *commands: bytes) -> list[Any]:
-        """The answers to several commands that are sent as one; a Redis error stands in the place of its answer.
+        """The answers to several commands that are sent together; a Redis error takes the place of its answer.
 
         :raises ConnectionFailedError: if the server cannot be reached.
         """
@@ -97,7 +97,7 @@ class RedisServer:
         return [self._translated(answer) if isinstance(answer, Exception) else answer for answer in answers]
 
     def ping_once(self) -> None:
-        """Find out at once whether the server can be used, without repeating."""
+        """Check that the server can be used, without retries."""
         try:
             self._exchange(self._connection(), self._packed("PING"))
         except TypeError as error:
@@ -118,8 +118,8 @@ class RedisServer:
         return packed
 
     def _repeat(self, command: bytes | list[bytes], answers: int | None = None) -> Any:
-        """Exchange, and again if the connection breaks or the server is no master any more; with a number of
-        ``answers`` gives a list of so many.
+        """Exchange, and retry if the connection breaks or the server is no longer the master. With ``answers``, returns
+        a list of that many answers.
         """
         return self._retry.call_with_retry(
             lambda: self._exchange(self._connection(), command, answers), self._prepare_next_try
@@ -134,23 +134,23 @@ class RedisServer:
             connection.send_packed_command([command] if isinstance(command, bytes) else command)
             if answers is None:
                 return connection.read_response()
-            found = [_answer(connection) for _ in range(answers)]
-            for answer in found:
+            read = [_answer(connection) for _ in range(answers)]
+            for answer in read:
                 if isinstance(answer, redis.exceptions.ResponseError):
                     self._leave_failed_over(connection, answer)
-            return found
+            return read
         except redis.exceptions.ResponseError as error:
             self._leave_failed_over(connection, error)
             raise
         except BaseException:
-            # An answer may still be on its way, which the next call would take for its own.
+            # The answer may still arrive, and the next call would read it as its own.
             connection.disconnect()
             raise
 
     def _leave_failed_over(self, connection: Any, error: redis.exceptions.ResponseError) -> None:
-        """Let all threads connect anew if the server says that it is no master.
+        """Let all threads reconnect if the server is not the master.
 
-        :raises FailedOverError: if it does.
+        :raises FailedOverError: if it is not.
         """
         if isinstance(error, _FAILED_OVER) or _FAILED_OVER_TEXT.search(str(error)):
             self._forget_connections()
@@ -169,13 +169,13 @@ class RedisServer:
         return connection
 
     def _forget_connections(self) -> None:
-        """Begin with none; those of a parent process close without harm to it when they are dropped."""
+        """Start without connections. Dropped connections of a parent process close without affecting it."""
         self._pid = os.getpid()
         self._of_thread = threading.local()
         self._open: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def _translated(self, error: Exception) -> Exception:
-        # A server that does not know AUTH quotes what it was sent.
+        # A server that does not know AUTH quotes its arguments.
         reason = without_secrets(str(error).partition(", with args beginning with")[0], self._secrets)
         if isinstance(error, redis.exceptions.OutOfMemoryError) or "-OOM " in reason:
             return LogFullError(f"Redis at {self.address} is at its maxmemory: {reason}")
@@ -183,7 +183,7 @@ class RedisServer:
 
 
 def _answer(connection: Any) -> Any:
-    """The next answer; if the server refused the command, the error."""
+    """The next answer, or the error if the server refused the command."""
     try:
         return connection.read_response()
     except redis.exceptions.ResponseError as error:
@@ -191,7 +191,7 @@ def _answer(connection: Any) -> Any:
 
 
 def _complete(settings: dict[str, Any]) -> dict[str, Any]:
-    """Answers as bytes in the form of protocol 2, bounded waiting, and no repetition but ours."""
+    """Settings for answers as bytes in protocol 2, with timeouts, and with no retries besides those made here."""
     settings = {
         name: str(absolute(value)) if name in _PATHS and value else value
         for name, value in settings.items()

@@ -1,7 +1,7 @@
 """The embedded control plane and log: one SQLite file in a directory, for any number of processes, without a server.
 
-The file is in WAL mode with ``synchronous=NORMAL``: what a call has written survives the death of any process at any
-moment. A power cut may take the last calls back, all of each; the file stays whole.
+The file is in WAL mode with ``synchronous=NORMAL``: a finished write survives the death of any process at any moment.
+A power cut may undo the last calls, each as a whole; the file stays intact.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from quorin.engine.backend import keys
 from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, trim_refused
-from quorin.engine.backend.sqlite_file import Database, data_version, least_position, snapshot
+from quorin.engine.backend.sqlite_file import Database, data_version, min_position, snapshot
 from quorin.errors import LogFullError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-_MOST_SEEN = 8
+_MAX_TAIL_ENTRIES = 8
 _POLL_SECONDS = (0.00002, 0.005)
-"""A waiting reader looks again after a tenth of the time it has waited, within these bounds."""
+"""A waiting reader polls after a tenth of the time it has waited, within these bounds."""
 
 
 class EmbeddedBackend:
@@ -44,8 +44,8 @@ class EmbeddedBackend:
     def facts(self) -> dict[str, str]:
         """SQLite's version, how it syncs, and the size of the file in bytes."""
         with self._database.connection() as connection:
-            asked = ("journal_mode", "synchronous", "page_count", "page_size")
-            facts = {name: str(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in asked}
+            names = ("journal_mode", "synchronous", "page_count", "page_size")
+            facts = {name: str(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in names}
         size = int(facts.pop("page_count")) * int(facts.pop("page_size"))
         return {"kind": "sqlite", "version": sqlite3.sqlite_version, "file_bytes": str(size), **facts}
 
@@ -99,7 +99,7 @@ class EmbeddedControlPlane:
             return dict(connection.execute(sql, (self._namespace,)).fetchall())
 
     def identity(self) -> int:
-        """The number that was drawn when it was first asked for."""
+        """A random number, stored when it is first read."""
         with self._database.transaction() as connection:
             sql = "INSERT OR IGNORE INTO namespaces VALUES (?, ?)"
             connection.execute(sql, (self._namespace, secrets.randbits(62) + 1))
@@ -107,7 +107,7 @@ class EmbeddedControlPlane:
             return int(connection.execute(sql, (self._namespace,)).fetchone()[0])
 
     def put_schema(self, schema_name: str, json: str) -> None:
-        """Keep a schema's JSON."""
+        """Store a schema's JSON."""
         with self._database.transaction() as connection:
             connection.execute(_PUT_SCHEMA, (self._namespace, schema_name, json))
 
@@ -134,7 +134,7 @@ class EmbeddedControlPlane:
             return connection.execute(sql, (self._namespace, schema_name, expected)).rowcount == 1
 
     def announce(self, process: str, report: str) -> None:
-        """Keep what a process says of itself."""
+        """Store a process's report."""
         with self._database.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO processes VALUES (?, ?, ?)", (self._namespace, process, report))
 
@@ -145,7 +145,7 @@ class EmbeddedControlPlane:
             return dict(connection.execute(sql, (self._namespace,)).fetchall())
 
     def withdraw(self, process: str) -> bool:
-        """Forget a process."""
+        """Remove a process's report."""
         with self._database.transaction() as connection:
             sql = "DELETE FROM processes WHERE namespace = ? AND process = ?"
             return connection.execute(sql, (self._namespace, process)).rowcount == 1
@@ -160,7 +160,7 @@ class EmbeddedLog:
         self.stream_key = stream_key
 
     def identity(self) -> int:
-        """The number that was drawn when the log was made."""
+        """The random number created together with the log."""
         with self._database.transaction() as connection:
             return self._ensure(connection)[1]
 
@@ -173,7 +173,7 @@ class EmbeddedLog:
     def append_and_read(
         self, schema_name: str, payload: bytes, *, after: int, max_entries: int | None = None
     ) -> tuple[int, Tail | None]:
-        """All of it in the transaction of the append. What was just appended is not read back."""
+        """One transaction. The entry that was just appended is not read back."""
         with self._database.transaction() as connection:
             row = connection.execute(_SELECT_TAIL, (self._key[0], schema_name, self._key[1])).fetchone()
             if row is None:  # The log is new, or the schema is unknown.
@@ -183,7 +183,7 @@ class EmbeddedLog:
             (position,) = self._append(connection, log, count, [(schema_name, payload)], max_entries)
             entries = [(position, payload)]
             if last > after:
-                entries = connection.execute(_SELECT_BEHIND, (log, schema_name, after, _MOST_SEEN)).fetchall()
+                entries = connection.execute(_SELECT_BEHIND, (log, schema_name, after, _MAX_TAIL_ENTRIES)).fetchall()
         if entries[-1][0] != position:
             return position, None
         return position, Tail(identity, trimmed, schema, after, ReadResult(entries, position))
@@ -203,7 +203,7 @@ class EmbeddedLog:
                 f"{max_entries}: {len(entries)} more do not fit until a consumer has applied and trimmed some"
             )
         positions = [
-            int(connection.execute(_INSERT, (least_position(), log, *entry)).lastrowid or 0) for entry in entries
+            int(connection.execute(_INSERT, (min_position(), log, *entry)).lastrowid or 0) for entry in entries
         ]
         if positions:
             sql = "UPDATE logs SET last_position = ?, entry_count = entry_count + ? WHERE id = ?"
@@ -221,8 +221,7 @@ class EmbeddedLog:
     ) -> ReadResult:
         """Read in one snapshot; other schemas' entries are not touched."""
         started = time.monotonic()
-        # One connection for the whole wait: its data_version tells what others have changed, and this one changes
-        # nothing.
+        # One connection for the whole wait: its data_version changes only with writes of other connections.
         with self._database.connection() as connection:
             while True:
                 version = data_version(connection) if block_ms else 0
@@ -250,8 +249,8 @@ class EmbeddedLog:
             log, last, _ = self._row(connection)
             if last <= after:
                 return ReadResult([], after)
-            # The index gives one schema's entries in order; those of several are quicker found by going through all
-            # behind the position, since the index would have to sort them, payloads included.
+            # The index returns one schema's entries in order. Entries of several schemas are found faster by a scan
+            # behind the position, because with the index SQLite would sort them, payloads included.
             index = "" if schema_names is not None and len(schema_names) == 1 else "NOT INDEXED"
             sql = f"SELECT position, payload FROM entries {index} WHERE log = ? AND position > ?"
             values: list[Any] = [log, after]
@@ -268,12 +267,12 @@ class EmbeddedLog:
         return ReadResult(entries, last if complete else entries[-1][0])
 
     def bounds(self) -> Bounds:
-        """The first entry's position and the last one that was given."""
+        """The first entry's position and the last one ever assigned."""
         with self._database.snapshot() as connection:
             return self._bounds(connection)
 
     def state(self) -> tuple[int, Bounds]:
-        """Both in one snapshot, unless the log has yet to be made."""
+        """One snapshot, unless the log does not exist yet."""
         with self._database.snapshot() as connection:
             sql = "SELECT identity FROM logs WHERE namespace = ? AND stream_key = ?"
             row = connection.execute(sql, self._key).fetchone()
@@ -312,7 +311,7 @@ class EmbeddedLog:
             return gone
 
     def bury(self, position: int, payload: bytes, reason: str, *, max_letters: int = keys.MAX_DEAD_LETTERS) -> int:
-        """Keep a dead letter."""
+        """Store a dead letter."""
         with self._database.transaction() as connection:
             log, _, _ = self._ensure(connection)
             values = (log, position, payload, reason)
@@ -331,7 +330,7 @@ class EmbeddedLog:
             return [DeadLetter(*row) for row in connection.execute(sql, (log,))]
 
     def remove_dead_letter(self, position: int) -> bool:
-        """Forget a dead letter."""
+        """Remove a dead letter."""
         with self._database.transaction() as connection:
             log, _, _ = self._ensure(connection)
             sql = "DELETE FROM dead_letters WHERE log = ? AND position = ?"
@@ -343,7 +342,7 @@ class EmbeddedLog:
         return Bounds(first or 0, last, trimmed)
 
     def _ensure(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
-        """Id, identity and number of entries of this log, which is made if it is new."""
+        """Id, identity and number of entries of this log, which is created if it does not exist."""
         sql = "SELECT id, identity, entry_count FROM logs WHERE namespace = ? AND stream_key = ?"
         row = connection.execute(sql, self._key).fetchone()
         if row is None:
@@ -353,7 +352,7 @@ class EmbeddedLog:
         return int(row[0]), int(row[1]), int(row[2])
 
     def _row(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
-        """Id, last position and last trimmed position of this log; zeros if it was never written."""
+        """Id, last position and last trimmed position of this log; zeros if it does not exist."""
         sql = "SELECT id, last_position, trimmed FROM logs WHERE namespace = ? AND stream_key = ?"
         row = connection.execute(sql, self._key).fetchone()
         return (0, 0, 0) if row is None else (int(row[0]), int(row[1]), int(row[2]))

@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _Borrowed = tuple[sqlite3.Connection, int]
-"""A connection, and the inode of the file that it has open."""
+"""A connection, and the inode of its file."""
 
 _BUSY_TIMEOUT_SECONDS = 10.0
 _MAX_IDLE = 16
 
 
 class Database:
-    """A pool of connections. A call borrows one, opened when none is idle, and opened anew if the file was replaced.
+    """A pool of connections. A call borrows an idle one, or opens one if none is idle or the file was replaced.
 
-    A connection is closed only where nothing else can use it: by the call that borrowed it, or when it was taken out of
-    the idle ones. So it does not matter which threads there are, or whether :mod:`threading` knows them. There are as
-    many connections as calls at one time, and at most ``_MAX_IDLE`` stay open after them.
+    A connection is closed only when nothing else can use it: by the call that borrowed it, or after it was removed from
+    the idle ones. So threads that :mod:`threading` does not know need no special care. There are as many connections as
+    concurrent calls, and at most ``_MAX_IDLE`` stay open afterwards.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -43,7 +43,7 @@ class Database:
 
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection for the block alone; SQLite's and the system's errors become ``ConnectionFailedError``."""
+        """A connection for this block only; errors of SQLite and the system become ``ConnectionFailedError``."""
         if self._closed:
             raise ConnectionFailedError(f"the connection to {self.address} is closed")
         try:
@@ -57,7 +57,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A write transaction: all that the block does, or nothing."""
+        """A write transaction: everything in the block, or nothing."""
         with self.connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -75,7 +75,7 @@ class Database:
             yield connection
 
     def close(self) -> None:
-        """Close the idle connections of this process; one that a call uses is closed at the end of the call."""
+        """Close the idle connections of this process; a borrowed one is closed at the end of its call."""
         self._leave_parent()
         self._closed = True
         self._close_idle()
@@ -93,7 +93,9 @@ class Database:
 
     def _give_back(self, borrowed: _Borrowed) -> None:
         self._leave_parent()
-        if self._lent.pop(id(borrowed), None) is None:  # The block forked: this is the child, the parent goes on.
+        if (
+            self._lent.pop(id(borrowed), None) is None
+        ):  # The block forked: this is the child, and the connection is the parent's.
             return
         if borrowed[0].in_transaction or len(self._idle) >= _MAX_IDLE:
             borrowed[0].close()
@@ -107,7 +109,7 @@ class Database:
             borrowed[0].close()
 
     def _leave_parent(self) -> None:
-        """After a fork: leave the parent's connections alone, those that its threads were using too."""
+        """After a fork: do not use the parent's connections, idle or borrowed."""
         if self._pid != os.getpid():
             _abandoned.extend(connection for connection, _ in [*self._idle, *self._lent.values()])
             self._begin()
@@ -118,7 +120,7 @@ class Database:
         self._lent: dict[int, _Borrowed] = {}
 
     def _inode(self) -> int:
-        """Tells this file from one that took its place; 0 if there is none."""
+        """The file's inode, which changes when the file is replaced; 0 if there is none."""
         try:
             return self._path.stat().st_ino
         except (FileNotFoundError, NotADirectoryError):
@@ -137,12 +139,11 @@ class Database:
         return connection
 
     def _make_file(self) -> None:
-        """Make the file, for its owner alone, if there is none.
+        """Create the file, with access for its owner alone, if there is none.
 
-        One that is there is never opened here: to close it would take away the locks of all connections that this
-        process has to it, as POSIX has it, and another process would take itself for the last one and remove the
-        write-ahead log under them (https://www.sqlite.org/howtocorrupt.html, 2.2). So it is closed before it has its
-        name.
+        An existing file is never opened here. By POSIX, closing it would release the locks of all of this process's
+        connections to it; another process could then believe it is the last one, and remove the write-ahead log under
+        them (https://www.sqlite.org/howtocorrupt.html, 2.2). So a new file is closed before it gets its name.
         """
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
@@ -156,7 +157,7 @@ class Database:
                     Path(unnamed).unlink()
         except FileNotFoundError as error:
             raise ConnectionFailedError(
-                f"directory {self.address!r} cannot be made: its parent does not exist"
+                f"directory {self.address!r} cannot be created: its parent does not exist"
             ) from error
         except FileExistsError as error:
             raise ConnectionFailedError(f"expected a directory, and {self.address!r} is something else") from error
@@ -168,19 +169,19 @@ class Database:
                 connection.execute("PRAGMA journal_mode = WAL")
                 break
             except sqlite3.OperationalError:
-                # Changing the mode does not wait for others as statements do.
+                # Unlike statements, a change of the mode does not wait for locks.
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
         connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA secure_delete = OFF")  # Some systems write zeros over all that is trimmed.
+        connection.execute("PRAGMA secure_delete = OFF")  # Some builds of SQLite overwrite all deleted rows with zeros.
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == keys.SQL_VERSION:
             return
         if version > keys.SQL_VERSION:
             raise ConnectionFailedError(f"{self._path} has format {version}, this release reads {keys.SQL_VERSION}")
         connection.executescript(
-            f"BEGIN IMMEDIATE; {keys.SQL_SCHEMA} INSERT INTO sqlite_sequence SELECT 'entries', {least_position()} "
+            f"BEGIN IMMEDIATE; {keys.SQL_SCHEMA} INSERT INTO sqlite_sequence SELECT 'entries', {min_position()} "
             f"WHERE NOT EXISTS (SELECT * FROM sqlite_sequence WHERE name = 'entries'); "
             f"PRAGMA user_version = {keys.SQL_VERSION}; COMMIT;"
         )
@@ -188,7 +189,7 @@ class Database:
 
 @contextmanager
 def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
-    """A read transaction on a connection that is borrowed already."""
+    """A read transaction on a borrowed connection."""
     connection.execute("BEGIN")
     try:
         yield
@@ -197,14 +198,14 @@ def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def data_version(connection: sqlite3.Connection) -> int:
-    """Another number whenever another connection has changed the file since this one was last asked, at a fraction of
-    a query's cost. Numbers of two connections mean nothing to each other.
+    """A number that changes when another connection has changed the file, at a fraction of a query's cost. Numbers of
+    different connections cannot be compared.
     """
     return int(connection.execute("PRAGMA data_version").fetchone()[0])
 
 
 def has_store(directory: Path) -> bool:
-    """Whether the file is in a directory; also where that cannot be seen, which opening it explains."""
+    """Whether the file is in a directory. True also if that is unknown: opening the file raises the reason."""
     try:
         (directory / keys.SQL_FILE).stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -215,20 +216,20 @@ def has_store(directory: Path) -> bool:
 
 
 def _pop(idle: list[_Borrowed]) -> _Borrowed | None:
-    """One of the idle ones, which no other thread gets then; the last used, whose cache is warm."""
+    """Remove and return the last used connection, whose cache is warm; no other thread gets it then."""
     try:
         return idle.pop()
     except IndexError:
         return None
 
 
-def least_position() -> int:
-    """Positions are never behind the present time, as Redis' ids are not: what a new file gives, or one that lost its
-    last calls in a power cut, or an older copy, was never given before.
+def min_position() -> int:
+    """Positions are never behind the present time, like Redis' ids. So a new file, a file that lost its last calls in a
+    power cut, or an older copy never assigns a position twice.
     """
     return time.time_ns() // 1_000_000 << keys.SEQUENCE_BITS
 
 
 _abandoned: list[sqlite3.Connection] = []
-"""Connections that came through a fork, or whose file was replaced. Closing one could delete the log file of a database
-that is in use, so they are kept open instead."""
+"""Connections inherited through a fork, or whose file was replaced. Closing one could delete the write-ahead log of a
+database in use, so they are kept open."""
