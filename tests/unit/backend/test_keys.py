@@ -6,7 +6,10 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
+
 from quorin.engine.backend import keys
+from quorin.errors import ConnectionFailedError
 
 PAGE = (Path(__file__).parents[3] / "docs" / "format.md").read_text()
 
@@ -27,3 +30,13 @@ def test_every_script_and_table_is_named() -> None:
     tables = re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", keys.SQL_SCHEMA)
     assert len(tables) == 8
     assert all(f"`{name}`" in PAGE for name in tables)
+
+
+@pytest.mark.parametrize(
+    "suffix", ["current", "schemas", "processes", "identity", "trimmed", "trimmers", "dead", "reasons"]
+)
+def test_a_log_s_name_must_not_end_in_a_reserved_suffix(suffix: str) -> None:
+    for name in (suffix, f"mine:{suffix}"):
+        with pytest.raises(ConnectionFailedError, match=f"stream key '{name}'.* reserved suffix .*'{suffix}'"):
+            keys.check_stream_key(name)
+    keys.check_stream_key(f"{suffix}:mine")
