@@ -107,13 +107,11 @@ def _in_fresh_process(action: Callable[..., None], *arguments: object) -> dict[s
 
 def _cold_start(sending: Any, name: str, schema_name: str, base: Path) -> None:
     """Hydrate, snapshot, restore."""
-    import polars  # noqa: F401 - its import is not what is measured
-
     from quorin.engine import kernels
     from quorin.hydration import hydrate
     from quorin.snapshot import restore, snapshot
 
-    kernels.load()  # nor is this
+    kernels.load()  # not what is measured
 
     schema = SCALARS if schema_name == SCALARS.__name__ else WIDE
     with (

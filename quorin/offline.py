@@ -1,6 +1,6 @@
 """The history: every row that went through the log, in Parquet files, for training reads and cold starts.
 
-See ``docs/history.md`` for the layout and the promises. Importing this loads pyarrow; Polars is loaded by reads only.
+See ``docs/history.md`` for the layout and the promises. Importing this loads pyarrow.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Which row was in force when: joins of times with the history, and how partial rows become whole.
 
-What is joined are the keys alone (an integer for each entity, event time, row number), by Polars; the values of the
-rows that were chosen are then taken from the files with Arrow, so their types stay exact.
+The join is over the keys alone (an integer for each entity, event time, row number), in NumPy, which starts no threads
+and so works in a forked process too. Arrow then takes the values of the chosen rows from the files, so their types stay
+exact.
 """
 
 from __future__ import annotations
@@ -160,18 +161,30 @@ def _newest_at(keys: Keys, entity: np.ndarray[Any, Any], times: Longs) -> Longs:
     """
     if not len(keys.time) or not len(times):
         return np.full(len(times), -1, np.int64)
-    import polars as pl
+    order = _by_entity_and_time(keys)
+    sorted_times = keys.time[order]
+    counts = np.bincount(keys.entity, minlength=int(entity.max()) + 1)
+    # A binary search for all queries at once, each within the rows of its entity.
+    end = np.cumsum(counts)[entity]
+    first = end - counts[entity]
+    low = first
+    for _ in range(int(counts.max()).bit_length()):
+        middle = (low + end) >> 1
+        at_or_before = (low < end) & (sorted_times[np.minimum(middle, len(order) - 1)] <= times)
+        low = np.where(at_or_before, middle + 1, low)
+        end = np.where(at_or_before, end, middle)
+    return np.where(low > first, order[low - 1], -1)
 
-    # Sorted stably, rows that are equal in both stay in the order of the log; the join takes the last that fits.
+
+def _by_entity_and_time(keys: Keys) -> Longs:
+    """The indices of all keys sorted by entity, then event time, tie-breaker, and the order of the log."""
     has_ties = keys.tie.max() > _EARLIEST_NS
     order = np.lexsort((keys.tie, keys.time)) if has_ties else np.argsort(keys.time, kind="stable")
-    asked = np.argsort(times, kind="stable")
-    right = pl.DataFrame({"entity": keys.entity[order], "time": keys.time[order], "row": order})
-    left = pl.DataFrame({"entity": entity[asked].astype(np.int32), "time": times[asked]})
-    joined = left.join_asof(right, on="time", by="entity", strategy="backward", check_sortedness=False)
-    chosen = np.empty(len(times), np.int64)
-    chosen[asked] = joined["row"].fill_null(-1).to_numpy()
-    return chosen
+    # NumPy sorts 16-bit numbers by radix: two such passes are several times quicker than one over 32 bits.
+    for shift in (0, 16) if keys.entity.max() >> 16 else (0,):
+        digits = (keys.entity[order] >> shift).astype(np.uint16)
+        order = order[np.argsort(digits, kind="stable")]
+    return order
 
 
 def _field_values(schema: Schema, loaded: Loaded, keys: Keys, chosen: Longs) -> dict[str, pa.ChunkedArray]:
