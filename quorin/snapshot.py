@@ -17,6 +17,7 @@ applied again from the log, which changes nothing.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -190,7 +191,9 @@ def _append_trailer(copy: SegmentView, progress: Progress | None) -> None:
     )[:_CHECKED_BYTES]
     descriptor = os.open(copy.path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.pwrite(descriptor, checked + struct.pack("<II", zlib.crc32(checked), 0), total)
+        trailer = checked + struct.pack("<II", zlib.crc32(checked), 0)
+        if os.pwrite(descriptor, trailer, total) != len(trailer):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -210,7 +213,7 @@ def _opened(path: Path) -> Iterator[tuple[int, _Trailer]]:
         image_bytes = size - _TRAILER.size
         if image_bytes < fmt.HEADER_BYTES:
             raise CorruptSnapshotError(f"{path} is no snapshot: it has {size} bytes")
-        raw = os.pread(descriptor, _TRAILER.size, image_bytes)
+        raw = _read(path, descriptor, image_bytes, memoryview(bytearray(_TRAILER.size))).tobytes()
         magic, stated, digest, _, position, _, crc, _ = _TRAILER.unpack(raw)
         if magic != MAGIC:
             raise CorruptSnapshotError(f"{path} is no snapshot, or is cut short: it ends with {raw[:8]!r}")
@@ -226,7 +229,8 @@ def _opened(path: Path) -> Iterator[tuple[int, _Trailer]]:
 
 
 def _schema_name(path: Path, descriptor: int) -> str:
-    header = np.frombuffer(os.pread(descriptor, fmt.HEADER_BYTES, 0), fmt.HEADER_DTYPE)[0]
+    raw = _read(path, descriptor, 0, memoryview(bytearray(fmt.HEADER_BYTES)))
+    header = np.frombuffer(raw, fmt.HEADER_DTYPE)[0]
     name = header["name"].decode("ascii", "replace")
     if header["magic"] != fmt.MAGIC or not SEGMENT_NAME.match(name):
         raise CorruptSnapshotError(f"{path} is damaged: {name!r} is no segment's name")
@@ -243,19 +247,32 @@ def _checked_image(path: Path, descriptor: int, trailer: _Trailer, progress: Pro
     digest, block = xxh3_128(), memoryview(bytearray(_BLOCK_BYTES))
     start, total = 0, trailer.image_bytes
     while start < total:
-        try:
-            count = os.preadv(descriptor, [block[: total - start]], start)
-        except OSError as error:
-            raise SharedMemoryError(error.errno, f"cannot read the snapshot {path}: {error.strerror}") from error
-        if not count:
-            raise CorruptSnapshotError(f"{path} ended after {start} of {total} bytes")
-        digest.update(block[:count])
-        yield block[:count]
-        start += count
+        part = _read(path, descriptor, start, block[: total - start])
+        digest.update(part)
+        yield part
+        start += len(part)
         if progress is not None:
             progress(start, total)
     if digest.digest() != trailer.digest:
         raise CorruptSnapshotError(f"{path} is damaged: checksum {digest.hexdigest()}, expected {trailer.digest.hex()}")
+
+
+def _read(path: Path, descriptor: int, start: int, into: memoryview) -> memoryview:
+    """``into``, filled with the file's bytes from ``start`` on; the system may read less than that at a time.
+
+    :raises SharedMemoryError: if the system cannot read the file.
+    :raises CorruptSnapshotError: if the file ends before.
+    """
+    done = 0
+    while done < len(into):
+        try:
+            count = os.preadv(descriptor, [into[done:]], start + done)
+        except OSError as error:
+            raise SharedMemoryError(error.errno, f"cannot read the snapshot {path}: {error.strerror}") from error
+        if not count:
+            raise CorruptSnapshotError(f"{path} is cut short: it ends at byte {start + done}")
+        done += count
+    return into
 
 
 def _sync(folder: Path) -> None:

@@ -28,30 +28,43 @@ def doctor(
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     shm_dir: ShmDir = None,
+    offline: Annotated[
+        str | None,
+        typer.Option(
+            "--offline",
+            envvar="QUORIN_OFFLINE",
+            help="The history to look at as well: a directory, or a URL that pyarrow.fs knows.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check this machine, the control plane, every segment and the log; say what is wrong and how to fix it.
 
     Checks shared memory (space, limits, huge pages, whether logind removes it), compiled kernels, Feast and its hook,
     the clock, Redis (version, persistence, memory), each segment's checksum, bookkeeping and event times, lag,
-    trimming and dead letters.
+    trimming and dead letters; with `--offline` also whether the footer of each file of the history is whole.
 
     Examples:
     - `quorin doctor`: this machine alone
 
     - `quorin doctor -c redis://localhost:6379`: everything
 
+    - `quorin doctor --offline data/history`: this machine and the history
+
     - `quorin doctor --json | jq '.checks[] | select(.status != "ok")'`
 
     Exit codes: 0 nothing worse than a warning, 1 a problem, 2 wrong usage.
     """
-    from quorin.engine.ops.health import check_deployment, check_machine
+    from quorin.engine.ops.health import check_deployment, check_history, check_machine
     from quorin.shm import default_shm_dir
 
     directory = shm_dir or default_shm_dir()
     checks = check_machine(directory)
     if connection is not None:
         checks += check_deployment(connection, namespace=namespace, stream_key=stream_key, shm_dir=directory)
+    if offline is not None:
+        checks += check_history(offline)
     if as_json:
         print_json({"checks": [check.as_dict() for check in checks]})
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 
 from quorin import assembly, layout
+from quorin.engine.format import segment as fmt
 from quorin.engine.rows.batch import to_batch
 from quorin.errors import CorruptSnapshotError, HydrationConflictError, SegmentNotFoundError, SharedMemoryError
 from quorin.offline import ParquetDatasetStore
@@ -183,6 +185,34 @@ def test_a_damaged_file_is_refused_by_name_and_nothing_is_left(machine: Machine,
     assert list(machine.shm.iterdir()) == []
     with pytest.raises(SegmentNotFoundError):
         machine.registry.open_current(Pair)
+
+
+@pytest.mark.parametrize("failing", ["the trailer", "the header", "the image"])
+def test_a_failed_read_is_no_damage(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    write(machine, "x", 1)
+    machine.drain([Pair])
+    target = tmp_path / "some.snapshot"
+    image_bytes = save(machine, target).byte_count
+    served = machine.served(Pair, ["x"])
+    machine.reboot()
+    preadv = os.preadv
+
+    def refused(descriptor: int, into: list[memoryview], offset: int) -> int:
+        is_header = len(into[0]) == fmt.HEADER_BYTES
+        part = "the trailer" if offset >= image_bytes else "the header" if is_header else "the image"
+        if part == failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return preadv(descriptor, into, offset)
+
+    monkeypatch.setattr(os, "preadv", refused)
+    with pytest.raises(SharedMemoryError, match=r"cannot read the snapshot .*some\.snapshot: Input/output error"):
+        restore(target, machine.registry)
+    assert list(machine.shm.iterdir()) == []
+    monkeypatch.setattr(os, "preadv", lambda descriptor, into, offset: preadv(descriptor, [into[0][:4000]], offset))
+    restore(target, machine.registry)
+    assert machine.served(Pair, ["x"]) == served
 
 
 def test_what_is_served_is_not_replaced(machine: Machine, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ class Dataset:
         metadata, damaged = {}, []
         for file in self.listing().files:
             try:
-                metadata[file] = self._footer(file)
+                metadata[file] = self.footer(file)
             except VanishedError:
                 continue
             except CorruptHistoryError as error:
@@ -62,7 +62,14 @@ class Dataset:
         pieces = in_force(metadata)
         return Loaded(self._storage, [self._part(piece, metadata[piece.file]) for piece in pieces], damaged)
 
-    def _footer(self, file: DataFile) -> pq.FileMetaData:
+    def footer(self, file: DataFile) -> pq.FileMetaData:
+        """The footer of a file, which has the columns of a history.
+
+        :raises CorruptHistoryError: if it is no whole Parquet file, or has other columns.
+        :raises HistoryUnavailableError: if it cannot be read now.
+        :raises VanishedError: if it is gone.
+        """
+
         def read(source: pa.NativeFile) -> Iterator[pq.FileMetaData]:
             yield pq.read_metadata(source)
 

@@ -70,6 +70,11 @@ class Storage:
         info = self._guarded(self._root, lambda: self._fs.get_file_info(self._root))
         return bool(info.type == fs.FileType.Directory)
 
+    def schema_names(self) -> list[str]:
+        """The folders under the base, one for each schema, sorted."""
+        infos = self._guarded(self._root, lambda: self._fs.get_file_info(fs.FileSelector(self._root)))
+        return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
+
     def listing(self, folder: str) -> Listing:
         """All files below a folder, by kind; empty if the folder does not exist."""
         found = Listing()

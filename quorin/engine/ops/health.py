@@ -17,12 +17,13 @@ from quorin.engine.backend import connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SEQUENCE_BITS
 from quorin.engine.ops.observe import Observer
 from quorin.engine.words import ago, count, counted, duration, size
-from quorin.errors import QuorinError
+from quorin.errors import CorruptHistoryError, HistoryUnavailableError, QuorinError
 from quorin.schema import fingerprint, schema_from_json
 from quorin.wal import DEFAULT_MAX_ENTRIES
 
 if TYPE_CHECKING:
     from quorin.engine.backend import Backend
+    from quorin.engine.history.storage import Storage
     from quorin.engine.ops.observe import Deployment, SegmentState
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -88,6 +89,48 @@ def check_deployment(
         return [Check("control plane", PROBLEM, str(error), "check that it runs, and that this user has access")]
     finally:
         backend.close()
+
+
+def check_history(base: str | os.PathLike[str]) -> list[Check]:
+    """Every file of a history as far as its footer: one check a schema, and one for each file that cannot be read."""
+    from quorin.engine.history.storage import Storage
+
+    try:
+        storage = Storage(base, None)
+        if not storage.exists():
+            advice = "see that the address is right; a consumer makes a history with its first flush"
+            return [Check(f"history at {storage.address}", PROBLEM, "no such directory", advice)]
+        return [check for name in storage.schema_names() for check in _history(storage, name)]
+    except HistoryUnavailableError as error:
+        return [
+            Check("history", PROBLEM, str(error), "see that the storage can be reached, and that this user may read it")
+        ]
+
+
+def _history(storage: Storage, schema_name: str) -> Iterator[Check]:
+    from quorin.engine.history.dataset import Dataset
+    from quorin.engine.history.storage import VanishedError
+
+    dataset = Dataset(storage, schema_name, strict=False, reported=set())
+    listing, rows, problems = storage.listing(storage.folder(schema_name)), 0, 0
+    name = f"history of {schema_name}"
+    for file in sorted(listing.files):
+        try:
+            rows += dataset.footer(file).num_rows
+        except VanishedError:  # A compaction has merged it into another, which is not listed yet.
+            continue
+        except CorruptHistoryError as error:
+            problems += 1
+            advice = "reads leave it out: bring it back from a copy, or move it away"
+            yield Check(name, PROBLEM, f"damaged: {error}", advice)
+        except HistoryUnavailableError as error:
+            problems += 1
+            advice = "reads fail until it can be read: see to its rights and to the storage"
+            yield Check(name, PROBLEM, f"unreadable: {error}", advice)
+    for path in listing.foreign:
+        yield Check(name, WARNING, f"{path} has no name of a history's file", "reads leave it out: move it away")
+    if not problems:
+        yield Check(name, OK, f"{counted(rows, 'row')} in {counted(len(listing.files), 'file')}")
 
 
 def _shared_memory(directory: Path) -> Check:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from quorin.assembly import read
 from quorin.engine.backend import connect
+from quorin.engine.history.storage import Storage
+from quorin.engine.ops.health import check_history
+from quorin.engine.rows.batch import row_batch
 from quorin.offline import ParquetDatasetStore
 from quorin.schema import schema_to_json
 from quorin.shm import SegmentRegistry
@@ -87,6 +92,40 @@ def test_a_machine_comes_back_from_its_history_and_from_a_snapshot(deployment: D
     assert compacted.stdout.startswith("Trip: "), compacted.stderr
     assert len(ParquetDatasetStore(deployment.base).latest_features(TRIP)) == 2
     deployment.reboot()
+
+
+def test_doctor_names_each_file_of_the_history_that_cannot_be_read(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = deployment.run("doctor", "--offline", str(deployment.base))
+    assert missing.returncode == 1
+    assert f"problem history at {deployment.base}: no such directory" in missing.stdout
+    store = ParquetDatasetStore(deployment.base)
+    for position in (1, 2, 3):
+        batch = row_batch(TRIP, f"id{position}", {"score": 1.0}, position)
+        store.append(TRIP, batch, pa.array([position], pa.int64()))
+        store.flush()
+    first, second, _ = sorted(deployment.base.rglob("*.parquet"))
+    assert [(check.status, check.found) for check in check_history(deployment.base)] == [("ok", "3 rows in 3 files")]
+
+    first.write_bytes(first.read_bytes()[:-9])
+    (first.parent / "notes.parquet").touch()
+    opened = Storage.open
+
+    def refused(storage: Storage, path: str) -> pa.NativeFile:
+        if path == str(second):
+            raise storage.unavailable(f"cannot read {path}", PermissionError(errno.EACCES, "Permission denied"))
+        return opened(storage, path)
+
+    monkeypatch.setattr(Storage, "open", refused)
+    checks = check_history(deployment.base)
+    assert [check.status for check in checks] == ["problem", "problem", "warning"]
+    assert checks[0].found.startswith(f"damaged: {first} is no whole Parquet file: ")
+    assert checks[1].found.startswith(f"unreadable: cannot read {second}: ")
+    assert "notes.parquet" in checks[2].found
+    done = deployment.run("doctor", "--offline", str(deployment.base))
+    assert done.returncode == 1
+    assert first.name in done.stdout
 
 
 def test_what_cannot_be_is_refused(deployment: Deployment, tmp_path: Path) -> None:
