@@ -10,10 +10,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import fsspec
 import hypothesis.strategies as st
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -231,6 +233,65 @@ def test_what_is_asked_for_is_checked(tmp_path: Path) -> None:
         {"entity_id": "x", "as_of_time_ns": 1, "event_time_ns": None, "a": None, "b": None}
     ]
     assert len(store.latest_features(Pair)) == 0
+
+
+QUERIES: dict[str, Any] = {
+    "dict": lambda ids, times: {"entity_id": ids, "as_of_time_ns": times},
+    "rows": lambda ids, times: [
+        {"entity_id": key, "as_of_time_ns": time} for key, time in zip(ids, times, strict=True)
+    ],
+    "record batch": lambda ids, times: pa.record_batch([ids, times], ["entity_id", "as_of_time_ns"]),
+    "categorical": lambda ids, times: pl.DataFrame({"entity_id": ids, "as_of_time_ns": times}).with_columns(
+        pl.col("entity_id").cast(pl.Categorical)
+    ),
+    "enum": lambda ids, times: pl.DataFrame({"entity_id": ids, "as_of_time_ns": times}).with_columns(
+        pl.col("entity_id").cast(pl.Enum(["a", "x", "y"]))
+    ),
+    "pandas categorical": lambda ids, times: pd.DataFrame({"entity_id": pd.Categorical(ids), "as_of_time_ns": times}),
+    "pandas, other columns": lambda ids, times: pd.DataFrame(
+        {"entity_id": ids, "as_of_time_ns": times, "mixed": [{1, 2}, "a", 3 + 4j]}
+    ),
+    "polars, other columns": lambda ids, times: pl.DataFrame(
+        {"entity_id": ids, "as_of_time_ns": times, "objects": pl.Series([{1}, {2}, {3}], dtype=pl.Object)}
+    ),
+    "duckdb": lambda ids, times: duckdb.from_arrow(pa.table({"entity_id": ids, "as_of_time_ns": times})),
+    "bytes": lambda ids, times: {"entity_id": [key.encode() for key in ids], "as_of_time_ns": np.array(times)},
+    "dates": lambda ids, _: {"entity_id": ids, "as_of_time_ns": pa.array([1, 0, 3], pa.date32())},
+}
+NULL_IDS = {
+    "rows": lambda ids: [{"entity_id": key, "as_of_time_ns": 9} for key in ids],
+    "arrow": lambda ids: pa.table({"entity_id": ids, "as_of_time_ns": [9] * len(ids)}),
+    "pandas": lambda ids: pd.DataFrame({"entity_id": pd.Categorical(ids), "as_of_time_ns": 9}),
+    "masked": lambda ids: {
+        "entity_id": np.ma.masked_array(["a", "x", "y"], [key is None for key in ids]), "as_of_time_ns": [9, 9, 9],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", QUERIES)
+def test_queries_are_taken_in_every_form_of_a_table(tmp_path: Path, form: str) -> None:
+    store = ParquetDatasetStore(tmp_path)
+    day = 86_400 * 10**9
+    put_row(store, "x", 1, day, 1)
+    put_row(store, "y", 2, 3 * day, 2)
+    store.flush()
+    queries = QUERIES[form](["x", "x", "y"], [day, 0, 3 * day])
+    found = store.read_point_in_time(Pair, queries)
+    assert found.column_names == ["entity_id", "as_of_time_ns", "event_time_ns", "a", "b"]
+    assert found.column("as_of_time_ns").to_pylist() == [day, 0, 3 * day]
+    assert found.column("a").to_pylist() == [1, None, 2]
+
+
+@pytest.mark.parametrize("form", NULL_IDS)
+def test_a_null_among_the_ids_of_queries_is_refused_with_its_row(tmp_path: Path, form: str) -> None:
+    store = ParquetDatasetStore(tmp_path)
+    with pytest.raises(EntityIdError, match="row 1"):
+        store.read_point_in_time(Pair, NULL_IDS[form](["a", None, "y"]))
+    with pytest.raises(InvalidRowError, match=r"row 1.*'as_of_time_ns'"):
+        store.read_point_in_time(Pair, {"entity_id": ["a", "b"], "as_of_time_ns": [1, None]})
+    with pytest.raises(InvalidRowError, match="2 entity ids and 1 times"):
+        store.read_point_in_time(Pair, {"entity_id": ["a", "b"], "as_of_time_ns": [1]})
+    assert store.read_point_in_time(Pair, []).num_rows == 0
 
 
 def test_a_position_survives_a_restart_and_nothing_is_taken_twice(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from quorin import metrics
 from quorin.engine.history import parquet as columns
 from quorin.engine.history.files import DataFile, Piece, in_force
+from quorin.engine.history.rewritten import restored, restored_schema, with_fields
 from quorin.engine.history.storage import Listing, Storage, VanishedError, decoded
 from quorin.engine.log.record import Kind
 from quorin.engine.rows.column import numbers
@@ -53,7 +54,7 @@ class Dataset:
         metadata, damaged = {}, []
         for file in self.listing().files:
             try:
-                metadata[file] = self.footer(file)
+                metadata[file] = self._footer(file)
             except VanishedError:
                 continue
             except CorruptHistoryError as error:
@@ -62,14 +63,18 @@ class Dataset:
         pieces = in_force(metadata)
         return Loaded(self._storage, [self._part(piece, metadata[piece.file]) for piece in pieces], damaged)
 
-    def footer(self, file: DataFile) -> pq.FileMetaData:
-        """The footer of a file, which has the columns of a history.
+    def check(self, file: DataFile) -> int:
+        """How many rows a file has, if reads take it, as far as its footer tells.
 
-        :raises CorruptHistoryError: if it is no whole Parquet file, or has other columns.
+        :raises CorruptHistoryError: if it is no whole Parquet file, or has other columns or types.
         :raises HistoryUnavailableError: if it cannot be read now.
         :raises VanishedError: if it is gone.
         """
+        metadata = self._footer(file)
+        restored_schema(file.path, metadata.schema.to_arrow_schema())
+        return int(metadata.num_rows)
 
+    def _footer(self, file: DataFile) -> pq.FileMetaData:
         def read(source: pa.NativeFile) -> Iterator[pq.FileMetaData]:
             yield pq.read_metadata(source)
 
@@ -78,7 +83,11 @@ class Dataset:
         return found
 
     def _part(self, piece: Piece, metadata: pq.FileMetaData) -> Part:
-        part = Part(piece, metadata, 0)
+        written = metadata.schema.to_arrow_schema()
+        own = restored_schema(piece.file.path, written)
+        # Tools that rewrite files drop this metadata, and a compaction of such files has none to keep.
+        is_rewritten = not own.equals(written) or columns.SCHEMA_METADATA not in (written.metadata or {})
+        part = Part(piece, metadata, own, is_rewritten, 0)
         if piece.beyond <= piece.file.after:
             return part
 
@@ -86,8 +95,8 @@ class Dataset:
             yield _parquet(part, source).read(columns=["position"])
 
         (table,) = decoded(self._storage, piece.file.path, read, "is damaged")
-        positions = numbers(table.column("position").combine_chunks(), np.int64)
-        return Part(piece, metadata, int(np.searchsorted(positions, piece.beyond, side="right")))
+        positions = np.concatenate([part.restored(batch)["position"].to_numpy() for batch in table.to_batches()])
+        return replace(part, first=int(np.searchsorted(positions, piece.beyond, side="right")))
 
     def _refuse(self, path: str, reason: str) -> None:
         if self._strict:
@@ -100,10 +109,14 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Part:
-    """A file in force, from row ``first`` on."""
+    """A file in force, from row ``first`` on. ``arrow_schema`` has the types that its columns are read as; in a file that
+    another tool rewrote, the stored types differ.
+    """
 
     piece: Piece
     metadata: pq.FileMetaData
+    arrow_schema: pa.Schema
+    is_rewritten: bool
     first: int
 
     @property
@@ -118,10 +131,12 @@ class Part:
         size: int = sum(group.total_byte_size for group in groups) // max(1, int(self.metadata.num_rows))
         return max(LEAST_BATCH_ROWS, min(BATCH_ROWS, BATCH_BYTES // max(1, size)))
 
-    @cached_property
-    def arrow_schema(self) -> pa.Schema:
-        """Its columns."""
-        return self.metadata.schema.to_arrow_schema()
+    def restored(self, rows: pa.RecordBatch, schema: Schema | None = None) -> pa.RecordBatch:
+        """Rows of the file with the types of a history, and of the schema's fields if given."""
+        if not self.is_rewritten:
+            return rows
+        rows = restored(self.piece.file.path, rows, self.arrow_schema)
+        return rows if schema is None else with_fields(schema, self.piece.file.path, rows)
 
     @cached_property
     def has_partial_rows(self) -> bool:
@@ -176,7 +191,12 @@ class Loaded:
                 number += len(batch)
 
     def raw_batches(
-        self, part: Part, names: Sequence[str] | None = None, *, use_threads: bool = True
+        self,
+        part: Part,
+        names: Sequence[str] | None = None,
+        *,
+        schema: Schema | None = None,
+        use_threads: bool = True,
     ) -> Iterator[pa.RecordBatch]:
         """The rows of a part in force, unconverted; all columns, or the named ones."""
         groups, skip = _groups_from(part)
@@ -189,7 +209,7 @@ class Loaded:
             left = batch.slice(min(skip, len(batch)))
             skip -= len(batch) - len(left)
             if len(left):
-                yield left
+                yield part.restored(left, schema)
 
     def rows(self, numbers: np.ndarray[Any, Any], schema: Schema) -> pa.Table:
         """The rows with these numbers (sorted, unique) in canonical form; unset fields of partial rows are null."""
@@ -213,7 +233,7 @@ class Loaded:
             if part.piece.file.through <= after:
                 continue
             names = [*columns.KEY_COLUMNS, *columns.field_columns(schema, part.arrow_schema)]
-            for batch in self.raw_batches(part, names):
+            for batch in self.raw_batches(part, names, schema=schema):
                 first = int(np.searchsorted(numbers(batch.column("position"), np.int64), after, side="right"))
                 yield from columns.split(schema, part.piece.file.path, batch.slice(first))
 
@@ -235,7 +255,7 @@ class Loaded:
         for group, table in zip(needed, tables, strict=True):
             rows = local[edges[group] : edges[group + 1]] - starts[group]
             for batch in table.take(pa.array(rows)).combine_chunks().to_batches():
-                yield columns.canonical(schema, path, batch, Kind.upsert, None)
+                yield columns.canonical(schema, path, part.restored(batch, schema), Kind.upsert, None)
 
 
 def _groups_from(part: Part) -> tuple[list[int], int]:

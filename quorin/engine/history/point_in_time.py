@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 
 from quorin.engine.history.parquet import column_name
 from quorin.engine.log.record import Kind
-from quorin.engine.rows.batch import ENTITY_ID, EVENT_TIME
-from quorin.engine.rows.column import cast_entity_ids, cast_event_times
+from quorin.engine.rows.batch import ENTITY_ID, EVENT_TIME, time_column
+from quorin.engine.rows.column import cast_entity_ids
+from quorin.engine.rows.intake import table_columns
 from quorin.engine.rows.value import check_event_time
 from quorin.errors import InvalidRowError
 
@@ -46,13 +47,16 @@ class Queries:
 
     @classmethod
     def of(cls, table: Any, lookback: Any) -> Queries:
-        """Check what a caller asks."""
-        arrow = _as_table(table)
+        """Check what a caller asks. Columns other than ids and times are not looked at."""
+        is_empty = isinstance(table, (list, tuple)) and not table
+        columns = {ENTITY_ID: (), AS_OF: ()} if is_empty else table_columns(table)
         for name in (ENTITY_ID, AS_OF):
-            if name not in arrow.schema.names:
-                raise InvalidRowError(f"queries need the column {name!r}; they have {arrow.schema.names}")
-        ids = cast_entity_ids(_one(arrow.column(ENTITY_ID)), None)
-        times = cast_event_times(_one(arrow.column(AS_OF))).to_numpy()
+            if name not in columns:
+                raise InvalidRowError(f"queries need the column {name!r}; they have {list(columns)}")
+        ids = cast_entity_ids(columns[ENTITY_ID], None)
+        times = time_column(columns[AS_OF], AS_OF).to_numpy()
+        if len(ids) != len(times):
+            raise InvalidRowError(f"queries have {len(ids)} entity ids and {len(times)} times")
         return cls(ids, times, None if lookback is None else _earliest(times, lookback))
 
 
@@ -274,18 +278,6 @@ def _lookbacks(lookback: Any) -> pa.Array:
     if pa.types.is_duration(values.type):
         values = values.cast(pa.duration("ns"))
     return values.cast(pa.int64())
-
-
-def _as_table(table: Any) -> pa.Table:
-    if isinstance(table, pa.RecordBatch):
-        return pa.Table.from_batches([table])
-    if isinstance(table, pa.Table):
-        return table
-    if hasattr(table, "__arrow_c_stream__"):
-        return pa.table(table)
-    if hasattr(table, "to_dict") and hasattr(table, "columns"):
-        return pa.Table.from_pandas(table, preserve_index=False)
-    raise InvalidRowError(f"expected queries as an Arrow table or a DataFrame, got {type(table).__name__}")
 
 
 def _one(column: Any) -> pa.Array:

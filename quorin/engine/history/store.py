@@ -168,15 +168,17 @@ class ParquetDatasetStore:
     ) -> pa.Table:
         """Point-in-time read: for each query, the newest row at or before its time.
 
-        ``queries`` (Arrow or pandas) has ``entity_id`` and ``as_of_time_ns`` (int64 nanoseconds or timestamps). Between
-        equal event times the larger tie-breaker wins, if the schema has one, then the later log position. ``lookback``
-        (nanoseconds or a timedelta; one for all, or one per query, with null for none) excludes older rows.
+        ``queries`` is a table of any kind that :func:`quorin.layout.insert_many` takes, with ``entity_id`` and
+        ``as_of_time_ns`` (int64 nanoseconds, timestamps or dates); other columns are ignored. Between equal event times
+        the larger tie-breaker wins, if the schema has one, then the later log position. ``lookback`` (nanoseconds or a
+        timedelta; one for all, or one per query, with null for none) excludes older rows.
 
         Returns one row per query, in order: ``entity_id``, ``as_of_time_ns``, ``event_time_ns``, the fields. All but
         the first two are null if there is no row, or the entity was deleted. A partial row is merged with the row that
         it was applied to.
 
-        :raises InvalidRowError, EntityIdError: for queries that lack a column, or have an invalid id or time.
+        :raises InvalidRowError, EntityIdError: for queries that lack a column, or have an invalid or null id or time;
+            the text names the row.
         """
         from quorin.engine.history.point_in_time import Queries, answer
 

@@ -163,7 +163,7 @@ def to_batch(
                 f"schema {schema.__name__!r}: the table has a column {EVENT_TIME!r}, and event_time_ns="
                 f"{event_time_ns!r} is given: expected one of them"
             )
-        times = _time_column(columns[EVENT_TIME])
+        times = time_column(columns[EVENT_TIME], EVENT_TIME)
     else:
         times = pa.array(np.full(len(ids), event_time_or_now(event_time_ns), np.int64))
     values = [_field_column(columns[field.name], field) for field in fields]
@@ -239,8 +239,12 @@ def _field_column(column: Any, field: FeatureField) -> pa.Array:
         return checked_column(field, error.values)
 
 
-def _time_column(column: Any) -> pa.Array:
+def time_column(column: Any, name: str) -> pa.Array:
+    """A column of times, as :func:`quorin.engine.rows.intake.arrow_column` takes them, in ``int64`` nanoseconds.
+
+    :raises InvalidRowError: naming the column and the row, for the first value that is null or no time in range.
+    """
     try:
-        return cast_event_times(arrow_column(column, EVENT_TIME))
+        return cast_event_times(arrow_column(column, name), name)
     except NoArrowTypeError as error:
-        return pa.array(check_each(EVENT_TIME, check_event_time, error.values), pa.int64())
+        return pa.array(check_each(name, check_event_time, error.values), pa.int64())

@@ -76,7 +76,7 @@ def cast_entity_ids(column: Any, max_id_bytes: int | None) -> pa.Array:
     return ids
 
 
-def cast_event_times(array: pa.Array) -> pa.Array:
+def cast_event_times(array: pa.Array, name: str = "event_time_ns") -> pa.Array:
     """A column of event times as ``int64`` nanoseconds since the epoch; naive timestamps are taken as UTC, and dates as
     their midnight in UTC.
 
@@ -96,15 +96,15 @@ def cast_event_times(array: pa.Array) -> pa.Array:
             row = _first_outside(array)
             number = array.view(pa.int64())[row]
             raise InvalidRowError(
-                f"row {row}, column 'event_time_ns': expected a time from 1677-09-21 00:12:43.145225 to 2262-04-11 "
+                f"row {row}, column {name!r}: expected a time from 1677-09-21 00:12:43.145225 to 2262-04-11 "
                 f"23:47:16.854775 UTC, got {number} {array.type.unit} since the epoch"
             ) from error
-        check_each("event_time_ns", check_event_time, _values_of("event_time_ns", array))
+        check_each(name, check_event_time, _values_of(name, array))
         raise InvalidRowError(
-            f"column 'event_time_ns': expected integer nanoseconds or timestamps from 1678 to 2261, got {source}"
+            f"column {name!r}: expected integer nanoseconds or timestamps from 1678 to 2261, got {source}"
         ) from error
     if times.null_count:
-        raise InvalidRowError(f"row {_first(pc.is_null(times))}: column 'event_time_ns': expected a time, got null")
+        raise InvalidRowError(f"row {_first(pc.is_null(times))}: column {name!r}: expected a time, got null")
     return times
 
 
