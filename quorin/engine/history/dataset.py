@@ -109,8 +109,8 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Part:
-    """A file in force, from row ``first`` on. ``arrow_schema`` has the types that its columns are read as; in a file that
-    another tool rewrote, the stored types differ.
+    """A file in force, from row ``first`` on. ``arrow_schema`` has the types that its columns are read as; in a file
+    that another tool rewrote, the stored types differ.
     """
 
     piece: Piece

@@ -114,16 +114,25 @@ class PendingFile:
             os.close(descriptor)
 
     def publish(self) -> Mapping:
-        """Give the file its name. :raises FileExistsError: if another file has it."""
-        os.link(self._pending, self._path)
-        self._pending.unlink()
-        self._unlock()
+        """Give the file its name.
+
+        :raises FileExistsError: if another file has it. :raises SharedMemoryError: if the system refuses.
+        """
+        try:
+            os.link(self._pending, self._path)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise SharedMemoryError(error.errno, f"cannot name segment file {self._path}: {error.strerror}") from error
+        self.discard()
         return self.mapping
 
     def discard(self) -> None:
-        """Remove the unfinished file."""
-        self._pending.unlink(missing_ok=True)
-        self._unlock()
+        """Remove the unfinished name. :raises SharedMemoryError: if the system refuses."""
+        try:
+            unlink(self._pending)
+        finally:
+            self._unlock()
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -154,8 +163,12 @@ def is_locked(path: Path) -> bool:
     """Whether a process holds a file's lock."""
     try:
         lock = FileLock.try_acquire(path)
-    except (SegmentNotFoundError, PermissionError):
+    except SegmentNotFoundError:
         return False
+    except SharedMemoryError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return False
+        raise
     if lock is None:
         return True
     lock.release()
@@ -263,7 +276,9 @@ class FileLock:
 
     @classmethod
     def try_acquire(cls, path: Path) -> FileLock | None:
-        """The lock, or None if another holder has it. :raises SegmentNotFoundError: if the file is gone.
+        """The lock, or None if another holder has it.
+
+        :raises SegmentNotFoundError: if the file is gone. :raises SharedMemoryError: if the system refuses.
 
         A file that its last holder removed between our opening and our locking it is gone as well.
         """
@@ -271,6 +286,8 @@ class FileLock:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError as error:
             raise SegmentNotFoundError(f"no segment file {path}") from error
+        except OSError as error:
+            raise SharedMemoryError(error.errno, f"cannot open segment file {path}: {error.strerror}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -300,8 +317,14 @@ class FileLock:
 
 
 def unlink(path: Path) -> None:
-    """Remove a segment's name. Processes that have it mapped keep it until they let go."""
-    path.unlink(missing_ok=True)
+    """Remove a segment's name. Processes that have it mapped keep it until they release it.
+
+    :raises SharedMemoryError: if the system refuses.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise SharedMemoryError(error.errno, f"cannot remove segment file {path}: {error.strerror}") from error
 
 
 _held_locks: weakref.WeakSet[FileLock] = weakref.WeakSet()

@@ -280,17 +280,17 @@ class Segment:
         old_lease, self._view = self._lease, successor.through(old.schema if is_upgrade else None)
         metrics.flips.labels(old.schema.__name__).inc()
         self._begin_writing(successor, lease)
-        if self._nothing_points_behind(successor):
-            unlink_older_generations(successor)
-        if old_lease is not None:
-            old_lease.release()
+        try:
+            if self._nothing_points_behind(successor):
+                unlink_older_generations(successor)
+        finally:
+            if old_lease is not None:
+                old_lease.release()
 
     def close(self) -> None:
-        """Let go of the memory and the lease. Reads after it raise :class:`SegmentClosedError`; a second call does
-        nothing.
+        """Release the memory and the lease. Later reads raise :class:`SegmentClosedError`; a second call does nothing.
 
-        The memory goes back to the system when no thread is inside a kernel any more. A child that closes an inherited
-        segment does its parent no harm.
+        The memory is freed when no thread is inside a kernel. A child that closes an inherited segment harms no parent.
         """
         if not isinstance(self._view, _ClosedView):
             self.release_writer_lease()
