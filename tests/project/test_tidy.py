@@ -19,19 +19,12 @@ PUBLIC = {path.stem for path in (ROOT / "quorin").glob("*.py") if not path.stem.
 """A file at the top of ``quorin/`` is public, a folder is internal."""
 MAX_MODULE_LINES, MAX_CLASS_LINES, MAX_FUNCTION_LINES = 400, 250, 70
 # What is over a limit, with its length. These lists only shrink: an entry that is within the limit must be removed.
-LONG_MODULES = {
-    "session": 408,
-    "read": 415,
-    "write": 442,
-    "segment": 445,
-    "view": 464,
-    "schema": 424,
-}
+LONG_MODULES = {"session": 408, "read": 415, "write": 442, "segment": 445, "view": 464, "schema": 424}
 LONG_CLASSES = {"QuorinOnlineStore": 255, "Engine": 343, "Segment": 313}
-LONG_FUNCTIONS = {"consumer": 89, "apply_rows": 82}
+LONG_FUNCTIONS = {"apply_rows": 82}
 CIRCLES = {
-    frozenset({"growth", "segment"}),
     frozenset({"apply", "session"}),
+    frozenset({"growth", "segment"}),
 }
 """Modules that import each other, type-only imports included; modules by their last name. This list only shrinks."""
 REACH_INS = [
