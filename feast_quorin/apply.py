@@ -1,103 +1,121 @@
-"""What ``feast apply`` and ``feast teardown`` do to segments: create, carry over to a changed schema, remove."""
+"""``feast apply`` and ``feast teardown``: create segments, upgrade them to changed views, remove them."""
 
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from feast_quorin.names import is_field_name
+from feast_quorin.names import is_field_name, project_prefix, schema_names
+from feast_quorin.views import stored_view
 from quorin.errors import SchemaError, SegmentConflictError, SegmentNotFoundError
 from quorin.schema import is_other_entity, make_schema, schema_to_json
 
 if TYPE_CHECKING:
-    from feast_quorin.session import Engine
+    from collections.abc import Iterable
+
+    from feast.repo_config import RepoConfig
+
+    from feast_quorin.session import Session
     from feast_quorin.views import StoredView
     from quorin.schema import FeatureField, Schema
 
 _ATTEMPTS = 5
 
 
-def apply_view(engine: Engine, view: StoredView, *, drops: bool) -> None:
-    """Give a view a segment with its fields. Rows of a segment with other fields are carried over.
+def apply_tables(session: Session, config: RepoConfig, tables: Iterable[Any]) -> None:
+    """:func:`apply_view` for every view of an ``apply``.
 
-    Features that kept name and type keep their values; new ones, and those of another type, are null: their fields have
-    other names, so that the segment is upgraded (:mod:`quorin.evolution`), by its consumer if one runs. Readers follow
-    at their next read. A crash in between leaves the old segment current and whole; applying again completes it.
+    Fields of removed features are dropped only if Feast numbered the new definition as a version: Feast also applies
+    definitions that do not become current (``no_promote``, or an older ``version``). If versions of views are enabled,
+    each has a segment of its own, and its features never change.
+    """
+    for table in tables:
+        view = stored_view(config, table)
+        if config.registry.enable_online_feature_view_versioning and session.catalogue.is_known(view.schema.__name__):
+            continue
+        apply_view(session, view, drops=getattr(table, "current_version_number", None) is not None)
 
-    Rows by other join keys, or by keys of other types, are no rows of the view: it begins anew without them.
 
-    ``drops`` says whether such rows, and fields that the view does not have, go away; else they stay as they are.
+def apply_view(session: Session, view: StoredView, *, drops: bool) -> None:
+    """Create the view's segment, or upgrade it to the view's fields with its rows.
 
-    :raises UpgradeAbortedError, WriterLeaseHeldError: if another process goes on writing to the segment for
-        ``timeout_ms``, no consumer.
-    :raises SegmentConflictError: if other processes make segments of the view again and again.
-    :raises SchemaError: if a schema of this name is there that is no feature view's.
+    A feature keeps its values if its name and type did not change. A new feature is null, and so is one whose type
+    changed, because its field has another name. A consumer that runs does the upgrade (:mod:`quorin.evolution`), and
+    readers follow at their next read. A crash leaves the old segment current and complete; applying again finishes the
+    upgrade.
+
+    Rows of other join keys, or of keys with other types, do not belong to the view: it starts empty.
+
+    With ``drops``, such rows and fields that the view does not have are removed; otherwise they stay.
+
+    :raises UpgradeAbortedError, WriterLeaseHeldError: if another process that is not a consumer keeps the writer lease
+        for ``timeout_ms``.
+    :raises SegmentConflictError: if other processes keep replacing the view's segment.
+    :raises SchemaError: if the schema of this name is not a feature view's.
     """
     for _ in range(_ATTEMPTS):
-        with suppress(SegmentConflictError):  # Another process was quicker: go on with its segment.
-            _apply_once(engine, view, drops=drops)
+        with suppress(SegmentConflictError):  # Another process was first: continue with its segment.
+            _apply_once(session, view, drops=drops)
             return
-    _apply_once(engine, view, drops=drops)
+    _apply_once(session, view, drops=drops)
 
 
-def _apply_once(engine: Engine, view: StoredView, *, drops: bool) -> None:
+def _apply_once(session: Session, view: StoredView, *, drops: bool) -> None:
     name = view.schema.__name__
-    beginning = engine.catalogue.beginning(name)
-    known = engine.catalogue.current_schema(name)
-    if known is None:
-        engine.catalogue.create(view.schema, beginning)
+    beginning = session.catalogue.beginning(name)
+    stored = session.catalogue.current_schema(name)
+    if stored is None:
+        session.catalogue.create(view.schema, beginning)
         return
-    _check_ours(engine, view, known)
-    if is_other_entity(view.schema, known):
+    _check_is_a_views(session, view, stored)
+    if is_other_entity(view.schema, stored):
         if drops:
-            engine.discard(name)
-            _apply_once(engine, view, drops=drops)
+            session.discard(name)
+            _apply_once(session, view, drops=drops)
         return
     try:
-        current = engine.reader(view).schema
-    except SegmentNotFoundError:  # Only possible where an external consumer is to fill segments: it replays the log.
-        engine.catalogue.restore(name)
+        current = session.prepare(view).schema
+    except SegmentNotFoundError:  # Only with an external consumer, which replays the log into the new segment.
+        session.catalogue.restore(name)
         return
-    if schema_to_json(known) != schema_to_json(current):  # An earlier call did not get to its end.
-        engine.catalogue.swap_schema(known, current)
-    fields = tuple(view.schema.fields) if drops else _of_both(current, view.schema)
+    if schema_to_json(stored) != schema_to_json(current):  # An earlier call was interrupted.
+        session.catalogue.swap_schema(stored, current)
+    fields = tuple(view.schema.fields) if drops else _all_fields(current, view.schema)
     entity = view.schema.entity or current.entity
     if set(fields) != set(current.fields) or entity != current.entity:
         tie_breaker = view.schema.tie_breaker or (None if drops else current.tie_breaker)
         version = current.version + 1
-        engine.upgrade(current, make_schema(name, fields, version=version, tie_breaker=tie_breaker, entity=entity))
+        session.upgrade(current, make_schema(name, fields, version=version, tie_breaker=tie_breaker, entity=entity))
 
 
-def remove(engine: Engine, name: str) -> None:
-    """Remove the rows and the schema of this name from shared memory and the control plane, if there are any.
+def remove_views(session: Session, project: str, views: Iterable[str]) -> None:
+    """Remove the rows and schemas of views, in all their versions, from shared memory and the control plane.
 
-    :raises WriterLeaseHeldError: if another process goes on writing to the segment for ``timeout_ms``.
+    :raises WriterLeaseHeldError: if another process keeps a writer lease for ``timeout_ms``.
     """
-    if engine.catalogue.is_known(name):
-        engine.discard(name)
+    for view in views:
+        for name in schema_names(session.catalogue.schema_names(), project, view):
+            session.discard(name)
 
 
-def check_entity(view: StoredView, stored: Schema) -> None:
-    """Refuse to find rows of a view by keys that they were not written by.
-
-    :raises SchemaError: naming both.
-    """
-    if is_other_entity(view.schema, stored):
-        raise SchemaError(
-            f"feature view {view.name!r}: its rows are by {stored.entity}, and here it is known by "
-            f"{view.schema.entity}. Run `feast apply`, or refresh the registry if that was done elsewhere"
-        )
+def remove_project(session: Session, project: str) -> None:
+    """Remove the rows and schemas of all views of a project; raises as :func:`remove_views`."""
+    for name in session.catalogue.schema_names():
+        if name.startswith(project_prefix(project)):
+            session.discard(name)
 
 
-def _check_ours(engine: Engine, view: StoredView, known: Schema) -> None:
-    others = [field.name for field in known.fields if not is_field_name(field.name) and field.name != known.tie_breaker]
+def _check_is_a_views(session: Session, view: StoredView, stored: Schema) -> None:
+    fields = (field.name for field in stored.fields if field.name != stored.tie_breaker)
+    others = [name for name in fields if not is_field_name(name)]
     if others:
+        address = session.registry.backend.address
         raise SchemaError(
-            f"feature view {view.name!r}: the schema {known.__name__!r} at {engine.registry.backend.address} is no "
-            f"feature view's: it has a field {others[0]!r}. Give the project another name or another `path`"
+            f"feature view {view.name!r}: the schema {stored.__name__!r} at {address} is not a feature view's: "
+            f"it has a field {others[0]!r}. Choose another project name or another `path`"
         )
 
 
-def _of_both(old: Schema, new: Schema) -> tuple[FeatureField, ...]:
+def _all_fields(old: Schema, new: Schema) -> tuple[FeatureField, ...]:
     kept = {field.name for field in old.fields}
     return (*old.fields, *(field for field in new.fields if field.name not in kept))

@@ -1,6 +1,6 @@
-"""One process's connection to the engine: segments to read, the log to write to, and inline application.
+"""What one process has open of a store: the views' segments to read, and the consumers that apply its writes.
 
-An :class:`Engine` is made when a store is first used and made anew in a forked child. It holds no thread.
+A :class:`Session` is made when a store is first used, and anew in a forked child. It holds no thread.
 """
 
 from __future__ import annotations
@@ -8,33 +8,28 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from feast_quorin.apply import apply_view, check_entity
 from feast_quorin.catalogue import Catalogue
+from feast_quorin.views import check_entity
 from quorin import assembly
 from quorin.errors import (
-    EntityIdError,
-    InvalidRowError,
     QuorinError,
     SchemaMismatchError,
     SegmentClosedError,
     SegmentConflictError,
     SegmentNotFoundError,
-    WriterFencedError,
-    WriterLeaseHeldError,
-    WriteSyncTimeoutError,
 )
 from quorin.evolution import upgrade_schema
+from quorin.inline_consumer import InlineConsumer
 from quorin.logging import get_logger
 from quorin.offline import ParquetDatasetStore
 from quorin.shm import Segment, SegmentRegistry
 from quorin.wal import WALProducer, position_at
-from quorin.wal_consumer import WALConsumer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,18 +38,17 @@ if TYPE_CHECKING:
     from feast_quorin.views import StoredView
     from quorin.assembly import Columns
     from quorin.schema import Schema
-    from quorin.wal import Tail
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
-_ATTEMPTS = 6
+MAX_ATTEMPTS = 6
+_OPEN_ATTEMPTS = 4
 _RETRY_SECONDS = 0.01
-_POLL_SECONDS = (0.0002, 0.002)
 
 _log = get_logger(__name__)
 
 
-class Engine:
+class Session:
     """Everything that one process needs to read and write views. Threads may share it.
 
     :raises ConnectionFailedError: if the control plane cannot be reached; the text names the address.
@@ -62,43 +56,40 @@ class Engine:
 
     def __init__(self, settings: StoreSettings, connection: str, history: str | None = None) -> None:
         self.pid = os.getpid()
-        self._settings = settings
+        self.settings = settings
         if settings.redis_url is None:
-            with suppress(OSError):  # The engine says what is wrong with the directory, if anything is.
+            with suppress(OSError):  # SegmentRegistry raises an error that says what is wrong with the directory.
                 Path(connection).parent.mkdir(exist_ok=True)
         self.registry = SegmentRegistry(connection, shm_dir=settings.shm_dir)
-        self._log = self.registry.backend.log()
         self._history = None if history is None else ParquetDatasetStore(history)
         self.catalogue = Catalogue(settings, self.registry, self._history)
-        self._producer = WALProducer(self.registry.backend, registry=self.registry)
-        self._readers: dict[str, Segment] = {}
+        self.producer = WALProducer(self.registry.backend, registry=self.registry)
+        self.accepted: dict[str, Schema] = {}
+        """By schema name, the schema all of whose fields the segment has, as :mod:`feast_quorin.write.log` found."""
         self.opened = object()
-        """Another one whenever reads of some view go to another segment than before."""
-        self._writers: dict[str, Segment] = {}
-        self._consumers: dict[str, tuple[Segment, WALConsumer]] = {}
-        self._applied_elsewhere: set[str] = set()
-        self._known: dict[str, Schema] = {}
+        """Replaced by another object whenever reads of some view go to another segment than before."""
+        self._readers: dict[str, Segment] = {}
+        self._consumers: dict[str, InlineConsumer] = {}
+        self._views: dict[str, StoredView] = {}
         self._opening = threading.Lock()
-        self._applying = threading.Lock()
 
     def read(self, view: StoredView, ids: Sequence[str], fields: Sequence[str]) -> tuple[list[str], pa.RecordBatch]:
-        """The named fields of entities, as :func:`quorin.assembly.read` gives them, and which of them the segment has.
-
-        Follows a segment that was replaced, even by one with other fields.
+        """Read fields of entities. Returns the names of those that the segment has, and :func:`quorin.assembly.read`'s
+        batch of them.
 
         :raises SegmentNotFoundError: if the view was never applied, or was removed.
         """
 
-        def read_kept(segment: Segment) -> tuple[list[str], pa.RecordBatch]:
+        def read_stored(segment: Segment) -> tuple[list[str], pa.RecordBatch]:
             stored = {field.name for field in segment.schema.fields}
             kept = [name for name in fields if name in stored]
             return kept, self.reader_of(segment, kept)(ids).to_batch()
 
-        return self.follow(view, read_kept)
+        return self.follow(view, read_stored)
 
     def reader_of(self, segment: Segment, fields: Sequence[str]) -> Callable[[Any], Columns]:
-        """What reads fields of a segment's rows as columns; rows past ``key_ttl_seconds`` are not found."""
-        seconds = self._settings.key_ttl_seconds
+        """A function that reads fields of a segment's rows as columns; rows past ``key_ttl_seconds`` are not found."""
+        seconds = self.settings.key_ttl_seconds
         if not seconds:
             return assembly.column_reader(segment, fields)
         read = assembly.column_reader(segment, fields, positions=True)
@@ -112,297 +103,181 @@ class Engine:
 
     @property
     def rows_expire(self) -> bool:
-        """Whether rows are forgotten some time after they were written."""
-        return self._settings.key_ttl_seconds is not None
+        """Whether rows are no longer served some time after they were written (``key_ttl_seconds``)."""
+        return self.settings.key_ttl_seconds is not None
 
-    def follow(self, view: StoredView, action: Callable[[Segment], Answer]) -> Answer:
-        """Do something with a view's current segment, and again if the segment is replaced by one with other fields.
+    def follow(self, view: StoredView, action: Callable[[Segment], Result]) -> Result:
+        """Call a function with a view's segment, and again if the segment is replaced meanwhile by one with other
+        fields. The segment is that of :meth:`prepare`.
 
         :raises SegmentNotFoundError: if the view was never applied, or was removed.
         """
-        for _ in range(_ATTEMPTS):
+        for _ in range(MAX_ATTEMPTS):
             try:
-                return action(self.reader(view))
+                return action(self.prepare(view))
             except (SchemaMismatchError, SegmentNotFoundError):
                 if not self.forget(view):
                     raise
         raise SegmentNotFoundError(
-            f"feature view {view.name!r}: its segment was replaced {_ATTEMPTS} times in one read"
+            f"feature view {view.name!r}: its segment was replaced {MAX_ATTEMPTS} times during one read"
         )
 
-    def write(self, view: StoredView, batch: pa.RecordBatch, *, partial: bool = False) -> int:
-        """Append rows to the log; gives the position of the last. A view that was never applied gets its segment here,
-        and fields that its segment does not have are added, unless this process only logs: its machine need not be the
-        segment's.
+    def prepare(self, view: StoredView) -> Segment:
+        """The view's segment, open for reading.
 
-        Fields that a ``partial`` batch does not have stay as they are.
+        At the first call, and after the segment was replaced, opens it (:meth:`open_or_restore`) and catches up with
+        the log (:meth:`catch_up`).
 
-        :raises LogFullError: if the log is at its limit.
+        :raises SegmentNotFoundError, SchemaError: as :meth:`open`.
         """
-        self._make_known(view)
-        try:
-            return self._producer.write_many(view.schema, batch, partial=partial)
-        except (InvalidRowError, EntityIdError) as error:  # What only the engine checks, such as text that is no UTF-8.
-            raise type(error)(f"view {view.name!r}: {error}") from None
-
-    def write_row(
-        self, view: StoredView, entity_id: str, values: Mapping[str, Any], event_time_ns: int
-    ) -> tuple[int, Tail | None]:
-        """What :meth:`write` does, for one row with a value for every field; and for :meth:`settle` what the log then
-        has for the view, if this process looks like the one that applies it.
-        """
-        self._make_known(view)
-        row, after = (view.schema, entity_id, values, event_time_ns), self._applied_here(view)
-        if after is None:
-            return self._producer.write(*row), None
-        return self._producer.write_and_read(*row, after=after)
-
-    def _applied_here(self, view: StoredView) -> int | None:
-        """Up to where a view is applied, if this process was the last that did it, as far as it knows."""
-        name = view.schema.__name__
-        segment = self._writers.get(name)
-        is_elsewhere = self._settings.consumer == "external" or name in self._applied_elsewhere
-        if segment is None or is_elsewhere or self._history is not None:
-            return None
-        try:
-            return segment.position
-        except (SchemaMismatchError, SegmentClosedError, SegmentNotFoundError):
-            return None
-
-    def _make_known(self, view: StoredView) -> None:
-        name = view.schema.__name__
-        opened = self._writers.get(name, self._readers.get(name))
-        # What is logged is applied, whoever logs it; a segment that is gone may have made room for one of other keys.
-        is_current = opened is None or self._is_there(opened)
-        if self._known.get(name) is not view.schema or not is_current:
-            known = self.catalogue.current_schema(name)
-            if known is not None:
-                check_entity(view, known)
-            only_logs = self._settings.consumer == "external" and self._settings.wait == "logged"
-            if known is None or not (only_logs or _names(view.schema) <= _names(known)):
-                apply_view(self, view, drops=False)
-            self._known[name] = view.schema
-
-    def settle(self, view: StoredView, position: int, tail: Tail | None = None) -> None:
-        """Return when what was logged up to ``position`` is where ``wait`` says; applies it here unless that is
-        others' job. ``tail`` is what :meth:`write_row` gave for the last row.
-
-        :raises WriteSyncTimeoutError: if nothing was applied for ``timeout_ms``. The write stays in the log.
-        """
-        wait = self._settings.wait == "applied"
-        if self._settings.consumer == "external":
-            if wait:
-                self._until(view, position, lambda: False)
-        elif wait:
-            if not self._drain(view, tail):
-                self._until(view, position, lambda: self._drain(view))
-        else:
-            self._drain(view, tail, relies=True)
-
-    def reader(self, view: StoredView) -> Segment:
-        """The view's current segment, open for reading; opened anew when its file is gone."""
         name = view.schema.__name__
         segment = self._readers.get(name)
-        if segment is None or not self._is_there(segment):
+        if segment is None or not self.is_in_force(segment):
             with self._opening:
-                segment = self._readers[name] = self._open(view, read_only=True)
+                segment = self._readers[name] = self.open_or_restore(view)
                 self.opened = object()
-            if self._settings.consumer != "external":
-                self._catch_up(view)
+            if self.settings.consumer != "external":
+                self.catch_up(view)
         return segment
 
-    def _catch_up(self, view: StoredView) -> None:
-        """Apply what was logged and not applied yet, or wait for the process that is doing it.
+    def open(self, view: StoredView, *, read_only: bool = True) -> Segment:
+        """Open the view's current segment, whatever its fields.
 
-        A read needs nothing of that, no room to grow, no permission to write, no log: whatever stands in the way, it
-        serves what is there.
-        """
-        try:
-            last = self._log.bounds().last
-            found = self._log.read(self._position(view), schema_names=[view.schema.__name__])
-            if not found.entries and found.through >= last:
-                return
-            # If other views' entries hid the end of the log, this moves the position past them, for the next process.
-            if not self._drain(view) and self._is_behind(view, last):
-                self._until(view, last, lambda: self._drain(view))
-        except QuorinError as error:
-            _log.warning("read_not_caught_up", view=view.name, error=str(error))
-
-    def is_open(self, name: str, segment: Segment) -> bool:
-        """Whether a segment is the one that reads of the view with this schema name go to, as far as we know here."""
-        return self._readers.get(name) is segment
-
-    def forget(self, view: StoredView) -> bool:
-        """Open the view's segment anew at the next read; False if none is open."""
-        known = self._readers.pop(view.schema.__name__, None) is not None
-        self.opened = object()
-        return known
-
-    def upgrade(self, old: Schema, new: Schema) -> None:
-        """Carry the current segment over to the next version of its schema.
-
-        :raises UpgradeAbortedError: if another process goes on writing to it for ``timeout_ms`` and does not do it.
-        :raises UpgradeConflictError: if another process changes it to something else at the same time.
-        """
-        upgrade_schema(old, new, self.registry, timeout_seconds=self._settings.timeout_ms / 1000)
-        self._known.pop(old.__name__, None)
-
-    def discard(self, name: str) -> None:
-        """Remove a schema and its segment, as :meth:`Catalogue.discard` does, and what this process has of it.
-
-        :raises WriterLeaseHeldError: if another process goes on writing to the segment for ``timeout_ms``.
-        """
-        with self._applying:
-            self.catalogue.discard(name)
-        self._readers.pop(name, None)
-        self.opened = object()
-        self._writers.pop(name, None)
-        self._consumers.pop(name, None)
-        self._known.pop(name, None)
-
-    @contextmanager
-    def writer(self, view: StoredView) -> Iterator[Segment]:
-        """The view's current segment with its writer lease.
-
-        :raises WriterLeaseHeldError: if another process has the lease.
-        """
-        with self._applying:
-            segment = self._leased(view)
-            try:
-                yield segment
-            finally:
-                segment.release_writer_lease()
-
-    def _leased(self, view: StoredView) -> Segment:
-        name = view.schema.__name__
-        while True:
-            segment = self._writers.get(name)
-            if segment is None:
-                segment = self._writers[name] = self._open(view, read_only=False)
-            with suppress(SchemaMismatchError, SegmentClosedError, SegmentNotFoundError, WriterFencedError):
-                if segment.writing_view().stored is segment.schema:
-                    return segment
-                segment.release_writer_lease()
-            # It was removed, or replaced by one with other fields: open anew.
-            del self._writers[name]
-            self._consumers.pop(name, None)
-
-    def _is_there(self, segment: Segment) -> bool:
-        """Whether an open segment is still in force; False if it was removed, or replaced by one with other fields."""
-        try:
-            is_same = segment.stored_schema is segment.schema
-            return is_same and _file(self._settings.shm_dir, segment.name).exists()
-        except (SchemaMismatchError, SegmentClosedError, SegmentNotFoundError):
-            return False
-
-    def _open(self, view: StoredView, *, read_only: bool) -> Segment:
-        """The current segment whatever its fields; rebuilt from the log if its file is gone and we may apply.
-
-        :raises SchemaError: if its rows are by other keys than the view's.
+        :raises SegmentNotFoundError: if there is none, or its file is lost.
+        :raises SchemaError: if its rows have other join keys than the view's.
         """
         name = view.schema.__name__
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(_OPEN_ATTEMPTS):  # Another process may be removing or replacing the segment.
+            time.sleep(max(0, attempt - 1) * _RETRY_SECONDS)
             stored = self.catalogue.current_schema(name)
             if stored is None:
                 break
             check_entity(view, stored)
-            try:
+            with suppress(SegmentNotFoundError):
                 return self.registry.open_stored(name, read_only=read_only)
-            except SegmentNotFoundError:
-                # Another process may be about to remove the view; what is still missing after a while was lost.
-                if attempt >= _ATTEMPTS // 2 and self._settings.consumer != "external":
-                    with suppress(SegmentConflictError):  # Another process was quicker.
-                        self.catalogue.restore(name)
-            time.sleep(attempt * _RETRY_SECONDS)
-        address = self.registry.backend.address
         raise SegmentNotFoundError(
-            f"feature view {view.name!r} has no segment ({name!r} at {address}): run `feast apply`, then materialize"
-            + (", and the consumer that fills it" if self._settings.consumer == "external" else "")
+            f"feature view {view.name!r} has no segment ({name!r} at {self.registry.backend.address}): "
+            "run `feast apply`, then materialize"
+            + (", and the consumer that fills it" if self.settings.consumer == "external" else "")
         )
 
-    def _drain(self, view: StoredView, tail: Tail | None = None, *, relies: bool = False) -> bool:
-        """Apply what the log has for a view; False if another process is applying. Leaves no lease behind.
+    def open_or_restore(self, view: StoredView, *, read_only: bool = True) -> Segment:
+        """:meth:`open`; if the file of the view's segment is lost, rebuild it first, from the history and for the whole
+        log. With ``consumer: external`` that is the consumer's task.
 
-        Who finds the lease taken and ``relies`` on its holder calls it: that one looks at the log once more after
-        letting go. So does one who finds it taken when it was called itself.
+        :raises SegmentNotFoundError, SchemaError: as :meth:`open`.
         """
-        name, called = view.schema.__name__, None
-        while True:
-            try:
-                with self.writer(view) as segment:
-                    held = segment.writing_view()
-                    self._consumer_of(segment).drain(tail)
-                    # A call may stand in any of the generations that were held.
-                    looks_again = segment.writing_view() is not held
-            except (WriterLeaseHeldError, WriterFencedError):
-                self._applied_elsewhere.add(name)
-                newest = self._writers[name].current_view() if relies else None
-                if newest is None or newest is called:  # It was called, and that very lease was still taken after.
-                    return False
-                called = newest
-                newest.call_writer()
-                continue
-            except SegmentConflictError:  # Another segment is in force: it is opened at the next try.
-                self.forget(view)
-                self._writers.pop(name, None)
-                self._consumers.pop(name, None)
-                continue
-            self._applied_elsewhere.discard(name)
-            if not (held.answers_call() or looks_again):
-                return True
-            tail, relies = None, True
-
-    def _consumer_of(self, segment: Segment) -> WALConsumer:
-        """What applies the log to a segment that is open for writing; made once for each."""
-        name = segment.schema.__name__
-        known = self._consumers.get(name)
-        if known is None or known[0] is not segment:
-            consumer = WALConsumer(
-                self.registry.backend, [segment], registry=self.registry, offline=self._history, trims=False
-            )
-            known = self._consumers[name] = (segment, consumer)
-        return known[1]
-
-    def _position(self, view: StoredView) -> int:
-        """Up to where the view's segment is applied; 0 if it was replaced this moment."""
         try:
-            return self.reader(view).position
+            return self.open(view, read_only=read_only)
+        except SegmentNotFoundError:
+            if self.settings.consumer == "external" or self.catalogue.current_schema(view.schema.__name__) is None:
+                raise
+        with suppress(SegmentConflictError):  # Another process has restored it.
+            self.catalogue.restore(view.schema.__name__)
+        return self.open(view, read_only=read_only)
+
+    def catch_up(self, view: StoredView) -> None:
+        """Apply what the log has and the view's open segment lacks, or wait for the process that is applying it.
+
+        Reads go on without: if there is no room to grow, no permission to write, or no log, a warning is logged.
+        """
+        try:
+            self.consumer_of(view).catch_up(self.position(view))
+        except QuorinError as error:
+            _log.warning("read_not_caught_up", view=view.name, error=str(error))
+
+    def position(self, view: StoredView) -> int:
+        """The log position up to which the view's segment is applied; 0 if it was replaced at this moment."""
+        try:
+            return self.prepare(view).position
         except SchemaMismatchError:
             return 0
 
-    def _is_behind(self, view: StoredView, last: int) -> bool:
-        """Whether the log has entries of a view that its segment does not have, up to a position. Other views' entries
-        say nothing: they are passed over.
+    def consumer_of(self, view: StoredView) -> InlineConsumer:
+        """The consumer that applies writes to the view in this process: one for each schema name."""
+        name = view.schema.__name__
+        self._views[name] = view
+        consumer = self._consumers.get(name)
+        if consumer is None:
+            made = InlineConsumer(
+                self.registry,
+                name,
+                open_segment=partial(self._open_for_writing, name),
+                offline=self._history,
+                timeout_ms=self.settings.timeout_ms,
+            )
+            consumer = self._consumers.setdefault(name, made)
+        return consumer
+
+    def is_in_force(self, segment: Segment) -> bool:
+        """Whether an open segment is neither removed nor replaced by one with other fields."""
+        try:
+            is_same = segment.stored_schema is segment.schema
+            return is_same and _file(self.settings.shm_dir, segment.name).exists()
+        except (SchemaMismatchError, SegmentClosedError, SegmentNotFoundError):
+            return False
+
+    def reads_from(self, name: str, segment: Segment) -> bool:
+        """Whether reads of the view with this schema name go to a segment, as far as this process knows."""
+        return self._readers.get(name) is segment
+
+    def opened_segment(self, view: StoredView) -> Segment | None:
+        """The segment that this process has open to write to the view, or else to read it; None if there is none."""
+        name = view.schema.__name__
+        consumer = self._consumers.get(name)
+        segment = None if consumer is None else consumer.segment
+        return self._readers.get(name) if segment is None else segment
+
+    def forget(self, view: StoredView) -> bool:
+        """Open the view's segment anew at the next read; False if none is open."""
+        was_open = self._readers.pop(view.schema.__name__, None) is not None
+        self.opened = object()
+        return was_open
+
+    def upgrade(self, old: Schema, new: Schema) -> None:
+        """Upgrade the current segment to the next version of its schema.
+
+        :raises UpgradeAbortedError: if another process keeps the writer lease for ``timeout_ms`` without upgrading.
+        :raises UpgradeConflictError: if another process upgrades it to something else at the same time.
         """
-        position = self._position(view)
-        while position < last:
-            found = self._log.read(position, schema_names=[view.schema.__name__])
-            if found.entries:
-                return True
-            if found.through == position:
-                return False
-            position = found.through
-        return False
+        upgrade_schema(old, new, self.registry, timeout_seconds=self.settings.timeout_ms / 1000)
+        self.accepted.pop(old.__name__, None)
 
-    def _until(self, view: StoredView, position: int, drain: Callable[[], bool]) -> None:
-        """Wait until a segment has reached a position, which ``drain`` may bring about."""
-        pause, seen, started = _POLL_SECONDS[0], -1, time.monotonic()
-        while not drain():
-            applied = self._position(view)
-            if applied >= position:
-                return
-            if applied > seen:
-                seen, started = applied, time.monotonic()
-            elif (time.monotonic() - started) * 1000 > self._settings.timeout_ms:
-                raise WriteSyncTimeoutError(view.schema.__name__, position, self._settings.timeout_ms)
-            time.sleep(pause)
-            pause = min(2 * pause, _POLL_SECONDS[1])
+    def discard(self, name: str) -> None:
+        """Remove a schema and its segment, as :meth:`Catalogue.discard` does, and close what is open of it here.
 
+        :raises WriterLeaseHeldError: if another process keeps the writer lease for ``timeout_ms``.
+        """
+        consumer = self._consumers.pop(name, None)
+        if consumer is None:
+            self.catalogue.discard(name)
+        else:
+            with consumer.paused():
+                self.catalogue.discard(name)
+        self._readers.pop(name, None)
+        self.opened = object()
+        self.accepted.pop(name, None)
 
-def _names(schema: Schema) -> set[str]:
-    return {field.name for field in schema.fields}
+    def _open_for_writing(self, name: str) -> Segment:
+        view = self._views[name]
+        segment = self.open_or_restore(view, read_only=False)
+        reader = self._readers.get(name)
+        # A segment that is no longer the control plane's can still have its file.
+        if reader is not None and not (self.is_in_force(reader) and reader.name == segment.name):
+            self.forget(view)
+        return segment
 
 
 @lru_cache(maxsize=4096)
 def _file(directory: str, segment_name: str) -> Path:
     return Path(directory, segment_name)
+
+
+def new_session(settings: StoreSettings, repo_path: Path | None, *, inherited: Session | None) -> Session:
+    """A session of this process. ``inherited`` is a parent process's: it is kept, so that it is never closed here."""
+    if inherited is not None:
+        _inherited.append(inherited)
+    return Session(settings, settings.connection(repo_path), settings.history(repo_path))
+
+
+_inherited: list[Session] = []

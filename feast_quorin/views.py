@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from feast_quorin.convert.codecs import Codec, codec_for
 from feast_quorin.names import field_name, table_schema_name
 from quorin.errors import SchemaError
-from quorin.schema import FeatureField, Schema, dtype, make_schema
+from quorin.schema import FeatureField, Schema, dtype, is_other_entity, make_schema
 
 if TYPE_CHECKING:
     from feast.repo_config import RepoConfig
@@ -57,6 +57,18 @@ def max_age_ns(config: RepoConfig, table: Any) -> int:
     """How old rows of a view may be to be served, in nanoseconds; 0 for any age."""
     ttl = getattr(table, "ttl", None) if config.online_store.enforce_ttl else None
     return round(ttl.total_seconds() * 1e9) if ttl else 0
+
+
+def check_entity(view: StoredView, stored: Schema) -> None:
+    """Refuse a view whose join keys are not those that its rows were written by.
+
+    :raises SchemaError: naming both.
+    """
+    if is_other_entity(view.schema, stored):
+        raise SchemaError(
+            f"feature view {view.name!r}: its rows are by {stored.entity}, and here it is known by "
+            f"{view.schema.entity}. Run `feast apply`, or refresh the registry if that was done elsewhere"
+        )
 
 
 @lru_cache(maxsize=1024)

@@ -18,7 +18,7 @@ from feast_quorin.convert.times import to_datetime, to_timestamp
 
 if TYPE_CHECKING:
     from feast_quorin.convert.codecs import Codec
-    from feast_quorin.session import Engine
+    from feast_quorin.session import Session
     from feast_quorin.views import StoredView
 
 _FOUND, _EVENT_TIME, _FIRST_FIELD = 1, 2, 3
@@ -50,10 +50,10 @@ class Rows:
         return Rows(self.batch.take(pa.array(source, pa.int64())), self.features)
 
 
-def read_rows(engine: Engine, view: StoredView, ids: Sequence[str], requested: Sequence[str] | None = None) -> Rows:
+def read_rows(session: Session, view: StoredView, ids: Sequence[str], requested: Sequence[str] | None = None) -> Rows:
     """Read the requested features of entities, by default all; features that the view lacks are left out."""
     names = {view.features[name].field: name for name in requested or view.features if name in view.features}
-    fields, batch = engine.read(view, ids, list(names))
+    fields, batch = session.read(view, ids, list(names))
     return Rows(batch, {names[field]: view.features[names[field]].codec for field in fields})
 
 

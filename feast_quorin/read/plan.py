@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from feast.value_type import ValueType
 
     from feast_quorin.feast_private import RequestContext
-    from feast_quorin.session import Engine
+    from feast_quorin.session import Session
 
 _MAX_PLANS = 256
 _MAX_SHAPES = 256
@@ -55,8 +55,8 @@ class Plan:
 class Plans:
     """The plans of one store, in one process. Threads may share them."""
 
-    def __init__(self, engine: Engine, config: Any) -> None:
-        self.engine = engine
+    def __init__(self, session: Session, config: Any) -> None:
+        self.session = session
         self.config = config
         self._plans: BoundedCache[Any, _CachedPlan] = BoundedCache(_MAX_PLANS)
         self._choice_keys = ChoiceKeys()
@@ -120,7 +120,7 @@ class Plans:
         stored = stored_view(self.config, table)
         codecs = {name: stored.features[name].codec for name in requested}
         fields = {name: stored.features[name].field for name in requested}
-        reader = ViewReader(self.engine, stored, requested)
+        reader = ViewReader(self.session, stored, requested)
         return ViewPlan(table, requested, codecs, fields, reader, max_age_ns(self.config, table))
 
 

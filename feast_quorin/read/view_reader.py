@@ -14,7 +14,7 @@ from quorin.assembly import Columns, RowReader, Rows, row_reader
 from quorin.errors import SchemaMismatchError, SegmentClosedError, SegmentNotFoundError
 
 if TYPE_CHECKING:
-    from feast_quorin.session import Engine
+    from feast_quorin.session import Session
     from feast_quorin.views import StoredView
     from quorin.shm import Segment
 
@@ -27,13 +27,13 @@ _MAX_ATTEMPTS = 6
 class ViewReader:
     """Reads the requested features of one view. Threads may share it.
 
-    ``engine`` must be this process's own.
+    ``session`` must be this process's own.
     """
 
-    __slots__ = ("_bound", "_fields", "_look_again", "_name", "_view", "engine")
+    __slots__ = ("_bound", "_fields", "_look_again", "_name", "_view", "session")
 
-    def __init__(self, engine: Engine, view: StoredView, features: Sequence[str]) -> None:
-        self.engine = engine
+    def __init__(self, session: Session, view: StoredView, features: Sequence[str]) -> None:
+        self.session = session
         self._view = view
         self._name = view.schema.__name__
         self._fields = [view.features[name].field for name in features]
@@ -51,7 +51,7 @@ class ViewReader:
                 return self._bind().read(entity_ids)
             except (SchemaMismatchError, SegmentNotFoundError, SegmentClosedError):
                 self._bound = None
-                if not self.engine.forget(self._view):
+                if not self.session.forget(self._view):
                     raise
         raise SegmentNotFoundError(
             f"feature view {self._view.name!r}: its segment was replaced {_MAX_ATTEMPTS} times in one read"
@@ -65,7 +65,7 @@ class ViewReader:
         """
         bound = self._bind()
         # Only columns come with the positions that tell when their rows were written.
-        if self.engine.rows_expire or len(bound.fields) < len(self._fields):
+        if self.session.rows_expire or len(bound.fields) < len(self._fields):
             return None
         return bound.segment, bound.fields, self._look_again
 
@@ -74,16 +74,16 @@ class ViewReader:
         if bound is not None and self._is_fresh(bound):
             return bound
         now = time.monotonic()
-        segment = self.engine.reader(self._view)
+        segment = self.session.prepare(self._view)
         if bound is None or bound.segment is not segment:
             stored = {field.name for field in segment.schema.fields}
             kept = [name for name in self._fields if name in stored]
-            self._bound = bound = _Bound(self.engine, segment, kept)
+            self._bound = bound = _Bound(self.session, segment, kept)
         self._look_again = now + LOOK_SECONDS
         return bound
 
     def _is_fresh(self, bound: _Bound) -> bool:
-        return time.monotonic() < self._look_again and self.engine.is_open(self._name, bound.segment)
+        return time.monotonic() < self._look_again and self.session.reads_from(self._name, bound.segment)
 
 
 class _Bound:
@@ -91,14 +91,14 @@ class _Bound:
 
     __slots__ = ("fields", "read", "segment")
 
-    def __init__(self, engine: Engine, segment: Segment, fields: list[str]) -> None:
+    def __init__(self, session: Session, segment: Segment, fields: list[str]) -> None:
         self.segment = segment
         self.fields = tuple(fields)
-        self.read: Callable[[Any], Columns] = engine.reader_of(segment, fields)
+        self.read: Callable[[Any], Columns] = session.reader_of(segment, fields)
 
 
 class _BoundViews(NamedTuple):
-    """Segments and their reader, valid until a time or until the engine opens other segments."""
+    """Segments and their reader, valid until a time or until the session opens other segments."""
 
     segments: list[Segment]
     read: RowReader
@@ -109,10 +109,10 @@ class _BoundViews(NamedTuple):
 class EntityReader:
     """Reads one entity in several views, each bound by its own reader. Threads may share it."""
 
-    __slots__ = ("_bound", "_engine", "_views")
+    __slots__ = ("_bound", "_session", "_views")
 
     def __init__(self, views: Sequence[ViewReader]) -> None:
-        self._engine = views[0].engine
+        self._session = views[0].session
         self._views = views
         self._bound: _BoundViews | None = None
 
@@ -120,14 +120,14 @@ class EntityReader:
         """The rows of one entity; None if only the views' own readers can read them."""
         try:
             bound = self._bound
-            if bound is None or bound.opened is not self._engine.opened or time.monotonic() >= bound.until:
+            if bound is None or bound.opened is not self._session.opened or time.monotonic() >= bound.until:
                 bound = self._bound = self._bind()
             return None if bound is None else bound.read(entity_id)
         except (SchemaMismatchError, SegmentNotFoundError, SegmentClosedError):
             return None
 
     def _bind(self) -> _BoundViews | None:
-        before, opened = self._bound, self._engine.opened
+        before, opened = self._bound, self._session.opened
         bounds = [view.bound() for view in self._views]
         complete = [bound for bound in bounds if bound is not None]
         if len(complete) < len(bounds):

@@ -21,7 +21,7 @@ from quorin.errors import InvalidRowError
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from feast_quorin.session import Engine
+    from feast_quorin.session import Session
     from feast_quorin.views import StoredView
     from quorin.shm import Segment
 
@@ -58,7 +58,7 @@ class Query:
     filters: Any = None
 
 
-def nearest(engine: Engine, view: StoredView, table: Any, features: Sequence[str], query: Query) -> list[Document]:
+def nearest(session: Session, view: StoredView, table: Any, features: Sequence[str], query: Query) -> list[Document]:
     """The documents nearest to a query, nearest first; of equally distant ones those with the smaller entity id first.
 
     Values, distance and whether a document passes the filters are those of one version of its row. One that is deleted
@@ -81,12 +81,12 @@ def nearest(engine: Engine, view: StoredView, table: Any, features: Sequence[str
         raise InvalidRowError(f"expected a query of {declared} numbers for {name!r}, got {len(query.embedding)}")
     field = view.features[name].field
     passing = RowFilter(view, keys, query.filters)
-    found = engine.follow(view, lambda segment: _search(engine, segment, field, query, metric, passing))
+    found = session.follow(view, lambda segment: _search(session, segment, field, query, metric, passing))
     if not found:
         return []
     asked = [feature for feature in dict.fromkeys([*features, name]) if feature not in keys]
     fields = dict.fromkeys([*(view.features[feature].field for feature in asked), *passing.fields])
-    kept, batch = engine.read(view, found, list(fields))
+    kept, batch = session.read(view, found, list(fields))
     if field not in kept:
         return []
     return _documents(view, keys, features, name, batch.filter(passing(batch)), query, metric)
@@ -130,14 +130,14 @@ def _key_kinds(table: Any) -> dict[str, ValueType]:
     return {entity.name: entity.dtype.to_value_type() for entity in table.entity_columns}
 
 
-def _search(engine: Engine, segment: Segment, field: str, query: Query, metric: Any, passing: RowFilter) -> list[str]:
+def _search(session: Session, segment: Segment, field: str, query: Query, metric: Any, passing: RowFilter) -> list[str]:
     if field not in {stored.name for stored in segment.schema.fields}:
         return []
     among: Any = None
-    if query.filters is not None or engine.rows_expire:
+    if query.filters is not None or session.rows_expire:
         among = vector.entity_ids(segment)
-    if engine.rows_expire:
-        among = among.filter(pa.array(engine.reader_of(segment, [])(among).found))
+    if session.rows_expire:
+        among = among.filter(pa.array(session.reader_of(segment, [])(among).found))
     if query.filters is not None:
         among = among.filter(passing.of_entities(segment, among))
     return vector.search(segment, field, query.embedding, k=query.k, metric=metric, among=among).entity_ids

@@ -38,7 +38,7 @@ class _NotPlainError(Exception):
 def plain_row(
     view: StoredView, table: Any, frame: pd.DataFrame, mapping: Mapping[str, str] | None
 ) -> tuple[str, dict[str, Any], int] | None:
-    """Entity id, values by field and event time of the one row of a frame, as ``engine.write_row`` takes them.
+    """Entity id, values by field and event time of the one row of a frame, as ``log.write_row`` takes them.
 
     ``table`` is Feast's view, ``mapping`` its source's names for columns. None for a frame that is not one plain row.
     """

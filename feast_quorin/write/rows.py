@@ -13,13 +13,14 @@ import pyarrow.compute as pc
 from feast_quorin.convert.entity_ids import MAX_ID_BYTES, check_length, entity_ids, entity_ids_column, key_values
 from feast_quorin.convert.locating import REFUSALS, Rows
 from feast_quorin.convert.times import is_time, to_ns, to_ns_column, to_ns_or_null_column
+from feast_quorin.write import log
 from feast_quorin.write.one_row_frame import plain_row
 from feast_quorin.write.tables import TableReader
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from feast_quorin.session import Engine
+    from feast_quorin.session import Session
     from feast_quorin.views import StoredView
 
 CHUNK_ROWS = 8192
@@ -33,7 +34,7 @@ FeastRow = tuple[Any, dict[str, Any], Any, Any]
 
 
 def write_rows(
-    engine: Engine, view: StoredView, rows: Sequence[FeastRow], progress: Callable[[int], Any] | None
+    session: Session, view: StoredView, rows: Sequence[FeastRow], progress: Callable[[int], Any] | None
 ) -> None:
     """Log the rows and wait as the settings say. Of rows for one entity the newest event time wins; of equal ones the
     newer created time, if the view's source has a column of them; then the later row; whatever batches they come in.
@@ -48,23 +49,23 @@ def write_rows(
     for first in range(0, len(rows), CHUNK_ROWS):
         chunk = rows[first : first + CHUNK_ROWS]
         if len(chunk) == 1 and view.features.keys() <= chunk[0][1].keys():
-            position, tail = engine.write_row(view, *row_values(view, chunk[0], first))
+            position, tail = log.write_row(session, view, *row_values(view, chunk[0], first))
         else:
-            position = _write_chunk(engine, view, chunk, first) or position
+            position = _write_chunk(session, view, chunk, first) or position
         if progress is not None:
             progress(len(chunk))
     if position:
-        engine.settle(view, position, tail)
+        log.settle(session, view, position, tail)
 
 
-def _write_chunk(engine: Engine, view: StoredView, rows: Sequence[FeastRow], first: int) -> int:
+def _write_chunk(session: Session, view: StoredView, rows: Sequence[FeastRow], first: int) -> int:
     position, features = 0, list(view.features)
     columns = _columns(features, rows)
     if columns is not None:
-        return engine.write(view, _batch(view, rows, dict(zip(features, columns, strict=True)), first))
+        return log.write(session, view, _batch(view, rows, dict(zip(features, columns, strict=True)), first))
     for names, start, part in _by_features(view, rows):
         partial = len(names) < len(features)
-        position = engine.write(view, rows_to_batch(view, part, names, first + start), partial=partial)
+        position = log.write(session, view, rows_to_batch(view, part, names, first + start), partial=partial)
     return position
 
 
@@ -89,7 +90,7 @@ def row_values(view: StoredView, row: FeastRow, number: int = 0) -> tuple[str, d
 
 
 def write_table(
-    engine: Engine, view: StoredView, table: Any, rows: pa.Table, progress: Callable[[int], Any] | None = None
+    session: Session, view: StoredView, table: Any, rows: pa.Table, progress: Callable[[int], Any] | None = None
 ) -> None:
     """Log an Arrow table of a Feast view (``table``) and wait as the settings say. Which row of an entity wins is as
     for :func:`write_rows`.
@@ -104,21 +105,21 @@ def write_table(
     position = 0
     for start in range(0, rows.num_rows, TABLE_CHUNK_ROWS):
         batch = reader(rows.slice(start, TABLE_CHUNK_ROWS), start)
-        position = engine.write(view, batch)
+        position = log.write(session, view, batch)
         if progress is not None:
             progress(batch.num_rows)
     if position:
-        engine.settle(view, position)
+        log.settle(session, view, position)
 
 
 def write_plain_row(
-    engine: Engine, view: StoredView, table: Any, frame: pd.DataFrame, mapping: Mapping[str, str] | None
+    session: Session, view: StoredView, table: Any, frame: pd.DataFrame, mapping: Mapping[str, str] | None
 ) -> bool:
     """Log the one row of a frame and wait as the settings say; False, and nothing is logged, if it is not plain."""
     row = plain_row(view, table, frame, mapping)
     if row is None:
         return False
-    engine.settle(view, *engine.write_row(view, *row))
+    log.settle(session, view, *log.write_row(session, view, *row))
     return True
 
 

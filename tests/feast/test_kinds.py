@@ -262,7 +262,7 @@ def test_a_store_is_initialized_closed_and_used_again(both: list[FeatureStore]) 
             await ours.push_async("push", frame(number, [1]))
             answers.append((await ours.get_online_features_async(**request)).to_dict()["note"])
             await ours.close()
-            assert online._engine is None
+            assert online._session is None
         return answers
 
     assert asyncio.run(served()) == [["n1·0"], ["n1·1"]]

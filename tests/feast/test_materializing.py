@@ -83,7 +83,7 @@ def test_a_killed_materialization_is_completed_by_the_next(
     rows = ROWS if as_arrow else ROWS // 5
     write_source(tmp_path / "numbers.parquet", rows, day(0), 1)
     store = numbers._get_provider().online_store
-    log = store._engine_for(numbers.config).registry.backend.log()
+    log = store._session_for(numbers.config).registry.backend.log()
     process = spawned(materialize, tmp_path, online_store, as_arrow)
     begun = log.bounds().last
     while log.bounds().last == begun:
@@ -95,7 +95,7 @@ def test_a_killed_materialization_is_completed_by_the_next(
     assert all(row in ((None, None), (n * 1000, n * 1000)) for n, row in enumerate(half))
     materialize(tmp_path, online_store, as_arrow)
     assert read(numbers, list(range(0, rows, 3))) == [(n, n) for n in range(0, rows, 3)]
-    registry: SegmentRegistry = store._engine_for(numbers.config).registry
+    registry: SegmentRegistry = store._session_for(numbers.config).registry
     schema = stored_view(numbers.config, numbers.get_feature_view("numbers")).schema
     with registry.open_current(schema) as segment:
         assert len(segment) == rows

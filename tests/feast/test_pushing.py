@@ -104,14 +104,14 @@ def test_frames_of_one_row_are_pushed_whatever_they_hold(
 
 
 def test_rows_are_seen_while_daemons_come_and_go(store: FeatureStore) -> None:
-    engine = store._get_provider().online_store._engine_for(store.config)
+    session = store._get_provider().online_store._session_for(store.config)
     for number in range(0, 9, 3):
         push(store, "x", number, NOON + number * SECOND)
         assert scores(store, "x") == [number]
-        with WALConsumer(engine.registry.backend, None, registry=engine.registry) as daemon:
+        with WALConsumer(session.registry.backend, None, registry=session.registry) as daemon:
             process = fork.Process(target=daemon.run)
             process.start()
-            reports = engine.registry.backend.control.processes
+            reports = session.registry.backend.control.processes
             until(lambda: any(f":{process.pid}:" in name for name in reports()))  # noqa: B023 - called at once
             push(store, "x", number + 1, NOON + (number + 1) * SECOND)
             assert scores(store, "x") == [number + 1]

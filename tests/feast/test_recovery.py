@@ -18,6 +18,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast_quorin.apply import apply_view
 from feast_quorin.catalogue import Catalogue
 from feast_quorin.views import stored_view
+from feast_quorin.write import log
 from feast_quorin.write.rows import rows_to_batch
 from quorin.engine.backend import connect
 from quorin.engine.log.record_fast import encode_row
@@ -32,9 +33,9 @@ FEATURES = ["driver_stats:trips", "pair_stats:rides", "customer_stats:score", "w
 ROWS = {"driver_id": DRIVERS[:2], "customer": CUSTOMERS[1:3]}
 
 
-def engine_of(store: FeatureStore) -> Any:
+def session_of(store: FeatureStore) -> Any:
     online_store: Any = store._get_provider().online_store
-    return online_store._engine_for(store.config)
+    return online_store._session_for(store.config)
 
 
 def connection_of(store: FeatureStore) -> str:
@@ -115,11 +116,11 @@ def test_what_was_only_logged_is_read_by_the_next_process(store: FeatureStore, d
 def test_other_views_entries_are_passed_over_once(store: FeatureStore, data: Path) -> None:
     store.materialize(START, END)
     strangers(store, 3000)
-    engine = engine_of(store)
-    last = engine._log.bounds().last
+    session = session_of(store)
+    last = session.registry.backend.log().bounds().last
     assert answers(next_process(store, data)) == answers(store)
     if "redis_url" in store.config.online_store.model_dump(exclude_unset=True):
-        with Observer(engine.registry.backend, shm_dir=store.config.online_store.shm_dir) as observer:
+        with Observer(session.registry.backend, shm_dir=store.config.online_store.shm_dir) as observer:
             states = [state for state in observer.observe(readers=False, events=False).segments if state.stats]
         assert {(state.stats or {})["position"] for state in states} == {last}
 
@@ -127,7 +128,7 @@ def test_other_views_entries_are_passed_over_once(store: FeatureStore, data: Pat
 def test_what_a_bounded_look_did_not_see_is_not_called_nothing(store: FeatureStore, data: Path) -> None:
     strangers(store, 3000)
     log_only(store, "new", 7)
-    backend = engine_of(store).registry.backend
+    backend = session_of(store).registry.backend
     with Observer(backend, shm_dir=store.config.online_store.shm_dir) as observer:
         [lag] = [state.lag for state in observer.observe(readers=False).segments if "pair_stats" in state.schema_name]
     assert lag is not None
@@ -174,16 +175,16 @@ def test_of_two_that_apply_a_view_for_the_first_time_both_work_on_one_segment(
     store: FeatureStore, data: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     view = stored_view(store.config, store.get_feature_view("pair_stats"))
-    first, second = engine_of(store), engine_of(next_process(store, data))
+    first, second = session_of(store), session_of(next_process(store, data))
     first.discard(view.schema.__name__)
 
     def first_is_quicker() -> None:
         apply_view(first, view, drops=True)
-        first.settle(view, first.write(view, rows_to_batch(view, [row("new", 7)], list(view.features))))
+        log.settle(first, view, log.write(first, view, rows_to_batch(view, [row("new", 7)], list(view.features))))
 
     meanwhile(monkeypatch, second.catalogue, step, first_is_quicker)
     apply_view(second, view, drops=True)
-    assert second.reader(view).name == first.reader(view).name
+    assert second.prepare(view).name == first.prepare(view).name
     assert second.read(view, [], ["rides__int32"])[0] == ["rides__int32"]
     assert rides(store, "new") == rides(next_process(store, data), "new") == 7
 
@@ -196,7 +197,7 @@ def test_of_two_that_make_a_lost_segment_again_one_does(
     for path in Path(online_store["shm_dir"]).iterdir():
         path.unlink()
     second, other = next_process(store, data), next_process(store, data)
-    meanwhile(monkeypatch, engine_of(second).catalogue, "_empty_segment", lambda: answers(other))
+    meanwhile(monkeypatch, session_of(second).catalogue, "_empty_segment", lambda: answers(other))
     assert answers(second) == answers(other) == expected
     assert len(list(Path(online_store["shm_dir"]).iterdir())) == 4
 
@@ -207,8 +208,8 @@ def test_a_view_that_is_removed_while_its_lost_segment_is_made_again_stays_remov
     view = stored_view(store.config, store.get_feature_view("pair_stats"))
     for path in Path(online_store["shm_dir"]).iterdir():
         path.unlink()
-    catalogue, name = engine_of(next_process(store, data)).catalogue, view.schema.__name__
-    meanwhile(monkeypatch, catalogue, "_empty_segment", lambda: engine_of(store).discard(name))
+    catalogue, name = session_of(next_process(store, data)).catalogue, view.schema.__name__
+    meanwhile(monkeypatch, catalogue, "_empty_segment", lambda: session_of(store).discard(name))
     with pytest.raises(SegmentConflictError):
         catalogue.restore(name)
     assert not catalogue.is_known(name)
@@ -221,7 +222,7 @@ def test_what_is_made_while_a_lost_segment_is_removed_stays(
     name = view.schema.__name__
     for path in Path(online_store["shm_dir"]).iterdir():
         path.unlink()
-    first, second = engine_of(store), engine_of(next_process(store, data))
+    first, second = session_of(store), session_of(next_process(store, data))
     original = Catalogue._drop
 
     def drop(self: Any, *args: Any) -> None:
@@ -239,14 +240,14 @@ def test_what_is_made_while_a_lost_segment_is_removed_stays(
 def test_a_process_leaves_a_segment_that_is_not_in_force_any_more(store: FeatureStore, data: Path) -> None:
     """Whatever brought it about: what it writes then, and reads, is of the segment that others read."""
     view = stored_view(store.config, store.get_feature_view("pair_stats"))
-    first = engine_of(store)
-    first.settle(view, first.write(view, rows_to_batch(view, [row("a", 1)], list(view.features))))
+    first = session_of(store)
+    log.settle(first, view, log.write(first, view, rows_to_batch(view, [row("a", 1)], list(view.features))))
     registry, control = first.registry, first.registry.backend.control
     new = registry.create(view.schema, capacity=64, max_id_bytes=1024, set_current=False)
-    assert control.set_current(view.schema.__name__, new.name, expected=first.reader(view).name)
-    first.settle(view, first.write(view, rows_to_batch(view, [row("a", 2)], list(view.features))))
+    assert control.set_current(view.schema.__name__, new.name, expected=first.prepare(view).name)
+    log.settle(first, view, log.write(first, view, rows_to_batch(view, [row("a", 2)], list(view.features))))
     assert rides(store, "a") == rides(next_process(store, data), "a") == 2
-    assert first.reader(view).name == new.name
+    assert first.prepare(view).name == new.name
     for path in Path(store.config.online_store.shm_dir).iterdir():
         if "pair_stats" in path.name and path.name != new.name:
             path.unlink()

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from feast_quorin.provider import QuorinProvider
 from feast_quorin.views import CREATED, StoredView, stored_view
+from feast_quorin.write import log
 from feast_quorin.write.tables import TableReader
 from quorin import layout
 from quorin.wal import WALProducer
@@ -140,27 +141,27 @@ def feasts_provider_row_by_row(store: FeatureStore, view: FeatureView, case: Cas
 
 
 def producer_write(store: FeatureStore, view: FeatureView, case: Case, thing: int) -> None:
-    engine, stored = online(store)._engine_for(store.config), stored_view(store.config, view)
-    producer = WALProducer(engine.registry.backend, registry=engine.registry)
+    session, stored = online(store)._session_for(store.config), stored_view(store.config, view)
+    producer = WALProducer(session.registry.backend, registry=session.registry)
     for row in case.rows:
-        engine.settle(stored, producer.write(stored.schema, str(thing), values(stored, row), row.time))
+        log.settle(session, stored, producer.write(stored.schema, str(thing), values(stored, row), row.time))
 
 
 def producer_write_many(store: FeatureStore, view: FeatureView, case: Case, thing: int) -> None:
-    engine, stored = online(store)._engine_for(store.config), stored_view(store.config, view)
-    producer = WALProducer(engine.registry.backend, registry=engine.registry)
-    engine.settle(stored, producer.write_many(stored.schema, engine_table(stored, case, thing)))
+    session, stored = online(store)._session_for(store.config), stored_view(store.config, view)
+    producer = WALProducer(session.registry.backend, registry=session.registry)
+    log.settle(session, stored, producer.write_many(stored.schema, engine_table(stored, case, thing)))
 
 
 def insert_many(store: FeatureStore, view: FeatureView, case: Case, thing: int) -> None:
     stored = stored_view(store.config, view)
-    with online(store)._engine_for(store.config).writer(stored) as segment:
+    with online(store)._session_for(store.config).consumer_of(stored).writer() as segment:
         layout.insert_many(segment, engine_table(stored, case, thing))
 
 
 def insert_one_by_one(store: FeatureStore, view: FeatureView, case: Case, thing: int) -> None:
     stored = stored_view(store.config, view)
-    with online(store)._engine_for(store.config).writer(stored) as segment:
+    with online(store)._session_for(store.config).consumer_of(stored).writer() as segment:
         for row in case.rows:
             packed = layout.pack_row(stored.schema, **values(stored, row))
             layout.insert(segment, str(thing), packed, event_time_ns=row.time)

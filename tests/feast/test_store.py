@@ -186,11 +186,11 @@ def test_a_reader_with_older_definitions_goes_on(store: FeatureStore, data: Path
 def test_a_flip_that_was_not_announced_does_not_matter_and_is_mended(store: FeatureStore, data: Path) -> None:
     """As if the applying process had died after the flip, before it told the control plane of the new fields."""
     write(store, (key("a"), 1, NOON, None))
-    engine, old = provider(store)._engine_for(store.config), stored_view(store.config, view(store))
+    session, old = provider(store)._session_for(store.config), stored_view(store.config, view(store))
     changed = view(store)
     changed.features = [*changed.features, Field(name="more", dtype=Int64)]
     provider(store).update(store.config, [], [changed], [], [], True)
-    engine.registry.backend.control.put_schema(old.schema.__name__, schema_to_json(old.schema))
+    session.registry.backend.control.put_schema(old.schema.__name__, schema_to_json(old.schema))
     reader = make_store(store.repo_path, store.config.online_store.model_dump(exclude_unset=True), data=data)
     assert rides(reader, key("a")) == 1
     provider(store).update(store.config, [], [changed], [], [], True)
@@ -285,8 +285,8 @@ def test_keys_change_while_an_external_consumer_holds_the_segment(
     store: FeatureStore, online_store: dict[str, Any], data: Path
 ) -> None:
     external = make_store(store.repo_path, {**online_store, "consumer": "external"}, data=data)
-    engine = provider(store)._engine_for(store.config)
-    with consuming(engine, None):
+    session = provider(store)._session_for(store.config)
+    with consuming(session, None):
         write(external, (key("a"), 7, NOON, None))
         put_seven(external, by_other_keys(external, SHOP), 8, NOON)
         assert rides_of_seven(external, SHOP) == 8
@@ -299,10 +299,10 @@ def test_a_segment_that_does_not_say_its_keys_keeps_its_rows(store: FeatureStore
     provider(store).teardown(store.config, [table], [])
     provider(store).update(store.config, [], [table], [], [], False)
     write(store, (key("a"), 1, NOON, None))
-    engine, name = provider(store)._engine_for(store.config), stored_view(store.config, table).schema.__name__
-    assert engine.catalogue.current_schema(name).entity is None
+    session, name = provider(store)._session_for(store.config), stored_view(store.config, table).schema.__name__
+    assert session.catalogue.current_schema(name).entity is None
     provider(store).update(store.config, [], [view(store)], [], [], True)
-    assert engine.catalogue.current_schema(name).entity == "customer STRING, driver_id INT64"
+    assert session.catalogue.current_schema(name).entity == "customer STRING, driver_id INT64"
     assert rides(store, key("a")) == 1
 
 
@@ -361,9 +361,9 @@ def test_without_a_consumer_a_write_says_so(store: FeatureStore, online_store: d
 
 
 @contextmanager
-def consuming(engine: Any, schemas: list[Any] | None) -> Iterator[threading.Thread]:
+def consuming(session: Any, schemas: list[Any] | None) -> Iterator[threading.Thread]:
     """A consumer in a thread of its own."""
-    consumer = WALConsumer(engine.registry.backend, schemas, registry=engine.registry)
+    consumer = WALConsumer(session.registry.backend, schemas, registry=session.registry)
     running = threading.Thread(target=consumer.run)
     running.start()
     try:
@@ -378,9 +378,9 @@ def test_an_external_consumer_applies_what_is_only_logged_here(
     store: FeatureStore, online_store: dict[str, Any], data: Path
 ) -> None:
     external = make_store(store.repo_path, {**online_store, "consumer": "external"}, data=data)
-    engine = provider(store)._engine_for(store.config)
+    session = provider(store)._session_for(store.config)
     schema = stored_view(store.config, view(store)).schema
-    with consuming(engine, [schema]):
+    with consuming(session, [schema]):
         write(external, (key("a"), 7, NOON, None))
         assert rides(external, key("a")) == 7
         write(store, (key("a"), 8, NOON + MICROSECOND, None))
@@ -391,8 +391,8 @@ def test_a_view_changes_while_an_external_consumer_holds_its_segment(
     store: FeatureStore, online_store: dict[str, Any], data: Path
 ) -> None:
     external = make_store(store.repo_path, {**online_store, "consumer": "external"}, data=data)
-    engine = provider(store)._engine_for(store.config)
-    with consuming(engine, None):
+    session = provider(store)._session_for(store.config)
+    with consuming(session, None):
         write(external, (key("a"), 7, NOON, None))
         changed = view(store)
         changed.features = [*changed.features, Field(name="more", dtype=Int64)]
@@ -409,29 +409,29 @@ def test_teardown_removes_what_a_running_consumer_writes_to(
     store: FeatureStore, online_store: dict[str, Any], data: Path
 ) -> None:
     external = make_store(store.repo_path, {**online_store, "consumer": "external"}, data=data)
-    engine = provider(store)._engine_for(store.config)
-    with consuming(engine, None) as running:
+    session = provider(store)._session_for(store.config)
+    with consuming(session, None) as running:
         write(external, (key("a"), 7, NOON, None))
         external.teardown()
         time.sleep(0.6)
-        assert engine.registry.backend.control.schemas() == {}
-        assert engine.registry.backend.control.currents() == {}
+        assert session.registry.backend.control.schemas() == {}
+        assert session.registry.backend.control.currents() == {}
         assert running.is_alive()
 
 
 def test_teardown_refuses_what_another_goes_on_writing_to(
     store: FeatureStore, online_store: dict[str, Any], data: Path
 ) -> None:
-    engine = provider(store)._engine_for(store.config)
+    session = provider(store)._session_for(store.config)
     name = stored_view(store.config, view(store)).schema.__name__
     hasty = make_store(store.repo_path, {**online_store, "timeout_ms": 50}, data=data)
-    with engine.registry.open_stored(name, read_only=False) as segment:
+    with session.registry.open_stored(name, read_only=False) as segment:
         segment.acquire_writer_lease()
         with pytest.raises(WriterLeaseHeldError):
             provider(hasty).update(hasty.config, [view(store)], [], [], [], True)
-        assert engine.catalogue.current_schema(name) is not None
+        assert session.catalogue.current_schema(name) is not None
     provider(hasty).update(hasty.config, [view(store)], [], [], [], True)
-    assert not engine.catalogue.is_known(name)
+    assert not session.catalogue.is_known(name)
 
 
 def test_versions_of_a_view_are_kept_apart(online_store: dict[str, Any], data: Path, tmp_path: Path) -> None:

@@ -197,9 +197,9 @@ def test_applying_again_leaves_every_version_as_it_is(
 def test_a_removed_view_is_gone_in_all_its_versions(both: list[FeatureStore], data: Path) -> None:
     ours = both[0]
     ours.apply([], objects_to_delete=[ours.get_feature_view("customer_stats")], partial=False)
-    engine = ours._get_provider().online_store._engine_for(ours.config)
-    assert [name for name in engine.catalogue.schema_names() if "customer" in name] == []
-    assert len(engine.catalogue.schema_names()) == 3
+    session = ours._get_provider().online_store._session_for(ours.config)
+    assert [name for name in session.catalogue.schema_names() if "customer" in name] == []
+    assert len(session.catalogue.schema_names()) == 3
     ours.apply(definitions(data))
     answer = ours.get_online_features(["customer_stats@v0:score"], {"customer": ["alice"]})
     assert answer.to_dict()["score"] == [None]

@@ -1,0 +1,93 @@
+"""The log as the plugin writes to it: append rows of a view, and wait until they are where ``wait`` says.
+
+A view without a segment gets one at its first write. Fields that its segment lacks are added to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from feast_quorin.apply import apply_view
+from feast_quorin.views import check_entity
+from quorin.errors import EntityIdError, InvalidRowError
+from quorin.inline_consumer import wait_until_applied
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from feast_quorin.session import Session
+    from feast_quorin.views import StoredView
+    from quorin.schema import Schema
+    from quorin.wal import Tail
+
+
+def write(session: Session, view: StoredView, batch: pa.RecordBatch, *, partial: bool = False) -> int:
+    """Append rows to the log. Returns the position of the last.
+
+    Fields that a ``partial`` batch does not have stay as they are.
+
+    :raises LogFullError: if the log is at its limit. :raises InvalidRowError, EntityIdError: naming the view.
+    """
+    _ensure_accepted(session, view)
+    try:
+        return session.producer.write_many(view.schema, batch, partial=partial)
+    except (InvalidRowError, EntityIdError) as error:  # What only the engine checks, such as text that is not UTF-8.
+        raise type(error)(f"view {view.name!r}: {error}") from None
+
+
+def write_row(
+    session: Session, view: StoredView, entity_id: str, values: Mapping[str, Any], event_time_ns: int
+) -> tuple[int, Tail | None]:
+    """:func:`write` for one row with a value for every field. Returns also the end of the log for :func:`settle`, if
+    this process seems to be the one that applies it.
+    """
+    _ensure_accepted(session, view)
+    row = view.schema, entity_id, values, event_time_ns
+    after = None if session.settings.consumer == "external" else session.consumer_of(view).own_position
+    if after is None:
+        return session.producer.write(*row), None
+    return session.producer.write_and_read(*row, after=after)
+
+
+def settle(session: Session, view: StoredView, position: int, tail: Tail | None = None) -> None:
+    """Return when the log is applied up to ``position``, or at once with ``wait: logged``. Applies it in this process
+    unless an external consumer does. ``tail`` is what :func:`write_row` returned for the last row.
+
+    :raises WriteSyncTimeoutError: if nothing was applied for ``timeout_ms``. The write stays in the log.
+    """
+    settings = session.settings
+    waits = settings.wait == "applied"
+    if settings.consumer != "external":
+        consumer = session.consumer_of(view)
+        if waits:
+            consumer.settle(position, tail)
+        else:
+            consumer.drain(tail, calls_holder=True)
+    elif waits:
+        name = view.schema.__name__
+        wait_until_applied(name, position, lambda: session.position(view), timeout_ms=settings.timeout_ms)
+
+
+def _ensure_accepted(session: Session, view: StoredView) -> None:
+    """Ensure that the view's segment has its fields, unless this process only appends: the segment may then be another
+    machine's.
+    """
+    name = view.schema.__name__
+    opened = session.opened_segment(view)
+    # What is in the log gets applied, whichever process logged it. If the segment is gone, one with other keys may have
+    # taken its place, so the view is checked again.
+    is_current = opened is None or session.is_in_force(opened)
+    if is_current and session.accepted.get(name) is view.schema:
+        return
+    stored = session.catalogue.current_schema(name)
+    if stored is not None:
+        check_entity(view, stored)
+    only_appends = session.settings.consumer == "external" and session.settings.wait == "logged"
+    if stored is None or not (only_appends or _names(view.schema) <= _names(stored)):
+        apply_view(session, view, drops=False)
+    session.accepted[name] = view.schema
+
+
+def _names(schema: Schema) -> set[str]:
+    return {field.name for field in schema.fields}

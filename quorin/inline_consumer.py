@@ -1,0 +1,272 @@
+"""Applying the log inside the processes that write to it, without a consumer process and without a thread.
+
+An :class:`InlineConsumer` takes a segment's writer lease, applies what the log has, and releases the lease, so that
+several processes can write to one segment in turn. It works beside a :class:`quorin.wal_consumer.WALConsumer` in
+another process: it then waits for that one.
+
+A process that finds the lease held need not wait: it may *call* the holder, by a word in the segment's header. No entry
+is left behind, because both sides look again:
+
+- The holder applies, releases the lease, and only then reads the word. If it was called, it applies once more.
+- A process that called tries the lease once more. If it is still held, that holder has not read the word yet, and will.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, NoReturn
+
+from quorin.errors import (
+    NotPicklableError,
+    SchemaMismatchError,
+    SegmentClosedError,
+    SegmentConflictError,
+    SegmentNotFoundError,
+    WriterFencedError,
+    WriterLeaseHeldError,
+    WriteSyncTimeoutError,
+)
+from quorin.wal_consumer import WALConsumer
+
+if TYPE_CHECKING:
+    from quorin.engine.memory.view import SegmentView
+    from quorin.shm import Segment, SegmentRegistry
+    from quorin.wal import Tail
+    from quorin.wal_consumer import OfflineWriter
+
+__all__ = ["InlineConsumer", "wait_until_applied"]
+
+DEFAULT_TIMEOUT_MS = 10_000.0
+_FIRST_PAUSE_SECONDS = 0.0002
+_MAX_PAUSE_SECONDS = 0.002
+
+_GONE = (SchemaMismatchError, SegmentClosedError, SegmentNotFoundError)
+"""What using a segment raises after it was removed, or replaced by one with other fields."""
+
+
+class InlineConsumer:
+    """Applies the log to the current segment of one schema, in the process and thread that calls it.
+
+    It opens the segment at first use, and anew when the segment is removed or replaced. Between two calls it holds no
+    lease. Threads may share it; a forked child needs its own.
+
+    ``open_segment`` opens the current segment for writing, by default ``registry.open_stored``. With ``offline`` the
+    rows go into the history too. It never trims the log. ``timeout_ms`` limits waits, see :func:`wait_until_applied`.
+    """
+
+    def __init__(
+        self,
+        registry: SegmentRegistry,
+        schema_name: str,
+        *,
+        open_segment: Callable[[], Segment] | None = None,
+        offline: OfflineWriter | None = None,
+        timeout_ms: float = DEFAULT_TIMEOUT_MS,
+    ) -> None:
+        self.schema_name = schema_name
+        self._registry = registry
+        self._log = registry.backend.log()
+        self._open_segment = open_segment or self._open_stored
+        self._offline = offline
+        self._timeout_ms = timeout_ms
+        self._opened: tuple[Segment, WALConsumer] | None = None
+        self._another_applies = False
+        self._applying = threading.Lock()
+
+    def __reduce__(self) -> NoReturn:
+        raise NotPicklableError("an InlineConsumer holds memory of this process: make one in the other process")
+
+    def drain(self, tail: Tail | None = None, *, calls_holder: bool = False) -> bool:
+        """Apply what the log has now; False if another process holds the writer lease.
+
+        ``tail`` is what :meth:`quorin.wal.WALProducer.write_and_read` returned, which may save a look at the log.
+
+        With ``calls_holder``, False means that the holder of the lease will apply what the log has now. Only an
+        ``InlineConsumer`` answers calls, and a ``WALConsumer`` that runs reads on anyway.
+
+        A crash before the segment's position is published loses nothing: the next consumer applies the entries again.
+
+        :raises SegmentNotFoundError: if the schema has no segment. :raises CapacityExceededError: if it cannot grow.
+        :raises ConnectionFailedError: if the log cannot be reached.
+        """
+        called = None
+        while True:
+            try:
+                with self._applying:
+                    segment, consumer = self._leased()
+                    try:
+                        held = segment.writing_view()
+                        consumer.drain(tail)
+                        # Growth replaced the generation, and any of the generations between may have been called.
+                        was_replaced = segment.writing_view() is not held
+                    finally:
+                        segment.release_writer_lease()
+            except (WriterLeaseHeldError, WriterFencedError):
+                self._another_applies = True
+                if not calls_holder:
+                    return False
+                newest = self._newest_view()
+                if newest is not None and newest is called:  # The lease that was called is still held.
+                    return False
+                called = newest
+                if called is not None:
+                    called.call_writer()
+                continue
+            except SegmentConflictError:  # The control plane names another segment.
+                self._forget()
+                continue
+            self._another_applies = False
+            if not (held.answers_call() or was_replaced):
+                return True
+            # The process that called relies on this one, so this one may not give up silently either.
+            tail, calls_holder = None, True
+
+    def settle(self, position: int, tail: Tail | None = None) -> None:
+        """Return once everything up to a log position is applied: by this process, or by the one with the lease.
+
+        :raises WriteSyncTimeoutError: if nothing was applied for ``timeout_ms``. The entries stay in the log.
+        :raises SegmentNotFoundError, CapacityExceededError, ConnectionFailedError: as :meth:`drain`.
+        """
+        if not self.drain(tail):
+            self._wait(position)
+
+    def catch_up(self, after: int) -> None:
+        """Apply what was logged after a position, or wait for the process that is applying it.
+
+        ``after`` is a position that the segment has reached. If the log has nothing behind it, no segment is opened for
+        writing.
+
+        :raises: as :meth:`settle`.
+        """
+        last = self._log.bounds().last
+        found = self._log.read(after, schema_names=[self.schema_name])
+        if not found.entries and found.through >= last:
+            return
+        # Entries of other schemas may hide the end of the log. This moves the position past them, for the next process.
+        if not self.drain() and self._is_behind(last):
+            self._wait(last)
+
+    @property
+    def segment(self) -> Segment | None:
+        """The segment that is open, which may have been removed or replaced since; None before the first use."""
+        opened = self._opened
+        return None if opened is None else opened[0]
+
+    @property
+    def own_position(self) -> int | None:
+        """The segment's position, if this process was the last to apply the log, as far as it knows; else None.
+
+        It is the ``after`` for :meth:`quorin.wal.WALProducer.write_and_read`. None with a history, which needs a look
+        at the log in any case.
+        """
+        segment = self.segment
+        if segment is None or self._another_applies or self._offline is not None:
+            return None
+        try:
+            return segment.position
+        except _GONE:
+            return None
+
+    @contextmanager
+    def writer(self) -> Iterator[Segment]:
+        """The current segment with its writer lease, which is released on leaving the block.
+
+        :raises WriterLeaseHeldError: if another process holds the lease.
+        :raises SegmentNotFoundError: if the schema has no segment.
+        """
+        with self._applying:
+            segment, _ = self._leased()
+            try:
+                yield segment
+            finally:
+                segment.release_writer_lease()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let no thread apply inside the block, for example to discard the segment; it is opened anew afterwards."""
+        with self._applying:
+            yield
+            self._forget()
+
+    def _open_stored(self) -> Segment:
+        return self._registry.open_stored(self.schema_name, read_only=False)
+
+    def _leased(self) -> tuple[Segment, WALConsumer]:
+        while True:
+            if self._opened is None:
+                segment = self._open_segment()
+                backend = self._registry.backend
+                consumer = WALConsumer(backend, [segment], registry=self._registry, offline=self._offline, trims=False)
+                self._opened = segment, consumer
+            opened = segment, _ = self._opened
+            with suppress(*_GONE, WriterFencedError):
+                if segment.writing_view().stored is segment.schema:
+                    return opened
+                segment.release_writer_lease()
+            # It was removed, or replaced by one with other fields.
+            self._forget()
+
+    def _forget(self) -> None:
+        self._opened = None
+
+    def _newest_view(self) -> SegmentView | None:
+        """The generation whose lease is held; None if it was replaced at this moment."""
+        segment = self.segment
+        try:
+            return None if segment is None else segment.current_view()
+        except _GONE:
+            return None
+
+    def _position(self) -> int:
+        """The position of the segment; 0 if it was replaced at this moment."""
+        segment = self.segment
+        try:
+            return 0 if segment is None else segment.position
+        except _GONE:
+            return 0
+
+    def _is_behind(self, last: int) -> bool:
+        """Whether the log has entries of this schema, up to ``last``, that the segment does not have."""
+        position = self._position()
+        while position < last:
+            found = self._log.read(position, schema_names=[self.schema_name])
+            if found.entries:
+                return True
+            if found.through == position:
+                return False
+            position = found.through
+        return False
+
+    def _wait(self, position: int) -> None:
+        wait_until_applied(self.schema_name, position, self._position, timeout_ms=self._timeout_ms, apply=self.drain)
+
+
+def wait_until_applied(
+    schema_name: str,
+    position: int,
+    applied: Callable[[], int],
+    *,
+    timeout_ms: float = DEFAULT_TIMEOUT_MS,
+    apply: Callable[[], bool] = lambda: False,
+) -> None:
+    """Wait until ``applied()``, a segment's position, has reached a log position.
+
+    ``apply`` is tried again and again meanwhile; the wait ends when it returns True. As long as the position advances
+    there is no limit.
+
+    :raises WriteSyncTimeoutError: if the position did not advance for ``timeout_ms``.
+    """
+    pause, reached, since = _FIRST_PAUSE_SECONDS, -1, time.monotonic()
+    while not apply():
+        now_at = applied()
+        if now_at >= position:
+            return
+        if now_at > reached:
+            reached, since = now_at, time.monotonic()
+        elif (time.monotonic() - since) * 1000 > timeout_ms:
+            raise WriteSyncTimeoutError(schema_name, position, timeout_ms)
+        time.sleep(pause)
+        pause = min(2 * pause, _MAX_PAUSE_SECONDS)
