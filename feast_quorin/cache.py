@@ -1,4 +1,4 @@
-"""One bounded cache, for what is worked out once and cheap to work out again."""
+"""A bounded cache for results that are cheap to compute again."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ Value = TypeVar("Value")
 
 
 class BoundedCache(dict[Key, Value]):
-    """A dictionary of at most ``max_entries``. A new key empties a full one.
+    """A dictionary of at most ``max_entries``. Adding a key to a full one clears it first.
 
-    A lookup costs what a dictionary's does. Threads may share it.
+    A lookup costs as much as a dictionary's. Threads may share it.
     """
 
     __slots__ = ("max_entries",)

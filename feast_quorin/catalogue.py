@@ -1,7 +1,7 @@
-"""Which segments a store's views have: made, made again where they were lost, and removed.
+"""The segments of a store's views: created, restored if they are lost, and removed.
 
-Each change is one compare-and-set of what the process saw before it decided, so that of two processes that change the
-same view at the same time one is too late, and follows.
+Each change is one compare-and-set against the state that the process read before it decided. If two processes change
+the same view at the same time, one fails and continues with the other's segment.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _RETRY_SECONDS = 0.01
 
 
 class Beginning(NamedTuple):
-    """What a process saw before it found that a view needs a segment: where the log ended, and which segment the
-    control plane named. A segment that begins there can't take the place of one that another process made meanwhile.
+    """The state before a process found that a view needs a segment: the end of the log, and the current segment in the
+    control plane. A segment that begins there cannot replace one that another process creates meanwhile.
     """
 
     log_identity: int
@@ -44,7 +44,7 @@ class Catalogue:
         self._log = registry.backend.log()
 
     def current_schema(self, name: str) -> Schema | None:
-        """The schema that the control plane keeps under a name."""
+        """The schema with this name in the control plane; None if there is none."""
         text = self._control.schemas().get(name)
         return None if text is None else _parsed(text)
 
@@ -56,35 +56,37 @@ class Catalogue:
         """Whether the control plane has a schema or a segment under a name."""
         return self.current_schema(name) is not None or self._control.current(name) is not None
 
-    def swap_schema(self, known: Schema, schema: Schema) -> bool:
-        """Keep a schema in the control plane in the place of the known one; False if that is there no more."""
-        return self._control.swap_schema(schema.__name__, schema_to_json(schema), expected=schema_to_json(known))
+    def swap_schema(self, old: Schema, new: Schema) -> bool:
+        """Replace a schema in the control plane; False if ``old`` is no longer there."""
+        return self._control.swap_schema(new.__name__, schema_to_json(new), expected=schema_to_json(old))
 
     def beginning(self, name: str) -> Beginning:
-        """Where a new segment of a schema would begin; to be asked before :meth:`current_schema`."""
+        """Where a new segment of a schema would begin. Call it before :meth:`current_schema`."""
         identity, bounds = self._log.state()
         return Beginning(identity, bounds.last, self._control.current(name))
 
     def create(self, schema: Schema, beginning: Beginning) -> None:
-        """Make an empty segment current, which takes what is logged behind its beginning.
+        """Create an empty segment and make it current. It applies entries logged after its beginning.
 
-        :raises SegmentConflictError: if another process was quicker; its segment stays.
+        :raises SegmentConflictError: if another process was first; its segment stays.
         :raises WriterLeaseHeldError: if another process writes to the segment that would be replaced.
         """
         segment = self._empty_segment(schema)
         segment.commit_position(beginning.position, beginning.log_identity)
         if self._history is not None:
-            # What another process logs for a segment that it makes current meanwhile comes behind the beginning.
+            # Entries for a segment that another process makes current meanwhile come after the beginning.
             self._history.skip_to(schema, beginning.position)
         self._registry.publish(segment, replacing=beginning.replacing)
         segment.close()
 
     def restore(self, name: str) -> None:
-        """Make a segment current where it was lost: with what the history has, and for all that the log has.
+        """Rebuild a segment whose file is lost, and make it current: from the history, and for the whole log.
 
-        :raises SegmentConflictError: if there is one.
+        Does nothing if the control plane has no schema of this name.
+
+        :raises SegmentConflictError: if a segment is in force.
         """
-        # Asked in this order: a view is removed by dropping its schema first, and then its segment.
+        # In this order: discard() drops the schema first, and then the segment.
         lost = self._registry.vacancy(name)
         schema = self.current_schema(name)
         if schema is None:
@@ -100,13 +102,13 @@ class Catalogue:
         return self._registry.create(schema, set_current=False, **sizes)
 
     def discard(self, name: str) -> None:
-        """Remove the current segment of a schema, and then all that the control plane has of it.
+        """Remove a schema and its current segment.
 
-        A consumer lets go of a segment whose schema the control plane does not know any more, so that is taken out
-        first; it comes back if the writer is somebody else. A crash in between leaves a current segment without a
-        schema, which the next call removes.
+        The schema is dropped first, because a consumer releases a segment whose schema is not in the control plane. If
+        the writer is not a consumer and keeps the lease, the schema is put back. A crash in between leaves a current
+        segment without a schema, which the next call removes.
 
-        :raises WriterLeaseHeldError: if another process goes on writing to the segment for ``timeout_ms``.
+        :raises WriterLeaseHeldError: if another process keeps the writer lease for ``timeout_ms``.
         """
         deadline = time.monotonic() + self._settings.timeout_ms / 1000
         current, stored = self._control.current(name), self._control.schemas().get(name)
@@ -114,7 +116,7 @@ class Catalogue:
             segment = self._registry.open_stored(name, read_only=False)
         except SegmentNotFoundError:
             self._drop(name, stored)
-            if current is not None:  # Another one than this was made meanwhile, by another process.
+            if current is not None:  # Leaves a segment that another process made meanwhile.
                 self._control.clear_current(name, expected=current)
         else:
             with segment:
@@ -122,7 +124,7 @@ class Catalogue:
                 self._discard(segment, stored, deadline)
 
     def _hydrated(self, schema: Schema) -> Segment | None:
-        """A segment with the rows of the history; None if that has none."""
+        """A segment with the rows of the history; None if the history has none."""
         if self._history is None:
             return None
         try:

@@ -1,8 +1,8 @@
 """The compute engine: ``batch_engine: {type: feast_quorin.QuorinComputeEngine}`` in ``feature_store.yaml``.
 
-It is Feast's local engine with another end. What an offline store gives stays an Arrow table on its way to the log,
-where the local engine makes a ``Value`` proto of every value. Transformations, aggregations, joins of views, filters
-and validation are the local engine's own; so is everything where the online store is not Quorin.
+It is Feast's local engine with another output. Tables from the offline store stay Arrow tables on their way to the log,
+where the local engine converts every value into a ``Value`` proto. Transformations, aggregations, joins, filters and
+validation are the local engine's, as is everything if the online store is not Quorin.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class QuorinComputeEngineConfig(FeastConfigBaseModel):
     )
 
     backend: Literal["pandas", "polars"] | None = None
-    """What runs transformations, aggregations and joins; as for Feast's local engine."""
+    """The library that runs transformations, aggregations and joins, as in Feast's local engine."""
 
 
 class QuorinComputeEngine(LocalComputeEngine):
-    """Materializes as Feast's local engine does, with Arrow all the way from the offline store to the log.
+    """Materializes as Feast's local engine does, with Arrow tables from the offline store to the log.
 
-    Killed at any moment, it leaves whole rows, each at an old or a new version; running it again completes them.
+    If it is killed, every row is whole, at its old or its new version. Running it again writes the rest.
     """
 
     def _materialize_one(
@@ -58,16 +58,16 @@ class QuorinComputeEngine(LocalComputeEngine):
         context = self.get_execution_context(registry, task)
         try:
             _Builder(registry, task, backend=feast_private.compute_backend(self, context)).build().execute(context)
-        except Exception as error:  # noqa: BLE001 - the provider raises it again from the job
+        except Exception as error:  # noqa: BLE001 - the provider raises the job's error
             return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.ERROR, error=error)
         return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.SUCCEEDED)
 
 
 class _Builder(LocalFeatureBuilder):
-    """The local engine's plan, without the nodes that only carry a table to pandas and back."""
+    """The local engine's plan, without the nodes that only convert a table to pandas and back."""
 
     def build_filter_node(self, view: Any, input_node: DAGNode) -> DAGNode:
-        """Materialization has no entity frame, so only an expression of the user's can filter anything."""
+        """Materialization has no entity frame, so only a filter expression of the view can drop rows."""
         if getattr(view, "filter", None):
             node: DAGNode = super().build_filter_node(view, input_node)
             return node
@@ -88,7 +88,7 @@ class _Builder(LocalFeatureBuilder):
 
 
 class _NewestNode(LocalNode):
-    """One row an entity."""
+    """Keeps the newest row of each entity."""
 
     def __init__(self, name: str, view: Any, inputs: list[DAGNode]) -> None:
         super().__init__(name, inputs=inputs)
@@ -101,7 +101,7 @@ class _NewestNode(LocalNode):
 
 
 class _OutputNode(LocalOutputNode):
-    """The table into the log, and into the offline store for views that are written there too."""
+    """Writes the table to the log, and to the offline store if the view asks for it."""
 
     def __init__(self, name: str, view: Any, task: Any, inputs: list[DAGNode]) -> None:
         super().__init__(name, view, inputs=inputs)
@@ -125,7 +125,7 @@ class _OutputNode(LocalOutputNode):
 
 @contextmanager
 def _progress(task: MaterializationTask, rows: int) -> Iterator[Callable[[int], Any]]:
-    """Feast's progress bar over a number of rows."""
+    """Feast's progress bar for a number of rows."""
     if task.tqdm_builder is None:
         yield lambda _: None
         return

@@ -29,9 +29,9 @@ _MAX_SHOWN = 200
 
 
 class ConfigError(QuorinError, FeastConfigError):
-    """A setting under ``online_store`` is wrong; the text names it, what it is and what was expected.
+    """A setting under ``online_store`` is wrong. The text has its name, its value and what was expected.
 
-    No ``ValueError``: pydantic would wrap one into an error of its own that prints its whole input, passwords included.
+    It is not a ``ValueError``, which pydantic would wrap in an error that prints the whole input, passwords included.
     """
 
     def __init__(self, message: str) -> None:
@@ -39,12 +39,12 @@ class ConfigError(QuorinError, FeastConfigError):
 
 
 class StoreSettings(FeastConfigBaseModel):
-    """Where the store keeps its data, and who applies what is written. Every key has a default.
+    """Where the store keeps its data, and which process applies writes. Every key has a default.
 
-    Relative paths are relative to the repository, whose own path and ``shm_dir`` are relative to where the process is
-    when it first uses these settings; it keeps its files when it changes its directory later.
+    Relative paths are relative to the repository. The repository's own path and ``shm_dir`` are relative to the working
+    directory at the first use of these settings; changing the working directory later has no effect.
 
-    Unknown keys, ``path`` together with ``redis_url``, and bad values raise :class:`ConfigError`.
+    Unknown keys, ``path`` together with ``redis_url``, and invalid values raise :class:`ConfigError`.
     """
 
     type: Literal["quorin", "feast_quorin.QuorinOnlineStore", "feast_quorin.online_store.QuorinOnlineStore"] = "quorin"
@@ -53,33 +53,33 @@ class StoreSettings(FeastConfigBaseModel):
     """Directory of the embedded store (control plane and log), default ``data/quorin``, relative to the repo."""
 
     redis_url: StrictStr | None = Field(default=None, repr=False)
-    """Redis as control plane and log instead: ``redis://``, ``rediss://`` or ``unix://``."""
+    """URL of a Redis server as control plane and log instead: ``redis://``, ``rediss://`` or ``unix://``."""
 
     consumer: Literal["auto", "external", "inline"] = "auto"
-    """Who applies writes to shared memory: ``external``, a ``quorin consumer`` process alone; ``inline``, the process
-    that writes; ``auto``, the process that writes unless another one holds a view's writer lease."""
+    """Which process applies writes to shared memory: ``external``, only a ``quorin consumer`` process; ``auto``, the
+    process that writes, unless another one holds the view's writer lease; ``inline`` means the same."""
 
     capacity: int = 4096
-    """Entities that a new segment has room for at first; it grows by itself."""
+    """Entities that fit in a new segment before it grows."""
 
     shm_dir: StrictStr = Field(default_factory=default_shm_dir)
-    """Directory of the segments; by default ``QUORIN_SHM_DIR`` from the environment, else ``/dev/shm``."""
+    """Directory of the segments; by default the environment variable ``QUORIN_SHM_DIR``, else ``/dev/shm``."""
 
     offline_path: StrictStr | None = Field(default=None, repr=False)
-    """Where the history in Parquet goes, a directory relative to the repo or a URL; none is kept without."""
+    """Where to keep the Parquet history: a directory relative to the repo, or a URL. None keeps no history."""
 
     wait: Literal["applied", "logged"] = "applied"
-    """When a write returns: once readers can see it, or once the log has it."""
+    """When a write returns: once readers see it, or once it is in the log."""
 
     timeout_ms: int = 10_000
-    """How long a write waits, in milliseconds, while nothing at all is being applied."""
+    """Milliseconds after which a write stops waiting if nothing is applied meanwhile."""
 
     enforce_ttl: StrictBool = False
-    """Whether rows older than their view's ``ttl`` are answered as null with the status ``OUTSIDE_MAX_AGE``. Feast
-    itself serves them like any other."""
+    """Whether rows older than their view's ``ttl`` read as null with the status ``OUTSIDE_MAX_AGE``. Feast itself
+    serves them like any other row."""
 
     key_ttl_seconds: int | None = None
-    """How many seconds after its last write a row is answered like one that was never written; None for ever."""
+    """Seconds after its last write from which a row reads as if it was never written; None for never."""
 
     _working_directory: Path = PrivateAttr(default_factory=lambda: _working_directory())
 
@@ -89,7 +89,7 @@ class StoreSettings(FeastConfigBaseModel):
         if value is None and info.field_name == "key_ttl_seconds":
             return None
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError("expected a whole number of 1 and more")
+            raise ValueError("expected a whole number of 1 or more")
         return value
 
     @field_validator("path", "shm_dir", "offline_path")
@@ -103,7 +103,7 @@ class StoreSettings(FeastConfigBaseModel):
     @classmethod
     def _no_url(cls, value: str | None) -> str | None:
         if value is not None and "://" in value:
-            raise ValueError("expected a directory, no URL")
+            raise ValueError("expected a directory, not a URL")
         return value
 
     @field_validator("shm_dir")
@@ -138,18 +138,18 @@ class StoreSettings(FeastConfigBaseModel):
             if settings.path is None or settings.redis_url is None:
                 return settings
             problems = [
-                f"path {settings.path!r} and redis_url {shown(settings.redis_url)!r} exclude each other: give one"
+                f"path {settings.path!r} and redis_url {shown(settings.redis_url)!r} exclude each other: set one"
             ]
         raise ConfigError("; ".join(problems))
 
     def connection(self, repo_path: Path | None) -> str:
-        """What the engine connects to: the Redis URL, or the absolute directory of the embedded store."""
+        """The engine's connection: the Redis URL, or the absolute directory of the embedded store."""
         if self.redis_url is not None:
             return self.redis_url
         return self._in_repo(repo_path, self.path or DEFAULT_PATH)
 
     def history(self, repo_path: Path | None) -> str | None:
-        """Where the history is: the URL, or the absolute directory; None if there is none."""
+        """The URL or the absolute directory of the history; None if there is none."""
         if self.offline_path is None or "://" in self.offline_path:
             return self.offline_path
         return self._in_repo(repo_path, self.offline_path)
@@ -159,7 +159,7 @@ class StoreSettings(FeastConfigBaseModel):
 
 
 def _working_directory() -> Path:
-    """Where this process is; absolute paths need none, so it may have been removed."""
+    """The working directory. It may have been removed, which does not matter to absolute paths."""
     with suppress(FileNotFoundError):
         return Path.cwd()
     return Path()
@@ -168,15 +168,15 @@ def _working_directory() -> Path:
 def _problem(model: Any, problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"]) or "online_store"
     if problem["type"] == "extra_forbidden":
-        meant = get_close_matches(key, model.model_fields, n=1)
-        hint = f"did you mean {meant[0]}?" if meant else f"known are {', '.join(model.model_fields)}"
+        similar = get_close_matches(key, model.model_fields, n=1)
+        hint = f"did you mean {similar[0]}?" if similar else f"expected one of {', '.join(model.model_fields)}"
         return f"{key}: unknown key, {hint}"
     expected = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {expected[:1].lower()}{expected[1:]}, got {_got(key, problem['input'])}"
+    return f"{key}: {expected[:1].lower()}{expected[1:]}, got {_shown_value(key, problem['input'])}"
 
 
-def _got(key: str, value: Any) -> str:
-    """A value, of which nothing is shown that may be a password of a URL."""
+def _shown_value(key: str, value: Any) -> str:
+    """The text of a value, without any part that may be the password of a URL."""
     if key != "redis_url" and "://" not in repr(value):
         return repr(value)[:_MAX_SHOWN]
     return repr(shown(value)) if isinstance(value, str) else type(value).__name__

@@ -120,7 +120,7 @@ def compute_backend(engine: Any, context: Any) -> Any:
 
 
 def rename_columns(table: pa.Table, mapping: dict[str, str]) -> pa.Table:
-    """An Arrow table whose columns have the names that a source's field mapping gives them."""
+    """An Arrow table with its columns renamed by a source's field mapping."""
     return utils._run_pyarrow_field_mapping(table, mapping)
 
 

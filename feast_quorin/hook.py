@@ -1,11 +1,11 @@
-"""Teaches Feast the short name ``type: quorin``.
+"""Registers the short name ``type: quorin`` with Feast.
 
-Feast looks a store's short name up in a dictionary of its module ``feast.repo_config``, before it imports anything of
-the user's, and offers no way to register one. ``quorin_feast.pth`` therefore calls :func:`install` when Python starts.
+Feast looks up a store's short name in a dictionary of its module ``feast.repo_config``, before it imports any user
+code, and offers no way to register one. ``quorin_feast.pth`` therefore calls :func:`install` when Python starts.
 It adds a finder to ``sys.meta_path`` that does nothing until ``feast.repo_config`` is imported, and then adds one
-entry to that dictionary. Where Feast is absent or differs, nothing happens: the full class path needs none of this.
+entry to that dictionary. If Feast is absent or differs, nothing happens; the full class path works without the hook.
 
-Every start of Python runs this file: it imports only ``sys`` and prints nothing.
+Every start of Python runs this file, so it imports only ``sys`` and prints nothing.
 """
 
 import sys
@@ -16,7 +16,7 @@ NAME, CLASS_PATH = "quorin", "feast_quorin.QuorinOnlineStore"
 
 
 def install() -> None:
-    """Register the name as soon as Feast is imported, or now if it is already. Calling it again changes nothing."""
+    """Register the name when Feast is imported, or now if it already is. Calling this again changes nothing."""
     if FEAST_MODULE in sys.modules:
         register(sys.modules[FEAST_MODULE])
     if all(map(_is_another, sys.meta_path)):
@@ -24,18 +24,18 @@ def install() -> None:
 
 
 def register(module: object) -> None:
-    """Add the name to the table in Feast's module, unless it is there or there is no such table."""
+    """Add the name to the table in Feast's module, unless the name is there or the table is not."""
     table = getattr(module, TABLE, None)
     if isinstance(table, dict):
         table.setdefault(NAME, CLASS_PATH)
 
 
 class FeastFinder:
-    """Finds ``feast.repo_config`` where the other finders do, and has its loader call :func:`register` afterwards."""
+    """Finds ``feast.repo_config`` through the other finders, and makes its loader call :func:`register`."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):  # type: ignore[no-untyped-def]
-        """The module's own spec with a loader that registers the name; None for every other module."""
+        """The spec of ``feast.repo_config``, with a loader that registers the name; None for any other module."""
         if name != FEAST_MODULE:
             return None
         finders = (f for f in sys.meta_path if _is_another(f) and hasattr(f, "find_spec"))
@@ -50,11 +50,11 @@ class FeastFinder:
 
         try:
             spec.loader.exec_module = load_and_register  # type: ignore[method-assign, union-attr]
-        except AttributeError:  # A loader that takes no attributes: Feast loads as ever, without the short name.
+        except AttributeError:  # The loader takes no attributes: Feast loads without the short name.
             return spec
         return spec
 
 
 def _is_another(finder: object) -> bool:
-    """Whether a finder is not ours, nor ours from before this module was reloaded."""
+    """Whether a finder is not this module's, nor left by this module before a reload."""
     return getattr(finder, "__module__", None) != __name__

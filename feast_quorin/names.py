@@ -1,8 +1,8 @@
 """Names: Feast's projects, views and features as the engine's schemas and fields.
 
-Feast's names may hold hyphens, dots, any script; the engine's are identifiers. :func:`identifier` maps one to the
-other so that different names stay different: a plain name stands for itself, any other gets its legible part and a
-hash. Neither form contains ``__``, which therefore separates parts without doubt.
+Feast's names may contain hyphens, dots and any script; the engine's are identifiers. :func:`identifier` maps one to the
+other injectively: a name that is a simple identifier maps to itself, any other to its legible part and a hash. Neither
+form contains ``__``, so it separates the parts of a name unambiguously.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from feast.repo_config import RepoConfig
 
 MAX_PART_CHARS = 60
-MOST_VERSIONS = 10_000
-_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*\Z")
+MAX_VERSIONS = 10_000
+_SIMPLE = re.compile(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*\Z")
 _HASHED = re.compile(r".*_h[0-9a-f]{16}\Z")
 
 
 def identifier(text: str) -> str:
     """An ASCII identifier of at most 60 characters for any text: injective, without ``__``, legible.
 
-    The same text always gives the same identifier, in every process and version.
+    The same text maps to the same identifier in every process and version.
     """
-    if _PLAIN.match(text) and not _HASHED.match(text) and len(text) <= MAX_PART_CHARS:
+    if _SIMPLE.match(text) and not _HASHED.match(text) and len(text) <= MAX_PART_CHARS:
         return text
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
     legible = "_".join(re.findall(r"[A-Za-z0-9]+", text))[: MAX_PART_CHARS - 20].rstrip("_")
@@ -39,28 +39,28 @@ def identifier(text: str) -> str:
 
 
 def project_prefix(project: str) -> str:
-    """What the schema names of all views of a project start with, and those of no other project."""
+    """The prefix of the schema names of a project's views. No other project's schema names have it."""
     return identifier(project) + "__"
 
 
 @lru_cache(maxsize=4096)
 def schema_name(project: str, view: str, version: int | None = None) -> str:
-    """The engine's schema name of a feature view, or of one of its versions from 1 up."""
+    """The engine's schema name for a feature view, or for one of its versions (1 and up)."""
     return project_prefix(project) + identifier(f"{view}@v{version}" if version else view)
 
 
-def schema_names(known: Collection[str], project: str, view: str) -> set[str]:
-    """Those of the known schema names that are of this view, in whichever version up to :data:`MOST_VERSIONS`."""
+def schema_names(names: Collection[str], project: str, view: str) -> set[str]:
+    """The schema names among ``names`` that belong to a view, in any version up to :data:`MAX_VERSIONS`."""
     prefix = project_prefix(project)
-    hashed = {name for name in known if name.startswith(prefix) and _HASHED.match(name)}
-    versions = {prefix + identifier(f"{view}@v{number}") for number in range(1, MOST_VERSIONS)} if hashed else set()
-    return hashed & versions | {schema_name(project, view)}.intersection(known)
+    hashed = {name for name in names if name.startswith(prefix) and _HASHED.match(name)}
+    versions = {prefix + identifier(f"{view}@v{number}") for number in range(1, MAX_VERSIONS)} if hashed else set()
+    return hashed & versions | {schema_name(project, view)}.intersection(names)
 
 
 def table_schema_name(config: RepoConfig, table: Any) -> str:
-    """The schema name for a Feast view object; versions count only where the registry has them switched on.
+    """The schema name for a Feast view object. Versions have names of their own only if the registry enables them.
 
-    Storage goes by ``table.name``: aliases and projections of one view share its rows.
+    Aliases and projections of a view share its rows, because the name is that of ``table.name``.
     """
     version = None
     if config.registry.enable_online_feature_view_versioning:
@@ -71,15 +71,15 @@ def table_schema_name(config: RepoConfig, table: Any) -> str:
 
 
 def field_name(feature: str, type_name: str) -> str:
-    """The engine's field name of a feature with its Feast type, such as ``conv_rate__float``.
+    """The engine's field name for a feature with its Feast type, such as ``conv_rate__float``.
 
-    The type is part of the name, so that a feature that changes its type is another field: whatever is carried over or
-    replayed by name can never show old bytes under a new type.
+    The type is part of the name, so a feature whose type changes becomes another field: an upgrade or a replay, which
+    match fields by name, can never read old bytes as a new type.
     """
     return f"{identifier(feature)}__{type_name}"
 
 
 def is_field_name(name: str) -> bool:
-    """Whether :func:`field_name` may have given this name."""
+    """Whether :func:`field_name` may have returned this name."""
     _, parted, kind = name.rpartition("__")
     return bool(parted) and kind.upper() in ValueType.__members__ and kind.islower()

@@ -1,6 +1,6 @@
 """The provider: ``provider: feast_quorin.QuorinProvider`` in ``feature_store.yaml``, optional.
 
-Feast's own provider, but frames that are pushed or written go to the log as Arrow tables, not as ``Value`` protos.
+Feast's own provider, except that frames go to the log as Arrow tables, not as ``Value`` protos.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 
 class QuorinProvider(PassthroughProvider):
-    """What ``provider: local`` is, with quicker ``push`` and ``write_to_online_store``.
+    """``provider: local`` with faster ``push`` and ``write_to_online_store``.
 
-    With another online store than Quorin it does what Feast's provider does.
+    With any online store other than Quorin it behaves as Feast's provider.
     """
 
     def ingest_df(self, feature_view: Any, df: pd.DataFrame, field_mapping: dict[str, str] | None = None) -> None:
         """Write a frame to the online store.
 
-        :raises ValueError: for a column that is not there. :raises InvalidRowError: for a key, time or value that the
-            view cannot hold; the text says view, row, join keys and feature.
+        :raises ValueError: for a missing column. :raises InvalidRowError: for a key, time or value that the view cannot
+            hold; the text names view, row, join keys and feature.
         """
         store = self.online_store
         if not isinstance(store, QuorinOnlineStore):
@@ -40,14 +40,14 @@ class QuorinProvider(PassthroughProvider):
         mapping = field_mapping if source is None else source.field_mapping
         if store.write_plain_row(self.repo_config, feature_view, df, mapping):
             return
-        # As in Feast, an index becomes columns, which have the names of its levels.
+        # As in Feast, an index becomes columns named after its levels.
         table = map_columns(_arrow_table(feature_view.name, df), mapping)
         store.write_table(self.repo_config, feature_view, table, None)
 
     async def ingest_df_async(
         self, feature_view: Any, df: pd.DataFrame, field_mapping: dict[str, str] | None = None
     ) -> None:
-        """The same in a thread, because the log waits for a disk or a network."""
+        """:meth:`ingest_df` in a thread, because an append waits for a disk or a network."""
         if not isinstance(self.online_store, QuorinOnlineStore):
             await super().ingest_df_async(feature_view, df, field_mapping)
             return
@@ -57,8 +57,8 @@ class QuorinProvider(PassthroughProvider):
 def _arrow_table(view: str, frame: pd.DataFrame) -> pa.Table:
     """A frame as an Arrow table.
 
-    :raises InvalidRowError: for a column that has no Arrow type, such as one of texts and numbers; the text says view,
-        column, and the first row that differs.
+    :raises InvalidRowError: for a column that has no Arrow type, such as a mix of strings and numbers; the text names
+        view, column, and the first row that differs.
     """
     try:
         return pa.Table.from_pandas(frame)

@@ -1,4 +1,4 @@
-"""A feature view as the engine keeps it: its schema, and how each feature's values are coded."""
+"""A feature view as the engine stores it: its schema, and the codec of each feature."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     _Typed = tuple[tuple[str, ValueType], ...]
 
 CREATED = "created_ns"
-"""The engine's field for a row's ``created`` time. No feature's field has such a name: those end in ``__<type>``."""
+"""The engine's field for a row's ``created`` time. Fields of features end in ``__<type>``, so none has this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class StoredFeature:
 
 @dataclass(frozen=True, slots=True)
 class StoredView:
-    """One feature view, or one version of it. ``name`` is Feast's, for messages; the schema's name is the engine's."""
+    """One feature view, or one version of it. ``name`` is Feast's, for error texts; the schema's is the engine's."""
 
     name: str
     schema: Schema
@@ -41,9 +41,9 @@ class StoredView:
 
 
 def stored_view(config: RepoConfig, table: Any) -> StoredView:
-    """The view behind a Feast object (feature, stream, on-demand or label view); equal views give the same object.
+    """The stored view of a Feast object (feature, stream, on-demand or label view); the same object for equal views.
 
-    Where the source has a column of ``created`` times, rows carry them beside the features, and they break ties.
+    If the source has a column of ``created`` times, rows store them beside the features, to break ties.
 
     :raises SchemaError: for a view without features.
     """
@@ -54,7 +54,7 @@ def stored_view(config: RepoConfig, table: Any) -> StoredView:
 
 
 def max_age_ns(config: RepoConfig, table: Any) -> int:
-    """How old rows of a view may be to be served, in nanoseconds; 0 for any age."""
+    """The age in nanoseconds up to which rows of a view are served; 0 for no limit."""
     ttl = getattr(table, "ttl", None) if config.online_store.enforce_ttl else None
     return round(ttl.total_seconds() * 1e9) if ttl else 0
 
@@ -66,20 +66,20 @@ def check_entity(view: StoredView, stored: Schema) -> None:
     """
     if is_other_entity(view.schema, stored):
         raise SchemaError(
-            f"feature view {view.name!r}: its rows are by {stored.entity}, and here it is known by "
-            f"{view.schema.entity}. Run `feast apply`, or refresh the registry if that was done elsewhere"
+            f"feature view {view.name!r}: its rows have the keys {stored.entity}, but this process expects "
+            f"{view.schema.entity}. Run `feast apply`, or refresh the registry if it was applied elsewhere"
         )
 
 
 @lru_cache(maxsize=1024)
 def _stored_view(view: str, schema_name: str, features: _Typed, keys: _Typed, has_created: bool) -> StoredView:
     if not features:
-        raise SchemaError(f"feature view {view!r} has no features, so there is nothing to keep")
+        raise SchemaError(f"feature view {view!r} has no features, so there is nothing to store")
     stored = {name: StoredFeature(field_name(name, kind.name.lower()), codec_for(kind)) for name, kind in features}
     fields = [feature.codec.field(feature.field) for feature in stored.values()]
     if has_created:
         fields.append(FeatureField(CREATED, dtype.int64))
-    # In the order of the names, as in ids. A view that does not say its keys is taken for what is there.
+    # In the order of the names, as in ids. A view without entity columns accepts the keys that are stored.
     entity = ", ".join(f"{name} {kind.name}" for name, kind in sorted(keys, key=itemgetter(0))) or None
     schema = make_schema(schema_name, fields, tie_breaker=CREATED if has_created else None, entity=entity)
     return StoredView(view, schema, stored)

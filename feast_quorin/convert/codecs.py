@@ -1,8 +1,8 @@
 """Values: Feast's ``Value`` protos as Arrow columns of the engine, and back, a column at a time.
 
-Numbers, booleans, strings, bytes, timestamps and lists of them stand in the row as what they are. Every other type
-(maps, sets, JSON, UUIDs, decimals, nested lists, ...) keeps its serialized ``Value`` in a bytes field. A null is
-Arrow's null and reads back as an empty ``Value``, as Feast has it; an empty list stays an empty list.
+Numbers, booleans, strings, bytes, timestamps and lists of them are stored in fields of these types. A value of any
+other type (maps, sets, JSON, UUIDs, decimals, nested lists, ...) is stored as a serialized ``Value`` in a bytes field.
+A null is Arrow's null and reads as an empty ``Value``, as in Feast; an empty list stays an empty list.
 """
 
 from __future__ import annotations
@@ -63,19 +63,19 @@ _ARROW = {
 
 @dataclass(frozen=True)
 class Codec(ABC):
-    """How values of one Feast type are kept. ``kind`` is the member of ``Value`` that it uses, '' for any."""
+    """How values of one Feast type are stored. ``kind`` is the member of ``Value`` that has them, '' for any."""
 
     dtype: dtype
     kind: str = ""
 
     @property
     def is_comparable(self) -> bool:
-        """Whether the kept values stand in an order, as scalars do."""
+        """Whether stored values can be compared, as scalars can."""
         return False
 
     @property
     def arrow_type(self) -> pa.DataType:
-        """The Arrow type of a column of kept values."""
+        """The Arrow type of a column of stored values."""
         return _ARROW[self.dtype]
 
     def field(self, name: str) -> FeatureField:
@@ -90,7 +90,7 @@ class Codec(ABC):
         """
 
     def to_python(self, value: Any) -> Any:
-        """One ``Value`` proto as the engine takes it in a single row; None for a null.
+        """One ``Value`` proto as a Python value for the engine; None for a null.
 
         :raises InvalidRowError: as :meth:`to_arrow`.
         """
@@ -99,33 +99,33 @@ class Codec(ABC):
             return None
         if self.kind not in ("", kind):
             raise InvalidRowError(f"expected {self.kind}, got {kind}: {str(value).strip()[:100]}")
-        return self._plain(value)
+        return self._content(value)
 
     @abstractmethod
-    def _plain(self, value: Any) -> Any:
-        """What a proto of our kind holds."""
+    def _content(self, value: Any) -> Any:
+        """The content of a proto of this codec's kind."""
 
     @abstractmethod
     def to_protos(self, column: pa.Array) -> list[Any]:
         """An Arrow array as ``Value`` protos, equal to those that were written."""
 
     def append_to(self, values: Any, column: pa.Array) -> None:
-        """Append an Arrow array to a repeated field of ``Value``: as :meth:`to_protos`, but quicker."""
+        """Append an Arrow array to a repeated field of ``Value``; faster than :meth:`to_protos`."""
         values.extend(self.to_protos(column))
 
     def _nulls(self, values: Sequence[Any], empty: Iterable[int]) -> Nulls | None:
-        """Which values are null, None if none is. ``empty`` are those whose member of our kind reads as 0, false or
-        empty: only they can be anything else than set to a value of our kind.
+        """Whether each value is null; None if none is. ``empty`` has the indexes of values whose member of this kind
+        reads as 0, false or empty: only these can be null or of another kind.
         """
         nulls: Nulls | None = None
-        for place in empty:
-            kind = values[place].WhichOneof("val")
+        for index in empty:
+            kind = values[index].WhichOneof("val")
             if kind in _NULL_KINDS:
                 if nulls is None:
                     nulls = np.zeros(len(values), np.bool_)
-                nulls[place] = True
+                nulls[index] = True
             elif kind != self.kind:
-                raise InvalidRowError(f"expected {self.kind}, got {kind}: {str(values[place]).strip()[:100]}")
+                raise InvalidRowError(f"expected {self.kind}, got {kind}: {str(values[index]).strip()[:100]}")
         return nulls
 
 
@@ -142,12 +142,12 @@ class ScalarCodec(Codec):
             numbers = np.fromiter(members, self.dtype.numpy, len(values))
             return pa.array(numbers, mask=self._nulls(values, np.flatnonzero(numbers == 0).tolist()))
         texts: list[Any] = list(members)
-        nulls = self._nulls(values, [place for place, text in enumerate(texts) if not text])
+        nulls = self._nulls(values, [index for index, text in enumerate(texts) if not text])
         if nulls is not None:
             texts = [None if null else text for null, text in zip(nulls.tolist(), texts, strict=True)]
         return pa.array(texts, _ARROW[self.dtype])
 
-    def _plain(self, value: Any) -> Any:
+    def _content(self, value: Any) -> Any:
         return getattr(value, self.kind)
 
     def to_protos(self, column: pa.Array) -> list[Any]:  # noqa: D102
@@ -164,7 +164,7 @@ class ScalarCodec(Codec):
 
 @dataclass(frozen=True)
 class ListCodec(Codec):
-    """A list of any length, empty ones included; ``message`` is the proto that wraps its elements."""
+    """A list of any length, also an empty one. ``message`` is the proto that wraps its elements."""
 
     message: Any = None
 
@@ -190,7 +190,7 @@ class ListCodec(Codec):
             elements = pa.array(list(chain.from_iterable(lists)), _ARROW[self.dtype])
         return pa.ListArray.from_arrays(pa.array(offsets), elements, mask=None if nulls is None else pa.array(nulls))
 
-    def _plain(self, value: Any) -> Any:
+    def _content(self, value: Any) -> Any:
         return list(getattr(value, self.kind).val)
 
     def to_protos(self, column: pa.Array) -> list[Any]:  # noqa: D102
@@ -208,10 +208,10 @@ class ListCodec(Codec):
 
 
 def _packed_floats(messages: Sequence[Any], sizes: Sequence[int], kind: dtype) -> np.ndarray[Any, Any]:
-    """The elements of ``FloatList`` or ``DoubleList`` protos, one after the other.
+    """The concatenated elements of ``FloatList`` or ``DoubleList`` protos.
 
-    Such a list's only field is packed: serialized it ends with its elements, little-endian and of fixed width. That is
-    many times as fast as Python's iteration over them.
+    The only field of such a list is packed, so the serialized list ends with its elements, little-endian and of fixed
+    width. Reading them there is many times as fast as iterating over them in Python.
     """
     width = kind.item_size
     parts = [
@@ -224,10 +224,10 @@ class ProtoCodec(Codec):
     """Any other type: the serialized ``Value`` itself."""
 
     def to_arrow(self, values: Sequence[Any]) -> pa.Array:  # noqa: D102
-        kept = [None if value.WhichOneof("val") in _NULL_KINDS else value.SerializeToString() for value in values]
-        return pa.array(kept, pa.binary())
+        data = [None if value.WhichOneof("val") in _NULL_KINDS else value.SerializeToString() for value in values]
+        return pa.array(data, pa.binary())
 
-    def _plain(self, value: Any) -> Any:
+    def _content(self, value: Any) -> Any:
         return value.SerializeToString()
 
     def to_protos(self, column: pa.Array) -> list[Any]:  # noqa: D102
@@ -252,9 +252,9 @@ def codec_for(value_type: ValueType) -> Codec:
 
 
 def number_lists(values: Sequence[Any], value_type: ValueType | None) -> pa.ListArray | None:
-    """``Value`` protos that are lists of numbers or booleans as an Arrow array in their own type; None of others.
+    """``Value`` protos with lists of numbers or booleans as an Arrow array of the same type; None for other protos.
 
-    ``value_type`` is their Feast type, if it is known: it counts where all of them are null.
+    ``value_type`` is their Feast type, if known. It decides if all of them are null.
     """
     kinds = {value.WhichOneof("val") for value in values} - _NULL_KINDS
     if not kinds and value_type is not None:

@@ -1,8 +1,8 @@
 """Columns of the engine as Python lists, arrays for frames, Arrow arrays and protobuf, equal to what Feast returns.
 
-Feast turns every ``Value`` into a Python object and builds frames and tables from lists of those, so a float32 becomes
-a float64 column, integers with nulls become floats in a frame, and a column of nulls has no type. The decoders return
-the same, without the objects if the result is known beforehand.
+Feast converts every ``Value`` to a Python object and builds frames and tables from lists of these. So float32 becomes a
+float64 column, integers with nulls become floats in a frame, and a column of nulls has no type. The decoders return the
+same, without creating the objects if the result is known beforehand.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Decoder(ABC):
         return self.values(columns, index)
 
     def for_tensor(self, columns: Columns, index: int, default: Any) -> Any:  # noqa: ARG002
-        """Values for a tensor: a new array with ``default`` in place of nulls, or a list with None."""
+        """Values for a tensor: a new array with ``default`` instead of nulls, or a list with None."""
         return self.values(columns, index)
 
     def lists(self, columns: Columns, index: int) -> pa.ListArray | None:  # noqa: ARG002
-        """Lists of numbers or booleans in their own type; None for other types."""
+        """Lists of numbers or booleans as an array of the stored type; None for other types."""
         return None
 
     @abstractmethod
@@ -59,12 +59,12 @@ class Decoder(ABC):
         """The values as ``values`` of a ``FeatureVector`` on the wire."""
 
     def wire_one(self, row: OneRow, index: int) -> bytes:
-        """The same for the value of one entity. It must not be null."""
+        """:meth:`wire` for the value of one entity. It must not be null."""
         return self.wire(row.columns(), index)
 
 
 class NumberDecoder(Decoder):
-    """A number or boolean; float32 and int32 widen as they do by way of Python objects."""
+    """A number or boolean. float32 and int32 are widened, as a conversion by Python objects would."""
 
     def __init__(self, code: dtype, kind: str) -> None:
         self._kind = kind

@@ -1,7 +1,6 @@
 r"""Entity keys: Feast's join keys and values as one entity id.
 
-The values of the join keys, in the order of the join keys' names, joined by ``|``. A single string or number stands for
-itself::
+The values of the join keys, ordered by the names of the join keys and joined by ``|``::
 
     driver_id=1001                -> 1001
     city="Oslo", shop=7           -> Oslo|7
@@ -9,8 +8,8 @@ itself::
     no join key at all            -> \e
     name="a|b\c"                  -> a\|b\\c
 
-In a view every join key has one type, so the text tells one key from every other. A view that is applied with other
-keys begins anew (:func:`feast_quorin.apply.apply_view`).
+Every join key of a view has one type, so different keys have different ids. A view that is applied with other join keys
+starts empty (:func:`feast_quorin.apply.apply_view`).
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from quorin.errors import EntityIdTooLongError
 SEPARATOR = "|"
 EMPTY = r"\e"
 MAX_ID_BYTES = 4096
-"""Longest id in UTF-8 bytes that the segments of views take; the engine refuses longer ones."""
+"""The longest id, in UTF-8 bytes, that segments of views accept."""
 
 _TEXT = {"string_val", "uuid_val", "time_uuid_val", "decimal_val", "json_val"}
 _COMPONENT = re.compile(r"(?:\\.|[^\\|])+", re.DOTALL)
@@ -41,24 +40,24 @@ _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 def entity_ids(entity_keys: Iterable[Any]) -> list[str]:
     """The ids of ``EntityKey`` protos.
 
-    :raises ValueError: for a null or a value that is no scalar; the text names the join key.
+    :raises ValueError: for a null or a value that is not a scalar; the text names the join key.
     """
     return [_entity_id(list(key.join_keys), list(key.entity_values)) for key in entity_keys]
 
 
 def entity_ids_column(entity_keys: Sequence[Any]) -> pa.Array:
-    """What :func:`entity_ids` gives, for many keys, as an Arrow array."""
-    quick = _quick_ids(entity_keys)
-    return pa.array(entity_ids(entity_keys), pa.string()) if quick is None else quick
+    """:func:`entity_ids` as an Arrow array; faster for many keys."""
+    ids = _ids_without_protos(entity_keys)
+    return pa.array(entity_ids(entity_keys), pa.string()) if ids is None else ids
 
 
 def entity_ids_of_rows(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The ids of rows as Feast's request code has them: join key to ``Value`` proto; see :func:`entity_ids`."""
+    """The ids of rows from Feast's request code, which map join keys to ``Value`` protos; see :func:`entity_ids`."""
     return [_entity_id(list(row), list(row.values())) for row in rows]
 
 
 def entity_id_column(components: Mapping[str, pa.Array]) -> pa.Array:
-    """The ids of many rows: of each join key, of one at least, its column of components, see :func:`component`."""
+    """The ids of many rows. ``components`` has a column of :func:`component` for each join key, at least one."""
     columns = [components[name] for name in sorted(components)]
     return columns[0] if len(columns) == 1 else pc.binary_join_element_wise(*columns, SEPARATOR)
 
@@ -70,7 +69,7 @@ def check_length(byte_count: int) -> None:
 
 
 def key_values(key: Any) -> dict[str, Any]:
-    """The join keys of an ``EntityKey`` proto and their values in Python, None for a null."""
+    """The join keys of an ``EntityKey`` proto with their values as Python objects, None for a null."""
     kinds = [(value, value.WhichOneof("val")) for value in key.entity_values]
     return dict(zip(key.join_keys, [getattr(value, kind) if kind else None for value, kind in kinds], strict=False))
 
@@ -81,7 +80,7 @@ def numbers_column(numbers: pa.Array) -> pa.Array:
 
 
 def escaped_column(texts: pa.Array) -> pa.Array:
-    """A column of strings as components of ids; what :func:`escaped` is for one."""
+    """A column of strings as components of ids: :func:`escaped` for a column."""
     if pc.any(pc.match_substring_regex(texts, r"[\\|]")).as_py():
         slashes = pc.replace_substring(texts, "\\", "\\\\")
         texts = pc.replace_substring(slashes, SEPARATOR, "\\" + SEPARATOR)
@@ -99,7 +98,7 @@ def escaped(text: str) -> str:
 def component(value: Any) -> str:
     """One value of a join key as a component of an id.
 
-    :raises ValueError: for a null or a value that is no scalar.
+    :raises ValueError: for a null or a value that is not a scalar.
     """
     kind = value.WhichOneof("val")
     if kind in INTEGERS:
@@ -115,15 +114,13 @@ def component(value: Any) -> str:
 
 
 def entity_key(entity_id: str, kinds: Mapping[str, ValueType]) -> EntityKey:
-    """The ``EntityKey`` proto that :func:`entity_ids` made an id of, in a view with join keys of these types."""
+    """The ``EntityKey`` proto of an id, in a view with join keys of these types; the inverse of :func:`entity_ids`."""
     parts = dict(zip(sorted(kinds), _COMPONENT.findall(entity_id), strict=True))
     return EntityKey(join_keys=list(kinds), entity_values=[_value(parts[name], kind) for name, kind in kinds.items()])
 
 
 def key_columns(ids: pa.Array, kinds: Mapping[str, ValueType]) -> dict[str, pa.Array]:
-    """The values of the join keys that :func:`entity_ids` made ids of, in a view with join keys of these types: a typed
-    column for each.
-    """
+    """The values of the join keys of ids, as a typed column for each join key; the inverse of :func:`entity_ids`."""
     texts, names = ids.cast(pa.string()), sorted(kinds)
     if len(names) <= 1:
         parts = [texts]
@@ -143,7 +140,7 @@ def _typed(texts: pa.Array, kind: ValueType) -> pa.Array:
         return texts.cast(pa.int64())
     if member in _TEXT and not _has_escapes(texts):
         return texts
-    return pa.array([_plain(text, kind) for text in texts.to_pylist()])
+    return pa.array([_unescaped(text, kind) for text in texts.to_pylist()])
 
 
 def _has_escapes(texts: pa.Array) -> bool:
@@ -152,27 +149,27 @@ def _has_escapes(texts: pa.Array) -> bool:
 
 def _value(text: str, kind: ValueType) -> Value:
     value = Value()
-    setattr(value, f"{kind.name.lower()}_val", _plain(text, kind))
+    setattr(value, f"{kind.name.lower()}_val", _unescaped(text, kind))
     return value
 
 
-def _plain(text: str, kind: ValueType) -> Any:
+def _unescaped(text: str, kind: ValueType) -> Any:
     """A component of an id as the value of a join key."""
-    plain: Any = "" if text == EMPTY else _ESCAPE.sub(r"\1", text)
+    value: Any = "" if text == EMPTY else _ESCAPE.sub(r"\1", text)
     member = f"{kind.name.lower()}_val"
     if member in INTEGERS:
-        plain = int(plain)
+        value = int(value)
     elif kind is ValueType.BYTES:
-        plain = bytes.fromhex(plain)
+        value = bytes.fromhex(value)
     elif kind in (ValueType.FLOAT, ValueType.DOUBLE):
-        plain = float(plain)
+        value = float(value)
     elif kind is ValueType.BOOL:
-        plain = plain == "True"
-    return plain
+        value = value == "True"
+    return value
 
 
-def _quick_ids(entity_keys: Sequence[Any]) -> pa.Array | None:
-    """The ids of keys that have all the same join keys, with integers or texts for values; None for any others."""
+def _ids_without_protos(entity_keys: Sequence[Any]) -> pa.Array | None:
+    """The ids of keys that all have the same join keys, with integers or strings as values; None for others."""
     columns = columns_of_keys(entity_keys)
     if columns is None:
         return None

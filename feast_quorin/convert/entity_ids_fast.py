@@ -1,8 +1,8 @@
-"""Feast's entity keys, read from the bytes that stand for them on the wire, a join key of all of them at a time.
+"""Feast's entity keys, decoded from their serialized bytes, one join key of all of them at a time.
 
-Python's protobuf makes an object of every value that is touched inside a message, which costs more than serializing
-the whole key. Keys of one shape differ only in their values and their lengths, so NumPy walks along all of them at
-once. The format: https://protobuf.dev/programming-guides/encoding/
+Python's protobuf creates an object for every value that is read from a message, which costs more than serializing the
+whole key. Keys of one shape differ only in their values and lengths, so NumPy decodes all of them together. The format:
+https://protobuf.dev/programming-guides/encoding/
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ _NUMBERS = [tag(_FIELDS[kind], VARINT)[0] for kind in INTEGERS]
 
 
 def columns_of_keys(keys: Sequence[Any]) -> dict[str, pa.Array] | None:
-    """Of each join key its values in all the ``EntityKey`` protos, int64 or string.
+    """A column of values, int64 or string, for each join key of ``EntityKey`` protos.
 
-    None where that cannot be had: all keys must have the same join keys, and for each of them integers of one type, or
-    strings.
+    None unless all keys have the same join keys, and each join key has integers of one type or strings.
     """
     names = list(keys[0].join_keys)
     if not names or len(set(names)) < len(names):
@@ -48,25 +47,25 @@ def columns_of_keys(keys: Sequence[Any]) -> dict[str, pa.Array] | None:
 
 
 class _Walk:
-    """A place in each of many messages of one shape. What is read there moves all the places on."""
+    """An offset in each of many messages of one shape. Reading advances all offsets."""
 
     def __init__(self, messages: list[bytes]) -> None:
         self.ends = np.cumsum(np.fromiter(map(len, messages), np.int64, len(messages)))
         self.at = np.concatenate(([0], self.ends[:-1]))
-        # Another shape than expected shows when something too long has been read, which may be past the last message.
+        # A wrong shape is noticed only after reading too much, which may be past the last message.
         self._joined = b"".join([*messages, bytes(_VARINT_BYTES)])
         self._bytes = np.frombuffer(self._joined, np.uint8)
 
     def skips(self, head: bytes) -> bool:
-        """Whether all go on with these bytes, which are passed then."""
+        """Whether all messages continue with these bytes; skips them."""
         if int((self.ends - self.at).min()) < len(head):
             return False
-        found = self._bytes[self.at[:, np.newaxis] + np.arange(len(head))]
+        data = self._bytes[self.at[:, np.newaxis] + np.arange(len(head))]
         self.at = self.at + len(head)
-        return bool((found == np.frombuffer(head, np.uint8)).all())
+        return bool((data == np.frombuffer(head, np.uint8)).all())
 
     def value(self) -> pa.Array | None:
-        """The next values of the keys; None unless all are integers of one type, or all strings."""
+        """The next value of each key; None unless all are integers of one type, or all strings."""
         if self._common_byte() != _ENTITY_VALUE:
             return None
         sizes = self._varints()
@@ -83,25 +82,25 @@ class _Walk:
         return column if np.array_equal(self.at, ends) else None
 
     def _common_byte(self) -> int | None:
-        """The byte that all have here."""
-        found = self._bytes[self.at]
+        """The next byte, if it is the same in all messages; else None."""
+        data = self._bytes[self.at]
         self.at = self.at + 1
-        return int(found[0]) if (found == found[0]).all() else None
+        return int(data[0]) if (data == data[0]).all() else None
 
     def _varints(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
         numbers = np.zeros(len(self.at), np.uint64)
-        going = np.arange(len(self.at))
-        for place in range(_VARINT_BYTES):
-            found = self._bytes[self.at[going]]
-            numbers[going] |= (found & np.uint8(0x7F)).astype(np.uint64) << np.uint64(7 * place)
-            self.at[going] += 1
-            going = going[found >= 0x80]
-            if not len(going):
+        unfinished = np.arange(len(self.at))
+        for index in range(_VARINT_BYTES):
+            data = self._bytes[self.at[unfinished]]
+            numbers[unfinished] |= (data & np.uint8(0x7F)).astype(np.uint64) << np.uint64(7 * index)
+            self.at[unfinished] += 1
+            unfinished = unfinished[data >= 0x80]
+            if not len(unfinished):
                 break
         return numbers
 
     def _texts(self) -> pa.Array:
         sizes = self._varints().astype(np.int64)
         starts, self.at = self.at, self.at + sizes
-        places = zip(starts.tolist(), self.at.tolist(), strict=True)
-        return pa.array([self._joined[start:stop] for start, stop in places], pa.string())
+        bounds = zip(starts.tolist(), self.at.tolist(), strict=True)
+        return pa.array([self._joined[start:stop] for start, stop in bounds], pa.string())

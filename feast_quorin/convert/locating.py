@@ -1,7 +1,7 @@
-"""Errors that say where: in which view, in which row, at which entity, and in the user's names.
+"""Errors that name the view, the row and the entity of an invalid value.
 
-Columns are converted whole, and what converts them rarely says which row it stumbled over. So a column that was refused
-is converted again in parts, until the first row that is refused is known. Only errors pay for that.
+Columns are converted whole, and conversions rarely say which row they failed on. So a column that fails is converted
+again in parts, by bisection, to find the first row that fails. Only errors pay for that.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from quorin.errors import InvalidRowError, QuorinError
 Result = TypeVar("Result")
 
 MAX_SHOWN = 100
-"""Characters of a value that an error shows."""
+"""Characters of a value that an error text shows."""
 
 REFUSALS = (ValueError, TypeError, AssertionError, OverflowError, pa.ArrowException)
-"""What Arrow, Feast's conversions, Python and Quorin raise for a value that does not fit."""
+"""The errors of Arrow, Feast's conversions, Python and Quorin for a value that does not fit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows that columns belong to, as errors name them.
+    """The rows of some columns, as error texts name them.
 
-    ``keys(i)`` returns the join keys of row ``i`` of a column and their values; ``number(i)`` returns that row's number
-    in what the caller passed, counted from 0.
+    ``keys(i)`` returns the join keys and values of row ``i`` of a column; ``number(i)`` returns that row's number in
+    the caller's input, from 0.
     """
 
     view: str
@@ -36,11 +36,11 @@ class Rows:
     number: Callable[[int], int] = int
 
     def convert(self, what: str, column: Any, action: Callable[[Any], Result]) -> Result:
-        """``action(column)``, for a column that can be sliced. ``what`` names the column, such as ``feature 'n'``;
-        without it, ``action`` does.
+        """``action(column)``, for a column that can be sliced. ``what`` names the column, such as ``feature 'n'``; it
+        is empty if the errors of ``action`` do so.
 
         :raises InvalidRowError: (or the subclass of ``QuorinError`` that ``action`` raised) for the first row that
-            ``action`` refuses; the text says view, row, join keys, ``what`` and the reason.
+            ``action`` refuses; the text has view, row, join keys, ``what`` and the reason.
         """
         try:
             return action(column)
@@ -69,7 +69,7 @@ def first_refused(column: Any, action: Callable[[Any], Any]) -> int:
 
 
 def reason(column: Any, row: int, action: Callable[[Any], Any]) -> BaseException | None:
-    """What an action has against one row; None if it refuses it only among others."""
+    """The error of an action for one row; None if it refuses the row only together with others."""
     return _refusal(column[row : row + 1], action)
 
 

@@ -1,8 +1,8 @@
-"""Feast's protobuf response as bytes of the wire format, a column at a time.
+"""Feast's protobuf response in the wire format, encoded a column at a time.
 
-Appending thousands of small messages one by one costs more than parsing the bytes of them all. All numbers of a column
-have one width, integers too: a varint may be padded to ten bytes, so a column is a matrix that NumPy fills. Protobuf
-parses the bytes into the same messages; the padding leaves no trace.
+Appending thousands of small messages one by one costs more than parsing the bytes of all of them. All numbers of a
+column have one width, even integers, because a varint may be padded to ten bytes: a column is a matrix that NumPy
+fills. Protobuf parses the padded bytes into the same messages.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ITEMS = 1
 
 
 def vector(values: bytes, row: bytes) -> bytes:
-    """One feature's vector as a member of the response: its values, and the :func:`row_states` of its view."""
+    """One feature's ``FeatureVector`` in the response: its values, and the :func:`row_states` of its view."""
     return _RESULT + varint(len(values) + len(row)) + values + row
 
 
@@ -53,7 +53,7 @@ def row_states(statuses: Sequence[int] | bytes, times_ns: Cells | None) -> bytes
 
 
 def row_state(status: int, time_ns: int) -> bytes:
-    """The same for one row."""
+    """:func:`row_states` for one row."""
     seconds, nanos = divmod(time_ns, _SECOND_NS)
     stamp = tag(_TIME["seconds"], VARINT) + varint(seconds & _WORD) + tag(_TIME["nanos"], VARINT) + varint(nanos)
     return _STATUS + bytes((1, status)) + _STAMP + (varint(len(stamp)) + stamp if time_ns else b"\0")
@@ -65,7 +65,7 @@ def nulls(count: int) -> bytes:
 
 
 def numbers(kind: str, values: Cells, valid: Mask | None) -> bytes:
-    """Numbers or booleans as values, null where ``valid`` is false; all are valid if it is None."""
+    """Numbers or booleans as values, null where ``valid`` is false. None means that all are valid."""
     if values.dtype.kind == "f":
         wire_type = FIXED32 if values.dtype.itemsize == np.dtype(np.float32).itemsize else FIXED64
         cells = np.ascontiguousarray(values).view(np.uint8).reshape(len(values), values.dtype.itemsize)
@@ -75,7 +75,7 @@ def numbers(kind: str, values: Cells, valid: Mask | None) -> bytes:
 
 
 def number(kind: str, code: str, value: Any) -> bytes:
-    """One number or boolean as a value; ``code`` is its type's in :mod:`struct`."""
+    """One number or boolean as a value. ``code`` is the format character of its type in :mod:`struct`."""
     if code in "fd":
         data = tag(_FIELDS[kind], FIXED32 if code == "f" else FIXED64) + pack("<" + code, value)
     else:
@@ -130,7 +130,7 @@ def messages(serialized: Iterable[bytes | None]) -> bytes:
 
 
 def varint(value: int) -> bytes:
-    """A number of 0 or more as a varint of the fewest bytes."""
+    """A non-negative number as the shortest varint."""
     if value < 0x80:
         return bytes((value,))
     parts = bytearray()
@@ -159,7 +159,7 @@ def _joined(values: Iterable[bytes | None]) -> bytes:
 
 
 def _messages(head: bytes, start: bytes, cells: Cells, valid: Mask | None) -> bytes:
-    """One message per row behind the head: the start and the row's cells, below 128 bytes; empty if not valid."""
+    """One message a row, after ``head``: ``start`` and the row's cells, less than 128 bytes; empty if not valid."""
     count, width = cells.shape
     prefix = head + varint(len(start) + width)
     begin = len(prefix) + len(start)

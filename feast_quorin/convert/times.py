@@ -17,18 +17,19 @@ from quorin.errors import InvalidRowError
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _SECOND_NS = 1_000_000_000
-_RANGE = range(-(2**63) + 1, 2**63)  # NumPy and pandas take the smallest number for no time.
+_RANGE = range(-(2**63) + 1, 2**63)  # NumPy and pandas use the smallest number for "not a time".
 BOUNDS = "from 1677-09-21 00:12:43.145225 to 2262-04-11 23:47:16.854775 UTC"
-"""What 64 bits of nanoseconds hold, to the microsecond, as errors say it."""
+"""The range of 64-bit nanoseconds, to the microsecond, for error texts."""
 
 _ZONES = {type(None), timezone, ZoneInfo}
-"""Time zones of which it can be told at once whether their offsets are whole seconds."""
+"""Types of time zones for which it is cheap to check that offsets are whole seconds."""
 
 
 def to_ns(time: Any) -> int:
-    """Nanoseconds of a datetime, exact to its microsecond (a pandas ``Timestamp``: to its nanosecond); naive means UTC.
+    """Nanoseconds since the epoch, exact to the microsecond of a datetime or the nanosecond of a pandas ``Timestamp``.
+    Naive times are UTC.
 
-    :raises InvalidRowError: for no time (``None``, ``NaT``), or one outside :data:`BOUNDS`.
+    :raises InvalidRowError: for a value that is not a time (``None``, ``NaT``), or a time outside :data:`BOUNDS`.
     """
     if not is_time(time):
         raise InvalidRowError(f"expected a time, got {time!r}")
@@ -40,21 +41,21 @@ def to_ns(time: Any) -> int:
 
 
 def to_ns_column(times: Sequence[Any]) -> pa.Array:
-    """What :func:`to_ns` gives for each of many times, int64.
+    """:func:`to_ns` of many times, int64.
 
-    :raises InvalidRowError: as there.
+    :raises InvalidRowError: as :func:`to_ns`.
     """
-    if _suit_arrow(times):
-        with suppress(pa.ArrowInvalid):  # Out of range: which one is, and the error, is found below.
+    if _arrow_is_exact(times):
+        with suppress(pa.ArrowInvalid):  # One is out of range: to_ns() raises the error for it.
             return pa.array(times, pa.timestamp("us", "UTC")).cast(pa.timestamp("ns", "UTC")).view(pa.int64())
     return pa.array([to_ns(time) for time in times], pa.int64())
 
 
-def _suit_arrow(times: Sequence[Any]) -> bool:
-    """Whether Arrow takes all the times as :func:`to_ns` does.
+def _arrow_is_exact(times: Sequence[Any]) -> bool:
+    """Whether Arrow converts all the times as :func:`to_ns` does.
 
-    Subclasses of ``datetime``, such as pandas' ``Timestamp``, may know more than microseconds, and Arrow cuts offsets
-    from UTC to seconds.
+    Subclasses of ``datetime``, such as pandas' ``Timestamp``, may be more precise than microseconds, and Arrow
+    truncates UTC offsets to seconds.
     """
     if set(map(type, times)) != {datetime}:
         return False
@@ -65,7 +66,7 @@ def _suit_arrow(times: Sequence[Any]) -> bool:
 
 
 def to_ns_or_null_column(times: Sequence[Any]) -> pa.Array:
-    """The same with nulls where there is no time (``None``, ``NaT``).
+    """:func:`to_ns_column` with nulls for values that are not a time (``None``, ``NaT``).
 
     :raises InvalidRowError: for a time outside :data:`BOUNDS`.
     """
@@ -73,12 +74,12 @@ def to_ns_or_null_column(times: Sequence[Any]) -> pa.Array:
 
 
 def is_time(time: Any) -> bool:
-    """Whether this is a datetime, and not pandas' ``NaT``, the one that differs from itself."""
+    """Whether this is a datetime other than pandas' ``NaT``, which does not equal itself."""
     return isinstance(time, datetime) and time == time
 
 
 def to_datetime(nanoseconds: int) -> datetime:
-    """An aware datetime in UTC, cut to the microsecond."""
+    """An aware datetime in UTC, truncated to the microsecond."""
     return _EPOCH + timedelta(microseconds=nanoseconds // 1000)
 
 

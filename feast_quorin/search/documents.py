@@ -1,4 +1,4 @@
-"""Vector retrieval: the entities whose embeddings are nearest, by exact search over shared memory."""
+"""Vector retrieval: exact search in shared memory for the entities with the nearest embeddings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _EVENT_TIME = "event_time_ns"
 
 @dataclass(frozen=True)
 class Document:
-    """One entity that was found: its key, its event time, the requested features and join keys, and how far it is."""
+    """One result: an entity's key, event time, requested features and join keys, and its distance."""
 
     key: Any
     time: datetime
@@ -50,7 +50,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Query:
-    """The nearest ``k`` to ``embedding`` are asked for; ``metric`` as Feast's stores name them, ``filters`` Feast's."""
+    """A search for the ``k`` entities nearest to ``embedding``, with Feast's names of metrics and Feast's filters."""
 
     embedding: Sequence[float]
     k: int
@@ -59,12 +59,12 @@ class Query:
 
 
 def nearest(session: Session, view: StoredView, table: Any, features: Sequence[str], query: Query) -> list[Document]:
-    """The documents nearest to a query, nearest first; of equally distant ones those with the smaller entity id first.
+    """The documents nearest to a query, by distance, then by entity id.
 
-    Values, distance and whether a document passes the filters are those of one version of its row. One that is deleted
-    or ceases to pass while the search runs is left out, so there may be fewer than ``k``.
+    Values, distance and the result of the filters are of one version of a row. A row that is deleted or stops passing
+    the filters during the search is left out, so there may be fewer than ``k``.
 
-    ``features`` may name join keys: their values are those of the document's key.
+    ``features`` may include join keys.
 
     :raises ValueError: for a view without embeddings, a query of another length, an unknown metric, feature or filter.
     """
@@ -81,49 +81,49 @@ def nearest(session: Session, view: StoredView, table: Any, features: Sequence[s
         raise InvalidRowError(f"expected a query of {declared} numbers for {name!r}, got {len(query.embedding)}")
     field = view.features[name].field
     passing = RowFilter(view, keys, query.filters)
-    found = session.follow(view, lambda segment: _search(session, segment, field, query, metric, passing))
-    if not found:
+    ids = session.follow(view, lambda segment: _search(session, segment, field, query, metric, passing))
+    if not ids:
         return []
-    asked = [feature for feature in dict.fromkeys([*features, name]) if feature not in keys]
-    fields = dict.fromkeys([*(view.features[feature].field for feature in asked), *passing.fields])
-    kept, batch = session.read(view, found, list(fields))
+    stored = [feature for feature in dict.fromkeys([*features, name]) if feature not in keys]
+    fields = dict.fromkeys([*(view.features[feature].field for feature in stored), *passing.fields])
+    kept, batch = session.read(view, ids, list(fields))
     if field not in kept:
         return []
     return _documents(view, keys, features, name, batch.filter(passing(batch)), query, metric)
 
 
 def embedding_feature(table: Any, features: Sequence[str]) -> str:
-    """The feature that is searched: the view's vector index, or else the one list of floats among the features.
+    """The feature to search: the view's vector index, or else the only list of floats among the features.
 
-    :raises ValueError: if there is none, or more than one to choose from.
+    :raises ValueError: if there is none, or more than one.
     """
     lists = [field for field in table.features if field.dtype.to_value_type() in _EMBEDDINGS]
     indexed = [field.name for field in lists if field.vector_index] or [field.name for field in lists]
-    chosen = [name for name in indexed if name in features] or indexed
-    if len(chosen) != 1:
+    candidates = [name for name in indexed if name in features] or indexed
+    if len(candidates) != 1:
         raise InvalidRowError(
             f"view {table.name!r}: expected one embedding to search, such as an Array(Float32) with vector_index=True, "
-            f"found {chosen}"
+            f"found {candidates}"
         )
-    return chosen[0]
+    return candidates[0]
 
 
 def as_feast_reads_them(documents: Sequence[Document]) -> list[tuple[Any, Any, dict[str, Any]]]:
-    """What ``retrieve_online_documents_v2`` of a store returns, so that ``FeatureStore`` puts it together rightly.
+    """The rows to return from ``retrieve_online_documents_v2``, so that ``FeatureStore`` pairs keys and values right.
 
-    ``FeatureStore`` takes the keys in the order given, but the ``i``-th values as those of the ``i``-th of the sorted
-    keys. So each key comes with values that are another one's, and that Feast puts beside that other one.
+    ``FeatureStore`` takes the keys in the order of the rows, but assigns the ``i``-th values to the ``i``-th of the
+    *sorted* keys. So each key is returned with the values of the key that Feast will assign them to.
     """
     columns: dict[str, list[Any]] = {}
     for document in documents:
         for join_key, value in zip(document.key.join_keys, document.key.entity_values, strict=True):
             columns.setdefault(join_key, []).append(value)
-    places = entity_row_indexes(columns) if documents else ()
-    answers = []
-    for document, (place, *_) in zip(documents, places, strict=True):
-        other = documents[place]
-        answers.append((other.time, document.key, {**other.values, "distance": other.distance}))
-    return answers
+    indexes = entity_row_indexes(columns) if documents else ()
+    rows = []
+    for document, (index, *_) in zip(documents, indexes, strict=True):
+        other = documents[index]
+        rows.append((other.time, document.key, {**other.values, "distance": other.distance}))
+    return rows
 
 
 def _key_kinds(table: Any) -> dict[str, ValueType]:
@@ -152,12 +152,12 @@ def _documents(
     query: Query,
     metric: Any,
 ) -> list[Document]:
-    asked = np.asarray(query.embedding, np.float64)
+    embedding = np.asarray(query.embedding, np.float64)
     vectors = batch.column(view.features[name].field)
-    whole = [row for row, item in enumerate(vectors) if item.is_valid and len(item) == len(asked)]
-    batch = batch.take(pa.array(whole, pa.int64()))
+    comparable = [row for row, item in enumerate(vectors) if item.is_valid and len(item) == len(embedding)]
+    batch = batch.take(pa.array(comparable, pa.int64()))
     vectors = np.array([item.as_py() for item in batch.column(view.features[name].field)], np.float64)
-    distances = vector.distances(vectors.reshape(-1, len(asked)), asked, metric)
+    distances = vector.distances(vectors.reshape(-1, len(embedding)), embedding, metric)
     ids, times = batch.column("entity_id").to_pylist(), batch.column(_EVENT_TIME).to_pylist()
     columns = {
         feature: stored.codec.to_protos(batch.column(stored.field))

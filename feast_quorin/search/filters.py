@@ -1,4 +1,4 @@
-"""Feast's metadata filters over Arrow columns: which rows pass.
+"""Feast's metadata filters, evaluated on Arrow columns.
 
 A null passes no comparison, as in SQL. Numbers, booleans, strings, bytes and timestamps can be compared.
 """
@@ -35,10 +35,11 @@ _READ_ROWS = 65_536
 
 
 class RowFilter:
-    """Which rows of a view pass Feast's ``filters`` (None: all), on its features and on its join keys; ``keys`` has the
-    types of those.
+    """Selects the rows of a view that pass Feast's ``filters`` on features and join keys; with None, all rows pass.
 
-    :raises InvalidRowError: for a name that the view does not have, or one whose values have no order.
+    ``keys`` has the types of the join keys.
+
+    :raises InvalidRowError: for a name that the view does not have, or one whose values cannot be compared.
     """
 
     def __init__(self, view: StoredView, keys: Mapping[str, ValueType], filters: Any) -> None:
@@ -50,13 +51,13 @@ class RowFilter:
 
     @property
     def fields(self) -> list[str]:
-        """The engine's fields that :meth:`__call__` needs of a batch, beside its ids."""
+        """The engine's fields that :meth:`__call__` reads from a batch, beside its ids."""
         return list(self._stored.values())
 
     def __call__(self, rows: pa.RecordBatch) -> pa.Array:
-        """Which rows of a batch pass: a boolean array without nulls. A field that is not in the batch is null.
+        """A boolean array without nulls: whether each row of a batch passes. A field that is not in the batch is null.
 
-        :raises InvalidRowError: for a value that the rows' values cannot be compared with.
+        :raises InvalidRowError: if a filter's value cannot be compared with the rows' values.
         """
         if self._filters is None:
             return pa.repeat(pa.scalar(True), rows.num_rows)
@@ -69,7 +70,7 @@ class RowFilter:
         return self._evaluate(self._filters, columns, rows.num_rows)
 
     def of_entities(self, segment: Segment, ids: pa.Array) -> pa.Array:
-        """Which of the entities have a row in a segment that passes."""
+        """A boolean array: whether each entity has a row in the segment that passes."""
         in_segment = {field.name for field in segment.schema.fields}
         kept = [field for field in self.fields if field in in_segment]
         parts = []
@@ -91,7 +92,9 @@ class RowFilter:
             )
         codec = features[name].codec if name in features else codec_for(self._keys[name])
         if not codec.is_comparable:
-            raise InvalidRowError(f"filter on {name!r} of view {self._view.name!r}: values of its type have no order")
+            raise InvalidRowError(
+                f"filter on {name!r} of view {self._view.name!r}: values of its type cannot be compared"
+            )
         return [name]
 
     def _evaluate(self, filters: Any, columns: dict[str, pa.Array], rows: int) -> pa.Array:
@@ -121,13 +124,13 @@ def _compare(column: pa.Array, filters: ComparisonFilter) -> pa.Array:
     is_in = pa.array([False] * len(column), pa.bool_())
     for value in filters.value:
         is_in = pc.or_(is_in, pc.equal(*_alike(column, pa.scalar(value))))
-    # Without values to compare with, nulls have to be told apart by themselves.
-    wanted = is_in if filters.type == "in" else pc.invert(is_in)
-    return pc.and_(wanted, column.is_valid())
+    # With an empty list there is no comparison that would have made nulls fail.
+    passes = is_in if filters.type == "in" else pc.invert(is_in)
+    return pc.and_(passes, column.is_valid())
 
 
 def _alike(column: pa.Array, value: pa.Scalar) -> tuple[pa.Array, pa.Scalar]:
-    """Booleans beside numbers count as 0 and 1."""
+    """Both sides of a comparison. A boolean that is compared with a number counts as 0 or 1."""
     if pa.types.is_boolean(column.type) and not pa.types.is_boolean(value.type):
         return column.cast(pa.int8()), value
     if pa.types.is_boolean(value.type) and not pa.types.is_boolean(column.type):

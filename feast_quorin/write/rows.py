@@ -1,4 +1,4 @@
-"""Writes: Feast's rows as Arrow batches, column by column, and on to the log."""
+"""Writes: convert Feast's rows to Arrow batches, column by column, and append them to the log."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ if TYPE_CHECKING:
     from feast_quorin.views import StoredView
 
 CHUNK_ROWS = 8192
-"""Rows converted at a time: bounds the memory of a large materialization, and paces its progress bar."""
+"""Rows to convert at once: bounds the memory of a large materialization, and paces its progress bar."""
 
 TABLE_CHUNK_ROWS = 65_536
-"""Rows of a table converted at a time: enough for Arrow's kernels to be at their speed."""
+"""Rows of a table to convert at once: enough for Arrow's kernels to run at full speed."""
 
 FeastRow = tuple[Any, dict[str, Any], Any, Any]
-"""Entity key, feature values, event time, created time or None: what Feast hands to ``online_write_batch``."""
+"""Entity key, feature values, event time, and created time or None, as Feast passes to ``online_write_batch``."""
 
 
 def write_rows(
     session: Session, view: StoredView, rows: Sequence[FeastRow], progress: Callable[[int], Any] | None
 ) -> None:
-    """Log the rows and wait as the settings say. Of rows for one entity the newest event time wins; of equal ones the
-    newer created time, if the view's source has a column of them; then the later row; whatever batches they come in.
-    Features that a row leaves out stay as they are.
+    """Append rows to the log and wait as the settings say.
 
-    A crash in between leaves a prefix of the chunks logged; writing the rows again completes it.
+    Of rows for one entity, the newest event time wins; then the newest created time, if the view's source has such a
+    column; then the last row. This holds across batches. Features that a row leaves out stay as they are.
 
-    :raises InvalidRowError: for a key, time or value that the view cannot hold; the text says view, row, join keys and
-        feature. The chunks before it are logged.
+    A crash leaves a prefix of the chunks in the log. Writing the rows again completes them.
+
+    :raises InvalidRowError: for a key, time or value that the view cannot hold; the text names view, row, join keys and
+        feature. The chunks before it are in the log.
     """
     position, tail = 0, None
     for first in range(0, len(rows), CHUNK_ROWS):
@@ -70,35 +71,36 @@ def _write_chunk(session: Session, view: StoredView, rows: Sequence[FeastRow], f
 
 
 def row_values(view: StoredView, row: FeastRow, number: int = 0) -> tuple[str, dict[str, Any], int]:
-    """Entity id, values by field, and event time of one row that has all features: what :func:`rows_to_batch` makes of
-    it, without the price of columns, which for a single row is most of the price.
+    """Entity id, values by field, and event time of one row that has all features.
 
-    :raises InvalidRowError, EntityIdTooLongError: as there.
+    Equals :func:`rows_to_batch`, without Arrow columns, which take most of the time of a single row.
+
+    :raises InvalidRowError, EntityIdTooLongError: as :func:`rows_to_batch`.
     """
-    key, given, time, created = row
+    key, features, time, created = row
     try:
         (entity_id,) = entity_ids([key])
         if len(entity_id) * 4 > MAX_ID_BYTES:
             check_length(len(entity_id.encode()))
-        values = {stored.field: stored.codec.to_python(given[name]) for name, stored in view.features.items()}
+        values = {stored.field: stored.codec.to_python(features[name]) for name, stored in view.features.items()}
         if view.schema.tie_breaker is not None:
             values[view.schema.tie_breaker] = to_ns(created) if is_time(created) else None
         return entity_id, values, to_ns(time)
     except REFUSALS:
-        rows_to_batch(view, [row], list(view.features), number)  # Raises the same, and says of what.
+        rows_to_batch(view, [row], list(view.features), number)  # Raises the same error, with view, row and feature.
         raise
 
 
 def write_table(
     session: Session, view: StoredView, table: Any, rows: pa.Table, progress: Callable[[int], Any] | None = None
 ) -> None:
-    """Log an Arrow table of a Feast view (``table``) and wait as the settings say. Which row of an entity wins is as
-    for :func:`write_rows`.
+    """Append ``rows``, an Arrow table for the Feast view ``table``, and wait as the settings say. The same row of an
+    entity wins as in :func:`write_rows`.
 
-    A crash in between leaves a prefix of the chunks logged; writing the table again completes it.
+    A crash leaves a prefix of the chunks in the log. Writing the table again completes it.
 
-    :raises ValueError: for a column that is not there. :raises InvalidRowError: for a key, time or value that the view
-        cannot hold; the text says view, row, join keys and feature. The chunks before it are logged.
+    :raises ValueError: for a missing column. :raises InvalidRowError: for a key, time or value that the view cannot
+        hold; the text names view, row, join keys and feature. The chunks before it are in the log.
     """
     reader = TableReader(view, table)
     reader.check(rows)
@@ -115,7 +117,9 @@ def write_table(
 def write_plain_row(
     session: Session, view: StoredView, table: Any, frame: pd.DataFrame, mapping: Mapping[str, str] | None
 ) -> bool:
-    """Log the one row of a frame and wait as the settings say; False, and nothing is logged, if it is not plain."""
+    """Append the only row of a frame and wait as the settings say. Returns False, and appends nothing, if the frame is
+    not one that :func:`feast_quorin.write.one_row_frame.plain_row` takes.
+    """
     row = plain_row(view, table, frame, mapping)
     if row is None:
         return False
@@ -126,8 +130,8 @@ def write_plain_row(
 def rows_to_batch(
     view: StoredView, rows: Sequence[FeastRow], features: Sequence[str], first: int = 0
 ) -> pa.RecordBatch:
-    """Rows as the engine's record batch: ``entity_id``, ``event_time_ns``, the created time where the view keeps it,
-    and the fields of the named features, which every row has. Errors count the rows from ``first``.
+    """Rows as the engine's record batch: ``entity_id``, ``event_time_ns``, the created time if the view stores it, and
+    the fields of ``features``, which every row must have. Errors number the rows from ``first``.
 
     :raises InvalidRowError: for a key, value or time that does not fit. :raises EntityIdTooLongError: for a long key.
     """
@@ -139,7 +143,7 @@ def rows_to_batch(
 def _batch(
     view: StoredView, rows: Sequence[FeastRow], columns: Mapping[str, Sequence[Any]], first: int
 ) -> pa.RecordBatch:
-    """The batch of rows whose values stand in columns already."""
+    """The batch of rows whose values are in columns already."""
     located = Rows(view.name, lambda row: key_values(rows[row][0]), lambda row: first + row)
     names = ["entity_id", "event_time_ns"]
     arrays = [
@@ -163,22 +167,22 @@ def _id_column(keys: Sequence[Any]) -> pa.Array:
 
 
 def _by_features(view: StoredView, rows: Sequence[FeastRow]) -> Iterator[tuple[list[str], int, Sequence[FeastRow]]]:
-    """Runs of rows that have the same features of the view, and where they start; rows that have none say nothing and
-    are left out.
+    """Runs of consecutive rows with the same features of the view: the features, the first row's index, the rows. Rows
+    without any feature are left out.
     """
-    known, start = view.features.keys(), 0
-    for given, group in groupby(rows, key=lambda row: known & row[1].keys()):
+    features, start = view.features.keys(), 0
+    for present, group in groupby(rows, key=lambda row: features & row[1].keys()):
         run = list(group)
-        if given:
-            yield [name for name in known if name in given], start, run
+        if present:
+            yield [name for name in features if name in present], start, run
         start += len(run)
 
 
 def _columns(features: Sequence[str], rows: Sequence[FeastRow]) -> list[Sequence[Any]] | None:
     """The values of each feature; None if a row lacks one."""
-    # A pass for each feature makes no object for each row, which the cyclic collector would go through again and again.
-    given = [row[1] for row in rows]
+    # One pass a feature creates no object a row, which the garbage collector would scan again and again.
+    values = [row[1] for row in rows]
     try:
-        return [list(map(itemgetter(name), given)) for name in features]
+        return [list(map(itemgetter(name), values)) for name in features]
     except KeyError:
         return None

@@ -1,9 +1,8 @@
-"""Arrow tables, as Feast's offline stores and frames give them, as the engine's record batches, column by column.
+"""Arrow tables from Feast's offline stores and frames as the engine's record batches, column by column.
 
-What comes out is what Feast's own conversion into ``Value`` protos would store, value for value. Columns of the usual
-Arrow types are taken as they stand or cast by Arrow's kernels; any other goes through Feast's conversion, so that odd
-types mean what they mean in Feast. Numbers for ``Float64`` may have any width, where Feast refuses all but ``int64``
-and ``float64``.
+The result equals, value for value, what Feast's conversion to ``Value`` protos would store. Columns of common Arrow
+types are used as they are or cast by Arrow's kernels; all others go through Feast's conversion. Numbers for ``Float64``
+may have any width, where Feast accepts only ``int64`` and ``float64``.
 """
 
 from __future__ import annotations
@@ -46,15 +45,15 @@ _NUMBER_LISTS = {
     ValueType.INT32_LIST: pa.int32(),
     ValueType.INT64_LIST: pa.int64(),
 }
-BEFORE_ALL_TIMES = -(2**63)
-"""What counts as no time: NumPy and pandas take it for one too."""
+NO_TIME = -(2**63)
+"""Stands for a null time, as in NumPy and pandas; it sorts before all times."""
 
 
 class TableReader:
-    """Turns tables of one Feast view into record batches: ``reader(table)`` for each of them.
+    """Converts tables of one Feast view to record batches: ``reader(table)``.
 
-    ``view`` is how the view is stored, ``table`` Feast's object. On-demand views that are computed when they are
-    written have no event time of their own: theirs is the time of the write, and columns that are not there are null.
+    ``view`` is the stored view, ``table`` Feast's object. On-demand views that are computed when they are written have
+    no event time: it is the time of the write, and missing columns are null.
     """
 
     def __init__(self, view: StoredView, table: Any) -> None:
@@ -71,7 +70,7 @@ class TableReader:
 
     @property
     def keys(self) -> list[str]:
-        """The columns of the entity key."""
+        """The names of the join key columns."""
         return list(self._keys)
 
     def check(self, table: pa.Table) -> None:
@@ -79,7 +78,7 @@ class TableReader:
         check_vector_lengths(table, self._table)
 
     def newest(self, table: pa.Table) -> pa.Table:
-        """One row an entity: of the newest event time, then of the newest ``created``, then the last; in any order."""
+        """The newest row of each entity: by event time, then by ``created``, then by position. In any order."""
         if self._is_on_demand or not self._keys or table.num_rows < 2:
             return table
         rows, columns = self._rows(table), [self._time]
@@ -89,16 +88,16 @@ class TableReader:
         # Compared, not subtracted: the difference of two times can overflow.
         if not all(bool((column[1:] >= column[:-1]).all()) for column in times):
             table = table.take(pa.array(np.lexsort(times)))
-        keys = pa.table({name: _plain(self._column(table, name)) for name in self._keys})
+        keys = pa.table({name: _decoded(self._column(table, name)) for name in self._keys})
         repeated = keys.to_pandas().duplicated(keep="last").to_numpy()
         return table.filter(pa.array(~repeated)) if repeated.any() else table
 
     def __call__(self, table: pa.Table, first: int = 0) -> pa.RecordBatch:
-        """A table's rows as ``entity_id``, ``event_time_ns``, the created time where the view keeps it, and the fields
-        of the features. Errors count the rows from ``first``.
+        """A table's rows as ``entity_id``, ``event_time_ns``, the created time if the view stores it, and the fields of
+        the features. Errors number the rows from ``first``.
 
-        :raises ValueError: for a column that is not there. :raises InvalidRowError: for a key, time or value that does
-            not fit; the text says view, row, join keys and feature. :raises EntityIdTooLongError: for a long key.
+        :raises ValueError: for a missing column. :raises InvalidRowError: for a key, time or value that does not fit;
+            the text names view, row, join keys and feature. :raises EntityIdTooLongError: for a long key.
         """
         rows = self._rows(table, first)
         if self._is_on_demand:
@@ -139,11 +138,11 @@ class TableReader:
         return rows.convert(what, self._column(table, name), partial(times_ns, nulls_first=is_created))
 
     def _created_times(self, rows: Rows, table: pa.Table) -> pa.Array:
-        """The created times in nanoseconds, null where they are unknown."""
+        """The created times in nanoseconds; null if a row has none."""
         if self._created is None or self._created not in table.column_names:
             return pa.nulls(table.num_rows, pa.int64())
         times = self._times(rows, table, self._created)
-        return pa.array(times, mask=times == BEFORE_ALL_TIMES)
+        return pa.array(times, mask=times == NO_TIME)
 
     def _column(self, table: pa.Table, name: str) -> pa.Array:
         if name in table.column_names:
@@ -155,17 +154,17 @@ class TableReader:
 
 
 def feature_column(array: pa.Array, kind: ValueType, codec: Codec) -> pa.Array:
-    """A column of values of a Feast type as an Arrow array of the type that its field keeps.
+    """A column of values of a Feast type as an Arrow array of its field's type.
 
     :raises InvalidRowError: for a value that does not fit.
     """
-    array = _plain(array)
+    array = _decoded(array)
     if pt.is_null(array.type):
         return array
     try:
-        quick = _quick(array, kind)
-        if quick is not None:
-            return _kept(quick, codec.arrow_type)
+        fast = _without_protos(array, kind)
+        if fast is not None:
+            return _cast(fast, codec.arrow_type)
         return codec.to_arrow(python_values_to_proto_values(array.to_numpy(zero_copy_only=False), kind))
     except InvalidRowError:
         raise
@@ -176,10 +175,10 @@ def feature_column(array: pa.Array, kind: ValueType, codec: Codec) -> pa.Array:
 def key_column(name: str, array: pa.Array, kind: ValueType) -> pa.Array:
     """The values of one join key as components of entity ids.
 
-    :raises InvalidRowError: for a null, a value that is no scalar or of another type, and an integer that is out of
-        range; the text names the join key.
+    :raises InvalidRowError: for a null, a value that is not a scalar of the key's type, and an integer out of range;
+        the text names the join key.
     """
-    array = _plain(array)
+    array = _decoded(array)
     try:
         if not array.null_count:
             if kind in _INTEGERS and pt.is_integer(array.type):
@@ -197,11 +196,11 @@ def _short_ids(ids: pa.Array) -> pa.Array:
     return ids
 
 
-def _plain(array: pa.Array) -> pa.Array:
-    """A dictionary as its values, and views of texts and bytes as arrays that all of Arrow's kernels take."""
+def _decoded(array: pa.Array) -> pa.Array:
+    """Dictionary arrays as their values, and string and binary views as arrays that all of Arrow's kernels take."""
     source = array.type
     if pt.is_dictionary(source):
-        return _plain(array.dictionary).take(array.indices)
+        return _decoded(array.dictionary).take(array.indices)
     if pt.is_string_view(source):
         return array.cast(pa.large_string())
     if pt.is_binary_view(source):
@@ -213,8 +212,8 @@ def _plain(array: pa.Array) -> pa.Array:
     return array
 
 
-def _quick(array: pa.Array, kind: ValueType) -> pa.Array | None:
-    """What needs no look at single values; None for anything else."""
+def _without_protos(array: pa.Array, kind: ValueType) -> pa.Array | None:
+    """The array, or a cast of it, if Feast's conversion of each value would return the same; else None."""
     source = array.type
     if kind in _FLOATS and pt.is_floating(source):
         return _nan_as_null(array.cast(_FLOATS[kind]))
@@ -231,53 +230,54 @@ def _quick(array: pa.Array, kind: ValueType) -> pa.Array | None:
     if kind in _BYTES and (pt.is_binary(source) or pt.is_large_binary(source)):
         return array
     if kind is ValueType.UNIX_TIMESTAMP and pt.is_timestamp(source):
-        # A null becomes NumPy's "not a time", which is what Feast stores for one.
+        # A null becomes NumPy's "not a time", which is what Feast stores for a null.
         return pa.array(array.to_numpy(zero_copy_only=False).astype("datetime64[s]").astype(np.int64))
     if _is_list(source) and not array.flatten().null_count:
-        return _quick_list(array, kind)
+        return _list_without_protos(array, kind)
     return None
 
 
-def _kept(array: pa.Array, target: pa.DataType) -> pa.Array:
-    """The array in the type that a field keeps, or lists whose elements can be cast to it. Numbers are refused where
-    they are out of its range.
+def _cast(array: pa.Array, target: pa.DataType) -> pa.Array:
+    """The array in its field's type; lists as they are, if their elements can be cast.
+
+    :raises InvalidRowError, pyarrow.ArrowInvalid: for a number out of range.
     """
     if not pt.is_list(target):
         return array.cast(target)
     if array.type.value_type != target.value_type:
-        elements = array.flatten()  # Of this array alone: to cast it would cast what it is a slice of.
+        elements = array.flatten()  # Of this slice only: casting the array would cast all that it is a slice of.
         cast = elements.cast(target.value_type)
         if pt.is_floating(target.value_type):
-            overflown = pc.and_(pc.is_inf(cast), pc.is_finite(elements))
-            if pc.any(overflown).as_py():
-                raise InvalidRowError(f"expected {target.value_type} numbers, got {elements.filter(overflown)[0]}")
+            overflowed = pc.and_(pc.is_inf(cast), pc.is_finite(elements))
+            if pc.any(overflowed).as_py():
+                raise InvalidRowError(f"expected {target.value_type} numbers, got {elements.filter(overflowed)[0]}")
     return array
 
 
-def _quick_list(array: pa.Array, kind: ValueType) -> pa.Array | None:
-    item, wanted = array.type.value_type, _NUMBER_LISTS.get(kind)
-    if wanted is not None and pt.is_floating(wanted):
-        is_quick = pt.is_floating(item)
-    elif wanted is not None:
-        is_quick = pt.is_integer(item)
+def _list_without_protos(array: pa.Array, kind: ValueType) -> pa.Array | None:
+    item, target = array.type.value_type, _NUMBER_LISTS.get(kind)
+    if target is not None and pt.is_floating(target):
+        is_same_kind = pt.is_floating(item)
+    elif target is not None:
+        is_same_kind = pt.is_integer(item)
     else:
-        is_quick = (kind is ValueType.STRING_LIST and _is_text(item)) or (
+        is_same_kind = (kind is ValueType.STRING_LIST and _is_text(item)) or (
             kind is ValueType.BOOL_LIST and pt.is_boolean(item)
         )
-    return array if is_quick else None
+    return array if is_same_kind else None
 
 
 def _nan_as_null(array: pa.Array) -> pa.Array:
-    """Feast takes a scalar that is not a number for a null."""
+    """NaN as null: Feast treats a scalar NaN as a null."""
     nans = pc.is_nan(array)
     return pc.if_else(nans, pa.scalar(None, array.type), array) if pc.any(nans).as_py() else array
 
 
 def times_ns(column: pa.Array, *, nulls_first: bool = False) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Nanoseconds since the epoch of a column of times in any form that pandas knows; naive ones are UTC. Nulls are
-    refused, or come before all times, as :data:`BEFORE_ALL_TIMES`.
+    """A column of times, in any form that pandas parses, as nanoseconds since the epoch. Naive times are UTC. With
+    ``nulls_first`` nulls become :data:`NO_TIME`.
 
-    :raises InvalidRowError: for a null that is refused, no time, or a time that 64 bits do not hold.
+    :raises InvalidRowError: for another null, a value that is not a time, or a time out of the range of 64 bits.
     """
     if not pt.is_timestamp(column.type):
         column = _parsed(column)
@@ -285,8 +285,8 @@ def times_ns(column: pa.Array, *, nulls_first: bool = False) -> np.ndarray[Any, 
         nanoseconds = column.cast(pa.timestamp("ns", column.type.tz)).view(pa.int64())
     except pa.ArrowInvalid:
         raise InvalidRowError(f"expected a time {BOUNDS}, got {_shown(column)}") from None
-    times = np.asarray(nanoseconds.fill_null(BEFORE_ALL_TIMES).to_numpy(zero_copy_only=False), np.int64)
-    if not nulls_first and (times == BEFORE_ALL_TIMES).any():
+    times = np.asarray(nanoseconds.fill_null(NO_TIME).to_numpy(zero_copy_only=False), np.int64)
+    if not nulls_first and (times == NO_TIME).any():
         raise InvalidRowError("expected a time, got null")
     return times
 
@@ -302,7 +302,7 @@ def _parsed(column: pa.Array) -> pa.Array:
 
 
 def _shown(column: pa.Array) -> str:
-    """The first of a column of timestamps; its number where no calendar of Python's goes so far."""
+    """The first timestamp of a column; its number if Python's calendar does not go so far."""
     try:
         return str(column[0].as_py())
     except (ValueError, OverflowError):
@@ -318,5 +318,5 @@ def _is_list(source: pa.DataType) -> bool:
 
 
 def map_columns(table: pa.Table, mapping: Mapping[str, str] | None) -> pa.Table:
-    """The table with the names that a source's field mapping gives its columns."""
+    """The table with its columns renamed by a source's field mapping."""
     return rename_columns(table, dict(mapping)) if mapping else table

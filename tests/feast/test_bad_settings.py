@@ -44,7 +44,7 @@ def opened(repo: Path, **settings: Any) -> FeatureStore:
     ("settings", "expected"),
     [
         ({"pth": "x"}, "pth: unknown key, did you mean path?"),
-        ({"ttl": 1}, "ttl: unknown key, known are type, path, redis_url"),
+        ({"ttl": 1}, "ttl: unknown key, expected one of type, path, redis_url"),
         (
             {"path": "data/q", "redis_url": "redis://:s3cret@localhost"},
             "path 'data/q' and redis_url .* exclude each other",

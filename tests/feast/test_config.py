@@ -37,7 +37,7 @@ def test_paths_are_relative_to_the_repository(tmp_path: Path) -> None:
     ("settings", "expected"),
     [
         ({"pth": "x"}, "pth: unknown key, did you mean path?"),
-        ({"ttl": 1}, "ttl: unknown key, known are type, path, redis_url"),
+        ({"ttl": 1}, "ttl: unknown key, expected one of type, path, redis_url"),
         (
             {"path": "a", "redis_url": "redis://u:s3cret@h"},
             "path 'a' and redis_url 'redis://h' exclude each other",
@@ -51,14 +51,14 @@ def test_paths_are_relative_to_the_repository(tmp_path: Path) -> None:
         ({"redis_url": "localhost:6379"}, "redis_url: expected a URL"),
         ({"redis_url": "redis://:s3cret/x@h"}, r"redis_url: expected redis://\[user:.*%2F for /.*, got 'redis://…'"),
         ({"redis_url": ["redis://:s3cret@h"]}, "redis_url: .*string, got list"),
-        ({"path": "redis://:s3cret@h"}, "path: expected a directory, no URL, got 'redis://h'"),
+        ({"path": "redis://:s3cret@h"}, "path: expected a directory, not a URL, got 'redis://h'"),
         ({"offline_path": "s3://K:s3cret/x@b"}, r"offline_path: expected a directory or scheme://.*, got 's3://…'"),
         ({"consumer": "sometimes"}, "consumer: .*'auto', 'external' or 'inline', got 'sometimes'"),
         ({"wait": "never"}, "wait: .*'applied' or 'logged', got 'never'"),
-        ({"capacity": 0}, "capacity: expected a whole number of 1 and more, got 0"),
+        ({"capacity": 0}, "capacity: expected a whole number of 1 or more, got 0"),
         ({"capacity": 1.5}, "capacity: .*got 1.5"),
         ({"timeout_ms": True}, "timeout_ms: .*got True"),
-        ({"key_ttl_seconds": 0}, "key_ttl_seconds: expected a whole number of 1 and more, got 0"),
+        ({"key_ttl_seconds": 0}, "key_ttl_seconds: expected a whole number of 1 or more, got 0"),
         ({"type": "redis"}, "type: .*'quorin'.*got 'redis'"),
     ],
 )

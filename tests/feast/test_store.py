@@ -252,7 +252,9 @@ def test_rows_by_other_keys_are_no_rows_of_the_view(store: FeatureStore, before:
     assert rides_of_seven(store, after) is None
     put_seven(store, new, 2, NOON - MICROSECOND)
     assert rides_of_seven(store, after) == 2
-    with pytest.raises(SchemaError, match=rf"'pair_stats': its rows are by {after.join_key} .* by {before.join_key} "):
+    with pytest.raises(
+        SchemaError, match=rf"'pair_stats': its rows have the keys {after.join_key} .* expects {before.join_key} "
+    ):
         put_seven(store, old, 3, NOON)
     assert rides_of_seven(store, after) == 2
 
@@ -263,7 +265,7 @@ def test_a_process_that_knows_a_view_by_its_former_keys_is_refused(store: Featur
     reader = make_store(store.repo_path, settings, data=data)
     assert rides_of_seven(reader, WORD) == 1
     put_seven(store, by_other_keys(store, SHOP), 2, NOON)
-    with pytest.raises(SchemaError, match=r"by shop STRING.* by customer STRING.*refresh the registry"):
+    with pytest.raises(SchemaError, match=r"keys shop STRING.* expects customer STRING.*refresh the registry"):
         rides_of_seven(reader, WORD)
     reader.refresh_registry()
     assert rides_of_seven(reader, SHOP) == 2
@@ -275,7 +277,7 @@ def test_what_such_a_process_writes_is_not_logged(store: FeatureStore, data: Pat
     writer = make_store(store.repo_path, settings, data=data)
     put_seven(writer, old, 1, NOON)
     new = by_other_keys(store, WORD)
-    with pytest.raises(SchemaError, match=r"by customer STRING.* by customer INT64"):
+    with pytest.raises(SchemaError, match=r"keys customer STRING.* expects customer INT64"):
         put_seven(writer, old, 2, NOON)
     put_seven(store, new, 3, NOON - MICROSECOND)
     assert rides_of_seven(store, WORD) == 3

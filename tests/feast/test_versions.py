@@ -14,7 +14,7 @@ from feast import FeatureService, FeatureStore, Field
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64
 
-from feast_quorin.names import MOST_VERSIONS, schema_name, schema_names
+from feast_quorin.names import MAX_VERSIONS, schema_name, schema_names
 from feast_quorin.read.response import LazyResponse
 from tests.feast.repos import CUSTOMERS, END, START, definitions, make_store
 from tests.feast.test_against_sqlite import same
@@ -251,7 +251,7 @@ def test_without_the_setting_versions_are_refused_as_by_feast(
 
 @pytest.mark.parametrize("view", ["short", "a-view", "long" * 20])
 def test_schema_names_of_a_view_are_found_in_every_version(view: str) -> None:
-    mine = {schema_name("shop", view, version) for version in (None, 1, 2, 77, MOST_VERSIONS - 1)}
+    mine = {schema_name("shop", view, version) for version in (None, 1, 2, 77, MAX_VERSIONS - 1)}
     others = {schema_name("shop", view + "s", 1), schema_name("shops", view, 1), schema_name("shop", "other")}
     assert schema_names(mine | others, "shop", view) == mine
     assert schema_names(others, "shop", view) == set()
