@@ -136,10 +136,8 @@ class InlineConsumer:
     def catch_up(self, after: int) -> None:
         """Apply what was logged after a position, or wait for the process that is applying it.
 
-        ``after`` is a position that the segment has reached. If the log has nothing behind it, no segment is opened for
-        writing.
-
-        :raises: as :meth:`settle`.
+        ``after`` is a position that the segment has reached. If the log has nothing after it, no segment is opened for
+        writing. Raises as :meth:`settle`.
         """
         last = self._log.bounds().last
         found = self._log.read(after, schema_names=[self.schema_name])
