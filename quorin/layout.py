@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quorin.engine.format import segment as fmt
-from quorin.engine.format.abi import DELETE, DONE, R_APPLIED, R_CREATED, R_NEXT, RESULT_ITEMS, ROWS_FULL, UPSERT
+from quorin.engine.format.abi import DELETE, DONE, R_APPLIED, R_CREATED, RESULT_ITEMS, ROWS_FULL, UPSERT
 from quorin.engine.format.hashing import hash_bytes
 from quorin.engine.memory.growth import grow
 from quorin.engine.rows import packed as packing
@@ -234,12 +234,10 @@ def apply_located(
     from quorin.engine import kernels
 
     result = np.zeros(RESULT_ITEMS, np.int64)
-    words, ids, times = located.columns.words, located.ids, located.times
+    columns = located.columns
+    batch = np.array([rows, kind, columns.tie, *located.ids, located.times, *positions], np.int64)
     while True:
-        done = int(result[R_NEXT])
-        code = kernels.apply_rows(
-            view.descriptor, words, located.columns.tie, int(kind), *ids, times, *positions, done, rows, result
-        )
+        code = kernels.apply_rows(view.descriptor, columns.words, batch, result)
         if code == DONE:
             return result
         grow(segment, rows=code == ROWS_FULL, heap_bytes=2 * size())

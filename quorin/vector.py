@@ -86,7 +86,8 @@ def search(
         if among is not None:
             ids = id_array(among)
             allowed = np.zeros(view.layout.slot_count, np.uint8)
-            kernels.mark_slots(task, *text_addresses(ids), len(ids), allowed)
+            if kernels.mark_slots(task, *text_addresses(ids), len(ids), allowed):
+                continue
         most, step = min(k, view.layout.capacity), view.layout.max_id_bytes
         nearest, sizes = np.empty(most), np.empty(most, np.int64)
         keys = np.empty((most + 1) * step, np.uint8)

@@ -29,7 +29,7 @@ from numba import njit
 from quorin import assembly, layout
 from quorin.engine import kernels
 from quorin.engine.format.abi import DELETE
-from quorin.engine.kernels import memory, write
+from quorin.engine.kernels import heap, memory, write
 from quorin.engine.memory.growth import grow
 from quorin.engine.rows.batch import delete_batch, to_batch
 from quorin.errors import WriterFencedError
@@ -96,23 +96,13 @@ def stepping(original: Any, arguments: int) -> Any:
 
 
 def compile_stepping_kernel() -> Any:
-    """``apply_rows`` with steps; every helper is compiled anew, so that each sees them."""
+    """``apply_rows`` with steps; each helper that stores is compiled anew, so that it sees them."""
     write.store_release = stepping(memory.store_release, 2)
-    write.copy_bytes = stepping(memory.copy_bytes, 3)
+    heap.copy_bytes = write.copy_bytes = stepping(memory.copy_bytes, 3)
     write.give_back_row = stepping(njit(write.give_back_row.py_func), 2)
-    for name in ("begin_row", "take_heap", "counter", "count_change", "zero", "is_null"):
-        setattr(write, name, njit(inline="always")(getattr(write, name).py_func))
-    for name in (
-        "find_slot",
-        "take_free_row",
-        "tie_order",
-        "variable_bytes",
-        "write_variable",
-        "heap_needed",
-        "heap_replaced",
-    ):
-        setattr(write, name, njit(getattr(write, name).py_func))
-    for name in ("write_key", "change_body", "write_variables"):
+    heap.write_variable = write.write_variable = njit(heap.write_variable.py_func)
+    write.write_variables = njit(heap.write_variables.py_func)
+    for name in ("write_key", "change_body"):
         setattr(write, name, njit(getattr(write, name).py_func))
     return njit(write.apply_rows.py_func)
 

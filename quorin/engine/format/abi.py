@@ -67,6 +67,13 @@ KIND_FIXED, KIND_VARIABLE, KIND_TEXT_LIST = range(3)
 ) = range(8)  # fmt: skip
 ARROW_ITEMS = 8
 
+# A batch that is written: how many rows, how they are applied, where in the column table the tie-breaker begins (-1:
+# none); addresses of the ids (an Arrow string column, with the size of its offsets), of the event times, and of the log
+# positions, with the bytes from one position to the next (0: one for all rows).
+(
+    B_ROWS, B_MODE, B_TIE, B_OFFSETS, B_OFFSET_BYTES, B_IDS, B_EVENT_TIMES, B_POSITIONS, B_POSITION_STEP,
+) = range(9)  # fmt: skip
+
 # How rows are applied, and what a write returns.
 UPSERT, DELETE, PARTIAL = 1, 2, 3
 DONE, ROWS_FULL, HEAP_FULL = range(3)

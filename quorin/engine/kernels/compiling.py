@@ -20,7 +20,10 @@ kernel = njit(**_OPTIONS)
 """Called from Python, keeps the GIL: for calls shorter than giving it back and waiting for it takes."""
 unlocked_kernel = njit(nogil=True, **_OPTIONS)
 """Called from Python, releases the GIL."""
-helper = njit(no_cpython_wrapper=True, **_OPTIONS)
-"""Called from kernels, compiled once for all kernels of a process."""
+helper = njit(no_cpython_wrapper=True, _nrt=False, **_OPTIONS)
+"""Called from kernels, compiled once for all kernels of a process. Allocates nothing and counts no references to the
+arrays that it takes: numba counts them with atomic instructions wherever an array goes into a branch."""
 inlined = njit(inline="always")
-"""Becomes a part of each caller before that is compiled."""
+"""Becomes a part of each caller before that is compiled.
+What takes an array and has branches is a helper instead: a kernel
+would count references there. LLVM inlines helpers where that pays."""

@@ -12,9 +12,9 @@ from quorin.engine.kernels.memory import add_word, load_i64
 
 
 @inlined
-def counters_of(plan):
+def counters_of(segment):
     """Where the counters of this process are."""
-    return load_i64(plan[D_COUNTERS])
+    return load_i64(segment[D_COUNTERS])
 
 
 @helper

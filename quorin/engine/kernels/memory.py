@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from quorin.engine.kernels.compiling import kernel
+from quorin.engine.kernels.compiling import inlined, kernel
 
 _I8, _I16, _I32, _I64, _I128 = (ir.IntType(bits) for bits in (8, 16, 32, 64, 128))
 _CLOCK_MONOTONIC = 1
@@ -216,6 +216,14 @@ def array_address(_typing, array):
         return builder.ptrtoint(proxy.data, _I64)
 
     return types.int64(array), generate
+
+
+@inlined
+def load_offset(offsets, offset_bytes, i):
+    """Arrow's offset ``i``, of 4 or 8 bytes."""
+    if offset_bytes == 4:
+        return load_i32(offsets + 4 * i)
+    return load_i64(offsets + 8 * i)
 
 
 @kernel

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from quorin.engine.format import segment as fmt
 from quorin.engine.format.abi import (
     C_CELL,
     C_ITEM_BYTES,
@@ -17,8 +16,7 @@ from quorin.engine.format.abi import (
 )
 from quorin.engine.kernels.compiling import helper, inlined
 from quorin.engine.kernels.memory import copy_bytes, load_u8, load_u32, load_u64, store_u8, store_u32, store_u64
-
-_HAS_NULLS = fmt.FLAG_HAS_NULLS
+from quorin.engine.kernels.rows import HAS_NULLS
 
 
 @helper
@@ -71,7 +69,7 @@ def stage_nullable(columns, c, fixed, body_bytes, first, last, bodies, flags):
             place = body + columns[c + C_NULL_BYTE]
             store_u8(place, load_u8(place) & ~columns[c + C_NULL_MASK])
             if fixed:
-                flags[i - first] = _HAS_NULLS
+                flags[i - first] = HAS_NULLS
         elif fixed:
             copy_bytes(body + columns[c + C_CELL], columns[c + C_VALUES] + i * size, size)
 

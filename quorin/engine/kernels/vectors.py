@@ -15,16 +15,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from quorin.engine.format import segment as fmt
 from quorin.engine.format.abi import (
     CONTENDED,
     CORRUPT,
     D_HEAP,
     D_HEAP_BYTES,
     D_INDEX,
-    D_KEY_INLINE,
     D_MAX_ID_BYTES,
-    D_ROW_LIMIT,
     D_SEED_0,
     D_SEED_1,
     D_SLOT_COUNT,
@@ -37,13 +34,12 @@ from quorin.engine.format.abi import (
     V_NULL_MASK,
     V_SIZE,
     V_VARIABLE,
-)  # fmt: skip
-from quorin.engine.kernels.compiling import helper, inlined, unlocked_kernel
+)
+from quorin.engine.kernels.compiling import helper, unlocked_kernel
 from quorin.engine.kernels.hashing import hash_id
 from quorin.engine.kernels.memory import (
     array_address,
     copy_bytes,
-    fence_acquire,
     load_acquire,
     load_f32,
     load_f64,
@@ -53,18 +49,22 @@ from quorin.engine.kernels.memory import (
     load_u32,
     load_u64,
     prefetch,
-    scale,
-)  # fmt: skip
+)
 from quorin.engine.kernels.read import MAX_ATTEMPTS, key_equals, load_offset, row_address
+from quorin.engine.kernels.rows import (
+    CELL_BYTES,
+    CELL_COUNT,
+    DELETED,
+    FLAGS,
+    KEY_BYTES,
+    home_slot,
+    is_row,
+    is_unchanged,
+    key_address,
+    probe,
+    slot_address,
+)
 
-_KEY_BYTES, _FLAGS, _KEY, _LONG_KEY = (
-    fmt.row_offset("key_bytes"), fmt.row_offset("flags"), fmt.KEY_OFFSET, fmt.LONG_KEY_OFFSET,
-)  # fmt: skip
-_DELETED = fmt.FLAG_DELETED
-_CELL_BYTES, _CELL_COUNT = fmt.cell_offset("bytes"), fmt.cell_offset("count")
-_LOW_32 = np.uint64(0xFFFFFFFF)
-_SHIFT_32 = np.uint64(32)
-_ONE = np.uint64(1)
 _ROWS_AHEAD, _CELLS_AHEAD = 16, 8
 LANES = 8
 
@@ -97,8 +97,8 @@ def _lane_sum(item, item_bytes, term):
 
 
 def _load(builder, address, block, kind, item_bytes):
-    place = builder.add(address, builder.mul(block, _I64(LANES * item_bytes)))
-    items = builder.load(builder.inttoptr(place, kind.as_pointer()), align=1)
+    offset = builder.add(address, builder.mul(block, _I64(LANES * item_bytes)))
+    items = builder.load(builder.inttoptr(offset, kind.as_pointer()), align=1)
     return items if kind is _DOUBLES else builder.fpext(items, _DOUBLES)
 
 
@@ -124,7 +124,7 @@ _squares_f32, _squares_f64 = _lane_sum(_FLOATS, 4, _square), _lane_sum(_DOUBLES,
 
 
 @unlocked_kernel
-def search_rows(task, query, query_squares, allowed, distances, key_sizes, keys, key_step):
+def search_rows(segment, query, query_squares, allowed, distances, key_sizes, keys, key_step):
     """Find the ``distances.size`` nearest rows; returns how many there are, or ``-CONTENDED`` or ``-CORRUPT``.
 
     ``query`` is the address of ``V_SIZE`` float64. ``allowed`` has a byte a slot, or none when all rows count. What was
@@ -134,42 +134,42 @@ def search_rows(task, query, query_squares, allowed, distances, key_sizes, keys,
     """
     most, found, worst = distances.size, 0, 0
     scratch = array_address(keys) + most * key_step
-    for slot in range(task[D_SLOT_COUNT]):
+    for slot in range(segment[D_SLOT_COUNT]):
         if allowed.size > 0 and allowed[slot] == 0:
             continue
-        _prefetch_ahead(task, slot)
+        _prefetch_ahead(segment, slot)
+        address = slot_address(segment, slot, 0)
         for _attempt in range(MAX_ATTEMPTS):
-            word = load_acquire(task[D_INDEX] + 8 * slot)
+            word = load_acquire(address)
             if word == 0:
                 break
-            if np.int64(word & _LOW_32) > task[D_ROW_LIMIT]:
+            if not is_row(segment, word):
                 return -CORRUPT
-            row = row_address(task, word)
+            row = row_address(segment, word)
             stamp = load_acquire(row)
-            source = _vector_of(task, row)
+            source = _vector_of(segment, row)
             key_bytes = 0
             distance = 0.0
             if source > 0:
-                distance = _distance(task, source, query, query_squares)
+                distance = _distance(segment, source, query, query_squares)
                 if distance == distance and (found < most or distance <= distances[worst]):
-                    key_bytes = _copy_key(task, row, scratch)
-            fence_acquire()
-            if load_u64(row) != stamp or stamp & _ONE != 0 or load_u64(task[D_INDEX] + 8 * slot) != word:
+                    key_bytes = _copy_key(segment, row, scratch)
+            if not is_unchanged(row, stamp, address, word):
                 continue
             if source < 0 or key_bytes < 0:
                 return -CORRUPT
             if key_bytes > 0:
-                place = worst
+                index = worst
                 if found < most:
-                    place = found
+                    index = found
                     found += 1
                 elif distance == distances[worst] and not _key_before(
                     scratch, key_bytes, array_address(keys) + worst * key_step, key_sizes[worst]
                 ):
                     break
-                distances[place] = distance
-                key_sizes[place] = key_bytes
-                copy_bytes(array_address(keys) + place * key_step, scratch, key_bytes)
+                distances[index] = distance
+                key_sizes[index] = key_bytes
+                copy_bytes(array_address(keys) + index * key_step, scratch, key_bytes)
                 worst = _worst(distances, key_sizes, array_address(keys), key_step, found)
             break
         else:
@@ -178,59 +178,63 @@ def search_rows(task, query, query_squares, allowed, distances, key_sizes, keys,
 
 
 @unlocked_kernel
-def mark_slots(task, offsets, offset_bytes, data, count, allowed):
+def mark_slots(segment, offsets, offset_bytes, data, count, allowed):
     """Set ``allowed`` of the slots of so many ids, an Arrow string column as
-    :func:`quorin.engine.kernels.read.read_many` takes it; ids that have none are passed over.
+    :func:`quorin.engine.kernels.read.read_many` takes it; ids that have none are skipped. Returns 0, or -CONTENDED.
     """
-    k0, k1 = np.uint64(task[D_SEED_0]), np.uint64(task[D_SEED_1])
+    k0, k1 = np.uint64(segment[D_SEED_0]), np.uint64(segment[D_SEED_1])
     for i in range(count):
         start = load_offset(offsets, offset_bytes, i)
         size = load_offset(offsets, offset_bytes, i + 1) - start
         h = hash_id(data + start, size, k0, k1)
-        slot = scale(h, task[D_SLOT_COUNT])
-        probes = 0
-        while probes < task[D_SLOT_COUNT]:
-            word = load_acquire(task[D_INDEX] + 8 * slot)
+        home = home_slot(segment, h)
+        attempts = 0
+        distance = probe(segment, home, 0, segment[D_SLOT_COUNT], h)
+        while distance < segment[D_SLOT_COUNT]:
+            address = slot_address(segment, home, distance)
+            word = load_acquire(address)
             if word == 0:
                 break
-            if word >> _SHIFT_32 == h & _LOW_32 and np.int64(word & _LOW_32) <= task[D_ROW_LIMIT]:
-                same_key = key_equals(task, row_address(task, word), data + start, size)
-                fence_acquire()
-                if load_u64(task[D_INDEX] + 8 * slot) != word:
+            if is_row(segment, word):
+                row = row_address(segment, word)
+                stamp = load_acquire(row)
+                same_key = key_equals(segment, row, data + start, size)
+                if not is_unchanged(row, stamp, address, word):
+                    attempts += 1
+                    if attempts == MAX_ATTEMPTS:
+                        return -CONTENDED
                     continue
                 if same_key:
-                    allowed[slot] = 1
+                    allowed[(address - segment[D_INDEX]) // 8] = 1
                     break
-            probes += 1
-            slot += 1
-            if slot == task[D_SLOT_COUNT]:
-                slot = 0
+            distance = probe(segment, home, distance + 1, segment[D_SLOT_COUNT], h)
+    return 0
 
 
 @unlocked_kernel
-def list_keys(task, slot, ends, data, room):
+def list_keys(segment, slot, ends, data, room):
     """Copy the keys of live rows to ``data`` from a slot on, as far as ``ends`` and ``data`` have room; ``ends[i]`` is
     where key ``i`` ends. Leaves in ``room`` how many keys and the slot to go on from; returns 0, or a negative code.
     """
-    most_bytes = data.size - task[D_MAX_ID_BYTES]
+    most_bytes = data.size - segment[D_MAX_ID_BYTES]
     count, end = 0, 0
-    while slot < task[D_SLOT_COUNT] and count < ends.size and end <= most_bytes:
+    while slot < segment[D_SLOT_COUNT] and count < ends.size and end <= most_bytes:
+        address = slot_address(segment, slot, 0)
         for _attempt in range(MAX_ATTEMPTS):
-            word = load_acquire(task[D_INDEX] + 8 * slot)
+            word = load_acquire(address)
             if word == 0:
                 break
-            if np.int64(word & _LOW_32) > task[D_ROW_LIMIT]:
+            if not is_row(segment, word):
                 return -CORRUPT
-            row = row_address(task, word)
+            row = row_address(segment, word)
             stamp = load_acquire(row)
-            flags = load_u16(row + _FLAGS)
-            key_bytes = _copy_key(task, row, array_address(data) + end)
-            fence_acquire()
-            if load_u64(row) != stamp or stamp & _ONE != 0 or load_u64(task[D_INDEX] + 8 * slot) != word:
+            flags = load_u16(row + FLAGS)
+            key_bytes = _copy_key(segment, row, array_address(data) + end)
+            if not is_unchanged(row, stamp, address, word):
                 continue
             if key_bytes < 0:
                 return -CORRUPT
-            if flags & _DELETED == 0:
+            if flags & DELETED == 0:
                 end += key_bytes
                 ends[count] = end
                 count += 1
@@ -243,28 +247,28 @@ def list_keys(task, slot, ends, data, room):
     return 0
 
 
-@inlined
-def _vector_of(task, row):
+@helper
+def _vector_of(segment, row):
     """Where a row's vector stands; 0 if it has none of the right size, -1 if its cell points nowhere."""
-    if load_u16(row + _FLAGS) & _DELETED != 0 or load_u8(row + task[V_NULL_BYTE]) & task[V_NULL_MASK] == 0:
+    if load_u16(row + FLAGS) & DELETED != 0 or load_u8(row + segment[V_NULL_BYTE]) & segment[V_NULL_MASK] == 0:
         return 0
-    cell = row + task[V_CELL]
-    if task[V_VARIABLE] == 0:
+    cell = row + segment[V_CELL]
+    if segment[V_VARIABLE] == 0:
         return cell
-    if load_u32(cell + _CELL_COUNT) != task[V_SIZE]:
+    if load_u32(cell + CELL_COUNT) != segment[V_SIZE]:
         return 0
     offset = load_i64(cell)
-    if offset < 0 or offset > task[D_HEAP_BYTES] - load_u32(cell + _CELL_BYTES):
+    if offset < 0 or offset > segment[D_HEAP_BYTES] - load_u32(cell + CELL_BYTES):
         return -1
-    return task[D_HEAP] + offset
+    return segment[D_HEAP] + offset
 
 
 @helper
-def _distance(task, source, query, query_squares):
-    size, blocks = task[V_SIZE], task[V_SIZE] // LANES
+def _distance(segment, source, query, query_squares):
+    size, blocks = segment[V_SIZE], segment[V_SIZE] // LANES
     tail = blocks * LANES
-    if task[V_METRIC] == METRIC_L2:
-        if task[V_DOUBLE]:
+    if segment[V_METRIC] == METRIC_L2:
+        if segment[V_DOUBLE]:
             total = _differences_f64(source, query, blocks)
             for i in range(tail, size):
                 difference = load_f64(source + 8 * i) - load_f64(query + 8 * i)
@@ -275,7 +279,7 @@ def _distance(task, source, query, query_squares):
                 difference = np.float64(load_f32(source + 4 * i)) - load_f64(query + 8 * i)
                 total += difference * difference
         return math.sqrt(total)
-    if task[V_DOUBLE]:
+    if segment[V_DOUBLE]:
         total = _products_f64(source, query, blocks)
         for i in range(tail, size):
             total += load_f64(source + 8 * i) * load_f64(query + 8 * i)
@@ -283,9 +287,9 @@ def _distance(task, source, query, query_squares):
         total = _products_f32(source, query, blocks)
         for i in range(tail, size):
             total += np.float64(load_f32(source + 4 * i)) * load_f64(query + 8 * i)
-    if task[V_METRIC] != METRIC_COSINE:
+    if segment[V_METRIC] != METRIC_COSINE:
         return -total
-    if task[V_DOUBLE]:
+    if segment[V_DOUBLE]:
         squares = _squares_f64(source, query, blocks)
         for i in range(tail, size):
             squares += load_f64(source + 8 * i) * load_f64(source + 8 * i)
@@ -297,33 +301,30 @@ def _distance(task, source, query, query_squares):
     return 1.0 if length == 0.0 else 1.0 - total / length
 
 
-@inlined
-def _copy_key(task, row, target):
+@helper
+def _copy_key(segment, row, target):
     """Copy a row's key; its size, or -1 if it points nowhere, as that of a row that is being replaced may."""
-    count = load_u16(row + _KEY_BYTES)
-    if count > task[D_MAX_ID_BYTES]:
+    count = load_u16(row + KEY_BYTES)
+    if count > segment[D_MAX_ID_BYTES]:
         return -1
-    place = row + _KEY
-    if count > task[D_KEY_INLINE]:
-        offset = load_i64(row + _LONG_KEY)
-        if offset < 0 or offset > task[D_HEAP_BYTES] - count:
-            return -1
-        place = task[D_HEAP] + offset
-    copy_bytes(target, place, count)
+    key = key_address(segment, row, count)
+    if key < 0:
+        return -1
+    copy_bytes(target, key, count)
     return count
 
 
-@inlined
-def _prefetch_ahead(task, slot):
-    if slot + _ROWS_AHEAD >= task[D_SLOT_COUNT]:
+@helper
+def _prefetch_ahead(segment, slot):
+    if slot + _ROWS_AHEAD >= segment[D_SLOT_COUNT]:
         return
-    word = load_u64(task[D_INDEX] + 8 * (slot + _ROWS_AHEAD))
+    word = load_u64(segment[D_INDEX] + 8 * (slot + _ROWS_AHEAD))
     if word != 0:
-        prefetch(row_address(task, word))
-        prefetch(row_address(task, word) + task[V_CELL])
-    word = load_u64(task[D_INDEX] + 8 * (slot + _CELLS_AHEAD))
-    if task[V_VARIABLE] != 0 and word != 0 and np.int64(word & _LOW_32) <= task[D_ROW_LIMIT]:
-        vector = task[D_HEAP] + load_i64(row_address(task, word) + task[V_CELL])
+        prefetch(row_address(segment, word))
+        prefetch(row_address(segment, word) + segment[V_CELL])
+    word = load_u64(segment[D_INDEX] + 8 * (slot + _CELLS_AHEAD))
+    if segment[V_VARIABLE] != 0 and word != 0 and is_row(segment, word):
+        vector = segment[D_HEAP] + load_i64(row_address(segment, word) + segment[V_CELL])
         prefetch(vector)
         prefetch(vector + 64)
 
