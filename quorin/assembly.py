@@ -52,8 +52,8 @@ __all__ = [
 _Plan = Words
 _FLOAT32, _UINT8 = np.dtype(np.float32), np.dtype(np.uint8)
 _empty = np.empty
-_MOST_DIGITS = len(str(-(2**63)))
-_MOST_ROUNDS = 1000
+_MAX_DIGITS = len(str(-(2**63)))
+_MAX_ROUNDS = 1000
 """So often the kernel gives up on a row that keeps changing, each time after many attempts of its own, before it counts
 as damaged: a writer replaces a row at most once in the time of an attempt."""
 
@@ -134,7 +134,7 @@ def number_ids(numbers: Words) -> pa.Array:
     from quorin.engine import kernels
 
     ends = _empty(len(numbers) + 1, np.int64)
-    text = _empty(_MOST_DIGITS * len(numbers), np.uint8)
+    text = _empty(_MAX_DIGITS * len(numbers), np.uint8)
     kernels.write_decimals(numbers, ends, text.ctypes.data)
     buffers = [None, pa.py_buffer(ends), pa.py_buffer(text)]
     return pa.Array.from_buffers(pa.large_string(), len(numbers), buffers, 0)
@@ -355,7 +355,7 @@ def _read_many(view: SegmentView, plan: _Plan, ids: pa.Array, out: Bytes, found:
 
     offsets, width, data = text_addresses(ids)
     first = 0
-    for _ in range(_MOST_ROUNDS):
+    for _ in range(_MAX_ROUNDS):
         stop = kernels.read_many(plan, offsets, width, data, first, len(ids), out, found, missing)
         if stop >= 0:
             return True

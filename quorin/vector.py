@@ -48,7 +48,7 @@ Doubles = np.ndarray[Any, np.dtype[np.float64]]
 METRICS = {"l2": METRIC_L2, "cosine": METRIC_COSINE, "inner_product": METRIC_INNER_PRODUCT}
 _LANES = 8
 _LISTED_KEYS, _LISTED_BYTES = 1 << 16, 1 << 21
-_MOST_ROUNDS = 1000
+_MAX_ROUNDS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def search(
     from quorin.engine import kernels
 
     wanted = _checked(segment.schema, field, query, k, metric)
-    for _ in range(_MOST_ROUNDS):
+    for _ in range(_MAX_ROUNDS):
         view = segment.current_view()
         task = _task(view, field, len(wanted), metric)
         if task is None:

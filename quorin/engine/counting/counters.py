@@ -51,7 +51,7 @@ EVERYWHERE = "*"
 _WORD = {name: READ_WORDS + index for index, name in enumerate(NAMES)}
 _NAME_BYTES, _HEAD_BYTES, _SLOT_BYTES, _SLOT_COUNT = 192, 256, 2048, 8192
 _WORD_COUNT = (_SLOT_BYTES - _HEAD_BYTES) // 8
-_MOST_PROBES = 512
+_MAX_PROBES = 512
 _LAYOUT = zlib.crc32(repr((READ_WORDS, W_READS, W_BATCHES, NAMES, _SLOT_BYTES, _SLOT_COUNT)).encode())
 
 _log = get_logger(__name__)
@@ -176,7 +176,7 @@ class _State:
 def _free_slot(file: SlotFile, key: bytes, pid: int) -> int | None:
     """A slot that nobody holds, and this process does now: the schema's, else an unused one, else any."""
     first, other = zlib.crc32(key) % file.slot_count, None
-    for probe in range(_MOST_PROBES):
+    for probe in range(_MAX_PROBES):
         slot = (first + probe) % file.slot_count
         if (slot, pid) in _held_here:
             continue

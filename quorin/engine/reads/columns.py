@@ -29,8 +29,8 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Cells = np.ndarray[Any, Any]
 
 _EVENT_TIME_BYTES = _POSITION_BYTES = 8
-_MOST_PLANS = 64
-_MOST_BYTES = 2**31 - 1
+_MAX_PLANS = 64
+_MAX_BYTES = 2**31 - 1
 
 
 class Gather(NamedTuple):
@@ -90,7 +90,7 @@ class ColumnPlan:
         """The kernel's plan for a buffer of ``count`` rows: each column begins ``count`` times its place in a row."""
         words = self._words_by_count.get(count)
         if words is None:
-            if len(self._words_by_count) >= _MOST_PLANS:
+            if len(self._words_by_count) >= _MAX_PLANS:
                 self._words_by_count.clear()
             words = self._words.copy()
             words[self._targets] = self._starts * count
@@ -127,7 +127,7 @@ def column_plan(view: SegmentView, names: Sequence[str] | None, *, positions: bo
         unknown = [name for name in chosen if name not in known]
         if unknown:
             raise InvalidRowError(f"{view.schema.__name__} has no fields {unknown}; it has {list(known)}")
-        if len(view.column_plans) >= _MOST_PLANS:
+        if len(view.column_plans) >= _MAX_PLANS:
             view.column_plans.clear()
         plan = view.column_plans[key] = ColumnPlan(view, [known[name] for name in chosen], positions=positions)
     return plan
@@ -332,7 +332,7 @@ def _ends(sizes: np.ndarray[Any, Any]) -> Words:
     """
     ends = np.zeros(len(sizes) + 1, np.int64)
     np.cumsum(sizes, out=ends[1:])
-    if ends[-1] > _MOST_BYTES:
+    if ends[-1] > _MAX_BYTES:
         raise InvalidRowError(f"{int(ends[-1]):,} bytes of one field in one read, an Arrow array holds 2**31-1")
     return ends
 
