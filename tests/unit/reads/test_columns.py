@@ -212,6 +212,7 @@ def test_lists_are_those_of_arrow(segment: Segment, ids: list[str]) -> None:
         assert {type(item) for numbers in given_lists for item in numbers} <= {int, bool, float}
 
 
+@settings(deadline=None)  # the first example loads numba
 @given(st.lists(st.integers(-(2**63), 2**63 - 1)))
 def test_numbers_are_ids_in_decimal(numbers: list[int]) -> None:
     edges = [0, -1, 9, 10, 2**63 - 1, -(2**63), *(sign * 10**power for power in range(19) for sign in (1, -1))]
