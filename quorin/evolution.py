@@ -16,7 +16,6 @@ from quorin.engine.format import segment as fmt
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.growth import evolve, heap_bytes_for
 from quorin.engine.memory.segment import release_own_lease
-from quorin.engine.memory.view import successors_of
 from quorin.engine.rows.compatibility import can_upgrade
 from quorin.errors import (
     QuorinError,
@@ -226,8 +225,9 @@ def _check_stored(view: SegmentView, old: Schema, new: Schema) -> None:
 def _copied_rows(view: SegmentView, new: Schema) -> int:
     """How many rows the writer has copied; -1 if it has not begun."""
     rows = -1
-    for path in successors_of(view):
-        header = mapping.read_header(path)
+    directory = view.path.parent
+    for name in view.segment_name.siblings(directory):
+        header = mapping.read_header(directory / str(name)) if name > view.segment_name else None
         if header is not None and int(header["fingerprint"]) == fingerprint(new):
             rows = int(header["entity_count"])
     return rows

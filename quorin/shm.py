@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from quorin.engine.format import segment as fmt
+from quorin.engine.format.name import SegmentName, is_same_line
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.file import SHM_DIR, SHM_DIR_VARIABLE, default_shm_dir
 from quorin.engine.memory.growth import LEAST_HEAP_BYTES, create_successor
 from quorin.engine.memory.segment import Segment, attach_newest, release_own_lease, unlink_older_generations
-from quorin.engine.memory.view import SegmentView, is_same_line, new_lineage, segment_name
+from quorin.engine.memory.view import SegmentView
 from quorin.engine.paths import absolute
 from quorin.errors import (
     CorruptSegmentError,
@@ -252,7 +253,7 @@ class SegmentRegistry:
         return Segment(view, self._control, read_only=False)
 
     def _first_generation(self, schema: Schema, sizes: dict[str, Any]) -> SegmentView:
-        name, owner = segment_name(schema.__name__, new_lineage(), 1), self._control.identity()
+        name, owner = SegmentName.first(schema.__name__), self._control.identity()
         return SegmentView.create(self._directory, name, schema, owner=owner, **sizes)
 
     def _replace(self, previous: SegmentView, schema: Schema, sizes: dict[str, Any]) -> Segment:

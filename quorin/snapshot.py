@@ -32,10 +32,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quorin.engine.format import segment as fmt
+from quorin.engine.format.name import SegmentName
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.growth import copy_rows
 from quorin.engine.memory.segment import Segment
-from quorin.engine.memory.view import SEGMENT_NAME, SegmentView, new_lineage, rename, segment_name
+from quorin.engine.memory.view import SegmentView, rename
 from quorin.engine.paths import absolute
 from quorin.errors import CorruptSegmentError, CorruptSnapshotError, SharedMemoryError
 from quorin.logging import get_logger
@@ -54,7 +55,6 @@ _TRAILER = struct.Struct("<8sQ16sqQQII")
 _CHECKED_BYTES = 56
 assert _TRAILER.size == 64  # noqa: S101 - the grid above, checked at import
 _CHUNK_BYTES, _BLOCK_BYTES = 8 << 20, 1 << 20
-_NAME_PREFIX, _NAME_DIGITS = "quorin_", 21
 
 _log = get_logger(__name__)
 
@@ -116,10 +116,10 @@ def restore(
     with _opened(source) as (descriptor, trailer):
         schema_name = _schema_name(source, descriptor)
         lost = registry.vacancy(schema_name)
-        name = segment_name(schema_name, new_lineage(), 1)
+        name = SegmentName.first(schema_name)
         owner = registry.backend.control.identity()
         image = _checked_image(source, descriptor, trailer, progress)
-        pending = mapping.PendingFile(registry.shm_dir / name, trailer.image_bytes, owner=owner, image=image)
+        pending = mapping.PendingFile(registry.shm_dir / str(name), trailer.image_bytes, owner=owner, image=image)
         try:
             rename(pending.mapping.memory, name, owner)
             pending.publish()
@@ -127,17 +127,17 @@ def restore(
             pending.discard()
             raise
     try:
-        view = SegmentView.attach(registry.shm_dir / name, None, writable=False, populate=False)
+        view = SegmentView.attach(registry.shm_dir / str(name), None, writable=False, populate=False)
     except BaseException as error:
-        mapping.unlink(registry.shm_dir / name)
+        mapping.unlink(registry.shm_dir / str(name))
         if isinstance(error, CorruptSegmentError):
             raise CorruptSnapshotError(f"{source} holds no segment of this release: {error}") from error
         raise
     registry.publish(Segment(view, registry.backend.control, read_only=True), replacing=lost)
-    _log.info("snapshot_restored", path=str(source), segment=name, position=trailer.position)
+    _log.info("snapshot_restored", path=str(source), segment=str(name), position=trailer.position)
     seconds = time.perf_counter() - started
     entities = int(view.header["entity_count"])
-    return SnapshotResult(source, name, entities, trailer.image_bytes, trailer.position, seconds)
+    return SnapshotResult(source, str(name), entities, trailer.image_bytes, trailer.position, seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ def _copied(view: SegmentView, directory: Path) -> SegmentView:
     while True:
         copy = SegmentView.create(
             directory,
-            view.name,
+            view.segment_name,
             view.stored,
             capacity=view.layout.capacity,
             max_id_bytes=view.layout.max_id_bytes,
@@ -231,10 +231,11 @@ def _opened(path: Path) -> Iterator[tuple[int, _Trailer]]:
 def _schema_name(path: Path, descriptor: int) -> str:
     raw = _read(path, descriptor, 0, memoryview(bytearray(fmt.HEADER_BYTES)))
     header = np.frombuffer(raw, fmt.HEADER_DTYPE)[0]
-    name = header["name"].decode("ascii", "replace")
-    if header["magic"] != fmt.MAGIC or not SEGMENT_NAME.match(name):
-        raise CorruptSnapshotError(f"{path} is damaged: {name!r} is no segment's name")
-    return str(name[len(_NAME_PREFIX) : -_NAME_DIGITS])
+    text = header["name"].decode("ascii", "replace")
+    name = SegmentName.match(text)
+    if header["magic"] != fmt.MAGIC or name is None:
+        raise CorruptSnapshotError(f"{path} is damaged: {text!r} is no segment's name")
+    return name.schema
 
 
 def _checked_image(path: Path, descriptor: int, trailer: _Trailer, progress: Progress | None) -> Iterator[memoryview]:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from quorin import metrics
 from quorin.engine.backend import Tail, connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SEQUENCE_BITS
+from quorin.engine.format.name import is_same_line
 from quorin.engine.log.record import Kind, encode
 from quorin.engine.log.record_fast import encode_row
-from quorin.engine.memory.view import is_same_line
 from quorin.engine.rows.batch import check_entity_id, checked_row, delete_batch, row_batch, rows_batch, to_batch
 from quorin.errors import (
     ConnectionFailedError,

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from quorin import metrics
 from quorin.engine.backend import connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
+from quorin.engine.format.name import SegmentName
 from quorin.engine.memory import file as mapping
-from quorin.engine.memory.view import GENERATION_DIGITS, SEGMENT_NAME
 from quorin.engine.ops import presence
 from quorin.engine.ops.reclaim_plan import Decision, SegmentFile, State, decide
 from quorin.engine.paths import absolute
@@ -190,7 +190,8 @@ def _files(directory: Path, currents: set[str]) -> tuple[SegmentFile, ...]:
     for entry in os.scandir(directory):
         name, owner = mapping.parse_pending(entry.name)
         pending = owner is not None
-        if not SEGMENT_NAME.match(name) or not entry.is_file(follow_symlinks=False):
+        segment = SegmentName.match(name)
+        if segment is None or not entry.is_file(follow_symlinks=False):
             continue
         try:
             status = entry.stat(follow_symlinks=False)
@@ -199,18 +200,17 @@ def _files(directory: Path, currents: set[str]) -> tuple[SegmentFile, ...]:
         header = None if pending else mapping.read_header(directory / name)
         if os.geteuid() not in (0, status.st_uid) or (header is None and not pending):
             continue
-        generation = int(name[-GENERATION_DIGITS:], 16)
         successor = 0 if header is None else int(header["successor"])
         files.append(
             SegmentFile(
                 name=entry.name,
-                line=name[:-GENERATION_DIGITS],
-                generation=generation,
+                line=segment.line,
+                generation=segment.generation,
                 owner=int(owner or 0) if header is None else int(header["owner"]),
                 held=(status.st_dev, status.st_ino) in mapped
                 or (name not in currents and mapping.is_locked(directory / entry.name)),
                 pending=pending,
-                successor=successor if successor > generation else 0,
+                successor=successor if successor > segment.generation else 0,
                 was_in_force=header is not None and int(header["epoch"]) > 0,
                 byte_count=status.st_size,
                 inode=status.st_ino,

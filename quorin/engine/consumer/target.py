@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from quorin.engine.format.name import is_same_line
 from quorin.engine.memory.growth import evolve
-from quorin.engine.memory.view import is_same_line
 from quorin.engine.rows.compatibility import can_upgrade
 from quorin.errors import (
     CapacityExceededError,

@@ -11,7 +11,7 @@ from quorin import metrics
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.abi import DONE, R_APPLIED, RESULT_ITEMS
 from quorin.engine.memory import file as mapping
-from quorin.engine.memory.view import SegmentView, segment_name
+from quorin.engine.memory.view import SegmentView
 from quorin.engine.rows.compatibility import fits
 from quorin.errors import CapacityExceededError, SharedMemoryError
 from quorin.logging import get_logger
@@ -160,7 +160,7 @@ def create_successor(
         try:
             return SegmentView.create(
                 view.path.parent,
-                segment_name(schema.__name__, view.lineage, generation),
+                view.segment_name.at(generation),
                 schema,
                 capacity=capacity,
                 max_id_bytes=max_id_bytes,

@@ -18,9 +18,10 @@ import numpy as np
 
 from quorin import metrics
 from quorin.engine.format import segment as fmt
+from quorin.engine.format.name import SegmentName, is_same_line
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.growth import next_generation
-from quorin.engine.memory.view import GENERATION_DIGITS, SEGMENT_NAME, SegmentView, is_same_line, segment_stats
+from quorin.engine.memory.view import SegmentView, segment_stats
 from quorin.errors import (
     CorruptSegmentError,
     NotPicklableError,
@@ -363,13 +364,12 @@ class Segment:
 
 def attach_newest(directory: Path, name: str, schema: Schema | None, *, writable: bool) -> SegmentView:
     """Attach the segment ``name`` or what took its place; if its file is gone already, the newest of its line."""
-    if not SEGMENT_NAME.match(name):
-        raise CorruptSegmentError(f"{name!r} is no segment name")
     while True:
+        parsed = SegmentName.parse(name)
         try:
             view = SegmentView.attach(directory / name, None, writable=writable)
         except SegmentNotFoundError:
-            view = _newest_in_force(directory, name, writable=writable)
+            view = _newest_in_force(directory, parsed, writable=writable)
         if (successor := view.successor_name) is None:
             return view.through(schema)
         name = successor
@@ -425,9 +425,10 @@ def _is_older_generation(name: str, newer: str) -> bool:
 
 def unlink_older_generations(view: SegmentView) -> None:
     """Remove the files that a generation has replaced, and those that writers left that died before their flip."""
-    for path in view.path.parent.glob(f"{view.name[:-GENERATION_DIGITS]}*"):
-        if SEGMENT_NAME.match(path.name) and _is_older_generation(path.name, view.name):
-            mapping.unlink(path)
+    directory = view.path.parent
+    for name in view.segment_name.siblings(directory):
+        if name < view.segment_name:
+            mapping.unlink(directory / str(name))
 
 
 def _newest(view: SegmentView, *, writable: bool) -> SegmentView:
@@ -435,11 +436,10 @@ def _newest(view: SegmentView, *, writable: bool) -> SegmentView:
     return view if successor is None else attach_newest(view.path.parent, successor, view.schema, writable=writable)
 
 
-def _newest_in_force(directory: Path, name: str, *, writable: bool) -> SegmentView:
-    line = name[:-GENERATION_DIGITS]
-    for path in sorted(directory.glob(f"{line}*"), reverse=True):
-        if SEGMENT_NAME.match(path.name) and _is_older_generation(name, path.name):
-            view = SegmentView.attach(path, None, writable=writable)
+def _newest_in_force(directory: Path, name: SegmentName, *, writable: bool) -> SegmentView:
+    for sibling in reversed(name.siblings(directory)):
+        if sibling > name:
+            view = SegmentView.attach(directory / str(sibling), None, writable=writable)
             if view.was_in_force:
                 return view
-    raise SegmentNotFoundError(f"segment {name!r} is current, but there is no such file in {directory}")
+    raise SegmentNotFoundError(f"segment {str(name)!r} is current, but there is no such file in {directory}")

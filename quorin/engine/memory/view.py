@@ -5,7 +5,6 @@ A view never changes; when a segment grows, :class:`quorin.shm.Segment` swaps it
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 import zlib
@@ -41,6 +40,7 @@ from quorin.engine.format.abi import (
     SPAN_COUNT,
     SPAN_SOURCE,
 )  # fmt: skip
+from quorin.engine.format.name import SegmentName
 from quorin.engine.memory import file as mapping
 from quorin.engine.rows.compatibility import fits
 from quorin.engine.words import field_text
@@ -51,36 +51,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-SEGMENT_NAME = re.compile(r"quorin_[A-Za-z_][A-Za-z0-9_]*_[0-9a-f]{20}\Z")
-LINEAGE_DIGITS, GENERATION_DIGITS = 12, 8
-
 _SUCCESSOR = fmt.header_word("successor")
 _CALLED = fmt.header_word("writer_called")
 _ENTITY_COUNT, _DELETED_COUNT = fmt.header_word("entity_count"), fmt.header_word("deleted_count")
 _ROWS_FRESH = fmt.header_word("rows_fresh")
 _RING_HEAD, _RING_TAIL = fmt.header_word("ring_head"), fmt.header_word("ring_tail")
-
-
-def segment_name(schema_name: str, lineage: str, generation: int) -> str:
-    """``quorin_<Schema>_<hex>``: twelve digits that all generations of a segment share, eight that count them."""
-    return f"quorin_{schema_name}_{lineage}{generation:0{GENERATION_DIGITS}x}"
-
-
-def new_lineage() -> str:
-    """Twelve random hex digits."""
-    return secrets.token_hex(LINEAGE_DIGITS // 2)
-
-
-def is_same_line(name: str, other: str) -> bool:
-    """Whether two segment names are generations of one segment."""
-    return name[:-GENERATION_DIGITS] == other[:-GENERATION_DIGITS]
-
-
-def successors_of(view: SegmentView) -> list[Path]:
-    """The files of later generations of a view's line, whether they are in force or not, oldest first."""
-    line = view.name[:-GENERATION_DIGITS]
-    paths = view.path.parent.glob(f"{line}*")
-    return sorted(path for path in paths if SEGMENT_NAME.match(path.name) and path.name > view.name)
 
 
 class SegmentView:
@@ -94,15 +69,14 @@ class SegmentView:
     __slots__ = (
         "column_plans",
         "descriptor",
-        "generation",
         "header",
         "layout",
-        "lineage",
         "mapping",
         "name",
         "pinned",
         "plan",
         "schema",
+        "segment_name",
         "stored",
         "vector_length",
         "words",
@@ -123,9 +97,8 @@ class SegmentView:
         self.layout = layout
         self.header = mapped.memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
         self.words = memoryview(mapped.memory[: fmt.HEADER_BYTES]).cast("Q")  # type: ignore[arg-type]
-        self.name = self.header["name"].decode()
-        self.lineage = self.name[-LINEAGE_DIGITS - GENERATION_DIGITS : -GENERATION_DIGITS]
-        self.generation = int(self.name[-GENERATION_DIGITS:], 16)
+        self.name: str = self.header["name"].decode()
+        self.segment_name = SegmentName.parse(self.name)
         self.pinned = pinned
         self.descriptor = _describe(mapped.address, layout, self.header["seed"])
         if pinned:
@@ -139,7 +112,7 @@ class SegmentView:
     def create(
         cls,
         directory: Path,
-        name: str,
+        name: SegmentName,
         schema: Schema,
         *,
         capacity: int,
@@ -161,7 +134,7 @@ class SegmentView:
             schema, capacity=capacity, max_id_bytes=max_id_bytes, schema_bytes=len(text), heap_bytes=heap_bytes
         )
         soon = None if rows_soon is None else layout.bytes_of_rows(rows_soon)
-        pending = mapping.PendingFile(directory / name, layout.file_bytes, owner=owner, populate=soon)
+        pending = mapping.PendingFile(directory / str(name), layout.file_bytes, owner=owner, populate=soon)
         try:
             memory = pending.mapping.memory
             _write_header(memory, name, schema, layout, owner)
@@ -222,12 +195,17 @@ class SegmentView:
         return self.mapping.path
 
     @property
+    def generation(self) -> int:
+        """How many files the segment has been, this one included."""
+        return self.segment_name.generation
+
+    @property
     def successor_name(self) -> str | None:
         """The segment that took this one's place, if one did and this view may go there."""
         if self.pinned:
             return None
         generation = self.words[_SUCCESSOR]
-        return segment_name(self.stored.__name__, self.lineage, generation) if generation else None
+        return str(self.segment_name.at(generation)) if generation else None
 
     @property
     def books_add_up(self) -> bool:
@@ -350,7 +328,7 @@ def _describe(address: int, layout: fmt.SegmentLayout, seed: Any) -> np.ndarray[
 
 
 def _write_header(
-    memory: np.ndarray[Any, Any], name: str, schema: Schema, layout: fmt.SegmentLayout, owner: int
+    memory: np.ndarray[Any, Any], name: SegmentName, schema: Schema, layout: fmt.SegmentLayout, owner: int
 ) -> None:
     header = memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
     header["magic"] = fmt.MAGIC
@@ -363,7 +341,7 @@ def _write_header(
     for field in _LAYOUT_FIELDS:
         header[field] = getattr(layout, field)
     header["created_ns"] = time.time_ns()
-    header["name"] = name.encode()
+    header["name"] = str(name).encode()
     header["owner"] = owner
     header["static_crc"] = _static_crc(memory, schema_bytes=schema_to_json(schema).encode())
 
@@ -374,10 +352,10 @@ _LAYOUT_FIELDS = (
 )  # fmt: skip
 
 
-def rename(memory: np.ndarray[Any, Any], name: str, owner: int) -> None:
+def rename(memory: np.ndarray[Any, Any], name: SegmentName, owner: int) -> None:
     """Give the segment in ``memory``, whose header is whole, another name and owner; nobody else may use it yet."""
     header = memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
-    header["name"], header["owner"] = name.encode(), owner
+    header["name"], header["owner"] = str(name).encode(), owner
     schema_bytes = memory[fmt.HEADER_BYTES : fmt.HEADER_BYTES + int(header["schema_bytes"])].tobytes()
     header["static_crc"] = _static_crc(memory, schema_bytes)
 
@@ -408,7 +386,7 @@ def _check_header(path: Path, memory: np.ndarray[Any, Any], header: Any) -> None
     crc = _static_crc(memory, bytes(memory[fmt.HEADER_BYTES : schema_end]))
     if int(header["static_crc"]) != crc:
         raise CorruptSegmentError(f"{path}: header checksum {int(header['static_crc']):#010x}, computed {crc:#010x}")
-    if not SEGMENT_NAME.match(header["name"].decode("ascii", "replace")):
+    if SegmentName.match(header["name"].decode("ascii", "replace")) is None:
         raise CorruptSegmentError(f"{path}: {header['name']!r} is no segment name")
 
 
@@ -438,7 +416,7 @@ def _check_counters(path: Path, memory: np.ndarray[Any, Any], header: Any, layou
     for name, (value, most) in bounds.items():
         if not 0 <= value <= most:
             raise CorruptSegmentError(f"{path}: {name} is {value}, expected 0 to {most}")
-    generation, successor = int(header["name"][-GENERATION_DIGITS:], 16), int(header["successor"])
+    generation, successor = SegmentName.parse(header["name"].decode()).generation, int(header["successor"])
     if successor and successor <= generation:
         raise CorruptSegmentError(f"{path}: generation {generation} names {successor} as its successor")
     for start, end in fmt.RESERVED:

@@ -11,6 +11,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from quorin.engine.format.name import SegmentName
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -72,7 +74,8 @@ def decide(state: State, misses: Mapping[str, int], *, threshold: int) -> Decisi
     A file belongs to this namespace if it carries its identity, or if it carries none and the control plane names its
     line.
     """
-    named = {name[: len(name) - _GENERATION_DIGITS]: (schema, name) for schema, name in state.currents.items()}
+    names = {schema: SegmentName.parse(text) for schema, text in state.currents.items()}
+    named = {name.line: (schema, name) for schema, name in names.items()}
     segments = [file for file in state.files if not file.pending]
     lines: dict[str, dict[int, SegmentFile]] = defaultdict(dict)
     for file in segments:
@@ -81,9 +84,9 @@ def decide(state: State, misses: Mapping[str, int], *, threshold: int) -> Decisi
     orphans: list[tuple[SegmentFile, Reason]] = []
     repoint: list[tuple[str, str, str]] = []
     for line, (schema, name) in named.items():
-        current = in_force(lines.get(line, {}), int(name[-_GENERATION_DIGITS:], 16))
-        if current is not None and current.name != name:
-            repoint.append((schema, name, current.name))
+        current = in_force(lines.get(line, {}), name.generation)
+        if current is not None and current.name != str(name):
+            repoint.append((schema, str(name), current.name))
         for file in lines.get(line, {}).values():
             if current is None or file.generation > current.generation:
                 orphans.append((file, Reason.never_in_force))
@@ -122,10 +125,7 @@ def in_force(line: Mapping[int, SegmentFile], named: int) -> SegmentFile | None:
     return file
 
 
-_GENERATION_DIGITS = 8
-
-
-def _is_ours(file: SegmentFile, identity: int, named: Mapping[str, tuple[str, str]]) -> bool:
+def _is_ours(file: SegmentFile, identity: int, named: Mapping[str, tuple[str, SegmentName]]) -> bool:
     if file.owner:
         return file.owner == identity
     return file.line in named and not file.pending

@@ -12,7 +12,8 @@ import pytest
 
 from quorin import assembly, layout
 from quorin.engine.format import segment as fmt
-from quorin.engine.memory.view import SegmentView, new_lineage, segment_name
+from quorin.engine.format.name import SegmentName
+from quorin.engine.memory.view import SegmentView
 from quorin.errors import CorruptSegmentError, SchemaMismatchError, SegmentNotFoundError, SharedMemoryError
 from quorin.schema import FeatureField, Schema, dtype, make_schema
 from quorin.shm import SHM_DIR, Segment, SegmentRegistry
@@ -112,7 +113,7 @@ def test_a_segment_that_does_not_fit_is_a_clear_error_and_leaves_nothing(path: P
     reader = Segment(SegmentView.attach(path, Scalars, writable=False), None, read_only=True)
     free = shutil.disk_usage(SHM_DIR).total
     capacity = free // 50
-    name = segment_name("Scalars", new_lineage(), 1)
+    name = SegmentName.first("Scalars")
     with pytest.raises(SharedMemoryError, match=rf"cannot reserve .* bytes in {SHM_DIR} .*; .* are free there"):
         SegmentView.create(Path(SHM_DIR), name, Scalars, capacity=capacity, max_id_bytes=64, heap_bytes=0)
     assert not list(Path(SHM_DIR).glob(f"{name}*"))
@@ -135,7 +136,7 @@ def span_count(schema: Schema) -> int:
     from quorin.engine.format.abi import P_SPAN_COUNT
 
     with tempfile.TemporaryDirectory() as directory:
-        name = segment_name(schema.__name__, new_lineage(), 1)
+        name = SegmentName.first(schema.__name__)
         view = SegmentView.create(Path(directory), name, schema, capacity=1, max_id_bytes=8, heap_bytes=0)
         return int(view.plan[P_SPAN_COUNT])
 
