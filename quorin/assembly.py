@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from quorin.engine.format.abi import BAD_ID, CODES, CORRUPT, FOUND, MOVED, P_OUT_BYTES, STOPPED
-from quorin.engine.memory.view import vector_plan
+from quorin.engine.memory.plans import vector_plan
 from quorin.engine.reads import arguments as buffers
 from quorin.engine.reads.columns import Bytes, Cells, Columns, Gather, Words, column_plan
 from quorin.engine.reads.row import OneRow, RowLayout, Rows, RowsLayout
@@ -187,7 +187,7 @@ class Reader:
         self._fields = [known[name] for name in chosen]
         self.length = sum(field.element_count for field in self._fields)
         self._view = segment.current_view()
-        self._plan = vector_plan(self._view, self._fields)
+        self._plan = vector_plan(self._view.descriptor, self._view.stored, self._fields)
 
     def __call__(self, entity_id: str, out: buffers.Floats | None = None) -> buffers.Floats:
         """The vector of one entity."""
@@ -213,7 +213,7 @@ class Reader:
 
     def _plan_for(self, view: SegmentView) -> _Plan:
         if self._view is not view:
-            self._plan = vector_plan(view, self._fields)
+            self._plan = vector_plan(view.descriptor, view.stored, self._fields)
             self._view = view
         return self._plan
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from quorin.engine.format import segment as fmt
 from quorin.engine.memory import file as mapping
-from quorin.engine.memory.growth import evolve, heap_bytes_for
+from quorin.engine.memory.generations import heap_bytes_for
+from quorin.engine.memory.growth import evolve
 from quorin.engine.memory.segment import release_own_lease
 from quorin.engine.rows.compatibility import can_upgrade
 from quorin.errors import (

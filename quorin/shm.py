@@ -11,8 +11,10 @@ from quorin.engine.format import segment as fmt
 from quorin.engine.format.name import SegmentName, is_same_line
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.file import SHM_DIR, SHM_DIR_VARIABLE, default_shm_dir
-from quorin.engine.memory.growth import LEAST_HEAP_BYTES, create_successor
-from quorin.engine.memory.segment import Segment, attach_newest, release_own_lease, unlink_older_generations
+from quorin.engine.memory.generations import LEAST_HEAP_BYTES, create_successor
+from quorin.engine.memory.lineage import attach_newest, unlink_older_generations
+from quorin.engine.memory.lock import FileLock
+from quorin.engine.memory.segment import Segment, release_own_lease
 from quorin.engine.memory.view import SegmentView
 from quorin.engine.paths import absolute
 from quorin.errors import (
@@ -276,11 +278,11 @@ class SegmentRegistry:
             return None
 
 
-def _locked_newest(segment: Segment) -> tuple[SegmentView, mapping.FileLock]:
+def _locked_newest(segment: Segment) -> tuple[SegmentView, FileLock]:
     """The newest generation of a segment that this object doesn't write to, with the lock of its file."""
     while True:
         view = segment.current_view()
-        lease = mapping.FileLock.try_acquire(view.path)
+        lease = FileLock.try_acquire(view.path)
         if lease is None:
             raise WriterLeaseHeldError(f"segment {view.name!r} is written by process {int(view.header['writer_pid'])}")
         if view.successor_name is None:

@@ -34,9 +34,10 @@ import numpy as np
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.name import SegmentName
 from quorin.engine.memory import file as mapping
-from quorin.engine.memory.growth import copy_rows
+from quorin.engine.memory.generations import copy_rows
+from quorin.engine.memory.header import rename
 from quorin.engine.memory.segment import Segment
-from quorin.engine.memory.view import SegmentView, rename
+from quorin.engine.memory.view import SegmentView
 from quorin.engine.paths import absolute
 from quorin.errors import CorruptSegmentError, CorruptSnapshotError, SharedMemoryError
 from quorin.logging import get_logger

@@ -22,6 +22,7 @@ from quorin.engine.backend import connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
 from quorin.engine.format.name import SegmentName
 from quorin.engine.memory import file as mapping
+from quorin.engine.memory.lock import FileLock, is_locked
 from quorin.engine.ops import presence
 from quorin.engine.ops.reclaim_plan import Decision, SegmentFile, State, decide
 from quorin.engine.paths import absolute
@@ -208,7 +209,7 @@ def _files(directory: Path, currents: set[str]) -> tuple[SegmentFile, ...]:
                 generation=segment.generation,
                 owner=int(owner or 0) if header is None else int(header["owner"]),
                 held=(status.st_dev, status.st_ino) in mapped
-                or (name not in currents and mapping.is_locked(directory / entry.name)),
+                or (name not in currents and is_locked(directory / entry.name)),
                 pending=pending,
                 successor=successor if successor > segment.generation else 0,
                 was_in_force=header is not None and int(header["epoch"]) > 0,
@@ -222,7 +223,7 @@ def _files(directory: Path, currents: set[str]) -> tuple[SegmentFile, ...]:
 def _remove(path: Path, file: SegmentFile) -> bool:
     """Remove a file if it is still the observed one, and no process holds it."""
     try:
-        lock = mapping.FileLock.try_acquire(path)
+        lock = FileLock.try_acquire(path)
         if lock is None:
             return False
         try:

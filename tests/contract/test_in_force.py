@@ -18,6 +18,7 @@ from quorin.engine.backend import connect
 from quorin.engine.consumer.target import Target
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.growth import grow
+from quorin.engine.memory.lock import FileLock
 from quorin.errors import (
     SchemaMismatchError,
     SegmentConflictError,
@@ -310,11 +311,11 @@ def test_a_segment_that_flips_while_it_is_discarded_goes_whole(
 ) -> None:
     writer = world.registry.create(STOP, capacity=8)
     doomed = second.registry.open_stored("Stop", read_only=False)
-    original = mapping.FileLock.try_acquire
+    original = FileLock.try_acquire
     old = writer.current_view()
 
     def flip_first(path: Path) -> Any:
-        monkeypatch.setattr(mapping.FileLock, "try_acquire", original)
+        monkeypatch.setattr(FileLock, "try_acquire", original)
         writer.acquire_writer_lease()
         monkeypatch.setattr(mapping, "unlink", lambda _: None)  # The old file is there as long as it is a signpost.
         grow(writer, rows=True, heap_bytes=0)
@@ -322,7 +323,7 @@ def test_a_segment_that_flips_while_it_is_discarded_goes_whole(
         writer.release_writer_lease()
         return original(path)
 
-    monkeypatch.setattr(mapping.FileLock, "try_acquire", flip_first)
+    monkeypatch.setattr(FileLock, "try_acquire", flip_first)
     second.registry.discard(doomed)
     assert world.backend.control.currents() == {}
     assert files(world) == set(), old.name

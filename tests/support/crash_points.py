@@ -31,6 +31,7 @@ from quorin.engine import kernels
 from quorin.engine.format.abi import DELETE
 from quorin.engine.kernels import heap, memory, write
 from quorin.engine.memory.growth import grow
+from quorin.engine.memory.lock import FileLock
 from quorin.engine.rows.batch import delete_batch, to_batch
 from quorin.errors import WriterFencedError
 from quorin.schema import FeatureField, FeatureSchema, dtype, make_schema
@@ -223,14 +224,14 @@ def stop_at_every_step(count: int) -> int:
 def kill_in_mid_flip(count: int) -> int:
     """Kill a writer around each step of a flip: its successor built, locked, exchanged, told to the control plane."""
     from quorin.engine.memory import file as mapping
-    from quorin.engine.memory import growth
+    from quorin.engine.memory import generations
     from quorin.engine.memory import segment as segment_module
 
     deaths = 0
     places: list[tuple[Any, str]] = [
-        (growth, "create_successor"),
+        (generations, "create_successor"),
         (kernels, "copy_rows"),
-        (mapping.FileLock, "try_acquire"),
+        (FileLock, "try_acquire"),
         (kernels, "compare_and_exchange"),
         (segment_module.Segment, "_begin_writing"),
         (segment_module.Segment, "_nothing_points_behind"),
@@ -268,20 +269,20 @@ def kill_in_mid_upgrade(count: int) -> int:
     from quorin import evolution
     from quorin.engine.backend.sqlite import EmbeddedControlPlane
     from quorin.engine.memory import file as mapping
-    from quorin.engine.memory import growth
+    from quorin.engine.memory import generations
     from quorin.engine.memory import segment as segment_module
     from quorin.watchdog import WatchdogState
 
     places: list[tuple[Any, str]] = [
         (EmbeddedControlPlane, "swap_schema"),
-        (growth, "create_successor"),
+        (generations, "create_successor"),
         (os, "posix_fallocate"),
         (mapping.PendingFile, "publish"),
         (os, "link"),
         (kernels, "copy_rows"),
         (evolution._Wish, "stands"),
         (segment_module.Segment, "_flip"),
-        (mapping.FileLock, "try_acquire"),
+        (FileLock, "try_acquire"),
         (kernels, "compare_and_exchange"),
         (segment_module.Segment, "_begin_writing"),
         (EmbeddedControlPlane, "set_current"),

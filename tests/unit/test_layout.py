@@ -19,7 +19,8 @@ from quorin import assembly, layout, serving
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.abi import DELETE, PARTIAL
 from quorin.engine.format.hashing import hash_bytes
-from quorin.engine.memory.growth import DELETIONS_KEPT_NS, grow
+from quorin.engine.memory.generations import DELETIONS_KEPT_NS
+from quorin.engine.memory.growth import grow
 from quorin.engine.rows.batch import delete_batch, row_batch, to_batch
 from quorin.errors import EntityIdError, EntityIdTooLongError, InvalidRowError, SegmentReadOnlyError
 from quorin.schema import FeatureField, dtype, make_schema

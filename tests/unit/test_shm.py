@@ -15,8 +15,8 @@ import pyarrow as pa
 import pytest
 
 from quorin import assembly, layout
-from quorin.engine.memory.file import FileLock
 from quorin.engine.memory.growth import grow
+from quorin.engine.memory.lock import FileLock
 from quorin.errors import (
     CapacityExceededError,
     ConnectionFailedError,

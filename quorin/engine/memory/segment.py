@@ -10,7 +10,6 @@ import os
 import threading
 import time
 import weakref
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,16 +17,16 @@ import numpy as np
 
 from quorin import metrics
 from quorin.engine.format import segment as fmt
-from quorin.engine.format.name import SegmentName, is_same_line
 from quorin.engine.memory import file as mapping
-from quorin.engine.memory.growth import next_generation
+from quorin.engine.memory.generations import next_generation
+from quorin.engine.memory.lineage import is_older_generation, newest, unlink_older_generations
+from quorin.engine.memory.lock import FileLock, lock_if_there
 from quorin.engine.memory.view import SegmentView, segment_stats
 from quorin.errors import (
     CorruptSegmentError,
     NotPicklableError,
     QuorinError,
     SegmentClosedError,
-    SegmentNotFoundError,
     SegmentReadOnlyError,
     WriterFencedError,
     WriterLeaseHeldError,
@@ -63,7 +62,7 @@ class Segment:
     def __init__(self, view: SegmentView, control: ControlPlane | None, *, read_only: bool) -> None:
         self._view = view
         self._control = control
-        self._lease: mapping.FileLock | None = None
+        self._lease: FileLock | None = None
         self._written: SegmentView | None = None
         self._epoch = 0
         self.read_only = read_only
@@ -147,7 +146,7 @@ class Segment:
     def follow(self, seen: SegmentView) -> SegmentView:
         """Attach the newest successor of ``seen``; other threads may do the same at the same time, without harm."""
         if self._view is seen:
-            self._view = _newest(seen, writable=not self.read_only)
+            self._view = newest(seen, writable=not self.read_only)
         return self._view
 
     def pin(self) -> None:
@@ -265,7 +264,7 @@ class Segment:
         """The one step that decides is the atomic exchange of the successor word: of two that try, one is too late."""
         from quorin.engine import kernels
 
-        lease = _lock_if_there(successor.path)
+        lease = lock_if_there(successor.path)
         word = old.mapping.address + fmt.header_offset("successor")
         if lease is None or not kernels.compare_and_exchange(word, 0, successor.generation):
             mapping.unlink(successor.path)
@@ -304,7 +303,7 @@ class Segment:
             )
         while True:
             view = self.current_view()
-            lease = mapping.FileLock.try_acquire(view.path)
+            lease = FileLock.try_acquire(view.path)
             if lease is None:
                 raise WriterLeaseHeldError(
                     f"segment {view.name!r} has a writer already: process {int(view.header['writer_pid'])}"
@@ -313,7 +312,7 @@ class Segment:
                 return self._begin_writing(view, lease)
             lease.release()
 
-    def _begin_writing(self, view: SegmentView, lease: mapping.FileLock) -> SegmentView:
+    def _begin_writing(self, view: SegmentView, lease: FileLock) -> SegmentView:
         from quorin.engine import kernels
 
         words = view.words
@@ -354,25 +353,12 @@ class Segment:
         schema_name = successor.schema.__name__
         try:
             named = self._control.current(schema_name)
-            if named is None or not _is_older_generation(named, successor.name):
+            if named is None or not is_older_generation(named, successor.name):
                 return True
             return self._control.set_current(schema_name, successor.name, expected=named)
         except QuorinError as error:
             _log.warning("control_plane_not_told", segment=successor.name, error=str(error))
             return False
-
-
-def attach_newest(directory: Path, name: str, schema: Schema | None, *, writable: bool) -> SegmentView:
-    """Attach the segment ``name`` or what took its place; if its file is gone already, the newest of its line."""
-    while True:
-        parsed = SegmentName.parse(name)
-        try:
-            view = SegmentView.attach(directory / name, None, writable=writable)
-        except SegmentNotFoundError:
-            view = _newest_in_force(directory, parsed, writable=writable)
-        if (successor := view.successor_name) is None:
-            return view.through(schema)
-        name = successor
 
 
 def release_own_lease(name: str, *, of_consumers: bool = True) -> None:
@@ -410,36 +396,3 @@ class _ClosedView:
 
     def __getattr__(self, attribute: str) -> Any:
         raise SegmentClosedError(f"segment {self.closed_name!r} is closed")
-
-
-def _lock_if_there(path: Path) -> mapping.FileLock | None:
-    try:
-        return mapping.FileLock.try_acquire(path)
-    except SegmentNotFoundError:
-        return None
-
-
-def _is_older_generation(name: str, newer: str) -> bool:
-    return is_same_line(name, newer) and name < newer
-
-
-def unlink_older_generations(view: SegmentView) -> None:
-    """Remove the files that a generation has replaced, and those that writers left that died before their flip."""
-    directory = view.path.parent
-    for name in view.segment_name.siblings(directory):
-        if name < view.segment_name:
-            mapping.unlink(directory / str(name))
-
-
-def _newest(view: SegmentView, *, writable: bool) -> SegmentView:
-    successor = view.successor_name
-    return view if successor is None else attach_newest(view.path.parent, successor, view.schema, writable=writable)
-
-
-def _newest_in_force(directory: Path, name: SegmentName, *, writable: bool) -> SegmentView:
-    for sibling in reversed(name.siblings(directory)):
-        if sibling > name:
-            view = SegmentView.attach(directory / str(sibling), None, writable=writable)
-            if view.was_in_force:
-                return view
-    raise SegmentNotFoundError(f"segment {str(name)!r} is current, but there is no such file in {directory}")

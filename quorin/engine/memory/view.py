@@ -5,9 +5,7 @@ A view never changes; when a segment grows, :class:`quorin.shm.Segment` swaps it
 
 from __future__ import annotations
 
-import secrets
 import time
-import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,40 +13,16 @@ import numpy as np
 from quorin import metrics
 from quorin.engine.counting import counters
 from quorin.engine.format import segment as fmt
-from quorin.engine.format.abi import (
-    CONSTANT,
-    D_BODY_BYTES,
-    D_BODY_OFFSET,
-    D_CAPACITY,
-    D_COUNTERS,
-    D_FREE,
-    D_HEADER,
-    D_HEAP,
-    D_HEAP_BYTES,
-    D_INDEX,
-    D_KEY_INLINE,
-    D_MAX_ID_BYTES,
-    D_ROW_LIMIT,
-    D_ROW_STRIDE,
-    D_ROWS,
-    D_SEED_0,
-    D_SEED_1,
-    D_SLOT_COUNT,
-    DESCRIPTOR_ITEMS,
-    MISSING_FLOAT32,
-    SPAN_CODE,
-    SPAN_COUNT,
-    SPAN_SOURCE,
-)  # fmt: skip
+from quorin.engine.format.abi import D_COUNTERS, D_HEADER
 from quorin.engine.format.name import SegmentName
 from quorin.engine.memory import file as mapping
-from quorin.engine.rows.compatibility import fits
+from quorin.engine.memory.header import check_counters, check_header, check_layout, write_header
+from quorin.engine.memory.plans import describe, vector_plan
 from quorin.engine.words import field_text
-from quorin.errors import CorruptSegmentError, SchemaMismatchError
-from quorin.schema import FeatureField, Schema, fingerprint, schema_from_json, schema_to_json, total_element_count
+from quorin.errors import SchemaMismatchError
+from quorin.schema import Schema, fingerprint, schema_from_json, schema_to_json, total_element_count
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
 _SUCCESSOR = fmt.header_word("successor")
@@ -100,11 +74,11 @@ class SegmentView:
         self.name: str = self.header["name"].decode()
         self.segment_name = SegmentName.parse(self.name)
         self.pinned = pinned
-        self.descriptor = _describe(mapped.address, layout, self.header["seed"])
+        self.descriptor = describe(mapped.address, layout, self.header["seed"])
         if pinned:
             self.descriptor[D_HEADER] = _NO_SUCCESSOR.ctypes.data
         self.descriptor[D_COUNTERS] = counters.cell(schema.__name__)
-        self.plan = vector_plan(self, schema.fields)
+        self.plan = vector_plan(self.descriptor, stored, schema.fields)
         self.column_plans: dict[Any, Any] = {}
         self.vector_length = total_element_count(schema)
 
@@ -137,7 +111,7 @@ class SegmentView:
         pending = mapping.PendingFile(directory / str(name), layout.file_bytes, owner=owner, populate=soon)
         try:
             memory = pending.mapping.memory
-            _write_header(memory, name, schema, layout, owner)
+            write_header(memory, name, schema, layout, owner)
             memory[fmt.HEADER_BYTES : fmt.HEADER_BYTES + len(text)] = np.frombuffer(text, np.uint8)
             return cls(pending.publish(), schema, layout)
         except BaseException:
@@ -154,7 +128,7 @@ class SegmentView:
         """
         mapped = mapping.attach(path, writable=writable, least_bytes=fmt.HEADER_BYTES, populate=populate)
         header = mapped.memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
-        _check_header(path, mapped.memory, header)
+        check_header(path, mapped.memory, header)
         text = bytes(mapped.memory[fmt.HEADER_BYTES : fmt.HEADER_BYTES + int(header["schema_bytes"])])
         stored = schema_from_json(text.decode())
         layout = fmt.segment_layout(
@@ -164,8 +138,8 @@ class SegmentView:
             schema_bytes=int(header["schema_bytes"]),
             heap_bytes=int(header["heap_bytes"]),
         )
-        _check_layout(path, header, layout)
-        _check_counters(path, mapped.memory, header, layout)
+        check_layout(path, header, layout)
+        check_counters(path, mapped.memory, header, layout)
         metrics.attaches.labels(stored.__name__).inc()
         return cls(mapped, stored, layout).through(schema)
 
@@ -264,164 +238,6 @@ def segment_stats(view: SegmentView) -> dict[str, Any]:
 
 _NO_SUCCESSOR = np.zeros(fmt.HEADER_BYTES, np.uint8)
 """What the reads of a pinned view look at to see whether there is a successor."""
-
-
-def vector_plan(view: SegmentView, fields: Sequence[FeatureField]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The read plan that fills a float32 vector with ``fields``, in the order given.
-
-    Fields of one dtype that are neighbours both in the row and in the vector become one span. Fields that are not
-    stored (any more) read as their default.
-    """
-    cells = {cell.field.name: cell for cell in fmt.body_layout(view.stored).cells}
-    body = view.layout.body_offset
-    spans: list[list[int]] = []
-    patches: list[tuple[int, ...]] = []
-    target, out_bytes = 0, 4 * sum(field.element_count for field in fields)
-    for field in fields:
-        count = field.element_count
-        if not count:
-            continue
-        default_bits = int(np.float32(field.vector_default).view(np.uint32))
-        cell = cells.get(field.name)
-        if cell is None or not fits(cell.field, field):
-            spans.append([default_bits, target, out_bytes, count, CONSTANT])
-            target += 4 * count
-            continue
-        source, code = body + cell.offset, cell.field.dtype
-        last = spans[-1] if spans else None
-        if last and last[SPAN_CODE] == code and last[SPAN_SOURCE] + last[SPAN_COUNT] * code.item_size == source:
-            last[SPAN_COUNT] += count
-        else:
-            spans.append([source, target, out_bytes, count, int(code)])
-        patches.append((body + cell.null_byte, cell.null_mask, target, out_bytes, count, default_bits))
-        target += 4 * count
-    return read_plan(view, out_bytes, spans, patches, MISSING_FLOAT32)
-
-
-def read_plan(
-    view: SegmentView, out_bytes: int, spans: list[list[int]], patches: list[tuple[int, ...]], missing: int
-) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """A read plan as :mod:`quorin.engine.format.abi` lays it out; ``out_bytes`` is what a row takes in the output."""
-    head = np.array([out_bytes, len(spans), len(patches), missing], np.int64)
-    tail = [np.array(part, np.int64).ravel() for part in (spans, patches)]
-    return np.concatenate([view.descriptor, head, *tail])
-
-
-def _describe(address: int, layout: fmt.SegmentLayout, seed: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
-    words = np.zeros(DESCRIPTOR_ITEMS, np.int64)
-    words[D_HEADER] = address
-    words[D_INDEX] = address + layout.index_offset
-    words[D_SLOT_COUNT] = layout.slot_count
-    words[D_ROWS] = address + layout.rows_offset
-    words[D_ROW_STRIDE] = layout.row_stride
-    words[D_HEAP] = address + layout.heap_offset
-    words[D_HEAP_BYTES] = layout.heap_bytes
-    words[D_SEED_0 : D_SEED_1 + 1] = seed.view(np.int64)
-    words[D_KEY_INLINE] = layout.key_inline
-    words[D_BODY_OFFSET] = layout.body_offset
-    words[D_BODY_BYTES] = layout.body_bytes
-    words[D_FREE] = address + layout.free_offset
-    words[D_ROW_LIMIT] = layout.row_limit
-    words[D_CAPACITY] = layout.capacity
-    words[D_MAX_ID_BYTES] = layout.max_id_bytes
-    return words
-
-
-def _write_header(
-    memory: np.ndarray[Any, Any], name: SegmentName, schema: Schema, layout: fmt.SegmentLayout, owner: int
-) -> None:
-    header = memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
-    header["magic"] = fmt.MAGIC
-    header["byte_order"] = fmt.BYTE_ORDER_MARK
-    header["format_version"] = fmt.FORMAT_VERSION
-    header["header_bytes"] = fmt.HEADER_BYTES
-    header["fingerprint"] = fingerprint(schema)
-    header["schema_version"] = schema.version
-    header["seed"] = [secrets.randbits(64), secrets.randbits(64)]
-    for field in _LAYOUT_FIELDS:
-        header[field] = getattr(layout, field)
-    header["created_ns"] = time.time_ns()
-    header["name"] = str(name).encode()
-    header["owner"] = owner
-    header["static_crc"] = _static_crc(memory, schema_bytes=schema_to_json(schema).encode())
-
-
-_LAYOUT_FIELDS = (
-    "capacity", "row_limit", "slot_count", "heap_bytes", "schema_bytes", "index_offset", "free_offset", "rows_offset",
-    "heap_offset", "file_bytes", "row_stride", "key_inline", "max_id_bytes", "body_bytes",
-)  # fmt: skip
-
-
-def rename(memory: np.ndarray[Any, Any], name: SegmentName, owner: int) -> None:
-    """Give the segment in ``memory``, whose header is whole, another name and owner; nobody else may use it yet."""
-    header = memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
-    header["name"], header["owner"] = str(name).encode(), owner
-    schema_bytes = memory[fmt.HEADER_BYTES : fmt.HEADER_BYTES + int(header["schema_bytes"])].tobytes()
-    header["static_crc"] = _static_crc(memory, schema_bytes)
-
-
-def _static_crc(memory: np.ndarray[Any, Any], schema_bytes: bytes) -> int:
-    """CRC-32 over the static header, its own four bytes taken as zero, and the schema."""
-    static = bytearray(memory[: fmt.STATIC_BYTES].tobytes())
-    place = fmt.header_offset("static_crc")
-    static[place : place + 4] = bytes(4)
-    return zlib.crc32(schema_bytes, zlib.crc32(bytes(static)))
-
-
-def _check_header(path: Path, memory: np.ndarray[Any, Any], header: Any) -> None:
-    if bytes(memory[:8]) != fmt.MAGIC:
-        raise CorruptSegmentError(f"{path} is no segment: it begins with {bytes(memory[:8])!r}, expected {fmt.MAGIC!r}")
-    if int(header["byte_order"]) != fmt.BYTE_ORDER_MARK:
-        raise CorruptSegmentError(
-            f"{path} was written in another byte order: mark {int(header['byte_order']):#010x}, "
-            f"expected {fmt.BYTE_ORDER_MARK:#010x}"
-        )
-    if int(header["format_version"]) != fmt.FORMAT_VERSION or int(header["header_bytes"]) != fmt.HEADER_BYTES:
-        raise CorruptSegmentError(
-            f"{path} has format version {int(header['format_version'])}, this Quorin reads {fmt.FORMAT_VERSION}"
-        )
-    schema_end = fmt.HEADER_BYTES + int(header["schema_bytes"])
-    if int(header["file_bytes"]) != len(memory) or schema_end > len(memory):
-        raise CorruptSegmentError(f"{path} has {len(memory)} bytes, its header says {int(header['file_bytes'])}")
-    crc = _static_crc(memory, bytes(memory[fmt.HEADER_BYTES : schema_end]))
-    if int(header["static_crc"]) != crc:
-        raise CorruptSegmentError(f"{path}: header checksum {int(header['static_crc']):#010x}, computed {crc:#010x}")
-    if SegmentName.match(header["name"].decode("ascii", "replace")) is None:
-        raise CorruptSegmentError(f"{path}: {header['name']!r} is no segment name")
-
-
-def _check_layout(path: Path, header: Any, layout: fmt.SegmentLayout) -> None:
-    for field in _LAYOUT_FIELDS:
-        if int(header[field]) != getattr(layout, field):
-            raise CorruptSegmentError(
-                f"{path}: header says {field}={int(header[field])}, the schema needs {getattr(layout, field)}"
-            )
-
-
-def _check_counters(path: Path, memory: np.ndarray[Any, Any], header: Any, layout: fmt.SegmentLayout) -> None:
-    """What changes with every write has no checksum, but it has bounds; what is reserved is zero."""
-    # A writer moves both on meanwhile, the head never past the tail: so the tail is read between two looks at the head.
-    before, tail, after = (int(header[word]) for word in ("ring_head", "ring_tail", "ring_head"))
-    resting = max(0, tail - after) if tail >= before else tail - before
-    bounds = {
-        "entity_count": (int(header["entity_count"]), layout.capacity),
-        "deleted_count": (int(header["deleted_count"]), layout.capacity),
-        "rows_fresh": (int(header["rows_fresh"]), layout.row_limit),
-        "ring_tail - ring_head": (resting, layout.row_limit),
-        "heap_used": (int(header["heap_used"]), layout.heap_bytes),
-        "heap_garbage": (int(header["heap_garbage"]), layout.heap_bytes),
-        "writer_active": (int(header["writer_active"]), 1),
-        "writer_called": (int(header["writer_called"]), 1),
-    }
-    for name, (value, most) in bounds.items():
-        if not 0 <= value <= most:
-            raise CorruptSegmentError(f"{path}: {name} is {value}, expected 0 to {most}")
-    generation, successor = SegmentName.parse(header["name"].decode()).generation, int(header["successor"])
-    if successor and successor <= generation:
-        raise CorruptSegmentError(f"{path}: generation {generation} names {successor} as its successor")
-    for start, end in fmt.RESERVED:
-        if memory[start:end].any():
-            raise CorruptSegmentError(f"{path}: bytes {start} to {end} of the header are reserved, and not zero")
 
 
 def _difference(asked: Schema, stored: Schema) -> str:

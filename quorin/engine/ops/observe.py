@@ -16,7 +16,8 @@ import numpy as np
 
 from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
 from quorin.engine.log.record import peek
-from quorin.engine.memory.segment import Segment, attach_newest
+from quorin.engine.memory.lineage import attach_newest
+from quorin.engine.memory.segment import Segment
 from quorin.engine.ops import presence
 from quorin.engine.paths import absolute
 from quorin.errors import InvalidEntryError, QuorinError, SegmentNotFoundError

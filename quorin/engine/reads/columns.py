@@ -9,19 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.abi import MISSING_ZEROS, P_SPANS, RAW_BYTES, SPAN_CODE, SPAN_ITEMS, SPAN_TARGET, ZEROS
-from quorin.engine.memory.view import SegmentView, read_plan
+from quorin.engine.memory.plans import read_plan
 from quorin.engine.rows.column import arrow_type_of
 from quorin.engine.rows.compatibility import fits
 from quorin.engine.rows.intake import id_array
 from quorin.errors import InvalidRowError
 from quorin.schema import FeatureField, dtype
+
+if TYPE_CHECKING:
+    from quorin.engine.memory.view import SegmentView
 
 Words = np.ndarray[Any, np.dtype[np.int64]]
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
@@ -76,7 +79,7 @@ class ColumnPlan:
         self.column_bytes = [count for _, count, _ in sources[:-1]]
         self._starts = np.cumsum([0, *self.column_bytes])
         spans = [[source, 0, count, count, code] for source, count, code in sources]
-        self._words = read_plan(view, self.row_bytes, spans, [], MISSING_ZEROS)
+        self._words = read_plan(view.descriptor, self.row_bytes, spans, [], MISSING_ZEROS)
         self._targets = slice(P_SPANS + SPAN_TARGET, P_SPANS + SPAN_ITEMS * len(spans), SPAN_ITEMS)
         self._words_by_count: dict[int, Words] = {}
         self.null_bits = [(cell.null_byte - layout.bitmap_offset, cell.null_mask) for cell in self.cells]

@@ -1,0 +1,175 @@
+"""The next generation of a segment: an empty file in its line, and the rows copied into it.
+
+Nothing here puts a generation in force; :mod:`quorin.engine.memory.segment` does that with a flip.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quorin.engine.format import segment as fmt
+from quorin.engine.format.abi import DONE, R_APPLIED, RESULT_ITEMS
+from quorin.engine.memory import file as mapping
+from quorin.engine.memory.view import SegmentView
+from quorin.engine.rows.compatibility import fits
+from quorin.errors import CapacityExceededError, SharedMemoryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from quorin.schema import Schema
+
+DELETIONS_KEPT_NS = 7 * 24 * 3600 * 10**9
+"""How long, in event time, a deletion is remembered at least: an event older than it that arrives within that time does
+not bring the entity back. Older deletions are dropped when the next generation is built."""
+
+LEAST_HEAP_BYTES = 1 << 16
+EARLIEST_NS = -(2**63)
+_MOST_ATTEMPTS = 1000
+_SLOTS_AT_ONCE = 1 << 17
+
+
+def next_generation(
+    view: SegmentView,
+    schema: Schema,
+    *,
+    capacity: int,
+    heap_bytes: int = 0,
+    copied: Callable[[int], None] | None = None,
+) -> SegmentView:
+    """The next generation with all of a view's rows, and room for as many bytes of new variable-size values.
+
+    ``schema`` is the view's own or one that can follow it. ``copied`` is told now and then how many rows
+    are.
+
+    Its positions are those that the view had before the first row was copied: what is applied to the view meanwhile, by
+    a writer that was frozen and wakes up, is applied again from the log.
+
+    :raises CapacityExceededError: if memory is out, or the format's limit of rows is reached.
+    """
+    if capacity > fmt.MAX_ROWS // 2:
+        raise CapacityExceededError(f"segment {view.name!r} cannot hold over {fmt.MAX_ROWS // 2} entities")
+    partitions = view.header["partitions"].copy()
+    heap = heap_bytes_for(view, heap_bytes)
+    while True:
+        try:
+            successor = create_successor(
+                view, schema, capacity=capacity, max_id_bytes=view.layout.max_id_bytes, heap_bytes=heap
+            )
+        except SharedMemoryError as error:
+            raise CapacityExceededError(f"segment {view.name!r} is full and cannot grow: {error}") from error
+        try:
+            forget_before_ns = time.time_ns() - DELETIONS_KEPT_NS
+            has_room = copy_rows(view, successor, forget_before_ns=forget_before_ns, copied=copied)
+        except BaseException:
+            mapping.unlink(successor.path)
+            raise
+        if has_room:
+            successor.header["partitions"] = partitions
+            return successor
+        mapping.unlink(successor.path)
+        heap *= 2
+
+
+def heap_bytes_for(view: SegmentView, more: int = 0) -> int:
+    """The heap that a view's next generation begins with: twice what is alive, and ``more``."""
+    live = max(0, int(view.header["heap_used"]) - int(view.header["heap_garbage"]))
+    return max(LEAST_HEAP_BYTES, 2 * live + more)
+
+
+def create_successor(
+    view: SegmentView,
+    schema: Schema,
+    *,
+    capacity: int,
+    max_id_bytes: int,
+    heap_bytes: int,
+    rows_soon: int | None = None,
+) -> SegmentView:
+    """An empty segment file of a view's line, with the next generation's number that is free; nothing points to it yet.
+
+    A number may be taken by the attempt of a writer that died or came too late; such a file never comes into force.
+    """
+    for generation in range(view.generation + 1, view.generation + _MOST_ATTEMPTS):
+        try:
+            return SegmentView.create(
+                view.path.parent,
+                view.segment_name.at(generation),
+                schema,
+                capacity=capacity,
+                max_id_bytes=max_id_bytes,
+                heap_bytes=heap_bytes,
+                owner=int(view.header["owner"]),
+                rows_soon=rows_soon,
+            )
+        except FileExistsError:
+            continue
+    raise CapacityExceededError(f"segment {view.name!r}: files of its next {_MOST_ATTEMPTS} generations exist already")
+
+
+def copy_rows(
+    view: SegmentView,
+    successor: SegmentView,
+    *,
+    forget_before_ns: int = EARLIEST_NS,
+    copied: Callable[[int], None] | None = None,
+) -> bool:
+    """Copy every row, each one whole version of it, into an empty segment; False if that has too little heap.
+
+    Deletions older than ``forget_before_ns`` are left out. A writer of ``view`` may go on meanwhile.
+    """
+    from quorin.engine import kernels
+
+    plan = _carry_plan(view.stored, successor.stored)
+    result = np.zeros(RESULT_ITEMS, np.int64)
+    slots = view.layout.slot_count
+    for first in range(0, slots, _SLOTS_AT_ONCE):
+        last = min(first + _SLOTS_AT_ONCE, slots)
+        code = kernels.copy_rows(view.descriptor, successor.descriptor, plan, forget_before_ns, first, last, result)
+        if code != DONE:
+            return False
+        if copied is not None:
+            copied(int(result[R_APPLIED]))
+    return True
+
+
+def _carry_plan(old: Schema, new: Schema) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """What becomes of each field, as :mod:`quorin.engine.format.abi` lays it out. Neighbours on both sides are copied
+    in one go.
+    """
+    before, after = fmt.body_layout(old), fmt.body_layout(new)
+    stored = {cell.field.name: cell for cell in before.cells}
+    spans: list[list[int]] = []
+    bits: list[tuple[int, ...]] = []
+    cells: list[tuple[int, ...]] = []
+    flags = 0
+    for target in sorted(after.cells, key=lambda cell: cell.offset):
+        source = stored.get(target.field.name)
+        if source is None or not fits(target.field, source.field):
+            flags |= 0 if target.field.is_variable else fmt.FLAG_HAS_NULLS
+            continue
+        bits.append((source.null_byte, source.null_mask, target.null_byte, target.null_mask))
+        codes = int(source.field.dtype), int(target.field.dtype)
+        if target.field.is_variable:
+            cells.append((source.offset, target.offset, target.field.dtype.item_size, *codes))
+        elif codes[0] == codes[1]:
+            _add_span(spans, source.offset, target.offset, target.byte_count)
+        else:
+            spans.append([source.offset, target.offset, target.field.element_count, *codes])
+    if before == after:
+        bits = []
+        _add_span(spans, before.bitmap_offset, after.bitmap_offset, after.bitmap_bytes)
+    head = [len(spans), len(bits), len(cells), flags]
+    return np.concatenate([np.array(part, np.int64).ravel() for part in (head, spans, bits, cells)])
+
+
+def _add_span(spans: list[list[int]], source: int, target: int, size: int) -> None:
+    """Bytes that are copied as they are, joined to the last span if they go on where that ends."""
+    last = spans[-1] if spans else None
+    if last and last[3] == last[4] == 0 and (last[0] + last[2], last[1] + last[2]) == (source, target):
+        last[2] += size
+    else:
+        spans.append([source, target, size, 0, 0])

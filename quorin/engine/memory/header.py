@@ -1,0 +1,125 @@
+"""The header of a segment: writing it, and checking what a file has."""
+
+from __future__ import annotations
+
+import secrets
+import time
+import zlib
+from typing import TYPE_CHECKING, Any
+
+from quorin.engine.format import segment as fmt
+from quorin.engine.format.name import SegmentName
+from quorin.errors import CorruptSegmentError
+from quorin.schema import fingerprint, schema_to_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+    from quorin.schema import Schema
+
+_LAYOUT_FIELDS = (
+    "capacity", "row_limit", "slot_count", "heap_bytes", "schema_bytes", "index_offset", "free_offset", "rows_offset",
+    "heap_offset", "file_bytes", "row_stride", "key_inline", "max_id_bytes", "body_bytes",
+)  # fmt: skip
+
+
+def write_header(
+    memory: np.ndarray[Any, Any], name: SegmentName, schema: Schema, layout: fmt.SegmentLayout, owner: int
+) -> None:
+    """Write the static part of the header of a new file, whose other bytes are zero; ``owner`` is the identity of its
+    namespace.
+    """
+    header = memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
+    header["magic"] = fmt.MAGIC
+    header["byte_order"] = fmt.BYTE_ORDER_MARK
+    header["format_version"] = fmt.FORMAT_VERSION
+    header["header_bytes"] = fmt.HEADER_BYTES
+    header["fingerprint"] = fingerprint(schema)
+    header["schema_version"] = schema.version
+    header["seed"] = [secrets.randbits(64), secrets.randbits(64)]
+    for field in _LAYOUT_FIELDS:
+        header[field] = getattr(layout, field)
+    header["created_ns"] = time.time_ns()
+    header["name"] = str(name).encode()
+    header["owner"] = owner
+    header["static_crc"] = _static_crc(memory, schema_bytes=schema_to_json(schema).encode())
+
+
+def rename(memory: np.ndarray[Any, Any], name: SegmentName, owner: int) -> None:
+    """Give the segment in ``memory``, whose header is whole, another name and owner; nobody else may use it yet."""
+    header = memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
+    header["name"], header["owner"] = str(name).encode(), owner
+    schema_bytes = memory[fmt.HEADER_BYTES : fmt.HEADER_BYTES + int(header["schema_bytes"])].tobytes()
+    header["static_crc"] = _static_crc(memory, schema_bytes)
+
+
+def _static_crc(memory: np.ndarray[Any, Any], schema_bytes: bytes) -> int:
+    """CRC-32 over the static header, its own four bytes taken as zero, and the schema."""
+    static = bytearray(memory[: fmt.STATIC_BYTES].tobytes())
+    place = fmt.header_offset("static_crc")
+    static[place : place + 4] = bytes(4)
+    return zlib.crc32(schema_bytes, zlib.crc32(bytes(static)))
+
+
+def check_header(path: Path, memory: np.ndarray[Any, Any], header: Any) -> None:
+    """Check the static part of the header, before the schema behind it is parsed. :raises CorruptSegmentError: if it
+    is not of this format, or damaged.
+    """
+    if bytes(memory[:8]) != fmt.MAGIC:
+        raise CorruptSegmentError(f"{path} is no segment: it begins with {bytes(memory[:8])!r}, expected {fmt.MAGIC!r}")
+    if int(header["byte_order"]) != fmt.BYTE_ORDER_MARK:
+        raise CorruptSegmentError(
+            f"{path} was written in another byte order: mark {int(header['byte_order']):#010x}, "
+            f"expected {fmt.BYTE_ORDER_MARK:#010x}"
+        )
+    if int(header["format_version"]) != fmt.FORMAT_VERSION or int(header["header_bytes"]) != fmt.HEADER_BYTES:
+        raise CorruptSegmentError(
+            f"{path} has format version {int(header['format_version'])}, this Quorin reads {fmt.FORMAT_VERSION}"
+        )
+    schema_end = fmt.HEADER_BYTES + int(header["schema_bytes"])
+    if int(header["file_bytes"]) != len(memory) or schema_end > len(memory):
+        raise CorruptSegmentError(f"{path} has {len(memory)} bytes, its header says {int(header['file_bytes'])}")
+    crc = _static_crc(memory, bytes(memory[fmt.HEADER_BYTES : schema_end]))
+    if int(header["static_crc"]) != crc:
+        raise CorruptSegmentError(f"{path}: header checksum {int(header['static_crc']):#010x}, computed {crc:#010x}")
+    if SegmentName.match(header["name"].decode("ascii", "replace")) is None:
+        raise CorruptSegmentError(f"{path}: {header['name']!r} is no segment name")
+
+
+def check_layout(path: Path, header: Any, layout: fmt.SegmentLayout) -> None:
+    """Compare the sizes and offsets in the header with those that the schema results in. :raises CorruptSegmentError:
+    if one differs.
+    """
+    for field in _LAYOUT_FIELDS:
+        if int(header[field]) != getattr(layout, field):
+            raise CorruptSegmentError(
+                f"{path}: header says {field}={int(header[field])}, the schema needs {getattr(layout, field)}"
+            )
+
+
+def check_counters(path: Path, memory: np.ndarray[Any, Any], header: Any, layout: fmt.SegmentLayout) -> None:
+    """What changes with every write has no checksum, but it has bounds; what is reserved is zero."""
+    # A writer moves both on meanwhile, the head never past the tail: so the tail is read between two looks at the head.
+    before, tail, after = (int(header[word]) for word in ("ring_head", "ring_tail", "ring_head"))
+    resting = max(0, tail - after) if tail >= before else tail - before
+    bounds = {
+        "entity_count": (int(header["entity_count"]), layout.capacity),
+        "deleted_count": (int(header["deleted_count"]), layout.capacity),
+        "rows_fresh": (int(header["rows_fresh"]), layout.row_limit),
+        "ring_tail - ring_head": (resting, layout.row_limit),
+        "heap_used": (int(header["heap_used"]), layout.heap_bytes),
+        "heap_garbage": (int(header["heap_garbage"]), layout.heap_bytes),
+        "writer_active": (int(header["writer_active"]), 1),
+        "writer_called": (int(header["writer_called"]), 1),
+    }
+    for name, (value, most) in bounds.items():
+        if not 0 <= value <= most:
+            raise CorruptSegmentError(f"{path}: {name} is {value}, expected 0 to {most}")
+    generation, successor = SegmentName.parse(header["name"].decode()).generation, int(header["successor"])
+    if successor and successor <= generation:
+        raise CorruptSegmentError(f"{path}: generation {generation} names {successor} as its successor")
+    for start, end in fmt.RESERVED:
+        if memory[start:end].any():
+            raise CorruptSegmentError(f"{path}: bytes {start} to {end} of the header are reserved, and not zero")

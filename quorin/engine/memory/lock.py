@@ -1,0 +1,111 @@
+"""Exclusive locks on files, which end with the process that holds them."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import weakref
+from typing import TYPE_CHECKING
+
+from quorin.errors import SegmentNotFoundError, SharedMemoryError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class FileLock:
+    """An exclusive lock on a file, held by this process until released or until the process dies.
+
+    It is ``flock(2)``: the kernel lets go of it when the last descriptor is closed, so a dead holder never blocks. A
+    forked child inherits the descriptor, and would keep the lock past its parent's death; so children close it at once.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._owner_pid = os.getpid()
+        _held_locks.add(self)
+        _close_locks_in_children()
+
+    @classmethod
+    def try_acquire(cls, path: Path) -> FileLock | None:
+        """The lock, or None if another holder has it.
+
+        :raises SegmentNotFoundError: if the file is gone. :raises SharedMemoryError: if the system refuses.
+
+        A file that its last holder removed between our opening and our locking it is gone as well.
+        """
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError as error:
+            raise SegmentNotFoundError(f"no segment file {path}") from error
+        except OSError as error:
+            raise SharedMemoryError(error.errno, f"cannot open segment file {path}: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                return None
+            raise SharedMemoryError(error.errno, f"cannot lock {path}: {error.strerror}") from error
+        if not os.fstat(descriptor).st_nlink:
+            os.close(descriptor)
+            raise SegmentNotFoundError(f"no segment file {path}: it was removed this moment")
+        return cls(descriptor)
+
+    @property
+    def is_ours(self) -> bool:
+        """False in a child that inherited this object by fork, and after release."""
+        return self._descriptor >= 0 and self._owner_pid == os.getpid()
+
+    def release(self) -> None:
+        """Let go. Does nothing when already released, and never frees a parent's lock from a child."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        _held_locks.discard(self)
+
+    def __del__(self) -> None:
+        self.release()
+
+
+def lock_if_there(path: Path) -> FileLock | None:
+    """The lock of a file, or None if the file is gone or another holder has its lock."""
+    try:
+        return FileLock.try_acquire(path)
+    except SegmentNotFoundError:
+        return None
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds a file's lock."""
+    try:
+        lock = FileLock.try_acquire(path)
+    except SegmentNotFoundError:
+        return False
+    except SharedMemoryError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return False
+        raise
+    if lock is None:
+        return True
+    lock.release()
+    return False
+
+
+_held_locks: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
+_fork_hook_installed = False
+
+
+def _close_locks_in_children() -> None:
+    global _fork_hook_installed
+    if not _fork_hook_installed:
+        _fork_hook_installed = True
+        os.register_at_fork(after_in_child=_release_inherited_locks)
+
+
+def _release_inherited_locks() -> None:
+    for lock in list(_held_locks):
+        lock.release()
