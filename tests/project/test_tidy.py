@@ -19,27 +19,16 @@ PUBLIC = {path.stem for path in (ROOT / "quorin").glob("*.py") if not path.stem.
 """A file at the top of ``quorin/`` is public, a folder is internal."""
 MAX_MODULE_LINES, MAX_CLASS_LINES, MAX_FUNCTION_LINES = 400, 250, 70
 # What is over a limit, with its length. These lists only shrink: an entry that is within the limit must be removed.
-LONG_MODULES = {
-    "session": 408,
-    "redis": 404,
-    "read": 415,
-    "write": 442,
-    "schema": 424,
-    "wal_consumer": 497,
-}
-LONG_CLASSES = {"QuorinOnlineStore": 255, "Engine": 343, "Segment": 313, "WALConsumer": 404}
-LONG_FUNCTIONS = {"consumer": 89, "apply_rows": 82}
-CIRCLES = {
-    frozenset({"apply", "wal_consumer"}),
-    frozenset({"apply", "session"}),
-}
+LONG_MODULES = {"schema": 424}
+LONG_CLASSES = {"Segment": 313}
+LONG_FUNCTIONS: dict[str, int] = {}
+CIRCLES: set[frozenset[str]] = set()
 """Modules that import each other, type-only imports included; modules by their last name. This list only shrinks."""
 REACH_INS = [
     "segment._view",
     "self._segment._view",
     "self._pool._lend",
     "self._pool._take_back",
-    "template._varying",
     "other._content",
     "response._feature_types",
     "response._resolved",
