@@ -63,7 +63,7 @@ def test_an_upgrade_is_shown_and_done(place: Place, tmp_path: Path) -> None:
     (tmp_path / "new.json").write_text(schema_to_json(version(2)))
     dry = place.run("upgrade", str(tmp_path / "new.json"), "--dry-run")
     assert dry.returncode == 0, dry.stderr
-    for text in ("version 1 to 2", "40", "new_in_2", "counter", "new_in_0", "stays as it is"):
+    for text in ("version 1 to 2", "40", "new_in_2", "counter", "new_in_0", "is unchanged"):
         assert text in dry.stdout
     done = place.run("upgrade", str(tmp_path / "new.json"), "--json")
     assert done.returncode == 0, done.stderr

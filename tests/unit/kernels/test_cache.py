@@ -137,19 +137,19 @@ def test_two_processes_may_compile_at_once(tmp_path: Path) -> None:
 
 
 def test_a_change_in_any_source_of_a_kernel_compiles_it_anew(tmp_path: Path) -> None:
-    """``longest_id`` is in measure.py and takes ``load_offset`` from read.py."""
+    """``longest_id`` is in measure.py and takes ``load_offset`` from memory.py."""
     package = tmp_path / "code"
     shutil.copytree(ROOT / "quorin", package / "quorin", ignore=shutil.ignore_patterns("__pycache__"))
     cache = tmp_path / "cache"
     assert run(cache, path=package)[0] == "7"
-    read = package / "quorin" / "engine" / "kernels" / "read.py"
-    text = read.read_text()
-    read.write_text("# a comment more\n" + text)
+    memory = package / "quorin" / "engine" / "kernels" / "memory.py"
+    text = memory.read_text()
+    memory.write_text("# a comment more\n" + text)
     assert run(cache, path=package)[0] == "7"
     assert len(kept(cache)) == 1, "a comment compiles nothing"
     changed, times = re.subn(r"return load_i32\(offsets \+ 4 \* i\)", "return 2 * load_i32(offsets + 4 * i)", text)
     assert times == 1
-    read.write_text(changed)
+    memory.write_text(changed)
     assert run(cache, path=package)[0] == "14"
     assert len(kept(cache)) == 2
 
