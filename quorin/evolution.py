@@ -16,7 +16,6 @@ from quorin.engine.format import segment as fmt
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.generations import heap_bytes_for
 from quorin.engine.memory.growth import evolve
-from quorin.engine.memory.segment import release_own_lease
 from quorin.engine.rows.compatibility import can_upgrade
 from quorin.errors import (
     QuorinError,
@@ -124,7 +123,7 @@ class _Wish:
     """The new schema in the control plane, from where the writer of the segment takes it."""
 
     def __init__(self, registry: SegmentRegistry, old: Schema, new: Schema) -> None:
-        self.old, self.new = old, new
+        self.registry, self.old, self.new = registry, old, new
         self._control = registry.backend.control
         self._old, self._new = schema_to_json(old), schema_to_json(new)
 
@@ -171,7 +170,7 @@ def _until_in_force(
         view = segment.current_view()
         total = int(view.header["entity_count"])
         try:
-            release_own_lease(view.name, of_consumers=False)
+            wish.registry.release_lease(view.name, of_consumers=False)
             segment.acquire_writer_lease()
         except WriterLeaseHeldError:
             copied = _copied_rows(view, wish.new)

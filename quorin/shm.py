@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from quorin.engine.memory.file import SHM_DIR, SHM_DIR_VARIABLE, default_shm_dir
 from quorin.engine.memory.generations import LEAST_HEAP_BYTES, create_successor
 from quorin.engine.memory.lineage import attach_newest, unlink_older_generations
 from quorin.engine.memory.lock import FileLock
-from quorin.engine.memory.segment import Segment, release_own_lease
+from quorin.engine.memory.segment import Segment
 from quorin.engine.memory.view import SegmentView
 from quorin.engine.paths import absolute
 from quorin.errors import (
@@ -66,6 +67,13 @@ class SegmentRegistry:
             raise SegmentNotFoundError(f"shm_dir {str(self._directory)!r} is no directory")
         self.backend = connect(connection, namespace=namespace)
         self._control = self.backend.control
+        self._writable_segments: weakref.WeakSet[Segment] = weakref.WeakSet()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_writable_segments"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _writable_segments=weakref.WeakSet())
 
     def __repr__(self) -> str:
         return f"<SegmentRegistry {self.backend.address}, segments in {self._directory}>"
@@ -221,6 +229,15 @@ class SegmentRegistry:
         """Close a segment; its rows stay for others."""
         segment.close()
 
+    def release_lease(self, name: str, *, of_consumers: bool = True) -> None:
+        """Release the writer lease of the segment ``name`` if a :class:`Segment` that this registry opened holds it.
+
+        With ``of_consumers=False`` a writer that applies pending upgrades itself keeps it.
+        """
+        for segment in list(self._writable_segments):
+            if segment.holds_writer_lease and segment.name == name and (of_consumers or not segment.applies_upgrades):
+                segment.release_writer_lease()
+
     def discard(self, segment: Segment) -> None:
         """Close a segment and remove its file; if it was current, none is current any more. Its rows are gone.
 
@@ -249,10 +266,12 @@ class SegmentRegistry:
         if name is None:
             raise SegmentNotFoundError(f"no segment is current for schema {schema_name!r} at {self.backend.address}")
         view = attach_newest(self._directory, name, schema, writable=not read_only)
-        return Segment(view, self._control, read_only=read_only)
+        return Segment(view, self._control, read_only=True) if read_only else self._writable(view)
 
     def _writable(self, view: SegmentView) -> Segment:
-        return Segment(view, self._control, read_only=False)
+        segment = Segment(view, self._control, read_only=False)
+        self._writable_segments.add(segment)
+        return segment
 
     def _first_generation(self, schema: Schema, sizes: dict[str, Any]) -> SegmentView:
         name, owner = SegmentName.first(schema.__name__), self._control.identity()
@@ -260,7 +279,7 @@ class SegmentRegistry:
 
     def _replace(self, previous: SegmentView, schema: Schema, sizes: dict[str, Any]) -> Segment:
         """Put a new, empty segment in the place of another; its writer in this process, if any, lets go of it."""
-        release_own_lease(previous.name)
+        self.release_lease(previous.name)
         with self._writable(previous) as segment:
             segment.acquire_writer_lease()
             # A schema in the control plane that its segment doesn't have is a wish to upgrade: only who holds the lease

@@ -225,7 +225,7 @@ def kill_in_mid_flip(count: int) -> int:
     """Kill a writer around each step of a flip: its successor built, locked, exchanged, told to the control plane."""
     from quorin.engine.memory import file as mapping
     from quorin.engine.memory import generations
-    from quorin.engine.memory import segment as segment_module
+    from quorin.engine.memory.writer import Writer
 
     deaths = 0
     places: list[tuple[Any, str]] = [
@@ -233,8 +233,8 @@ def kill_in_mid_flip(count: int) -> int:
         (kernels, "copy_rows"),
         (FileLock, "try_acquire"),
         (kernels, "compare_and_exchange"),
-        (segment_module.Segment, "_begin_writing"),
-        (segment_module.Segment, "_nothing_points_behind"),
+        (Writer, "begin"),
+        (Writer, "_is_reachable"),
         (mapping, "unlink"),
     ]
     with segments() as (segment, reader):
@@ -270,7 +270,8 @@ def kill_in_mid_upgrade(count: int) -> int:
     from quorin.engine.backend.sqlite import EmbeddedControlPlane
     from quorin.engine.memory import file as mapping
     from quorin.engine.memory import generations
-    from quorin.engine.memory import segment as segment_module
+    from quorin.engine.memory.segment import Segment
+    from quorin.engine.memory.writer import Writer
     from quorin.watchdog import WatchdogState
 
     places: list[tuple[Any, str]] = [
@@ -281,10 +282,10 @@ def kill_in_mid_upgrade(count: int) -> int:
         (os, "link"),
         (kernels, "copy_rows"),
         (evolution._Wish, "stands"),
-        (segment_module.Segment, "_flip"),
+        (Segment, "_flip"),
         (FileLock, "try_acquire"),
         (kernels, "compare_and_exchange"),
-        (segment_module.Segment, "_begin_writing"),
+        (Writer, "begin"),
         (EmbeddedControlPlane, "set_current"),
         (mapping, "unlink"),
     ]

@@ -215,8 +215,8 @@ def loaded(registry: SegmentRegistry, schema: Schema) -> Iterator[Schema]:
             with registry.open_current(schema, read_only=False) as other:
                 other.overtake_writer()
                 other.commit_position(1 << 62, other.log_identity)
-                other._written.header["writer_active"] = 1  # type: ignore[union-attr] - as a writer that died leaves it
-                other._lease.release()  # type: ignore[union-attr]
+                other.release_writer_lease()
+                other.current_view().header["writer_active"] = 1  # As a writer that died leaves it.
                 with pytest.raises(WriterFencedError):
                     sleeper.acquire_writer_lease()
         with WALConsumer(backend, schema, registry=registry) as consumer:

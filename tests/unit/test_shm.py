@@ -379,3 +379,19 @@ os.kill(os.getpid(), 9)
         parent.stdout.close()
         segment.acquire_writer_lease()
         os.kill(child, signal.SIGKILL)
+
+
+def test_a_registry_releases_the_leases_of_its_own_segments_alone(registry: SegmentRegistry) -> None:
+    other = SegmentRegistry(registry.backend, shm_dir=registry.shm_dir)
+    with registry.create(Scalars, capacity=4) as segment:
+        segment.acquire_writer_lease(applies_upgrades=True)
+        other.release_lease(segment.name)
+        registry.release_lease("quorin_Scalars_" + 20 * "0")
+        registry.release_lease(segment.name, of_consumers=False)
+        assert segment.holds_writer_lease
+        registry.release_lease(segment.name)
+        assert not segment.holds_writer_lease
+        with other.open_current(Scalars, read_only=False) as writer:
+            writer.acquire_writer_lease()
+            with pytest.raises(WriterLeaseHeldError, match=f"process {os.getpid()}"):
+                registry.create(Scalars, capacity=4)

@@ -142,9 +142,8 @@ class Target:
             self.close()
             self._segment = self._open_or_create(registry, new_segment, history)
             self._check_version(registry.backend.control)
-        self.opened.follows_wishes = True
         try:
-            self.opened.acquire_writer_lease()
+            self.opened.acquire_writer_lease(applies_upgrades=True)
         except WriterLeaseHeldError:
             if self.opened.stats()["writer_heartbeat_age_seconds"] < frozen_after_seconds:
                 raise

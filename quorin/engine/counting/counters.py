@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from quorin.engine import forks
 from quorin.engine.format.abi import READ_WORDS, W_BATCHES, W_READS
 from quorin.engine.memory.file import SlotFile, default_shm_dir
 from quorin.logging import get_logger
@@ -136,7 +137,8 @@ class _State:
                 _log.warning("counters_not_shared", path=str(path), error=str(error))
         return self._file
 
-    def begin_in_child(self) -> None:
+    def after_fork_in_child(self) -> None:
+        """Count in slots of the child's own."""
         self.lock = threading.RLock()
         self.private, self._held, self._addresses = {}, {}, {}
         for name, address in self._cells.items():
@@ -145,7 +147,7 @@ class _State:
 
     def _take(self, name: str) -> memoryview:
         if not self._cells and not self._held:
-            _begin_anew_in_children()
+            forks.register(self)
         memory = self._shared(name)
         if memory is None:
             memory = np.zeros(_SLOT_BYTES, np.uint8)
@@ -199,14 +201,6 @@ def _name_of(slot: bytes) -> str:
     return slot[:_NAME_BYTES].rstrip(b"\0").decode("utf-8", "replace")
 
 
-def _begin_anew_in_children() -> None:
-    global _fork_hook_installed
-    if not _fork_hook_installed:
-        _fork_hook_installed = True
-        os.register_at_fork(after_in_child=lambda: _state.begin_in_child())
-
-
 _held_here: set[tuple[int, int]] = set()
 """Slots by process: to hold a lock again that one holds already succeeds, so it must not be tried."""
-_fork_hook_installed = False
 _state = _State()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import weakref
 from typing import TYPE_CHECKING
 
+from quorin.engine import forks
 from quorin.errors import SegmentNotFoundError, SharedMemoryError
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ class FileLock:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._owner_pid = os.getpid()
-        _held_locks.add(self)
-        _close_locks_in_children()
+        forks.register(self)
 
     @classmethod
     def try_acquire(cls, path: Path) -> FileLock | None:
@@ -63,7 +62,11 @@ class FileLock:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-        _held_locks.discard(self)
+        forks.unregister(self)
+
+    def after_fork_in_child(self) -> None:
+        """Close the inherited descriptor: it would keep the lock after the parent's death."""
+        self.release()
 
     def __del__(self) -> None:
         self.release()
@@ -91,21 +94,3 @@ def is_locked(path: Path) -> bool:
         return True
     lock.release()
     return False
-
-
-_held_locks: weakref.WeakSet[FileLock] = weakref.WeakSet()
-
-
-_fork_hook_installed = False
-
-
-def _close_locks_in_children() -> None:
-    global _fork_hook_installed
-    if not _fork_hook_installed:
-        _fork_hook_installed = True
-        os.register_at_fork(after_in_child=_release_inherited_locks)
-
-
-def _release_inherited_locks() -> None:
-    for lock in list(_held_locks):
-        lock.release()
