@@ -62,10 +62,10 @@ def apply_view(session: Session, view: StoredView, *, drops: bool) -> None:
 
 def _apply_once(session: Session, view: StoredView, *, drops: bool) -> None:
     name = view.schema.__name__
-    beginning = session.catalogue.beginning(name)
+    vacancy = session.catalogue.vacancy(name)
     stored = session.catalogue.current_schema(name)
     if stored is None:
-        session.catalogue.create(view.schema, beginning)
+        session.catalogue.create(view.schema, vacancy)
         return
     _check_is_a_views(session, view, stored)
     if is_other_entity(view.schema, stored):

@@ -11,9 +11,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from feast_quorin.convert.entity_ids import MAX_ID_BYTES
-from quorin.errors import EmptyDatasetError, SegmentNotFoundError, WriterLeaseHeldError
-from quorin.hydration import build_segment
+from quorin.errors import SegmentConflictError, SegmentNotFoundError, WriterLeaseHeldError
+from quorin.hydration import rebuild_segment
 from quorin.schema import Schema, schema_from_json, schema_to_json
+from quorin.wal import Beginning
 
 if TYPE_CHECKING:
     from feast_quorin.config import StoreSettings
@@ -23,18 +24,18 @@ if TYPE_CHECKING:
 _RETRY_SECONDS = 0.01
 
 
-class Beginning(NamedTuple):
-    """The state before a process found that a view needs a segment: the end of the log, and the current segment in the
-    control plane. A segment that begins there cannot replace one that another process creates meanwhile.
+class Vacancy(NamedTuple):
+    """The state before a process found that a view needs a segment: the end of the log, where the view's rows begin,
+    and the segment that was current on this node. A segment for it cannot replace one that another process makes
+    meanwhile.
     """
 
-    log_identity: int
-    position: int
+    beginning: Beginning
     replacing: str | None
 
 
 class Catalogue:
-    """The schemas and current segments of one control plane."""
+    """The schemas of a deployment, and their segments on this node."""
 
     def __init__(self, settings: StoreSettings, registry: SegmentRegistry, history: ParquetDatasetStore | None) -> None:
         self._settings = settings
@@ -49,38 +50,46 @@ class Catalogue:
         return None if text is None else _parsed(text)
 
     def schema_names(self) -> set[str]:
-        """The names under which the control plane has a schema or a segment."""
-        return {*self._control.schemas(), *self._control.currents()}
+        """The names under which the control plane has a schema, or this node a segment."""
+        return {*self._control.schemas(), *self._registry.node.currents()}
 
     def is_known(self, name: str) -> bool:
-        """Whether the control plane has a schema or a segment under a name."""
-        return self.current_schema(name) is not None or self._control.current(name) is not None
+        """Whether the control plane has a schema, or this node a segment, under a name."""
+        return self.current_schema(name) is not None or self._registry.node.current(name) is not None
 
     def swap_schema(self, old: Schema, new: Schema) -> bool:
         """Replace a schema in the control plane; False if ``old`` is no longer there."""
         return self._control.swap_schema(new.__name__, schema_to_json(new), expected=schema_to_json(old))
 
-    def beginning(self, name: str) -> Beginning:
-        """Where a new segment of a schema would begin. Call it before :meth:`current_schema`."""
+    def vacancy(self, name: str) -> Vacancy:
+        """Where a new schema and its segment would begin. Call it before :meth:`current_schema`."""
         identity, bounds = self._log.state()
-        return Beginning(identity, bounds.last, self._control.current(name))
+        return Vacancy(Beginning(identity, bounds.last), self._registry.node.current(name))
 
-    def create(self, schema: Schema, beginning: Beginning) -> None:
-        """Create an empty segment and make it current. It applies entries logged after its beginning.
+    def create(self, schema: Schema, vacancy: Vacancy) -> None:
+        """Store a new schema, and make an empty segment of it current on this node. It applies entries logged after its
+        beginning; the other nodes make theirs when they see the schema.
 
-        :raises SegmentConflictError: if another process was first; its segment stays.
+        A crash after the schema is stored leaves it without a segment here, until :meth:`restore`.
+
+        :raises SegmentConflictError: if another process was first; its schema and segment stay.
         :raises WriterLeaseHeldError: if another process writes to the segment that would be replaced.
         """
-        segment = self._empty_segment(schema)
+        beginning = vacancy.beginning
+        if not self._registry.create_schema(schema, beginning):
+            raise SegmentConflictError(f"another process created the schema {schema.__name__!r} at the same time")
+        segment = self._registry.create(
+            schema, set_current=False, capacity=self._settings.capacity, max_id_bytes=MAX_ID_BYTES
+        )
         segment.commit_position(beginning.position, beginning.log_identity)
         if self._history is not None:
             # Entries for a segment that another process makes current meanwhile come after the beginning.
             self._history.skip_to(schema, beginning.position)
-        self._registry.publish(segment, replacing=beginning.replacing)
+        self._registry.publish(segment, replacing=vacancy.replacing, beginning=beginning)
         segment.close()
 
     def restore(self, name: str) -> None:
-        """Rebuild a segment whose file is lost, and make it current: from the history, and for the whole log.
+        """Build a segment that this node lacks, and make it current: from the history, and for the rest of the log.
 
         Does nothing if the control plane has no schema of this name.
 
@@ -88,18 +97,20 @@ class Catalogue:
         """
         # In this order: discard() drops the schema first, and then the segment.
         lost = self._registry.vacancy(name)
+        beginning = self._control.beginnings().get(name)
         schema = self.current_schema(name)
         if schema is None:
             return
-        segment = self._hydrated(schema)
-        if segment is None:
-            segment = self._empty_segment(schema)
-        self._registry.publish(segment, replacing=lost)
+        segment = rebuild_segment(
+            schema,
+            self._registry,
+            history=self._history,
+            beginning=beginning,
+            capacity=self._settings.capacity,
+            max_id_bytes=MAX_ID_BYTES,
+        )
+        self._registry.publish(segment, replacing=lost, beginning=beginning)
         segment.close()
-
-    def _empty_segment(self, schema: Schema) -> Segment:
-        sizes = {"capacity": self._settings.capacity, "max_id_bytes": MAX_ID_BYTES}
-        return self._registry.create(schema, set_current=False, **sizes)
 
     def discard(self, name: str) -> None:
         """Remove a schema and its current segment.
@@ -111,33 +122,17 @@ class Catalogue:
         :raises WriterLeaseHeldError: if another process keeps the writer lease for ``timeout_ms``.
         """
         deadline = time.monotonic() + self._settings.timeout_ms / 1000
-        current, stored = self._control.current(name), self._control.schemas().get(name)
+        current, stored = self._registry.node.current(name), self._control.schemas().get(name)
         try:
             segment = self._registry.open_stored(name, read_only=False)
         except SegmentNotFoundError:
             self._drop(name, stored)
             if current is not None:  # Leaves a segment that another process made meanwhile.
-                self._control.clear_current(name, expected=current)
+                self._registry.node.clear(name, expected=current)
         else:
             with segment:
                 self._drop(name, stored)
                 self._discard(segment, stored, deadline)
-
-    def _hydrated(self, schema: Schema) -> Segment | None:
-        """A segment with the rows of the history; None if the history has none."""
-        if self._history is None:
-            return None
-        try:
-            segment, _ = build_segment(
-                schema,
-                self._history,
-                self._registry,
-                least_capacity=self._settings.capacity,
-                max_id_bytes=MAX_ID_BYTES,
-            )
-        except EmptyDatasetError:
-            return None
-        return segment
 
     def _drop(self, name: str, stored: str | None) -> None:
         if stored is not None:

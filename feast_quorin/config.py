@@ -56,8 +56,9 @@ class StoreSettings(FeastConfigBaseModel):
     """URL of a Redis server as control plane and log instead: ``redis://``, ``rediss://`` or ``unix://``."""
 
     consumer: Literal["auto", "external", "inline"] = "auto"
-    """Which process applies writes to shared memory: ``external``, only a ``quorin consumer`` process; ``auto``, the
-    process that writes, unless another one holds the view's writer lease; ``inline`` means the same."""
+    """Which process applies writes to shared memory. ``external``: only a ``quorin consumer`` process. ``auto``: with
+    Redis, a ``quorin consumer`` of this machine if one runs, else a background thread of one of the processes that
+    read; with the embedded store, the process that writes. ``inline`` means the same as ``auto``."""
 
     capacity: int = 4096
     """Entities that fit in a new segment before it grows."""
@@ -81,6 +82,14 @@ class StoreSettings(FeastConfigBaseModel):
     key_ttl_seconds: int | None = None
     """Seconds after its last write from which a row reads as if it was never written; None for never."""
 
+    max_lag_seconds: float | None = None
+    """Reads are stale if this machine was last known to have all rows of the log longer ago than this; None for no
+    limit. Needs ``redis_url`` or a ``quorin consumer``."""
+
+    stale_reads: Literal["raise", "serve"] = "raise"
+    """What stale reads do: raise ``StaleReplicaError``, or serve the rows and count them in
+    ``quorin_stale_reads_total``."""
+
     _working_directory: Path = PrivateAttr(default_factory=lambda: _working_directory())
 
     @field_validator("capacity", "timeout_ms", "key_ttl_seconds", mode="before")
@@ -90,6 +99,13 @@ class StoreSettings(FeastConfigBaseModel):
             return None
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError("expected a whole number of 1 or more")
+        return value
+
+    @field_validator("max_lag_seconds", mode="before")
+    @classmethod
+    def _positive_seconds(cls, value: Any) -> Any:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0):
+            raise ValueError("expected a number of seconds above 0")
         return value
 
     @field_validator("path", "shm_dir", "offline_path")
@@ -135,12 +151,26 @@ class StoreSettings(FeastConfigBaseModel):
         except ValidationError as error:
             problems = [_problem(cls, problem) for problem in error.errors(include_url=False)]
         else:
-            if settings.path is None or settings.redis_url is None:
+            problems = settings._conflicts()
+            if not problems:
                 return settings
-            problems = [
-                f"path {settings.path!r} and redis_url {shown(settings.redis_url)!r} exclude each other: set one"
-            ]
         raise ConfigError("; ".join(problems))
+
+    def _conflicts(self) -> list[str]:
+        conflicts = []
+        if self.path is not None and self.redis_url is not None:
+            conflicts.append(f"path {self.path!r} and redis_url {shown(self.redis_url)!r} exclude each other: set one")
+        if self.max_lag_seconds is not None and self.redis_url is None and self.consumer != "external":
+            conflicts.append(
+                f"max_lag_seconds {self.max_lag_seconds!r} needs redis_url, or consumer: external: with the embedded "
+                "store the process that writes applies, so nothing lags"
+            )
+        return conflicts
+
+    @property
+    def follows(self) -> bool:
+        """Whether this process may apply, in the background, what other machines write."""
+        return self.redis_url is not None and self.consumer != "external"
 
     def connection(self, repo_path: Path | None) -> str:
         """The engine's connection: the Redis URL, or the absolute directory of the embedded store."""

@@ -1,6 +1,7 @@
 """What one process has open of a store: the views' segments to read, and the consumers that apply its writes.
 
-A :class:`Session` is made when a store is first used, and anew in a forked child. It holds no thread.
+A :class:`Session` is made when a store is first used, and anew in a forked child. With Redis it has a thread, from the
+first read on, that follows the log (:mod:`quorin.follower`).
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from feast_quorin.catalogue import Catalogue
+from feast_quorin.convert.entity_ids import MAX_ID_BYTES
 from feast_quorin.views import check_entity
-from quorin import assembly
+from quorin import assembly, metrics
 from quorin.errors import (
     QuorinError,
     SchemaMismatchError,
     SegmentClosedError,
     SegmentConflictError,
     SegmentNotFoundError,
+    StaleReplicaError,
 )
 from quorin.evolution import upgrade_schema
+from quorin.follower import Follower
 from quorin.inline_consumer import InlineConsumer
 from quorin.logging import get_logger
 from quorin.offline import ParquetDatasetStore
@@ -44,6 +48,8 @@ Result = TypeVar("Result")
 MAX_ATTEMPTS = 6
 _OPEN_ATTEMPTS = 4
 _RETRY_SECONDS = 0.01
+_NOBODY_SECONDS = 10.0
+"""A consumer that runs and reaches the log confirms several times a second."""
 
 _log = get_logger(__name__)
 
@@ -64,6 +70,12 @@ class Session:
         self._history = None if history is None else ParquetDatasetStore(history)
         self.catalogue = Catalogue(settings, self.registry, self._history)
         self.producer = WALProducer(self.registry.backend, registry=self.registry)
+        self.follower: Follower | None = None
+        if settings.follows:
+            self.follower = Follower(
+                self.registry, offline=self._history, capacity=settings.capacity, max_id_bytes=MAX_ID_BYTES
+            )
+        """Applies the log of all machines in the background; None if only this machine writes, or a consumer runs."""
         self.accepted: dict[str, Schema] = {}
         """By schema name, the schema all of whose fields the segment has, as :mod:`feast_quorin.write.log` found."""
         self.opened = object()
@@ -114,7 +126,9 @@ class Session:
         """
         for _ in range(MAX_ATTEMPTS):
             try:
-                return action(self.prepare(view))
+                segment = self.prepare(view)
+                self.check_fresh(view, segment)
+                return action(segment)
             except (SchemaMismatchError, SegmentNotFoundError):
                 if not self.forget(view):
                     raise
@@ -136,8 +150,7 @@ class Session:
             with self._opening:
                 segment = self._readers[name] = self.open_or_restore(view)
                 self.opened = object()
-            if self.settings.consumer != "external":
-                self.catch_up(view)
+            self.catch_up(view, segment)
         return segment
 
     def open(self, view: StoredView, *, read_only: bool = True) -> Segment:
@@ -149,12 +162,13 @@ class Session:
         name = view.schema.__name__
         for attempt in range(_OPEN_ATTEMPTS):  # Another process may be removing or replacing the segment.
             time.sleep(max(0, attempt - 1) * _RETRY_SECONDS)
-            stored = self.catalogue.current_schema(name)
-            if stored is None:
-                break
-            check_entity(view, stored)
             with suppress(SegmentNotFoundError):
-                return self.registry.open_stored(name, read_only=read_only)
+                segment = self.registry.open_stored(name, read_only=read_only)
+                check_entity(view, segment.stored_schema)
+                return segment
+            # Only now is the control plane needed, which may be away.
+            if self.catalogue.current_schema(name) is None:
+                break
         raise SegmentNotFoundError(
             f"feature view {view.name!r} has no segment ({name!r} at {self.registry.backend.address}): "
             "run `feast apply`, then materialize"
@@ -176,15 +190,40 @@ class Session:
             self.catalogue.restore(view.schema.__name__)
         return self.open(view, read_only=read_only)
 
-    def catch_up(self, view: StoredView) -> None:
-        """Apply what the log has and the view's open segment lacks, or wait for the process that is applying it.
+    def catch_up(self, view: StoredView, segment: Segment) -> None:
+        """Apply what the log has and the view's open segment lacks, or wait for the process that is applying it. With
+        ``consumer: external`` only warn if no process has confirmed for a while that the segment is up to date.
 
         Reads go on without: if there is no room to grow, no permission to write, or no log, a warning is logged.
         """
-        try:
-            self.consumer_of(view).catch_up(self.position(view))
-        except QuorinError as error:
-            _log.warning("read_not_caught_up", view=view.name, error=str(error))
+        if self.follower is not None:
+            self.follower.start()
+            if not self.follower.wait_until_fresh(segment):
+                _log.warning("read_not_caught_up", view=view.name, error="the log cannot be reached, or nobody applies")
+        elif self.settings.consumer == "external":
+            lag = segment.confirmed_age_seconds()
+            if lag > _NOBODY_SECONDS:
+                advice = "run `quorin consumer` on this machine, or set consumer: auto"
+                _log.warning("nobody_applies", view=view.name, lag_seconds=lag, advice=advice)
+        else:
+            try:
+                self.consumer_of(view).catch_up(segment.position)
+            except QuorinError as error:
+                _log.warning("read_not_caught_up", view=view.name, error=str(error))
+
+    def check_fresh(self, view: StoredView, segment: Segment) -> None:
+        """Refuse or count a read of rows that may be older than ``max_lag_seconds``.
+
+        :raises StaleReplicaError: if they are, unless ``stale_reads: serve``.
+        """
+        limit = self.settings.max_lag_seconds
+        if limit is None:
+            return
+        lag = segment.confirmed_age_seconds()
+        if lag > limit:
+            metrics.stale_reads.labels(view.schema.__name__).inc()
+            if self.settings.stale_reads == "raise":
+                raise StaleReplicaError(f"feature view {view.name!r}", lag, limit)
 
     def position(self, view: StoredView) -> int:
         """The log position up to which the view's segment is applied; 0 if it was replaced at this moment."""

@@ -149,6 +149,23 @@ class InvalidEntryError(QuorinError, ValueError):
     """A log entry cannot be decoded; a consumer makes it a dead letter."""
 
 
+class StaleReplicaError(QuorinError, RuntimeError):
+    """The rows of this node are, or may be, older than a read allows; :attr:`lag_seconds` is infinity if unknown."""
+
+    def __init__(self, subject: str, lag_seconds: float, max_lag_seconds: float) -> None:
+        super().__init__(subject, lag_seconds, max_lag_seconds)
+        self.subject = subject
+        self.lag_seconds = lag_seconds
+        self.max_lag_seconds = max_lag_seconds
+
+    def __str__(self) -> str:
+        known = f"{self.lag_seconds:.1f} s" if self.lag_seconds < float("inf") else "an unknown time"
+        return (
+            f"{self.subject} was last known to be up to date {known} ago on this node, max_lag_seconds is "
+            f"{self.max_lag_seconds}: no process of the node applies the log, or the log cannot be reached"
+        )
+
+
 class WriteSyncTimeoutError(QuorinError, TimeoutError):
     """A write is in the log at :attr:`position`, but was not applied to the segment within :attr:`timeout_ms`."""
 

@@ -11,7 +11,7 @@ import math
 import queue
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from quorin.logging import get_logger
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from quorin.engine.backend import Beginning
     from quorin.engine.history.dataset import Loaded
     from quorin.offline import ParquetDatasetStore
     from quorin.schema import Schema
@@ -87,6 +88,7 @@ def hydrate(
     :raises HistoryUnavailableError: if a file cannot be opened or read; nothing becomes current then.
     """
     lost = registry.vacancy(schema.__name__)
+    beginning = registry.backend.control.beginnings().get(schema.__name__)
     segment, result = build_segment(
         schema,
         store,
@@ -96,8 +98,9 @@ def hydrate(
         progress=progress,
         max_id_bytes=max_id_bytes,
         stream_key=stream_key,
+        beginning=beginning,
     )
-    registry.publish(segment, replacing=lost)
+    registry.publish(segment, replacing=lost, beginning=beginning)
     segment.close()
     return result
 
@@ -113,8 +116,11 @@ def build_segment(
     progress: Progress | None = None,
     max_id_bytes: int = MIN_ID_BYTES,
     stream_key: str = DEFAULT_STREAM_KEY,
+    beginning: Beginning | None = None,
 ) -> tuple[Segment, HydrationResult]:
     """A segment with the history's rows, open for writing; nothing points to it yet.
+
+    Rows up to the ``beginning`` of the schema in this log are left out: they belong to a schema that was dropped.
 
     :raises EmptyDatasetError: if there are none.
     """
@@ -125,9 +131,10 @@ def build_segment(
     # are not loaded here.
     identity, bounds = registry.backend.log(stream_key).state()
     loaded = store.load(schema)
-    if not loaded.row_count:
+    begins = 0 if beginning is None or beginning.log_identity != identity else beginning.position
+    if not loaded.row_count or (begins and loaded.through <= begins):
         raise EmptyDatasetError(f"the history {store!r} has no row of {schema.__name__!r}")
-    with _read_ahead(loaded.batches(schema, newest_first=not loaded.has_partial_rows)) as batches:
+    with _read_ahead(loaded.batches(schema, newest_first=not loaded.has_partial_rows, after=begins)) as batches:
         entities, longest = _count_entities(loaded)
         capacity = max(least_capacity, math.ceil(capacity_factor * entities))
         segment = registry.create(
@@ -141,7 +148,7 @@ def build_segment(
             with _populating(segment, entities):
                 _fill(segment, batches, loaded.row_count, as_of_time_ns, progress)
             # The log is trimmed only behind durable rows of the history: up to there, the history is complete.
-            position = max(loaded.through, bounds.trimmed) if as_of_time_ns is None else 0
+            position = max(loaded.through, bounds.trimmed, begins) if as_of_time_ns is None else begins
             if position:
                 segment.commit_position(position, identity)
         except BaseException:
@@ -152,6 +159,42 @@ def build_segment(
         "segment_hydrated", schema=schema.__name__, segment=segment.name, entities=len(segment), position=position
     )
     return segment, result
+
+
+def rebuild_segment(
+    schema: Schema,
+    registry: SegmentRegistry,
+    *,
+    history: ParquetDatasetStore | None,
+    beginning: Beginning | None,
+    capacity: int,
+    max_id_bytes: int,
+    stream_key: str = DEFAULT_STREAM_KEY,
+    progress: Progress | None = None,
+) -> Segment:
+    """A segment for a node that has none, open for writing; nothing points to it yet, and a consumer applies the rest.
+
+    It has the rows of the history, or none if there is no history of the schema. It follows the log from where the
+    history ends, else from the schema's ``beginning``.
+
+    :raises CorruptHistoryError, HistoryUnavailableError: as :func:`hydrate`.
+    """
+    if history is not None:
+        with suppress(EmptyDatasetError):
+            return build_segment(
+                schema,
+                history,
+                registry,
+                least_capacity=capacity,
+                max_id_bytes=max_id_bytes,
+                stream_key=stream_key,
+                progress=progress,
+                beginning=beginning,
+            )[0]
+    segment = registry.create(schema, capacity=capacity, max_id_bytes=max_id_bytes, set_current=False)
+    if beginning is not None and beginning.log_identity == registry.backend.log(stream_key).identity():
+        segment.commit_position(beginning.position, beginning.log_identity)
+    return segment
 
 
 def catch_up(segment: Segment, store: ParquetDatasetStore) -> int:

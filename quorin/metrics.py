@@ -247,6 +247,11 @@ log_events_dropped = SharedCounter(
     "log_events_dropped",
     by_schema=False,
 )
+stale_reads = SharedCounter(
+    "quorin_stale_reads_total",
+    "Reads of rows that were not known to be as fresh as max_lag_seconds demands.",
+    "stale_reads",
+)
 apply_delay_seconds = _Delay()
 logging.count_dropped_with(log_events_dropped.inc)
 

@@ -6,7 +6,7 @@ import os
 import weakref
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.name import SegmentName, is_same_line
@@ -15,9 +15,11 @@ from quorin.engine.memory.file import SHM_DIR, SHM_DIR_VARIABLE, default_shm_dir
 from quorin.engine.memory.generations import LEAST_HEAP_BYTES, create_successor
 from quorin.engine.memory.lineage import attach_newest, unlink_older_generations
 from quorin.engine.memory.lock import FileLock
+from quorin.engine.memory.node import Node
 from quorin.engine.memory.segment import Segment
 from quorin.engine.memory.view import SegmentView
 from quorin.engine.paths import absolute
+from quorin.engine.rows.compatibility import can_upgrade
 from quorin.errors import (
     CorruptSegmentError,
     SchemaError,
@@ -26,7 +28,10 @@ from quorin.errors import (
     SegmentNotFoundError,
     WriterLeaseHeldError,
 )
-from quorin.schema import FeatureSchema, Schema, schema_to_json
+from quorin.schema import FeatureSchema, Schema, schema_from_json, schema_to_json
+
+if TYPE_CHECKING:
+    from quorin.engine.backend import Beginning
 
 __all__ = [
     "SHM_DIR",
@@ -47,11 +52,13 @@ _HEAP_BYTES_A_VALUE = 32
 
 
 class SegmentRegistry:
-    """Creates, finds and removes segments.
+    """Creates, finds and removes the segments of one node, the processes that share a ``shm_dir``.
 
     ``connection`` is the control plane: a ``redis.Redis``, a URL (``redis://``, ``rediss://``, ``unix://``), or a
-    directory path for the embedded one. Segment files live in ``shm_dir``, by default what the environment variable
-    ``QUORIN_SHM_DIR`` says, else ``/dev/shm``; on a disk they survive a reboot. Relative paths are made absolute.
+    directory path for the embedded one. A server may be away: what is current is a fact of the node, so segments
+    are found and read without it, once the node has met the deployment. Segment files live in ``shm_dir``, by
+    default what the environment variable ``QUORIN_SHM_DIR`` says, else ``/dev/shm``; on a disk they survive a
+    reboot. Relative paths are made absolute.
 
     It is pickled by its connection, for a process that has the same ``shm_dir``: a Redis password with it, in plain
     text.
@@ -65,8 +72,12 @@ class SegmentRegistry:
         self._directory = absolute(default_shm_dir() if shm_dir is None else shm_dir)
         if not self._directory.is_dir():
             raise SegmentNotFoundError(f"shm_dir {str(self._directory)!r} is no directory")
-        self.backend = connect(connection, namespace=namespace)
+        self.backend = connect(connection, namespace=namespace, must_answer=False)
         self._control = self.backend.control
+        self.node = Node(self._directory, self.backend)
+        """What is current on this node."""
+        if not self.node.is_known:
+            self.backend.check()
         self._writable_segments: weakref.WeakSet[Segment] = weakref.WeakSet()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -84,8 +95,8 @@ class SegmentRegistry:
         return self._directory
 
     def current_name(self, schema_name: str) -> str | None:
-        """The segment that is in force for a schema of this name, whatever its fields; None if its file is gone."""
-        view = self._attach_if_there(self._control.current(schema_name))
+        """This node's segment for a schema of this name, whatever its fields; None if its file is gone."""
+        view = self._attach_if_there(self.node.current(schema_name))
         return None if view is None else view.name
 
     def vacancy(self, schema_name: str) -> str | None:
@@ -94,7 +105,7 @@ class SegmentRegistry:
 
         :raises SegmentConflictError: if a segment is in force.
         """
-        name = self._control.current(schema_name)
+        name = self.node.current(schema_name)
         if self._attach_if_there(name) is not None:
             raise SegmentConflictError(f"{schema_name!r} has a current segment, {name!r}, which stays as it is")
         return name
@@ -132,7 +143,7 @@ class SegmentRegistry:
         if not set_current:
             return self._writable(self._first_generation(schema, sizes))
         while True:
-            name = self._control.current(schema.__name__)
+            name = self.node.current(schema.__name__)
             previous = self._attach_if_there(name)
             if previous is None:
                 segment = self._writable(self._first_generation(schema, sizes))
@@ -141,29 +152,33 @@ class SegmentRegistry:
             with suppress(SegmentNotFoundError):  # It was discarded this moment.
                 return self._replace(previous, schema, sizes)
 
-    def publish(self, segment: Segment, *, replacing: str | None) -> None:
-        """Make a segment the current one of its schema, and its schema the control plane's, in one step.
+    def publish(self, segment: Segment, *, replacing: str | None, beginning: Beginning | None = None) -> None:
+        """Make a segment the current one of its schema on this node.
 
-        ``replacing`` is the name that :meth:`vacancy` returned, or that the control plane had, before the caller found
-        that a segment is needed. A segment of that name that is still there is removed: what has no file is not in
-        force, so readers and writers that have it open can tell. A segment that isn't published is discarded.
+        ``replacing`` is the name that :meth:`vacancy` returned, or that was current before the caller found that a
+        segment is needed. A segment of that name that is still there is removed: what has no file is not in force, so
+        readers and writers that have it open can tell. A segment that isn't published is discarded.
 
-        If the process dies or loses its connection, either the segment is current or nothing has changed; its file, or
-        that of the replaced one, may be left for the watchdog.
+        The control plane gets the schema, unless it has a later version of it, to which a consumer then upgrades the
+        segment. ``beginning`` is where the segment's rows begin in the log, as the control plane has it
+        (:meth:`create_schema` stores a new one).
 
-        :raises SegmentConflictError: if the control plane names another segment than ``replacing``; that one stays.
+        If the process dies or loses its connection, either the segment is current or nothing has changed on the node;
+        its file, or that of the replaced one, may be left for the watchdog.
+
+        :raises SegmentConflictError: if another segment than ``replacing`` is current; that one stays.
         :raises WriterLeaseHeldError: if another process writes to the segment that would be replaced.
         """
         schema_name = segment.schema.__name__
         previous = self._attach_if_there(replacing)
         try:
             if previous is None:
-                self._make_current(segment, replacing)
+                self._make_current(segment, replacing, beginning)
                 return
             with self._writable(previous) as replaced:
                 # With its lease nobody else writes to it, discards it, or replaces it by its next generation.
                 view = replaced.writing_view()
-                self._make_current(segment, replacing)
+                self._make_current(segment, replacing, beginning)
                 unlink_older_generations(view)
                 mapping.unlink(view.path)
         except (SegmentConflictError, WriterLeaseHeldError):
@@ -173,18 +188,33 @@ class SegmentRegistry:
             self.discard(segment)
             raise SegmentConflictError(f"the segment of {schema_name!r} was removed at the same time") from error
 
-    def _make_current(self, segment: Segment, replacing: str | None) -> None:
+    def create_schema(self, schema: Schema, beginning: Beginning) -> bool:
+        """Store a schema in the control plane, whose rows begin at ``beginning``; False if it has one of this name."""
+        return self._control.swap_schema(schema.__name__, schema_to_json(schema), expected=None, beginning=beginning)
+
+    def _make_current(self, segment: Segment, replacing: str | None, beginning: Beginning | None) -> None:
         view = segment.current_view()
-        name, text = view.stored.__name__, schema_to_json(view.stored)
-        if self._control.set_current(name, view.name, expected=replacing, schema=text):
-            return
-        # A call whose answer was lost is repeated, and then finds what it did itself.
-        named = self._control.current(name)
-        if named != view.name:
+        name = view.stored.__name__
+        if not self.node.publish(
+            name,
+            view.name,
+            expected=replacing,
+            beginning=beginning,
+            before=lambda: self._put_schema(view.stored),
+        ):
             raise SegmentConflictError(
                 f"another process made a segment of {name!r} current at the same time: expected {replacing!r}, "
-                f"the control plane has {named!r}"
+                f"found {self.node.current(name)!r}"
             )
+
+    def _put_schema(self, schema: Schema) -> None:
+        """Let the control plane have a schema, or keep the later version that it has."""
+        name, text = schema.__name__, schema_to_json(schema)
+        while (stored := self._control.schemas().get(name)) != text:
+            if stored is not None and _can_become(schema, stored):
+                return
+            if self._control.swap_schema(name, text, expected=stored):
+                return
 
     def create_successor(self, segment: Segment, schema: Schema, *, capacity: int) -> Segment:
         """A new, empty segment in the line of an existing one, for a schema of the same name; not current.
@@ -251,9 +281,9 @@ class SegmentRegistry:
             view, lease = _locked_newest(segment)
         try:
             name = view.schema.__name__
-            named = self._control.current(name)
+            named = self.node.current(name)
             if named is not None and is_same_line(named, view.name):  # It may name a generation before this one.
-                self._control.clear_current(name, expected=named)
+                self.node.clear(name, expected=named)
             unlink_older_generations(view)
             mapping.unlink(view.path)
             segment.close()
@@ -262,19 +292,21 @@ class SegmentRegistry:
                 lease.release()
 
     def _open(self, schema_name: str, schema: Schema | None, *, read_only: bool) -> Segment:
-        name = self._control.current(schema_name)
+        name = self.node.current(schema_name)
         if name is None:
-            raise SegmentNotFoundError(f"no segment is current for schema {schema_name!r} at {self.backend.address}")
+            raise SegmentNotFoundError(
+                f"no segment is current for schema {schema_name!r} of {self.backend.address} in {self._directory}"
+            )
         view = attach_newest(self._directory, name, schema, writable=not read_only)
-        return Segment(view, self._control, read_only=True) if read_only else self._writable(view)
+        return Segment(view, self.node, read_only=True) if read_only else self._writable(view)
 
     def _writable(self, view: SegmentView) -> Segment:
-        segment = Segment(view, self._control, read_only=False)
+        segment = Segment(view, self.node, read_only=False)
         self._writable_segments.add(segment)
         return segment
 
     def _first_generation(self, schema: Schema, sizes: dict[str, Any]) -> SegmentView:
-        name, owner = SegmentName.first(schema.__name__), self._control.identity()
+        name, owner = SegmentName.first(schema.__name__), self.node.identity
         return SegmentView.create(self._directory, name, schema, owner=owner, **sizes)
 
     def _replace(self, previous: SegmentView, schema: Schema, sizes: dict[str, Any]) -> Segment:
@@ -312,6 +344,14 @@ def _locked_newest(segment: Segment) -> tuple[SegmentView, FileLock]:
 def _first_heap_bytes(schema: Schema, capacity: int) -> int:
     """A guess that growth corrects: short values in every variable-size field."""
     return LEAST_HEAP_BYTES + _HEAP_BYTES_A_VALUE * capacity * sum(field.is_variable for field in schema.fields)
+
+
+def _can_become(schema: Schema, text: str) -> bool:
+    """Whether a schema can be upgraded to one in JSON."""
+    try:
+        return can_upgrade(schema, schema_from_json(text))[0]
+    except SchemaError:
+        return False
 
 
 def _check_schema(schema: object) -> None:

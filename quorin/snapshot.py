@@ -118,7 +118,7 @@ def restore(
         schema_name = _schema_name(source, descriptor)
         lost = registry.vacancy(schema_name)
         name = SegmentName.first(schema_name)
-        owner = registry.backend.control.identity()
+        owner = registry.node.identity
         image = _checked_image(source, descriptor, trailer, progress)
         pending = mapping.PendingFile(registry.shm_dir / str(name), trailer.image_bytes, owner=owner, image=image)
         try:
@@ -134,7 +134,7 @@ def restore(
         if isinstance(error, CorruptSegmentError):
             raise CorruptSnapshotError(f"{source} holds no segment of this release: {error}") from error
         raise
-    registry.publish(Segment(view, registry.backend.control, read_only=True), replacing=lost)
+    registry.publish(Segment(view, registry.node, read_only=True), replacing=lost)
     _log.info("snapshot_restored", path=str(source), segment=str(name), position=trailer.position)
     seconds = time.perf_counter() - started
     entities = int(view.header["entity_count"])
@@ -165,6 +165,7 @@ def _copied(view: SegmentView, directory: Path) -> SegmentView:
         )
         if copy_rows(view, copy):
             copy.header["partitions"] = partitions
+            copy.header["partitions"]["confirmed_ns"] = 0  # It says nothing about when the copy is served.
             return copy
         copy.path.unlink()
         heap_bytes *= 2

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from quorin import metrics
-from quorin.engine.backend import Tail, connect
+from quorin.engine.backend import Beginning, Tail, connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SEQUENCE_BITS
 from quorin.engine.format.name import is_same_line
 from quorin.engine.log.record import Kind, encode
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from quorin.schema import Schema
     from quorin.shm import Segment, SegmentRegistry
 
-__all__ = ["LogFullError", "Pipeline", "Tail", "WALProducer", "WriteSyncTimeoutError", "position_at"]
+__all__ = ["Beginning", "LogFullError", "Pipeline", "Tail", "WALProducer", "WriteSyncTimeoutError", "position_at"]
 
 Appended = TypeVar("Appended")
 
@@ -277,7 +277,7 @@ class WALProducer:
             from quorin.shm import SegmentRegistry
 
             self._registry = SegmentRegistry(self._backend)
-        cached, current = self._segments.get(schema), self._registry.backend.control.current(schema.__name__)
+        cached, current = self._segments.get(schema), self._registry.node.current(schema.__name__)
         if cached is not None:
             with suppress(SegmentNotFoundError):  # Discarded, and another one created in its line.
                 view = cached.current_view()

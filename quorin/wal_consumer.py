@@ -24,6 +24,7 @@ from quorin.engine.consumer.cursor import LogCursor
 from quorin.engine.consumer.history import NoopOfflineWriter, OfflineWriter
 from quorin.engine.consumer.ownership import Ownership
 from quorin.engine.consumer.plan import Agenda, FlushLimits, Pace, Step, next_step
+from quorin.engine.consumer.precedence import Precedence
 from quorin.engine.consumer.trimming import Trimming
 from quorin.engine.ops import presence
 from quorin.errors import (
@@ -75,6 +76,9 @@ class WALConsumer:
     writer is overtaken after ``frozen_after_seconds`` without a heartbeat. Consumers send one each second; other
     holders of a writer lease call ``Segment.heartbeat``.
 
+    With ``yields`` it is a stand-in: :meth:`run` returns when a consumer of all schemas without ``yields`` runs on the
+    node.
+
     :raises SchemaError: for anything other than schemas and segments.
     """
 
@@ -94,6 +98,7 @@ class WALConsumer:
         capacity: int = DEFAULT_CAPACITY,
         max_id_bytes: int = 64,
         trims: bool = True,
+        yields: bool = False,
         namespace: str = DEFAULT_NAMESPACE,
     ) -> None:
         self._backend = connect(connection, namespace=namespace)
@@ -116,6 +121,8 @@ class WALConsumer:
         self._applier = Applier(log, self._backend.control, None if type(offline) is NoopOfflineWriter else offline)
         self._trimming = Trimming(log, offline, self._ownership, trims=trims)
         self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
+        self._precedence = Precedence(registry.node, claims=self._ownership.discovers and not yields)
+        self._yields = yields
         self._agenda = self._new_agenda()
         self._pace = Pace()
         self._stop = threading.Event()
@@ -225,7 +232,8 @@ class WALConsumer:
                 self._take(waiting=True)
             elif step is Step.check:
                 self._check()
-                presence.announce(self._backend.control, "consumer", self._ownership.reports())
+                self._check_precedence()
+                presence.announce(self._backend.control, self._role, self._ownership.reports())
             elif step is Step.flush:
                 self._flush()
             elif step is Step.read:
@@ -241,11 +249,26 @@ class WALConsumer:
             _log.warning("writer_fenced", error=str(error))
             self._drop_lost()
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether :meth:`run` cannot reach the log or the history at the moment, and retries."""
+        return self._agenda.failures > 0
+
+    def _check_precedence(self) -> None:
+        self._precedence.claim()
+        if self._yields and self._precedence.is_claimed:
+            self.stop()
+
+    @property
+    def _role(self) -> str:
+        return "follower" if self._yields else "consumer"
+
     def _new_agenda(self) -> Agenda:
         return Agenda(len(self._ownership.targets), discovers=self._ownership.discovers)
 
     def _look(self) -> None:
         if self._ownership.discovers:
+            self._check_precedence()
             self._ownership.discover()
             self._drop_lost()
             self._agenda.looked(len(self._ownership.targets), time.monotonic())
@@ -282,6 +305,7 @@ class WALConsumer:
             if self._cursor.advance(found.through, owned):
                 size = sum(len(payload) for _, payload in found.entries)
                 self._agenda.applied(time.monotonic(), self._flush_limits, rows=applied, size=size)
+            self._cursor.confirm(found, owned)
         count = len(found.entries)
         if self._pace.is_fast(count, time.monotonic()) and block_ms and count < _STREAM_ENTRIES:
             # Few entries at a high rate: a short pause lets more gather, and leaves the processor to the producers.
@@ -303,6 +327,7 @@ class WALConsumer:
         finally:
             self._cursor.keep([])
             self._ownership.release()
+            self._precedence.release()
 
     def _drop_lost(self) -> None:
         """Note that a segment is no longer owned: its entries are not read until it is taken again."""

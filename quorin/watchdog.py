@@ -3,7 +3,7 @@
 Serving works without it: a dead writer's lease ends with the process, and leftover files only take space. It removes
 the entries of dead processes, and segment files of its own namespace that no process has mapped or locked and that no
 read can reach: unfinished files, replaced generations, generations that never came into force, and lines that the
-control plane does not name. :mod:`quorin.engine.ops.reclaim_plan` decides what to do.
+node's file does not name. :mod:`quorin.engine.ops.reclaim_plan` decides what to do.
 
 It sees the processes of its own host, user and process-id namespace. Run it where it sees the processes to watch.
 """
@@ -23,6 +23,7 @@ from quorin.engine.backend.keys import DEFAULT_NAMESPACE
 from quorin.engine.format.name import SegmentName
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.lock import FileLock, is_locked
+from quorin.engine.memory.node import Node
 from quorin.engine.ops import presence
 from quorin.engine.ops.reclaim_plan import Decision, SegmentFile, State, decide
 from quorin.engine.paths import absolute
@@ -90,6 +91,7 @@ class WatchdogState:
         if not self._directory.is_dir():
             raise SegmentNotFoundError(f"shm_dir {str(self._directory)!r} is no directory")
         self._backend = connect(connection, namespace=namespace)
+        self._node = Node(self._directory, self._backend)
         self._owns_backend = self._backend is not connection
         self._miss_threshold = miss_threshold
         self._dry_run = dry_run
@@ -113,9 +115,10 @@ class WatchdogState:
         """
         started = time.monotonic()
         control = self._backend.control
-        currents = control.currents()
+        node = self._node.state()
+        currents = dict(node.currents)
         state = State(
-            identity=control.identity(),
+            identities=frozenset({node.identity, *node.former}),
             currents=currents,
             files=_files(self._directory, set(currents.values())),
             processes=presence.announced(control),
@@ -139,11 +142,11 @@ class WatchdogState:
         if self._dry_run:
             would = tuple(Reclaimed(file.name, file.byte_count, reason.value) for file, reason in decision.unlink)
             return would, decision.withdraw, tuple(new for _, _, new in decision.repoint)
-        repointed = [new for schema, old, new in decision.repoint if control.set_current(schema, new, expected=old)]
+        repointed = [new for schema, old, new in decision.repoint if self._node.swap(schema, new, expected=old)]
         withdrawn = [process for process in decision.withdraw if control.withdraw(process)]
         reclaimed = []
         for file, reason in decision.unlink:
-            if file.name not in control.currents().values() and _remove(self._directory / file.name, file):
+            if file.name not in self._node.currents().values() and _remove(self._directory / file.name, file):
                 reclaimed.append(Reclaimed(file.name, file.byte_count, reason.value))
                 metrics.watchdog_reclaimed_files.labels(reason.name).inc()
                 metrics.watchdog_reclaimed_bytes.inc(file.byte_count)

@@ -75,6 +75,7 @@ class ViewReader:
             return bound
         now = time.monotonic()
         segment = self.session.prepare(self._view)
+        self.session.check_fresh(self._view, segment)
         if bound is None or bound.segment is not segment:
             stored = {field.name for field in segment.schema.fields}
             kept = [name for name in self._fields if name in stored]

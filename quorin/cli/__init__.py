@@ -25,6 +25,7 @@ from quorin.cli import (
     inspect,
     metrics,
     put,
+    ready,
     restore,
     snapshot,
     top,
@@ -51,6 +52,7 @@ app.command()(inspect.inspect)
 app.command()(get.get)
 app.command()(put.put)
 app.command()(doctor.doctor)
+app.command()(ready.ready)
 app.command()(bench.bench)
 app.command()(metrics.metrics)
 app.command()(hydrate.hydrate)

@@ -34,7 +34,7 @@ from quorin.shm import Segment, SegmentRegistry
 from quorin.snapshot import restore, snapshot
 from quorin.wal import WALProducer
 from quorin.wal_consumer import WALConsumer
-from tests.support.world import STOP, World, until, world  # noqa: F401 - world is a fixture
+from tests.support.world import STOP, World, make_current, until, world  # noqa: F401 - world is a fixture
 
 WIDER = make_schema("Stop", [*STOP.fields, FeatureField("more", dtype.int64)], version=2)
 
@@ -69,7 +69,7 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, act: Calla
 
 
 def files(world: World) -> set[str]:
-    return {path.name for path in world.shm_dir.iterdir()}
+    return {path.name for path in world.shm_dir.iterdir() if not path.name.startswith("quorin-node-")}
 
 
 def taken(target: Target, place: Any) -> None:
@@ -98,7 +98,7 @@ def test_a_consumer_that_found_no_segment_follows_one_that_was_made_meanwhile(
     monkeypatch.setattr(second.registry, "open_stored", find_none)
     with pytest.raises(WriterLeaseHeldError, match="writer already"):
         taken(late, second)
-    assert files(world) == {first.opened.name} == set(world.backend.control.currents().values())
+    assert files(world) == {first.opened.name} == set(world.registry.node.currents().values())
     first.release()
     taken(late, second)
     assert late.opened.name == first.opened.name
@@ -112,7 +112,7 @@ def test_a_consumer_that_builds_a_segment_too_late_discards_it_and_follows(
     meanwhile(monkeypatch, second.registry, "publish", lambda: taken(first, world))
     with pytest.raises(SchemaMismatchError, match="version 1; version 2 was requested"):
         taken(late, second)
-    assert files(world) == {first.opened.name} == set(world.backend.control.currents().values())
+    assert files(world) == {first.opened.name} == set(world.registry.node.currents().values())
     assert world.backend.control.schemas() == {"Stop": schema_to_json(STOP)}, "the loser's schema is not the winner's"
 
 
@@ -125,7 +125,7 @@ def test_of_two_that_create_a_segment_one_is_told(
     )
     with pytest.raises(SegmentConflictError, match="at the same time"):
         second.registry.create(WIDER, capacity=8)
-    assert files(world) == {made[0].name} == set(world.backend.control.currents().values())
+    assert files(world) == {made[0].name} == set(world.registry.node.currents().values())
     assert world.backend.control.schemas() == {"Stop": schema_to_json(STOP)}
 
 
@@ -135,14 +135,14 @@ def test_a_segment_that_is_discarded_while_it_is_being_replaced_is_created_anew(
     old = world.registry.create(STOP, capacity=8)
     meanwhile(monkeypatch, second.registry, "_replace", lambda: world.registry.discard(old))
     with second.registry.create(STOP, capacity=8) as segment:
-        assert files(world) == {segment.name} == set(world.backend.control.currents().values())
+        assert files(world) == {segment.name} == set(world.registry.node.currents().values())
 
 
 def test_publishing_replaces_what_was_expected_and_removes_it(world: World, second: Second) -> None:
     old = world.registry.create(STOP, capacity=8)
     new = second.registry.create(WIDER, capacity=8, set_current=False)
     second.registry.publish(new, replacing=old.name)
-    assert files(world) == {new.name} == set(world.backend.control.currents().values())
+    assert files(world) == {new.name} == set(world.registry.node.currents().values())
     assert world.backend.control.schemas() == {"Stop": schema_to_json(WIDER)}
     with pytest.raises(SegmentNotFoundError):
         old.acquire_writer_lease()
@@ -166,7 +166,7 @@ def test_a_publication_whose_answer_was_lost_counts(world: World, monkeypatch: p
 
     monkeypatch.setattr(control, "set_current", repeated)
     with world.registry.create(STOP, capacity=8) as segment:
-        assert world.backend.control.current("Stop") == segment.name
+        assert world.registry.node.current("Stop") == segment.name
 
 
 def test_hydration_and_snapshots_are_published_only_where_nothing_came_between(
@@ -228,15 +228,15 @@ def test_a_running_consumer_leaves_a_segment_that_is_not_in_force_any_more(world
     thread = threading.Thread(target=consumer.run)
     thread.start()
     try:
-        until(lambda: world.backend.control.current("Stop") is not None)
+        until(lambda: world.registry.node.current("Stop") is not None)
         world.producer.write_sync(STOP, "a", {"count": 1}, 1, timeout_ms=60_000)
-        left = world.backend.control.current("Stop")
+        left = world.registry.node.current("Stop")
         new = second.registry.create(STOP, capacity=8, set_current=False)
-        assert world.backend.control.set_current("Stop", new.name, expected=left)
+        assert make_current(world.registry, "Stop", new.name, expected=left)
         new.close()
         world.producer.write_sync(STOP, "a", {"count": 2}, 2, timeout_ms=60_000)
         assert count(world, "a") == 2
-        assert files(world) == set(world.backend.control.currents().values())
+        assert files(world) == set(world.registry.node.currents().values())
     finally:
         consumer.stop()
         thread.join(60)
@@ -248,7 +248,7 @@ def test_a_segment_that_was_given_and_is_replaced_is_written_to_no_more(world: W
         consumer = WALConsumer(world.backend, [given], registry=world.registry)
         consumer.drain()
         new = second.registry.create(STOP, capacity=8, set_current=False)
-        assert world.backend.control.set_current("Stop", new.name, expected=given.name)
+        assert make_current(world.registry, "Stop", new.name, expected=given.name)
         with pytest.raises(SegmentConflictError, match=new.name):
             consumer.drain()
         assert given.current_view().path.exists(), "it is the caller's"
@@ -269,15 +269,15 @@ def test_a_consumer_publishes_its_segment_again_where_the_control_plane_was_empt
 ) -> None:
     target = Target(STOP, None)
     taken(target, world)
-    assert world.backend.control.clear_current("Stop", expected=target.opened.name)
+    assert world.registry.node.clear("Stop", expected=target.opened.name)
     world.backend.control.drop_schema("Stop")
     target.check_in_force(world.registry, None)
-    assert world.backend.control.currents() == {"Stop": target.opened.name}
+    assert world.registry.node.currents() == {"Stop": target.opened.name}
     assert world.backend.control.schemas() == {"Stop": schema_to_json(STOP)}
-    assert world.backend.control.clear_current("Stop", expected=target.opened.name)
+    assert world.registry.node.clear("Stop", expected=target.opened.name)
     with second.registry.create(STOP, capacity=8), pytest.raises(WriterFencedError, match="at the same time"):
         target.check_in_force(world.registry, None)
-    assert files(world) == set(world.backend.control.currents().values())
+    assert files(world) == set(world.registry.node.currents().values())
     assert len(files(world)) == 1
 
 
@@ -287,7 +287,7 @@ def test_a_schema_that_is_dropped_before_its_segment_is_made_stays_dropped(world
     consumer._look()
     world.backend.control.drop_schema("Stop")
     consumer._take(waiting=False)
-    assert (world.backend.control.schemas(), world.backend.control.currents(), files(world)) == ({}, {}, set())
+    assert (world.backend.control.schemas(), world.registry.node.currents(), files(world)) == ({}, {}, set())
     consumer.close()
 
 
@@ -297,7 +297,7 @@ def test_waiting_looks_at_the_segment_in_force(world: World, second: Second) -> 
         world.drain(STOP)
         world.producer.wait(STOP, position, timeout_ms=60_000)
         new = second.registry.create(STOP, capacity=8, set_current=False)
-        assert world.backend.control.set_current("Stop", new.name, expected=left.name)
+        assert make_current(world.registry, "Stop", new.name, expected=left.name)
         assert left.position == position, "what is not in force has what is waited for"
         with pytest.raises(WriteSyncTimeoutError):
             world.producer.wait(STOP, position, timeout_ms=1)
@@ -329,7 +329,7 @@ def test_a_segment_that_flips_while_it_is_discarded_goes_whole(
 
     monkeypatch.setattr(FileLock, "try_acquire", flip_first)
     second.registry.discard(doomed)
-    assert world.backend.control.currents() == {}
+    assert world.registry.node.currents() == {}
     assert files(world) == set(), old.name
     with pytest.raises(SegmentNotFoundError):
         writer.acquire_writer_lease()
@@ -354,4 +354,4 @@ def test_who_was_overtaken_discards_nothing(world: World, second: Second) -> Non
         with pytest.raises(WriterFencedError):
             world.registry.discard(frozen)
         assert healthy.current_view().path.exists()
-        assert world.backend.control.current("Stop") == healthy.name
+        assert world.registry.node.current("Stop") == healthy.name

@@ -244,7 +244,7 @@ def test_a_process_leaves_a_segment_that_is_not_in_force_any_more(store: Feature
     log.settle(first, view, log.write(first, view, rows_to_batch(view, [row("a", 1)], list(view.features))))
     registry, control = first.registry, first.registry.backend.control
     new = registry.create(view.schema, capacity=64, max_id_bytes=1024, set_current=False)
-    assert control.set_current(view.schema.__name__, new.name, expected=first.prepare(view).name)
+    assert make_current(CONTROLREG, view.schema.__name__, new.name, expected=first.prepare(view).name)
     log.settle(first, view, log.write(first, view, rows_to_batch(view, [row("a", 2)], list(view.features))))
     assert rides(store, "a") == rides(next_process(store, data), "a") == 2
     assert first.prepare(view).name == new.name

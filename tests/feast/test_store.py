@@ -417,7 +417,7 @@ def test_teardown_removes_what_a_running_consumer_writes_to(
         external.teardown()
         time.sleep(0.6)
         assert session.registry.backend.control.schemas() == {}
-        assert session.registry.backend.control.currents() == {}
+        assert session.registry.node.currents() == {}
         assert running.is_alive()
 
 

@@ -314,7 +314,7 @@ def kill_in_mid_upgrade(count: int) -> int:
             with WatchdogState(registry.backend, shm_dir=shm) as watchdog:
                 for _ in range(2):
                     watchdog.run_one_tick()
-            current = registry.backend.control.current("Crash")
+            current = registry.node.current("Crash")
             assert [path.name for path in shm.iterdir()] == [current], (name, list(shm.iterdir()), current)
             check_rows(reader, {1}, least=1)
             evolution.upgrade_schema(old, new, registry)

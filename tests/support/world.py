@@ -77,13 +77,18 @@ def wipe(world: World) -> Callable[[], None]:
                 stream = "{quorin}:quorin:wal"
                 client.delete(stream, f"{stream}:identity", f"{stream}:trimmed")
         else:
-            current = world.backend.control.current("Trip")
+            current = world.registry.node.current("Trip")
             for path in Path(world.connection).glob("quorin.db*"):
                 path.unlink(missing_ok=True)  # SQLite removes files itself when the last connection ends.
             if current is not None:
-                world.backend.control.set_current("Trip", current, expected=None)
+                make_current(world.registry, "Trip", current, expected=None)
 
     return lose
+
+
+def make_current(registry: SegmentRegistry, schema_name: str, segment_name: str, *, expected: str | None) -> bool:
+    """What a process does last that makes another segment current."""
+    return registry.node.publish(schema_name, segment_name, expected=expected, beginning=None, before=lambda: None)
 
 
 def row(score: float | None, tag: str | None = "t") -> dict[str, Any]:

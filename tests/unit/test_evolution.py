@@ -99,7 +99,7 @@ def test_an_upgrade_carries_rows_over_and_says_what_it_did(place: Place) -> None
         assert (result.dry_run, result.new_bytes) == (False, (place.shm_dir / reader.name).stat().st_size)
         assert reports[-1] == (len(IDS), len(IDS))
         assert place.files() == [reader.name] != before
-        assert place.control.current("Moving") == reader.name
+        assert place.registry.node.current("Moving") == reader.name
         assert place.control.schemas()["Moving"] == schema_to_json(version(2))
         assert assemble(reader, IDS[0]).tolist() == [1.0, 1.0, 0.0]
         with place.registry.open_current(version(2)) as newer:
@@ -110,9 +110,9 @@ def test_an_upgrade_carries_rows_over_and_says_what_it_did(place: Place) -> None
 
 
 def test_a_dry_run_tells_and_touches_nothing(place: Place) -> None:
-    before = place.files(), place.control.schemas(), place.control.currents()
+    before = place.files(), place.control.schemas(), place.registry.node.currents()
     told = upgrade_schema(version(1), version(2), place.registry, dry_run=True)
-    assert (place.files(), place.control.schemas(), place.control.currents()) == before
+    assert (place.files(), place.control.schemas(), place.registry.node.currents()) == before
     assert (told.dry_run, told.old_segment_name, told.entity_count) == (True, before[0][0], len(IDS))
     assert (told.added, told.widened, told.dropped) == (("new_in_2",), ("counter",), ("new_in_0",))
     done = upgrade_schema(version(1), version(2), place.registry)
@@ -285,7 +285,7 @@ def under_load(place: Place, upgrades_done: int, consumer_follows: bool) -> dict
     assert consumer.exitcode == 0
     assert place.counters(newest) == {found["writes"]["number"]}
     assert place.registry.backend.log().dead_letters() == []
-    assert place.files() == [place.control.current("Moving")]
+    assert place.files() == [place.registry.node.current("Moving")]
     return found
 
 

@@ -269,7 +269,7 @@ def test_a_segment_that_another_process_made_current_is_opened(world: World) -> 
     consumer.settle(world.write("a"))
     with world.registry.open_stored("Stop") as old:
         new = world.registry.create(STOP, capacity=64, set_current=False)
-        assert world.backend.control.set_current("Stop", new.name, expected=old.name)
+        assert make_current(world.registry, "Stop", new.name, expected=old.name)
     new.close()
     consumer.settle(world.write("b", 2))
     assert world.count("b") == 2

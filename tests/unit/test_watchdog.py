@@ -118,7 +118,7 @@ def test_what_a_killed_creator_left_goes_within_two_ticks(place: Place, tmp_path
     assert (third.reclaimed, third.dead_processes, third.suspected) == ((), (), 0)
     assert place.files() == {current}
     assert place.backend.control.processes() == {}
-    assert place.backend.control.current("Scalars") == current
+    assert place.registry.node.current("Scalars") == current
 
 
 def test_a_replaced_generation_goes_when_its_last_reader_does(place: Place, tmp_path: Path) -> None:

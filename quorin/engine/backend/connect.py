@@ -24,12 +24,12 @@ _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 _NEARLY_A_URL = re.compile(r"(?si:rediss?:|unix:|[^/]*:.*@)")
 
 
-def connect(connection: Connection, *, namespace: str = DEFAULT_NAMESPACE) -> Backend:
+def connect(connection: Connection, *, namespace: str = DEFAULT_NAMESPACE, must_answer: bool = True) -> Backend:
     """Connect to a control plane: a ``redis.Redis``, a Redis URL, or a directory for the embedded one.
 
     A directory is created, with access for its owner alone, if its parent exists. A relative path is made absolute, so
     that the connection keeps its directory when the process changes its own. A client's settings are copied; the
-    connections are Quorin's own. A backend is returned as it is.
+    connections are Quorin's own. A backend is returned as it is. Without ``must_answer`` a server is not contacted yet.
 
     :raises ConnectionFailedError: if the connection is none of these, or cannot be reached or used. The text names the
         address, never a password.
@@ -42,14 +42,14 @@ def connect(connection: Connection, *, namespace: str = DEFAULT_NAMESPACE) -> Ba
         if directory is None:
             from quorin.engine.backend.redis import RedisBackend
 
-            return RedisBackend.from_url(os.fspath(connection), namespace)
+            return RedisBackend.from_url(os.fspath(connection), namespace, must_answer=must_answer)
         from quorin.engine.backend.sqlite import EmbeddedBackend
 
         return EmbeddedBackend(directory, namespace)
     if any(base.__module__.partition(".")[0] == "redis" for base in type(connection).__mro__):
         from quorin.engine.backend.redis import RedisBackend
 
-        return RedisBackend.from_client(connection, namespace)
+        return RedisBackend.from_client(connection, namespace, must_answer=must_answer)
     raise ConnectionFailedError(
         f"expected a redis.Redis, a URL ({', '.join(_REDIS_SCHEMES)}) or a directory, got {type(connection).__name__}"
     )

@@ -6,8 +6,9 @@ deployments can share a server. ``<log>`` is ``{namespace}:<stream key>``, by de
 ===========================  ======  ===================================================================
 key                          type    holds
 ===========================  ======  ===================================================================
-``{namespace}:current``      hash    schema name → name of its current segment
 ``{namespace}:schemas``      hash    schema name → the schema as JSON
+``{namespace}:beginnings``   hash    schema name → ``<log identity>:<position>`` behind which its entries begin
+``{namespace}:dropped``      hash    schema name → ``1`` from when it is dropped until it is stored again
 ``{namespace}:processes``    hash    process → its report as JSON (:mod:`quorin.engine.ops.presence`)
 ``{namespace}:identity``     string  a random number that the namespace's segments carry
 ``<log>``                    stream  the entries: ``s`` schema name, ``p`` record (:mod:`quorin.engine.log.record`)
@@ -16,6 +17,7 @@ key                          type    holds
 ``<log>:trimmers``           hash    schema name → the consumer that may trim behind its segment
 ``<log>:dead``               hash    position → record of a dead letter
 ``<log>:dead:reasons``       hash    position → why it is dead
+``{namespace}:current``      hash    schema name → name of its current segment; earlier releases wrote it
 ===========================  ======  ===================================================================
 
 A stream id ``<ms>-<seq>`` is the position ``ms << 20 | seq``. The identity belongs to the stream: a process that finds
@@ -44,14 +46,24 @@ SEQUENCE_BITS = 20
 MAX_SEQUENCE = (1 << SEQUENCE_BITS) - 1
 
 
-def current_key(namespace: str) -> str:
-    """Hash of schema name to the name of its current segment."""
+def legacy_current_key(namespace: str) -> str:
+    """Hash of schema name to the name of its current segment, which earlier releases wrote and nothing writes now."""
     return f"{{{namespace}}}:current"
 
 
 def schemas_key(namespace: str) -> str:
     """Hash of schema name to its JSON."""
     return f"{{{namespace}}}:schemas"
+
+
+def beginnings_key(namespace: str) -> str:
+    """Hash of schema name to the log identity and position behind which its entries begin."""
+    return f"{{{namespace}}}:beginnings"
+
+
+def dropped_key(namespace: str) -> str:
+    """Hash whose fields are the names of dropped schemas."""
+    return f"{{{namespace}}}:dropped"
 
 
 def processes_key(namespace: str) -> str:
@@ -90,7 +102,7 @@ def log_keys(namespace: str, stream_key: str) -> LogKeys:
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*\Z")
-_NAMESPACE_KEYS = current_key, schemas_key, processes_key, identity_key
+_NAMESPACE_KEYS = legacy_current_key, schemas_key, beginnings_key, dropped_key, processes_key, identity_key
 _RESERVED_SUFFIXES = {
     key.rpartition(":")[2] for key in (*(key_of("n") for key_of in _NAMESPACE_KEYS), *astuple(log_keys("n", "s"))[1:])
 }
@@ -222,33 +234,42 @@ return over
 """
 """KEYS dead, dead reasons; ARGV position, record, reason, the maximum. Returns how many of the oldest were removed."""
 
-LUA_SWAP = """
-local known = redis.call('HGET', KEYS[1], ARGV[1])
-if (known or '') ~= ARGV[2] then return 0 end
-if ARGV[3] == '' then redis.call('HDEL', KEYS[1], ARGV[1]) else redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]) end
+LUA_PUT_SCHEMA = """
+if ARGV[3] == 'if' and (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[4] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('HDEL', KEYS[2], ARGV[1])
+if ARGV[5] ~= '' then redis.call('HSET', KEYS[3], ARGV[1], ARGV[5]) end
 return 1
 """
-"""KEYS hash; ARGV field, expected value, new value ('': none). Returns 1 if the value was as expected."""
+"""KEYS schemas, dropped, beginnings; ARGV schema name, its JSON, 'if' or 'always', the expected JSON ('': none), the
+beginning ('': as it is). Returns 1 if the schema was stored."""
 
-LUA_PUBLISH = """
-if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 0 end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[4])
+LUA_DROP_SCHEMA = """
+local stored = redis.call('HGET', KEYS[1], ARGV[1])
+if not stored or (ARGV[2] == 'if' and stored ~= ARGV[3]) then return 0 end
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('HSET', KEYS[2], ARGV[1], '1')
+redis.call('HDEL', KEYS[3], ARGV[1])
 return 1
 """
-"""KEYS current, schemas; ARGV schema name, expected segment ('': none), new segment, the schema's JSON. Returns 1 if
-the segment was as expected."""
+"""KEYS schemas, dropped, beginnings; ARGV schema name, 'if' or 'always', the expected JSON. Returns 1 if the schema was
+dropped."""
 
 SQL_FILE = "quorin.db"
-SQL_VERSION = 2
-"""``PRAGMA user_version`` of the file. Version 1 had no table of namespaces; it is added where it is missing."""
+SQL_VERSION = 3
+"""``PRAGMA user_version`` of the file. Tables that an older version lacks are added: ``namespaces`` came with version
+2, ``beginnings`` and ``dropped`` with 3, which no longer writes ``current``."""
 
 SQL_SCHEMA = """
-CREATE TABLE IF NOT EXISTS current (
-    namespace TEXT NOT NULL, schema_name TEXT NOT NULL, segment_name TEXT NOT NULL, PRIMARY KEY (namespace, schema_name)
-) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS schemas (
     namespace TEXT NOT NULL, schema_name TEXT NOT NULL, json TEXT NOT NULL, PRIMARY KEY (namespace, schema_name)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS beginnings (
+    namespace TEXT NOT NULL, schema_name TEXT NOT NULL, log_identity INTEGER NOT NULL, position INTEGER NOT NULL,
+    PRIMARY KEY (namespace, schema_name)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS dropped (
+    namespace TEXT NOT NULL, schema_name TEXT NOT NULL, PRIMARY KEY (namespace, schema_name)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS processes (
     namespace TEXT NOT NULL, process TEXT NOT NULL, report TEXT NOT NULL, PRIMARY KEY (namespace, process)

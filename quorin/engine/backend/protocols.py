@@ -17,10 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ReadResult:
-    """Entries in the order of the log: all entries of the requested schemas up to ``through``."""
+    """Entries in the order of the log: all entries of the requested schemas up to ``through``.
+
+    ``confirmed_ns`` is a time, in ns since the epoch, at which the log had nothing behind ``through``; 0 if it had
+    more, or if that is unknown.
+    """
 
     entries: list[tuple[int, bytes]]
     through: int
+    confirmed_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,43 +135,51 @@ class Log(Protocol):
         """Remove a buried entry; False if there was none."""
 
 
-class ControlPlane(Protocol):
-    """What processes must agree on: the current segment of each schema, and the schemas.
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """Where the life of a schema begins in a log: entries up to ``position`` belong to a former schema of its name."""
 
-    Also the list of processes, which is for information: no guarantee depends on it.
+    log_identity: int
+    position: int
+
+
+class ControlPlane(Protocol):
+    """What all nodes of a deployment agree on: its schemas, where each begins in the log, and which were dropped.
+
+    Also the reports of processes. Which segment is current is a fact of one node: :mod:`quorin.engine.memory.node`.
     """
 
-    def current(self, schema_name: str) -> str | None:
-        """The name of the current segment, or None."""
+    def legacy_currents(self) -> dict[str, str]:
+        """The current segments by schema name, as earlier releases stored them here. Nothing writes them."""
 
-    def set_current(
-        self, schema_name: str, segment_name: str, *, expected: str | None, schema: str | None = None
-    ) -> bool:
-        """Make a segment current if ``expected`` (None: no segment) is current now; False if it is not.
+    def identity(self, *, remembered: int | None = None) -> int:
+        """A random 63-bit number of this namespace, which segments carry.
 
-        With ``schema``, store it as the schema's JSON in the same step.
+        If it has none, because it is new or was wiped, it becomes ``remembered``, or a fresh number.
         """
 
-    def clear_current(self, schema_name: str, *, expected: str) -> bool:
-        """Remove a schema's current segment if it is ``expected``; False if it is not."""
+    def put_schema(self, schema_name: str, json: str, *, beginning: Beginning | None = None) -> None:
+        """Store a schema's JSON, in place of any older one. With ``beginning`` its life in the log begins there."""
 
-    def currents(self) -> dict[str, str]:
-        """The names of all current segments, by schema name."""
-
-    def identity(self) -> int:
-        """A random 63-bit number of this namespace, created when it is first read; segments carry it."""
-
-    def put_schema(self, schema_name: str, json: str) -> None:
-        """Store a schema's JSON, in place of any older one."""
-
-    def swap_schema(self, schema_name: str, json: str, *, expected: str | None) -> bool:
-        """Store a schema's JSON if ``expected`` (None: none) is stored now; False if it is not."""
+    def swap_schema(
+        self, schema_name: str, json: str, *, expected: str | None, beginning: Beginning | None = None
+    ) -> bool:
+        """:meth:`put_schema` if ``expected`` (None: none) is stored now; False if it is not."""
 
     def schemas(self) -> dict[str, str]:
         """The schemas' JSON by name."""
 
     def drop_schema(self, schema_name: str, *, expected: str | None = None) -> bool:
-        """Remove a schema's JSON; False if there was none, or another than ``expected`` (None: any)."""
+        """Remove a schema's JSON and its beginning; False if there was none, or another than ``expected`` (None: any).
+
+        It is listed in :meth:`dropped_schemas` until a schema of this name is stored again.
+        """
+
+    def dropped_schemas(self) -> set[str]:
+        """The names of schemas that were dropped, unlike those that are missing because the control plane was wiped."""
+
+    def beginnings(self) -> dict[str, Beginning]:
+        """Where schemas begin in the log, by name; the others begin at its start."""
 
     def announce(self, process: str, report: str) -> None:
         """Store a process's report, in place of its earlier one."""
@@ -186,6 +199,14 @@ class Backend(Protocol):
         """Where it is, for messages and logs: without user and password."""
 
     @property
+    def namespace(self) -> str:
+        """The name of the deployment, which separates it from others at the same address."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the store can be away while this process runs: a server, not a file."""
+
+    @property
     def control(self) -> ControlPlane:
         """The control plane of this connection's namespace."""
 
@@ -194,6 +215,9 @@ class Backend(Protocol):
 
         :raises ConnectionFailedError: for a name that would collide with other keys, such as ``schemas``.
         """
+
+    def check(self) -> None:
+        """Contact the store, without retries. :raises ConnectionFailedError: if it cannot be used."""
 
     def facts(self) -> dict[str, str]:
         """Facts about the store for operators: ``kind`` (``redis`` or ``sqlite``), ``version``, and its durability

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import secrets
 import time
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import redis
 
 from quorin.engine.backend import keys
-from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, trim_refused
+from quorin.engine.backend.protocols import Beginning, Bounds, DeadLetter, ReadResult, Tail, trim_refused
 from quorin.engine.backend.redis_allowance import MAX_SINGLE_SEQUENCE, Allowance
 from quorin.engine.backend.redis_connection import RedisServer
 from quorin.errors import ConnectionFailedError, LogFullError
@@ -35,15 +36,20 @@ _FACTS = (
 class RedisBackend:
     """Quorin's own connections to the server of a URL or a client."""
 
-    def __init__(self, connection_class: Any, settings: dict[str, Any], namespace: str) -> None:
+    is_remote = True
+
+    def __init__(
+        self, connection_class: Any, settings: dict[str, Any], namespace: str, *, must_answer: bool = True
+    ) -> None:
         self._server = RedisServer(connection_class, settings)
-        self._namespace = namespace
+        self.namespace = namespace
         self.address = self._server.address
         self.control = RedisControlPlane(self._server, namespace)
-        self._server.ping_once()
+        if must_answer:
+            self._server.ping_once()
 
     @classmethod
-    def from_url(cls, url: str, namespace: str) -> RedisBackend:
+    def from_url(cls, url: str, namespace: str, *, must_answer: bool = True) -> RedisBackend:
         """Connect to ``redis://``, ``rediss://`` (TLS) or ``unix://``."""
         if is_malformed(url):
             raise ConnectionFailedError(f"the Redis URL {shown(url)} is wrong: expected {REDIS_FORM}")
@@ -54,10 +60,10 @@ class RedisBackend:
         except ValueError as error:
             raise ConnectionFailedError(f"the Redis URL {shown(url)} is wrong: {error}") from None
         settings |= {name: value for name, value in (("username", user), ("password", password)) if value}
-        return cls(settings.pop("connection_class", redis.Connection), settings, namespace)
+        return cls(settings.pop("connection_class", redis.Connection), settings, namespace, must_answer=must_answer)
 
     @classmethod
-    def from_client(cls, client: Any, namespace: str) -> RedisBackend:
+    def from_client(cls, client: Any, namespace: str, *, must_answer: bool = True) -> RedisBackend:
         """Connect with the settings of a ``redis.Redis``; its own connections are not used."""
         pool: Any = getattr(client, "connection_pool", None)
         if not isinstance(client, redis.Redis) or type(pool) not in (
@@ -66,12 +72,16 @@ class RedisBackend:
         ):
             kind = f"{type(client).__module__}.{type(client).__name__}"
             raise ConnectionFailedError(f"expected a redis.Redis with a plain connection pool, got {kind}")
-        return cls(pool.connection_class, dict(pool.connection_kwargs), namespace)
+        return cls(pool.connection_class, dict(pool.connection_kwargs), namespace, must_answer=must_answer)
 
     def log(self, stream_key: str = keys.DEFAULT_STREAM_KEY) -> RedisLog:
         """The log of that name."""
         keys.check_stream_key(stream_key)
-        return RedisLog(self._server, self._namespace, stream_key)
+        return RedisLog(self._server, self.namespace, stream_key)
+
+    def check(self) -> None:
+        """One ``PING``."""
+        self._server.ping_once()
 
     def facts(self) -> dict[str, str]:
         """Version, persistence, memory and clock from ``INFO``; ``appendfsync`` if the user may read it."""
@@ -92,59 +102,55 @@ class RedisBackend:
 
 
 class RedisControlPlane:
-    """Three hashes of one namespace, and its identity."""
+    """The hashes of one namespace, and its identity."""
 
     def __init__(self, server: RedisServer, namespace: str) -> None:
         self._server = server
-        self._current = keys.current_key(namespace)
+        self._legacy_current = keys.legacy_current_key(namespace)
         self._schemas = keys.schemas_key(namespace)
+        self._of_schemas = [self._schemas, keys.dropped_key(namespace), keys.beginnings_key(namespace)]
         self._processes = keys.processes_key(namespace)
         self._identity = keys.identity_key(namespace)
 
-    def current(self, schema_name: str) -> str | None:
-        """The name of the current segment, or None."""
-        name = self._server.call("HGET", self._current, schema_name)
-        return None if name is None else str(name.decode())
+    def legacy_currents(self) -> dict[str, str]:
+        """What earlier releases stored."""
+        return _texts(self._server.call("HGETALL", self._legacy_current))
 
-    def set_current(
-        self, schema_name: str, segment_name: str, *, expected: str | None, schema: str | None = None
-    ) -> bool:
-        """Compare and set, in one script with the schema."""
-        words = [schema_name, expected or "", segment_name]
-        if schema is None:
-            return bool(self._server.run(keys.LUA_SWAP, [self._current], words))
-        return bool(self._server.run(keys.LUA_PUBLISH, [self._current, self._schemas], [*words, schema]))
-
-    def clear_current(self, schema_name: str, *, expected: str) -> bool:
-        """Compare and delete."""
-        return bool(self._server.run(keys.LUA_SWAP, [self._current], [schema_name, expected, ""]))
-
-    def currents(self) -> dict[str, str]:
-        """The names of all current segments, by schema name."""
-        return _texts(self._server.call("HGETALL", self._current))
-
-    def identity(self) -> int:
+    def identity(self, *, remembered: int | None = None) -> int:
         """A random number, stored when it is first read."""
-        self._server.call("SET", self._identity, _fresh_identity(), "NX")
+        self._server.call("SET", self._identity, remembered or _fresh_identity(), "NX")
         return int(self._server.call("GET", self._identity))
 
-    def put_schema(self, schema_name: str, json: str) -> None:
-        """Store a schema's JSON."""
-        self._server.call("HSET", self._schemas, schema_name, json)
+    def put_schema(self, schema_name: str, json: str, *, beginning: Beginning | None = None) -> None:
+        """Store a schema in one script with its beginning."""
+        self._server.run(
+            keys.LUA_PUT_SCHEMA, self._of_schemas, [schema_name, json, "always", "", _beginning_text(beginning)]
+        )
 
-    def swap_schema(self, schema_name: str, json: str, *, expected: str | None) -> bool:
-        """Compare and set."""
-        return bool(self._server.run(keys.LUA_SWAP, [self._schemas], [schema_name, expected or "", json]))
+    def swap_schema(
+        self, schema_name: str, json: str, *, expected: str | None, beginning: Beginning | None = None
+    ) -> bool:
+        """Compare and set, in one script with the beginning."""
+        words = [schema_name, json, "if", expected or "", _beginning_text(beginning)]
+        return bool(self._server.run(keys.LUA_PUT_SCHEMA, self._of_schemas, words))
 
     def schemas(self) -> dict[str, str]:
         """The schemas' JSON by name."""
         return _texts(self._server.call("HGETALL", self._schemas))
 
     def drop_schema(self, schema_name: str, *, expected: str | None = None) -> bool:
-        """Compare and delete."""
-        if expected is None:
-            return bool(self._server.call("HDEL", self._schemas, schema_name))
-        return bool(self._server.run(keys.LUA_SWAP, [self._schemas], [schema_name, expected, ""]))
+        """Compare, delete and record the name, in one script."""
+        words = [schema_name, "always" if expected is None else "if", expected or ""]
+        return bool(self._server.run(keys.LUA_DROP_SCHEMA, self._of_schemas, words))
+
+    def dropped_schemas(self) -> set[str]:
+        """The names of dropped schemas."""
+        return {name.decode() for name in self._server.call("HKEYS", self._of_schemas[1])}
+
+    def beginnings(self) -> dict[str, Beginning]:
+        """Where schemas begin in the log, by name."""
+        texts = _texts(self._server.call("HGETALL", self._of_schemas[2]))
+        return {name: Beginning(*map(int, text.split(":"))) for name, text in texts.items()}
 
     def announce(self, process: str, report: str) -> None:
         """Store a process's report."""
@@ -273,14 +279,16 @@ class RedisLog:
         count = max(1, min(max_entries, max_bytes // self._entry_bytes, _MAX_READ_ENTRIES))
         block = min(block_ms, self._server.longest_block_ms)
         waiting = ("BLOCK", block) if block > 0 else ()
+        # The server looks after this moment, and after the wait if it found nothing.
+        sent_ns = time.time_ns()
         answer = self._server.call(
             "XREAD", "COUNT", count, *waiting, "STREAMS", self._keys.stream, keys.stream_id_of(after)
         )
         if not answer:
-            return ReadResult([], after)
+            return ReadResult([], after, sent_ns + max(block, 0) * 1_000_000)
         names = None if schema_names is None else {name.encode() for name in schema_names}
         result, self._entry_bytes = _entries(answer[0][1], after, names)
-        return result
+        return replace(result, confirmed_ns=sent_ns) if len(answer[0][1]) < count else result
 
     def bounds(self) -> Bounds:
         """The first entry's position and the last one ever assigned."""
@@ -363,6 +371,10 @@ def _pairs(answer: list[bytes]) -> dict[bytes, bytes]:
 
 def _texts(answer: list[bytes]) -> dict[str, str]:
     return {name.decode(): text.decode() for name, text in _pairs(answer).items()}
+
+
+def _beginning_text(beginning: Beginning | None) -> str:
+    return "" if beginning is None else f"{beginning.log_identity}:{beginning.position}"
 
 
 def _fresh_identity() -> int:

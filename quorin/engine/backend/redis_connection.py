@@ -100,8 +100,6 @@ class RedisServer:
         """Check that the server can be used, without retries."""
         try:
             self._exchange(self._connection(), self._packed("PING"))
-        except TypeError as error:
-            raise ConnectionFailedError(f"a setting for Redis at {self.address} is not known: {error}") from None
         except redis.exceptions.RedisError as error:
             raise self._translated(error) from None
 
@@ -164,7 +162,10 @@ class RedisServer:
             self._forget_connections()
         connection = getattr(self._of_thread, "connection", None)
         if connection is None:
-            connection = self._of_thread.connection = self._connection_class(**self._settings)
+            try:
+                connection = self._of_thread.connection = self._connection_class(**self._settings)
+            except TypeError as error:
+                raise ConnectionFailedError(f"a setting for Redis at {self.address} is not known: {error}") from None
             self._open.add(connection)
         return connection
 

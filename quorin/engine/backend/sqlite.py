@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quorin.engine.backend import keys
-from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, trim_refused
+from quorin.engine.backend.protocols import Beginning, Bounds, DeadLetter, ReadResult, Tail, trim_refused
 from quorin.engine.backend.sqlite_file import Database, data_version, min_position, snapshot
 from quorin.errors import LogFullError
 
@@ -28,18 +28,24 @@ _POLL_SECONDS = (0.00002, 0.005)
 class EmbeddedBackend:
     """A directory with ``quorin.db`` in it, mode 0600."""
 
+    is_remote = False
+
     def __init__(self, directory: Path, namespace: str) -> None:
         self._database = Database(directory)
-        self._namespace = namespace
+        self.namespace = namespace
         self.address = self._database.address
         self.control = EmbeddedControlPlane(self._database, namespace)
-        with self._database.connection():
-            pass
+        self.check()
 
     def log(self, stream_key: str = keys.DEFAULT_STREAM_KEY) -> EmbeddedLog:
         """The log of that name."""
         keys.check_stream_key(stream_key)
-        return EmbeddedLog(self._database, self._namespace, stream_key)
+        return EmbeddedLog(self._database, self.namespace, stream_key)
+
+    def check(self) -> None:
+        """Open the file."""
+        with self._database.connection():
+            pass
 
     def facts(self) -> dict[str, str]:
         """SQLite's version, how it syncs, and the size of the file in bytes."""
@@ -55,71 +61,60 @@ class EmbeddedBackend:
 
 
 class EmbeddedControlPlane:
-    """The tables ``current``, ``schemas``, ``processes`` and ``namespaces``, each row of one namespace."""
+    """The tables of schemas, processes and namespaces, each row of one namespace."""
 
     def __init__(self, database: Database, namespace: str) -> None:
         self._database = database
         self._namespace = namespace
 
-    def current(self, schema_name: str) -> str | None:
-        """The name of the current segment, or None."""
+    def legacy_currents(self) -> dict[str, str]:
+        """What earlier releases stored."""
         with self._database.connection() as connection:
-            row = connection.execute(
-                "SELECT segment_name FROM current WHERE namespace = ? AND schema_name = ?",
-                (self._namespace, schema_name),
-            ).fetchone()
-        return None if row is None else str(row[0])
-
-    def set_current(
-        self, schema_name: str, segment_name: str, *, expected: str | None, schema: str | None = None
-    ) -> bool:
-        """Compare and set, in one transaction with the schema."""
-        with self._database.transaction() as connection:
-            if expected is None:
-                sql = "INSERT OR IGNORE INTO current (segment_name, namespace, schema_name) VALUES (?, ?, ?)"
-                values: tuple[str, ...] = (segment_name, self._namespace, schema_name)
-            else:
-                sql = "UPDATE current SET segment_name = ? WHERE namespace = ? AND schema_name = ? AND segment_name = ?"
-                values = (segment_name, self._namespace, schema_name, expected)
-            is_set = connection.execute(sql, values).rowcount == 1
-            if is_set and schema is not None:
-                connection.execute(_PUT_SCHEMA, (self._namespace, schema_name, schema))
-            return is_set
-
-    def clear_current(self, schema_name: str, *, expected: str) -> bool:
-        """Compare and delete."""
-        with self._database.transaction() as connection:
-            sql = "DELETE FROM current WHERE namespace = ? AND schema_name = ? AND segment_name = ?"
-            return connection.execute(sql, (self._namespace, schema_name, expected)).rowcount == 1
-
-    def currents(self) -> dict[str, str]:
-        """The names of all current segments, by schema name."""
-        with self._database.connection() as connection:
+            if not connection.execute("SELECT * FROM sqlite_master WHERE name = 'current'").fetchone():
+                return {}
             sql = "SELECT schema_name, segment_name FROM current WHERE namespace = ?"
             return dict(connection.execute(sql, (self._namespace,)).fetchall())
 
-    def identity(self) -> int:
+    def identity(self, *, remembered: int | None = None) -> int:
         """A random number, stored when it is first read."""
+        sql = "SELECT identity FROM namespaces WHERE namespace = ?"
+        with self._database.connection() as connection:
+            row = connection.execute(sql, (self._namespace,)).fetchone()
+        if row is not None:
+            return int(row[0])
         with self._database.transaction() as connection:
-            sql = "INSERT OR IGNORE INTO namespaces VALUES (?, ?)"
-            connection.execute(sql, (self._namespace, secrets.randbits(62) + 1))
-            sql = "SELECT identity FROM namespaces WHERE namespace = ?"
+            fresh = remembered or secrets.randbits(62) + 1
+            connection.execute("INSERT OR IGNORE INTO namespaces VALUES (?, ?)", (self._namespace, fresh))
             return int(connection.execute(sql, (self._namespace,)).fetchone()[0])
 
-    def put_schema(self, schema_name: str, json: str) -> None:
-        """Store a schema's JSON."""
+    def put_schema(self, schema_name: str, json: str, *, beginning: Beginning | None = None) -> None:
+        """Store a schema, in one transaction with its beginning."""
         with self._database.transaction() as connection:
-            connection.execute(_PUT_SCHEMA, (self._namespace, schema_name, json))
+            connection.execute("INSERT OR REPLACE INTO schemas VALUES (?, ?, ?)", (self._namespace, schema_name, json))
+            self._begin(connection, schema_name, beginning)
 
-    def swap_schema(self, schema_name: str, json: str, *, expected: str | None) -> bool:
-        """Compare and set."""
+    def swap_schema(
+        self, schema_name: str, json: str, *, expected: str | None, beginning: Beginning | None = None
+    ) -> bool:
+        """Compare and set, in one transaction with the beginning."""
         with self._database.transaction() as connection:
             key = (self._namespace, schema_name)
             if expected is None:
                 values: tuple[str, ...] = (*key, json)
-                return connection.execute("INSERT OR IGNORE INTO schemas VALUES (?, ?, ?)", values).rowcount == 1
-            sql = "UPDATE schemas SET json = ? WHERE namespace = ? AND schema_name = ? AND json = ?"
-            return connection.execute(sql, (json, *key, expected)).rowcount == 1
+                changed = connection.execute("INSERT OR IGNORE INTO schemas VALUES (?, ?, ?)", values).rowcount
+            else:
+                sql = "UPDATE schemas SET json = ? WHERE namespace = ? AND schema_name = ? AND json = ?"
+                changed = connection.execute(sql, (json, *key, expected)).rowcount
+            if changed:
+                self._begin(connection, schema_name, beginning)
+            return bool(changed)
+
+    def _begin(self, connection: sqlite3.Connection, schema_name: str, beginning: Beginning | None) -> None:
+        key = (self._namespace, schema_name)
+        connection.execute("DELETE FROM dropped WHERE namespace = ? AND schema_name = ?", key)
+        if beginning is not None:
+            values = (*key, beginning.log_identity, beginning.position)
+            connection.execute("INSERT OR REPLACE INTO beginnings VALUES (?, ?, ?, ?)", values)
 
     def schemas(self) -> dict[str, str]:
         """The schemas' JSON by name."""
@@ -128,10 +123,27 @@ class EmbeddedControlPlane:
             return dict(connection.execute(sql, (self._namespace,)).fetchall())
 
     def drop_schema(self, schema_name: str, *, expected: str | None = None) -> bool:
-        """Compare and delete."""
+        """Compare, delete and record the name, in one transaction."""
+        key = (self._namespace, schema_name)
         with self._database.transaction() as connection:
             sql = "DELETE FROM schemas WHERE namespace = ?1 AND schema_name = ?2 AND (?3 IS NULL OR json = ?3)"
-            return connection.execute(sql, (self._namespace, schema_name, expected)).rowcount == 1
+            if not connection.execute(sql, (*key, expected)).rowcount:
+                return False
+            connection.execute("INSERT OR REPLACE INTO dropped VALUES (?, ?)", key)
+            connection.execute("DELETE FROM beginnings WHERE namespace = ? AND schema_name = ?", key)
+            return True
+
+    def dropped_schemas(self) -> set[str]:
+        """The names of dropped schemas."""
+        with self._database.connection() as connection:
+            sql = "SELECT schema_name FROM dropped WHERE namespace = ?"
+            return {row[0] for row in connection.execute(sql, (self._namespace,))}
+
+    def beginnings(self) -> dict[str, Beginning]:
+        """Where schemas begin in the log, by name."""
+        with self._database.connection() as connection:
+            sql = "SELECT schema_name, log_identity, position FROM beginnings WHERE namespace = ?"
+            return {name: Beginning(*at) for name, *at in connection.execute(sql, (self._namespace,))}
 
     def announce(self, process: str, report: str) -> None:
         """Store a process's report."""
@@ -231,8 +243,10 @@ class EmbeddedLog:
                 while (waited := time.monotonic() - started) * 1000 < block_ms:
                     pause = min(max(waited / 10, _POLL_SECONDS[0]), _POLL_SECONDS[1])
                     time.sleep(min(pause, block_ms / 1000 - waited))
+                    looked_ns = time.time_ns()
                     if data_version(connection) != version:
                         break
+                    result = ReadResult([], result.through, looked_ns)
                 else:
                     return result
 
@@ -245,10 +259,11 @@ class EmbeddedLog:
         max_bytes: int,
     ) -> ReadResult:
         entries: list[tuple[int, bytes]] = []
+        looked_ns = time.time_ns()
         with snapshot(connection):
             log, last, _ = self._row(connection)
             if last <= after:
-                return ReadResult([], after)
+                return ReadResult([], after, looked_ns)
             # The index returns one schema's entries in order. Entries of several schemas are found faster by a scan
             # behind the position, because with the index SQLite would sort them, payloads included.
             index = "" if schema_names is not None and len(schema_names) == 1 else "NOT INDEXED"
@@ -264,7 +279,7 @@ class EmbeddedLog:
                 if size >= max_bytes:
                     break
         complete = size < max_bytes and len(entries) < max_entries
-        return ReadResult(entries, last if complete else entries[-1][0])
+        return ReadResult(entries, last, looked_ns) if complete else ReadResult(entries, entries[-1][0])
 
     def bounds(self) -> Bounds:
         """The first entry's position and the last one ever assigned."""
@@ -358,7 +373,6 @@ class EmbeddedLog:
         return (0, 0, 0) if row is None else (int(row[0]), int(row[1]), int(row[2]))
 
 
-_PUT_SCHEMA = "INSERT OR REPLACE INTO schemas VALUES (?, ?, ?)"
 _SELECT_TAIL = (
     "SELECT logs.id, identity, entry_count, last_position, trimmed, json FROM logs JOIN schemas USING (namespace) "
     "WHERE namespace = ? AND schema_name = ? AND stream_key = ?"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from quorin.shm import Segment
 
 _READ_BYTES = 16 << 20
+_CONFIRM_NS = 20_000_000
 
 _log = get_logger(__name__)
 
@@ -35,6 +36,7 @@ class LogCursor:
         self._batch_entries = batch_entries
         self._reads_all = reads_all
         self._identity = 0
+        self._confirmed_ns = 0
 
     @property
     def lowest(self) -> int:
@@ -91,6 +93,16 @@ class LogCursor:
             if after > target.opened.position:
                 target.opened.commit_position(after, self._identity)
         return True
+
+    def confirm(self, found: ReadResult, targets: Iterable[Target]) -> None:
+        """Record in each segment when the log had nothing more for it; call it after :meth:`advance`."""
+        at = found.confirmed_ns
+        if at < self._confirmed_ns + _CONFIRM_NS and at >= self._confirmed_ns:
+            return
+        self._confirmed_ns = at
+        for target in targets:
+            if at and self.positions.after[target.schema.__name__] >= found.through:
+                target.opened.confirm(at)
 
     def _follows(self, target: Target, identity: int, bounds: Bounds) -> bool:
         """Whether a segment was anchored to this very log, and the log still has its position."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Any
 
+from quorin.engine.consumer.lives import Lives
 from quorin.engine.consumer.target import Discovery, targets_of
 from quorin.errors import SchemaMismatchError, SegmentNotFoundError, WriterLeaseHeldError
 from quorin.logging import get_logger
@@ -47,6 +48,7 @@ class Ownership:
         self._registry = registry
         self._control = registry.backend.control
         self._log = log
+        self._lives = Lives(registry)
         self._history = history
         self._claims = claims
         self._frozen_after_seconds = frozen_after_seconds
@@ -76,13 +78,34 @@ class Ownership:
         return {target.schema.__name__: target.report() for target in self.owned()}
 
     def discover(self) -> None:
-        """Follow the control plane's schemas: drop the targets of dropped ones, add targets for new ones."""
+        """Follow the control plane's schemas: drop the targets of dropped ones, add targets for new ones.
+
+        What the node has of dropped schemas is removed first (:class:`quorin.engine.consumer.lives.Lives`).
+        """
         if self._discovery is None:
             return
+        for name in self._lives.ended():
+            self._end(name)
         count = len(self.targets)
         self.targets = self._discovery.targets(self.targets, self._control.schemas())
         if len(self.targets) != count:
             _log.info("schemas_followed", schemas=[target.schema.__name__ for target in self.targets])
+
+    def _end(self, name: str) -> None:
+        """Discard this node's segment of a schema that was dropped, unless another process writes to it now."""
+        for target in self.targets:
+            if target.schema.__name__ == name:
+                target.close()
+        try:
+            with self._registry.open_stored(name, read_only=False) as segment:
+                self._registry.discard(segment)
+            _log.info("segment_discarded", schema=name, why="the schema was dropped from the control plane")
+        except WriterLeaseHeldError:  # Its writer discards it, or the next look.
+            return
+        except SegmentNotFoundError:
+            named = self._registry.node.current(name)
+            if named is not None:
+                self._registry.node.clear(name, expected=named)
 
     def take(self, target: Target, *, waiting: bool) -> None:
         """Become the writer of a target, which is opened or created first.
@@ -119,7 +142,8 @@ class Ownership:
         for target in self.owned():
             target.opened.heartbeat()
             target.opened.acquire_writer_lease()
-        currents, schemas = self._control.currents(), self._control.schemas()
+        self._registry.node.confirm()
+        currents, schemas = self._registry.node.currents(), self._control.schemas()
         for target in self.owned():
             target.check_in_force(self._registry, currents.get(target.schema.__name__))
             target.apply_pending_upgrade(self._control, schemas)

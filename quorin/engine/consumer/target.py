@@ -10,7 +10,6 @@ from quorin.engine.memory.growth import evolve
 from quorin.engine.rows.compatibility import can_upgrade
 from quorin.errors import (
     CapacityExceededError,
-    EmptyDatasetError,
     QuorinError,
     SchemaError,
     SchemaMismatchError,
@@ -151,22 +150,21 @@ class Target:
             self.opened.overtake_writer()
 
     def check_in_force(self, registry: SegmentRegistry, named: str | None) -> None:
-        """Stop writing to a segment that is no longer in force; ``named`` is the control plane's current segment.
+        """Stop writing to a segment that is no longer in force; ``named`` is the node's current segment.
 
-        A segment that this target opened is discarded, and the next :meth:`take` opens the one in force. If the control
-        plane has none, as after ``FLUSHALL``, the segment is published again. A segment whose file is on another
-        machine changes nothing here. A segment that the user passed in may never have been in force.
+        A segment that this target opened is discarded, and the next :meth:`take` opens the one in force. If none is
+        current, because the node's files were removed, or the segment's own file is gone, the next :meth:`take` makes
+        one. A segment that the user passed in may never have been in force.
 
-        :raises WriterFencedError: if this target opened the segment, and another one is in force.
+        :raises WriterFencedError: if this target opened the segment, and it is not in force.
         :raises SegmentConflictError: the same for a segment that the user passed in.
         """
         segment, name = self.opened, self.schema.__name__
+        if not segment.current_view().path.exists():
+            raise self._out_of_force(f"its file was removed from {registry.shm_dir}")
         if named is None:
-            if not (self._is_users or self._discovered):
-                try:
-                    registry.publish(segment, replacing=None)
-                except SegmentConflictError as error:
-                    raise WriterFencedError(str(error)) from error
+            if not self._is_users:
+                raise self._out_of_force(f"no segment is current for schema {name!r} in {registry.shm_dir}")
             return
         if is_same_line(named, segment.name):
             self._was_in_force = True
@@ -174,11 +172,17 @@ class Target:
         in_force = registry.current_name(name) if self._was_in_force else None
         if in_force is None or is_same_line(in_force, segment.name):
             return
-        text = f"segment {segment.name!r} is no longer in force: {in_force!r} is current for schema {name!r}"
+        if not self._is_users:
+            registry.discard(segment)
+        raise self._out_of_force(f"{in_force!r} is current for schema {name!r}")
+
+    def _out_of_force(self, reason: str) -> QuorinError:
+        """The error for a segment that is not in force, which is closed unless the user passed it in."""
+        text = f"segment {self.opened.name!r} is no longer in force: {reason}"
         if self._is_users:
-            raise SegmentConflictError(text)
-        registry.discard(segment)
-        raise WriterFencedError(text)
+            return SegmentConflictError(text)
+        self.close()
+        return WriterFencedError(text)
 
     def can_become(self, text: str | None) -> bool:
         """Whether a schema in JSON is this one, or one that it can be upgraded to."""
@@ -234,37 +238,23 @@ class Target:
                 return self._create(registry, new_segment, history)
 
     def _create(self, registry: SegmentRegistry, new_segment: dict[str, Any], history: Any) -> Segment:
-        name = self.schema.__name__
+        from quorin.hydration import rebuild_segment
+        from quorin.offline import ParquetDatasetStore
+
+        name, control = self.schema.__name__, registry.backend.control
         # In this order, because a view is removed by dropping its schema first, then its segment.
         lost = registry.vacancy(name)
-        text = registry.backend.control.schemas().get(name)
+        beginning = control.beginnings().get(name)
+        text = control.schemas().get(name)
         if text is None and self._discovered:
             raise SegmentNotFoundError(f"the schema {name!r} was dropped from the control plane")
         if text is not None and self.can_become(text):
             self.schema = schema_from_json(text)
-        segment = self._hydrated(registry, new_segment, history)
-        if segment is None:
-            sizes = {key: new_segment[key] for key in ("capacity", "max_id_bytes")}
-            segment = registry.create(self.schema, set_current=False, **sizes)
-        registry.publish(segment, replacing=lost)
+        history = history if isinstance(history, ParquetDatasetStore) else None
+        segment = rebuild_segment(self.schema, registry, history=history, beginning=beginning, **new_segment)
+        registry.publish(segment, replacing=lost, beginning=beginning)
         _log.info("segment_created", schema=name, segment=segment.name, replaces_lost=lost, rows=len(segment))
         return segment
-
-    def _hydrated(self, registry: SegmentRegistry, new_segment: dict[str, Any], history: Any) -> Segment | None:
-        """A segment with the history's rows; None if the history has none, or cannot be read."""
-        if history is None:
-            return None
-        from quorin.hydration import build_segment
-        from quorin.offline import ParquetDatasetStore
-
-        if not isinstance(history, ParquetDatasetStore):
-            return None
-        options = {name: value for name, value in new_segment.items() if name != "capacity"}
-        try:
-            built, _ = build_segment(self.schema, history, registry, least_capacity=new_segment["capacity"], **options)
-        except EmptyDatasetError:
-            return None
-        return built
 
     def release(self) -> None:
         """Stop being the writer."""

@@ -41,6 +41,7 @@ NAMES = (
     "entries_trimmed", "history_files_skipped", "upgrades", "watchdog_ticks", "watchdog_dead_processes",
     "watchdog_reclaimed_bytes", *(f"reclaimed.{reason}" for reason in RECLAIM_REASONS), "apply_delay_ns",
     *(f"apply_delay.{number}" for number in range(len(DELAY_BOUNDS) + 1)), "log_events_dropped",
+    "stale_reads",
 )  # fmt: skip
 """What the words of a slot count, behind those of :mod:`quorin.engine.format.abi` that kernels count in. Only ever add
 to the end.

@@ -47,8 +47,9 @@ WORD_BYTES = 8
 NAME_BYTES = 192
 PARTITIONS = 16
 
-PARTITION_DTYPE = np.dtype([("log_identity", "<u8"), ("position", "<u8"), ("reserved", "V16")])
-"""What is applied from one partition of the log: the log's identity and the last applied position."""
+PARTITION_DTYPE = np.dtype([("log_identity", "<u8"), ("position", "<u8"), ("confirmed_ns", "<i8"), ("reserved", "V8")])
+"""What is applied from one partition of the log: the log's identity, the last applied position, and the latest time (ns
+since the epoch) at which the log is known to have had nothing more; 0 before the first."""
 
 _HEADER_FIELDS: tuple[tuple[str, Any, int], ...] = (
     # Written once, before the file gets its name, and covered by static_crc.

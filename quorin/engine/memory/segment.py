@@ -6,8 +6,10 @@ next file and flips, and every open ``Segment`` follows at its next read.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -27,10 +29,12 @@ from quorin.errors import (
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
-    from quorin.engine.backend import ControlPlane
+    from quorin.engine.memory.node import Node
     from quorin.schema import Schema
 
 _POSITION = fmt.partition_offset("position")
+_CONFIRMED = fmt.partition_offset("confirmed_ns") // fmt.WORD_BYTES
+_CLOCK_STEP_NS = 1_000_000_000
 
 _log = get_logger(__name__)
 
@@ -46,9 +50,9 @@ class Segment:
 
     __slots__ = ("__weakref__", "_view", "_writer", "read_only")
 
-    def __init__(self, view: SegmentView, control: ControlPlane | None, *, read_only: bool) -> None:
+    def __init__(self, view: SegmentView, node: Node | None, *, read_only: bool) -> None:
         self._view = view
-        self._writer = Writer(control)
+        self._writer = Writer(node)
         self.read_only = read_only
 
     def __enter__(self) -> Segment:
@@ -202,6 +206,21 @@ class Segment:
         with self.writing:
             self._writer.commit_position(position, log_identity, self.writing_view())
 
+    def confirm(self, at_ns: int) -> None:
+        """Record that at a time, in ns since the epoch, the log had nothing that this segment lacks."""
+        with self.writing:
+            self.writing_view().words[_CONFIRMED] = at_ns
+
+    def confirmed_age_seconds(self) -> float:
+        """Seconds since the log is known to have had nothing that this segment lacks; infinity if that is not known.
+
+        A consumer that runs renews it several times a second, also without new rows, and cannot while it does not reach
+        the log. So it bounds how stale the rows are. A clock that was set back shows as infinity until the next time.
+        """
+        confirmed = self.current_view().words[_CONFIRMED]
+        age = time.time_ns() - confirmed
+        return age / 1e9 if confirmed and age > -_CLOCK_STEP_NS else math.inf
+
     def overtake_writer(self) -> None:
         """Become the writer although another process holds the lease, because it is frozen.
 
@@ -232,8 +251,8 @@ class Segment:
     def replace(self, successor: SegmentView) -> None:
         """Put a finished successor of the same line in this generation's place; the caller has copied the rows.
 
-        Readers follow from the next read on. The control plane is told after that; if it can't be reached, the old file
-        stays as a signpost until the next flip, and nothing else is lost.
+        Readers follow from the next read on. The node's file is updated after that; if it can't be, the old
+        segment file stays as a signpost until the next flip, and nothing else is lost.
 
         :raises WriterFencedError: if this object is not the writer, or was overtaken; the successor is removed.
         """

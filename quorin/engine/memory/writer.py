@@ -19,7 +19,7 @@ from quorin.errors import CorruptSegmentError, QuorinError, WriterFencedError, W
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
-    from quorin.engine.backend import ControlPlane
+    from quorin.engine.memory.node import Node
     from quorin.engine.memory.view import SegmentView
 
 _LOG_IDENTITY = fmt.partition_offset("log_identity")
@@ -39,10 +39,10 @@ class Writer:
     still writes to the old file, not among the rows of the writer that overtook it. The caller holds :attr:`lock`.
     """
 
-    __slots__ = ("__weakref__", "_control", "_epoch", "_lease", "_view", "applies_upgrades", "lock")
+    __slots__ = ("__weakref__", "_epoch", "_lease", "_node", "_view", "applies_upgrades", "lock")
 
-    def __init__(self, control: ControlPlane | None) -> None:
-        self._control = control
+    def __init__(self, node: Node | None) -> None:
+        self._node = node
         self._lease: FileLock | None = None
         self._view: SegmentView | None = None
         self._epoch = 0
@@ -163,7 +163,7 @@ class Writer:
         old_lease = self._lease
         self.begin(successor, lease)
         try:
-            # While the control plane names an old file, that file is what leads a process that opens the segment here.
+            # While the node's file names an old file, that file is what leads a process that opens the segment here.
             if self._is_reachable(successor):
                 unlink_older_generations(successor)
         finally:
@@ -189,18 +189,18 @@ class Writer:
         )
 
     def _is_reachable(self, successor: SegmentView) -> bool:
-        """Update the control plane if it names an older generation; whether a successor is found without older files.
+        """Update the node's file if it names an older generation; whether a successor is found without older files.
 
         Another line that is named there is left alone.
         """
-        if self._control is None:
+        if self._node is None:
             return True
         schema_name = successor.schema.__name__
         try:
-            named = self._control.current(schema_name)
+            named = self._node.current(schema_name)
             if named is None or not is_older_generation(named, successor.name):
                 return True
-            return self._control.set_current(schema_name, successor.name, expected=named)
+            return self._node.swap(schema_name, successor.name, expected=named)
         except QuorinError as error:
-            _log.warning("control_plane_not_told", segment=successor.name, error=str(error))
+            _log.warning("node_file_not_updated", segment=successor.name, error=str(error))
             return False

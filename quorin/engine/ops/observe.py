@@ -17,6 +17,7 @@ import numpy as np
 from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
 from quorin.engine.log.record import peek
 from quorin.engine.memory.lineage import attach_newest
+from quorin.engine.memory.node import Node
 from quorin.engine.memory.segment import Segment
 from quorin.engine.ops import presence
 from quorin.engine.paths import absolute
@@ -125,6 +126,7 @@ class Observer:
     ) -> None:
         self._backend = backend
         self._directory = absolute(default_shm_dir() if shm_dir is None else shm_dir)
+        self._node = Node(self._directory, backend)
         self._log = backend.log(stream_key)
         self._segments: dict[str, Segment] = {}
         self._events: dict[str, _Scanned] = {}
@@ -167,7 +169,7 @@ class Observer:
 
         :raises SegmentNotFoundError: if there is none, or its file is gone.
         """
-        current = self._backend.control.current(schema_name)
+        current = self._node.current(schema_name)
         cached = self._segments.get(schema_name)
         if cached is not None and cached.name == current:
             return cached

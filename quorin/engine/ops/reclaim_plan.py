@@ -23,7 +23,7 @@ class Reason(enum.Enum):
     unfinished = "its creator died before finishing it"
     superseded = "a newer generation replaced it"
     never_in_force = "its creator died or was too late, so it never came into force"
-    unnamed = "the control plane names no segment of this line"
+    unnamed = "no segment of this line is current on the node"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +44,11 @@ class SegmentFile:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The input of one tick: this namespace's identity, its current segments by schema, the files, and the processes
-    with an entry, each with whether it is dead.
+    """The input of one tick: the deployment's identity and those it had before, the node's current segments by schema,
+    the files, and the processes with an entry, each with whether it is dead.
     """
 
-    identity: int
+    identities: frozenset[int]
     currents: Mapping[str, str]
     files: tuple[SegmentFile, ...]
     processes: Mapping[str, bool]
@@ -58,7 +58,7 @@ class State:
 class Decision:
     """What to do in this tick, and for how many consecutive ticks each thing has been orphaned (``misses``).
 
-    ``repoint`` holds the schema name, the segment that the control plane names, and the segment that is in force.
+    ``repoint`` holds the schema name, the segment that the node's file names, and the segment that is in force.
     """
 
     unlink: tuple[tuple[SegmentFile, Reason], ...]
@@ -71,8 +71,7 @@ class Decision:
 def decide(state: State, misses: Mapping[str, int], *, threshold: int) -> Decision:
     """Reclaim what has been orphaned for ``threshold`` consecutive ticks, but nothing that is held or foreign.
 
-    A file belongs to this namespace if it carries its identity, or if it carries none and the control plane names its
-    line.
+    A file belongs to this deployment if it carries one of its identities, or if its line is current on the node.
     """
     names = {schema: SegmentName.parse(text) for schema, text in state.currents.items()}
     named = {name.line: (schema, name) for schema, name in names.items()}
@@ -95,7 +94,7 @@ def decide(state: State, misses: Mapping[str, int], *, threshold: int) -> Decisi
     orphans += [(file, Reason.unnamed) for file in segments if file.line not in named]
     orphans += [(file, Reason.unfinished) for file in state.files if file.pending]
 
-    ours = {file.name for file in state.files if _is_ours(file, state.identity, named)}
+    ours = {file.name for file in state.files if _is_ours(file, state.identities, named)}
     orphans = [(file, reason) for file, reason in orphans if file.name in ours and not file.held]
     dead = [process for process, is_dead in state.processes.items() if is_dead]
     keys = [f"file {file.name} {file.inode}" for file, _ in orphans]
@@ -125,7 +124,7 @@ def in_force(line: Mapping[int, SegmentFile], named: int) -> SegmentFile | None:
     return file
 
 
-def _is_ours(file: SegmentFile, identity: int, named: Mapping[str, tuple[str, SegmentName]]) -> bool:
+def _is_ours(file: SegmentFile, identities: frozenset[int], named: Mapping[str, tuple[str, SegmentName]]) -> bool:
     if file.owner:
-        return file.owner == identity
+        return file.owner in identities or file.line in named
     return file.line in named and not file.pending

@@ -47,7 +47,7 @@ def test_a_history_that_cannot_be_written_is_named_and_tried_again(
     running.start()
     said = ""
     try:
-        until(lambda: world.backend.control.current("Trip") is not None and world.rows("a") == [row(1)])
+        until(lambda: world.registry.node.current("Trip") is not None and world.rows("a") == [row(1)])
         time.sleep(1.5)
         said = capsys.readouterr().err
         obstacle.unlink()

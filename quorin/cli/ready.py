@@ -1,0 +1,63 @@
+"""``quorin ready``: the readiness check of a serving machine or pod."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from quorin.cli.durations import seconds
+from quorin.cli.options import Namespace, NewConnection, ShmDir
+from quorin.cli.output import Json, print_json
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE
+
+MaxLag = Annotated[
+    str | None,
+    typer.Option(
+        "--max-lag",
+        help="How long ago every segment may have been known to be up to date, such as 500ms, 1s or 1m. Without it, "
+        "every schema needs a segment, however old.",
+        show_default=False,
+    ),
+]
+
+
+def ready(
+    connection: NewConnection,
+    max_lag: MaxLag = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    shm_dir: ShmDir = None,
+    as_json: Json = False,
+) -> None:
+    """Whether this machine may serve: it has a segment of every schema, and each is fresh.
+
+    Made for readiness probes: it reads shared memory, and asks the control plane only for the names of the schemas,
+    which may be away. A consumer, or a serving process that follows the log, confirms several times a second that the
+    log has nothing more; if it cannot reach the log, the lag grows.
+
+    Examples:
+    - `quorin ready -c redis://localhost:6379 --max-lag 1s`
+
+    - `quorin ready -c redis://localhost:6379 --max-lag 1m --json`
+
+    Exit codes: 0 ready, 1 not ready (with the reasons on stderr), 2 wrong usage.
+    """
+    from quorin.engine.ops.readiness import readiness
+    from quorin.shm import SegmentRegistry
+
+    limit = None if max_lag is None else seconds(max_lag)
+    registry = SegmentRegistry(connection, shm_dir=shm_dir, namespace=namespace)
+    found = readiness(registry, max_lag_seconds=limit)
+    registry.backend.close()
+    problems = [one for one in found if one.problem]
+    is_ready = bool(found) and not problems
+    if as_json:
+        print_json({"ready": is_ready, "schemas": [one.as_dict() for one in found]})
+    else:
+        for one in problems:
+            typer.echo(f"{one.schema_name}: {one.problem}", err=True)
+        if not found:
+            typer.echo("the deployment has no schemas yet", err=True)
+        typer.echo("ready" if is_ready else "not ready")
+    if not is_ready:
+        raise typer.Exit(1)

@@ -1,0 +1,63 @@
+"""Which of a node's segments belong to a schema that was dropped, and which schemas a wiped control plane lacks."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from quorin.engine.backend import Beginning
+from quorin.errors import SegmentNotFoundError
+from quorin.logging import get_logger
+from quorin.schema import schema_to_json
+
+if TYPE_CHECKING:
+    from quorin.shm import SegmentRegistry
+
+_log = get_logger(__name__)
+
+
+class Lives:
+    """Compares the segments of a node with the schemas of the control plane.
+
+    A schema that is dropped and stored again begins a new life at another position of the log. A node that had its
+    segment from before must not add the rows of the new life to those of the old one.
+    """
+
+    def __init__(self, registry: SegmentRegistry) -> None:
+        self._registry = registry
+        self._control = registry.backend.control
+
+    def ended(self) -> list[str]:
+        """The schemas whose segment on this node is of a former life: dropped, or stored again since.
+
+        A schema that is missing and was not dropped was lost with the control plane: it is stored again.
+
+        :raises ConnectionFailedError: if the control plane cannot be reached.
+        """
+        state = self._registry.node.state()
+        if not state.currents:
+            return []
+        # In this order: a schema that is stored again meanwhile is neither missing nor dropped.
+        dropped, beginnings, schemas = (
+            self._control.dropped_schemas(),
+            self._control.beginnings(),
+            self._control.schemas(),
+        )
+        ended = []
+        for name in state.currents:
+            own = state.beginnings.get(name)
+            beginning = None if own is None else Beginning(*own)
+            if name in schemas:
+                if name in beginnings and beginnings[name] != beginning:
+                    ended.append(name)
+            elif name in dropped:
+                ended.append(name)
+            else:
+                self._restore(name, beginning)
+        return ended
+
+    def _restore(self, name: str, beginning: Beginning | None) -> None:
+        with suppress(SegmentNotFoundError), self._registry.open_stored(name) as segment:
+            text = schema_to_json(segment.stored_schema)
+            if self._control.swap_schema(name, text, expected=None, beginning=beginning):
+                _log.warning("schema_restored", schema=name, why="the control plane had lost it")

@@ -1,0 +1,326 @@
+"""What one node knows of a deployment: which segment of each schema is current here, and the node's own name.
+
+A *node* is the processes that share one ``shm_dir``: a machine, or a pod. Each node has a copy of the rows, so which
+segment is current is a fact of the node and is in a file of its ``shm_dir``, where no other node can change it and
+every process finds it while the control plane is away. The file is ``quorin-node-<identity of the deployment>``, JSON,
+mode 0600. It is written aside and renamed into place, under the lock of a second file, so a reader sees a whole state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from quorin.engine.format.name import SegmentName
+from quorin.engine.memory.lock import FileLock
+from quorin.errors import CorruptSegmentError, SharedMemoryError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from quorin.engine.backend import Backend, Beginning
+
+T = TypeVar("T")
+
+FORMAT = 1
+_PREFIX = "quorin-node-"
+_LOCK_RETRY_SECONDS = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """The content of a node's file.
+
+    ``node`` is a random name: a machine that was rebooted, or a new pod, is a new node, as it has no rows. ``former``
+    are identities that the deployment had before its control plane was wiped; ``addresses`` are where it was reached.
+    ``beginnings`` has the log identity and position behind which the rows of a current segment begin: it tells a
+    segment of a schema from one of an earlier schema of that name, which was dropped.
+    """
+
+    identity: int
+    node: str
+    namespace: str
+    addresses: tuple[str, ...] = ()
+    former: tuple[int, ...] = ()
+    currents: Mapping[str, str] = field(default_factory=dict)
+    beginnings: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The text of the file."""
+        return json.dumps({"format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, path: Path, text: str) -> NodeState:
+        """The state in a file. :raises CorruptSegmentError: if it is damaged, or of a newer release."""
+        try:
+            values = json.loads(text)
+            written = values.pop("format")
+            if written == FORMAT:
+                values["addresses"], values["former"] = tuple(values["addresses"]), tuple(values["former"])
+                values["beginnings"] = {name: tuple(at) for name, at in values["beginnings"].items()}
+                return cls(**values)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CorruptSegmentError(
+                f"{path} is damaged ({error}): remove it, and the node's segments are built anew"
+            ) from error
+        raise CorruptSegmentError(f"{path} has format {written!r}, this release of Quorin reads {FORMAT}")
+
+
+class Node:
+    """The node's state for the deployment of a backend, read from its file at each call. Threads may share it.
+
+    The file is made when the node first meets the deployment, with the segments that earlier releases recorded in the
+    control plane. The file of a server's deployment is found by the server's address, without contacting it. The
+    identity of an embedded store is in the store, so one that was deleted and made anew is another deployment.
+
+    :raises ConnectionFailedError: from every method, if the node has no file yet and the control plane cannot be
+        reached. :raises CorruptSegmentError: likewise, if the file is damaged.
+    :raises SharedMemoryError: if it cannot be read or written.
+    """
+
+    def __init__(self, directory: Path, backend: Backend) -> None:
+        self._directory = directory
+        self._backend = backend
+        self._path: Path | None = None
+        self._cached: tuple[tuple[int, int, int], NodeState] | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the node's file can be found without contacting a server."""
+        return not self._backend.is_remote or self._found_by_address() is not None
+
+    @property
+    def id(self) -> str:
+        """The node's random name: 16 hex digits."""
+        return self.state().node
+
+    @property
+    def identity(self) -> int:
+        """The deployment's identity, which this node's segments carry."""
+        return self.state().identity
+
+    def current(self, schema_name: str) -> str | None:
+        """The name of the current segment of a schema, or None."""
+        return self.state().currents.get(schema_name)
+
+    def currents(self) -> dict[str, str]:
+        """The names of all current segments, by schema name."""
+        return dict(self.state().currents)
+
+    def publish(
+        self,
+        schema_name: str,
+        segment_name: str,
+        *,
+        expected: str | None,
+        beginning: Beginning | None,
+        before: Callable[[], None],
+    ) -> bool:
+        """Make a segment current, whose rows begin at ``beginning``, if ``expected`` (None: none) is current now; False
+        if it is not.
+
+        ``before`` is called after the comparison, while no other process can change what is current on the node. If it
+        raises, nothing has changed.
+        """
+        with self._changing() as state:
+            if state.currents.get(schema_name) != expected:
+                return False
+            before()
+            beginnings = _without(state.beginnings, schema_name)
+            if beginning is not None:
+                beginnings[schema_name] = beginning.log_identity, beginning.position
+            self._write(replace(state, currents={**state.currents, schema_name: segment_name}, beginnings=beginnings))
+            return True
+
+    def swap(self, schema_name: str, segment_name: str, *, expected: str) -> bool:
+        """Replace the name of a current segment by that of a later generation; False if it is not ``expected``."""
+        with self._changing() as state:
+            if state.currents.get(schema_name) != expected:
+                return False
+            self._write(replace(state, currents={**state.currents, schema_name: segment_name}))
+            return True
+
+    def clear(self, schema_name: str, *, expected: str) -> bool:
+        """Let no segment be current for a schema if ``expected`` is now; False if it is not."""
+        with self._changing() as state:
+            if state.currents.get(schema_name) != expected:
+                return False
+            currents, beginnings = _without(state.currents, schema_name), _without(state.beginnings, schema_name)
+            self._write(replace(state, currents=currents, beginnings=beginnings))
+            return True
+
+    def confirm(self) -> None:
+        """Compare the identity with the control plane's, which gets it back if it was wiped.
+
+        If another process gave a wiped control plane another identity before, the node takes that one.
+
+        :raises ConnectionFailedError: if the control plane cannot be reached.
+        """
+        state = self.state()
+        identity = self._backend.control.identity(remembered=state.identity)
+        if identity != state.identity and self._backend.is_remote:
+            self._adopt(identity)
+
+    def lock_path(self, purpose: str) -> Path:
+        """A file of the node whose lock decides which process does something for the node; it is made if need be."""
+        path = self._file(self.identity).with_suffix(f".{purpose}")
+        _make_empty(path)
+        return path
+
+    def state(self) -> NodeState:
+        """The present state."""
+        if self._path is None or not self._backend.is_remote:
+            self._path = self._located()
+        while True:
+            state = self._read(self._path)
+            if state is not None:
+                return state
+            self._path = self._located()
+
+    def _located(self) -> Path:
+        """The node's file, which is made if there is none."""
+        if self._backend.is_remote and (path := self._found_by_address()) is not None:
+            return path
+        identity = self._backend.control.identity()
+        path = self._file(identity)
+        if self._read(path) is None:
+            self._make(path, identity)
+        elif self._backend.is_remote:
+            self._add_address(path)
+        return path
+
+    def _found_by_address(self) -> Path | None:
+        for path in _files(self._directory):
+            state = self._read(path)
+            is_namespace = state is not None and state.namespace == self._backend.namespace
+            if is_namespace and state is not None and self._backend.address in state.addresses:
+                return path
+        return None
+
+    def _make(self, path: Path, identity: int) -> None:
+        """Make the file, with the segments that an earlier release recorded and that have files here."""
+        legacy = {
+            schema_name: text
+            for schema_name, text in self._backend.control.legacy_currents().items()
+            if (name := SegmentName.match(text)) is not None and name.siblings(self._directory)
+        }
+        with self._locked(path):
+            if self._read(path) is None:
+                namespace, addresses = self._backend.namespace, (self._backend.address,)
+                self._write(NodeState(identity, secrets.token_hex(8), namespace, addresses, currents=legacy), path)
+
+    def _add_address(self, path: Path) -> None:
+        with self._locked(path):
+            state = self._read(path)
+            if state is not None and self._backend.address not in state.addresses:
+                self._write(replace(state, addresses=(*state.addresses, self._backend.address)), path)
+
+    def _adopt(self, identity: int) -> None:
+        """Carry the state over to another identity of the same deployment."""
+        path = self._file(identity)
+        with self._changing() as state:
+            if state.identity != identity:  # Else another process of the node was first.
+                with self._locked(path):
+                    if self._read(path) is None:
+                        self._write(replace(state, identity=identity, former=(*state.former, state.identity)), path)
+                self._leave_address(state)
+        self._add_address(path)
+        self._path = path
+
+    def _leave_address(self, state: NodeState) -> None:
+        """The deployment of ``state`` is no longer at this address; it may still be reached by others."""
+        left = tuple(address for address in state.addresses if address != self._backend.address)
+        if left:
+            self._write(replace(state, addresses=left))
+        else:
+            self._file(state.identity).unlink(missing_ok=True)
+
+    @contextmanager
+    def _changing(self) -> Iterator[NodeState]:
+        """The state, which no other process changes inside the block."""
+        while True:
+            seen = self.state()
+            path = self._file(seen.identity)
+            with self._locked(path):
+                state = self._read(path)
+                if state is not None:  # Else it was removed, or carried over to another identity, this moment.
+                    yield state
+                    return
+
+    @contextmanager
+    def _locked(self, path: Path) -> Iterator[None]:
+        lock_path = path.with_suffix(".lock")
+        while True:
+            _make_empty(lock_path)
+            lock = FileLock.try_acquire(lock_path)
+            if lock is not None:
+                break
+            time.sleep(_LOCK_RETRY_SECONDS)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _file(self, identity: int) -> Path:
+        return self._directory / f"{_PREFIX}{identity:016x}"
+
+    def _read(self, path: Path) -> NodeState | None:
+        try:
+            status = path.stat()
+            signature = status.st_ino, status.st_mtime_ns, status.st_size
+            cached = self._cached
+            if cached is not None and cached[0] == signature:
+                return cached[1]
+            state = NodeState.from_json(path, path.read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise SharedMemoryError(error.errno, f"cannot read {path}: {error.strerror}") from error
+        self._cached = signature, state
+        return state
+
+    def _write(self, state: NodeState, path: Path | None = None) -> None:
+        path = self._file(state.identity) if path is None else path
+        aside = path.with_suffix(f".{secrets.token_hex(4)}.pending")
+        try:
+            with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+                file.write(state.to_json())
+                file.flush()
+                os.fsync(file.fileno())
+            aside.rename(path)
+        except OSError as error:
+            aside.unlink(missing_ok=True)
+            raise SharedMemoryError(error.errno, f"cannot write {path}: {error.strerror}") from error
+
+
+def _without(mapping: Mapping[str, T], name: str) -> dict[str, T]:
+    return {key: value for key, value in mapping.items() if key != name}
+
+
+def _make_empty(path: Path) -> None:
+    """Make an empty file, mode 0600, unless it is there. :raises SharedMemoryError: if the system refuses."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    except OSError as error:
+        raise SharedMemoryError(error.errno, f"cannot make {path}: {error.strerror}") from error
+
+
+def _files(directory: Path) -> list[Path]:
+    return [path for path in sorted(directory.glob(f"{_PREFIX}*")) if not path.suffix]
+
+
+def states(directory: Path) -> list[NodeState]:
+    """The states of all deployments that have a readable file in a directory."""
+    found = []
+    for path in _files(directory):
+        try:
+            found.append(NodeState.from_json(path, path.read_text("utf-8")))
+        except (OSError, CorruptSegmentError):  # Of another user, removed this moment, or damaged.
+            continue
+    return found

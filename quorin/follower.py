@@ -1,0 +1,146 @@
+"""Applying the log on a node in the background of its serving processes, where no consumer process runs.
+
+Each serving process has a :class:`Follower`. One of them, which holds a file lock of the node, applies the log in a
+thread; the others try the lock a few times a second, and one goes on when that process ends, however it ends. A
+``quorin consumer`` on the node goes before them: the follower that applies stops within a second of its start.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from quorin.engine import forks
+from quorin.engine.consumer.precedence import try_apply
+from quorin.errors import NotPicklableError, QuorinError
+from quorin.logging import get_logger
+from quorin.wal_consumer import WALConsumer
+
+if TYPE_CHECKING:
+    from quorin.shm import Segment, SegmentRegistry
+
+__all__ = ["Follower"]
+
+LOOK_SECONDS = 0.25
+FRESH_SECONDS = 1.0
+MAX_WAIT_SECONDS = 10.0
+_PAUSE_SECONDS = 0.005
+_PATIENCE_SECONDS = 0.5
+
+_log = get_logger(__name__)
+
+
+class Follower:
+    """Applies every schema of a deployment to its segments on this node, in a daemon thread, from :meth:`start` on.
+
+    Segments that the node lacks are made, with ``options`` as for :class:`quorin.wal_consumer.WALConsumer`
+    (``capacity``, ``max_id_bytes``, ``offline``). It never trims the log. Threads may share it. A forked child has no
+    thread until it calls :meth:`start`, and then one of its own.
+
+    A crash loses nothing: another process of the node applies the entries again, from the segment's position.
+    """
+
+    def __init__(self, registry: SegmentRegistry, **options: Any) -> None:
+        self._registry = registry
+        self._options = options
+        self._thread: threading.Thread | None = None
+        self._consumer: WALConsumer | None = None
+        self._begin()
+        forks.register(self)
+
+    def __enter__(self) -> Follower:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __reduce__(self) -> NoReturn:
+        raise NotPicklableError("a Follower has a thread of this process: make one in the other process")
+
+    @property
+    def applies(self) -> bool:
+        """Whether this process is the one that applies on its node."""
+        return self._consumer is not None
+
+    def start(self) -> None:
+        """Start the thread, unless it runs. Returns at once."""
+        if self._thread is not None:
+            return
+        with self._starting:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="quorin-follower", daemon=True)
+                thread.start()
+                self._thread = thread
+
+    def stop(self) -> None:
+        """Stop the thread, and wait until it has released its leases."""
+        self._stopping.set()
+        consumer, thread = self._consumer, self._thread
+        if consumer is not None:
+            consumer.stop()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+            self._begin()
+
+    def wait_until_fresh(self, segment: Segment) -> bool:
+        """Wait until a segment has all that the log had a second ago; False if that cannot be had now.
+
+        There is no limit while rows are applied. If the process that applies cannot reach the log, it gives up within
+        half a second; if that process does not get to it, after ten seconds.
+        """
+        since = time.monotonic()
+        position = segment.position
+        while segment.confirmed_age_seconds() > FRESH_SECONDS:
+            now = time.monotonic()
+            if segment.position != position:
+                position, since = segment.position, now
+            if self._is_unreachable(segment, now - since) or now - since > MAX_WAIT_SECONDS:
+                return False
+            time.sleep(_PAUSE_SECONDS)
+        return True
+
+    def _is_unreachable(self, segment: Segment, idle_seconds: float) -> bool:
+        consumer = self._consumer
+        if consumer is not None:
+            return consumer.is_failing
+        return idle_seconds > _PATIENCE_SECONDS and segment.stats()["writer_heartbeat_age_seconds"] < MAX_WAIT_SECONDS
+
+    def after_fork_in_child(self) -> None:
+        """The thread is not in the child."""
+        self._begin()
+
+    def _begin(self) -> None:
+        self._starting = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread = None
+        self._consumer = None
+
+    def _run(self) -> None:
+        stopping, reported = self._stopping, ""
+        while not stopping.is_set():
+            try:
+                self._apply_if_free(stopping)
+                reported = ""
+            except QuorinError as error:
+                # Another process may be able to, and this one later: if memory is freed, or a connection returns.
+                if str(error) != reported:
+                    reported = str(error)
+                    _log.error("follower_failed", error=reported)
+            stopping.wait(LOOK_SECONDS)
+
+    def _apply_if_free(self, stopping: threading.Event) -> None:
+        lock = try_apply(self._registry.node)
+        if lock is None:
+            return
+        try:
+            consumer = WALConsumer(
+                self._registry.backend, None, registry=self._registry, trims=False, yields=True, **self._options
+            )
+            self._consumer = consumer
+            if not stopping.is_set():
+                consumer.run()
+        finally:
+            self._consumer = None
+            lock.release()
