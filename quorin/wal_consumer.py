@@ -293,6 +293,10 @@ class WALConsumer:
             self._drop_lost()
             return 0
         found = self._cursor.read(block_ms=block_ms)
+        if self._applier.sees_new_versions(found.entries):
+            # A schema is in the control plane before an entry of it is in the log. A segment that is still of the
+            # version before is upgraded now: applied to it, the entry would lose the fields that are new.
+            self._check()
         with ExitStack() as held:
             for target in self._ownership.owned():
                 held.enter_context(target.opened.writing)

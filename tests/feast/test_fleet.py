@@ -57,7 +57,6 @@ def machines(tmp_path: Path, data: Path) -> Iterator[Machines]:
     machines = Machines(server, tmp_path, data)
     machines.stores[0].apply(definitions(data))
     yield machines
-    server.start()
     machines.stores[0].teardown()
     server.stop()
 

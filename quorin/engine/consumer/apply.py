@@ -13,7 +13,7 @@ from quorin import metrics
 from quorin.engine.consumer.plan import Cursors, is_all
 from quorin.engine.consumer.run import Run
 from quorin.engine.consumer.single_rows import SingleRows
-from quorin.engine.log.record import Kind, decode, encode, peek, translate, written_at
+from quorin.engine.log.record import Kind, decode, encode, fingerprint_bytes, peek, translate, written_at
 from quorin.engine.log.record_fast import decode_alike, likeness, template_of
 from quorin.errors import EntityIdError, EntityIdTooLongError, InvalidEntryError, InvalidRowError
 from quorin.layout import apply_batch
@@ -36,6 +36,7 @@ Entry = tuple[int, bytes]
 MAX_UNBATCHED_ROWS = 8
 """Up to this number, rows are applied faster one by one than as one batch."""
 MAX_CACHED_SINGLE_ROWS = 256
+MAX_SEEN_VERSIONS = 4096
 
 _log = get_logger(__name__)
 
@@ -50,8 +51,17 @@ class Applier:
         self.appended: dict[Schema, int] = {}
         """The last position that went into the history, for each schema with rows that may not be durable yet."""
         self._known_names: set[str] = set()
+        self._seen_versions: set[bytes] = set()
         self._applied_here: Collection[str] = ()
         self._single_rows: dict[tuple[Template, Schema], SingleRows | None] = {}
+
+    def sees_new_versions(self, entries: list[Entry]) -> bool:
+        """Whether entries are of a schema, or a version of one, that no entry was before."""
+        versions = {fingerprint_bytes(payload) for _, payload in entries} - self._seen_versions
+        if len(self._seen_versions) > MAX_SEEN_VERSIONS:
+            self._seen_versions.clear()
+        self._seen_versions |= versions
+        return bool(versions)
 
     def apply(self, entries: list[Entry], targets: Mapping[str, Target], cursors: Cursors) -> int:
         """Apply entries in the order of the log. Returns the number of rows that changed a segment.

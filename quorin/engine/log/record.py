@@ -44,7 +44,7 @@ VERSION = 1
 _HEADER = struct.Struct("<4sBBHQqI")
 _CRC = struct.Struct("<I")
 _WRITTEN = struct.Struct("<q")
-WRITTEN_OFFSET, ROWS_OFFSET, CRC_OFFSET = 16, 24, 28
+FINGERPRINT_OFFSET, WRITTEN_OFFSET, ROWS_OFFSET, CRC_OFFSET = 8, 16, 24, 28
 BODY_OFFSET = CRC_OFFSET + _CRC.size
 assert (_HEADER.size, BODY_OFFSET) == (CRC_OFFSET, 32)  # noqa: S101 - the grid above, checked at import
 
@@ -129,6 +129,11 @@ def decode(payload: bytes | memoryview) -> Record:
     batch = _decode_batch(view[start:])
     _check_batch(header, batch)
     return Record(header.kind, header.schema_name, header.fingerprint, header.written_ns, header.row_count, batch)
+
+
+def fingerprint_bytes(payload: bytes) -> bytes:
+    """The fingerprint in a record's header as bytes, whatever else the record holds."""
+    return payload[FINGERPRINT_OFFSET:WRITTEN_OFFSET]
 
 
 def written_at(payload: bytes) -> int:
