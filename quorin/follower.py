@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from quorin.engine import forks
@@ -36,7 +37,7 @@ class Follower:
 
     Segments that the node lacks are made, with ``options`` as for :class:`quorin.wal_consumer.WALConsumer`
     (``capacity``, ``max_id_bytes``, ``offline``). It never trims the log. Threads may share it. A forked child has no
-    thread until it calls :meth:`start`, and then one of its own.
+    thread until it calls :meth:`start`, and then one of its own. The thread ends when the object is no longer used.
 
     A crash loses nothing: another process of the node applies the entries again, from the segment's position.
     """
@@ -44,9 +45,8 @@ class Follower:
     def __init__(self, registry: SegmentRegistry, **options: Any) -> None:
         self._registry = registry
         self._options = options
-        self._thread: threading.Thread | None = None
-        self._consumer: WALConsumer | None = None
-        self._begin()
+        self._starting = threading.Lock()
+        self._worker: _Worker | None = None
         forks.register(self)
 
     def __enter__(self) -> Follower:
@@ -62,27 +62,25 @@ class Follower:
     @property
     def applies(self) -> bool:
         """Whether this process is the one that applies on its node."""
-        return self._consumer is not None
+        return self._worker is not None and self._worker.consumer is not None
 
     def start(self) -> None:
         """Start the thread, unless it runs. Returns at once."""
-        if self._thread is not None:
+        if self._worker is not None:
             return
         with self._starting:
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="quorin-follower", daemon=True)
-                thread.start()
-                self._thread = thread
+            if self._worker is None:
+                # The thread must not refer to this object, so that it ends with it.
+                self._worker = worker = _Worker(self._registry, self._options)
+                weakref.finalize(self, worker.end)
+                worker.start()
 
     def stop(self) -> None:
         """Stop the thread, and wait until it has released its leases."""
-        self._stopping.set()
-        consumer, thread = self._consumer, self._thread
-        if consumer is not None:
-            consumer.stop()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
-            self._begin()
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.end()
+            worker.join()
 
     def wait_until_fresh(self, segment: Segment) -> bool:
         """Wait until a segment has all that the log had a second ago; False if that cannot be had now.
@@ -102,45 +100,59 @@ class Follower:
         return True
 
     def _is_unreachable(self, segment: Segment, idle_seconds: float) -> bool:
-        consumer = self._consumer
+        consumer = None if self._worker is None else self._worker.consumer
         if consumer is not None:
             return consumer.is_failing
         return idle_seconds > _PATIENCE_SECONDS and segment.stats()["writer_heartbeat_age_seconds"] < MAX_WAIT_SECONDS
 
     def after_fork_in_child(self) -> None:
         """The thread is not in the child."""
-        self._begin()
-
-    def _begin(self) -> None:
         self._starting = threading.Lock()
-        self._stopping = threading.Event()
-        self._thread = None
-        self._consumer = None
+        self._worker = None
 
-    def _run(self) -> None:
-        stopping, reported = self._stopping, ""
-        while not stopping.is_set():
+
+class _Worker(threading.Thread):
+    """The thread: applies while the node's lock is free, until :meth:`end`."""
+
+    def __init__(self, registry: SegmentRegistry, options: dict[str, Any]) -> None:
+        super().__init__(name="quorin-follower", daemon=True)
+        self.consumer: WALConsumer | None = None
+        self._registry = registry
+        self._options = options
+        self._ending = threading.Event()
+
+    def end(self) -> None:
+        """Let the thread end; it does within a second."""
+        self._ending.set()
+        consumer = self.consumer
+        if consumer is not None:
+            consumer.stop()
+
+    def run(self) -> None:
+        """Apply whenever no other process of the node does."""
+        reported = ""
+        while not self._ending.is_set():
             try:
-                self._apply_if_free(stopping)
+                self._apply_if_free()
                 reported = ""
             except QuorinError as error:
                 # Another process may be able to, and this one later: if memory is freed, or a connection returns.
                 if str(error) != reported:
                     reported = str(error)
                     _log.error("follower_failed", error=reported)
-            stopping.wait(LOOK_SECONDS)
+            self._ending.wait(LOOK_SECONDS)
 
-    def _apply_if_free(self, stopping: threading.Event) -> None:
+    def _apply_if_free(self) -> None:
         lock = try_apply(self._registry.node)
         if lock is None:
             return
         try:
-            consumer = WALConsumer(
+            self.consumer = consumer = WALConsumer(
                 self._registry.backend, None, registry=self._registry, trims=False, yields=True, **self._options
             )
-            self._consumer = consumer
-            if not stopping.is_set():
+            if not self._ending.is_set():
                 consumer.run()
+            consumer.close()
         finally:
-            self._consumer = None
+            self.consumer = None
             lock.release()

@@ -109,7 +109,8 @@ def test_a_view_that_changes_or_goes_does_so_on_every_machine(machines: Machines
     until(lambda: late.get_online_features(features, CUSTOMER).to_dict()["mood"] == ["good"])
     assert late.get_online_features(features, CUSTOMER).to_dict()["visits"] == [5]
     assert score(b) == 2
-    a.apply([], objects_to_delete=[a.get_feature_service("everything"), view], partial=False)
+    users = [*a.list_feature_services(), *a.list_on_demand_feature_views()]
+    a.apply([], objects_to_delete=[*users, view], partial=False)
     until(lambda: not any("customer_stats" in name for name in machines.segments("B")))
 
 
