@@ -38,6 +38,9 @@ BENCHMARKS = {
     "engine": Benchmark("engine", "--processes 1 --rounds 1 --entities 2000 --most-entities 10000"),
     "feast_requests": Benchmark("feast", "--processes 1 --rounds 1 --entities 100"),
     "log": Benchmark("log", "--rows 20000 --entities 5000 --writes 100 --syncs 50"),
+    "fleet": Benchmark(
+        "fleet", "--seconds 2 --rows 20000 --entities 5000 --kills 1 --feast-pushes 5 --rate 200 --nodes 2"
+    ),
     "evolution": Benchmark("evolution", "--entities 20000 --quiet-seconds 0.5 --holders 2"),
     "gc_pauses": Benchmark("gc", "--objects 2000 --requests 500 --processes 1"),
     "materialize": Benchmark(

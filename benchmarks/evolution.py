@@ -262,7 +262,7 @@ def _hold(connection: str, shm_dir: str, ready: str) -> None:
     from quorin.engine.ops import presence
 
     registry = SegmentRegistry(connection, shm_dir=shm_dir)
-    presence.announce(registry.backend.control, "holder", {})
+    presence.announce(registry.backend.control, "holder", registry.node.id, {})
     segment = registry.create(version(1), capacity=100, set_current=False)
     Path(ready).touch()
     time.sleep(600)

@@ -69,8 +69,9 @@ class StoreSettings(FeastConfigBaseModel):
     offline_path: StrictStr | None = Field(default=None, repr=False)
     """Where to keep the Parquet history: a directory relative to the repo, or a URL. None keeps no history."""
 
-    wait: Literal["applied", "logged"] = "applied"
-    """When a write returns: once readers see it, or once it is in the log."""
+    wait: Literal["applied", "logged", "fleet"] = "applied"
+    """When a write returns: once readers of this machine see it (``applied``), once it is in the log (``logged``), or
+    once readers of every machine that is alive see it (``fleet``, which takes about a second)."""
 
     timeout_ms: int = 10_000
     """Milliseconds after which a write stops waiting if nothing is applied meanwhile."""

@@ -149,6 +149,23 @@ class InvalidEntryError(QuorinError, ValueError):
     """A log entry cannot be decoded; a consumer makes it a dead letter."""
 
 
+class NotYetAppliedError(QuorinError, TimeoutError):
+    """A position of the log was not applied by all live nodes in time; :attr:`nodes` names those that lack it."""
+
+    def __init__(self, schema_name: str, position: int, timeout_ms: float, nodes: list[str]) -> None:
+        super().__init__(schema_name, position, timeout_ms, nodes)
+        self.schema_name = schema_name
+        self.position = position
+        self.timeout_ms = timeout_ms
+        self.nodes = nodes
+
+    def __str__(self) -> str:
+        return (
+            f"position {self.position} of {self.schema_name!r} was not applied within {self.timeout_ms} ms by the "
+            f"nodes {', '.join(self.nodes)}; it is in the log, and shows there once they apply it"
+        )
+
+
 class StaleReplicaError(QuorinError, RuntimeError):
     """The rows of this node are, or may be, older than a read allows; :attr:`lag_seconds` is infinity if unknown."""
 

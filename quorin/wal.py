@@ -46,6 +46,7 @@ MAX_ENTRY_ROWS = 8192
 MAX_ENTRY_BYTES = 1 << 20
 MAX_APPEND_BYTES = 8 << 20
 DEFAULT_MAX_ENTRIES = 1_000_000
+DEFAULT_FLEET_WAIT_MS = 10_000.0
 DEFAULT_WAIT_MS = 100.0
 _SPIN_SECONDS = 0.001
 _RECHECK_SECONDS = 0.1
@@ -192,10 +193,9 @@ class WALProducer:
         return position
 
     def wait(self, schema: Schema, position: int, *, timeout_ms: float = DEFAULT_WAIT_MS) -> None:
-        """Wait until the segment in force on this machine has applied a position.
+        """Wait until the segment in force on this node has applied a position.
 
-        Polls shared memory, not the log. Which segment is in force is read from the control plane once, and again from
-        time to time.
+        Polls shared memory, not the log. Which segment is in force is looked up once, and again from time to time.
 
         :raises WriteSyncTimeoutError: if the position is not applied within ``timeout_ms``.
         """
@@ -218,6 +218,20 @@ class WALProducer:
                 os.sched_yield()
             else:
                 time.sleep(min(waited / 20, 0.002))
+
+    def wait_for_nodes(self, schema: Schema, position: int, *, timeout_ms: float = DEFAULT_FLEET_WAIT_MS) -> None:
+        """Wait until every live node of the deployment has applied a position, this one included.
+
+        Nodes report about once a second, so this takes as long. A node that was silent for ten minutes is not waited
+        for.
+
+        :raises NotYetAppliedError: after ``timeout_ms``, naming the nodes. :raises ConnectionFailedError: if the
+            control plane cannot be reached.
+        """
+        from quorin.engine.ops.nodes import wait_for_nodes
+
+        _check_schema(schema)
+        wait_for_nodes(self._backend, schema.__name__, position, timeout_ms=timeout_ms)
 
     def close(self) -> None:
         """Close the connection and the segments that were opened to wait."""

@@ -121,6 +121,7 @@ class WALConsumer:
         self._applier = Applier(log, self._backend.control, None if type(offline) is NoopOfflineWriter else offline)
         self._trimming = Trimming(log, offline, self._ownership, trims=trims)
         self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
+        self._node = registry.node
         self._precedence = Precedence(registry.node, claims=self._ownership.discovers and not yields)
         self._yields = yields
         self._agenda = self._new_agenda()
@@ -233,7 +234,7 @@ class WALConsumer:
             elif step is Step.check:
                 self._check()
                 self._check_precedence()
-                presence.announce(self._backend.control, self._role, self._ownership.reports())
+                presence.announce(self._backend.control, self._role, self._node.id, self._ownership.reports())
             elif step is Step.flush:
                 self._flush()
             elif step is Step.read:

@@ -55,9 +55,10 @@ def settle(session: Session, view: StoredView, position: int, tail: Tail | None 
     unless an external consumer does. ``tail`` is what :func:`write_row` returned for the last row.
 
     :raises WriteSyncTimeoutError: if nothing was applied for ``timeout_ms``. The write stays in the log.
+    :raises NotYetAppliedError: with ``wait: fleet``, if another machine did not apply it within ``timeout_ms``.
     """
     settings = session.settings
-    waits = settings.wait == "applied"
+    waits = settings.wait != "logged"
     if settings.consumer != "external":
         consumer = session.consumer_of(view)
         if waits:
@@ -67,6 +68,8 @@ def settle(session: Session, view: StoredView, position: int, tail: Tail | None 
     elif waits:
         name = view.schema.__name__
         wait_until_applied(name, position, lambda: session.position(view), timeout_ms=settings.timeout_ms)
+    if settings.wait == "fleet":
+        session.producer.wait_for_nodes(view.schema, position, timeout_ms=settings.timeout_ms)
 
 
 def _ensure_accepted(session: Session, view: StoredView) -> None:

@@ -24,6 +24,7 @@ from quorin.cli import (
     hydrate,
     inspect,
     metrics,
+    nodes,
     put,
     ready,
     restore,
@@ -52,6 +53,7 @@ app.command()(inspect.inspect)
 app.command()(get.get)
 app.command()(put.put)
 app.command()(doctor.doctor)
+app.command()(nodes.nodes)
 app.command()(ready.ready)
 app.command()(bench.bench)
 app.command()(metrics.metrics)

@@ -57,10 +57,15 @@ def summary(before: Look, now: Look) -> str:
     names = [state.schema_name for state in now.seen.segments]
     read = sum(_grown(before, now, name, W_READS, W_BATCH_ROWS) for name in names) / seconds
     written = sum(_grown(before, now, name, counters.word("rows_applied")) for name in names) / seconds
+    lags = [node.lag_seconds for node in now.seen.nodes if node.is_alive and node.lag_seconds is not None]
+    nodes = counted(sum(node.is_alive for node in now.seen.nodes), "node") + (
+        f", lag {duration(max(lags))}" if lags else ""
+    )
     roles = ", ".join(sorted({f"{report.role} {report.process.pid}" for report in now.seen.processes})) or "no consumer"
     return (
         f"{now.seen.address}  |  {count(read)} rows read/s  |  {count(written)} rows written/s  |  "
-        f"{counted(now.seen.log_entries, 'log entry')}  |  {counted(now.seen.dead_letters, 'dead letter')}  |  {roles}"
+        f"{nodes}  |  {counted(now.seen.log_entries, 'log entry')}  |  "
+        f"{counted(now.seen.dead_letters, 'dead letter')}  |  {roles}"
     )
 
 

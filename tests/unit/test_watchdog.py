@@ -69,7 +69,7 @@ def be_there(connection: str, shm_dir: str, ready: str, kind: str) -> None:
     """Announce this process, hold something of a segment, and stay."""
     backend = connect(connection)
     registry = SegmentRegistry(backend, shm_dir=shm_dir)
-    presence.announce(backend.control, "test", {})
+    presence.announce(backend.control, "test", "", {})
     held: Any = None
     if kind == "reader":
         held = registry.open_current(Scalars)

@@ -10,6 +10,7 @@ key                          type    holds
 ``{namespace}:beginnings``   hash    schema name → ``<log identity>:<position>`` behind which its entries begin
 ``{namespace}:dropped``      hash    schema name → ``1`` from when it is dropped until it is stored again
 ``{namespace}:processes``    hash    process → its report as JSON (:mod:`quorin.engine.ops.presence`)
+``{namespace}:heartbeats``   hash    process → when it last reported, in ms of the server's clock
 ``{namespace}:identity``     string  a random number that the namespace's segments carry
 ``<log>``                    stream  the entries: ``s`` schema name, ``p`` record (:mod:`quorin.engine.log.record`)
 ``<log>:identity``           string  the log's identity, created together with the stream
@@ -71,6 +72,11 @@ def processes_key(namespace: str) -> str:
     return f"{{{namespace}}}:processes"
 
 
+def heartbeats_key(namespace: str) -> str:
+    """Hash of process to the server's time of its last report."""
+    return f"{{{namespace}}}:heartbeats"
+
+
 def identity_key(namespace: str) -> str:
     """The random number that identifies the namespace a segment file belongs to."""
     return f"{{{namespace}}}:identity"
@@ -102,7 +108,15 @@ def log_keys(namespace: str, stream_key: str) -> LogKeys:
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*\Z")
-_NAMESPACE_KEYS = legacy_current_key, schemas_key, beginnings_key, dropped_key, processes_key, identity_key
+_NAMESPACE_KEYS = (
+    legacy_current_key,
+    schemas_key,
+    beginnings_key,
+    dropped_key,
+    processes_key,
+    heartbeats_key,
+    identity_key,
+)
 _RESERVED_SUFFIXES = {
     key.rpartition(":")[2] for key in (*(key_of("n") for key_of in _NAMESPACE_KEYS), *astuple(log_keys("n", "s"))[1:])
 }
@@ -255,10 +269,27 @@ return 1
 """KEYS schemas, dropped, beginnings; ARGV schema name, 'if' or 'always', the expected JSON. Returns 1 if the schema was
 dropped."""
 
+LUA_ANNOUNCE = """
+local now = redis.call('TIME')
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('HSET', KEYS[2], ARGV[1], now[1] .. string.format('%03d', math.floor(tonumber(now[2]) / 1000)))
+return 1
+"""
+"""KEYS processes, heartbeats; ARGV process, its report."""
+
+LUA_SILENCES = """
+local now = redis.call('TIME')
+local found = redis.call('HGETALL', KEYS[1])
+found[#found + 1] = 'now'
+found[#found + 1] = now[1] .. string.format('%03d', math.floor(tonumber(now[2]) / 1000))
+return found
+"""
+"""KEYS heartbeats. Returns process and time of each report, then ``now`` and the time, in ms of the server's clock."""
+
 SQL_FILE = "quorin.db"
 SQL_VERSION = 3
 """``PRAGMA user_version`` of the file. Tables that an older version lacks are added: ``namespaces`` came with version
-2, ``beginnings`` and ``dropped`` with 3, which no longer writes ``current``."""
+2, ``beginnings``, ``dropped`` and ``heartbeats`` with 3, which no longer writes ``current``."""
 
 SQL_SCHEMA = """
 CREATE TABLE IF NOT EXISTS schemas (
@@ -273,6 +304,9 @@ CREATE TABLE IF NOT EXISTS dropped (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS processes (
     namespace TEXT NOT NULL, process TEXT NOT NULL, report TEXT NOT NULL, PRIMARY KEY (namespace, process)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS heartbeats (
+    namespace TEXT NOT NULL, process TEXT NOT NULL, seconds REAL NOT NULL, PRIMARY KEY (namespace, process)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS namespaces (
     namespace TEXT NOT NULL PRIMARY KEY, identity INTEGER NOT NULL

@@ -187,6 +187,9 @@ class ControlPlane(Protocol):
     def processes(self) -> dict[str, str]:
         """The processes' reports. Reports of dead processes stay until they are withdrawn."""
 
+    def silences(self) -> dict[str, float]:
+        """Seconds since each process's last report, by the store's own clock: those of machines may differ."""
+
     def withdraw(self, process: str) -> bool:
         """Remove a process's report; False if there was none."""
 

@@ -110,6 +110,7 @@ class RedisControlPlane:
         self._schemas = keys.schemas_key(namespace)
         self._of_schemas = [self._schemas, keys.dropped_key(namespace), keys.beginnings_key(namespace)]
         self._processes = keys.processes_key(namespace)
+        self._heartbeats = keys.heartbeats_key(namespace)
         self._identity = keys.identity_key(namespace)
 
     def legacy_currents(self) -> dict[str, str]:
@@ -154,14 +155,20 @@ class RedisControlPlane:
 
     def announce(self, process: str, report: str) -> None:
         """Store a process's report."""
-        self._server.call("HSET", self._processes, process, report)
+        self._server.run(keys.LUA_ANNOUNCE, [self._processes, self._heartbeats], [process, report])
 
     def processes(self) -> dict[str, str]:
         """The reports by process."""
         return _texts(self._server.call("HGETALL", self._processes))
 
+    def silences(self) -> dict[str, float]:
+        """The server's time minus that of each report."""
+        *times, _, now = self._server.run(keys.LUA_SILENCES, [self._heartbeats], [])
+        return {name: (int(now) - int(at)) / 1000 for name, at in _texts(times).items()}
+
     def withdraw(self, process: str) -> bool:
         """Remove a process's report."""
+        self._server.call("HDEL", self._heartbeats, process)
         return bool(self._server.call("HDEL", self._processes, process))
 
 

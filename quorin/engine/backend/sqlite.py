@@ -149,6 +149,8 @@ class EmbeddedControlPlane:
         """Store a process's report."""
         with self._database.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO processes VALUES (?, ?, ?)", (self._namespace, process, report))
+            values = (self._namespace, process, time.time())
+            connection.execute("INSERT OR REPLACE INTO heartbeats VALUES (?, ?, ?)", values)
 
     def processes(self) -> dict[str, str]:
         """The reports by process."""
@@ -156,9 +158,17 @@ class EmbeddedControlPlane:
             sql = "SELECT process, report FROM processes WHERE namespace = ?"
             return dict(connection.execute(sql, (self._namespace,)).fetchall())
 
+    def silences(self) -> dict[str, float]:
+        """By the machine's clock, which all processes share."""
+        with self._database.connection() as connection:
+            sql = "SELECT process, seconds FROM heartbeats WHERE namespace = ?"
+            return {name: time.time() - at for name, at in connection.execute(sql, (self._namespace,))}
+
     def withdraw(self, process: str) -> bool:
         """Remove a process's report."""
         with self._database.transaction() as connection:
+            key = (self._namespace, process)
+            connection.execute("DELETE FROM heartbeats WHERE namespace = ? AND process = ?", key)
             sql = "DELETE FROM processes WHERE namespace = ? AND process = ?"
             return connection.execute(sql, (self._namespace, process)).rowcount == 1
 

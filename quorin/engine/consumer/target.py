@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -112,8 +113,15 @@ class Target:
         return self._segment is not None and self._segment.holds_writer_lease
 
     def report(self) -> dict[str, Any]:
-        """The segment's name and position, for this process's announcement."""
-        return {"segment": self.opened.name, "position": self.opened.position}
+        """The segment's name, version, position and lag, for this process's announcement; no lag if it is unknown."""
+        segment = self.opened
+        lag = segment.confirmed_age_seconds()
+        return {
+            "segment": segment.name,
+            "version": segment.stored_schema.version,
+            "position": segment.position,
+            "lag_seconds": None if math.isinf(lag) else lag,
+        }
 
     def take(
         self,

@@ -75,6 +75,7 @@ class SegmentCollector:
         up.add_metric([], 1)
         yield up
         yield from _of_log(seen)
+        yield from _of_nodes(seen)
         yield from _of_segments(seen.segments)
 
 
@@ -86,6 +87,34 @@ def _of_log(seen: Deployment) -> Iterator[Metric]:
     for role, count in sorted(Counter(report.role for report in seen.processes).items()):
         processes.add_metric([role], count)
     yield processes
+
+
+def _of_nodes(seen: Deployment) -> Iterator[Metric]:
+    info = GaugeMetricFamily("quorin_node_info", "The node that these metrics are scraped from.", labels=["node"])
+    info.add_metric([seen.node], 1)
+    up = GaugeMetricFamily("quorin_node_up", "Whether the node reported within ten minutes.", labels=["node"])
+    silent = GaugeMetricFamily("quorin_node_silent_seconds", "Time since the node's last report.", labels=["node"])
+    lag = GaugeMetricFamily(
+        "quorin_node_lag_seconds",
+        "Time since the replica was known to have all rows of the log.",
+        labels=["node", "schema"],
+    )
+    rows = GaugeMetricFamily(
+        "quorin_node_behind_rows", "Minimum number of rows that the replica lacks.", labels=["node", "schema"]
+    )
+    size = GaugeMetricFamily(
+        "quorin_node_behind_bytes", "Minimum size of the log entries that the replica lacks.", labels=["node", "schema"]
+    )
+    for node in seen.nodes:
+        up.add_metric([node.node], node.is_alive)
+        silent.add_metric([node.node], node.silent_seconds)
+        for replica in node.replicas:
+            labels = [node.node, replica.schema_name]
+            if replica.lag_seconds is not None:
+                lag.add_metric(labels, replica.lag_seconds)
+            rows.add_metric(labels, replica.behind.rows)
+            size.add_metric(labels, replica.behind.bytes)
+    yield from (info, up, silent, lag, rows, size)
 
 
 def _of_segments(states: tuple[SegmentState, ...]) -> Iterator[Metric]:

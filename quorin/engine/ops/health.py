@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from quorin.engine.ops.observe import Deployment, SegmentState
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
+_LATE_SECONDS = 10.0
 
 _MIN_SHM_BYTES = 1 << 30
 _MIN_FREE_SHARE = 0.1
@@ -84,7 +85,7 @@ def check_deployment(
             checks = [*_store(backend), _clock(backend, seen)]
             for state in seen.segments:
                 checks += _segment(state, observer, backend)
-            return [*checks, *_log(seen)]
+            return [*checks, *_nodes(seen), *_log(seen)]
     except QuorinError as error:
         return [Check("control plane", PROBLEM, str(error), "check that it runs, and that this user has access")]
     finally:
@@ -105,6 +106,24 @@ def check_history(base: str | os.PathLike[str]) -> list[Check]:
         return [
             Check("history", PROBLEM, str(error), "see that the storage can be reached, and that this user may read it")
         ]
+
+
+def _nodes(seen: Deployment) -> Iterator[Check]:
+    """This node's freshness, and each other node that is silent or far behind."""
+    own = next((node for node in seen.nodes if node.node == seen.node and node.is_alive), None)
+    if own is None and seen.segments:
+        advice = "run `quorin consumer` here, or serve with consumer: auto; without either its rows grow stale"
+        yield Check("this node", WARNING, "no process applies the log here", advice)
+    for node in seen.nodes:
+        name, lag = f"node {node.node or '?'} ({', '.join(node.hosts)})", node.lag_seconds
+        if not node.is_alive:
+            advice = "if it is gone for good, nothing is to be done; if it serves, its rows are stale"
+            yield Check(name, WARNING, f"silent for {duration(node.silent_seconds)}", advice)
+        elif lag is None or lag > _LATE_SECONDS:
+            since = "it was never known to be up to date" if lag is None else f"last up to date {duration(lag)} ago"
+            yield Check(name, WARNING, since, "see whether it reaches Redis, and keeps up: `quorin nodes --schemas`")
+        else:
+            yield Check(name, OK, f"{counted(len(node.replicas), 'schema')}, up to date {duration(lag)} ago")
 
 
 def _history(storage: Storage, schema_name: str) -> Iterator[Check]:

@@ -20,6 +20,7 @@ from quorin.engine.memory.lineage import attach_newest
 from quorin.engine.memory.node import Node
 from quorin.engine.memory.segment import Segment
 from quorin.engine.ops import presence
+from quorin.engine.ops.nodes import nodes_of, with_behind
 from quorin.engine.paths import absolute
 from quorin.errors import InvalidEntryError, QuorinError, SegmentNotFoundError
 from quorin.schema import Schema, schema_from_json
@@ -27,6 +28,7 @@ from quorin.shm import default_shm_dir
 
 if TYPE_CHECKING:
     from quorin.engine.backend import Backend, Bounds
+    from quorin.engine.ops.nodes import NodeReport
     from quorin.engine.ops.presence import Process, Report
 
 _MAX_ENTRIES, _MAX_BYTES = 256, 4 << 20
@@ -96,6 +98,8 @@ class Deployment:
     address: str
     segments: tuple[SegmentState, ...]
     processes: tuple[Report, ...]
+    nodes: tuple[NodeReport, ...]
+    node: str
     log: Bounds
     log_entries: int
     dead_letters: int
@@ -109,11 +113,14 @@ class Deployment:
                 {
                     "process": str(report.process),
                     "role": report.role,
+                    "node": report.node,
                     "heartbeat_age_seconds": report.age_seconds,
                     "schemas": report.schemas,
                 }
                 for report in self.processes
             ],
+            "node": self.node,
+            "nodes": [node.as_dict() for node in self.nodes],
             "log": {**asdict(self.log), "entries": self.log_entries, "dead_letters": self.dead_letters},
         }
 
@@ -162,7 +169,9 @@ class Observer:
                 states.append(SegmentState(name, self._stored_schema(name), problem=str(error)))
         entries, letters = self._log.sizes()
         reports = tuple(presence.reports(control))
-        return Deployment(self._backend.address, tuple(states), reports, bounds, entries, letters)
+        nodes = tuple(with_behind(nodes_of(reports), self._log, bounds))
+        own = self._node.id
+        return Deployment(self._backend.address, tuple(states), reports, nodes, own, bounds, entries, letters)
 
     def segment(self, schema_name: str) -> Segment:
         """The current segment of a schema, read-only; the observer closes it.

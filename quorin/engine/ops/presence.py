@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,19 @@ if TYPE_CHECKING:
 
     from quorin.engine.backend import ControlPlane
 
+FORGET_SECONDS = 7 * 86400.0
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC
+"""The number that Linux gives the process-id namespace of the machine itself (``PROC_PID_INIT_INO``)."""
 _START_TIME = 19
 """Index of a process's start time among the words of ``/proc/<pid>/stat`` that follow its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process by host, id and start time (in clock ticks since boot), since ids are reused."""
+    """A process by host, id and start time (in clock ticks since boot), since ids are reused.
+
+    In a container the host has the number of its process-id namespace added, as two of them may share a host's name.
+    """
 
     host: str
     pid: int
@@ -34,7 +41,7 @@ class Process:
     @classmethod
     def this(cls) -> Process:
         """The calling process."""
-        return cls(socket.gethostname(), os.getpid(), _start_of(os.getpid()) or 0)
+        return cls(_this_host(), os.getpid(), _start_of(os.getpid()) or 0)
 
     @classmethod
     def parse(cls, name: str) -> Process:
@@ -51,27 +58,26 @@ class Process:
 
         A stopped process is not dead, nor is a zombie: it may still have threads.
         """
-        return self.host == socket.gethostname() and _start_of(self.pid) != self.start
+        return self.host == _this_host() and _start_of(self.pid) != self.start
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A process's entry: its role, heartbeat (ns since the epoch), and its schemas' segments and positions."""
+    """A process's entry: its role, its node, and its schemas' segments, versions, positions and lags.
+
+    ``age_seconds`` is the time since it was written, by the control plane's clock.
+    """
 
     process: Process
     role: str
-    heartbeat_ns: int
+    node: str
+    age_seconds: float
     schemas: dict[str, dict[str, Any]]
 
-    @property
-    def age_seconds(self) -> float:
-        """The age of the heartbeat."""
-        return (time.time_ns() - self.heartbeat_ns) / 1e9
 
-
-def announce(control: ControlPlane, role: str, schemas: Mapping[str, Mapping[str, Any]]) -> None:
+def announce(control: ControlPlane, role: str, node: str, schemas: Mapping[str, Mapping[str, Any]]) -> None:
     """Write this process's entry, with the current time as its heartbeat. One write."""
-    report = {"role": role, "heartbeat_ns": time.time_ns(), "schemas": schemas}
+    report = {"role": role, "node": node, "heartbeat_ns": time.time_ns(), "schemas": schemas}
     control.announce(str(Process.this()), json.dumps(report))
 
 
@@ -81,16 +87,20 @@ def withdraw(control: ControlPlane) -> None:
 
 
 def reports(control: ControlPlane) -> list[Report]:
-    """The processes' entries, newest first. Removes entries of dead processes of this host."""
+    """The processes' entries, newest first. Removes entries of dead processes of this host, and those of processes of
+    any host that have been silent for a week.
+    """
     living = []
+    silences = control.silences()
     for name, text in control.processes().items():
-        process = Process.parse(name)
-        if process.is_dead:
+        process, entry = Process.parse(name), json.loads(text)
+        # A process of an earlier release has no time of the control plane's.
+        age = silences.get(name, (time.time_ns() - entry["heartbeat_ns"]) / 1e9)
+        if process.is_dead or age > FORGET_SECONDS:
             control.withdraw(name)
             continue
-        entry = json.loads(text)
-        living.append(Report(process, entry["role"], entry["heartbeat_ns"], entry["schemas"]))
-    return sorted(living, key=lambda report: -report.heartbeat_ns)
+        living.append(Report(process, entry["role"], entry.get("node", ""), age, entry["schemas"]))
+    return sorted(living, key=lambda report: report.age_seconds)
 
 
 def announced(control: ControlPlane) -> dict[str, bool]:
@@ -133,7 +143,7 @@ def _is_zombie(process: Path) -> bool:
 
 def holders(path: str | os.PathLike[str]) -> list[Process]:
     """The processes of this machine that have a segment's file mapped, as far as this user can see."""
-    name, host, processes = os.fspath(path), socket.gethostname(), []
+    name, host, processes = os.fspath(path), _this_host(), []
     for maps in Path("/proc").glob("[0-9]*/maps"):
         try:
             mapped = name in maps.read_text()
@@ -143,6 +153,12 @@ def holders(path: str | os.PathLike[str]) -> list[Process]:
         if start is not None:
             processes.append(Process(host, int(maps.parent.name), start))
     return processes
+
+
+@cache
+def _this_host() -> str:
+    namespace = Path("/proc/self/ns/pid").stat().st_ino
+    return socket.gethostname() + ("" if namespace == _FIRST_PID_NAMESPACE else f"#{namespace}")
 
 
 def _start_of(pid: int) -> int | None:

@@ -71,7 +71,8 @@ class Decision:
 def decide(state: State, misses: Mapping[str, int], *, threshold: int) -> Decision:
     """Reclaim what has been orphaned for ``threshold`` consecutive ticks, but nothing that is held or foreign.
 
-    A file belongs to this deployment if it carries one of its identities, or if its line is current on the node.
+    A file belongs to this deployment if it carries one of its identities, or if it carries none and its line is current
+    on the node.
     """
     names = {schema: SegmentName.parse(text) for schema, text in state.currents.items()}
     named = {name.line: (schema, name) for schema, name in names.items()}
@@ -126,5 +127,5 @@ def in_force(line: Mapping[int, SegmentFile], named: int) -> SegmentFile | None:
 
 def _is_ours(file: SegmentFile, identities: frozenset[int], named: Mapping[str, tuple[str, SegmentName]]) -> bool:
     if file.owner:
-        return file.owner in identities or file.line in named
+        return file.owner in identities
     return file.line in named and not file.pending

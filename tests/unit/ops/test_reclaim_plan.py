@@ -24,7 +24,7 @@ def look(
     files: list[SegmentFile], named: int | None = 1, misses: dict[str, int] | None = None, **more: Any
 ) -> Decision:
     currents = {} if named is None else {"A": f"{LINES[0]}{named:08x}"}
-    state = State(OURS, currents, tuple(files), more.pop("processes", {}))
+    state = State(frozenset({OURS}), currents, tuple(files), more.pop("processes", {}))
     return decide(state, misses or {}, threshold=more.pop("threshold", 1))
 
 

@@ -1,0 +1,95 @@
+"""``quorin nodes``: the machines or pods of a deployment, and how far each is behind the log."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quorin.cli.durations import seconds
+from quorin.cli.options import Connection, Namespace, Opened, StreamKey
+from quorin.cli.output import Json, add_row, console, print_json, table
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.engine.words import ago, count, duration, size
+
+if TYPE_CHECKING:
+    from quorin.engine.ops.nodes import NodeReport
+
+NodeTimeout = Annotated[
+    str, typer.Option("--node-timeout", help="A node that is silent for longer is not alive: 30s, 10m, 1h.")
+]
+
+
+def nodes(
+    connection: Connection,
+    schemas: Annotated[bool, typer.Option("--schemas", help="One line for each schema of each node.")] = False,
+    node_timeout: NodeTimeout = "10m",
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    stream_key: StreamKey = DEFAULT_STREAM_KEY,
+    as_json: Json = False,
+) -> None:
+    """Show the nodes of a deployment: the machines or pods that serve it, each with its own copy of the rows.
+
+    "Lag" is how long ago a node was last known to have all rows of the log. "Behind" counts what the log has and the
+    node does not. A node shows when a consumer, or a serving process that follows the log, has applied on it.
+
+    Examples:
+    - `quorin nodes -c redis://localhost:6379`
+
+    - `quorin nodes -c redis://localhost:6379 --schemas`
+
+    - `quorin nodes --json | jq '.nodes[] | select(.lag_seconds > 5)'`
+
+    Exit codes: 0 shown, 1 the control plane cannot be reached, 2 wrong usage.
+    """
+    from quorin.engine.ops.nodes import observed_nodes
+
+    timeout = seconds(node_timeout)
+    with Opened(connection, namespace) as backend:
+        found = observed_nodes(backend, backend.log(stream_key), node_timeout_seconds=timeout)
+        address = backend.address
+    if as_json:
+        print_json({"address": address, "nodes": [node.as_dict() for node in found]})
+    elif not found:
+        console().print("no node has reported: run `quorin consumer` on it, or serve from it")
+    else:
+        console().print(_by_schema(found) if schemas else _by_node(found))
+
+
+def _by_node(found: list[NodeReport]) -> object:
+    shown = table("node", "host", "applied by", "seen", "state", "schemas", "lag", "rows behind", "bytes behind")
+    for node in found:
+        behind = node.behind
+        more = "" if behind.is_exact else "+"
+        add_row(
+            shown,
+            node.node or "?",
+            ", ".join(node.hosts),
+            ", ".join(node.roles),
+            ago(node.silent_seconds),
+            "alive" if node.is_alive else "silent",
+            len(node.replicas),
+            duration(node.lag_seconds),
+            count(behind.rows) + more,
+            size(behind.bytes) + more,
+        )
+    return shown
+
+
+def _by_schema(found: list[NodeReport]) -> object:
+    shown = table("node", "schema", "version", "position", "lag", "entries behind", "rows behind", "bytes behind")
+    for node in found:
+        for replica in node.replicas:
+            behind, more = replica.behind, "" if replica.behind.is_exact else "+"
+            add_row(
+                shown,
+                node.node or "?",
+                replica.schema_name,
+                replica.version,
+                replica.position,
+                duration(replica.lag_seconds),
+                count(behind.entries) + more,
+                count(behind.rows) + more,
+                size(behind.bytes) + more,
+            )
+    return shown

@@ -1,0 +1,196 @@
+"""The nodes of a deployment, from the reports of their processes: what each has applied, and how far it is behind."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from quorin.engine.log.record import peek
+from quorin.engine.ops import presence
+from quorin.errors import InvalidEntryError, NotYetAppliedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from quorin.engine.backend import Backend, Bounds, Log
+    from quorin.engine.ops.presence import Report
+
+DEFAULT_NODE_TIMEOUT_SECONDS = 600.0
+_LOOK_SECONDS = 0.02
+_MAX_ENTRIES, _MAX_BYTES = 4096, 16 << 20
+"""How much of the log is read to count what a node lacks; beyond that the counts are lower bounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """What the log holds and a replica does not: entries, rows, bytes. ``is_exact`` is False for lower bounds."""
+
+    entries: int = 0
+    rows: int = 0
+    bytes: int = 0
+    is_exact: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A node's copy of a schema's rows: its version and position, and how long ago it was known to be up to date
+    (seconds; None if that is unknown).
+    """
+
+    schema_name: str
+    version: int
+    position: int
+    lag_seconds: float | None
+    behind: Behind = Behind()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """A node: its name, the hosts and roles of the processes that apply on it, and its replicas by schema.
+
+    It is alive if one of them reported within the node timeout.
+    """
+
+    node: str
+    hosts: tuple[str, ...]
+    roles: tuple[str, ...]
+    silent_seconds: float
+    is_alive: bool
+    replicas: tuple[Replica, ...]
+
+    @property
+    def lag_seconds(self) -> float | None:
+        """The largest lag of its replicas; None if one is unknown."""
+        lags = [replica.lag_seconds for replica in self.replicas]
+        return None if None in lags or not lags else max(lag for lag in lags if lag is not None)
+
+    def position_of(self, schema_name: str) -> int:
+        """The position of its replica of a schema; 0 if it has none."""
+        return next((replica.position for replica in self.replicas if replica.schema_name == schema_name), 0)
+
+    @property
+    def behind(self) -> Behind:
+        """The sum over its replicas."""
+        parts = [replica.behind for replica in self.replicas]
+        return Behind(
+            sum(part.entries for part in parts),
+            sum(part.rows for part in parts),
+            sum(part.bytes for part in parts),
+            all(part.is_exact for part in parts),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), "lag_seconds": self.lag_seconds, "behind": asdict(self.behind)}
+
+
+def nodes_of(
+    reports: Iterable[Report], *, node_timeout_seconds: float = DEFAULT_NODE_TIMEOUT_SECONDS
+) -> list[NodeReport]:
+    """The nodes that processes report for, the most recent first; without what they are behind by.
+
+    Of a schema that several processes of a node report, the furthest position counts: one of them has died, or has
+    handed the segment over.
+    """
+    by_node: dict[str, list[Report]] = defaultdict(list)
+    for report in reports:
+        by_node[report.node].append(report)
+    nodes = [
+        NodeReport(
+            node,
+            tuple(sorted({report.process.host for report in of_node})),
+            tuple(sorted({report.role for report in of_node})),
+            min(report.age_seconds for report in of_node),
+            any(report.age_seconds <= node_timeout_seconds for report in of_node),
+            tuple(_replicas(of_node)),
+        )
+        for node, of_node in by_node.items()
+    ]
+    return sorted(nodes, key=lambda node: (node.silent_seconds, node.node))
+
+
+def observed_nodes(
+    backend: Backend, log: Log, *, node_timeout_seconds: float = DEFAULT_NODE_TIMEOUT_SECONDS
+) -> list[NodeReport]:
+    """The nodes of a deployment, with what each is behind by.
+
+    :raises ConnectionFailedError: if the control plane cannot be reached.
+    """
+    bounds = log.bounds()
+    nodes = nodes_of(presence.reports(backend.control), node_timeout_seconds=node_timeout_seconds)
+    return with_behind(nodes, log, bounds)
+
+
+def with_behind(nodes: Iterable[NodeReport], log: Log, bounds: Bounds) -> list[NodeReport]:
+    """Nodes with what each is behind by, counted in the log, whose bounds are ``bounds``."""
+    counted: dict[tuple[str, int], Behind] = {}
+    return [_with_behind(node, log, bounds, counted) for node in nodes]
+
+
+def wait_for_nodes(
+    backend: Backend,
+    schema_name: str,
+    position: int,
+    *,
+    timeout_ms: float,
+    node_timeout_seconds: float = DEFAULT_NODE_TIMEOUT_SECONDS,
+) -> None:
+    """Wait until every live node has applied a position. Nodes report about once a second.
+
+    :raises NotYetAppliedError: after ``timeout_ms``, naming the nodes that have not.
+    :raises ConnectionFailedError: if the control plane cannot be reached.
+    """
+    started = time.monotonic()
+    while True:
+        nodes = nodes_of(presence.reports(backend.control), node_timeout_seconds=node_timeout_seconds)
+        late = [node.node for node in nodes if node.is_alive and node.position_of(schema_name) < position]
+        if not late:
+            return
+        if (time.monotonic() - started) * 1000 >= timeout_ms:
+            raise NotYetAppliedError(schema_name, position, timeout_ms, late)
+        time.sleep(_LOOK_SECONDS)
+
+
+def _replicas(reports: list[Report]) -> list[Replica]:
+    furthest: dict[str, Replica] = {}
+    for report in reports:
+        for name, entry in report.schemas.items():
+            lag = entry.get("lag_seconds")
+            replica = Replica(
+                name,
+                int(entry.get("version", 0)),
+                int(entry["position"]),
+                None if lag is None else lag + report.age_seconds,
+            )
+            known = furthest.get(name)
+            if known is None or replica.position > known.position:
+                furthest[name] = replica
+    return [furthest[name] for name in sorted(furthest)]
+
+
+def _with_behind(node: NodeReport, log: Log, bounds: Bounds, counted: dict[tuple[str, int], Behind]) -> NodeReport:
+    replicas = []
+    for replica in node.replicas:
+        key = replica.schema_name, replica.position
+        if key not in counted:
+            counted[key] = _behind(log, bounds, *key)
+        replicas.append(replace(replica, behind=counted[key]))
+    return replace(node, replicas=tuple(replicas))
+
+
+def _behind(log: Log, bounds: Bounds, schema_name: str, position: int) -> Behind:
+    if position >= bounds.last:
+        return Behind()
+    unread = log.read(position, schema_names=[schema_name], max_entries=_MAX_ENTRIES, max_bytes=_MAX_BYTES)
+    rows = 0
+    for _, payload in unread.entries:
+        try:
+            rows += peek(payload).row_count
+        except InvalidEntryError:  # A consumer will make it a dead letter.
+            continue
+    size = sum(len(payload) for _, payload in unread.entries)
+    # Trimmed entries are not counted; the bounds are not exact then.
+    is_exact = unread.through >= bounds.last and position >= bounds.trimmed
+    return Behind(len(unread.entries), rows, size, is_exact)

@@ -1,0 +1,186 @@
+"""Whatever is written, upgraded, dropped, killed or rebooted on several nodes: all of them end with the same rows, no
+read fails, and none goes back in event time.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quorin.engine.backend import Beginning
+from quorin.errors import EntityNotFoundError, QuorinError
+from quorin.evolution import upgrade_schema
+from quorin.schema import FeatureField, Schema, dtype, make_schema
+from quorin.wal import WALProducer
+from tests.support.fleet import Node, until
+from tests.support.redis_server import RedisServer
+
+IDS = 30
+SECOND = 10**9
+
+
+def version(number: int) -> Schema:
+    """Version ``number`` of the schema: each has one field more."""
+    more = [FeatureField(f"f{extra}", dtype.int64) for extra in range(1, number)]
+    fields = [FeatureField("number", dtype.int64), FeatureField("text", dtype.string), *more]
+    return make_schema("Walk", fields, version=number)
+
+
+class Walk:
+    """Random operations on a deployment of several nodes, each with two serving processes."""
+
+    def __init__(self, server: RedisServer, folder: Path, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.server, self.folder = server, folder
+        self.nodes = [Node(server.url, folder / name) for name in "ABC"]
+        for node in self.nodes:
+            node.start()
+            node.start()
+        self.registry = self.nodes[0].registry()
+        self.producer = WALProducer(self.registry.backend, registry=self.registry)
+        self.clock, self.number, self.version = 0, 0, 1
+        self.newest: dict[tuple[int, int, str], int] = {}
+        self.life = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Store the schema anew; its rows begin here."""
+        identity, bounds = self.registry.backend.log().state()
+        assert self.registry.create_schema(version(self.version), Beginning(identity, bounds.last))
+        self.life += 1
+
+    def step(self) -> None:
+        """One random operation."""
+        steps = [self.write] * 8 + [self.bulk] * 3 + [self.delete] * 2 + [self.read] * 6
+        steps += [self.upgrade, self.recreate, self.kill, self.freeze, self.reboot, self.wipe]
+        self.random.choice(steps)()
+
+    def values(self) -> dict[str, Any]:
+        self.number += 1
+        more = {f"f{extra}": self.number for extra in range(1, self.version)}
+        return {"number": self.number, "text": f"t{self.number}", **more}
+
+    def write(self) -> None:
+        self.clock += 1
+        entity_id = f"e{self.random.randrange(IDS)}"
+        self.producer.write(version(self.version), entity_id, self.values(), self.clock * SECOND)
+
+    def bulk(self) -> None:
+        for _ in range(20):
+            self.write()
+
+    def delete(self) -> None:
+        self.clock += 1
+        self.producer.delete(version(self.version), f"e{self.random.randrange(IDS)}", self.clock * SECOND)
+
+    def read(self) -> None:
+        """Rows of a random process: it answers, and no row is older than it was there before."""
+        place = self.random.randrange(len(self.nodes))
+        server = self.random.choice(self.nodes[place].servers)
+        try:
+            rows = server.rows("Walk")
+        except QuorinError as error:
+            # Between the moments that a schema is dropped, or a node is rebooted, and that it is built anew.
+            assert not isinstance(error, EntityNotFoundError)
+            return
+        for row in rows:
+            key = (place, self.life, row["entity_id"])
+            assert row["event_time"].value >= self.newest.get(key, 0) if self.is_settled(place) else True
+            self.newest[key] = row["event_time"].value
+
+    def is_settled(self, place: int) -> bool:
+        """Whether nothing since the last look made the node start over."""
+        return self.nodes[place] is not None and False
+
+    def upgrade(self) -> None:
+        if self.version < 4:
+            old, self.version = version(self.version), self.version + 1
+            upgrade_schema(old, version(self.version), self.registry, timeout_seconds=60)
+
+    def recreate(self) -> None:
+        assert self.registry.backend.control.drop_schema("Walk")
+        self.begin()
+
+    def kill(self) -> None:
+        """A process dies, and another takes its place."""
+        node = self.random.choice(self.nodes)
+        server = node.servers.pop(self.random.randrange(2))
+        server.stop()
+        node.start()
+
+    def freeze(self) -> None:
+        node = self.random.choice(self.nodes)
+        server = self.random.choice(node.servers)
+        server.kill(signal.SIGSTOP)
+        time.sleep(0.3)
+        server.kill(signal.SIGCONT)
+
+    def reboot(self) -> None:
+        """All processes of a node die, its memory is lost, and they start again."""
+        node = self.random.choice(self.nodes[1:])
+        node.stop()
+        node.servers.clear()
+        node.reboot()
+        node.start()
+        node.start()
+
+    def wipe(self) -> None:
+        """Redis is away for a moment."""
+        self.server.kill()
+        time.sleep(0.2)
+        self.server.start()
+
+    def converge(self) -> None:
+        """All processes serve the same rows in the end."""
+        answers: list[Any] = []
+
+        def is_same() -> bool:
+            answers[:] = [server.rows("Walk") for node in self.nodes for server in node.servers]
+            return all(answer == answers[0] for answer in answers) and self.is_complete(answers[0])
+
+        self.number += 1
+        last = {"number": self.number, "text": "last", **{f"f{n}": 0 for n in range(1, self.version)}}
+        self.clock += 1
+        self.producer.write(version(self.version), "last", last, self.clock * SECOND)
+        until(is_same, seconds=120)
+
+    def is_complete(self, rows: list[Any]) -> bool:
+        return any(row["entity_id"] == "last" and row["number"] == self.number for row in rows)
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.stop()
+        self.producer.close()
+        self.registry.backend.close()
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    server = RedisServer("--appendonly", "yes", "--appendfsync", "always")
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize(
+    ("seed", "steps"), [(1, 60), (2, 60), pytest.param(None, 3_000, marks=pytest.mark.torture)]
+)
+def test_nodes_converge(server: RedisServer, tmp_path: Path, seed: int | None, steps: int) -> None:
+    seed = random.randrange(10**6) if seed is None else seed
+    walk = Walk(server, tmp_path, seed)
+    try:
+        for number in range(steps):
+            walk.step()
+            if number % 30 == 29:
+                walk.converge()
+        walk.converge()
+    except BaseException as error:
+        error.add_note(f"seed {seed}, after {walk.number} rows")
+        raise
+    finally:
+        walk.close()
