@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from feast.repo_config import FeastConfigBaseModel, FeastConfigError
 from pydantic import (
@@ -83,7 +83,7 @@ class StoreSettings(FeastConfigBaseModel):
     key_ttl_seconds: int | None = None
     """Seconds after its last write from which a row reads as if it was never written; None for never."""
 
-    max_lag_seconds: float | None = None
+    max_lag_seconds: Annotated[float, Field(gt=0, strict=True)] | None = None
     """Reads are stale if this machine was last known to have all rows of the log longer ago than this; None for no
     limit. Needs ``redis_url`` or a ``quorin consumer``."""
 
@@ -100,13 +100,6 @@ class StoreSettings(FeastConfigBaseModel):
             return None
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError("expected a whole number of 1 or more")
-        return value
-
-    @field_validator("max_lag_seconds", mode="before")
-    @classmethod
-    def _positive_seconds(cls, value: Any) -> Any:
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0):
-            raise ValueError("expected a number of seconds above 0")
         return value
 
     @field_validator("path", "shm_dir", "offline_path")
@@ -152,21 +145,10 @@ class StoreSettings(FeastConfigBaseModel):
         except ValidationError as error:
             problems = [_problem(cls, problem) for problem in error.errors(include_url=False)]
         else:
-            problems = settings._conflicts()
+            problems = _conflicts(settings)
             if not problems:
                 return settings
         raise ConfigError("; ".join(problems))
-
-    def _conflicts(self) -> list[str]:
-        conflicts = []
-        if self.path is not None and self.redis_url is not None:
-            conflicts.append(f"path {self.path!r} and redis_url {shown(self.redis_url)!r} exclude each other: set one")
-        if self.max_lag_seconds is not None and self.redis_url is None and self.consumer != "external":
-            conflicts.append(
-                f"max_lag_seconds {self.max_lag_seconds!r} needs redis_url, or consumer: external: with the embedded "
-                "store the process that writes applies, so nothing lags"
-            )
-        return conflicts
 
     @property
     def follows(self) -> bool:
@@ -187,6 +169,20 @@ class StoreSettings(FeastConfigBaseModel):
 
     def _in_repo(self, repo_path: Path | None, path: str) -> str:
         return str(self._working_directory / (repo_path or ".") / Path(path).expanduser())
+
+
+def _conflicts(settings: StoreSettings) -> list[str]:
+    """What settings that are right by themselves get wrong together."""
+    conflicts = []
+    if settings.path is not None and settings.redis_url is not None:
+        shown_url = shown(settings.redis_url)
+        conflicts.append(f"path {settings.path!r} and redis_url {shown_url!r} exclude each other: set one")
+    if settings.max_lag_seconds is not None and settings.redis_url is None and settings.consumer != "external":
+        conflicts.append(
+            f"max_lag_seconds {settings.max_lag_seconds!r} needs redis_url, or consumer: external: with the embedded "
+            "store the process that writes applies, so nothing lags"
+        )
+    return conflicts
 
 
 def _working_directory() -> Path:

@@ -75,7 +75,6 @@ class Session:
             self.follower = Follower(
                 self.registry, offline=self._history, capacity=settings.capacity, max_id_bytes=MAX_ID_BYTES
             )
-        """Applies the log of all machines in the background; None if only this machine writes, or a consumer runs."""
         self.accepted: dict[str, Schema] = {}
         """By schema name, the schema all of whose fields the segment has, as :mod:`feast_quorin.write.log` found."""
         self.opened = object()
@@ -199,7 +198,7 @@ class Session:
         if self.follower is not None:
             self.follower.start()
             if not self.follower.wait_until_fresh(segment):
-                _log.warning("read_not_caught_up", view=view.name, error="the log cannot be reached, or nobody applies")
+                _log.warning("read_not_caught_up", view=view.name, error="the log cannot be reached")
         elif self.settings.consumer == "external":
             lag = segment.confirmed_age_seconds()
             if lag > _NOBODY_SECONDS:

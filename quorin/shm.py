@@ -31,7 +31,7 @@ from quorin.errors import (
 from quorin.schema import FeatureSchema, Schema, schema_from_json, schema_to_json
 
 if TYPE_CHECKING:
-    from quorin.engine.backend import Beginning
+    from quorin.engine.backend import Beginning, ControlPlane
 
 __all__ = [
     "SHM_DIR",
@@ -75,7 +75,6 @@ class SegmentRegistry:
         self.backend = connect(connection, namespace=namespace, must_answer=False)
         self._control = self.backend.control
         self.node = Node(self._directory, self.backend)
-        """What is current on this node."""
         if not self.node.is_known:
             self.backend.check()
         self._writable_segments: weakref.WeakSet[Segment] = weakref.WeakSet()
@@ -159,12 +158,11 @@ class SegmentRegistry:
         segment is needed. A segment of that name that is still there is removed: what has no file is not in force, so
         readers and writers that have it open can tell. A segment that isn't published is discarded.
 
-        The control plane gets the schema, unless it has a later version of it, to which a consumer then upgrades the
-        segment. ``beginning`` is where the segment's rows begin in the log, as the control plane has it
-        (:meth:`create_schema` stores a new one).
+        The control plane gets the schema, unless it has a later version, to which a consumer then upgrades the segment.
+        ``beginning`` is where the segment's rows begin in the log, as the control plane has it.
 
-        If the process dies or loses its connection, either the segment is current or nothing has changed on the node;
-        its file, or that of the replaced one, may be left for the watchdog.
+        If the process dies, either the segment is current or nothing has changed on the node; a file may be left for
+        the watchdog.
 
         :raises SegmentConflictError: if another segment than ``replacing`` is current; that one stays.
         :raises WriterLeaseHeldError: if another process writes to the segment that would be replaced.
@@ -173,12 +171,12 @@ class SegmentRegistry:
         previous = self._attach_if_there(replacing)
         try:
             if previous is None:
-                self._make_current(segment, replacing, beginning)
+                _make_current(self, segment, replacing, beginning)
                 return
             with self._writable(previous) as replaced:
                 # With its lease nobody else writes to it, discards it, or replaces it by its next generation.
                 view = replaced.writing_view()
-                self._make_current(segment, replacing, beginning)
+                _make_current(self, segment, replacing, beginning)
                 unlink_older_generations(view)
                 mapping.unlink(view.path)
         except (SegmentConflictError, WriterLeaseHeldError):
@@ -191,30 +189,6 @@ class SegmentRegistry:
     def create_schema(self, schema: Schema, beginning: Beginning) -> bool:
         """Store a schema in the control plane, whose rows begin at ``beginning``; False if it has one of this name."""
         return self._control.swap_schema(schema.__name__, schema_to_json(schema), expected=None, beginning=beginning)
-
-    def _make_current(self, segment: Segment, replacing: str | None, beginning: Beginning | None) -> None:
-        view = segment.current_view()
-        name = view.stored.__name__
-        if not self.node.publish(
-            name,
-            view.name,
-            expected=replacing,
-            beginning=beginning,
-            before=lambda: self._put_schema(view.stored),
-        ):
-            raise SegmentConflictError(
-                f"another process made a segment of {name!r} current at the same time: expected {replacing!r}, "
-                f"found {self.node.current(name)!r}"
-            )
-
-    def _put_schema(self, schema: Schema) -> None:
-        """Let the control plane have a schema, or keep the later version that it has."""
-        name, text = schema.__name__, schema_to_json(schema)
-        while (stored := self._control.schemas().get(name)) != text:
-            if stored is not None and _can_become(schema, stored):
-                return
-            if self._control.swap_schema(name, text, expected=stored):
-                return
 
     def create_successor(self, segment: Segment, schema: Schema, *, capacity: int) -> Segment:
         """A new, empty segment in the line of an existing one, for a schema of the same name; not current.
@@ -344,6 +318,31 @@ def _locked_newest(segment: Segment) -> tuple[SegmentView, FileLock]:
 def _first_heap_bytes(schema: Schema, capacity: int) -> int:
     """A guess that growth corrects: short values in every variable-size field."""
     return LEAST_HEAP_BYTES + _HEAP_BYTES_A_VALUE * capacity * sum(field.is_variable for field in schema.fields)
+
+
+def _make_current(
+    registry: SegmentRegistry, segment: Segment, replacing: str | None, beginning: Beginning | None
+) -> None:
+    view = segment.current_view()
+    name, control = view.stored.__name__, registry.backend.control
+    is_current = registry.node.publish(
+        name, view.name, expected=replacing, beginning=beginning, before=lambda: _put_schema(control, view.stored)
+    )
+    if not is_current:
+        raise SegmentConflictError(
+            f"another process made a segment of {name!r} current at the same time: expected {replacing!r}, "
+            f"found {registry.node.current(name)!r}"
+        )
+
+
+def _put_schema(control: ControlPlane, schema: Schema) -> None:
+    """Let the control plane have a schema, or keep the later version that it has."""
+    name, text = schema.__name__, schema_to_json(schema)
+    while (stored := control.schemas().get(name)) != text:
+        if stored is not None and _can_become(schema, stored):
+            return
+        if control.swap_schema(name, text, expected=stored):
+            return
 
 
 def _can_become(schema: Schema, text: str) -> bool:

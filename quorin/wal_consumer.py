@@ -14,19 +14,18 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from quorin.engine.backend import connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
-from quorin.engine.consumer.apply import Applier
+from quorin.engine.consumer.apply import Applier, apply_and_advance
 from quorin.engine.consumer.cursor import LogCursor
 from quorin.engine.consumer.history import NoopOfflineWriter, OfflineWriter
 from quorin.engine.consumer.ownership import Ownership
 from quorin.engine.consumer.plan import Agenda, FlushLimits, Pace, Step, next_step
 from quorin.engine.consumer.precedence import Precedence
 from quorin.engine.consumer.trimming import Trimming
-from quorin.engine.ops import presence
 from quorin.errors import (
     ConnectionFailedError,
     HistoryUnavailableError,
@@ -72,13 +71,11 @@ class WALConsumer:
     and durable, provided that this consumer applies all schemas of the control plane; entries of unknown schemas become
     dead letters before. Without ``offline``, or with ``trims`` False, nothing is trimmed.
 
-    While another process is the writer, this consumer waits, and takes over at once when that process dies. A frozen
-    writer is overtaken after ``frozen_after_seconds`` without a heartbeat. Consumers send one each second; other
-    holders of a writer lease call ``Segment.heartbeat``.
+    While another process is the writer, this consumer waits, and takes over when that process dies. A frozen writer is
+    overtaken after ``frozen_after_seconds`` without a heartbeat: consumers send one each second, other writers call
+    ``Segment.heartbeat``.
 
-    With ``yields`` it is a stand-in: :meth:`run` returns when a consumer of all schemas without ``yields`` runs on the
-    node.
-
+    With ``yields``, :meth:`run` returns when a consumer of all schemas without it runs on the node.
     :raises SchemaError: for anything other than schemas and segments.
     """
 
@@ -121,9 +118,7 @@ class WALConsumer:
         self._applier = Applier(log, self._backend.control, None if type(offline) is NoopOfflineWriter else offline)
         self._trimming = Trimming(log, offline, self._ownership, trims=trims)
         self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
-        self._node = registry.node
-        self._precedence = Precedence(registry.node, claims=self._ownership.discovers and not yields)
-        self._yields = yields
+        self._precedence = Precedence(registry.node, discovers=self._ownership.discovers, yields=yields)
         self._agenda = self._new_agenda()
         self._pace = Pace()
         self._stop = threading.Event()
@@ -184,9 +179,10 @@ class WALConsumer:
         :raises SegmentConflictError: as :meth:`run`. :raises ConnectionFailedError: if the log cannot be reached.
         """
         with _exclusive(self._running):
-            applied = None if tail is None else self._apply_tail(tail)
-            if applied is not None:
-                return applied
+            if tail is not None and self._offline is None and time.monotonic() < self._agenda.check_at:
+                tail_rows = self._applier.apply_tail(tail, self._ownership.targets)
+                if tail_rows is not None:
+                    return tail_rows
             self._look()
             self._agenda = self._new_agenda()
             held_before = {target.schema for target in self._ownership.owned()}
@@ -207,14 +203,6 @@ class WALConsumer:
                 self._cursor.keep([])
                 self._ownership.release(keep=held_before)
 
-    def _apply_tail(self, tail: Tail) -> int | None:
-        """Apply what an append saw of the log; None if that may not be all, or if a check is due."""
-        targets = self._ownership.targets
-        is_due = time.monotonic() >= self._agenda.check_at
-        if len(targets) != 1 or not targets[0].holds_lease or self._offline is not None or is_due:
-            return None
-        return self._applier.apply_tail(tail, targets[0])
-
     def close(self) -> None:
         """Close the segments that this consumer opened, and its connection."""
         self._ownership.close()
@@ -233,8 +221,7 @@ class WALConsumer:
                 self._take(waiting=True)
             elif step is Step.check:
                 self._check()
-                self._check_precedence()
-                presence.announce(self._backend.control, self._role, self._node.id, self._ownership.reports())
+                self._precedence.announce(self._backend.control, self._ownership.reports())
             elif step is Step.flush:
                 self._flush()
             elif step is Step.read:
@@ -252,24 +239,16 @@ class WALConsumer:
 
     @property
     def is_failing(self) -> bool:
-        """Whether :meth:`run` cannot reach the log or the history at the moment, and retries."""
+        """Whether :meth:`run` cannot reach the log or the history now, and retries."""
         return self._agenda.failures > 0
-
-    def _check_precedence(self) -> None:
-        self._precedence.claim()
-        if self._yields and self._precedence.is_claimed:
-            self.stop()
-
-    @property
-    def _role(self) -> str:
-        return "follower" if self._yields else "consumer"
 
     def _new_agenda(self) -> Agenda:
         return Agenda(len(self._ownership.targets), discovers=self._ownership.discovers)
 
     def _look(self) -> None:
         if self._ownership.discovers:
-            self._check_precedence()
+            if self._precedence.must_stop():
+                self.stop()
             self._ownership.discover()
             self._drop_lost()
             self._agenda.looked(len(self._ownership.targets), time.monotonic())
@@ -298,19 +277,10 @@ class WALConsumer:
             # A schema is in the control plane before an entry of it is in the log. A segment that is still of the
             # version before is upgraded now: applied to it, the entry would lose the fields that are new.
             self._check()
-        with ExitStack() as held:
-            for target in self._ownership.owned():
-                held.enter_context(target.opened.writing)
-            # A lease may have been lost while the read waited. From here on none is: another owner in this process
-            # waits for ``writing``. So rows and position go into the same segment.
-            owned = self._ownership.owned()
-            targets = {target.schema.__name__: target for target in owned}
-            applied = self._applier.apply(found.entries, targets, self._cursor.positions)
-            # The position follows the rows. A crash in between applies them again; the other order would lose them.
-            if self._cursor.advance(found.through, owned):
-                size = sum(len(payload) for _, payload in found.entries)
-                self._agenda.applied(time.monotonic(), self._flush_limits, rows=applied, size=size)
-            self._cursor.confirm(found, owned)
+        applied, is_new = apply_and_advance(self._applier, found, self._ownership, self._cursor)
+        if is_new:
+            size = sum(len(payload) for _, payload in found.entries)
+            self._agenda.applied(time.monotonic(), self._flush_limits, rows=applied, size=size)
         count = len(found.entries)
         if self._pace.is_fast(count, time.monotonic()) and block_ms and count < _STREAM_ENTRIES:
             # Few entries at a high rate: a short pause lets more gather, and leaves the processor to the producers.
@@ -325,7 +295,7 @@ class WALConsumer:
         try:
             if self._agenda.unflushed:
                 self._flush()
-            presence.withdraw(self._backend.control)
+            self._precedence.withdraw(self._backend.control)
         except (ConnectionFailedError, WriterFencedError) as error:
             # Stopping has to release the leases all the same; the log still has what is not flushed.
             _log.warning("log_not_trimmed", error=str(error))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from quorin.engine.backend import Backend, Bounds, DeadLetter, Log, connect
+from quorin.engine.backend import Backend, Beginning, Bounds, DeadLetter, Log, connect
 from quorin.errors import ConnectionFailedError, LogFullError, WriterFencedError
 
 spawn = multiprocessing.get_context("spawn")
@@ -21,45 +21,66 @@ spawn = multiprocessing.get_context("spawn")
 # The control plane
 
 
-def test_a_segment_becomes_current_only_as_expected(backend: Backend) -> None:
+def test_nothing_was_stored_by_an_earlier_release(backend: Backend) -> None:
+    assert backend.control.legacy_currents() == {}
+
+
+def test_a_dropped_schema_is_remembered_until_it_is_stored_again(backend: Backend) -> None:
     control = backend.control
-    assert control.current("Trip") is None
-    assert control.set_current("Trip", "one", expected=None)
-    assert not control.set_current("Trip", "two", expected=None)
-    assert not control.set_current("Trip", "two", expected="three")
-    assert control.current("Trip") == "one"
-    assert control.set_current("Trip", "two", expected="one")
-    assert control.current("Trip") == "two"
-    assert control.current("Other") is None
+    assert control.dropped_schemas() == set()
+    control.put_schema("Trip", "{}")
+    control.put_schema("Other", "{}")
+    assert control.drop_schema("Trip")
+    assert not control.drop_schema("Nothing")
+    assert not control.drop_schema("Other", expected="{1}")
+    assert control.dropped_schemas() == {"Trip"}
+    assert not control.swap_schema("Trip", "{2}", expected="{1}")
+    assert control.dropped_schemas() == {"Trip"}
+    assert control.swap_schema("Trip", "{2}", expected=None)
+    assert control.dropped_schemas() == set()
+    assert control.drop_schema("Trip", expected="{2}")
+    control.put_schema("Trip", "{3}")
+    assert control.dropped_schemas() == set()
 
 
-def test_a_segment_becomes_current_together_with_its_schema_or_neither_changes(backend: Backend) -> None:
+def test_a_lost_schema_is_restored_and_a_dropped_one_is_not(backend: Backend) -> None:
     control = backend.control
-    assert control.set_current("Trip", "one", expected=None, schema="{1}")
-    assert not control.set_current("Trip", "two", expected=None, schema="{2}")
-    assert (control.current("Trip"), control.schemas()) == ("one", {"Trip": "{1}"})
-    assert control.set_current("Trip", "two", expected="one", schema="{2}")
-    assert (control.current("Trip"), control.schemas()) == ("two", {"Trip": "{2}"})
+    assert control.restore_schema("Trip", "{1}", beginning=Beginning(5, 6))
+    assert control.beginnings() == {"Trip": Beginning(5, 6)}
+    assert not control.restore_schema("Trip", "{2}", beginning=None)
+    assert control.schemas() == {"Trip": "{1}"}
+    control.drop_schema("Trip")
+    assert not control.restore_schema("Trip", "{1}", beginning=Beginning(5, 6))
+    assert (control.schemas(), control.beginnings(), control.dropped_schemas()) == ({}, {}, {"Trip"})
 
 
-def test_a_segment_stops_being_current_only_as_expected(backend: Backend) -> None:
-    control = backend.control
-    control.set_current("Trip", "one", expected=None)
-    assert not control.clear_current("Trip", expected="two")
-    assert control.current("Trip") == "one"
-    assert control.clear_current("Trip", expected="one")
-    assert not control.clear_current("Trip", expected="one")
-    assert control.current("Trip") is None
+def test_a_schema_begins_where_it_was_first_stored(backend: Backend) -> None:
+    control, far = backend.control, Beginning(2**62, 2**62 + 3)
+    assert control.beginnings() == {}
+    assert control.swap_schema("Trip", "{1}", expected=None, beginning=far)
+    control.put_schema("Other", "{}", beginning=Beginning(1, 2))
+    control.put_schema("Plain", "{}")
+    assert control.swap_schema("Trip", "{2}", expected="{1}"), "an upgrade leaves the beginning as it is"
+    assert not control.swap_schema("Trip", "{3}", expected="{1}", beginning=Beginning(3, 4))
+    assert control.beginnings() == {"Trip": far, "Other": Beginning(1, 2)}
+    control.drop_schema("Trip")
+    assert control.beginnings() == {"Other": Beginning(1, 2)}
 
 
-def test_all_current_segments_are_listed(backend: Backend) -> None:
-    control = backend.control
-    assert control.currents() == {}
-    control.set_current("Trip", "one", expected=None)
-    control.set_current("Other", "two", expected=None)
-    assert control.currents() == {"Trip": "one", "Other": "two"}
-    assert control.clear_current("Trip", expected="one")
-    assert control.currents() == {"Other": "two"}
+def test_a_wiped_control_plane_gets_its_identity_back(backend: Backend) -> None:
+    assert backend.control.identity(remembered=77) == 77
+    assert backend.control.identity(remembered=78) == 77 == backend.control.identity()
+
+
+def test_reports_age_by_the_store_s_clock(backend: Backend) -> None:
+    assert backend.control.silences() == {}
+    backend.control.announce("a:1:2", "{}")
+    time.sleep(0.05)
+    backend.control.announce("b:1:2", "{}")
+    silences = backend.control.silences()
+    assert 0 <= silences["b:1:2"] < silences["a:1:2"] < 600
+    backend.control.withdraw("a:1:2")
+    assert set(backend.control.silences()) == {"b:1:2"}
 
 
 def test_a_schema_is_swapped_only_as_expected(backend: Backend) -> None:
@@ -99,12 +120,14 @@ def test_schemas_are_kept_replaced_and_dropped(backend: Backend) -> None:
 
 def test_namespaces_do_not_see_each_other(connection: str, backend: Backend) -> None:
     other = connect(connection, namespace="other")
-    backend.control.set_current("Trip", "one", expected=None)
-    backend.control.put_schema("Trip", "{}")
+    backend.control.put_schema("Trip", "{}", beginning=Beginning(1, 2))
+    backend.control.put_schema("Gone", "{}")
+    backend.control.drop_schema("Gone")
+    backend.control.announce("a:1:2", "{}")
     backend.log().append([("Trip", b"x")])
     backend.log().bury(1, b"x", "bad")
-    assert other.control.current("Trip") is None
-    assert other.control.schemas() == {}
+    assert other.control.schemas() == other.control.beginnings() == other.control.silences() == {}
+    assert other.control.dropped_schemas() == set()
     assert other.log().bounds() == Bounds(0, 0)
     assert other.log().dead_letters() == []
     assert other.log().identity() != backend.log().identity()
@@ -112,12 +135,12 @@ def test_namespaces_do_not_see_each_other(connection: str, backend: Backend) -> 
 
 
 def test_everything_outlives_the_connection(connection: str, backend: Backend) -> None:
-    backend.control.set_current("Trip", "one", expected=None)
+    backend.control.put_schema("Trip", "{}")
     positions = backend.log().append([("Trip", b"x")])
     identity = backend.log().identity()
     backend.close()
     again = connect(connection)
-    assert again.control.current("Trip") == "one"
+    assert again.control.schemas() == {"Trip": "{}"}
     assert again.log().read(0).entries == [(positions[0], b"x")]
     assert again.log().identity() == identity
     again.close()
@@ -353,7 +376,8 @@ def test_an_append_sees_all_or_nothing_of_what_lies_between(backend: Backend) ->
         position, tail = log.append_and_read("A", b"own", after=after)
         if tail is not None:
             seen += 1
-            assert tail.found == log.read(after, schema_names=["A"])
+            found = log.read(after, schema_names=["A"])
+            assert (tail.found.entries, tail.found.through) == (found.entries, found.through)
         assert between > 1 or tail is not None
         after = position
     assert seen < len(betweens)
@@ -418,7 +442,7 @@ def test_a_wiped_log_is_another_log(backend: Backend, wipe: Callable[[], None]) 
     assert log.bounds() == Bounds(after, after)
     assert after > before
     assert [payload for _, payload in log.read(0).entries] == [b"2"]
-    assert backend.control.current("A") is None
+    assert backend.control.schemas() == {}
 
 
 def test_dead_letters_are_kept_listed_and_removed(backend: Backend) -> None:
@@ -499,7 +523,7 @@ def test_processes_append_at_once_and_nothing_is_lost_or_torn_apart(connection: 
 
 def set_first(connection: str, name: str, results: object) -> None:
     backend = connect(connection)
-    if backend.control.set_current("Trip", name, expected=None):
+    if backend.control.swap_schema("Trip", name, expected=None):
         results.put(name)  # type: ignore[attr-defined]
     backend.close()
 
@@ -511,7 +535,7 @@ def test_one_of_several_processes_wins(connection: str, backend: Backend) -> Non
         racer.start()
     for racer in racers:
         racer.join(60)
-    assert results.get(timeout=60) == backend.control.current("Trip")
+    assert results.get(timeout=60) == backend.control.schemas()["Trip"]
     assert results.empty()
 
 

@@ -22,7 +22,7 @@ import pytest
 import redis
 from hypothesis import given
 
-from quorin.engine.backend import connect, keys
+from quorin.engine.backend import Beginning, connect, keys
 from quorin.errors import ConnectionFailedError, LogFullError
 from tests.support.passwords import urls_with_passwords, without_password
 from tests.support.redis_server import RedisServer
@@ -54,7 +54,7 @@ def test_what_is_no_connection_is_refused(connection: Any) -> None:
 
 def test_settings_of_pools_are_taken_and_left_alone(redis_server: RedisServer) -> None:
     backend = connect(f"unix://{redis_server.socket}?max_connections=2&timeout=3")
-    assert backend.control.current("nothing") is None
+    assert backend.control.schemas() is not None
     backend.close()
 
 
@@ -170,7 +170,9 @@ def test_an_acl_user_needs_no_more_than_the_keys_of_its_namespace() -> None:
         assert log.read(0, block_ms=10).entries == [(positions[0], b"x")]
         log.bury(positions[0], b"x", "bad")
         assert log.trim(positions[0]) == 1
-        assert backend.control.set_current("A", "x", expected=None)
+        assert backend.control.swap_schema("A", "{}", expected=None)
+        backend.control.announce("a:1:2", "{}")
+        assert backend.control.silences()["a:1:2"] >= 0
         backend.close()
         with pytest.raises(ConnectionFailedError, match="permission"):
             connect(url, namespace="other").log().append([("A", b"x")])
@@ -317,7 +319,9 @@ def test_sequence_numbers_never_run_over(redis_url: str) -> None:
 
 def test_every_key_carries_the_namespace_as_hash_tag(redis_url: str) -> None:
     backend = connect(redis_url, namespace="team-a")
-    backend.control.set_current("A", "x", expected=None)
+    backend.control.swap_schema("A", "{}", expected=None, beginning=Beginning(1, 2))
+    backend.control.announce("a:1:2", "{}")
+    backend.control.identity()
     backend.control.put_schema("A", "{}")
     backend.log("my:log").append([("A", b"1")])
     backend.log("my:log").bury(1, b"1", "bad")
@@ -355,7 +359,7 @@ def test_a_file_of_another_kind_or_format_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "quorin.db") as connection:
         connection.execute("PRAGMA user_version = 9")
     connection.close()
-    assert "has format 9, this release reads 2" in failure(tmp_path)
+    assert "has format 9, this release reads 3" in failure(tmp_path)
 
 
 @pytest.mark.parametrize("namespace", ["", "a b", "{x}", None, 5])

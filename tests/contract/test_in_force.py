@@ -155,20 +155,6 @@ def test_publishing_replaces_what_was_expected_and_removes_it(world: World, seco
     assert files(world) == {new.name}
 
 
-def test_a_publication_whose_answer_was_lost_counts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The call is repeated then, and finds another segment than it expected: its own."""
-    control = world.registry.backend.control
-    original = control.set_current
-
-    def repeated(*args: Any, **kwargs: Any) -> bool:
-        assert original(*args, **kwargs)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(control, "set_current", repeated)
-    with world.registry.create(STOP, capacity=8) as segment:
-        assert world.registry.node.current("Stop") == segment.name
-
-
 def test_hydration_and_snapshots_are_published_only_where_nothing_came_between(
     world: World,
     second: Second,
@@ -232,6 +218,7 @@ def test_a_running_consumer_leaves_a_segment_that_is_not_in_force_any_more(world
         world.producer.write_sync(STOP, "a", {"count": 1}, 1, timeout_ms=60_000)
         left = world.registry.node.current("Stop")
         new = second.registry.create(STOP, capacity=8, set_current=False)
+        assert left is not None
         assert make_current(world.registry, "Stop", new.name, expected=left)
         new.close()
         world.producer.write_sync(STOP, "a", {"count": 2}, 2, timeout_ms=60_000)
@@ -254,8 +241,7 @@ def test_a_segment_that_was_given_and_is_replaced_is_written_to_no_more(world: W
         assert given.current_view().path.exists(), "it is the caller's"
 
 
-def test_a_segment_of_another_machine_changes_nothing(world: World) -> None:
-    """Where machines share a control plane and no memory, the name of a segment that is not here is another's."""
+def test_a_name_without_a_file_changes_nothing(world: World) -> None:
     target = Target(STOP, None)
     taken(target, world)
     target.check_in_force(world.registry, "quorin_Stop_0123456789ab00000001")
@@ -263,7 +249,7 @@ def test_a_segment_of_another_machine_changes_nothing(world: World) -> None:
     target.release()
 
 
-def test_a_consumer_publishes_its_segment_again_where_the_control_plane_was_emptied(
+def test_a_consumer_publishes_its_segment_again_where_the_node_s_file_was_emptied(
     world: World,
     second: Second,
 ) -> None:

@@ -45,7 +45,7 @@ def store(online_store: dict[str, Any], data: Path, tmp_path: Path) -> Iterator[
     store.apply(definitions(data))
     yield store
     store.teardown()
-    assert list(Path(online_store["shm_dir"]).iterdir()) == []
+    assert list(Path(online_store["shm_dir"]).glob("quorin_*")) == []
 
 
 def make_sqlite_store(folder: Path, data: Path) -> FeatureStore:

@@ -49,7 +49,7 @@ def opened(repo: Path, **settings: Any) -> FeatureStore:
             {"path": "data/q", "redis_url": "redis://:s3cret@localhost"},
             "path 'data/q' and redis_url .* exclude each other",
         ),
-        ({"wait": "never"}, "wait: .*'applied' or 'logged', got 'never'"),
+        ({"wait": "never"}, "wait: .*'applied', 'logged' or 'fleet', got 'never'"),
     ],
 )
 def test_what_is_wrong_in_itself_is_said_when_the_repository_is_opened(

@@ -127,7 +127,7 @@ def read(repo: Path) -> Any:
 @pytest.mark.parametrize("online_store", ["embedded"], indirect=True)
 def test_the_whole_life_of_a_repository(repo: Path, online_store: dict[str, Any]) -> None:
     assert "customer_stats" in run(repo, *command("plan"))
-    assert list(Path(online_store["shm_dir"]).iterdir()) == []
+    assert list(Path(online_store["shm_dir"]).glob("quorin_*")) == []
     most = ["materialize", START.isoformat(), (END - dt.timedelta(days=1)).isoformat()]
     run(repo, *commands(["apply"], most))
     assert read(repo) == EARLIER_ALICE
@@ -140,7 +140,7 @@ def test_the_whole_life_of_a_repository(repo: Path, online_store: dict[str, Any]
         for _ in range(20):
             assert ask(url, ["customer_stats:score"], {"customer": ["alice", "new"]}) == [7.0, 8.0]
     run(repo, *command("teardown"))
-    assert list(Path(online_store["shm_dir"]).iterdir()) == []
+    assert list(Path(online_store["shm_dir"]).glob("quorin_*")) == []
 
 
 @pytest.mark.parametrize("online_store", ["redis"], indirect=True)
@@ -159,12 +159,12 @@ def test_two_projects_live_side_by_side(online_store: dict[str, Any], tmp_path: 
     assert in_feasts_metrics(shop, "feast_online_features_status_total", "customer_stats") == {"present": 40.0}
     assert [read(repo) for repo in repos] == [{**ALICE, "score": [7.0]}, ALICE]
     run(shop, *command("teardown"))
-    left = [path.name for path in Path(online_store["shm_dir"]).iterdir()]
+    left = [path.name for path in Path(online_store["shm_dir"]).glob("quorin_*")]
     assert len(left) == 4
     assert all(name.startswith("quorin_market__") for name in left)
     assert read(market) == ALICE
     FeatureStore(str(market)).teardown()
-    assert list(Path(online_store["shm_dir"]).iterdir()) == []
+    assert list(Path(online_store["shm_dir"]).glob("quorin_*")) == []
 
 
 def push(url: str) -> None:

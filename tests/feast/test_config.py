@@ -54,7 +54,7 @@ def test_paths_are_relative_to_the_repository(tmp_path: Path) -> None:
         ({"path": "redis://:s3cret@h"}, "path: expected a directory, not a URL, got 'redis://h'"),
         ({"offline_path": "s3://K:s3cret/x@b"}, r"offline_path: expected a directory or scheme://.*, got 's3://…'"),
         ({"consumer": "sometimes"}, "consumer: .*'auto', 'external' or 'inline', got 'sometimes'"),
-        ({"wait": "never"}, "wait: .*'applied' or 'logged', got 'never'"),
+        ({"wait": "never"}, "wait: .*'applied', 'logged' or 'fleet', got 'never'"),
         ({"capacity": 0}, "capacity: expected a whole number of 1 or more, got 0"),
         ({"capacity": 1.5}, "capacity: .*got 1.5"),
         ({"timeout_ms": True}, "timeout_ms: .*got True"),

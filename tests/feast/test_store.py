@@ -199,9 +199,9 @@ def test_a_flip_that_was_not_announced_does_not_matter_and_is_mended(store: Feat
 
 def test_applying_again_changes_nothing(store: FeatureStore, data: Path, online_store: dict[str, Any]) -> None:
     store.materialize(START, END)
-    files = sorted(path.name for path in Path(online_store["shm_dir"]).iterdir())
+    files = sorted(path.name for path in Path(online_store["shm_dir"]).glob("quorin_*"))
     store.apply(definitions(data))
-    assert sorted(path.name for path in Path(online_store["shm_dir"]).iterdir()) == files
+    assert sorted(path.name for path in Path(online_store["shm_dir"]).glob("quorin_*")) == files
     assert store.get_online_features(["driver_stats:small"], {"driver_id": [1001]}).to_dict()["small"] == [-1001]
 
 

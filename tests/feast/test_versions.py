@@ -72,7 +72,7 @@ def both(settings: dict[str, Any], data: Path, tmp_path: Path) -> Iterator[list[
         push_new(store)
     yield stores
     stores[0].teardown()
-    assert list(Path(settings["shm_dir"]).iterdir()) == []
+    assert list(Path(settings["shm_dir"]).glob("quorin_*")) == []
 
 
 def answer_or_error(ask: Any) -> Any:
@@ -186,10 +186,10 @@ def test_a_version_is_materialized_alone(both: list[FeatureStore]) -> None:
 def test_applying_again_leaves_every_version_as_it_is(
     both: list[FeatureStore], settings: dict[str, Any], data: Path
 ) -> None:
-    files = sorted(path.name for path in Path(settings["shm_dir"]).iterdir())
+    files = sorted(path.name for path in Path(settings["shm_dir"]).glob("quorin_*"))
     for store in both:
         change(store, data)
-    assert sorted(path.name for path in Path(settings["shm_dir"]).iterdir()) == files
+    assert sorted(path.name for path in Path(settings["shm_dir"]).glob("quorin_*")) == files
     for version in FEATURES:
         assert "@v" not in version or agree(*both, features=[f"{version}:{FEATURES[version][0]}"], entity_rows=ROWS)
 

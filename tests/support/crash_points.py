@@ -259,7 +259,7 @@ def kill_in_mid_flip(count: int) -> int:
             check_rows(reader, {version}, least=version)
             check_books(segment)
         grow(segment, rows=False, heap_bytes=0)
-        left = [path.name for path in segment.current_view().path.parent.iterdir()]
+        left = [path.name for path in segment.current_view().path.parent.glob("quorin_*")]
         assert [name for name in left if not name.endswith(".pending")] == [segment.name], left
     return deaths
 
@@ -267,9 +267,10 @@ def kill_in_mid_flip(count: int) -> int:
 def kill_in_mid_upgrade(count: int) -> int:
     """Kill whoever upgrades around each step: rows stay whole, the watchdog takes the rest, the next completes it."""
     from quorin import evolution
-    from quorin.engine.backend.sqlite import EmbeddedControlPlane
+    from quorin.engine.backend.sqlite_control import EmbeddedControlPlane
     from quorin.engine.memory import file as mapping
     from quorin.engine.memory import generations
+    from quorin.engine.memory.node import Node
     from quorin.engine.memory.segment import Segment
     from quorin.engine.memory.writer import Writer
     from quorin.watchdog import WatchdogState
@@ -286,7 +287,7 @@ def kill_in_mid_upgrade(count: int) -> int:
         (FileLock, "try_acquire"),
         (kernels, "compare_and_exchange"),
         (Writer, "begin"),
-        (EmbeddedControlPlane, "set_current"),
+        (Node, "swap"),
         (mapping, "unlink"),
     ]
     deaths = 0
@@ -315,7 +316,7 @@ def kill_in_mid_upgrade(count: int) -> int:
                 for _ in range(2):
                     watchdog.run_one_tick()
             current = registry.node.current("Crash")
-            assert [path.name for path in shm.iterdir()] == [current], (name, list(shm.iterdir()), current)
+            assert [path.name for path in shm.glob("quorin_*")] == [current], (name, list(shm.iterdir()), current)
             check_rows(reader, {1}, least=1)
             evolution.upgrade_schema(old, new, registry)
             with registry.open_current(new) as newer:

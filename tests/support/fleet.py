@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quorin import assembly
-from quorin.errors import QuorinError
+from quorin.errors import ConnectionFailedError, QuorinError
 from quorin.follower import Follower
 from quorin.layout import iterate_occupied
 from quorin.shm import Segment, SegmentRegistry
@@ -20,7 +20,7 @@ from tests.support.consumers import context
 
 def serve(url: str, shm_dir: str, follows: bool, pipe: Connection) -> None:
     """A serving process: answers questions from the pipe, beside its follower."""
-    registry = SegmentRegistry(url, shm_dir=shm_dir)
+    registry = _registry(url, shm_dir)
     follower = Follower(registry, capacity=64)
     if follows:
         follower.start()
@@ -35,6 +35,15 @@ def serve(url: str, shm_dir: str, follows: bool, pipe: Connection) -> None:
         except QuorinError as error:
             segments.clear()
             pipe.send(error)
+
+
+def _registry(url: str, shm_dir: str) -> SegmentRegistry:
+    """A node that is new to the deployment needs Redis to start; a supervisor would restart the process."""
+    while True:
+        try:
+            return SegmentRegistry(url, shm_dir=shm_dir)
+        except ConnectionFailedError:
+            time.sleep(0.1)
 
 
 def _answer(

@@ -39,7 +39,7 @@ POINTS = {
         "quorin.shm:SegmentRegistry.create",
         "quorin.hydration:apply_batch",
         "quorin.engine.memory.segment:Segment.commit_position",
-        "quorin.engine.backend.sqlite:EmbeddedControlPlane.set_current",
+        "quorin.engine.memory.node:Node.publish",
     ],
     "snapshot": [
         "quorin.engine.memory.view:SegmentView.create",
@@ -54,7 +54,7 @@ POINTS = {
         "quorin.engine.memory.file:_write",
         "quorin.snapshot:rename",
         "quorin.engine.memory.file:PendingFile.publish",
-        "quorin.engine.backend.sqlite:EmbeddedControlPlane.set_current",
+        "quorin.engine.memory.node:Node.publish",
     ],
 }
 CASES = [(action, point, when) for action, points in POINTS.items() for point in points for when in ("before", "after")]

@@ -56,7 +56,7 @@ class Place:
             return set(read(segment, IDS)["counter"].to_pylist())
 
     def files(self) -> list[str]:
-        return sorted(path.name for path in self.shm_dir.iterdir())
+        return sorted(path.name for path in self.shm_dir.glob("quorin_*"))
 
 
 @pytest.fixture(params=["embedded", "redis"])

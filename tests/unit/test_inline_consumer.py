@@ -21,6 +21,7 @@ from quorin.schema import FeatureField, dtype, make_schema
 from quorin.shm import SegmentRegistry
 from quorin.wal import WALProducer
 from quorin.wal_consumer import WALConsumer
+from tests.support.world import make_current
 
 STOP = make_schema("Stop", [FeatureField("count", dtype.int64)])
 OTHER = make_schema("Other", [FeatureField("count", dtype.int64)])

@@ -38,7 +38,7 @@ class Place:
         self.watchdog = WatchdogState(self.backend, shm_dir=shm_dir)
 
     def files(self) -> set[str]:
-        return {path.name for path in self.shm_dir.iterdir()}
+        return {path.name for path in self.shm_dir.glob("quorin_*")}
 
     def ticks(self, count: int = 2) -> list[TickResult]:
         return [self.watchdog.run_one_tick() for _ in range(count)]

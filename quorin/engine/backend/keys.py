@@ -11,6 +11,7 @@ key                          type    holds
 ``{namespace}:dropped``      hash    schema name → ``1`` from when it is dropped until it is stored again
 ``{namespace}:processes``    hash    process → its report as JSON (:mod:`quorin.engine.ops.presence`)
 ``{namespace}:heartbeats``   hash    process → when it last reported, in ms of the server's clock
+``{namespace}:clock``        stream  one entry, whose id is the server's time when it was last read
 ``{namespace}:identity``     string  a random number that the namespace's segments carry
 ``<log>``                    stream  the entries: ``s`` schema name, ``p`` record (:mod:`quorin.engine.log.record`)
 ``<log>:identity``           string  the log's identity, created together with the stream
@@ -77,6 +78,11 @@ def heartbeats_key(namespace: str) -> str:
     return f"{{{namespace}}}:heartbeats"
 
 
+def clock_key(namespace: str) -> str:
+    """A stream of one entry, whose id is the server's time."""
+    return f"{{{namespace}}}:clock"
+
+
 def identity_key(namespace: str) -> str:
     """The random number that identifies the namespace a segment file belongs to."""
     return f"{{{namespace}}}:identity"
@@ -115,6 +121,7 @@ _NAMESPACE_KEYS = (
     dropped_key,
     processes_key,
     heartbeats_key,
+    clock_key,
     identity_key,
 )
 _RESERVED_SUFFIXES = {
@@ -249,14 +256,15 @@ return over
 """KEYS dead, dead reasons; ARGV position, record, reason, the maximum. Returns how many of the oldest were removed."""
 
 LUA_PUT_SCHEMA = """
-if ARGV[3] == 'if' and (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[4] then return 0 end
+if ARGV[3] ~= 'always' and (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[4] then return 0 end
+if ARGV[3] == 'restore' and redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('HDEL', KEYS[2], ARGV[1])
 if ARGV[5] ~= '' then redis.call('HSET', KEYS[3], ARGV[1], ARGV[5]) end
 return 1
 """
-"""KEYS schemas, dropped, beginnings; ARGV schema name, its JSON, 'if' or 'always', the expected JSON ('': none), the
-beginning ('': as it is). Returns 1 if the schema was stored."""
+"""KEYS schemas, dropped, beginnings; ARGV schema name, its JSON, 'always', 'if' or 'restore' (if it was not dropped),
+the expected JSON ('': none), the beginning ('': as it is). Returns 1 if the schema was stored."""
 
 LUA_DROP_SCHEMA = """
 local stored = redis.call('HGET', KEYS[1], ARGV[1])
@@ -270,21 +278,23 @@ return 1
 dropped."""
 
 LUA_ANNOUNCE = """
-local now = redis.call('TIME')
+local now = redis.call('XADD', KEYS[3], 'MAXLEN', 1, '*', 't', '')
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-redis.call('HSET', KEYS[2], ARGV[1], now[1] .. string.format('%03d', math.floor(tonumber(now[2]) / 1000)))
+redis.call('HSET', KEYS[2], ARGV[1], string.sub(now, 1, string.find(now, '-', 1, true) - 1))
 return 1
 """
-"""KEYS processes, heartbeats; ARGV process, its report."""
+"""KEYS processes, heartbeats, clock; ARGV process, its report. The id of a new entry is the server's time in ms: unlike
+``TIME``, a user who may only write to this namespace may make one."""
 
 LUA_SILENCES = """
-local now = redis.call('TIME')
+local now = redis.call('XADD', KEYS[2], 'MAXLEN', 1, '*', 't', '')
 local found = redis.call('HGETALL', KEYS[1])
 found[#found + 1] = 'now'
-found[#found + 1] = now[1] .. string.format('%03d', math.floor(tonumber(now[2]) / 1000))
+found[#found + 1] = string.sub(now, 1, string.find(now, '-', 1, true) - 1)
 return found
 """
-"""KEYS heartbeats. Returns process and time of each report, then ``now`` and the time, in ms of the server's clock."""
+"""KEYS heartbeats, clock. Returns process and time of each report, then ``now`` and the time, in ms of the server's
+clock."""
 
 SQL_FILE = "quorin.db"
 SQL_VERSION = 3

@@ -166,6 +166,9 @@ class ControlPlane(Protocol):
     ) -> bool:
         """:meth:`put_schema` if ``expected`` (None: none) is stored now; False if it is not."""
 
+    def restore_schema(self, schema_name: str, json: str, *, beginning: Beginning | None) -> bool:
+        """:meth:`put_schema` if none is stored, and none was dropped; False otherwise."""
+
     def schemas(self) -> dict[str, str]:
         """The schemas' JSON by name."""
 

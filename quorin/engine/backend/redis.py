@@ -111,6 +111,7 @@ class RedisControlPlane:
         self._of_schemas = [self._schemas, keys.dropped_key(namespace), keys.beginnings_key(namespace)]
         self._processes = keys.processes_key(namespace)
         self._heartbeats = keys.heartbeats_key(namespace)
+        self._clock = keys.clock_key(namespace)
         self._identity = keys.identity_key(namespace)
 
     def legacy_currents(self) -> dict[str, str]:
@@ -135,6 +136,11 @@ class RedisControlPlane:
         words = [schema_name, json, "if", expected or "", _beginning_text(beginning)]
         return bool(self._server.run(keys.LUA_PUT_SCHEMA, self._of_schemas, words))
 
+    def restore_schema(self, schema_name: str, json: str, *, beginning: Beginning | None) -> bool:
+        """Compare and set, in one script."""
+        words = [schema_name, json, "restore", "", _beginning_text(beginning)]
+        return bool(self._server.run(keys.LUA_PUT_SCHEMA, self._of_schemas, words))
+
     def schemas(self) -> dict[str, str]:
         """The schemas' JSON by name."""
         return _texts(self._server.call("HGETALL", self._schemas))
@@ -155,7 +161,7 @@ class RedisControlPlane:
 
     def announce(self, process: str, report: str) -> None:
         """Store a process's report."""
-        self._server.run(keys.LUA_ANNOUNCE, [self._processes, self._heartbeats], [process, report])
+        self._server.run(keys.LUA_ANNOUNCE, [self._processes, self._heartbeats, self._clock], [process, report])
 
     def processes(self) -> dict[str, str]:
         """The reports by process."""
@@ -163,7 +169,7 @@ class RedisControlPlane:
 
     def silences(self) -> dict[str, float]:
         """The server's time minus that of each report."""
-        *times, _, now = self._server.run(keys.LUA_SILENCES, [self._heartbeats], [])
+        *times, _, now = self._server.run(keys.LUA_SILENCES, [self._heartbeats, self._clock], [])
         return {name: (int(now) - int(at)) / 1000 for name, at in _texts(times).items()}
 
     def withdraw(self, process: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,10 @@ from quorin.schema import schema_to_json
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from quorin.engine.backend import ControlPlane, Log, Tail
+    from quorin.engine.backend import ControlPlane, Log, ReadResult, Tail
+    from quorin.engine.consumer.cursor import LogCursor
     from quorin.engine.consumer.history import OfflineWriter
+    from quorin.engine.consumer.ownership import Ownership
     from quorin.engine.consumer.target import Target
     from quorin.engine.log.record import Record
     from quorin.engine.log.record_fast import Template
@@ -90,11 +93,15 @@ class Applier:
                 run.add(target, record.kind, batch, positions, payloads, record.written_ns)
         return applied + self._apply_run(run)
 
-    def apply_tail(self, tail: Tail, target: Target) -> int | None:
-        """Apply what an append saw of the log to a segment whose lease is held, and publish the position.
+    def apply_tail(self, tail: Tail, targets: list[Target]) -> int | None:
+        """Apply what an append saw of the log to the one segment there is, and publish the position.
 
-        Returns the number of rows that changed the segment; None, having done nothing, if the tail may not be all.
+        Returns the number of rows that changed the segment; None, having done nothing, if the tail may not be all, or
+        if there is more than one segment, or its lease is not held.
         """
+        if len(targets) != 1 or not targets[0].holds_lease:
+            return None
+        (target,) = targets
         segment = target.opened
         with segment.writing:
             # Position and schema change under this lock only: what is compared here still holds below.
@@ -233,6 +240,25 @@ class Applier:
         if dropped:
             metrics.dead_letters_dropped.inc(dropped)
             _log.error("dead_letters_dropped", count=dropped, why="there are too many; the oldest were removed")
+
+
+def apply_and_advance(applier: Applier, found: ReadResult, ownership: Ownership, cursor: LogCursor) -> tuple[int, bool]:
+    """Apply what was read of the log to the owned segments, and publish the position in them.
+
+    Returns the number of rows that changed a segment, and whether the position is new.
+    """
+    with ExitStack() as held:
+        for target in ownership.owned():
+            held.enter_context(target.opened.writing)
+        # A lease may have been lost while the read waited. From here on none is: another owner in this process waits
+        # for ``writing``. So rows and position go into the same segment.
+        owned = ownership.owned()
+        targets = {target.schema.__name__: target for target in owned}
+        applied = applier.apply(found.entries, targets, cursor.positions)
+        # The position follows the rows. A crash in between applies them again; the other order would lose them.
+        is_new = cursor.advance(found.through, owned)
+        cursor.confirm(found, owned)
+    return applied, is_new
 
 
 def _likeness(entry: Entry) -> tuple[int, bytes, bytes]:

@@ -37,12 +37,10 @@ class Lives:
         state = self._registry.node.state()
         if not state.currents:
             return []
-        # In this order: a schema that is stored again meanwhile is neither missing nor dropped.
-        dropped, beginnings, schemas = (
-            self._control.dropped_schemas(),
-            self._control.beginnings(),
-            self._control.schemas(),
-        )
+        # In this order: a schema that is dropped after the first step is not missing, and one that is stored again
+        # after it is seen to be of another life at the next look.
+        schemas, dropped = self._control.schemas(), self._control.dropped_schemas()
+        beginnings = self._control.beginnings()
         ended = []
         for name in state.currents:
             own = state.beginnings.get(name)
@@ -59,5 +57,5 @@ class Lives:
     def _restore(self, name: str, beginning: Beginning | None) -> None:
         with suppress(SegmentNotFoundError), self._registry.open_stored(name) as segment:
             text = schema_to_json(segment.stored_schema)
-            if self._control.swap_schema(name, text, expected=None, beginning=beginning):
+            if self._control.restore_schema(name, text, beginning=beginning):
                 _log.warning("schema_restored", schema=name, why="the control plane had lost it")

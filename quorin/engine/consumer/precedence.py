@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quorin.engine.memory.lock import FileLock, is_locked
+from quorin.engine.ops import presence
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from quorin.engine.backend import ControlPlane
     from quorin.engine.memory.node import Node
 
 
 class Precedence:
-    """A consumer's claim on its node, which followers yield to. It ends with the process."""
+    """Whether one consumer goes before the others of its node, which ends with its process.
 
-    def __init__(self, node: Node, *, claims: bool) -> None:
-        self._node = node
-        self._claims = claims
+    One of all schemas claims the node, unless it ``yields``: then it stops when another has claimed it.
+    """
+
+    def __init__(self, node: Node, *, discovers: bool, yields: bool) -> None:
+        self.node = node
+        self.role = "follower" if yields else "consumer"
+        self._claims = discovers and not yields
+        self._yields = yields
         self._lock: FileLock | None = None
 
-    def claim(self) -> None:
-        """Claim the node, unless another consumer of the node has done so."""
+    def must_stop(self) -> bool:
+        """Claim the node if no other consumer has; return whether this one has to yield."""
+        path = self.node.lock_path("consumer")
         if self._claims and (self._lock is None or not self._lock.is_ours):
-            self._lock = FileLock.try_acquire(self._node.lock_path("consumer"))
+            self._lock = FileLock.try_acquire(path)
+        return self._yields and is_locked(path)
 
-    @property
-    def is_claimed(self) -> bool:
-        """Whether a consumer of the node has claimed it."""
-        return is_locked(self._node.lock_path("consumer"))
+    def announce(self, control: ControlPlane, schemas: Mapping[str, Mapping[str, Any]]) -> None:
+        """Report this process, its role and node, and what it has applied."""
+        presence.announce(control, self.role, self.node.id, schemas)
+
+    def withdraw(self, control: ControlPlane) -> None:
+        """Remove the report."""
+        presence.withdraw(control)
 
     def release(self) -> None:
         """End the claim."""

@@ -161,18 +161,19 @@ class Target:
         """Stop writing to a segment that is no longer in force; ``named`` is the node's current segment.
 
         A segment that this target opened is discarded, and the next :meth:`take` opens the one in force. If none is
-        current, because the node's files were removed, or the segment's own file is gone, the next :meth:`take` makes
-        one. A segment that the user passed in may never have been in force.
+        current, because the node's file was removed, the segment is published again. If its own file is gone, the next
+        :meth:`take` makes one. A segment that the user passed in may never have been in force.
 
         :raises WriterFencedError: if this target opened the segment, and it is not in force.
         :raises SegmentConflictError: the same for a segment that the user passed in.
         """
         segment, name = self.opened, self.schema.__name__
         if not segment.current_view().path.exists():
-            raise self._out_of_force(f"its file was removed from {registry.shm_dir}")
+            error = self._out_of_force(f"its file was removed from {registry.shm_dir}")
+            self.close()
+            raise error
         if named is None:
-            if not self._is_users:
-                raise self._out_of_force(f"no segment is current for schema {name!r} in {registry.shm_dir}")
+            self._publish_again(registry)
             return
         if is_same_line(named, segment.name):
             self._was_in_force = True
@@ -180,17 +181,24 @@ class Target:
         in_force = registry.current_name(name) if self._was_in_force else None
         if in_force is None or is_same_line(in_force, segment.name):
             return
+        error = self._out_of_force(f"{in_force!r} is current for schema {name!r}")
         if not self._is_users:
             registry.discard(segment)
-        raise self._out_of_force(f"{in_force!r} is current for schema {name!r}")
+            self.close()
+        raise error
+
+    def _publish_again(self, registry: SegmentRegistry) -> None:
+        control, name = registry.backend.control, self.schema.__name__
+        if self._is_users or (self._discovered and name not in control.schemas()):
+            return
+        try:
+            registry.publish(self.opened, replacing=None, beginning=control.beginnings().get(name))
+        except SegmentConflictError as error:
+            raise WriterFencedError(str(error)) from error
 
     def _out_of_force(self, reason: str) -> QuorinError:
-        """The error for a segment that is not in force, which is closed unless the user passed it in."""
         text = f"segment {self.opened.name!r} is no longer in force: {reason}"
-        if self._is_users:
-            return SegmentConflictError(text)
-        self.close()
-        return WriterFencedError(text)
+        return SegmentConflictError(text) if self._is_users else WriterFencedError(text)
 
     def can_become(self, text: str | None) -> bool:
         """Whether a schema in JSON is this one, or one that it can be upgraded to."""

@@ -17,9 +17,7 @@ PAGE = (Path(__file__).parents[3] / "docs" / "format.md").read_text()
 def test_every_key_is_tabled() -> None:
     log = keys.log_keys("namespace", "LOG")
     names = {getattr(log, field.name).replace("{namespace}:LOG", "<log>") for field in fields(log)}
-    names |= {function("namespace") for function in (keys.current_key, keys.schemas_key, keys.processes_key)} | {
-        keys.identity_key("namespace")
-    }
+    names |= {function("namespace") for function in keys._NAMESPACE_KEYS}
     tabled = set(re.findall(r"^\| `([^`]+)` \| (?:hash|string|stream) \|", PAGE, flags=re.MULTILINE))
     assert tabled == names
     assert all(f"``{name}``" in (keys.__doc__ or "") for name in names)
@@ -28,12 +26,26 @@ def test_every_key_is_tabled() -> None:
 def test_every_script_and_table_is_named() -> None:
     assert all(name in PAGE for name in vars(keys) if name.startswith("LUA_"))
     tables = re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", keys.SQL_SCHEMA)
-    assert len(tables) == 8
+    assert len(tables) == 10
     assert all(f"`{name}`" in PAGE for name in tables)
 
 
 @pytest.mark.parametrize(
-    "suffix", ["current", "schemas", "processes", "identity", "trimmed", "trimmers", "dead", "reasons"]
+    "suffix",
+    [
+        "current",
+        "schemas",
+        "beginnings",
+        "dropped",
+        "processes",
+        "heartbeats",
+        "clock",
+        "identity",
+        "trimmed",
+        "trimmers",
+        "dead",
+        "reasons",
+    ],
 )
 def test_a_log_s_name_must_not_end_in_a_reserved_suffix(suffix: str) -> None:
     for name in (suffix, f"mine:{suffix}"):

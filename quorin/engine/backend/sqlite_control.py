@@ -1,0 +1,138 @@
+"""The embedded control plane: tables of the SQLite file."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+from quorin.engine.backend.protocols import Beginning
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from quorin.engine.backend.sqlite_file import Database
+
+
+class EmbeddedControlPlane:
+    """The tables of schemas, processes and namespaces, each row of one namespace."""
+
+    def __init__(self, database: Database, namespace: str) -> None:
+        self._database = database
+        self._namespace = namespace
+
+    def legacy_currents(self) -> dict[str, str]:
+        """What earlier releases stored."""
+        with self._database.connection() as connection:
+            if not connection.execute("SELECT * FROM sqlite_master WHERE name = 'current'").fetchone():
+                return {}
+            sql = "SELECT schema_name, segment_name FROM current WHERE namespace = ?"
+            return dict(connection.execute(sql, (self._namespace,)).fetchall())
+
+    def identity(self, *, remembered: int | None = None) -> int:
+        """A random number, stored when it is first read."""
+        sql = "SELECT identity FROM namespaces WHERE namespace = ?"
+        with self._database.connection() as connection:
+            row = connection.execute(sql, (self._namespace,)).fetchone()
+        if row is not None:
+            return int(row[0])
+        with self._database.transaction() as connection:
+            fresh = remembered or secrets.randbits(62) + 1
+            connection.execute("INSERT OR IGNORE INTO namespaces VALUES (?, ?)", (self._namespace, fresh))
+            return int(connection.execute(sql, (self._namespace,)).fetchone()[0])
+
+    def put_schema(self, schema_name: str, json: str, *, beginning: Beginning | None = None) -> None:
+        """Store a schema, in one transaction with its beginning."""
+        with self._database.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO schemas VALUES (?, ?, ?)", (self._namespace, schema_name, json))
+            self._begin(connection, schema_name, beginning)
+
+    def swap_schema(
+        self, schema_name: str, json: str, *, expected: str | None, beginning: Beginning | None = None
+    ) -> bool:
+        """Compare and set, in one transaction with the beginning."""
+        with self._database.transaction() as connection:
+            key = (self._namespace, schema_name)
+            if expected is None:
+                values: tuple[str, ...] = (*key, json)
+                changed = connection.execute("INSERT OR IGNORE INTO schemas VALUES (?, ?, ?)", values).rowcount
+            else:
+                sql = "UPDATE schemas SET json = ? WHERE namespace = ? AND schema_name = ? AND json = ?"
+                changed = connection.execute(sql, (json, *key, expected)).rowcount
+            if changed:
+                self._begin(connection, schema_name, beginning)
+            return bool(changed)
+
+    def _begin(self, connection: sqlite3.Connection, schema_name: str, beginning: Beginning | None) -> None:
+        key = (self._namespace, schema_name)
+        connection.execute("DELETE FROM dropped WHERE namespace = ? AND schema_name = ?", key)
+        if beginning is not None:
+            values = (*key, beginning.log_identity, beginning.position)
+            connection.execute("INSERT OR REPLACE INTO beginnings VALUES (?, ?, ?, ?)", values)
+
+    def restore_schema(self, schema_name: str, json: str, *, beginning: Beginning | None) -> bool:
+        """Compare and set, in one transaction."""
+        with self._database.transaction() as connection:
+            key = (self._namespace, schema_name)
+            sql = "INSERT OR IGNORE INTO schemas SELECT ?1, ?2, ?3 WHERE NOT EXISTS "
+            sql += "(SELECT * FROM dropped WHERE namespace = ?1 AND schema_name = ?2)"
+            if not connection.execute(sql, (*key, json)).rowcount:
+                return False
+            self._begin(connection, schema_name, beginning)
+            return True
+
+    def schemas(self) -> dict[str, str]:
+        """The schemas' JSON by name."""
+        with self._database.connection() as connection:
+            sql = "SELECT schema_name, json FROM schemas WHERE namespace = ?"
+            return dict(connection.execute(sql, (self._namespace,)).fetchall())
+
+    def drop_schema(self, schema_name: str, *, expected: str | None = None) -> bool:
+        """Compare, delete and record the name, in one transaction."""
+        key = (self._namespace, schema_name)
+        with self._database.transaction() as connection:
+            sql = "DELETE FROM schemas WHERE namespace = ?1 AND schema_name = ?2 AND (?3 IS NULL OR json = ?3)"
+            if not connection.execute(sql, (*key, expected)).rowcount:
+                return False
+            connection.execute("INSERT OR REPLACE INTO dropped VALUES (?, ?)", key)
+            connection.execute("DELETE FROM beginnings WHERE namespace = ? AND schema_name = ?", key)
+            return True
+
+    def dropped_schemas(self) -> set[str]:
+        """The names of dropped schemas."""
+        with self._database.connection() as connection:
+            sql = "SELECT schema_name FROM dropped WHERE namespace = ?"
+            return {row[0] for row in connection.execute(sql, (self._namespace,))}
+
+    def beginnings(self) -> dict[str, Beginning]:
+        """Where schemas begin in the log, by name."""
+        with self._database.connection() as connection:
+            sql = "SELECT schema_name, log_identity, position FROM beginnings WHERE namespace = ?"
+            return {name: Beginning(*at) for name, *at in connection.execute(sql, (self._namespace,))}
+
+    def announce(self, process: str, report: str) -> None:
+        """Store a process's report."""
+        with self._database.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO processes VALUES (?, ?, ?)", (self._namespace, process, report))
+            values = (self._namespace, process, time.time())
+            connection.execute("INSERT OR REPLACE INTO heartbeats VALUES (?, ?, ?)", values)
+
+    def processes(self) -> dict[str, str]:
+        """The reports by process."""
+        with self._database.connection() as connection:
+            sql = "SELECT process, report FROM processes WHERE namespace = ?"
+            return dict(connection.execute(sql, (self._namespace,)).fetchall())
+
+    def silences(self) -> dict[str, float]:
+        """By the machine's clock, which all processes share."""
+        with self._database.connection() as connection:
+            sql = "SELECT process, seconds FROM heartbeats WHERE namespace = ?"
+            return {name: time.time() - at for name, at in connection.execute(sql, (self._namespace,))}
+
+    def withdraw(self, process: str) -> bool:
+        """Remove a process's report."""
+        with self._database.transaction() as connection:
+            key = (self._namespace, process)
+            connection.execute("DELETE FROM heartbeats WHERE namespace = ? AND process = ?", key)
+            sql = "DELETE FROM processes WHERE namespace = ? AND process = ?"
+            return connection.execute(sql, (self._namespace, process)).rowcount == 1
