@@ -12,127 +12,45 @@ Only the standard library and NumPy are imported here.
 from __future__ import annotations
 
 import copyreg
-import enum
 import json
 import keyword
-import math
 import re
 import sys
-from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
+from quorin.engine.format.field import MAX_NAME_BYTES, RESERVED_FIELD_NAMES, FeatureField, dtype
 from quorin.engine.format.hashing import hash_bytes
 from quorin.errors import SchemaError, SchemaTypeError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+
+__all__ = [
+    "MAX_FIELDS",
+    "OFFSET_TABLE_DTYPE",
+    "FeatureField",
+    "FeatureSchema",
+    "Schema",
+    "SchemaType",
+    "compile_schema",
+    "dtype",
+    "fingerprint",
+    "is_other_entity",
+    "make_schema",
+    "schema_from_arrow",
+    "schema_from_json",
+    "schema_to_arrow",
+    "schema_to_json",
+    "total_element_count",
+]
+
 Schema = type["FeatureSchema"]
 
-RESERVED_FIELD_NAMES = frozenset({"entity_id", "event_time_ns", "schema"})
-MAX_NAME_BYTES = 128
 MAX_FIELDS = 4096
-MAX_ELEMENTS = 1 << 20
-
-_FIELD_NAME = re.compile(r"[^\W\d]\w*\Z")
 _SCHEMA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-
-
-class dtype(enum.IntEnum):  # noqa: N801 - reads as numpy's and Feast's dtypes do
-    """Types of a field. The codes are part of the segment format and never change."""
-
-    float32 = 1
-    float64 = 2
-    int32 = 3
-    int64 = 4
-    uint8 = 5
-    bool = 6
-    string = 7
-    bytes = 8
-
-    @property
-    def is_numeric(self) -> bool:  # type: ignore[valid-type]
-        """Whether values are fixed-size numbers (``bool`` included), so that they can stand in a float32 vector."""
-        return self not in (dtype.string, dtype.bytes)
-
-    @property
-    def numpy(self) -> np.dtype[Any]:
-        """NumPy's dtype of one element; for ``string`` and ``bytes`` that of one byte."""
-        return _NUMPY_DTYPES[self]
-
-    @property
-    def item_size(self) -> int:
-        """Bytes of one element; 1 for ``string`` and ``bytes``."""
-        return _NUMPY_DTYPES[self].itemsize
-
-
-_NUMPY_DTYPES: dict[dtype, np.dtype[Any]] = {
-    dtype.float32: np.dtype("<f4"),
-    dtype.float64: np.dtype("<f8"),
-    dtype.int32: np.dtype("<i4"),
-    dtype.int64: np.dtype("<i8"),
-    dtype.uint8: np.dtype("u1"),
-    dtype.bool: np.dtype("?"),
-    dtype.string: np.dtype("u1"),
-    dtype.bytes: np.dtype("u1"),
-}
-
-
-@dataclass(frozen=True)
-class FeatureField:
-    """One field of a row.
-
-    ``shape`` is ``()`` for a scalar, ``(n, ...)`` for a fixed-shape array stored in the row, ``(None,)`` for a list of
-    any length. ``default`` is what a null reads as in a float32 vector; NaN if left out.
-
-    :raises SchemaError: (``ValueError``) for a bad name or shape, or a default that is no number.
-    :raises SchemaTypeError: (``TypeError``) for a part of the wrong Python type.
-    """
-
-    name: str
-    dtype: dtype
-    shape: tuple[int | None, ...] = ()
-    default: float | None = None
-
-    def __post_init__(self) -> None:
-        check_field_name(self.name)
-        if not isinstance(self.dtype, dtype):
-            raise SchemaTypeError(
-                f"field {self.name!r}: dtype must be one of quorin.schema.dtype ({', '.join(d.name for d in dtype)}), "
-                f"got {self.dtype!r}"
-            )
-        object.__setattr__(self, "shape", _checked_shape(self.name, self.dtype, self.shape))
-        _check_default(self)
-
-    @cached_property
-    def is_list(self) -> bool:
-        """Whether values are lists of any length."""
-        return self.shape == (None,)
-
-    @cached_property
-    def is_variable(self) -> bool:
-        """Whether values live in heap cells because their size differs from row to row."""
-        return self.is_list or not self.dtype.is_numeric
-
-    @cached_property
-    def element_count(self) -> int:
-        """Elements of this field in the assembled float32 vector; 0 for variable-size fields, which have no place
-        there.
-        """
-        return 0 if self.is_variable else math.prod(int(n or 0) for n in self.shape)
-
-    @cached_property
-    def byte_count(self) -> int:
-        """Bytes of the field's values in a row; 0 for variable-size fields, whose values live in the heap."""
-        return self.element_count * self.dtype.item_size
-
-    @property
-    def vector_default(self) -> np.float32:
-        """What a null reads as in a float32 vector."""
-        return np.float32(math.nan if self.default is None else self.default)
 
 
 class SchemaType(type):
@@ -241,7 +159,7 @@ def is_other_entity(one: Schema, other: Schema) -> bool:
 
 
 def schema_to_json(schema: Schema) -> str:
-    """The schema as canonical JSON: equal schemas give equal text."""
+    """The schema as canonical JSON: equal schemas have equal text."""
     # Kept in the class, and in no dictionary by schemas: those compare schemas, and that compares their JSON.
     known: str | None = schema.__dict__.get("_json")
     if known is None:
@@ -289,7 +207,7 @@ def make_schema(
     entity: str | None = None,
 ) -> Schema:
     """A schema class built at run time; the same checks as for a class statement."""
-    check_schema_name(name)
+    _check_schema_name(name)
     members = {"version": version, "fields": fields, "tie_breaker": tie_breaker, "entity": entity}
     return SchemaType(name, (FeatureSchema,), members)  # type: ignore[return-value]
 
@@ -339,20 +257,8 @@ def schema_from_arrow(name: str, arrow_schema: pa.Schema, *, version: int = 1) -
     return make_schema(name, [field_of(c) for c in arrow_schema if c.name not in skipped], version=version)
 
 
-def check_field_name(name: object) -> None:
-    """Refuse a field name that is no identifier of at most 128 UTF-8 bytes, or that Quorin uses itself."""
-    if not isinstance(name, str):
-        raise SchemaTypeError(f"a field name must be a str, got {name!r}")
-    if not _FIELD_NAME.match(name) or len(name.encode()) > MAX_NAME_BYTES:
-        raise SchemaError(
-            f"field name {name!r}: expected letters, digits and '_', no leading digit, at most {MAX_NAME_BYTES} bytes"
-        )
-    if name in RESERVED_FIELD_NAMES:
-        raise SchemaError(f"field name {name!r} is reserved; reserved are {sorted(RESERVED_FIELD_NAMES)}")
-
-
-def check_schema_name(name: object) -> None:
-    """Refuse a schema name that could not stand in a file name or a key."""
+def _check_schema_name(name: object) -> None:
+    """Refuse a schema name that cannot be part of a file name or a key."""
     if not isinstance(name, str):
         raise SchemaTypeError(f"a schema name must be a str, got {name!r}")
     if not _SCHEMA_NAME.match(name) or len(name) > MAX_NAME_BYTES or keyword.iskeyword(name):
@@ -369,37 +275,9 @@ def _name_hash(name: str) -> int:
     return hash_bytes(name.encode())
 
 
-def _checked_shape(name: str, code: dtype, shape: object) -> tuple[int | None, ...]:
-    if not isinstance(shape, (tuple, list)):
-        raise SchemaTypeError(f"field {name!r}: shape must be a tuple, got {shape!r}")
-    shape = tuple(shape)
-    if shape == (None,) or shape == ():
-        return shape
-    if not code.is_numeric:
-        raise SchemaError(f"field {name!r}: {code.name} takes shape () or (None,), got {shape!r}")
-    for size in shape:
-        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
-            raise SchemaError(
-                f"field {name!r}: a shape holds whole numbers of 1 and more, or is (None,); got {shape!r}"
-            )
-    if math.prod(shape) > MAX_ELEMENTS:
-        raise SchemaError(f"field {name!r}: shape {shape!r} has over {MAX_ELEMENTS} elements")
-    return tuple(int(size) for size in shape)
-
-
-def _check_default(field: FeatureField) -> None:
-    if field.default is None:
-        return
-    if isinstance(field.default, bool) or not isinstance(field.default, (int, float, np.integer, np.floating)):
-        raise SchemaTypeError(f"field {field.name!r}: default must be a number, got {field.default!r}")
-    if field.is_variable:
-        raise SchemaError(f"field {field.name!r}: a variable-size field has no place in the vector, so no default")
-    object.__setattr__(field, "default", float(field.default))
-
-
 def _check_schema(cls: Schema) -> None:
     name = cls.__name__
-    check_schema_name(name)
+    _check_schema_name(name)
     version = cls.__dict__.get("version")
     if isinstance(version, bool) or not isinstance(version, int):
         raise SchemaError(f"schema {name!r}: version must be an int from 1, got {version!r}")

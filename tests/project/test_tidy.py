@@ -19,7 +19,7 @@ PUBLIC = {path.stem for path in (ROOT / "quorin").glob("*.py") if not path.stem.
 """A file at the top of ``quorin/`` is public, a folder is internal."""
 MAX_MODULE_LINES, MAX_CLASS_LINES, MAX_FUNCTION_LINES = 400, 250, 70
 # What is over a limit, with its length. These lists only shrink: an entry that is within the limit must be removed.
-LONG_MODULES = {"schema": 424}
+LONG_MODULES: dict[str, int] = {}
 LONG_CLASSES: dict[str, int] = {}
 LONG_FUNCTIONS: dict[str, int] = {}
 CIRCLES: set[frozenset[str]] = set()
