@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from quorin.engine.arrays import AnyArray, Bytes, Float32s, Int64s, Mask
 from quorin.engine.format.abi import BAD_ID, CODES, CORRUPT, FOUND, MOVED, P_OUT_BYTES, STOPPED
 from quorin.engine.memory.plans import vector_plan
 from quorin.engine.reads import arguments as buffers
-from quorin.engine.reads.columns import Bytes, Cells, Columns, Gather, Words, column_plan
+from quorin.engine.reads.columns import Columns, Gather, column_plan
 from quorin.engine.reads.row import OneRow, RowLayout, Rows, RowsLayout
 from quorin.engine.rows.intake import id_array
 from quorin.engine.rows.packed import text_addresses
@@ -49,7 +50,7 @@ __all__ = [
     "row_reader",
 ]
 
-_Plan = Words
+_Plan = Int64s
 _FLOAT32, _UINT8 = np.dtype(np.float32), np.dtype(np.uint8)
 _empty = np.empty
 _MAX_DIGITS = len(str(-(2**63)))
@@ -58,7 +59,7 @@ _MAX_ROUNDS = 1000
 as damaged: a writer replaces a row at most once in the time of an attempt."""
 
 
-def assemble(segment: Segment, entity_id: str, *, out: buffers.Floats | None = None) -> buffers.Floats:
+def assemble(segment: Segment, entity_id: str, *, out: Float32s | None = None) -> Float32s:
     """The float32 vector of one entity, shape ``(total_element_count,)``: ``out`` if given, else a fresh array.
 
     Numeric fixed-size fields in declaration order, shaped ones row-major; a null reads as its field's default. What
@@ -81,10 +82,10 @@ def assemble_batch(
     segment: Segment,
     entity_ids: Any,
     *,
-    out: buffers.Floats | None = None,
-    found_mask: buffers.Mask | None = None,
+    out: Float32s | None = None,
+    found_mask: Mask | None = None,
     missing: float = math.nan,
-) -> tuple[buffers.Floats, buffers.Mask]:
+) -> tuple[Float32s, Mask]:
     """The vectors of many entities: float32 of shape ``(N, total_element_count)``, and bool of shape ``(N,)``.
 
     ``entity_ids`` is a list of str, a NumPy array of str or bytes, a series of pandas or Polars, categories included,
@@ -129,7 +130,7 @@ def row_reader(parts: Sequence[tuple[Segment, Sequence[str] | None]]) -> RowRead
     return RowReader(parts)
 
 
-def number_ids(numbers: Words) -> pa.Array:
+def number_ids(numbers: Int64s) -> pa.Array:
     """The decimal texts of int64 numbers, shape ``(N,)`` and contiguous, as an Arrow array that reads take as ids."""
     from quorin.engine import kernels
 
@@ -189,7 +190,7 @@ class Reader:
         self._view = segment.current_view()
         self._plan = vector_plan(self._view.descriptor, self._view.stored, self._fields)
 
-    def __call__(self, entity_id: str, out: buffers.Floats | None = None) -> buffers.Floats:
+    def __call__(self, entity_id: str, out: Float32s | None = None) -> Float32s:
         """The vector of one entity."""
         if out is None:
             out = _empty(self.length, _FLOAT32)
@@ -204,10 +205,10 @@ class Reader:
         self,
         entity_ids: Any,
         *,
-        out: buffers.Floats | None = None,
-        found_mask: buffers.Mask | None = None,
+        out: Float32s | None = None,
+        found_mask: Mask | None = None,
         missing: float = math.nan,
-    ) -> tuple[buffers.Floats, buffers.Mask]:
+    ) -> tuple[Float32s, Mask]:
         """The vectors of many entities, and which were found."""
         return _assemble_many(self._segment, self._plan_for, entity_ids, out, found_mask, missing)
 
@@ -292,7 +293,7 @@ def _whole_vector(view: SegmentView) -> _Plan:
     return view.plan
 
 
-def _assemble_one(plan: _Plan, entity_id: str, out: buffers.Floats) -> int:
+def _assemble_one(plan: _Plan, entity_id: str, out: Float32s) -> int:
     """Stands in for the kernel until the first read has loaded it."""
     global _assemble_one
     from quorin.engine.kernels import assemble_one as _assemble_one
@@ -300,7 +301,7 @@ def _assemble_one(plan: _Plan, entity_id: str, out: buffers.Floats) -> int:
     return _assemble_one(plan, entity_id, out)
 
 
-def _read_one(words: Words, entity_id: str, out: Bytes) -> int:
+def _read_one(words: Int64s, entity_id: str, out: Bytes) -> int:
     """Stands in for the kernel until the first read has loaded it."""
     global _read_one
     from quorin.engine.kernels import read_one as _read_one
@@ -308,7 +309,7 @@ def _read_one(words: Words, entity_id: str, out: Bytes) -> int:
     return _read_one(words, entity_id, out)
 
 
-def _read_each(words: Words, entity_id: str, out: Bytes) -> int:
+def _read_each(words: Int64s, entity_id: str, out: Bytes) -> int:
     """Stands in for the kernel until the first read has loaded it."""
     global _read_each
     from quorin.engine.kernels import read_each as _read_each
@@ -317,8 +318,8 @@ def _read_each(words: Words, entity_id: str, out: Bytes) -> int:
 
 
 def _assemble_slowly(
-    segment: Segment, plan_for: Callable[[SegmentView], _Plan], entity_id: str, out: buffers.Floats
-) -> buffers.Floats:
+    segment: Segment, plan_for: Callable[[SegmentView], _Plan], entity_id: str, out: Float32s
+) -> Float32s:
     """What the quick path leaves: ids that are not ASCII, segments that moved on, contended rows, and all errors."""
     ids = pa.array([check_entity_id(entity_id)], pa.binary())
     found = _empty(1, np.bool_)
@@ -336,10 +337,10 @@ def _assemble_many(
     segment: Segment,
     plan_for: Callable[[SegmentView], _Plan],
     entity_ids: Any,
-    out: buffers.Floats | None,
-    found_mask: buffers.Mask | None,
+    out: Float32s | None,
+    found_mask: Mask | None,
     missing: float,
-) -> tuple[buffers.Floats, buffers.Mask]:
+) -> tuple[Float32s, Mask]:
     ids = id_array(entity_ids)
     while True:
         view = segment.current_view()
@@ -349,7 +350,7 @@ def _assemble_many(
             return out, found_mask
 
 
-def _read_many(view: SegmentView, plan: _Plan, ids: pa.Array, out: Bytes, found: buffers.Mask, missing: float) -> bool:
+def _read_many(view: SegmentView, plan: _Plan, ids: pa.Array, out: Bytes, found: Mask, missing: float) -> bool:
     """Run the batch kernel; False if the segment has a successor, where the caller must begin again."""
     from quorin.engine import kernels
 
@@ -369,7 +370,7 @@ def _read_many(view: SegmentView, plan: _Plan, ids: pa.Array, out: Bytes, found:
     raise CorruptSegmentError(f"segment {view.name!r} is damaged: the row of entity id {ids[first]} never holds still")
 
 
-def _gather_values(view: SegmentView, cells: Cells, ends: Words, data: Bytes) -> None:
+def _gather_values(view: SegmentView, cells: AnyArray, ends: Int64s, data: Bytes) -> None:
     from quorin.engine import kernels
 
     heap, heap_bytes = view.mapping.address + view.layout.heap_offset, view.layout.heap_bytes
@@ -377,7 +378,7 @@ def _gather_values(view: SegmentView, cells: Cells, ends: Words, data: Bytes) ->
         raise _points_nowhere(view)
 
 
-def _gather_texts(view: SegmentView, cells: Cells, ends: Words, item_ends: Words, data: Bytes) -> None:
+def _gather_texts(view: SegmentView, cells: AnyArray, ends: Int64s, item_ends: Int64s, data: Bytes) -> None:
     from quorin.engine import kernels
 
     heap, heap_bytes = view.mapping.address + view.layout.heap_offset, view.layout.heap_bytes

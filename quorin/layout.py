@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from quorin.engine.arrays import Int64s
     from quorin.engine.memory.view import SegmentView
     from quorin.schema import Schema
     from quorin.shm import Segment
@@ -131,7 +132,7 @@ def apply_batch(segment: Segment, batch: pa.RecordBatch, *, position: int | pa.A
 
 def _apply_columnar(
     segment: Segment, batch: pa.RecordBatch, position: int | pa.Array = 0, kind: int = UPSERT
-) -> packing.Words:
+) -> Int64s:
     from quorin.engine import kernels
 
     with segment.writing:
@@ -206,7 +207,7 @@ def row_key(view: SegmentView, row: int) -> bytes:
 
 def _apply_one(
     segment: Segment, entity_id: str, columns: packing.ColumnTable, kind: int, event_time_ns: int | None, size: int
-) -> packing.Words:
+) -> Int64s:
     with segment.writing:
         view = segment.writing_view()
         key = check_entity_id(entity_id, view.layout.max_id_bytes)
@@ -226,7 +227,7 @@ def apply_located(
     positions: tuple[int, int],
     rows: int,
     size: Callable[[], int],
-) -> packing.Words:
+) -> Int64s:
     """Run the kernel over a batch of ``rows``, growing the segment whenever it is full; ``segment.writing`` is held,
     and ``view`` is its writing view. ``positions`` are an address and how far apart they stand. ``size`` bounds the
     heap needed.

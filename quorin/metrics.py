@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
+    from quorin.engine.arrays import UInt64s
+
 registry = CollectorRegistry()
 
 _NS = 1e9
@@ -78,7 +80,7 @@ class SharedCounter:
         """Add ``count`` to the series without a schema."""
         self.labels(counters.EVERYWHERE).inc(count)
 
-    def family(self, totals: dict[str, counters.Words]) -> Metric:
+    def family(self, totals: dict[str, UInt64s]) -> Metric:
         """The series as a Prometheus metric family."""
         family = CounterMetricFamily(self.name, self._text, labels=["schema"] if self._by_schema else [])
         for schema, words in sorted(totals.items()):
@@ -101,7 +103,7 @@ class SharedCounterByReason:
         schema = labels[0] if self._by_schema else counters.EVERYWHERE
         return _Series(schema, self._indexes[labels[-1]])
 
-    def family(self, totals: dict[str, counters.Words]) -> Metric:
+    def family(self, totals: dict[str, UInt64s]) -> Metric:
         """The series as a Prometheus metric family."""
         family = CounterMetricFamily(self.name, self._text, labels=["schema", "reason"][not self._by_schema :])
         for schema, words in sorted(totals.items()):
@@ -116,7 +118,7 @@ class _Delay:
 
     name = "quorin_apply_delay_seconds"
 
-    def family(self, totals: dict[str, counters.Words]) -> Metric:
+    def family(self, totals: dict[str, UInt64s]) -> Metric:
         text = "Time from the creation of an entry until it is visible in the segment, for each round's newest entry."
         indexes = range(counters.word("apply_delay.0"), counters.word("apply_delay.0") + len(counters.DELAY_BOUNDS) + 1)
         family = HistogramMetricFamily(self.name, text, labels=["schema"])
@@ -131,7 +133,7 @@ class _Delay:
 class _Reads:
     """The kernels' counters: single-row reads, batch reads and their rows, and the duration of sampled reads."""
 
-    def families(self, totals: dict[str, counters.Words]) -> Iterator[Metric]:
+    def families(self, totals: dict[str, UInt64s]) -> Iterator[Metric]:
         for name, text, index in (
             ("quorin_reads_total", "Single-row reads that found their row.", W_READS),
             ("quorin_batch_reads_total", "Batch reads.", W_BATCHES),

@@ -8,7 +8,7 @@ id)`` as it is, or keep one ``out`` array for each thread.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from quorin.schema import Schema, total_element_count
 if TYPE_CHECKING:
     from types import TracebackType
 
-Floats = np.ndarray[Any, np.dtype[np.float32]]
+    from quorin.engine.arrays import Float32s
 
 
 class BufferPool:
@@ -47,16 +47,16 @@ class BufferPool:
         self.max_size = max_size
         self.misses = 0
         self._zero_on_return = zero_on_return
-        self._buffers: deque[Floats] = deque((np.zeros(self._shape, np.float32) for _ in range(max_size)), max_size)
+        self._buffers: deque[Float32s] = deque((np.zeros(self._shape, np.float32) for _ in range(max_size)), max_size)
 
-    def _lend(self) -> Floats:
+    def _lend(self) -> Float32s:
         try:
             return self._buffers.pop()
         except IndexError:
             self.misses += 1
             return np.zeros(self._shape, np.float32)
 
-    def _take_back(self, buffer: Floats) -> None:
+    def _take_back(self, buffer: Float32s) -> None:
         if self._zero_on_return:
             buffer.fill(0)
         self._buffers.append(buffer)
@@ -81,9 +81,9 @@ class Checkout:
 
     def __init__(self, pool: BufferPool) -> None:
         self._pool = pool
-        self._buffer: Floats | None = None
+        self._buffer: Float32s | None = None
 
-    def __enter__(self) -> Floats:
+    def __enter__(self) -> Float32s:
         self._buffer = self._pool._lend()
         return self._buffer
 

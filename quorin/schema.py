@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
+from quorin.engine.caches import per_schema
 from quorin.engine.format.field import MAX_NAME_BYTES, RESERVED_FIELD_NAMES, FeatureField, dtype
 from quorin.engine.format.hashing import hash_bytes
 from quorin.errors import SchemaError, SchemaTypeError
@@ -27,6 +28,7 @@ from quorin.errors import SchemaError, SchemaTypeError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from quorin.engine.arrays import AnyArray
 
 __all__ = [
     "MAX_FIELDS",
@@ -132,7 +134,7 @@ OFFSET_TABLE_DTYPE = np.dtype(
 """One row a field: where its elements stand in the assembled vector (-1 for variable-size fields)."""
 
 
-def compile_schema(schema: Schema) -> np.ndarray[Any, Any]:
+def compile_schema(schema: Schema) -> AnyArray:
     """The offset table of a schema: structured array of shape ``(fields,)``, sorted by name hash."""
     table = np.zeros(len(schema.fields), OFFSET_TABLE_DTYPE)
     element_offset = 0
@@ -148,6 +150,7 @@ def total_element_count(schema: Schema) -> int:
     return sum(field.element_count for field in schema.fields)
 
 
+@per_schema
 def fingerprint(schema: Schema) -> int:
     """A 64-bit number that two schemas share only if name, version and every field agree."""
     return hash_bytes(schema_to_json(schema).encode())
@@ -158,17 +161,9 @@ def is_other_entity(one: Schema, other: Schema) -> bool:
     return None not in (one.entity, other.entity) and one.entity != other.entity
 
 
+@per_schema
 def schema_to_json(schema: Schema) -> str:
     """The schema as canonical JSON: equal schemas have equal text."""
-    # Kept in the class, and in no dictionary by schemas: those compare schemas, and that compares their JSON.
-    known: str | None = schema.__dict__.get("_json")
-    if known is None:
-        known = _to_json(schema)
-        type.__setattr__(schema, "_json", known)
-    return known
-
-
-def _to_json(schema: Schema) -> str:
     parts: dict[str, Any] = {
         "name": schema.__name__,
         "version": schema.version,

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from quorin.engine.format import segment as fmt
 from quorin.engine.reads import arguments as buffers
-from quorin.engine.reads.columns import PLAIN_GATHER, Bytes, Columns, column_plan
+from quorin.engine.reads.columns import PLAIN_GATHER, Columns, column_plan
 from quorin.engine.rows.compatibility import fits
 from quorin.engine.rows.intake import id_array
 from quorin.engine.rows.value import check_entity_id
@@ -25,12 +25,13 @@ from quorin.layout import find_row
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from quorin.engine.arrays import Bytes, Float32s, Mask
     from quorin.engine.memory.view import SegmentView
     from quorin.schema import FeatureField
     from quorin.shm import Segment
 
 
-def assemble(segment: Segment, entity_id: str, *, out: buffers.Floats | None = None) -> buffers.Floats:
+def assemble(segment: Segment, entity_id: str, *, out: Float32s | None = None) -> Float32s:
     """The float32 vector of one entity, shape ``(total_element_count,)``; see :func:`quorin.assembly.assemble`."""
     view = segment.current_view()
     out = buffers.vector_out(out, view.vector_length)
@@ -45,10 +46,10 @@ def assemble_batch(
     segment: Segment,
     entity_ids: Any,
     *,
-    out: buffers.Floats | None = None,
-    found_mask: buffers.Mask | None = None,
+    out: Float32s | None = None,
+    found_mask: Mask | None = None,
     missing: float = math.nan,
-) -> tuple[buffers.Floats, buffers.Mask]:
+) -> tuple[Float32s, Mask]:
     """The vectors of many entities, shape ``(N, total_element_count)``, and which were found."""
     view = segment.current_view()
     keys = _keys(entity_ids)
@@ -109,7 +110,7 @@ def _copy_row(view: SegmentView, key: bytes) -> Bytes | None:
             return None if int(header["flags"]) & fmt.FLAG_DELETED else row
 
 
-def _fill_vector(view: SegmentView, row: Bytes, out: buffers.Floats) -> None:
+def _fill_vector(view: SegmentView, row: Bytes, out: Float32s) -> None:
     body = row[view.layout.body_offset :]
     target = 0
     cells = {cell.field.name: cell for cell in fmt.body_layout(view.stored).cells}

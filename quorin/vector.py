@@ -36,6 +36,7 @@ from quorin.layout import iterate_occupied
 from quorin.schema import dtype
 
 if TYPE_CHECKING:
+    from quorin.engine.arrays import Float64s, Int64s
     from quorin.engine.memory.view import SegmentView
     from quorin.schema import FeatureField
     from quorin.shm import Segment
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 __all__ = ["METRICS", "Neighbours", "distances", "entity_ids", "search", "search_plainly"]
 
 Metric = Literal["l2", "cosine", "inner_product"]
-Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
 METRICS = {"l2": METRIC_L2, "cosine": METRIC_COSINE, "inner_product": METRIC_INNER_PRODUCT}
 _LANES = 8
@@ -56,7 +56,7 @@ class Neighbours:
     """The nearest entities, nearest first; of equally distant ones those with the smaller id (in bytes) first."""
 
     entity_ids: list[str]
-    distances: Doubles
+    distances: Float64s
     """float64, shape ``(len(entity_ids),)``: the smaller the nearer."""
 
 
@@ -120,13 +120,13 @@ def search_plainly(
     return _sorted(named, found[known], k)
 
 
-def distances(vectors: Doubles, query: Doubles, metric: Metric = "l2") -> Doubles:
+def distances(vectors: Float64s, query: Float64s, metric: Metric = "l2") -> Float64s:
     """The distances of vectors, float64 of shape ``(N, size)``, to a query of shape ``(size,)``, as :func:`search`
     defines them.
     """
     if metric == "l2":
         difference = vectors - query
-        return cast("Doubles", np.sqrt(_sums(difference * difference)))
+        return cast("Float64s", np.sqrt(_sums(difference * difference)))
     products = _sums(vectors * query)
     if metric == "inner_product":
         return -products
@@ -152,7 +152,7 @@ def entity_ids(segment: Segment) -> pa.Array:
     return pa.concat_arrays(chunks) if chunks else pa.array([], pa.string())
 
 
-def _checked(schema: Any, name: str, query: Any, k: int, metric: str) -> Doubles:
+def _checked(schema: Any, name: str, query: Any, k: int, metric: str) -> Float64s:
     field = next((field for field in schema.fields if field.name == name), None)
     if field is None or field.dtype not in (dtype.float32, dtype.float64) or len(field.shape) != 1:
         raise InvalidRowError(
@@ -174,7 +174,7 @@ def _checked(schema: Any, name: str, query: Any, k: int, metric: str) -> Doubles
     return wanted
 
 
-def _task(view: SegmentView, name: str, size: int, metric: str) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+def _task(view: SegmentView, name: str, size: int, metric: str) -> Int64s | None:
     """What the kernel takes; None if the rows have no vectors under that name."""
     cell = next((cell for cell in fmt.body_layout(view.stored).cells if cell.field.name == name), None)
     if cell is None or not _has_vectors(cell.field, size):
@@ -197,7 +197,7 @@ def _has_vectors(field: FeatureField, size: int) -> bool:
     return is_vector and (field.is_variable or field.shape[0] == size)
 
 
-def _sums(terms: Doubles) -> Doubles:
+def _sums(terms: Float64s) -> Float64s:
     """The sum of each row in the kernel's order: eight lanes, then the lanes by halves, then the rest one by one."""
     rows, size = terms.shape
     lanes = np.zeros((rows, _LANES))
@@ -213,6 +213,6 @@ def _sums(terms: Doubles) -> Doubles:
     return total
 
 
-def _sorted(ids: list[bytes], distances: Doubles, k: int) -> Neighbours:
+def _sorted(ids: list[bytes], distances: Float64s, k: int) -> Neighbours:
     order = sorted(range(len(ids)), key=lambda i: (distances[i], ids[i]))[:k]
     return Neighbours([ids[i].decode() for i in order], distances[order] if order else np.empty(0))

@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from quorin.cli.inspect import lag_rows, lag_time, newest
+from quorin.engine.arrays import UInt64s
 from quorin.engine.counting import counters
 from quorin.engine.format.abi import FIRST_BUCKET, TIME_BUCKETS, W_BATCH_ROWS, W_MISSING, W_READ_TIMES, W_READS
 from quorin.engine.words import count, counted, duration, size
@@ -21,7 +22,7 @@ class Look:
     """A deployment and the counters at one moment (monotonic, in seconds)."""
 
     seen: Deployment
-    totals: dict[str, counters.Words]
+    totals: dict[str, UInt64s]
     at: float
 
 

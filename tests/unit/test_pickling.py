@@ -12,10 +12,18 @@ import cloudpickle
 import pytest
 
 from quorin import assembly
-from quorin.engine.log.record import cached_fingerprint
 from quorin.errors import NotPicklableError, QuorinError
 from quorin.offline import ParquetDatasetStore
-from quorin.schema import FeatureField, FeatureSchema, Schema, dtype, make_schema, schema_from_json, schema_to_json
+from quorin.schema import (
+    FeatureField,
+    FeatureSchema,
+    Schema,
+    dtype,
+    fingerprint,
+    make_schema,
+    schema_from_json,
+    schema_to_json,
+)
 from quorin.shm import SegmentRegistry
 from quorin.wal import WALProducer
 from quorin.wal_consumer import WALConsumer
@@ -52,7 +60,7 @@ def test_schemas_come_back_equal(library: Any, schema: Schema) -> None:
     assert hash(back) == hash(schema)
     assert {schema: 1}[back] == 1
     assert schema_to_json(back) == schema_to_json(schema)
-    assert cached_fingerprint(back) == cached_fingerprint(schema)
+    assert fingerprint(back) == fingerprint(schema)
     assert back != other_version(schema)
     assert back not in {other_version(schema), FeatureSchema}
     assert back != schema_to_json(schema)
@@ -76,7 +84,7 @@ def test_schemas_of_a_script_are_equal_in_another_process(library: str, tmp_path
     python(f"{DEFINITION}\nimport sys, {library}; open(sys.argv[1], 'wb').write({library}.dumps(Trips))", file)
     said = python(
         f"import sys, pickle; sent = pickle.load(open(sys.argv[1], 'rb'))\n{DEFINITION}\n"
-        "from quorin.engine.log.record import cached_fingerprint as number\n"
+        "from quorin.schema import fingerprint as number\n"
         "assert sent == Trips and hash(sent) == hash(Trips) and number(sent) == number(Trips) and sent is not Trips\n"
         "import cloudpickle; assert cloudpickle.loads(cloudpickle.dumps(sent)) == Trips\n"
         "print(sent.__name__, sent.version, sent.tie_breaker, sent.entity, len(sent.fields))",
@@ -150,3 +158,11 @@ def test_what_is_this_process_s_own_is_refused(tmp_path: Path) -> None:
         pickle.dumps(consumer)
     with pytest.raises(TypeError, match="pickle the WALProducer"):
         pickle.dumps(pipeline)
+
+
+def test_types_and_fields_are_pickled_by_their_public_name() -> None:
+    field = FeatureField("n", dtype.int64)
+    content = pickle.dumps(field)
+    assert b"quorin.schema" in content
+    assert b"quorin.engine" not in content
+    assert pickle.loads(content) == field

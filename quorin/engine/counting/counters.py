@@ -14,7 +14,7 @@ import os
 import threading
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,8 @@ from quorin.engine.format.abi import READ_WORDS, W_BATCHES, W_READS
 from quorin.engine.memory.file import SlotFile, default_shm_dir
 from quorin.logging import get_logger
 
-Words = np.ndarray[Any, np.dtype[np.uint64]]
+if TYPE_CHECKING:
+    from quorin.engine.arrays import Int64s, UInt64s
 
 DELAY_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0)
 """Upper bounds, in seconds, of what ``apply_delay`` is counted in; one bucket more holds the rest."""
@@ -89,10 +90,10 @@ def cell(schema_name: str) -> int:
         return state.cell(schema_name)
 
 
-def totals() -> dict[str, Words]:
+def totals() -> dict[str, UInt64s]:
     """The sums over all processes of this machine's user, dead ones included, by schema name."""
     state = _state
-    sums: dict[str, Words] = {}
+    sums: dict[str, UInt64s] = {}
     with state.lock:
         file = state.file()
         private = [(name, np.array(words)) for name, words in state.private.items()]
@@ -110,10 +111,10 @@ class _State:
     def __init__(self) -> None:
         # A warning that is dropped while counters are set up is counted under the same lock.
         self.lock = threading.RLock()
-        self.private: dict[str, Words] = {}
+        self.private: dict[str, UInt64s] = {}
         self._held: dict[str, memoryview] = {}
         self._addresses: dict[str, int] = {}
-        self._cells: dict[str, np.ndarray[Any, np.dtype[np.int64]]] = {}
+        self._cells: dict[str, Int64s] = {}
         self._file: SlotFile | None = None
         self._tried = False
 

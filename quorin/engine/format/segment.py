@@ -31,12 +31,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from quorin.engine.caches import per_schema
+
 if TYPE_CHECKING:
-    from quorin.schema import FeatureField, Schema
+    from quorin.engine.format.field import FeatureField
+    from quorin.schema import Schema
 
 MAGIC = b"QUORIN\x1a\n"
 FORMAT_VERSION = 1
@@ -191,18 +193,9 @@ class BodyLayout:
     byte_count: int
 
 
-_body_layouts: WeakKeyDictionary[Schema, BodyLayout] = WeakKeyDictionary()
-
-
+@per_schema
 def body_layout(schema: Schema) -> BodyLayout:
-    """Place the cells: largest alignment first, declaration order within one alignment, the validity bitmap last."""
-    known = _body_layouts.get(schema)
-    if known is None:
-        known = _body_layouts[schema] = _place_cells(schema)
-    return known
-
-
-def _place_cells(schema: Schema) -> BodyLayout:
+    """Lay out the cells: largest alignment first, declaration order within one alignment, the validity bitmap last."""
     offsets: dict[int, int] = {}
     end = 0
     for index in sorted(range(len(schema.fields)), key=lambda i: -alignment(schema.fields[i])):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from quorin.logging import get_logger
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from quorin.engine.arrays import AnyArray
     from quorin.schema import Schema
 
 BATCH_ROWS = 65_536
@@ -211,7 +212,7 @@ class Loaded:
             if len(left):
                 yield part.restored(left, schema)
 
-    def rows(self, numbers: np.ndarray[Any, Any], schema: Schema) -> pa.Table:
+    def rows(self, numbers: AnyArray, schema: Schema) -> pa.Table:
         """The rows with these numbers (sorted, unique) in canonical form; unset fields of partial rows are null."""
         found, base = [], 0
         for part in self.parts:
@@ -237,7 +238,7 @@ class Loaded:
                 first = int(np.searchsorted(numbers(batch.column("position"), np.int64), after, side="right"))
                 yield from columns.split(schema, part.piece.file.path, batch.slice(first))
 
-    def _taken(self, part: Part, local: np.ndarray[Any, Any], schema: Schema) -> Iterator[pa.RecordBatch]:
+    def _taken(self, part: Part, local: AnyArray, schema: Schema) -> Iterator[pa.RecordBatch]:
         """Rows of a file by number, one row group at a time."""
         path = part.piece.file.path
         names = ["entity_id", "event_time", *columns.field_columns(schema, part.arrow_schema)]

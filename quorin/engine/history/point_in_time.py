@@ -25,6 +25,7 @@ from quorin.engine.rows.value import check_event_time
 from quorin.errors import InvalidRowError
 
 if TYPE_CHECKING:
+    from quorin.engine.arrays import AnyArray, Bytes, Int32s, Int64s
     from quorin.engine.history.dataset import Loaded
     from quorin.schema import Schema
 
@@ -34,16 +35,14 @@ _TIE = "tie"
 _LATEST_NS = 2**63 - 1
 _EARLIEST_NS = -(2**63)
 
-Longs = np.ndarray[Any, np.dtype[np.int64]]
-
 
 @dataclass(frozen=True)
 class Queries:
     """Which entities are asked for, as of when, and from when on an answer counts (int64 nanoseconds each)."""
 
     ids: pa.Array
-    times: Longs
-    earliest: Longs | None
+    times: Int64s
+    earliest: Int64s | None
 
     @classmethod
     def of(cls, table: Any, lookback: Any) -> Queries:
@@ -69,12 +68,12 @@ class Keys:
     ``fields`` (int32: which set of ``field_sets`` a partial row sets, else -1).
     """
 
-    entity: np.ndarray[Any, np.dtype[np.int32]]
-    time: Longs
-    tie: Longs
-    number: Longs
-    kind: np.ndarray[Any, np.dtype[np.uint8]]
-    fields: np.ndarray[Any, np.dtype[np.int32]]
+    entity: Int32s
+    time: Int64s
+    tie: Int64s
+    number: Int64s
+    kind: Bytes
+    fields: Int32s
     field_sets: list[frozenset[str]]
 
 
@@ -158,7 +157,7 @@ def _coded(batches: list[pa.RecordBatch], base: int, ids: pa.Array) -> tuple[Any
     )
 
 
-def _newest_at(keys: Keys, entity: np.ndarray[Any, Any], times: Longs) -> Longs:
+def _newest_at(keys: Keys, entity: AnyArray, times: Int64s) -> Int64s:
     """For each query the index in ``keys`` of the newest row at or before its time, -1 if there is none.
 
     Of rows with one event time the one with the largest tie-breaker, then the last in the log.
@@ -180,7 +179,7 @@ def _newest_at(keys: Keys, entity: np.ndarray[Any, Any], times: Longs) -> Longs:
     return np.where(low > first, order[low - 1], -1)
 
 
-def _by_entity_and_time(keys: Keys) -> Longs:
+def _by_entity_and_time(keys: Keys) -> Int64s:
     """The indices of all keys sorted by entity, then event time, tie-breaker, and the order of the log."""
     has_ties = keys.tie.max() > _EARLIEST_NS
     order = np.lexsort((keys.tie, keys.time)) if has_ties else np.argsort(keys.time, kind="stable")
@@ -191,9 +190,9 @@ def _by_entity_and_time(keys: Keys) -> Longs:
     return order
 
 
-def _field_values(schema: Schema, loaded: Loaded, keys: Keys, chosen: Longs) -> dict[str, pa.ChunkedArray]:
+def _field_values(schema: Schema, loaded: Loaded, keys: Keys, chosen: Int64s) -> dict[str, pa.ChunkedArray]:
     """The fields of the chosen rows: indices in ``keys``, -1 for none."""
-    sources: dict[str, Longs] = {}
+    sources: dict[str, Int64s] = {}
     known = chosen >= 0
     if len(keys.kind) and (keys.kind[chosen[known]] == Kind.partial).any():
         sources = _merged_sources(schema, keys, chosen)
@@ -212,7 +211,7 @@ def _field_values(schema: Schema, loaded: Loaded, keys: Keys, chosen: Longs) -> 
     return {name: _taken(values.column(name), places[id(row)]) for name, row in rows.items()}
 
 
-def _merged_sources(schema: Schema, keys: Keys, chosen: Longs) -> dict[str, Longs]:
+def _merged_sources(schema: Schema, keys: Keys, chosen: Int64s) -> dict[str, Int64s]:
     """For every field, the index in ``keys`` of the row that its value comes from, -1 for null.
 
     A partial row is applied to the newest row that the entity had then, at or before its event time, and takes over
@@ -235,9 +234,7 @@ def _merged_sources(schema: Schema, keys: Keys, chosen: Longs) -> dict[str, Long
     return {name: np.ascontiguousarray(sources[:, i]) for i, name in enumerate(names)}
 
 
-def _merge_entity(
-    rows: Longs, keys: Keys, sets: list[np.ndarray[Any, Any]], needed: set[int], merged: dict[int, Any]
-) -> None:
+def _merge_entity(rows: Int64s, keys: Keys, sets: list[AnyArray], needed: set[int], merged: dict[int, Any]) -> None:
     """Apply one entity's rows in the order of the log; note in ``merged`` where the needed ones' fields come from."""
     times: list[tuple[int, int]] = []
     states: list[Any] = []
@@ -254,12 +251,12 @@ def _merge_entity(
         states.insert(place, state)
 
 
-def _taken(values: pa.Array | pa.ChunkedArray, places: Longs) -> pa.Array | pa.ChunkedArray:
+def _taken(values: pa.Array | pa.ChunkedArray, places: Int64s) -> pa.Array | pa.ChunkedArray:
     """Values by place; null for -1."""
     return values.take(pa.array(places, mask=places < 0))
 
 
-def _earliest(times: Longs, lookback: Any) -> Longs:
+def _earliest(times: Int64s, lookback: Any) -> Int64s:
     """The oldest event time that counts for each query."""
     if isinstance(lookback, timedelta):
         lookback = (lookback.days * 86_400 + lookback.seconds) * 10**9 + lookback.microseconds * 1000

@@ -18,16 +18,15 @@ from quorin.engine.history import parquet as columns
 from quorin.engine.history.dataset import Dataset, Loaded, Part
 from quorin.engine.history.files import file_name, mergeable, superseded
 from quorin.engine.history.storage import Storage, VanishedError
-from quorin.engine.log.record import Kind, cached_fingerprint
+from quorin.engine.log.record import Kind
 from quorin.engine.rows.column import numbers
 from quorin.errors import HistoryUnavailableError
+from quorin.schema import Schema, fingerprint
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator
     from datetime import timedelta
-
-    from quorin.schema import Schema
 
 _ATTEMPTS = 5
 _MERGED_ROWS = 4_000_000
@@ -112,7 +111,7 @@ class ParquetDatasetStore:
             buffer = self._buffer(schema)
             first = int(np.searchsorted(numbers(positions, np.int64), buffer.last, side="right"))
             if first < batch.num_rows:
-                if cached_fingerprint(buffer.schema) != cached_fingerprint(schema):
+                if fingerprint(buffer.schema) != fingerprint(schema):
                     self._flush(buffer)
                     buffer.schema = schema
                 kept, places = batch.slice(first), positions.slice(first)

@@ -23,8 +23,6 @@ import time
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import pyarrow as pa
 import pyarrow.types as pt
@@ -33,10 +31,7 @@ from quorin.engine.rows.batch import DELETE_SCHEMA, canonical_schema, fields_by_
 from quorin.engine.rows.column import cast_field, text_lengths
 from quorin.engine.rows.compatibility import WIDENINGS
 from quorin.errors import InvalidEntryError, InvalidRowError
-from quorin.schema import fingerprint
-
-if TYPE_CHECKING:
-    from quorin.schema import Schema
+from quorin.schema import Schema, fingerprint
 
 MAGIC = b"QREC"
 VERSION = 1
@@ -94,7 +89,7 @@ def encode(kind: Kind, schema: Schema, batch: pa.RecordBatch, *, written_ns: int
         VERSION,
         kind,
         len(name),
-        cached_fingerprint(schema),
+        fingerprint(schema),
         time.time_ns() if written_ns is None else written_ns,
         batch.num_rows,
     )
@@ -196,17 +191,6 @@ def translate_batch(batch: pa.RecordBatch, kind: int, schema: Schema) -> pa.Reco
         except InvalidRowError as error:
             raise InvalidEntryError(f"schema {schema.__name__!r}: {error}") from error
     return pa.RecordBatch.from_arrays(columns, schema=canonical)
-
-
-def cached_fingerprint(schema: Schema) -> int:
-    """:func:`quorin.schema.fingerprint`, computed once for a schema."""
-    cached = _fingerprints.get(schema)
-    if cached is None:
-        cached = _fingerprints[schema] = fingerprint(schema)
-    return cached
-
-
-_fingerprints: WeakKeyDictionary[Schema, int] = WeakKeyDictionary()
 
 
 @lru_cache(maxsize=256)

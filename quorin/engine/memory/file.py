@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    from quorin.engine.arrays import Bytes
+
 SHM_DIR = "/dev/shm"  # noqa: S108 - where POSIX shared memory lives on Linux; files there are created 0600, exclusively
 SHM_DIR_VARIABLE = "QUORIN_SHM_DIR"
 
@@ -55,7 +57,7 @@ class Mapping:
         mapped = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED, prot=protection)
         self.path = path
         self.writable = writable
-        self.memory: np.ndarray[Any, np.dtype[np.uint8]] = np.frombuffer(mapped, np.uint8)
+        self.memory: Bytes = np.frombuffer(mapped, np.uint8)
         self.address: int = self.memory.ctypes.data
         _advise(self.address, size, mmap.MADV_HUGEPAGE)
         self.populate(0, size if populate is None else populate)
@@ -203,7 +205,7 @@ class SlotFile:
         if state.st_size < size:
             os.ftruncate(self._descriptor, size)
         mapped = mmap.mmap(self._descriptor, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        self._memory: np.ndarray[Any, np.dtype[np.uint8]] = np.frombuffer(mapped, np.uint8)
+        self._memory: Bytes = np.frombuffer(mapped, np.uint8)
 
     def try_hold(self, slot: int) -> bool:
         """Hold a slot; False if another process does. It must not be held here already."""
@@ -220,7 +222,7 @@ class SlotFile:
         """Hold a slot no longer."""
         fcntl.lockf(self._descriptor, fcntl.LOCK_UN, self._slot_bytes, slot * self._slot_bytes)
 
-    def memory(self, slot: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def memory(self, slot: int) -> Bytes:
         """The bytes of a slot that is held; they get room now, so that writing to them is never a SIGBUS."""
         start = slot * self._slot_bytes
         os.posix_fallocate(self._descriptor, start, self._slot_bytes)

@@ -6,7 +6,7 @@ Nothing here puts a generation in force; :mod:`quorin.engine.memory.segment` doe
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from quorin.errors import CapacityExceededError, SharedMemoryError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from quorin.engine.arrays import Int64s
     from quorin.schema import Schema
 
 DELETIONS_KEPT_NS = 7 * 24 * 3600 * 10**9
@@ -136,7 +137,7 @@ def copy_rows(
     return True
 
 
-def _carry_plan(old: Schema, new: Schema) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _carry_plan(old: Schema, new: Schema) -> Int64s:
     """What becomes of each field, as :mod:`quorin.engine.format.abi` lays it out. Neighbours on both sides are copied
     in one go.
     """

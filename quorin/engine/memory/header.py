@@ -15,8 +15,7 @@ from quorin.schema import fingerprint, schema_to_json
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy as np
-
+    from quorin.engine.arrays import AnyArray
     from quorin.schema import Schema
 
 _LAYOUT_FIELDS = (
@@ -25,9 +24,7 @@ _LAYOUT_FIELDS = (
 )  # fmt: skip
 
 
-def write_header(
-    memory: np.ndarray[Any, Any], name: SegmentName, schema: Schema, layout: fmt.SegmentLayout, owner: int
-) -> None:
+def write_header(memory: AnyArray, name: SegmentName, schema: Schema, layout: fmt.SegmentLayout, owner: int) -> None:
     """Write the static part of the header of a new file, whose other bytes are zero; ``owner`` is the identity of its
     namespace.
     """
@@ -47,7 +44,7 @@ def write_header(
     header["static_crc"] = _static_crc(memory, schema_bytes=schema_to_json(schema).encode())
 
 
-def rename(memory: np.ndarray[Any, Any], name: SegmentName, owner: int) -> None:
+def rename(memory: AnyArray, name: SegmentName, owner: int) -> None:
     """Give the segment in ``memory``, whose header is whole, another name and owner; nobody else may use it yet."""
     header = memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
     header["name"], header["owner"] = str(name).encode(), owner
@@ -55,7 +52,7 @@ def rename(memory: np.ndarray[Any, Any], name: SegmentName, owner: int) -> None:
     header["static_crc"] = _static_crc(memory, schema_bytes)
 
 
-def _static_crc(memory: np.ndarray[Any, Any], schema_bytes: bytes) -> int:
+def _static_crc(memory: AnyArray, schema_bytes: bytes) -> int:
     """CRC-32 over the static header, its own four bytes taken as zero, and the schema."""
     static = bytearray(memory[: fmt.STATIC_BYTES].tobytes())
     place = fmt.header_offset("static_crc")
@@ -63,7 +60,7 @@ def _static_crc(memory: np.ndarray[Any, Any], schema_bytes: bytes) -> int:
     return zlib.crc32(schema_bytes, zlib.crc32(bytes(static)))
 
 
-def check_header(path: Path, memory: np.ndarray[Any, Any], header: Any) -> None:
+def check_header(path: Path, memory: AnyArray, header: Any) -> None:
     """Check the static part of the header, before the schema behind it is parsed. :raises CorruptSegmentError: if it
     is not of this format, or damaged.
     """
@@ -99,7 +96,7 @@ def check_layout(path: Path, header: Any, layout: fmt.SegmentLayout) -> None:
             )
 
 
-def check_counters(path: Path, memory: np.ndarray[Any, Any], header: Any, layout: fmt.SegmentLayout) -> None:
+def check_counters(path: Path, memory: AnyArray, header: Any, layout: fmt.SegmentLayout) -> None:
     """What changes with every write has no checksum, but it has bounds; what is reserved is zero."""
     # A writer moves both on meanwhile, the head never past the tail: so the tail is read between two looks at the head.
     before, tail, after = (int(header[word]) for word in ("ring_head", "ring_tail", "ring_head"))

@@ -39,12 +39,11 @@ from quorin.engine.rows.compatibility import fits
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from quorin.engine.arrays import Int64s
     from quorin.schema import FeatureField, Schema
 
-Words = np.ndarray[Any, np.dtype[np.int64]]
 
-
-def vector_plan(descriptor: Words, stored: Schema, fields: Sequence[FeatureField]) -> Words:
+def vector_plan(descriptor: Int64s, stored: Schema, fields: Sequence[FeatureField]) -> Int64s:
     """The read plan that fills a float32 vector with ``fields``, in the order given.
 
     Fields of one dtype that are neighbours both in the row and in the vector become one span. Fields that are not
@@ -77,15 +76,15 @@ def vector_plan(descriptor: Words, stored: Schema, fields: Sequence[FeatureField
 
 
 def read_plan(
-    descriptor: Words, out_bytes: int, spans: list[list[int]], patches: list[tuple[int, ...]], missing: int
-) -> Words:
+    descriptor: Int64s, out_bytes: int, spans: list[list[int]], patches: list[tuple[int, ...]], missing: int
+) -> Int64s:
     """A read plan as :mod:`quorin.engine.format.abi` lays it out; ``out_bytes`` is what a row takes in the output."""
     head = np.array([out_bytes, len(spans), len(patches), missing], np.int64)
     tail = [np.array(part, np.int64).ravel() for part in (spans, patches)]
     return np.concatenate([descriptor, head, *tail])
 
 
-def describe(address: int, layout: fmt.SegmentLayout, seed: Any) -> Words:
+def describe(address: int, layout: fmt.SegmentLayout, seed: Any) -> Int64s:
     """The descriptor of a segment that is mapped at ``address``."""
     words = np.zeros(DESCRIPTOR_ITEMS, np.int64)
     words[D_HEADER] = address

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quorin.errors import EntityIdError, InvalidBufferError
 
-Floats = np.ndarray[Any, np.dtype[np.float32]]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
+if TYPE_CHECKING:
+    from quorin.engine.arrays import Float32s, Mask
 
 _FLOAT32 = np.dtype(np.float32)
 _BOOL = np.dtype(np.bool_)
@@ -20,7 +20,7 @@ def empty_id(index: int) -> EntityIdError:
     return EntityIdError(f"row {index}: an entity id must not be empty, got ''")
 
 
-def vector_out(out: Any, length: int) -> Floats:
+def vector_out(out: Any, length: int) -> Float32s:
     """A caller's buffer for one vector, or a fresh one.
 
     :raises InvalidBufferError: unless it is a writeable, contiguous float32 array of shape ``(length,)``.
@@ -28,11 +28,11 @@ def vector_out(out: Any, length: int) -> Floats:
     if out is None:
         return np.empty(length, np.float32)
     _check_buffer("out", out, _FLOAT32, (length,))
-    floats: Floats = out
+    floats: Float32s = out
     return floats
 
 
-def batch_out(out: Any, found_mask: Any, rows: int, length: int) -> tuple[Floats, Mask]:
+def batch_out(out: Any, found_mask: Any, rows: int, length: int) -> tuple[Float32s, Mask]:
     """A caller's buffers for a batch, or fresh ones: float32 of shape ``(rows, length)``, bool of shape ``(rows,)``.
 
     :raises InvalidBufferError: if a given one has another shape or dtype, or can't be written in place.

@@ -24,12 +24,9 @@ from quorin.errors import InvalidRowError
 from quorin.schema import FeatureField, dtype
 
 if TYPE_CHECKING:
+    from quorin.engine.arrays import AnyArray, Bytes, Int64s, Mask
     from quorin.engine.memory.view import SegmentView
 
-Words = np.ndarray[Any, np.dtype[np.int64]]
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
-Cells = np.ndarray[Any, Any]
 
 _EVENT_TIME_BYTES = _POSITION_BYTES = 8
 _MAX_PLANS = 64
@@ -44,8 +41,8 @@ class Gather(NamedTuple):
     fills in where each item ends in ``data``.
     """
 
-    values: Callable[[SegmentView, Cells, Words, Bytes], None]
-    texts: Callable[[SegmentView, Cells, Words, Words, Bytes], None]
+    values: Callable[[SegmentView, AnyArray, Int64s, Bytes], None]
+    texts: Callable[[SegmentView, AnyArray, Int64s, Int64s, Bytes], None]
 
 
 class ColumnPlan:
@@ -81,7 +78,7 @@ class ColumnPlan:
         spans = [[source, 0, count, count, code] for source, count, code in sources]
         self._words = read_plan(view.descriptor, self.row_bytes, spans, [], MISSING_ZEROS)
         self._targets = slice(P_SPANS + SPAN_TARGET, P_SPANS + SPAN_ITEMS * len(spans), SPAN_ITEMS)
-        self._words_by_count: dict[int, Words] = {}
+        self._words_by_count: dict[int, Int64s] = {}
         self.null_bits = [(cell.null_byte - layout.bitmap_offset, cell.null_mask) for cell in self.cells]
         self.required_bits = np.zeros(layout.bitmap_bytes, np.uint8)
         for byte, mask in self.null_bits:
@@ -89,7 +86,7 @@ class ColumnPlan:
         count = len(view.stored.fields)
         self.all_bits = np.packbits(np.ones(count, np.bool_), bitorder="little").tobytes()
 
-    def words(self, count: int) -> Words:
+    def words(self, count: int) -> Int64s:
         """The kernel's plan for a buffer of ``count`` rows: each column begins ``count`` times its place in a row."""
         words = self._words_by_count.get(count)
         if words is None:
@@ -181,12 +178,12 @@ class Columns:
         return self._complete
 
     @property
-    def event_time_ns(self) -> Words:
+    def event_time_ns(self) -> Int64s:
         """Event times in nanoseconds since the epoch, int64 of shape ``(N,)``; 0 where not found."""
         return self.buffer[: _EVENT_TIME_BYTES * len(self.found)].view(np.int64)
 
     @property
-    def positions(self) -> Words:
+    def positions(self) -> Int64s:
         """The log positions of the writes that made the rows, int64 of shape ``(N,)``; 0 where not found.
 
         :raises InvalidRowError: if the reader was not made with ``positions=True``.
@@ -196,7 +193,7 @@ class Columns:
         count = len(self.found)
         return self.buffer[_EVENT_TIME_BYTES * count : (_EVENT_TIME_BYTES + _POSITION_BYTES) * count].view(np.int64)
 
-    def values(self, index: int) -> np.ndarray[Any, Any]:
+    def values(self, index: int) -> AnyArray:
         """A fixed-size field's values, shape ``(N, *field.shape)``, without copying; zeros where null or not found."""
         field = self._plan.fields[index]
         column = self._column(index).view(field.dtype.numpy)
@@ -278,7 +275,7 @@ class Columns:
             return pa.Array.from_buffers(kind, count, [_packed(validity), pa.py_buffer(column)])
         return _nested(kind, pa.py_buffer(column), count, validity)
 
-    def _variable(self, field: FeatureField, cells: Cells, validity: Mask | None) -> pa.Array:
+    def _variable(self, field: FeatureField, cells: AnyArray, validity: Mask | None) -> pa.Array:
         count = len(cells)
         kind = arrow_type_of(field)
         if field.is_list and not field.dtype.is_numeric:
@@ -291,13 +288,13 @@ class Columns:
         child = pa.array(data.view(field.dtype.numpy), kind.value_type)
         return _list_array(kind, _ends(cells["count"]), child, validity)
 
-    def _gathered(self, cells: Cells, ends: Words) -> Bytes:
+    def _gathered(self, cells: AnyArray, ends: Int64s) -> Bytes:
         """What cells point to, one after the other; ``ends`` says where each begins and ends."""
         data = np.empty(int(ends[-1]), np.uint8)
         self._gather.values(self._view, cells, ends, data)
         return data
 
-    def _texts(self, kind: pa.DataType, cells: Cells, validity: Mask | None) -> pa.Array:
+    def _texts(self, kind: pa.DataType, cells: AnyArray, validity: Mask | None) -> pa.Array:
         item_starts = _ends(cells["count"])
         ends = _ends(cells["bytes"] - 4 * cells["count"])
         item_ends = np.zeros(int(item_starts[-1]) + 1, np.int64)
@@ -308,13 +305,13 @@ class Columns:
         return _list_array(kind, item_starts, child, validity)
 
 
-def _gather_values(view: SegmentView, cells: Cells, ends: Words, data: Bytes) -> None:
+def _gather_values(view: SegmentView, cells: AnyArray, ends: Int64s, data: Bytes) -> None:
     heap = view.mapping.memory[view.layout.heap_offset :]
     for start, stop, offset in zip(ends[:-1].tolist(), ends[1:].tolist(), cells["offset"].tolist(), strict=True):
         data[start:stop] = heap[offset : offset + stop - start]
 
 
-def _gather_texts(view: SegmentView, cells: Cells, ends: Words, item_ends: Words, data: Bytes) -> None:
+def _gather_texts(view: SegmentView, cells: AnyArray, ends: Int64s, item_ends: Int64s, data: Bytes) -> None:
     heap = view.mapping.memory[view.layout.heap_offset :]
     item = 0
     for start, stop, cell in zip(ends[:-1].tolist(), ends[1:].tolist(), cells, strict=True):
@@ -328,7 +325,7 @@ PLAIN_GATHER = Gather(_gather_values, _gather_texts)
 """In plain NumPy, a row at a time."""
 
 
-def _ends(sizes: np.ndarray[Any, Any]) -> Words:
+def _ends(sizes: AnyArray) -> Int64s:
     """Offsets of pieces put one after the other: one more than there are pieces.
 
     :raises InvalidRowError: if they are more than one Arrow array can hold.
@@ -352,6 +349,6 @@ def _nested(kind: pa.DataType, data: pa.Buffer, count: int, validity: Mask | Non
     return pa.Array.from_buffers(kind, count, [_packed(validity)], children=[child])
 
 
-def _list_array(kind: pa.DataType, ends: Words, child: pa.Array, validity: Mask | None) -> pa.Array:
+def _list_array(kind: pa.DataType, ends: Int64s, child: pa.Array, validity: Mask | None) -> pa.Array:
     offsets = pa.py_buffer(ends.astype(np.int32))
     return pa.Array.from_buffers(kind, len(ends) - 1, [_packed(validity), offsets], children=[child])

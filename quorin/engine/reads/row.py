@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from quorin.engine.reads.columns import PLAIN_GATHER, Bytes, ColumnPlan, Columns
+from quorin.engine.reads.columns import PLAIN_GATHER, ColumnPlan, Columns
 from quorin.schema import dtype
 
 if TYPE_CHECKING:
+    from quorin.engine.arrays import Bytes
     from quorin.engine.memory.view import SegmentView
 
 _CODES = {dtype.float32: "f", dtype.float64: "d", dtype.int32: "i", dtype.int64: "q", dtype.uint8: "B", dtype.bool: "?"}

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
 
+from quorin.engine.caches import per_schema
 from quorin.engine.rows.column import cast_entity_ids, cast_event_times, cast_field, checked_column
 from quorin.engine.rows.intake import NoArrowTypeError, arrow_column, table_columns
 from quorin.engine.rows.value import check_each, check_entity_id, check_event_time, check_value, event_time_or_now
@@ -47,25 +47,16 @@ DELETE_SCHEMA = pa.schema([pa.field(ENTITY_ID, pa.string(), False), pa.field(EVE
 """The Arrow schema of a batch that deletes."""
 
 
-_row_types: WeakKeyDictionary[Schema, pa.StructType] = WeakKeyDictionary()
-_canonical_schemas: WeakKeyDictionary[Schema, pa.Schema] = WeakKeyDictionary()
-_fields_by_name: WeakKeyDictionary[Schema, Mapping[str, FeatureField]] = WeakKeyDictionary()
-
-
+@per_schema
 def canonical_schema(schema: Schema) -> pa.Schema:
     """The Arrow schema of a schema's canonical batches."""
-    known = _canonical_schemas.get(schema)
-    if known is None:
-        known = _canonical_schemas[schema] = pa.schema([*DELETE_SCHEMA, *schema_to_arrow(schema)])
-    return known
+    return pa.schema([*DELETE_SCHEMA, *schema_to_arrow(schema)])
 
 
+@per_schema
 def fields_by_name(schema: Schema) -> Mapping[str, FeatureField]:
     """The fields of a schema by name, in declaration order."""
-    known = _fields_by_name.get(schema)
-    if known is None:
-        known = _fields_by_name[schema] = MappingProxyType({field.name: field for field in schema.fields})
-    return known
+    return MappingProxyType({field.name: field for field in schema.fields})
 
 
 def subset_schema(schema: Schema, names: Iterable[str]) -> pa.Schema:
@@ -198,11 +189,9 @@ def _struct_batch(rows: Sequence[tuple[Any, ...]], row_type: pa.StructType) -> p
     return pa.RecordBatch.from_struct_array(pa.array(rows, row_type))
 
 
+@per_schema
 def _row_type(schema: Schema) -> pa.StructType:
-    known = _row_types.get(schema)
-    if known is None:
-        known = _row_types[schema] = pa.struct(list(canonical_schema(schema)))
-    return known
+    return pa.struct(list(canonical_schema(schema)))
 
 
 def _check_names(schema: Schema, names: Collection[str], *, partial: bool) -> None:

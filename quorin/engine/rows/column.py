@@ -23,6 +23,8 @@ from quorin.schema import FeatureField, make_schema, schema_to_arrow
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from quorin.engine.arrays import AnyArray, Int32s
+
 _SLICE_ROWS = 1 << 16
 _UNIT_NS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 
@@ -115,7 +117,7 @@ def _first_outside(timestamps: pa.Array) -> int:
     return _first(pc.or_(pc.less(times, -most), pc.greater(times, most)))
 
 
-def numbers(array: pa.Array, kind: type[np.number[Any]]) -> np.ndarray[Any, Any]:
+def numbers(array: pa.Array, kind: type[np.number[Any]]) -> AnyArray:
     """The values of an array of numbers of this type without nulls, as a view; ``Array.to_numpy`` would load pandas,
     which takes a third of a second.
     """
@@ -124,7 +126,7 @@ def numbers(array: pa.Array, kind: type[np.number[Any]]) -> np.ndarray[Any, Any]
     return np.frombuffer(array.buffers()[1], kind, len(array), array.offset * np.dtype(kind).itemsize)
 
 
-def text_lengths(array: pa.Array) -> np.ndarray[Any, np.dtype[np.int32]]:
+def text_lengths(array: pa.Array) -> Int32s:
     """The lengths in bytes of a string array's values, int32 of shape ``(rows,)``; a null's is meaningless."""
     if not len(array):
         return np.zeros(0, np.int32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,9 @@ import pyarrow.types as pt
 
 from quorin.engine.rows.value import check_each, check_entity_id, shown
 from quorin.errors import EntityIdError, InvalidRowError
+
+if TYPE_CHECKING:
+    from quorin.engine.arrays import AnyArray
 
 _ID_TYPES = frozenset({pa.string(), pa.large_string(), pa.binary(), pa.large_binary()})
 _NUMBERS = {float, int}
@@ -182,7 +185,7 @@ def _imported(column: Any, name: str, *, nan_is_null: bool) -> pa.Array | pa.Chu
     return _of_values(column if isinstance(column, Sequence) else list(column))
 
 
-def _of_numpy(array: np.ndarray[Any, Any]) -> pa.Array:
+def _of_numpy(array: AnyArray) -> pa.Array:
     if array.dtype.kind == "O":
         return _of_values(array.tolist())
     try:
@@ -198,7 +201,7 @@ def _of_numpy(array: np.ndarray[Any, Any]) -> pa.Array:
         return _of_values(array.tolist())
 
 
-def _masked_rows(array: np.ndarray[Any, Any]) -> list[Any]:
+def _masked_rows(array: AnyArray) -> list[Any]:
     """The rows of an array; None where all of one is masked."""
     rows: list[Any] = array.tolist()
     if not array.size:

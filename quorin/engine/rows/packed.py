@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from quorin.engine.caches import per_schema
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.abi import (
     ARROW_ITEMS,
@@ -31,8 +31,8 @@ from quorin.engine.rows.value import check_value
 from quorin.errors import InvalidRowError
 from quorin.schema import FeatureField, Schema, dtype
 
-Words = np.ndarray[Any, np.dtype[np.int64]]
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+if TYPE_CHECKING:
+    from quorin.engine.arrays import Int64s
 
 _NULL = np.zeros(1, np.uint8)
 _NULL_ADDRESS = _NULL.ctypes.data
@@ -40,7 +40,6 @@ _NULL_ADDRESS = _NULL.ctypes.data
 _pointer_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
 )
-_arrow_plans: WeakKeyDictionary[Schema, Words | None] = WeakKeyDictionary()
 
 
 class ColumnTable:
@@ -49,7 +48,7 @@ class ColumnTable:
     ``tie`` is where the column of the schema's tie-breaker begins in ``words``, -1 if it has none.
     """
 
-    def __init__(self, schema: Schema, words: Words | None = None, owner: Any = None) -> None:
+    def __init__(self, schema: Schema, words: Int64s | None = None, owner: Any = None) -> None:
         self._tie_breaker = schema.tie_breaker
         self.tie = -1
         if words is not None and schema.tie_breaker is not None:
@@ -59,7 +58,7 @@ class ColumnTable:
         self._owners: list[Any] = [_NULL, owner]
 
     @property
-    def words(self) -> Words:
+    def words(self) -> Int64s:
         """The flat table, ``COLUMN_ITEMS`` words a column."""
         return np.array(self._rows, np.int64).ravel() if self._words is None else self._words
 
@@ -238,15 +237,11 @@ def packed_columns(schema: Schema, row: bytes) -> ColumnTable:
     return table
 
 
-def _arrow_plan(schema: Schema) -> Words | None:
-    """Where the kernel finds the columns of a canonical batch; None if some are not to be taken as they are."""
-    if schema not in _arrow_plans:
-        plain = all(field.dtype is not dtype.bool and len(field.shape) <= 1 for field in schema.fields)
-        _arrow_plans[schema] = _new_arrow_plan(schema) if plain else None
-    return _arrow_plans[schema]
-
-
-def _new_arrow_plan(schema: Schema) -> Words:
+@per_schema
+def _arrow_plan(schema: Schema) -> Int64s | None:
+    """Where the kernel finds the columns of a canonical batch; None if it cannot read some of them as they are."""
+    if not all(field.dtype is not dtype.bool and len(field.shape) <= 1 for field in schema.fields):
+        return None
     rows = [(0, 0, 0, 0, KIND_VARIABLE, 1, 1, 0), (1, 0, 0, 0, KIND_FIXED, 8, 8, 0)]  # the ids and event times
     for index, cell in enumerate(fmt.body_layout(schema).cells):
         field, size = cell.field, cell.field.dtype.item_size

@@ -10,12 +10,15 @@ import math
 import operator
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quorin.errors import EntityIdError, EntityIdTooLongError, InvalidRowError
 from quorin.schema import FeatureField, dtype
+
+if TYPE_CHECKING:
+    from quorin.engine.arrays import AnyArray
 
 FLOAT32_OVERFLOW = math.ldexp(2 - 2.0**-24, 127)
 """The smallest magnitude that rounds to infinity in float32."""
@@ -173,7 +176,7 @@ def _checked_element(field: FeatureField, value: Any, element: Any) -> Any:
     return _SCALAR_CHECKS[field.dtype](field, element)
 
 
-def _checked_array(field: FeatureField, value: Sequence[Any] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _checked_array(field: FeatureField, value: Sequence[Any] | AnyArray) -> AnyArray:
     """Numbers as an array. Arrays whose dtype casts without loss skip the check of each element."""
     target = field.dtype.numpy
     if isinstance(value, np.ndarray) and value.dtype.kind != "O":
@@ -192,7 +195,7 @@ def _checked_array(field: FeatureField, value: Sequence[Any] | np.ndarray[Any, A
     return np.ascontiguousarray(array, target)
 
 
-def _object_array(field: FeatureField, value: Sequence[Any] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _object_array(field: FeatureField, value: Sequence[Any] | AnyArray) -> AnyArray:
     if field.is_list:
         array = np.empty(len(value), object)
         array[:] = list(value)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import operator
 import struct
 import time
-import weakref
 import zlib
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
+from quorin.engine.caches import per_schema
 from quorin.engine.log.record import BODY_OFFSET, CRC_OFFSET, ROWS_OFFSET, WRITTEN_OFFSET, Kind, encode
 from quorin.engine.log.record_fast.template import cached_template
 from quorin.engine.rows.batch import checked_row, fields_by_name, rows_batch
@@ -42,9 +41,7 @@ def encode_row(
     :raises InvalidRowError: for a missing, unknown or ill-fitting value; an explicit ``None`` is a null.
     :raises EntityIdError: for an id that is empty or not a string.
     """
-    forms = _forms.get(schema)
-    if forms is None:
-        forms = _forms[schema] = _Forms(schema)
+    forms = _forms(schema)
     record = forms.filled(entity_id, values, event_time_ns, written_ns)
     if record is not None:
         return record
@@ -55,13 +52,18 @@ def encode_row(
     return form.fill(entity_id.encode(), row[1], row[2:], time.time_ns() if written_ns is None else written_ns)
 
 
+@per_schema
+def _forms(schema: Schema) -> _Forms:
+    return _Forms(schema)
+
+
 class _Forms:
     """The forms of a schema, by the id's size in bytes."""
 
     __slots__ = ("_by_size", "_fields", "_pick", "_schema", "_types")
 
     def __init__(self, schema: Schema) -> None:
-        self._schema = weakref.ref(schema)
+        self._schema = schema
         self._by_size: dict[int, _Form] = {}
         self._fields = fields_by_name(schema)
         # The first name comes twice: of a single name itemgetter would return no tuple.
@@ -73,10 +75,9 @@ class _Forms:
         """The form for ids of a size in bytes; None if the id is too long, or the schema has other fields than scalar
         numbers.
         """
-        form, schema = self._by_size.get(id_bytes), self._schema()
-        fits = schema is not None and id_bytes <= _MAX_ID_BYTES and all(map(_is_scalar_number, schema.fields))
-        if form is None and schema is not None and fits:
-            form = self._by_size[id_bytes] = _Form(schema, id_bytes)
+        form = self._by_size.get(id_bytes)
+        if form is None and id_bytes <= _MAX_ID_BYTES and all(map(_is_scalar_number, self._schema.fields)):
+            form = self._by_size[id_bytes] = _Form(self._schema, id_bytes)
         return form
 
     def filled(
@@ -137,6 +138,3 @@ class _Form:
 
 def _is_scalar_number(field: FeatureField) -> bool:
     return field.shape == () and field.dtype.is_numeric
-
-
-_forms: WeakKeyDictionary[Schema, _Forms] = WeakKeyDictionary()

@@ -1,0 +1,42 @@
+"""The cache for what follows from a schema alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+Schema = TypeVar("Schema", bound=type[Any])
+Result = TypeVar("Result")
+
+_ATTRIBUTE = "_quorin_results"
+
+
+def per_schema(function: Callable[[Schema], Result]) -> Callable[[Schema], Result]:
+    """Compute a function once for each schema class. Its result is kept in the class, and freed with it.
+
+    A dictionary keyed by schemas would be slower: it compares schemas, which compares their JSON, itself such a result.
+    Threads may call the function at the same time; each then computes it, and an equal result is kept.
+    """
+
+    @wraps(function)
+    def cached(schema: Schema) -> Result:
+        results: _Results | None = schema.__dict__.get(_ATTRIBUTE)
+        if results is None:
+            results = _Results()
+            type.__setattr__(schema, _ATTRIBUTE, results)
+        if function not in results:
+            results[function] = function(schema)
+        result: Result = results[function]
+        return result
+
+    return cached
+
+
+class _Results(dict[Any, Any]):
+    """Results by function. A pickle holds none: cloudpickle stores all attributes of a class that it pickles by value,
+    and results may hold what cannot be pickled.
+    """
+
+    def __reduce__(self) -> tuple[type[_Results], tuple[()]]:
+        return _Results, ()
