@@ -21,13 +21,16 @@ def per_schema(function: Callable[[Schema], Result]) -> Callable[[Schema], Resul
 
     @wraps(function)
     def cached(schema: Schema) -> Result:
-        results: _Results | None = schema.__dict__.get(_ATTRIBUTE)
-        if results is None:
-            results = _Results()
-            type.__setattr__(schema, _ATTRIBUTE, results)
-        if function not in results:
-            results[function] = function(schema)
-        result: Result = results[function]
+        try:
+            result: Result = schema.__dict__[_ATTRIBUTE][function]
+        except KeyError:
+            pass
+        else:
+            return result
+        result = function(schema)
+        if _ATTRIBUTE not in schema.__dict__:
+            type.__setattr__(schema, _ATTRIBUTE, _Results())
+        schema.__dict__[_ATTRIBUTE][function] = result
         return result
 
     return cached
