@@ -285,16 +285,28 @@ def _check_layout() -> None:
         for name in record.names or ():
             field: tuple[Any, ...] = record.fields[name]  # type: ignore[index]
             kind, offset = field[0], field[1]
-            assert offset >= end, f"{name} overlaps its neighbour"
-            assert kind.base.itemsize not in (2, 4, 8) or offset % kind.base.itemsize == 0, f"{name} is not aligned"
+            _check(offset >= end, f"{name} overlaps its neighbour")
+            size = kind.base.itemsize
+            _check(size not in (2, 4, 8) or offset % size == 0, f"{name} is not aligned")
             end = offset + kind.itemsize
-        assert end <= record.itemsize
-    assert (HEADER_BYTES, PARTITION_DTYPE.itemsize, VAR_CELL.itemsize) == (4096, 32, 16)
-    assert header_offset("successor") == STATIC_BYTES
+        _check(end <= record.itemsize, f"{record.names} is longer than {record.itemsize} bytes")
+    sizes = (HEADER_BYTES, PARTITION_DTYPE.itemsize, VAR_CELL.itemsize)
+    _check(sizes == (4096, 32, 16), f"a header, a partition and a cell have {sizes} bytes")
+    _check(header_offset("successor") == STATIC_BYTES, "successor must follow the static part")
     for first_of_line in ("successor", "epoch", "entity_count", "partitions"):
-        assert header_offset(first_of_line) % CACHE_LINE == 0, f"{first_of_line} must begin a cache line"
-    assert all((KEY_OFFSET + n) % 8 == 0 for n in KEY_INLINE_CHOICES)
-    assert KEY_OFFSET + min(KEY_INLINE_CHOICES) >= LONG_KEY_OFFSET + 8
+        _check(header_offset(first_of_line) % CACHE_LINE == 0, f"{first_of_line} must begin a cache line")
+    _check(all((KEY_OFFSET + n) % 8 == 0 for n in KEY_INLINE_CHOICES), "what follows the key is not aligned")
+    _check(
+        KEY_OFFSET + min(KEY_INLINE_CHOICES) >= LONG_KEY_OFFSET + 8, "a long key's fields need more than a short key"
+    )
+
+
+def _check(holds: bool, problem: str) -> None:
+    """As ``assert``, but under ``python -O`` as well, which must not change a source of the kernels: see
+    :func:`quorin.engine.kernels.cache.digest`.
+    """
+    if not holds:
+        raise AssertionError(problem)
 
 
 _check_layout()

@@ -104,7 +104,9 @@ def _warn_once(where: Path | None, reason: str) -> None:
 
 @functools.cache
 def digest(module: str) -> str:
-    """A digest of the code of :func:`sources`: comments and the place of installation don't change it."""
+    """A digest of the code of :func:`sources`: comments and the place of installation don't change it, nor does ``-O``,
+    as long as none of them asserts.
+    """
     codes = [_code(name) for name in sources(module)]
     return hashlib.sha256("\n".join(map(_text, codes)).encode()).hexdigest()
 

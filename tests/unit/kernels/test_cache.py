@@ -12,7 +12,7 @@ import pytest
 
 from quorin import layout
 from quorin.engine.kernels import _KERNELS
-from quorin.engine.kernels.cache import sources
+from quorin.engine.kernels.cache import digest, sources
 from quorin.schema import FeatureField, dtype, make_schema
 from quorin.shm import SegmentRegistry
 
@@ -152,6 +152,17 @@ def test_a_change_in_any_source_of_a_kernel_compiles_it_anew(tmp_path: Path) -> 
     memory.write_text(changed)
     assert run(cache, path=package)[0] == "14"
     assert len(kept(cache)) == 2
+
+
+def test_optimized_python_uses_the_same_kernels() -> None:
+    """``python -O`` strips asserts: in a source of a kernel, they would give it another digest."""
+    modules = [f"quorin.engine.kernels.{module}" for module in sorted({entry[0] for entry in _KERNELS.values()})]
+    script = f"from quorin.engine.kernels.cache import digest; print([digest(module) for module in {modules!r}])"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{[digest(module) for module in modules]}\n"
 
 
 def test_the_sources_of_a_kernel_are_all_that_it_imports() -> None:
