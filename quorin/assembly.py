@@ -55,12 +55,12 @@ _FLOAT32, _UINT8 = np.dtype(np.float32), np.dtype(np.uint8)
 _empty = np.empty
 _MAX_DIGITS = len(str(-(2**63)))
 _MAX_ROUNDS = 1000
-"""So often the kernel gives up on a row that keeps changing, each time after many attempts of its own, before it counts
-as damaged: a writer replaces a row at most once in the time of an attempt."""
+"""Times that the kernel returns from a row that keeps changing, each after many attempts of its own, before the row
+counts as damaged: a writer replaces a row at most once in the time of an attempt."""
 
 
 def assemble(segment: Segment, entity_id: str, *, out: Float32s | None = None) -> Float32s:
-    """The float32 vector of one entity, shape ``(total_element_count,)``: ``out`` if given, else a fresh array.
+    """The float32 vector of one entity, shape ``(total_element_count,)``: ``out`` if passed, else a new array.
 
     Numeric fixed-size fields in declaration order, shaped ones row-major; a null reads as its field's default. What
     ``out`` holds after an error is undefined.
@@ -99,7 +99,7 @@ def assemble_batch(
 
 
 def read(segment: Segment, entity_ids: Any, fields: Sequence[str] | None = None) -> pa.RecordBatch:
-    """Exact typed values: the columns ``entity_id`` (as asked), ``found`` (bool), ``event_time_ns`` (int64), and the
+    """Exact typed values: the columns ``entity_id`` (as passed), ``found`` (bool), ``event_time_ns`` (int64), and the
     fields.
 
     One row out per id in, in the same order; everything but the first two is null where an entity is not found. Each
@@ -122,8 +122,8 @@ def column_reader(segment: Segment, fields: Sequence[str] | None = None, *, posi
 
 
 def row_reader(parts: Sequence[tuple[Segment, Sequence[str] | None]]) -> RowReader:
-    """A callable that reads one entity in several segments at once, of each a choice of fields, as plain Python values;
-    the quickest for a few of them.
+    """A callable that reads one entity in several segments at once, some fields of each, as Python values; the fastest
+    for few fields.
 
     :raises InvalidRowError: for fields that a schema does not have.
     """
@@ -142,9 +142,9 @@ def number_ids(numbers: Int64s) -> pa.Array:
 
 
 def reader(segment: Segment, fields: Sequence[str] | None = None) -> Reader:
-    """A callable that reads a choice of numeric fields in the order given; for hot loops.
+    """A callable that reads some numeric fields, in the order of ``fields``; for hot loops.
 
-    :raises InvalidRowError: for a field that the schema does not have, or that has no place in a vector.
+    :raises InvalidRowError: for a field that the schema does not have, or that is not in a vector.
     """
     return Reader(segment, fields)
 
@@ -176,16 +176,16 @@ class Reader:
 
     def __init__(self, segment: Segment, fields: Sequence[str] | None = None) -> None:
         schema = segment.schema
-        known = {field.name: field for field in schema.fields}
-        chosen = [f.name for f in schema.fields if f.element_count] if fields is None else list(fields)
-        wrong = [name for name in chosen if name not in known or not known[name].element_count]
-        if wrong or not chosen:
+        by_name = {field.name: field for field in schema.fields}
+        requested = [f.name for f in schema.fields if f.element_count] if fields is None else list(fields)
+        wrong = [name for name in requested if name not in by_name or not by_name[name].element_count]
+        if wrong or not requested:
             raise InvalidRowError(
-                f"no vector of {wrong or chosen}: {schema.__name__} has the numeric fields "
+                f"no vector of {wrong or requested}: {schema.__name__} has the numeric fields "
                 f"{[f.name for f in schema.fields if f.element_count]}"
             )
         self._segment = segment
-        self._fields = [known[name] for name in chosen]
+        self._fields = [by_name[name] for name in requested]
         self.length = sum(field.element_count for field in self._fields)
         self._view = segment.current_view()
         self._plan = vector_plan(self._view.descriptor, self._view.stored, self._fields)
@@ -220,7 +220,7 @@ class Reader:
 
 
 class ColumnReader:
-    """Bound to a segment and a choice of fields: ``reader(entity_ids)`` gives
+    """Bound to a segment and a choice of fields: ``reader(entity_ids)`` returns
     :class:`quorin.engine.reads.columns.Columns`.
     """
 
@@ -233,7 +233,7 @@ class ColumnReader:
         column_plan(segment.current_view(), self._names, positions=positions)
 
     def __call__(self, entity_ids: Any) -> Columns:
-        """The rows of entities, in the order asked for. Batches release the GIL."""
+        """The rows of entities, in the order of the ids. Batches release the GIL."""
         if type(entity_ids) is list and len(entity_ids) == 1 and type(entity_ids[0]) is str:
             view = self._segment.current_view()
             plan = column_plan(view, self._names, positions=self._positions)
@@ -251,7 +251,7 @@ class ColumnReader:
 
 
 class RowReader:
-    """Bound to segments and choices of fields: ``reader(entity_id)`` gives a row of each as
+    """Bound to segments and choices of fields: ``reader(entity_id)`` returns a row of each as
     :class:`quorin.engine.reads.row.Rows`.
     """
 

@@ -1,9 +1,9 @@
-"""Rows into a segment, one at a time or in bulk, and the plain reference of how a row is found.
+"""Rows into a segment, one at a time or in bulk, and the reference for how a row is found.
 
 Everything that writes ends in :func:`apply_batch`, whose order is that of event times: an older event never overwrites
 a newer one; of two with the same time the one with the larger tie-breaker wins, where the schema has one, then the one
-with the later log position, and then the later row. So applying anything twice, or in another order, gives the same
-rows.
+with the later log position, and then the later row. So applying anything twice, or in another order, has the same
+result.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ StringPoolExhaustedError = EntityIdTooLongError
 
 
 def pack_row(schema: Schema, /, **fields: Any) -> bytes:
-    """One row as bytes for :func:`insert`. Every field must be given; ``None`` is a null.
+    """One row as bytes for :func:`insert`. Every field is required; ``None`` is a null.
 
     :raises InvalidRowError: for a missing or unknown field, or a value that its field can't hold unchanged (it names
         both).
@@ -146,14 +146,14 @@ def _apply_columnar(
         if kernels.longest_id(offsets, width, rows) > view.layout.max_id_bytes:
             raise _too_long(view, batch.column(0))
         positions = np.array(position, np.int64) if isinstance(position, int) else numbers(position, np.int64)
-        places = (int(positions.__array_interface__["data"][0]), 8 * positions.ndim)
-        return apply_located(segment, view, located, kind, places, rows, lambda: batch.nbytes)
+        located_positions = (int(positions.__array_interface__["data"][0]), 8 * positions.ndim)
+        return apply_located(segment, view, located, kind, located_positions, rows, lambda: batch.nbytes)
 
 
 def lookup(segment: Segment, entity_id: str) -> int | None:
     """Where an entity's row begins, in bytes from the start of the segment's file; None if it has none.
 
-    The reference: plain Python over the layout of :mod:`quorin.engine.format.segment`.
+    The reference: Python over the layout of :mod:`quorin.engine.format.segment`.
     """
     view = segment.current_view()
     found = find_row(view, check_entity_id(entity_id))
@@ -177,20 +177,20 @@ def iterate_occupied(segment: Segment) -> Iterator[tuple[str, int]]:
 
 
 def find_row(view: SegmentView, key: bytes) -> tuple[int, int] | None:
-    """The slot of a key (its place in the file) and the row it points to; a deleted row counts as found."""
+    """The slot of a key (its offset in the file) and the row it points to; a deleted row counts as found."""
     layout = view.layout
     memory = view.mapping.memory
     seed = view.header["seed"]
     h = hash_bytes(key, (int(seed[0]), int(seed[1])))
     slot = (h * layout.slot_count) >> 64
     for _ in range(layout.slot_count):
-        place = layout.index_offset + 8 * slot
-        word = int(memory[place : place + 8].view(np.uint64)[0])
+        offset = layout.index_offset + 8 * slot
+        word = int(memory[offset : offset + 8].view(np.uint64)[0])
         if word == 0:
             return None
         row = layout.rows_offset + ((word & 0xFFFFFFFF) - 1) * layout.row_stride
         if word >> 32 == h & 0xFFFFFFFF and row_key(view, row) == key:
-            return place, row
+            return offset, row
         slot = (slot + 1) % layout.slot_count
     return None
 
@@ -229,7 +229,7 @@ def apply_located(
     size: Callable[[], int],
 ) -> Int64s:
     """Run the kernel over a batch of ``rows``, growing the segment whenever it is full; ``segment.writing`` is held,
-    and ``view`` is its writing view. ``positions`` are an address and how far apart they stand. ``size`` bounds the
+    and ``view`` is its writing view. ``positions`` are an address and their stride in bytes. ``size`` bounds the
     heap needed.
     """
     from quorin.engine import kernels

@@ -1,7 +1,7 @@
-"""Reusable output buffers, for callers who want a bound on the memory that reads in flight take.
+"""Reusable output buffers, for callers that want to bound the memory of concurrent reads.
 
-They are not the quicker way. A checkout costs about 0.3 µs, a fresh small array 0.15 µs; for batches of megabytes the
-two cost the same, because the allocator has the memory of the last batch at hand. For speed, call ``assemble(segment,
+They are not faster. A checkout costs about 0.3 µs, a fresh small array 0.15 µs; for batches of megabytes the
+two cost the same, because the allocator still has the memory of the last batch. For speed, call ``assemble(segment,
 id)`` as it is, or keep one ``out`` array for each thread.
 """
 

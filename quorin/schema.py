@@ -131,7 +131,7 @@ OFFSET_TABLE_DTYPE = np.dtype(
         ("byte_count", "<i8"),
     ]
 )
-"""One row a field: where its elements stand in the assembled vector (-1 for variable-size fields)."""
+"""One row a field: the offset of its elements in the assembled vector (-1 for variable-size fields)."""
 
 
 def compile_schema(schema: Schema) -> AnyArray:

@@ -1,4 +1,4 @@
-"""Reads in plain NumPy: the oracle that :mod:`quorin.assembly` must equal bit for bit, and a fallback without numba.
+"""Reads in NumPy: the oracle that :mod:`quorin.assembly` must equal bit for bit, and a fallback without numba.
 
 The commit rule is kept as a reader keeps it: a row counts only if its stamp was even and its stamp and slot word are
 the same after the copy. Python has no fences; on x86-64 none are needed, and elsewhere the compiled reads are the safe
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from quorin.engine.format import segment as fmt
 from quorin.engine.reads import arguments as buffers
-from quorin.engine.reads.columns import PLAIN_GATHER, Columns, column_plan
+from quorin.engine.reads.columns import NUMPY_GATHER, Columns, column_plan
 from quorin.engine.rows.compatibility import fits
 from quorin.engine.rows.intake import id_array
 from quorin.engine.rows.value import check_entity_id
@@ -69,7 +69,7 @@ def read(segment: Segment, entity_ids: Any, fields: Sequence[str] | None = None)
     view = segment.current_view()
     plan = column_plan(view, fields)
     ids = id_array(entity_ids)
-    columns = Columns(plan, view, ids, PLAIN_GATHER)
+    columns = Columns(plan, view, ids, NUMPY_GATHER)
     count = len(columns.found)
     columns.buffer[:] = 0
     for i, key in enumerate(_keys(ids)):

@@ -1,7 +1,7 @@
 """Exact vector search over the rows of a segment: the entities whose vectors are nearest to a query.
 
-Every row is looked at, in place: no index is built, nothing is copied but the answer, and an answer is never stale. A
-search that runs beside a writer takes each row as it was at one moment, old or new, and waits for nobody.
+A search scans every row in shared memory: it builds no index, copies nothing but the result, and its result is never
+stale. Beside a writer it reads each row as it was at one moment, old or new, and waits for nobody.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ def search(
     """
     from quorin.engine import kernels
 
-    wanted = _checked(segment.schema, field, query, k, metric)
+    target = _checked(segment.schema, field, query, k, metric)
     for _ in range(_MAX_ROUNDS):
         view = segment.current_view()
-        task = _task(view, field, len(wanted), metric)
+        task = _task(view, field, len(target), metric)
         if task is None:
             return Neighbours([], np.empty(0))
         allowed = np.empty(0, np.uint8)
@@ -88,11 +88,11 @@ def search(
             allowed = np.zeros(view.layout.slot_count, np.uint8)
             if kernels.mark_slots(task, *text_addresses(ids), len(ids), allowed):
                 continue
-        most, step = min(k, view.layout.capacity), view.layout.max_id_bytes
-        nearest, sizes = np.empty(most), np.empty(most, np.int64)
-        keys = np.empty((most + 1) * step, np.uint8)
-        squares = float(_sums(wanted[None] * wanted[None])[0])
-        found = kernels.search_rows(task, wanted.ctypes.data, squares, allowed, nearest, sizes, keys, step)
+        max_found, step = min(k, view.layout.capacity), view.layout.max_id_bytes
+        nearest, sizes = np.empty(max_found), np.empty(max_found, np.int64)
+        keys = np.empty((max_found + 1) * step, np.uint8)
+        squares = float(_sums(target[None] * target[None])[0])
+        found = kernels.search_rows(task, target.ctypes.data, squares, allowed, nearest, sizes, keys, step)
         if found >= 0:
             ids = [keys[i * step : i * step + sizes[i]].tobytes() for i in range(found)]
             return _sorted(ids, nearest[:found], k)
@@ -104,20 +104,20 @@ def search(
 def search_plainly(
     segment: Segment, field: str, query: Any, *, k: int, metric: Metric = "l2", among: Any | None = None
 ) -> Neighbours:
-    """The same as :func:`search`, bit for bit, in plain NumPy."""
-    wanted = _checked(segment.schema, field, query, k, metric)
+    """The same as :func:`search`, bit for bit, in NumPy: the oracle."""
+    target = _checked(segment.schema, field, query, k, metric)
     ids = [entity_id for entity_id, _ in iterate_occupied(segment)]
     if among is not None:
         allowed = set(id_array(among).cast(pa.string()).to_pylist())
         ids = [entity_id for entity_id in ids if entity_id in allowed]
     column = serving.read(segment, ids, [field]).column(3)
-    kept = [row for row, vector in enumerate(column) if vector.is_valid and len(vector) == len(wanted)]
-    vectors = np.array([column[row].as_py() for row in kept], np.float64).reshape(len(kept), len(wanted))
+    kept = [row for row, vector in enumerate(column) if vector.is_valid and len(vector) == len(target)]
+    vectors = np.array([column[row].as_py() for row in kept], np.float64).reshape(len(kept), len(target))
     with np.errstate(all="ignore"):
-        found = distances(vectors, wanted, metric)
-    known = ~np.isnan(found)
-    named = [ids[row].encode() for row, is_known in zip(kept, known, strict=True) if is_known]
-    return _sorted(named, found[known], k)
+        found = distances(vectors, target, metric)
+    valid = ~np.isnan(found)
+    named = [ids[row].encode() for row, is_valid in zip(kept, valid, strict=True) if is_valid]
+    return _sorted(named, found[valid], k)
 
 
 def distances(vectors: Float64s, query: Float64s, metric: Metric = "l2") -> Float64s:
@@ -164,14 +164,14 @@ def _checked(schema: Any, name: str, query: Any, k: int, metric: str) -> Float64
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise InvalidRowError(f"expected k to be a whole number of 1 and more, got {k!r}")
     try:
-        wanted = np.ascontiguousarray(query, np.float64)
+        vector = np.ascontiguousarray(query, np.float64)
     except (TypeError, ValueError) as error:
         raise InvalidRowError(f"expected a query of numbers: {error}") from None
-    if wanted.ndim != 1 or not len(wanted):
-        raise InvalidRowError(f"expected a query of one dimension, got shape {wanted.shape}")
-    if not field.is_variable and len(wanted) != field.shape[0]:
-        raise InvalidRowError(f"expected a query of {field.shape[0]} numbers for {name!r}, got {len(wanted)}")
-    return wanted
+    if vector.ndim != 1 or not len(vector):
+        raise InvalidRowError(f"expected a query of one dimension, got shape {vector.shape}")
+    if not field.is_variable and len(vector) != field.shape[0]:
+        raise InvalidRowError(f"expected a query of {field.shape[0]} numbers for {name!r}, got {len(vector)}")
+    return vector
 
 
 def _task(view: SegmentView, name: str, size: int, metric: str) -> Int64s | None:
@@ -208,8 +208,8 @@ def _sums(terms: Float64s) -> Float64s:
         half = lanes.shape[1] // 2
         lanes = lanes[:, :half] + lanes[:, half:]
     total = lanes[:, 0]
-    for place in range(full, size):
-        total = total + terms[:, place]
+    for column in range(full, size):
+        total = total + terms[:, column]
     return total
 
 

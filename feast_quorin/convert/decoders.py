@@ -2,7 +2,7 @@
 
 Feast converts every ``Value`` to a Python object and builds frames and tables from lists of these. So float32 becomes a
 float64 column, integers with nulls become floats in a frame, and a column of nulls has no type. The decoders return the
-same, without creating the objects if the result is known beforehand.
+same, without creating the objects if the result is certain without them.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Rows:
 
 
 def first_refused(column: Any, action: Callable[[Any], Any]) -> int:
-    """The first row that an action refuses, given that it refuses the column."""
+    """The first row that an action refuses, if it refuses the column."""
     fits, refused = 0, len(column)
     while refused - fits > 1:
         middle = (fits + refused) // 2

@@ -1,6 +1,6 @@
 """Results of on-demand views, converted as Feast converts them.
 
-Feast converts results to protobuf and back. That is skipped where it is known to change nothing but precision.
+Feast converts results to protobuf and back. Quorin skips that where it changes nothing but precision.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class ScalarKey(Column):
         return values[:]
 
     def _converted(self, values: list[Any]) -> list[Any] | None:
-        """The result of Feast's own conversion, for strings in place of integers, NumPy's numbers, and protos."""
+        """The result of Feast's own conversion, for strings instead of integers, NumPy's numbers, and protos."""
         protos = converted(values, self.value_type)
         if protos is None or any(proto.WhichOneof("val") != self._kind for proto in protos):
             return None

@@ -199,7 +199,7 @@ def shape_for(resolved: Resolved, context: RequestContext, names: tuple[str, ...
     if len(request) < len(context.request_data) or not feature_names.isdisjoint([*request.values(), *keys.values()]):
         return None
     if any(names[index] in context.join_key_of_entity for index in unused):
-        return None  # An entity's name in place of its join key, which Feast warns about.
+        return None  # An entity's name instead of its join key, which Feast warns about.
     key_indexes: dict[str, Any] = {name: index for index, name in enumerate(keys.values())}
     key_indexes |= {DUMMY_ENTITY_ID: -1} if context.is_entityless else {}
     keys_of_views = []

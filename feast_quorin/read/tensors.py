@@ -39,7 +39,7 @@ class TensorResponse(OnlineResponse):
     def to_tensor(
         self, kind: str = "torch", default_value: Any = float("nan"), *, stack_lists: bool | Collection[str] = False
     ) -> dict[str, Any]:
-        """Tensors of numbers and booleans, ``default_value`` in place of None; lists of everything else, as in Feast.
+        """Tensors of numbers and booleans, ``default_value`` instead of None; lists of everything else, as in Feast.
 
         With ``stack_lists`` the lists of a feature become one tensor of shape ``(rows, length)`` in the feature's own
         type (float32, float64, int32, int64 or bool): True selects every feature that is a list of numbers or booleans,
@@ -84,7 +84,7 @@ class TensorResponse(OnlineResponse):
                 yield name, lists, self._vector_length(name)
 
     def _vector_length(self, name: str) -> int:  # noqa: ARG002
-        """The declared length of a feature's lists, 0 if it is not known."""
+        """The declared length of a feature's lists, 0 if it is not declared."""
         return 0
 
 

@@ -1,4 +1,4 @@
-"""Paths are made absolute when they are given: a process that changes its directory later keeps its files."""
+"""Paths become absolute when they are passed, so a process may change its directory later."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from pathlib import Path
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """A path that is kept longer than the call it was given to. Symbolic links and ``..`` stay as they are."""
+    """The absolute form of a path that is kept after the call. Symbolic links and ``..`` stay as they are."""
     return Path(path).absolute()
 
 
 @lru_cache(maxsize=64)
 def absolute_setting(text: str) -> str:
-    """A path from the environment, which is given once for the whole process: relative to where the process was when
-    it first read it.
-    """
+    """The absolute form of a path from the environment, relative to the directory where the process first read it."""
     return str(absolute(text))

@@ -33,7 +33,7 @@ class dtype(enum.IntEnum):  # noqa: N801 - reads as numpy's and Feast's dtypes d
 
     @property
     def is_numeric(self) -> bool:  # type: ignore[valid-type]
-        """Whether values are fixed-size numbers (``bool`` included), so that they can stand in a float32 vector."""
+        """Whether values are fixed-size numbers (``bool`` included), so that a float32 vector can hold them."""
         return self not in (dtype.string, dtype.bytes)
 
     @property
@@ -97,8 +97,8 @@ class FeatureField:
 
     @cached_property
     def element_count(self) -> int:
-        """Elements of this field in the assembled float32 vector; 0 for variable-size fields, which have no place
-        there.
+        """Elements of this field in the assembled float32 vector; 0 for variable-size fields, which are not
+        in it.
         """
         return 0 if self.is_variable else math.prod(int(n or 0) for n in self.shape)
 
@@ -149,7 +149,7 @@ def _check_default(field: FeatureField) -> None:
     if isinstance(field.default, bool) or not isinstance(field.default, (int, float, np.integer, np.floating)):
         raise SchemaTypeError(f"field {field.name!r}: default must be a number, got {field.default!r}")
     if field.is_variable:
-        raise SchemaError(f"field {field.name!r}: a variable-size field has no place in the vector, so no default")
+        raise SchemaError(f"field {field.name!r}: a variable-size field is not in the vector, so it has no default")
     object.__setattr__(field, "default", float(field.default))
 
 

@@ -3,12 +3,11 @@
 Kernels take addresses, lengths and flat int64 arrays, and return codes; callers validate before and raise after. Import
 this package late, in the function that needs it: it loads numba (about half a second the first time in a process).
 
-Each name of the table below is an attribute of this package: the compiled entry point of a kernel for one signature. It
-is loaded from the cache (:mod:`quorin.engine.kernels.cache`), or else compiled, when it is first used: a process
-compiles nothing that it does not call. Calling an entry point costs a tenth of what the numba dispatcher costs, which
-looks at the type of every argument first; with an argument of another type it raises ``TypeError``. Where a numba
-without
-``entry_point`` is met, the dispatcher stands in.
+Each name of the table below is an attribute of this package: the compiled entry point of a kernel for one signature.
+Its first use loads it from the cache (:mod:`quorin.engine.kernels.cache`) or compiles it: a process compiles nothing
+that it does not call. Calling an entry point costs a tenth of a call of the numba dispatcher, which inspects the type
+of every argument; an argument of another type raises ``TypeError``. A version of numba without ``entry_point`` runs the
+dispatcher instead.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from quorin.engine.kernels.rows import DELETED, EVENT_TIME, FLAGS, ONE, is_row, 
 def event_times(segment, first, last, result):
     """Widen ``result``, (oldest, newest) event time in ns, by the live rows of slots ``first … last-1``.
 
-    Rows may be replaced meanwhile: then it is the time of the older or of the newer row, or of the row that took its
-    place in memory. Each was true of some row a moment ago, which is all that is promised.
+    A row that is replaced meanwhile counts with its old time, its new one, or that of the row that reuses its memory.
+    Each was the time of some row a moment ago, and no more is promised.
     """
     for slot in range(first, last):
         word = load_acquire(segment[D_INDEX] + 8 * slot)
@@ -35,8 +35,8 @@ def event_times(segment, first, last, result):
 
 @unlocked_kernel
 def mark_ids(offsets, ids, rows, bitmap):
-    """Set the bit (a byte of ``bitmap``, whose size is a power of two) that each id's hash chooses; gives the longest
-    id's bytes. ``offsets`` are int32, as Arrow has them.
+    """Set the bit (a byte of ``bitmap``, whose size is a power of two) of each id's hash; returns the size of the
+    longest id in bytes. ``offsets`` are int32, as Arrow has them.
     """
     longest = np.int64(0)
     mask = np.uint64(bitmap.size - 1)

@@ -108,7 +108,7 @@ def exchange(_typing, address, expected, word):
 
 @intrinsic
 def add_word(_typing, address, count):
-    """Add to an aligned word in one atomic step, in no order with anything else; gives what it was."""
+    """Add to an aligned word in one atomic step, in no order with anything else; returns its old value."""
 
     def generate(_context, builder, _signature, arguments):
         pointer = builder.inttoptr(arguments[0], _I64.as_pointer())
@@ -164,7 +164,7 @@ def prefetch(_typing, address):
 
 @intrinsic
 def copy_bytes(_typing, target, source, count):
-    """Copy ``count`` bytes between places that do not overlap."""
+    """Copy ``count`` bytes between ranges that do not overlap."""
 
     def generate(context, builder, _signature, arguments):
         pointers = [builder.inttoptr(address, _I8.as_pointer()) for address in arguments[:2]]
@@ -198,7 +198,7 @@ def scale(_typing, word, count):
 
 @intrinsic
 def text_address(_typing, text):
-    """Where the characters of a ``str`` stand; UTF-8 if it is ASCII."""
+    """The address of the characters of a ``str``; UTF-8 if it is ASCII."""
 
     def generate(context, builder, _signature, arguments):
         proxy = cgutils.create_struct_proxy(types.unicode_type)(context, builder, value=arguments[0])

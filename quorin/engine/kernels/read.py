@@ -304,7 +304,7 @@ def copy_spans(segment, row, out, index):
 
 @helper
 def patch_nulls(segment, row, out, index):
-    """Put each null field's default where its value would stand."""
+    """Write each null field's default at the offset of its value."""
     at = P_SPANS + SPAN_ITEMS * segment[P_SPAN_COUNT]
     for _ in range(segment[P_PATCH_COUNT]):
         if load_u8(row + segment[at + PATCH_NULL_BYTE]) & segment[at + PATCH_NULL_MASK] == 0:

@@ -249,7 +249,7 @@ def list_keys(segment, slot, ends, data, room):
 
 @helper
 def _vector_of(segment, row):
-    """Where a row's vector stands; 0 if it has none of the right size, -1 if its cell points nowhere."""
+    """The address of a row's vector; 0 if it has none of the right size, -1 if its cell points nowhere."""
     if load_u16(row + FLAGS) & DELETED != 0 or load_u8(row + segment[V_NULL_BYTE]) & segment[V_NULL_MASK] == 0:
         return 0
     cell = row + segment[V_CELL]

@@ -33,9 +33,9 @@ def vector_out(out: Any, length: int) -> Float32s:
 
 
 def batch_out(out: Any, found_mask: Any, rows: int, length: int) -> tuple[Float32s, Mask]:
-    """A caller's buffers for a batch, or fresh ones: float32 of shape ``(rows, length)``, bool of shape ``(rows,)``.
+    """A caller's buffers for a batch, or new ones: float32 of shape ``(rows, length)``, bool of shape ``(rows,)``.
 
-    :raises InvalidBufferError: if a given one has another shape or dtype, or can't be written in place.
+    :raises InvalidBufferError: if a buffer has another shape or dtype, or is not writeable.
     """
     if out is None:
         out = np.empty((rows, length), np.float32)

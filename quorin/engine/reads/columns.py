@@ -1,8 +1,8 @@
 """Typed columns of many rows: where reads put them, and how they become NumPy and Arrow arrays.
 
-A :class:`ColumnPlan` lays the chosen fields of a row out as columns in one buffer, so that the read kernel fills them
-in one pass and they are handed on without copying: event times first, then log positions if they are asked for, the
-cells, largest alignment first, the validity bits last. :class:`Columns` is such a buffer, filled.
+A :class:`ColumnPlan` lays the requested fields of a row out as columns in one buffer, so that the read kernel fills
+them in one pass and they are passed on without copying: event times first, then log positions if they are requested,
+the cells, largest alignment first, the validity bits last. :class:`Columns` is such a buffer, filled.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MAX_BYTES = 2**31 - 1
 
 
 class Gather(NamedTuple):
-    """How values are collected from the heap: in plain NumPy, or compiled; the two do the same.
+    """How values are collected from the heap: in NumPy, or compiled; both collect the same.
 
     ``values(view, cells, ends, data)`` copies the bytes of cell ``i`` to ``data[ends[i] : ends[i + 1]]``.
     ``texts(view, cells, ends, item_ends, data)`` does that for lists of strings, without their end offsets, and
@@ -87,7 +87,7 @@ class ColumnPlan:
         self.all_bits = np.packbits(np.ones(count, np.bool_), bitorder="little").tobytes()
 
     def words(self, count: int) -> Int64s:
-        """The kernel's plan for a buffer of ``count`` rows: each column begins ``count`` times its place in a row."""
+        """The kernel's plan for a buffer of ``count`` rows: a column begins at ``count`` times its offset in a row."""
         words = self._words_by_count.get(count)
         if words is None:
             if len(self._words_by_count) >= _MAX_PLANS:
@@ -98,7 +98,7 @@ class ColumnPlan:
         return words
 
     def spans(self) -> list[tuple[int, int, int]]:
-        """The same for plain Python: source in the row, place in a row of the buffer, bytes."""
+        """The same for the oracle: offset in the stored row, offset in a row of the buffer, bytes."""
         table = self._words[P_SPANS:].reshape(-1, SPAN_ITEMS)
         return [
             (int(span[0]), int(start), int(span[3]))
@@ -115,26 +115,26 @@ def _cell(stored: fmt.Cell | None, field: FeatureField, layout: fmt.BodyLayout) 
 
 
 def column_plan(view: SegmentView, names: Sequence[str] | None, *, positions: bool = False) -> ColumnPlan:
-    """The plan for the named fields (all, if None), and for log positions if they are wanted; made once a view.
+    """The plan for the named fields (all, if None), and for log positions if ``positions``; cached in the view.
 
     :raises InvalidRowError: for a name that is no field of the schema.
     """
     key = (None if names is None else tuple(names), positions)
     plan: ColumnPlan | None = view.column_plans.get(key)
     if plan is None:
-        known = {field.name: field for field in view.schema.fields}
-        chosen = list(known) if names is None else list(names)
-        unknown = [name for name in chosen if name not in known]
+        fields = {field.name: field for field in view.schema.fields}
+        requested = list(fields) if names is None else list(names)
+        unknown = [name for name in requested if name not in fields]
         if unknown:
-            raise InvalidRowError(f"{view.schema.__name__} has no fields {unknown}; it has {list(known)}")
+            raise InvalidRowError(f"{view.schema.__name__} has no fields {unknown}; it has {list(fields)}")
         if len(view.column_plans) >= _MAX_PLANS:
             view.column_plans.clear()
-        plan = view.column_plans[key] = ColumnPlan(view, [known[name] for name in chosen], positions=positions)
+        plan = view.column_plans[key] = ColumnPlan(view, [fields[name] for name in requested], positions=positions)
     return plan
 
 
 class Columns:
-    """The rows of a batch of ids, as columns: each row one whole version, in the order asked for.
+    """The rows of a batch of ids, as columns: each row one whole version, in the order of the ids.
 
     ``found`` (bool, shape ``(N,)``) says which entities have a row, ``hidden`` (the same, or None) whose values
     :meth:`hide` took away. Fields are named by their index in the choice of fields.
@@ -154,7 +154,7 @@ class Columns:
 
     @property
     def fields(self) -> tuple[FeatureField, ...]:
-        """The fields that were read, in the order asked for."""
+        """The fields that were read, in the order of the request."""
         return self._plan.fields
 
     @property
@@ -249,7 +249,7 @@ class Columns:
             self._complete = None
 
     def to_batch(self) -> pa.RecordBatch:
-        """The columns ``entity_id`` (as asked), ``found``, ``event_time_ns`` (null where not found), and the fields."""
+        """The columns ``entity_id`` (as passed), ``found``, ``event_time_ns`` (null if not found), and the fields."""
         missing = None if self.all_found else ~self.found
         times = pa.array(self.event_time_ns, pa.int64(), mask=missing)
         arrays = [id_array(self._ids), pa.array(self.found), times, *(self.arrow(i) for i in range(len(self.fields)))]
@@ -321,8 +321,8 @@ def _gather_texts(view: SegmentView, cells: AnyArray, ends: Int64s, item_ends: I
         item += count
 
 
-PLAIN_GATHER = Gather(_gather_values, _gather_texts)
-"""In plain NumPy, a row at a time."""
+NUMPY_GATHER = Gather(_gather_values, _gather_texts)
+"""In NumPy, a row at a time."""
 
 
 def _ends(sizes: AnyArray) -> Int64s:

@@ -1,4 +1,4 @@
-"""One row as plain Python values, for requests of one entity, where making arrays would cost more than the read."""
+"""One row as Python values, for requests of one entity, where making arrays would cost more than the read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from quorin.engine.reads.columns import PLAIN_GATHER, ColumnPlan, Columns
+from quorin.engine.reads.columns import NUMPY_GATHER, ColumnPlan, Columns
 from quorin.schema import dtype
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _HEAP_CELL, _HEAP_CELL_ITEMS = "QII", 3
 
 
 class RowLayout:
-    """How the columns of one row stand in a buffer, as ``struct`` unpacks them.
+    """How the columns of one row lie in a buffer, as ``struct`` unpacks them.
 
     ``slots`` says for each field where its values begin among those unpacked; the first is the event time, the last the
     validity bits.
@@ -151,7 +151,7 @@ class OneRow:
     def columns(self) -> Columns:
         """The same as columns of one row."""
         layout = self.layout
-        columns = Columns(layout.plan, layout.view, pa.array([self._entity_id], pa.string()), PLAIN_GATHER)
+        columns = Columns(layout.plan, layout.view, pa.array([self._entity_id], pa.string()), NUMPY_GATHER)
         columns.found[0] = bool(self.values)
         columns.buffer[:] = 0 if self._buffer is None else self._buffer
         return columns

@@ -152,7 +152,7 @@ def to_batch(
         if event_time_ns is not None:
             raise InvalidRowError(
                 f"schema {schema.__name__!r}: the table has a column {EVENT_TIME!r}, and event_time_ns="
-                f"{event_time_ns!r} is given: expected one of them"
+                f"{event_time_ns!r} was passed: expected one of them"
             )
         times = time_column(columns[EVENT_TIME], EVENT_TIME)
     else:
@@ -207,7 +207,7 @@ def _check_names(schema: Schema, names: Collection[str], *, partial: bool) -> No
         return
     for name in fields:
         if name not in names:
-            raise InvalidRowError(f"schema {schema.__name__!r}: field {name!r} is missing; give None for a null")
+            raise InvalidRowError(f"schema {schema.__name__!r}: field {name!r} is missing; pass None for a null")
 
 
 def _columns_of(schema: Schema, table: Any) -> dict[str, Any]:

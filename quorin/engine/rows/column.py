@@ -1,8 +1,8 @@
-"""Whole Arrow columns cast to what a field keeps, with Arrow's kernels: no Python for each row unless one is wrong.
+"""Whole Arrow columns cast to the types of fields, with Arrow's kernels: no Python for each row unless one is wrong.
 
-Every function gives what :func:`quorin.engine.rows.value.check_value` would give for each value in turn. Where Arrow's
-kernels refuse, that definition runs over the values, names the first that does not fit, or, if all fit, builds the
-column.
+Every function returns what :func:`quorin.engine.rows.value.check_value` returns for each value in turn. If Arrow's
+kernels refuse a column, that function checks its values one by one: it names the first that does not fit, or, if all
+fit, they become the column.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _UNIT_NS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 
 
 class _NotCastableError(Exception):
-    """Arrow's kernels cannot turn a column into the wanted type without loss."""
+    """Arrow's kernels cannot turn a column into the target type without loss."""
 
 
 @lru_cache(maxsize=1024)
@@ -155,7 +155,7 @@ def _first(mask: pa.Array) -> int:
 
 
 def _cast(array: pa.Array, target: pa.DataType) -> pa.Array:
-    """``array`` as ``target`` without loss; nulls may stand only at the outermost level."""
+    """``array`` as ``target`` without loss; nulls are allowed at the outermost level only."""
     source = array.type
     if pt.is_dictionary(source):
         array = dictionary_values(array)

@@ -28,7 +28,7 @@ def can_upgrade(old: Schema, new: Schema) -> tuple[bool, list[str]]:
 
     Fields match by name, whatever their order. New ones read as null, which in a vector is their default; types may
     widen (:data:`WIDENINGS`, also inside shapes and lists); fields may be dropped; defaults may change. The version
-    must grow. What the ids name (``entity``) stays the same once it is said.
+    must grow. ``entity`` must stay the same once it is set.
     """
     reasons = []
     if old.__name__ != new.__name__:
@@ -36,16 +36,16 @@ def can_upgrade(old: Schema, new: Schema) -> tuple[bool, list[str]]:
     if new.version <= old.version:
         reasons.append(f"the version must grow: it is {old.version}, and {new.version} was to follow")
     if is_other_entity(old, new):
-        reasons.append(f"the ids would name another entity: {new.entity!r} in place of {old.entity!r}")
-    wanted = {field.name: field for field in new.fields}
-    kept = [(field, wanted[field.name]) for field in old.fields if field.name in wanted]
+        reasons.append(f"the ids would name another entity: {new.entity!r} instead of {old.entity!r}")
+    new_fields = {field.name: field for field in new.fields}
+    kept = [(field, new_fields[field.name]) for field in old.fields if field.name in new_fields]
     reasons += [reason for pair in kept if (reason := _obstacle(*pair))]
     return not reasons, reasons
 
 
-def fits(stored: FeatureField, asked: FeatureField) -> bool:
-    """Whether a reader that asks for a field of an older version can be served from the stored one of that name."""
-    return _obstacle(asked, stored) is None
+def fits(stored: FeatureField, requested: FeatureField) -> bool:
+    """Whether a stored field can serve a reader that requests the field of that name in an older version."""
+    return _obstacle(requested, stored) is None
 
 
 def _obstacle(old: FeatureField, new: FeatureField) -> str | None:

@@ -47,7 +47,7 @@ def table_columns(table: Any) -> dict[str, Any]:
     names, columns = _named_columns(table)
     for index, name in enumerate(names):
         if name in names[:index]:
-            raise InvalidRowError(f"column {name!r} stands in the table twice")
+            raise InvalidRowError(f"column {name!r} is in the table twice")
     return dict(zip(names, columns, strict=True))
 
 
@@ -75,7 +75,7 @@ def id_array(entity_ids: Any) -> pa.Array:
     ``entity_ids`` is a list of str, or of bytes in UTF-8, or a column of those in any other form that
     :func:`arrow_column` takes, dictionaries (categories, enums) included. An empty column of any type is no ids.
 
-    :raises EntityIdError: naming the first id that is null or no text, with its row; for one id in place of many, and
+    :raises EntityIdError: naming the first id that is null or no text, with its row; for one id instead of many, and
         for an array that has not one dimension.
     """
     if type(entity_ids) is list:

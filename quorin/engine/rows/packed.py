@@ -190,14 +190,16 @@ def check_packed_row(schema: Schema, row: object) -> None:
     """Refuse bytes that are too short or too long for the schema, or whose cells point outside."""
     layout = fmt.body_layout(schema)
     if not isinstance(row, (bytes, bytearray, memoryview)):
-        raise InvalidRowError(f"a row must be the bytes that pack_row gives, got {type(row).__name__}")
+        raise InvalidRowError(f"a row must be the bytes that pack_row returns, got {type(row).__name__}")
     expected = layout.byte_count
     for cell in layout.cells if len(row) >= layout.byte_count else ():
         if cell.field.is_variable and row[cell.null_byte] & cell.null_mask:
-            place = np.frombuffer(row, fmt.VAR_CELL, 1, cell.offset)[0]
-            if int(place["offset"]) + layout.byte_count != expected:
-                raise InvalidRowError(f"field {cell.field.name!r} of a packed {schema.__name__} row points to {place}")
-            expected += fmt.align(int(place["bytes"]), fmt.HEAP_ALIGNMENT)
+            cell_value = np.frombuffer(row, fmt.VAR_CELL, 1, cell.offset)[0]
+            if int(cell_value["offset"]) + layout.byte_count != expected:
+                raise InvalidRowError(
+                    f"field {cell.field.name!r} of a packed {schema.__name__} row points to {cell_value}"
+                )
+            expected += fmt.align(int(cell_value["bytes"]), fmt.HEAP_ALIGNMENT)
     if len(row) != expected:
         raise InvalidRowError(f"a packed {schema.__name__} row must have {expected} bytes, got {len(row)}")
 
@@ -216,8 +218,8 @@ def packed_columns(schema: Schema, row: bytes) -> ColumnTable:
             size = cell.field.byte_count
             table.add(cell, kind=KIND_FIXED, values=base + cell.offset, item_bytes=size, validity=validity)
             continue
-        place = np.frombuffer(row, fmt.VAR_CELL, 1, cell.offset)[0]
-        start, count = layout.byte_count + int(place["offset"]), int(place["count"])
+        cell_value = np.frombuffer(row, fmt.VAR_CELL, 1, cell.offset)[0]
+        start, count = layout.byte_count + int(cell_value["offset"]), int(cell_value["count"])
         ends = table.keep(np.array([0, count], np.int64))
         offsets = (ends.ctypes.data, 8)
         if _is_text_list(cell.field):
@@ -318,11 +320,11 @@ def _value_at(row: bytes, cell: fmt.Cell, tail: int) -> Any:
     if not field.is_variable:
         values = np.frombuffer(row, field.dtype.numpy, field.element_count, cell.offset)
         return values[0].item() if field.shape == () else values.reshape(field.shape)
-    place = np.frombuffer(row, fmt.VAR_CELL, 1, cell.offset)[0]
-    start, count = tail + int(place["offset"]), int(place["count"])
+    cell_value = np.frombuffer(row, fmt.VAR_CELL, 1, cell.offset)[0]
+    start, count = tail + int(cell_value["offset"]), int(cell_value["count"])
     if field.is_list and field.dtype.is_numeric:
         return np.frombuffer(row, field.dtype.numpy, count, start)
-    stored = bytes(row[start : start + int(place["bytes"])])
+    stored = bytes(row[start : start + int(cell_value["bytes"])])
     if not field.is_list:
         return stored.decode() if field.dtype is dtype.string else stored
     ends = np.frombuffer(stored, "<u4", count).tolist()

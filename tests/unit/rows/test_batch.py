@@ -438,7 +438,7 @@ def test_wrong_columns_are_named() -> None:
         to_batch(schema, pa.table({"entity_id": ["a"], "x": [True], "y": [1]}))
     with pytest.raises(InvalidRowError, match="no column 'entity_id'"):
         to_batch(schema, pa.table({"x": [True]}))
-    with pytest.raises(InvalidRowError, match="stands in the table twice"):
+    with pytest.raises(InvalidRowError, match="is in the table twice"):
         to_batch(schema, pa.table([["a"], [True], [True]], names=["entity_id", "x", "x"]))
     for no_table in ("a", 1, ["a"], [{"entity_id": "a", "x": True}, "b"], None):
         with pytest.raises(InvalidRowError, match="expected an Arrow table"):
