@@ -1,9 +1,9 @@
 """Schema upgrades: a segment is carried over to the next version of its schema while it is read and written.
 
-The control plane's schema is the wish, and the writer of the segment fulfils it: :func:`upgrade_schema` puts the new
-schema there, and a consumer that holds the writer lease copies the rows and flips; where nobody holds it, this process
-does. So the rows that are applied and the position that says so stay together, and nothing is applied to a segment that
-is being left. An upgrade that is interrupted at any point leaves the old segment in force, or the new one.
+A new schema in the control plane is a pending upgrade, which the writer of the segment applies: :func:`upgrade_schema`
+stores the schema, and the consumer that holds the writer lease copies the rows and flips. If no process holds the
+lease, this one does. So rows and log position stay together, and nothing is applied to a segment that is being
+replaced. An interrupted upgrade leaves the old segment in force, or the new one.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
-_LOOK_SECONDS = 0.02
+_POLL_SECONDS = 0.02
 _log = get_logger(__name__)
 
 
@@ -97,12 +97,12 @@ def upgrade_schema(
         before = segment.current_view()
         _check_stored(before, old, new)
         if not dry_run:
-            wish = _Wish(registry, old, new)
-            wish.put()
+            pending = _PendingUpgrade(registry, old, new)
+            pending.put()
             try:
-                _until_in_force(segment, wish, timeout_seconds, progress or _unheard)
+                _until_in_force(segment, pending, timeout_seconds, progress or _no_progress)
             except BaseException as error:
-                if not wish.withdraw(segment) or not isinstance(error, UpgradeAbortedError):
+                if not pending.withdraw(segment) or not isinstance(error, UpgradeAbortedError):
                     raise
         after = None if dry_run else segment.current_view()
         return UpgradeResult(
@@ -119,8 +119,8 @@ def upgrade_schema(
         )
 
 
-class _Wish:
-    """The new schema in the control plane, from where the writer of the segment takes it."""
+class _PendingUpgrade:
+    """The new schema in the control plane, until the writer of the segment has applied it."""
 
     def __init__(self, registry: SegmentRegistry, old: Schema, new: Schema) -> None:
         self.registry, self.old, self.new = registry, old, new
@@ -128,27 +128,27 @@ class _Wish:
         self._old, self._new = schema_to_json(old), schema_to_json(new)
 
     def put(self) -> None:
-        """Make the wish known. :raises UpgradeConflictError: if the control plane holds something else."""
+        """Store it. :raises UpgradeConflictError: if the control plane has neither the old nor the new schema."""
         name = self.old.__name__
-        while (known := self._control.schemas().get(name)) != self._new:
-            if known not in (self._old, None):
+        while (stored := self._control.schemas().get(name)) != self._new:
+            if stored not in (self._old, None):
                 raise UpgradeConflictError(
                     f"the control plane's schema {name!r} is neither version {self.old.version} as given nor version "
-                    f"{self.new.version}: {known!r}"
+                    f"{self.new.version}: {stored!r}"
                 )
-            if self._control.swap_schema(name, self._new, expected=known):
+            if self._control.swap_schema(name, self._new, expected=stored):
                 return
 
-    def stands(self) -> bool:
-        """Whether it is still what is wished for."""
+    def is_stored(self) -> bool:
+        """Whether the control plane still has the new schema."""
         return self._control.schemas().get(self.old.__name__) == self._new
 
     def withdraw(self, segment: Segment) -> bool:
-        """Take it back. True if it was fulfilled all the same, in the last moment, and so stands."""
+        """Put the old schema back. True, and nothing has changed, if the upgrade was applied at the last moment."""
         name = self.old.__name__
         try:
             self._control.swap_schema(name, self._old, expected=self._new)
-            if not self.is_fulfilled(segment):
+            if not self.is_applied(segment):
                 return False
             self._control.swap_schema(name, self._new, expected=self._old)
         except QuorinError as error:
@@ -156,61 +156,61 @@ class _Wish:
             return False
         return True
 
-    def is_fulfilled(self, segment: Segment) -> bool:
+    def is_applied(self, segment: Segment) -> bool:
         """Whether a segment of the new version is in force."""
         return segment.current_view().stored.version >= self.new.version
 
 
 def _until_in_force(
-    segment: Segment, wish: _Wish, timeout_seconds: float, progress: Callable[[int, int], None]
+    segment: Segment, pending: _PendingUpgrade, timeout_seconds: float, progress: Callable[[int, int], None]
 ) -> None:
-    """Do it, or wait until the process that holds the writer lease has done it."""
+    """Apply the upgrade, or wait until the process that holds the writer lease has applied it."""
     done, last_progress = -1, time.monotonic()
-    while not wish.is_fulfilled(segment):
+    while not pending.is_applied(segment):
         view = segment.current_view()
         total = int(view.header["entity_count"])
         try:
-            wish.registry.release_lease(view.name, of_consumers=False)
+            pending.registry.release_lease(view.name, of_consumers=False)
             segment.acquire_writer_lease()
         except WriterLeaseHeldError:
-            copied = _copied_rows(view, wish.new)
+            copied = _copied_rows(view, pending.new)
             if copied > done:
                 done, last_progress = copied, time.monotonic()
                 progress(min(copied, total), total)
             elif time.monotonic() - last_progress > timeout_seconds:
                 raise UpgradeAbortedError(
-                    f"schema {wish.new.__name__!r} is not upgraded: process {int(view.header['writer_pid'])}, which "
+                    f"schema {pending.new.__name__!r} is not upgraded: process {int(view.header['writer_pid'])}, which "
                     f"writes to {view.name!r}, did not do it within {timeout_seconds} s. Consumers do it by "
-                    f"themselves; others must release the writer lease"
+                    f"themselves; others must call Segment.release_writer_lease()"
                 ) from None
-            _check_stands(wish)
-            time.sleep(_LOOK_SECONDS)
+            _check_is_stored(pending)
+            time.sleep(_POLL_SECONDS)
             continue
         except WriterFencedError:
             continue
-        if wish.is_fulfilled(segment):
+        if pending.is_applied(segment):
             break
         try:
-            evolve(segment, wish.new, still_wanted=wish.stands, progress=lambda rows: progress(rows, total))  # noqa: B023 - called at once
+            evolve(segment, pending.new, still_wanted=pending.is_stored, progress=lambda rows: progress(rows, total))  # noqa: B023 - called at once
         except (WriterFencedError, WriterLeaseHeldError):
             continue
         except QuorinError as error:
-            raise UpgradeAbortedError(f"schema {wish.new.__name__!r} is not upgraded: {error}") from error
-        _check_stands(wish)
+            raise UpgradeAbortedError(f"schema {pending.new.__name__!r} is not upgraded: {error}") from error
+        _check_is_stored(pending)
     segment.release_writer_lease()
     total = len(segment)
     progress(total, total)
 
 
-def _unheard(done: int, total: int) -> None:
-    """Where nobody asked for progress."""
+def _no_progress(done: int, total: int) -> None:
+    """The progress callback if none was passed."""
 
 
-def _check_stands(wish: _Wish) -> None:
-    if not wish.stands():
+def _check_is_stored(pending: _PendingUpgrade) -> None:
+    if not pending.is_stored():
         raise UpgradeConflictError(
-            f"another process changed the schema {wish.new.__name__!r} in the control plane during the upgrade to "
-            f"version {wish.new.version}"
+            f"another process changed the schema {pending.new.__name__!r} in the control plane during the upgrade to "
+            f"version {pending.new.version}"
         )
 
 

@@ -142,7 +142,7 @@ def build_segment(
             capacity=capacity,
             max_id_bytes=max(max_id_bytes, longest),
             set_current=False,
-            rows_soon=0,  # Another thread maps their memory, see _populating.
+            prefault_rows=0,  # Another thread maps their memory, see _populating.
         )
         try:
             with _populating(segment, entities):

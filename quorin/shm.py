@@ -12,12 +12,13 @@ from quorin.engine.format import segment as fmt
 from quorin.engine.format.name import SegmentName, is_same_line
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.file import SHM_DIR, SHM_DIR_VARIABLE, default_shm_dir
-from quorin.engine.memory.generations import LEAST_HEAP_BYTES, create_successor
+from quorin.engine.memory.generations import MIN_HEAP_BYTES, create_successor
 from quorin.engine.memory.lineage import attach_newest, unlink_older_generations
 from quorin.engine.memory.lock import FileLock
 from quorin.engine.memory.node import Node
 from quorin.engine.memory.segment import Segment
 from quorin.engine.memory.view import SegmentView
+from quorin.engine.memory.writer import lease_held
 from quorin.engine.paths import absolute
 from quorin.engine.rows.compatibility import can_upgrade
 from quorin.errors import (
@@ -48,7 +49,7 @@ __all__ = [
 
 SchemaCRCMismatchError = SchemaMismatchError
 
-_HEAP_BYTES_A_VALUE = 32
+_HEAP_BYTES_PER_VALUE = 32
 
 
 class SegmentRegistry:
@@ -60,8 +61,8 @@ class SegmentRegistry:
     default what the environment variable ``QUORIN_SHM_DIR`` says, else ``/dev/shm``; on a disk they survive a
     reboot. Relative paths are made absolute.
 
-    It is pickled by its connection, for a process that has the same ``shm_dir``: a Redis password with it, in plain
-    text.
+    A registry is pickled as its connection, including a Redis password in plain text, for a process that has the same
+    ``shm_dir``.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class SegmentRegistry:
 
         self._directory = absolute(default_shm_dir() if shm_dir is None else shm_dir)
         if not self._directory.is_dir():
-            raise SegmentNotFoundError(f"shm_dir {str(self._directory)!r} is no directory")
+            raise SegmentNotFoundError(f"shm_dir {str(self._directory)!r} is not a directory")
         self.backend = connect(connection, namespace=namespace, must_answer=False)
         self._control = self.backend.control
         self.node = Node(self._directory, self.backend)
@@ -99,10 +100,11 @@ class SegmentRegistry:
         return None if view is None else view.name
 
     def vacancy(self, schema_name: str) -> str | None:
-        """The name for :meth:`publish` to replace, where no segment of a schema is in force: that of one whose file is
-        gone, or None. Ask before you build a segment, so that one that comes into force meanwhile is found.
+        """The ``replacing`` argument of :meth:`publish` for a schema without a current segment: the name of a segment
+        whose file is gone, or None. Call it before you build a segment; then :meth:`publish` detects one that became
+        current meanwhile.
 
-        :raises SegmentConflictError: if a segment is in force.
+        :raises SegmentConflictError: if the schema has a current segment.
         """
         name = self.node.current(schema_name)
         if self._attach_if_there(name) is not None:
@@ -116,28 +118,30 @@ class SegmentRegistry:
         capacity: int,
         max_id_bytes: int = 64,
         set_current: bool = True,
-        rows_soon: int | None = None,
+        prefault_rows: int | None = None,
     ) -> Segment:
         """A new, empty segment, writable by this process, made current unless asked otherwise.
 
-        An earlier current segment of the schema is replaced: its readers follow to the new one. ``capacity`` (entities)
-        is a starting point; segments grow. Who writes fewer rows than that at once may say how many in ``rows_soon``:
-        it is quicker, as the memory of others is only reserved, and mapped when they are written.
+        A current segment of the schema is replaced: its readers follow to the new one, and a writer that this registry
+        opened releases its lease. ``capacity`` (entities) is a starting point; segments grow. The memory of the first
+        ``prefault_rows`` rows (by default all) is mapped now; that of the others is reserved, and mapped when they are
+        written. A low number makes the call faster.
 
         :raises ValueError: for a number out of range. :raises SharedMemoryError: if there is no room.
-        :raises WriterLeaseHeldError: if another process is writing to the segment that this one would replace.
-        :raises SegmentConflictError: if another process made one current at the same time, which stays.
+        :raises WriterLeaseHeldError: if another process, or another registry of this one, has the writer lease of the
+            segment that would be replaced.
+        :raises SegmentConflictError: if another process made a segment current at the same time; that one stays.
         """
         _check_schema(schema)
         _check_range("capacity", capacity, 1, fmt.MAX_ROWS // 2)
         _check_range("max_id_bytes", max_id_bytes, 1, fmt.MAX_ID_BYTES)
-        if rows_soon is not None:
-            _check_range("rows_soon", rows_soon, 0, fmt.MAX_ROWS)
+        if prefault_rows is not None:
+            _check_range("prefault_rows", prefault_rows, 0, fmt.MAX_ROWS)
         sizes = {
             "capacity": capacity,
             "max_id_bytes": max_id_bytes,
             "heap_bytes": _first_heap_bytes(schema, capacity),
-            "rows_soon": rows_soon,
+            "prefault_rows": prefault_rows,
         }
         if not set_current:
             return self._writable(self._first_generation(schema, sizes))
@@ -154,9 +158,9 @@ class SegmentRegistry:
     def publish(self, segment: Segment, *, replacing: str | None, beginning: Beginning | None = None) -> None:
         """Make a segment the current one of its schema on this node.
 
-        ``replacing`` is the name that :meth:`vacancy` returned, or that was current before the caller found that a
-        segment is needed. A segment of that name that is still there is removed: what has no file is not in force, so
-        readers and writers that have it open can tell. A segment that isn't published is discarded.
+        ``replacing`` is the name that :meth:`vacancy` returned, or that was current, before the caller began
+        to build the segment. If that segment still exists its file is removed, which tells readers and writers that
+        have it open that it is no longer current. If publishing fails, ``segment`` is discarded.
 
         The control plane gets the schema, unless it has a later version, to which a consumer then upgrades the segment.
         ``beginning`` is where the segment's rows begin in the log, as the control plane has it.
@@ -174,7 +178,7 @@ class SegmentRegistry:
                 _make_current(self, segment, replacing, beginning)
                 return
             with self._writable(previous) as replaced:
-                # With its lease nobody else writes to it, discards it, or replaces it by its next generation.
+                # While its lease is held, no other process writes to it, discards it, or flips to a next generation.
                 view = replaced.writing_view()
                 _make_current(self, segment, replacing, beginning)
                 unlink_older_generations(view)
@@ -193,7 +197,7 @@ class SegmentRegistry:
     def create_successor(self, segment: Segment, schema: Schema, *, capacity: int) -> Segment:
         """A new, empty segment in the line of an existing one, for a schema of the same name; not current.
 
-        Fill it, then ``segment.replace(successor.current_view())`` puts it in force. ``discard`` it otherwise.
+        After it is filled, ``segment.replace(successor.current_view())`` puts it in force; else ``discard`` it.
         """
         _check_schema(schema)
         view = segment.current_view()
@@ -212,18 +216,18 @@ class SegmentRegistry:
     def open_current(self, schema: Schema, *, read_only: bool = True) -> Segment:
         """The current segment of a schema.
 
-        One that holds a newer version is read through this one: fields are found by name, one that was dropped since
-        reads as null, one that was widened as it is stored.
+        A segment of a newer version is read through ``schema``: fields match by name, a dropped field reads as null, a
+        widened one as it is stored.
 
         :raises SegmentNotFoundError: if there is none, or its file is gone (``/dev/shm`` is empty after a reboot).
-        :raises SchemaMismatchError: if it holds an older version, or other fields. :raises CorruptSegmentError: if
-            damaged.
+        :raises SchemaMismatchError: if it holds an older version, or other fields.
+        :raises CorruptSegmentError: if it is damaged.
         """
         _check_schema(schema)
         return self._open(schema.__name__, schema, read_only=read_only)
 
     def open_stored(self, schema_name: str, *, read_only: bool = True) -> Segment:
-        """The current segment of a schema of this name, with the version and fields that it holds.
+        """The current segment of a schema of this name, read through the schema that is stored in it.
 
         :raises SegmentNotFoundError, CorruptSegmentError: as :meth:`open_current`.
         """
@@ -236,17 +240,18 @@ class SegmentRegistry:
     def release_lease(self, name: str, *, of_consumers: bool = True) -> None:
         """Release the writer lease of the segment ``name`` if a :class:`Segment` that this registry opened holds it.
 
-        With ``of_consumers=False`` a writer that applies pending upgrades itself keeps it.
+        With ``of_consumers=False``, a writer that applies pending upgrades itself keeps its lease. Leases of other
+        registries, of this process too, stay: only the code that opened a segment may end its writing.
         """
         for segment in list(self._writable_segments):
             if segment.holds_writer_lease and segment.name == name and (of_consumers or not segment.applies_upgrades):
                 segment.release_writer_lease()
 
     def discard(self, segment: Segment) -> None:
-        """Close a segment and remove its file; if it was current, none is current any more. Its rows are gone.
+        """Close a segment and remove its file and its rows; if it was current, the schema has no current segment.
 
-        :raises WriterLeaseHeldError: if another process writes to it. :raises WriterFencedError: if this object was its
-            writer and was overtaken; nothing is removed.
+        :raises WriterLeaseHeldError: if another holder has its writer lease.
+        :raises WriterFencedError: if this object was its writer and was overtaken; nothing is removed.
         """
         lease = None
         if segment.holds_writer_lease:
@@ -284,12 +289,12 @@ class SegmentRegistry:
         return SegmentView.create(self._directory, name, schema, owner=owner, **sizes)
 
     def _replace(self, previous: SegmentView, schema: Schema, sizes: dict[str, Any]) -> Segment:
-        """Put a new, empty segment in the place of another; its writer in this process, if any, lets go of it."""
+        """Replace a segment by a new, empty one; a writer that this registry opened releases its lease."""
         self.release_lease(previous.name)
         with self._writable(previous) as segment:
             segment.acquire_writer_lease()
-            # A schema in the control plane that its segment doesn't have is a wish to upgrade: only who holds the lease
-            # may leave one there.
+            # A schema in the control plane that differs from its segment's is a pending upgrade. Under the lease, no
+            # consumer can apply it before the segment of this schema is in force.
             self._control.put_schema(schema.__name__, schema_to_json(schema))
             segment.replace(create_successor(segment.current_view(), schema, **sizes))
             return self._writable(segment.current_view())
@@ -304,20 +309,20 @@ class SegmentRegistry:
 
 
 def _locked_newest(segment: Segment) -> tuple[SegmentView, FileLock]:
-    """The newest generation of a segment that this object doesn't write to, with the lock of its file."""
+    """The newest generation of a segment that this object doesn't write to, and the lock of its file."""
     while True:
         view = segment.current_view()
         lease = FileLock.try_acquire(view.path)
         if lease is None:
-            raise WriterLeaseHeldError(f"segment {view.name!r} is written by process {int(view.header['writer_pid'])}")
+            raise lease_held(view)
         if view.successor_name is None:
             return view, lease
-        lease.release()  # Its writer flipped between our look and the lock.
+        lease.release()  # Its writer flipped before we had the lock.
 
 
 def _first_heap_bytes(schema: Schema, capacity: int) -> int:
-    """A guess that growth corrects: short values in every variable-size field."""
-    return LEAST_HEAP_BYTES + _HEAP_BYTES_A_VALUE * capacity * sum(field.is_variable for field in schema.fields)
+    """An estimate that growth corrects: a short value in every variable-size field."""
+    return MIN_HEAP_BYTES + _HEAP_BYTES_PER_VALUE * capacity * sum(field.is_variable for field in schema.fields)
 
 
 def _make_current(
@@ -358,6 +363,6 @@ def _check_schema(schema: object) -> None:
         raise SchemaError(f"expected a subclass of FeatureSchema, got {schema!r}")
 
 
-def _check_range(name: str, value: object, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{name} must be a whole number from {least} to {most}, got {value!r}")
+def _check_range(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")

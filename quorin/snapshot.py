@@ -161,7 +161,7 @@ def _copied(view: SegmentView, directory: Path) -> SegmentView:
             capacity=view.layout.capacity,
             max_id_bytes=view.layout.max_id_bytes,
             heap_bytes=heap_bytes,
-            rows_soon=rows,
+            prefault_rows=rows,
         )
         if copy_rows(view, copy):
             copy.header["partitions"] = partitions

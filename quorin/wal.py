@@ -277,13 +277,13 @@ class WALProducer:
                     raise
 
     def _is_applied(self, segment: Segment, position: int) -> bool:
+        followed = segment.log_identity  # Before the position, which may still be one of a log that was wiped since.
         if segment.position < position:
             return False
-        if segment.log_identity != self._identity:
-            # The segment may still have its position in a log that was wiped since.
+        if followed != self._identity:
             self._identity = self._log.identity()
         # A segment that was discarded meanwhile has no file.
-        return segment.log_identity == self._identity and segment.current_view().path.exists()
+        return followed == self._identity and segment.current_view().path.exists()
 
     def _segment_in_force(self, schema: Schema) -> Segment | None:
         """The segment that reads use now; None if there is none."""

@@ -89,7 +89,7 @@ class WatchdogState:
             raise ValueError(f"miss_threshold must be a whole number from 1, got {miss_threshold!r}")
         self._directory = absolute(default_shm_dir() if shm_dir is None else shm_dir)
         if not self._directory.is_dir():
-            raise SegmentNotFoundError(f"shm_dir {str(self._directory)!r} is no directory")
+            raise SegmentNotFoundError(f"shm_dir {str(self._directory)!r} is not a directory")
         self._backend = connect(connection, namespace=namespace)
         self._node = Node(self._directory, self._backend)
         self._owns_backend = self._backend is not connection

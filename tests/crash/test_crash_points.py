@@ -1,4 +1,4 @@
-"""Writers that are killed or frozen at each named point of a write and of a flip; see
+"""Writers that are killed or frozen at each named point of a write, of a flip and of a change of the log; see
 :mod:`tests.support.crash_points`.
 """
 
@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("mode", "count"), [("kill", 180), ("stop", 120), ("flip", 42)])
+@pytest.mark.parametrize(("mode", "count"), [("kill", 180), ("stop", 120), ("flip", 42), ("commit", 8)])
 def test_readers_go_on_and_the_next_writer_continues(mode: str, count: int) -> None:
     command = [sys.executable, "-m", "tests.support.crash_points", mode, str(count)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)

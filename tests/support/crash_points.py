@@ -1,5 +1,5 @@
-"""Writers that die or freeze at a named point; run as ``python -m tests.support.crash_points kill|stop|flip|upgrade
-COUNT``.
+"""Writers that die or freeze at a named point; run as ``python -m tests.support.crash_points kill|stop|flip|upgrade|
+commit COUNT``.
 
 It prints how many died or froze.
 
@@ -28,6 +28,8 @@ from numba import njit
 
 from quorin import assembly, layout
 from quorin.engine import kernels
+from quorin.engine.backend import Bounds
+from quorin.engine.consumer.plan import anchor
 from quorin.engine.format.abi import DELETE
 from quorin.engine.kernels import heap, memory, write
 from quorin.engine.memory.growth import grow
@@ -282,7 +284,7 @@ def kill_in_mid_upgrade(count: int) -> int:
         (mapping.PendingFile, "publish"),
         (os, "link"),
         (kernels, "copy_rows"),
-        (evolution._Wish, "stands"),
+        (evolution._PendingUpgrade, "is_stored"),
         (Segment, "_flip"),
         (FileLock, "try_acquire"),
         (kernels, "compare_and_exchange"),
@@ -328,6 +330,39 @@ def kill_in_mid_upgrade(count: int) -> int:
     return deaths
 
 
+def kill_in_mid_commit(count: int) -> int:
+    """Kill a writer around each store of a first position in another log: what is left skips no entry of that log."""
+    stores, deaths = 4, 0
+    with segments() as (segment, reader):
+        for number in range(count):
+            old, new = 2 * number + 1, 2 * number + 2
+            segment.commit_position(50, old)
+
+            def commit(new: int = new, at: int = number // 2 % stores, before: bool = number % 2 == 0) -> None:
+                segment.acquire_writer_lease()
+                store, calls = kernels.store_release, iter(range(stores))
+
+                def dying(address: int, word: int) -> None:
+                    is_last = next(calls) == at
+                    if not (is_last and before):
+                        store(address, word)
+                    if is_last:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+                kernels.store_release = dying
+                segment.commit_position(7, new)
+
+            segment.release_writer_lease()
+            _, status = os.waitpid(in_child(commit, at=0, number=signal.SIGKILL), 0)
+            assert status == signal.SIGKILL, (number, status)
+            deaths += 1
+            identity, position = reader.log_identity, reader.position
+            assert (identity, position) in {(old, 50), (old, 0), (new, 0), (new, 7)}, (identity, position)
+            start = anchor(position=position, log_identity=identity, identity=new, bounds=Bounds(first=1, last=100))
+            assert start.after == (7 if (identity, position) == (new, 7) else 0), start
+    return deaths
+
+
 def versioned(number: int) -> Any:
     """The rows of :class:`Crash`, and a field that comes and goes."""
     more = [FeatureField("more", dtype.int32)] if number % 2 == 0 else []
@@ -351,5 +386,6 @@ if __name__ == "__main__":
         "stop": stop_at_every_step,
         "flip": kill_in_mid_flip,
         "upgrade": kill_in_mid_upgrade,
+        "commit": kill_in_mid_commit,
     }
     sys.stdout.write(f"{modes[sys.argv[1]](int(sys.argv[2]))}\n")

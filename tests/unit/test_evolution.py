@@ -179,7 +179,7 @@ def test_a_running_consumer_does_it_and_applies_both_versions(place: Place, sche
     producer.close()
 
 
-def test_a_wish_that_nobody_fulfilled_is_done_by_the_next_consumer(place: Place) -> None:
+def test_a_pending_upgrade_is_applied_by_the_next_consumer(place: Place) -> None:
     assert place.control.swap_schema("Moving", schema_to_json(version(2)), expected=schema_to_json(version(1)))
     with WALConsumer(place.registry.backend, [version(1)], registry=place.registry) as consumer:
         consumer.drain()
@@ -197,7 +197,7 @@ def test_a_segment_that_was_lost_comes_back_as_the_control_plane_has_it(place: P
         assert len(segment) == 0
 
 
-def test_a_consumer_of_a_newer_version_that_nobody_wished_for_is_refused(place: Place) -> None:
+def test_a_consumer_of_a_newer_version_without_a_pending_upgrade_is_refused(place: Place) -> None:
     with (
         WALConsumer(place.registry.backend, [version(2)], registry=place.registry) as consumer,
         pytest.raises(SchemaMismatchError, match="upgrade the segment first"),

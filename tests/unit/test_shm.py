@@ -62,15 +62,15 @@ def test_create_open_and_discard(registry: SegmentRegistry) -> None:
 
 
 @pytest.mark.parametrize("replaces", [False, True])
-@pytest.mark.parametrize("rows_soon", [None, 0, 1, 4000, 10**9])
+@pytest.mark.parametrize("prefault_rows", [None, 0, 1, 4000, 10**9])
 def test_whatever_is_mapped_at_once_all_of_a_segment_is_reserved_and_can_be_filled(
-    registry: SegmentRegistry, rows_soon: int | None, replaces: bool
+    registry: SegmentRegistry, prefault_rows: int | None, replaces: bool
 ) -> None:
     if replaces:
         registry.create(Scalars, capacity=1).close()
     ids = [f"id {i}" for i in range(8000)]
     numbers = np.arange(8000, dtype=np.float32)
-    segment = registry.create(Scalars, capacity=8000, rows_soon=rows_soon)
+    segment = registry.create(Scalars, capacity=8000, prefault_rows=prefault_rows)
     state = segment.current_view().path.stat()
     assert 512 * state.st_blocks >= state.st_size == segment.stats()["bytes"]
     values = dict.fromkeys("abcd", numbers)
@@ -88,11 +88,11 @@ def test_a_bad_capacity_is_named(registry: SegmentRegistry, capacity: Any) -> No
     assert repr(capacity) in str(caught.value)
 
 
-@pytest.mark.parametrize("rows_soon", [-1, 2**32, 1.5, True, "10"])
-def test_a_bad_number_of_rows_is_named(registry: SegmentRegistry, rows_soon: Any) -> None:
-    with pytest.raises(ValueError, match="rows_soon") as caught:
-        registry.create(Scalars, capacity=1, rows_soon=rows_soon)
-    assert repr(rows_soon) in str(caught.value)
+@pytest.mark.parametrize("prefault_rows", [-1, 2**32, 1.5, True, "10"])
+def test_a_bad_number_of_rows_is_named(registry: SegmentRegistry, prefault_rows: Any) -> None:
+    with pytest.raises(ValueError, match="prefault_rows") as caught:
+        registry.create(Scalars, capacity=1, prefault_rows=prefault_rows)
+    assert repr(prefault_rows) in str(caught.value)
 
 
 @pytest.mark.parametrize("schema", [None, "Scalars", FeatureSchema, int])
@@ -132,14 +132,14 @@ def test_a_segment_whose_file_is_gone_says_so(registry: SegmentRegistry) -> None
 
 def test_creating_again_beside_a_writer_is_refused_and_asks_for_no_upgrade(registry: SegmentRegistry) -> None:
     with registry.create(Scalars, capacity=1) as segment:
-        wished = registry.backend.control.schemas()
+        stored_before = registry.backend.control.schemas()
         path = segment.current_view().path
     lease = FileLock.try_acquire(path)
     assert lease is not None
     with pytest.raises(WriterLeaseHeldError):
         registry.create(make_schema("Scalars", Scalars.fields, version=2), capacity=1)
     lease.release()
-    assert registry.backend.control.schemas() == wished
+    assert registry.backend.control.schemas() == stored_before
 
 
 def test_creating_again_replaces_and_readers_follow(registry: SegmentRegistry) -> None:
@@ -393,5 +393,8 @@ def test_a_registry_releases_the_leases_of_its_own_segments_alone(registry: Segm
         assert not segment.holds_writer_lease
         with other.open_current(Scalars, read_only=False) as writer:
             writer.acquire_writer_lease()
-            with pytest.raises(WriterLeaseHeldError, match=f"process {os.getpid()}"):
+            with pytest.raises(WriterLeaseHeldError, match=rf"process {os.getpid()}\b.*release_writer_lease\(\)"):
                 registry.create(Scalars, capacity=4)
+            with pytest.raises(WriterLeaseHeldError, match=r"release_writer_lease\(\)"):
+                registry.discard(registry.open_current(Scalars, read_only=False))
+            assert layout.insert(writer, "still the writer", row(1))

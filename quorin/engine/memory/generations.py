@@ -27,9 +27,9 @@ DELETIONS_KEPT_NS = 7 * 24 * 3600 * 10**9
 """How long, in event time, a deletion is remembered at least: an event older than it that arrives within that time does
 not bring the entity back. Older deletions are dropped when the next generation is built."""
 
-LEAST_HEAP_BYTES = 1 << 16
+MIN_HEAP_BYTES = 1 << 16
 EARLIEST_NS = -(2**63)
-_MOST_ATTEMPTS = 1000
+_MAX_ATTEMPTS = 1000
 _SLOTS_AT_ONCE = 1 << 17
 
 
@@ -78,7 +78,7 @@ def next_generation(
 def heap_bytes_for(view: SegmentView, more: int = 0) -> int:
     """The heap that a view's next generation begins with: twice what is alive, and ``more``."""
     live = max(0, int(view.header["heap_used"]) - int(view.header["heap_garbage"]))
-    return max(LEAST_HEAP_BYTES, 2 * live + more)
+    return max(MIN_HEAP_BYTES, 2 * live + more)
 
 
 def create_successor(
@@ -88,13 +88,13 @@ def create_successor(
     capacity: int,
     max_id_bytes: int,
     heap_bytes: int,
-    rows_soon: int | None = None,
+    prefault_rows: int | None = None,
 ) -> SegmentView:
     """An empty segment file of a view's line, with the next generation's number that is free; nothing points to it yet.
 
     A number may be taken by the attempt of a writer that died or came too late; such a file never comes into force.
     """
-    for generation in range(view.generation + 1, view.generation + _MOST_ATTEMPTS):
+    for generation in range(view.generation + 1, view.generation + _MAX_ATTEMPTS):
         try:
             return SegmentView.create(
                 view.path.parent,
@@ -104,11 +104,11 @@ def create_successor(
                 max_id_bytes=max_id_bytes,
                 heap_bytes=heap_bytes,
                 owner=int(view.header["owner"]),
-                rows_soon=rows_soon,
+                prefault_rows=prefault_rows,
             )
         except FileExistsError:
             continue
-    raise CapacityExceededError(f"segment {view.name!r}: files of its next {_MOST_ATTEMPTS} generations exist already")
+    raise CapacityExceededError(f"segment {view.name!r}: files of its next {_MAX_ATTEMPTS} generations exist already")
 
 
 def copy_rows(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from quorin.engine.memory.node import Node
     from quorin.schema import Schema
 
-_POSITION = fmt.partition_offset("position")
+_LOG_IDENTITY, _POSITION = fmt.partition_offset("log_identity"), fmt.partition_offset("position")
 _CONFIRMED = fmt.partition_offset("confirmed_ns") // fmt.WORD_BYTES
 _CLOCK_STEP_NS = 1_000_000_000
 
@@ -110,8 +110,12 @@ class Segment:
 
     @property
     def log_identity(self) -> int:
-        """Which log :attr:`position` belongs to; 0 before the first."""
-        return int(self.current_view().header["partitions"][0]["log_identity"])
+        """Which log :attr:`position` belongs to; 0 before the first. Read it before the position: then the position is
+        one of this log, or of a later one.
+        """
+        from quorin.engine import kernels
+
+        return int(kernels.load_acquire(self.current_view().mapping.address + _LOG_IDENTITY))
 
     @property
     def holds_writer_lease(self) -> bool:
@@ -186,8 +190,9 @@ class Segment:
 
         :raises WriterLeaseHeldError, SegmentReadOnlyError, WriterFencedError: as :meth:`acquire_writer_lease`.
         """
-        with self.writing:
-            view = self._writer.leased_view()
+        writer = self._writer
+        with writer.lock:
+            view = writer.leased_view()
             return self._take_lease() if view is None else view
 
     def release_writer_lease(self) -> None:

@@ -93,12 +93,12 @@ class SegmentView:
         max_id_bytes: int,
         heap_bytes: int,
         owner: int = 0,
-        rows_soon: int | None = None,
+        prefault_rows: int | None = None,
     ) -> SegmentView:
         """Build a new, empty segment file; it gets its name when it is whole. ``owner`` is its namespace's identity.
 
-        ``rows_soon`` says how many rows are written at once, if not as many as there is room for: the memory of others
-        is reserved, and mapped when they are written.
+        The memory of the first ``prefault_rows`` rows (all, if left out) is mapped at once; that of the others is
+        reserved, and mapped when they are written.
 
         :raises SharedMemoryError: if ``directory`` has no room for it or can't be written.
         :raises FileExistsError: if there is a file of that name.
@@ -107,8 +107,8 @@ class SegmentView:
         layout = fmt.segment_layout(
             schema, capacity=capacity, max_id_bytes=max_id_bytes, schema_bytes=len(text), heap_bytes=heap_bytes
         )
-        soon = None if rows_soon is None else layout.bytes_of_rows(rows_soon)
-        pending = mapping.PendingFile(directory / str(name), layout.file_bytes, owner=owner, populate=soon)
+        prefault_bytes = None if prefault_rows is None else layout.bytes_of_rows(prefault_rows)
+        pending = mapping.PendingFile(directory / str(name), layout.file_bytes, owner=owner, populate=prefault_bytes)
         try:
             memory = pending.mapping.memory
             write_header(memory, name, schema, layout, owner)

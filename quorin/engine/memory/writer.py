@@ -25,11 +25,20 @@ if TYPE_CHECKING:
 _LOG_IDENTITY = fmt.partition_offset("log_identity")
 _POSITION = fmt.partition_offset("position")
 _HEARTBEAT = fmt.header_offset("writer_heartbeat_ns")
-_SUCCESSOR = fmt.header_offset("successor")
+_SUCCESSOR, _SUCCESSOR_WORD = fmt.header_offset("successor"), fmt.header_word("successor")
 _EPOCH, _PID, _ACTIVE = fmt.header_word("epoch"), fmt.header_word("writer_pid"), fmt.header_word("writer_active")
 _SINCE, _ALIVE = fmt.header_word("writer_since_ns"), fmt.header_word("writer_heartbeat_ns")
 
 _log = get_logger(__name__)
+
+
+def lease_held(view: SegmentView) -> WriterLeaseHeldError:
+    """The error to raise if another holder has the writer lease of a segment."""
+    pid = int(view.header["writer_pid"])
+    text = f"segment {view.name!r} has a writer already: process {pid}"
+    if pid == os.getpid():  # Or a process of another container that has the same id there.
+        text += ". If that is this process, close the Segment that holds the lease, or call its release_writer_lease()"
+    return WriterLeaseHeldError(text)
 
 
 class Writer:
@@ -61,10 +70,12 @@ class Writer:
 
     def leased_view(self) -> SegmentView | None:
         """The generation to write to; None without the lease. :raises WriterFencedError: if it was overtaken."""
-        view = self._view
-        if view is None or not self.holds_lease:
+        # For each single row: properties cost more than what they return.
+        view, lease = self._view, self._lease
+        if view is None or lease is None or not lease.is_ours:
             return None
-        if view.successor_name is not None or view.words[_EPOCH] != self._epoch:
+        words = view.words
+        if words[_SUCCESSOR_WORD] or words[_EPOCH] != self._epoch:
             raise self._fenced(view)
         return view
 
@@ -75,9 +86,7 @@ class Writer:
         """
         lease = FileLock.try_acquire(view.path)
         if lease is None:
-            raise WriterLeaseHeldError(
-                f"segment {view.name!r} has a writer already: process {int(view.header['writer_pid'])}"
-            )
+            raise lease_held(view)
         # The last holder may have flipped between the caller's look and the lock. Now that the lock is held, nobody
         # else flips but a process that overtakes.
         if view.successor_name is not None:
@@ -121,11 +130,14 @@ class Writer:
         forks.unregister(self)
 
     def commit_position(self, position: int, log_identity: int, view: SegmentView) -> None:
-        """Publish a position in the log, and the heartbeat with it."""
+        """Publish a position in the log, and the heartbeat with it. A crash in between leaves an earlier position."""
         from quorin.engine import kernels
 
         header = view.mapping.address
         if int(kernels.load_acquire(header + _LOG_IDENTITY)) != log_identity:
+            # A position of the old log beside the identity of the new one would skip entries after a crash, and end
+            # the wait of a writer whose rows aren't applied. So the position is 0 whenever the identity changes.
+            kernels.store_release(header + _POSITION, 0)
             kernels.store_release(header + _LOG_IDENTITY, log_identity)
         kernels.store_release(header + _POSITION, position)
         kernels.store_release(header + _HEARTBEAT, time.time_ns())
