@@ -26,6 +26,7 @@ from quorin.engine.consumer.ownership import Ownership
 from quorin.engine.consumer.plan import Agenda, FlushLimits, Pace, Step, next_step
 from quorin.engine.consumer.precedence import Precedence
 from quorin.engine.consumer.trimming import Trimming
+from quorin.engine.ops.nodes import DEFAULT_NODE_TIMEOUT_SECONDS
 from quorin.errors import (
     ConnectionFailedError,
     HistoryUnavailableError,
@@ -69,7 +70,8 @@ class WALConsumer:
     With ``offline`` every row goes into the history too, which is flushed at the latest after
     ``flush_interval_seconds``, ``flush_rows`` or ``flush_bytes``. The log is trimmed behind rows that are both applied
     and durable, provided that this consumer applies all schemas of the control plane; entries of unknown schemas become
-    dead letters before. Without ``offline``, or with ``trims`` False, nothing is trimmed.
+    dead letters before. Entries that another node has not applied stay, unless it is silent for longer than
+    ``node_timeout_seconds``. Without ``offline``, or with ``trims`` False, nothing is trimmed.
 
     While another process is the writer, this consumer waits, and takes over when that process dies. A frozen writer is
     overtaken after ``frozen_after_seconds`` without a heartbeat: consumers send one each second, other writers call
@@ -96,6 +98,7 @@ class WALConsumer:
         max_id_bytes: int = 64,
         trims: bool = True,
         yields: bool = False,
+        node_timeout_seconds: float = DEFAULT_NODE_TIMEOUT_SECONDS,
         namespace: str = DEFAULT_NAMESPACE,
     ) -> None:
         self._backend = connect(connection, namespace=namespace)
@@ -116,7 +119,9 @@ class WALConsumer:
         )
         self._cursor = LogCursor(log, offline, batch_entries=batch_entries, reads_all=trims)
         self._applier = Applier(log, self._backend.control, None if type(offline) is NoopOfflineWriter else offline)
-        self._trimming = Trimming(log, offline, self._ownership, trims=trims)
+        self._trimming = Trimming(
+            log, offline, self._ownership, registry, trims=trims, node_timeout_seconds=node_timeout_seconds
+        )
         self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
         self._precedence = Precedence(registry.node, discovers=self._ownership.discovers, yields=yields)
         self._agenda = self._new_agenda()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quorin.cli.durations import seconds
 from quorin.cli.options import Level, LogJson, LogLevel, Namespace, NewConnection, StreamKey
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
@@ -43,6 +44,13 @@ MetricsPort = Annotated[
     int | None,
     typer.Option(min=0, max=65535, help="Serve this machine's metrics on this port, as `quorin metrics` does."),
 ]
+NodeTimeout = Annotated[
+    str,
+    typer.Option(
+        "--node-timeout",
+        help="The log is trimmed behind all nodes, except those that have been silent for longer: 30s, 10m, 1h.",
+    ),
+]
 MetricsAddress = Annotated[str, typer.Option(help="0.0.0.0 lets other machines connect.")]
 
 
@@ -55,6 +63,7 @@ def consumer(
     capacity: Capacity = 4096,
     max_id_bytes: MaxIdBytes = 64,
     frozen_after: FrozenAfter = 30.0,
+    node_timeout: NodeTimeout = "10m",
     metrics_port: MetricsPort = None,
     metrics_address: MetricsAddress = "127.0.0.1",
     log_level: LogLevel = Level.INFO,
@@ -94,6 +103,7 @@ def consumer(
         capacity=capacity,
         max_id_bytes=max_id_bytes,
         frozen_after_seconds=frozen_after,
+        node_timeout_seconds=seconds(node_timeout),
         namespace=namespace,
     )
     _run(running, backend, stream_key, metrics_port, metrics_address)

@@ -6,6 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 from quorin import metrics
+from quorin.engine.ops import presence
+from quorin.engine.ops.nodes import nodes_of
 from quorin.errors import WriterFencedError
 from quorin.logging import get_logger
 
@@ -14,15 +16,31 @@ if TYPE_CHECKING:
     from quorin.engine.consumer.history import OfflineWriter
     from quorin.engine.consumer.ownership import Ownership
     from quorin.schema import Schema
+    from quorin.shm import SegmentRegistry
 
 _log = get_logger(__name__)
 
 
 class Trimming:
-    """Flushes one history, and trims one log if ``trims`` and its consumer owns all schemas."""
+    """Flushes one history, and trims one log if ``trims`` and its consumer owns all schemas.
 
-    def __init__(self, log: Log, history: OfflineWriter | None, ownership: Ownership, *, trims: bool) -> None:
+    Entries that another node has not applied stay, unless it has been silent for ``node_timeout_seconds``.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        history: OfflineWriter | None,
+        ownership: Ownership,
+        registry: SegmentRegistry,
+        *,
+        trims: bool,
+        node_timeout_seconds: float,
+    ) -> None:
         self._log = log
+        self._control = registry.backend.control
+        self._node = registry.node
+        self._node_timeout_seconds = node_timeout_seconds
         self._history = history
         self._ownership = ownership
         self._trims = trims
@@ -52,9 +70,19 @@ class Trimming:
             # The claims are compared in the log, in the step that trims: this process may freeze before it, and a
             # consumer that overtakes it claims the schemas first.
             claims = dict.fromkeys(self._ownership.schema_names, self._ownership.name)
-            metrics.entries_trimmed.inc(self._log.trim(through, claims=claims))
+            metrics.entries_trimmed.inc(self._log.trim(self._through_all_nodes(through), claims=claims))
         except WriterFencedError as error:
             _log.warning("log_not_trimmed", error=str(error))
+            # The consumer that claimed the schemas may run on another node, or have died there. Before the next trim
+            # this one has to own its segments again, so a consumer that was frozen and overtaken never gets that far.
+            self._log.claim(self._ownership.schema_names, self._ownership.name)
+
+    def _through_all_nodes(self, through: int) -> int:
+        """The position up to which every live node has applied what it serves, at most ``through``."""
+        reports = presence.reports(self._control)
+        nodes = nodes_of(reports, node_timeout_seconds=self._node_timeout_seconds)
+        others = [node for node in nodes if node.is_alive and node.node != self._node.id]
+        return min([through, *(replica.position for node in others for replica in node.replicas)])
 
 
 def _flushed_behind(history: OfflineWriter, appended: dict[Schema, int]) -> list[int]:

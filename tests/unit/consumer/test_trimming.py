@@ -12,6 +12,7 @@ import pytest
 
 from quorin.engine.log.dead_letters import replay
 from quorin.engine.log.record import Kind
+from quorin.engine.ops import presence
 from quorin.offline import ParquetDatasetStore
 from quorin.schema import schema_to_json
 from quorin.wal_consumer import NoopOfflineWriter, OfflineWriter, WALConsumer
@@ -153,3 +154,54 @@ def test_history_is_flushed_by_rows(world: World) -> None:
         consumer.stop()
         thread.join(60)
         consumer.close()
+
+
+def report(world: World, node: str, position: int) -> None:
+    """What a consumer of another node reports."""
+    schemas = {"Trip": {"segment": "s", "version": 1, "position": position, "lag_seconds": 0.0}}
+    presence.announce(world.backend.control, "consumer", node, schemas)
+
+
+def test_entries_that_a_live_node_lacks_stay(world: World) -> None:
+    positions = [world.producer.write(TRIP, f"e{number}", row(number)) for number in range(3)]
+    report(world, "other", positions[0])
+    world.drain(offline=NoopOfflineWriter())
+    assert [position for position, _ in world.log.read(0).entries] == positions[1:]
+    report(world, "other", positions[2])
+    world.drain(offline=NoopOfflineWriter())
+    assert world.log.read(0).entries == []
+
+
+def test_a_silent_node_is_not_waited_for(world: World) -> None:
+    position = world.producer.write(TRIP, "a", row(1))
+    report(world, "other", 0)
+    world.drain(offline=NoopOfflineWriter())
+    assert [at for at, _ in world.log.read(0).entries] == [position]
+    time.sleep(0.05)
+    world.drain(offline=NoopOfflineWriter(), node_timeout_seconds=0.01)
+    assert world.log.read(0).entries == []
+
+
+def test_a_consumer_claims_the_log_of_one_that_died_on_another_node(world: World) -> None:
+    consumer = world.consumer(offline=NoopOfflineWriter())
+    world.producer.write(TRIP, "a", row(1))
+    consumer.drain()
+    position = world.producer.write(TRIP, "b", row(2))
+    # Another node's consumer takes its own segment, claims the log's schemas, and dies.
+    world.log.claim(["Trip"], "another")
+    owned = consumer._ownership
+    take = owned.take
+    owned.take = lambda target, *, waiting: _without_claim(owned, lambda: take(target, waiting=waiting))  # type: ignore[method-assign]
+    consumer.drain()
+    assert [at for at, _ in world.log.read(0).entries] == [position], "refused"
+    consumer.drain()
+    assert world.log.read(0).entries == []
+    consumer.close()
+
+
+def _without_claim(ownership: Any, act: Any) -> None:
+    claims, ownership._claims = ownership._claims, False
+    try:
+        act()
+    finally:
+        ownership._claims = claims
