@@ -16,9 +16,9 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Int64, String
 
+from tests.equivalence.test_compiled import generic
 from tests.feast.repos import END, START, day, make_store
 from tests.feast.test_against_sqlite import same
-from tests.feast.test_compiled import generic
 
 HOUR = dt.timedelta(hours=1)
 THING = Entity(name="thing", join_keys=["thing"], value_type=ValueType.INT64)

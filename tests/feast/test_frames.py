@@ -12,9 +12,9 @@ import pytest
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.types import Array, Float32, Float64, Int64, String
 
+from tests.equivalence.test_compiled import generic
 from tests.feast.repos import END, make_store
 from tests.feast.test_against_sqlite import same
-from tests.feast.test_compiled import generic
 
 FLOATS = {f"f{number:02}": Float32 if number % 3 else Float64 for number in range(10)}
 VIEWS: dict[str, dict[str, Any]] = {

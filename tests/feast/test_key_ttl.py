@@ -18,9 +18,9 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import FloatList, Value
 from feast.types import Array, Float32, Int64, String
 
+from tests.equivalence.test_compiled import generic
 from tests.feast.repos import day, make_store
 from tests.feast.test_against_sqlite import same
-from tests.feast.test_compiled import generic
 
 THING = Entity(name="thing", join_keys=["thing"], value_type=ValueType.INT64)
 FEATURES = ["things:n", "things:s"]

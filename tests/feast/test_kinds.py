@@ -32,9 +32,9 @@ from feast.repo_contents import RepoContents
 from feast.types import Array, Float64, Int64, String
 
 from feast_quorin.read.response import LazyResponse
+from tests.equivalence.test_compiled import generic
 from tests.feast.repos import END, START, day, make_store
 from tests.feast.test_against_sqlite import same
-from tests.feast.test_compiled import generic
 
 WAYS: dict[str, dict[str, Any]] = {
     "Feast's engine": {},

@@ -13,8 +13,8 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64
 
 from feast_quorin.read.response import LazyResponse
+from tests.equivalence.test_compiled import generic
 from tests.feast.repos import END, START, day, make_store
-from tests.feast.test_compiled import generic
 from tests.feast.test_kinds import frame, source
 
 SERVED = {FeatureViewState.STATE_UNSPECIFIED, FeatureViewState.AVAILABLE_ONLINE}

@@ -21,10 +21,10 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
 
 from feast_quorin.read.response import LazyResponse
+from tests.equivalence.test_compiled import generic
 from tests.feast.conftest import make_sqlite_store
 from tests.feast.repos import CUSTOMERS, DRIVERS, END, START, definitions, make_store
 from tests.feast.test_against_sqlite import same
-from tests.feast.test_compiled import generic
 
 OUTPUTS = {
     "rates": ["rate_up", "rate_small", "rate_text", "is_high", "trips_text", "history"],

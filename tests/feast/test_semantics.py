@@ -20,10 +20,10 @@ from feast.type_map import python_values_to_proto_values
 from feast.types import Float64, Int64, String, from_value_type
 
 from feast_quorin.read.response import LazyResponse
+from tests.equivalence.test_compiled import generic
 from tests.feast.conftest import make_sqlite_store
 from tests.feast.repos import END, START, definitions, make_store
 from tests.feast.test_against_sqlite import same
-from tests.feast.test_compiled import generic
 
 KEYS: dict[ValueType, list[Any]] = {
     ValueType.INT32: [5, -5, 2**31 - 1],

@@ -21,9 +21,9 @@ from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, Uni
 from feast_quorin.read.response import LazyResponse
 from feast_quorin.read.tensors import TensorResponse, stacked
 from quorin.errors import TensorError
+from tests.equivalence.test_compiled import generic
 from tests.feast.repos import END, make_store
 from tests.feast.test_against_sqlite import typed
-from tests.feast.test_compiled import generic
 
 SCHEMA: dict[str, Any] = {
     "halves": Array(Float32),

@@ -16,9 +16,9 @@ from feast.types import Float64
 
 from feast_quorin.names import MAX_VERSIONS, schema_name, schema_names
 from feast_quorin.read.response import LazyResponse
+from tests.equivalence.test_compiled import generic
 from tests.feast.repos import CUSTOMERS, END, START, definitions, make_store
 from tests.feast.test_against_sqlite import same
-from tests.feast.test_compiled import generic
 from tests.feast.test_plans import changed
 
 SQLITE = {"type": "sqlite"}
