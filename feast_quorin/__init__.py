@@ -2,7 +2,7 @@
 
 ``online_store: {type: quorin}`` in ``feature_store.yaml``, or the full class path ``feast_quorin.QuorinOnlineStore``;
 ``batch_engine: {type: feast_quorin.QuorinComputeEngine}`` and ``provider: feast_quorin.QuorinProvider`` write faster.
-Feast is imported when one of the names is first asked for, not when this package is. Every start of Python runs this
+Feast is imported at the first access to one of the names, not when this package is. Every start of Python runs this
 file (see ``feast_quorin.hook``), so it imports nothing, not even ``typing``.
 """
 

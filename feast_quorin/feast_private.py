@@ -33,7 +33,7 @@ OVERRIDDEN = {
 
 
 class RequestContext(NamedTuple):
-    """What Feast finds out about a choice of features before it reads anything.
+    """Feast's resolution of a choice of features against the registry, before any read.
 
     ``references`` are ``view:feature`` for every requested feature. ``grouped`` has each view that is read with the
     features to read of it. ``result_names`` are the names of the requested features in the response. ``request_data``
@@ -55,7 +55,7 @@ class RequestContext(NamedTuple):
 def request_context(registry: Any, project: str, features: Any, full_names: bool) -> RequestContext:
     """Resolve a choice of features against the registry.
 
-    :raises Exception: what Feast raises about the choice.
+    :raises Exception: Feast's own error, such as the one for an unknown feature.
     """
     return RequestContext(*utils._get_online_request_context(registry, project, features, full_names))
 
@@ -115,7 +115,7 @@ def online_metrics() -> Any:
 
 
 def compute_backend(engine: Any, context: Any) -> Any:
-    """What runs the transformations of a local compute engine in an execution."""
+    """The backend that runs the transformations of a local compute engine in an execution."""
     return engine._get_backend(context)
 
 
