@@ -197,16 +197,18 @@ def rebuild_segment(
     return segment
 
 
-def catch_up(segment: Segment, store: ParquetDatasetStore) -> int:
+def catch_up(segment: Segment, store: ParquetDatasetStore, trimmed: int) -> int:
     """Apply the history's rows behind a segment's position, and advance it. Returns the number of rows that changed.
 
-    For a segment that is older than the start of its log: one from a snapshot, or from a disk.
+    For a segment that is older than the start of its log: one from a snapshot, from a disk, or of a consumer that was
+    silent. ``trimmed`` is what the log was trimmed to before this call: up to there the history is complete.
     """
     loaded = store.load(segment.schema)
     batches = loaded.batches(segment.schema, newest_first=not loaded.has_partial_rows, after=segment.position)
     applied = sum(apply_batch(segment, batch, position=positions, kind=kind) for kind, batch, positions in batches)
-    if loaded.through > segment.position:
-        segment.commit_position(loaded.through, segment.log_identity)
+    through = max(loaded.through, trimmed)
+    if through > segment.position:
+        segment.commit_position(through, segment.log_identity)
     return applied
 
 

@@ -105,9 +105,10 @@ class LogCursor:
                 target.opened.confirm(at)
 
     def _follows(self, target: Target, identity: int, bounds: Bounds) -> bool:
-        """Whether a segment was anchored to this very log, and the log still has its position."""
+        """Whether a segment was anchored to this very log, and the log still has all entries behind its position."""
         at = self.positions.after.get(target.schema.__name__)
-        return at is not None and target.opened.log_identity == identity == self._identity and at <= bounds.last
+        is_same = target.opened.log_identity == identity == self._identity
+        return at is not None and is_same and bounds.trimmed <= at <= bounds.last
 
     def _anchor(self, target: Target, identity: int, bounds: Bounds) -> None:
         name, segment = target.schema.__name__, target.opened
@@ -115,7 +116,7 @@ class LogCursor:
         if flushed and 0 < segment.position < bounds.trimmed and segment.log_identity == identity:
             # A segment from a snapshot or a disk is older than the log's start. What it lacks is in the history,
             # because the log is trimmed only behind durable rows.
-            self._catch_up(segment)
+            self._catch_up(segment, bounds.trimmed)
         if flushed is not None and (flushed > 0 or not len(segment)):
             # For the same reason trimmed entries need not be read again for the history. A history without a row of
             # this schema beside a segment with rows is another one, or was lost: then all of the log is read.
@@ -138,16 +139,17 @@ class LogCursor:
                 trimmed=bounds.trimmed,
                 reading_from=start.after,
             )
-        self.positions.after[name] = start.after
+        # Behind a position that is reported as trimmed there is nothing left to read, and nothing to report again.
+        self.positions.after[name] = start.after if start.resets else max(start.after, bounds.trimmed)
         if start.resets:
             # Before the first row of this log is applied: the old position says nothing about it, and readers that
             # wait for a position must not take it for one of this log.
             segment.commit_position(start.after, identity)
 
-    def _catch_up(self, segment: Segment) -> None:
+    def _catch_up(self, segment: Segment, trimmed: int) -> None:
         """Apply what the history has behind the segment's position, if the history can be read."""
         from quorin.hydration import catch_up
         from quorin.offline import ParquetDatasetStore
 
         if isinstance(self._history, ParquetDatasetStore):
-            _log.info("caught_up_from_history", segment=segment.name, rows=catch_up(segment, self._history))
+            _log.info("caught_up_from_history", segment=segment.name, rows=catch_up(segment, self._history, trimmed))

@@ -5,8 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
 
 from quorin import metrics
+from quorin.engine.log.record import decode, translate
+from quorin.offline import ParquetDatasetStore
+from quorin.wal_consumer import WALConsumer
 from tests.support.world import STOP, TRIP, World, row
 
 
@@ -80,3 +87,56 @@ def test_a_lost_segment_is_made_again_from_the_log(world: World) -> None:
         path.unlink()
     assert world.drain() == 1
     assert world.rows("a") == [row(1.0)]
+
+
+@pytest.fixture
+def silent(world: World) -> Callable[..., WALConsumer]:
+    """A consumer that has read the log once, and does nothing until its steps are called."""
+
+    def consumer(**options: object) -> WALConsumer:
+        made = world.consumer(**options)
+        made._take(waiting=False)
+        made._check()
+        made._read(block_ms=0)
+        return made
+
+    return consumer
+
+
+def test_a_consumer_that_was_silent_notices_what_was_trimmed_behind_it(
+    world: World, silent: Callable[..., WALConsumer]
+) -> None:
+    world.producer.write(TRIP, "a", row(1), 1)
+    before = metrics.reanchored.labels("Trip", "trimmed").value
+    with silent() as consumer:
+        lost = world.producer.write(TRIP, "b", row(2), 1)
+        world.log.trim(lost)
+        for _ in range(3):
+            consumer._check()
+        assert metrics.reanchored.labels("Trip", "trimmed").value == before + 1, "reported, and once"
+        assert world.rows("a", "b") == [row(1.0), None], "the last rows are served"
+        world.producer.write(TRIP, "c", row(3), 1)
+        assert consumer._read(block_ms=0) == 1
+    assert world.rows("a", "b", "c") == [row(1.0), None, row(3.0)]
+
+
+def test_a_consumer_that_was_silent_rebuilds_from_the_history(
+    world: World, silent: Callable[..., WALConsumer], tmp_path: Path
+) -> None:
+    history = tmp_path / "history"
+    world.producer.write(TRIP, "a", row(1), 1)
+    before = metrics.reanchored.labels("Trip", "trimmed").value
+    with silent(offline=ParquetDatasetStore(history), trims=False) as consumer:
+        consumer._flush()
+        # What the consumer of another node does meanwhile. The last entry is of another schema.
+        later = world.producer.write(TRIP, "b", row(2), 1)
+        last = world.producer.write(STOP, "a", {"count": 1}, 1)
+        (entry,) = (payload for position, payload in world.log.read(0).entries if position == later)
+        durable = ParquetDatasetStore(history)
+        durable.append(TRIP, translate(decode(entry), TRIP), pa.array([later], pa.int64()))
+        durable.flush()
+        world.log.trim(last)
+        consumer._check()
+        assert world.rows("a", "b") == [row(1.0), row(2.0)]
+        assert world.position() == last
+        assert metrics.reanchored.labels("Trip", "trimmed").value == before, "nothing is missing"

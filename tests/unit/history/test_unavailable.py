@@ -167,10 +167,10 @@ def test_catching_up_moves_no_position_past_a_file_that_cannot_be_read(
     with machine.registry.create(Pair, capacity=10) as segment:
         handler.fails["open"] = True
         with pytest.raises(HistoryUnavailableError, match=Path(handler.victim).name):
-            catch_up(segment, store)
+            catch_up(segment, store, 0)
         assert segment.position == 0
         handler.fails["open"] = False
-        assert catch_up(segment, store) == 3
+        assert catch_up(segment, store, 0) == 3
         assert segment.position == 3
     machine.reboot()
     machine.close()
