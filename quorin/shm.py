@@ -56,9 +56,8 @@ class SegmentRegistry:
     """Creates, finds and removes the segments of one node, the processes that share a ``shm_dir``.
 
     ``connection`` is the control plane: a ``redis.Redis``, a URL (``redis://``, ``rediss://``, ``unix://``), or a
-    directory path for the embedded one. A server may be away: what is current is a fact of the node, so segments
-    are found and read without it, once the node has met the deployment. Segment files live in ``shm_dir``, by
-    default what the environment variable ``QUORIN_SHM_DIR`` says, else ``/dev/shm``; on a disk they survive a
+    directory path for the embedded one. A server may be away, once the node has met the deployment. Segment files are
+    in ``shm_dir``, by default the environment variable ``QUORIN_SHM_DIR``, else ``/dev/shm``; on a disk they survive a
     reboot. Relative paths are made absolute.
 
     A registry is pickled as its connection, including a Redis password in plain text, for a process that has the same
@@ -76,8 +75,7 @@ class SegmentRegistry:
         self.backend = connect(connection, namespace=namespace, must_answer=False)
         self._control = self.backend.control
         self.node = Node(self._directory, self.backend)
-        if not self.node.is_known:
-            self.backend.check()
+        self.node.check_reachable()
         self._writable_segments: weakref.WeakSet[Segment] = weakref.WeakSet()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -163,10 +161,8 @@ class SegmentRegistry:
         have it open that it is no longer current. If publishing fails, ``segment`` is discarded.
 
         The control plane gets the schema, unless it has a later version, to which a consumer then upgrades the segment.
-        ``beginning`` is where the segment's rows begin in the log, as the control plane has it.
-
-        If the process dies, either the segment is current or nothing has changed on the node; a file may be left for
-        the watchdog.
+        ``beginning`` is where the segment's rows begin in the log, as the control plane has it. If the process dies, a
+        file may be left for the watchdog.
 
         :raises SegmentConflictError: if another segment than ``replacing`` is current; that one stays.
         :raises WriterLeaseHeldError: if another process writes to the segment that would be replaced.

@@ -69,15 +69,14 @@ class WALConsumer:
 
     With ``offline`` every row goes into the history too, which is flushed at the latest after
     ``flush_interval_seconds``, ``flush_rows`` or ``flush_bytes``. The log is trimmed behind rows that are both applied
-    and durable, provided that this consumer applies all schemas of the control plane; entries of unknown schemas become
-    dead letters before. Entries that another node has not applied stay, unless it is silent for longer than
-    ``node_timeout_seconds``. Without ``offline``, or with ``trims`` False, nothing is trimmed.
+    and durable, and that no other node lacks (unless it has been silent for ``node_timeout_seconds``), provided that
+    this consumer applies all schemas of the control plane; entries of unknown schemas become dead letters before.
+    Without ``offline``, or with ``trims`` False, nothing is trimmed.
 
     While another process is the writer, this consumer waits, and takes over when that process dies. A frozen writer is
-    overtaken after ``frozen_after_seconds`` without a heartbeat: consumers send one each second, other writers call
-    ``Segment.heartbeat``.
+    overtaken after ``frozen_after_seconds`` without a heartbeat: consumers send one each second. With ``yields``,
+    :meth:`run` returns when a consumer of all schemas without it runs on the node.
 
-    With ``yields``, :meth:`run` returns when a consumer of all schemas without it runs on the node.
     :raises SchemaError: for anything other than schemas and segments.
     """
 
@@ -124,10 +123,8 @@ class WALConsumer:
         )
         self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
         self._precedence = Precedence(registry.node, discovers=self._ownership.discovers, yields=yields)
-        self._agenda = self._new_agenda()
-        self._pace = Pace()
-        self._stop = threading.Event()
-        self._running = threading.Lock()
+        self._agenda, self._pace = self._new_agenda(), Pace()
+        self._stop, self._running = threading.Event(), threading.Lock()
 
     def __enter__(self) -> WALConsumer:
         return self
@@ -244,7 +241,7 @@ class WALConsumer:
 
     @property
     def is_failing(self) -> bool:
-        """Whether :meth:`run` cannot reach the log or the history now, and retries."""
+        """Whether :meth:`run` cannot reach the log or the history now."""
         return self._agenda.failures > 0
 
     def _new_agenda(self) -> Agenda:
@@ -279,14 +276,13 @@ class WALConsumer:
             return 0
         found = self._cursor.read(block_ms=block_ms)
         if self._applier.sees_new_versions(found.entries):
-            # A schema is in the control plane before an entry of it is in the log. A segment that is still of the
-            # version before is upgraded now: applied to it, the entry would lose the fields that are new.
+            # A schema is in the control plane before its entries are in the log. A segment of an older version is
+            # upgraded now: applied to it, the entry would lose its new fields.
             self._check()
         applied, is_new = apply_and_advance(self._applier, found, self._ownership, self._cursor)
+        count, size = len(found.entries), sum(len(payload) for _, payload in found.entries)
         if is_new:
-            size = sum(len(payload) for _, payload in found.entries)
             self._agenda.applied(time.monotonic(), self._flush_limits, rows=applied, size=size)
-        count = len(found.entries)
         if self._pace.is_fast(count, time.monotonic()) and block_ms and count < _STREAM_ENTRIES:
             # Few entries at a high rate: a short pause lets more gather, and leaves the processor to the producers.
             time.sleep(_GATHER_SECONDS)

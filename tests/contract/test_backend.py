@@ -72,6 +72,26 @@ def test_a_wiped_control_plane_gets_its_identity_back(backend: Backend) -> None:
     assert backend.control.identity(remembered=78) == 77 == backend.control.identity()
 
 
+def test_positions_of_replicas_stay_when_their_process_ends(backend: Backend) -> None:
+    control = backend.control
+    assert control.replicas() == {}
+    control.announce("a:1:2", "{}", node="n1", positions={"Trip": 2**61, "a b": 5})
+    control.announce("b:1:2", "{}", node="n2", positions={"Trip": 7})
+    control.announce("c:1:2", "{}", node="n3")
+    control.withdraw("a:1:2")
+    found = control.replicas()
+    assert {key: one.position for key, one in found.items()} == {
+        ("n1", "Trip"): 2**61,
+        ("n1", "a b"): 5,
+        ("n2", "Trip"): 7,
+    }
+    assert all(0 <= one.silent_seconds < 600 for one in found.values())
+    control.announce("d:1:2", "{}", node="n2", positions={"Trip": 3})
+    assert control.replicas()["n2", "Trip"].position == 3
+    control.forget_replica("n1", "Trip")
+    assert set(control.replicas()) == {("n1", "a b"), ("n2", "Trip")}
+
+
 def test_reports_age_by_the_store_s_clock(backend: Backend) -> None:
     assert backend.control.silences() == {}
     backend.control.announce("a:1:2", "{}")

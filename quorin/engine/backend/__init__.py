@@ -3,12 +3,22 @@
 from typing import TYPE_CHECKING
 
 from quorin.engine.backend.connect import connect, embedded_directory
-from quorin.engine.backend.protocols import Backend, Beginning, Bounds, ControlPlane, DeadLetter, Log, ReadResult, Tail
+from quorin.engine.backend.protocols import (
+    Applied,
+    Backend,
+    Beginning,
+    Bounds,
+    ControlPlane,
+    DeadLetter,
+    Log,
+    ReadResult,
+    Tail,
+)
 
 if TYPE_CHECKING:
     from quorin.engine.backend.connect import Connection as Connection
 
 __all__ = [
-    "Backend", "Beginning", "Bounds", "ControlPlane", "DeadLetter", "Log", "ReadResult", "Tail", "connect",
+    "Applied", "Backend", "Beginning", "Bounds", "ControlPlane", "DeadLetter", "Log", "ReadResult", "Tail", "connect",
     "embedded_directory",
 ]  # fmt: skip

@@ -10,7 +10,8 @@ key                          type    holds
 ``{namespace}:beginnings``   hash    schema name → ``<log identity>:<position>`` behind which its entries begin
 ``{namespace}:dropped``      hash    schema name → ``1`` from when it is dropped until it is stored again
 ``{namespace}:processes``    hash    process → its report as JSON (:mod:`quorin.engine.ops.presence`)
-``{namespace}:heartbeats``   hash    process → when it last reported, in ms of the server's clock
+``{namespace}:replicas``     hash    ``<node> <schema name>`` → the position that the replica has applied
+``{namespace}:heartbeats``   hash    process or replica → when it was last reported, in ms of the server's clock
 ``{namespace}:clock``        stream  one entry, whose id is the server's time when it was last read
 ``{namespace}:identity``     string  a random number that the namespace's segments carry
 ``<log>``                    stream  the entries: ``s`` schema name, ``p`` record (:mod:`quorin.engine.log.record`)
@@ -31,6 +32,7 @@ SQLite. One file, ``quorin.db``, holds the same in tables (:data:`SQL_SCHEMA`); 
 from __future__ import annotations
 
 import re
+import secrets
 from dataclasses import astuple, dataclass
 
 from quorin.errors import ConnectionFailedError
@@ -71,6 +73,11 @@ def dropped_key(namespace: str) -> str:
 def processes_key(namespace: str) -> str:
     """Hash of process to the JSON of its report."""
     return f"{{{namespace}}}:processes"
+
+
+def replicas_key(namespace: str) -> str:
+    """Hash of node and schema to the position that the node's replica has applied."""
+    return f"{{{namespace}}}:replicas"
 
 
 def heartbeats_key(namespace: str) -> str:
@@ -120,6 +127,7 @@ _NAMESPACE_KEYS = (
     beginnings_key,
     dropped_key,
     processes_key,
+    replicas_key,
     heartbeats_key,
     clock_key,
     identity_key,
@@ -142,6 +150,11 @@ def check_stream_key(stream_key: str) -> None:
     if stream_key.rpartition(":")[2] in _RESERVED_SUFFIXES:
         suffixes = ", ".join(f"{suffix!r}" for suffix in sorted(_RESERVED_SUFFIXES))
         raise ConnectionFailedError(f"stream key {stream_key!r}: must not end in a reserved suffix ({suffixes})")
+
+
+def fresh_identity() -> int:
+    """A random number for a new namespace or log; it is not 0, and fits a signed word."""
+    return secrets.randbits(62) + 1
 
 
 def position_of(stream_id: bytes) -> int:
@@ -280,10 +293,16 @@ dropped."""
 LUA_ANNOUNCE = """
 local now = redis.call('XADD', KEYS[3], 'MAXLEN', 1, '*', 't', '')
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-redis.call('HSET', KEYS[2], ARGV[1], string.sub(now, 1, string.find(now, '-', 1, true) - 1))
+local ms = string.sub(now, 1, string.find(now, '-', 1, true) - 1)
+redis.call('HSET', KEYS[2], ARGV[1], ms)
+for i = 3, #ARGV, 2 do
+  redis.call('HSET', KEYS[4], ARGV[i], ARGV[i + 1])
+  redis.call('HSET', KEYS[2], ARGV[i], ms)
+end
 return 1
 """
-"""KEYS processes, heartbeats, clock; ARGV process, its report. The id of a new entry is the server's time in ms: unlike
+"""KEYS processes, heartbeats, clock, replicas; ARGV process, its report, then ``<node> <schema>`` and position of each
+replica. The id of a new entry is the server's time in ms: unlike
 ``TIME``, a user who may only write to this namespace may make one."""
 
 LUA_SILENCES = """
@@ -299,7 +318,7 @@ clock."""
 SQL_FILE = "quorin.db"
 SQL_VERSION = 3
 """``PRAGMA user_version`` of the file. Tables that an older version lacks are added: ``namespaces`` came with version
-2, ``beginnings``, ``dropped`` and ``heartbeats`` with 3, which no longer writes ``current``."""
+2, ``beginnings``, ``dropped``, ``heartbeats`` and ``replicas`` with 3, which no longer writes ``current``."""
 
 SQL_SCHEMA = """
 CREATE TABLE IF NOT EXISTS schemas (
@@ -317,6 +336,10 @@ CREATE TABLE IF NOT EXISTS processes (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS heartbeats (
     namespace TEXT NOT NULL, process TEXT NOT NULL, seconds REAL NOT NULL, PRIMARY KEY (namespace, process)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS replicas (
+    namespace TEXT NOT NULL, node TEXT NOT NULL, schema_name TEXT NOT NULL, position INTEGER NOT NULL,
+    seconds REAL NOT NULL, PRIMARY KEY (namespace, node, schema_name)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS namespaces (
     namespace TEXT NOT NULL PRIMARY KEY, identity INTEGER NOT NULL

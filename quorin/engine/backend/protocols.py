@@ -143,6 +143,14 @@ class Beginning:
     position: int
 
 
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The position that a replica has applied, and seconds since it was reported, by the store's own clock."""
+
+    position: int
+    silent_seconds: float
+
+
 class ControlPlane(Protocol):
     """What all nodes of a deployment agree on: its schemas, where each begins in the log, and which were dropped.
 
@@ -184,8 +192,16 @@ class ControlPlane(Protocol):
     def beginnings(self) -> dict[str, Beginning]:
         """Where schemas begin in the log, by name; the others begin at its start."""
 
-    def announce(self, process: str, report: str) -> None:
-        """Store a process's report, in place of its earlier one."""
+    def announce(
+        self, process: str, report: str, *, node: str = "", positions: Mapping[str, int] | None = None
+    ) -> None:
+        """Store a process's report, in place of its earlier one, and the positions of its node's replicas by schema."""
+
+    def replicas(self) -> dict[tuple[str, str], Applied]:
+        """How far each replica is, by node and schema. They stay when the process that reported them ends."""
+
+    def forget_replica(self, node: str, schema_name: str) -> None:
+        """Remove a replica of :meth:`replicas`."""
 
     def processes(self) -> dict[str, str]:
         """The processes' reports. Reports of dead processes stay until they are withdrawn."""

@@ -7,7 +7,6 @@ may be in the log twice, which takes effect once.
 
 from __future__ import annotations
 
-import secrets
 import time
 from dataclasses import replace
 from functools import lru_cache
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from quorin.engine.backend import keys
-from quorin.engine.backend.protocols import Beginning, Bounds, DeadLetter, ReadResult, Tail, trim_refused
+from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, trim_refused
 from quorin.engine.backend.redis_allowance import MAX_SINGLE_SEQUENCE, Allowance
-from quorin.engine.backend.redis_connection import RedisServer
+from quorin.engine.backend.redis_connection import RedisServer, pairs, texts
+from quorin.engine.backend.redis_control import RedisControlPlane
 from quorin.errors import ConnectionFailedError, LogFullError
 from quorin.urls import REDIS_FORM, is_malformed, shown, split_credentials
 
@@ -101,83 +101,6 @@ class RedisBackend:
         self._server.close()
 
 
-class RedisControlPlane:
-    """The hashes of one namespace, and its identity."""
-
-    def __init__(self, server: RedisServer, namespace: str) -> None:
-        self._server = server
-        self._legacy_current = keys.legacy_current_key(namespace)
-        self._schemas = keys.schemas_key(namespace)
-        self._of_schemas = [self._schemas, keys.dropped_key(namespace), keys.beginnings_key(namespace)]
-        self._processes = keys.processes_key(namespace)
-        self._heartbeats = keys.heartbeats_key(namespace)
-        self._clock = keys.clock_key(namespace)
-        self._identity = keys.identity_key(namespace)
-
-    def legacy_currents(self) -> dict[str, str]:
-        """What earlier releases stored."""
-        return _texts(self._server.call("HGETALL", self._legacy_current))
-
-    def identity(self, *, remembered: int | None = None) -> int:
-        """A random number, stored when it is first read."""
-        self._server.call("SET", self._identity, remembered or _fresh_identity(), "NX")
-        return int(self._server.call("GET", self._identity))
-
-    def put_schema(self, schema_name: str, json: str, *, beginning: Beginning | None = None) -> None:
-        """Store a schema in one script with its beginning."""
-        self._server.run(
-            keys.LUA_PUT_SCHEMA, self._of_schemas, [schema_name, json, "always", "", _beginning_text(beginning)]
-        )
-
-    def swap_schema(
-        self, schema_name: str, json: str, *, expected: str | None, beginning: Beginning | None = None
-    ) -> bool:
-        """Compare and set, in one script with the beginning."""
-        words = [schema_name, json, "if", expected or "", _beginning_text(beginning)]
-        return bool(self._server.run(keys.LUA_PUT_SCHEMA, self._of_schemas, words))
-
-    def restore_schema(self, schema_name: str, json: str, *, beginning: Beginning | None) -> bool:
-        """Compare and set, in one script."""
-        words = [schema_name, json, "restore", "", _beginning_text(beginning)]
-        return bool(self._server.run(keys.LUA_PUT_SCHEMA, self._of_schemas, words))
-
-    def schemas(self) -> dict[str, str]:
-        """The schemas' JSON by name."""
-        return _texts(self._server.call("HGETALL", self._schemas))
-
-    def drop_schema(self, schema_name: str, *, expected: str | None = None) -> bool:
-        """Compare, delete and record the name, in one script."""
-        words = [schema_name, "always" if expected is None else "if", expected or ""]
-        return bool(self._server.run(keys.LUA_DROP_SCHEMA, self._of_schemas, words))
-
-    def dropped_schemas(self) -> set[str]:
-        """The names of dropped schemas."""
-        return {name.decode() for name in self._server.call("HKEYS", self._of_schemas[1])}
-
-    def beginnings(self) -> dict[str, Beginning]:
-        """Where schemas begin in the log, by name."""
-        texts = _texts(self._server.call("HGETALL", self._of_schemas[2]))
-        return {name: Beginning(*map(int, text.split(":"))) for name, text in texts.items()}
-
-    def announce(self, process: str, report: str) -> None:
-        """Store a process's report."""
-        self._server.run(keys.LUA_ANNOUNCE, [self._processes, self._heartbeats, self._clock], [process, report])
-
-    def processes(self) -> dict[str, str]:
-        """The reports by process."""
-        return _texts(self._server.call("HGETALL", self._processes))
-
-    def silences(self) -> dict[str, float]:
-        """The server's time minus that of each report."""
-        *times, _, now = self._server.run(keys.LUA_SILENCES, [self._heartbeats, self._clock], [])
-        return {name: (int(now) - int(at)) / 1000 for name, at in _texts(times).items()}
-
-    def withdraw(self, process: str) -> bool:
-        """Remove a process's report."""
-        self._server.call("HDEL", self._heartbeats, process)
-        return bool(self._server.call("HDEL", self._processes, process))
-
-
 class RedisLog:
     """One stream, its identity and its dead letters."""
 
@@ -193,7 +116,7 @@ class RedisLog:
 
     def identity(self) -> int:
         """The random number created together with the stream."""
-        return int(self._server.run(keys.LUA_IDENTITY, self._created_together, [_fresh_identity()]))
+        return int(self._server.run(keys.LUA_IDENTITY, self._created_together, [keys.fresh_identity()]))
 
     def append(self, entries: Sequence[tuple[str, bytes]], *, max_entries: int | None = None) -> list[int]:
         """Append in one script; most single entries by ``XADD`` alone, which takes a third of the server's time."""
@@ -241,7 +164,7 @@ class RedisLog:
         return position, Tail(int(identity), int(trimmed or 0), schema.decode(), after, seen)
 
     def _append_arguments(self, entries: Sequence[tuple[str, bytes]], max_entries: int | None) -> list[Any]:
-        arguments: list[Any] = [_fresh_identity(), -1 if max_entries is None else max_entries]
+        arguments: list[Any] = [keys.fresh_identity(), -1 if max_entries is None else max_entries]
         for entry in entries:
             arguments += entry
         return arguments
@@ -310,7 +233,9 @@ class RedisLog:
 
     def state(self) -> tuple[int, Bounds]:
         """Both in one script."""
-        first, last, trimmed, identity = self._server.run(keys.LUA_STATE, self._created_together, [_fresh_identity()])
+        first, last, trimmed, identity = self._server.run(
+            keys.LUA_STATE, self._created_together, [keys.fresh_identity()]
+        )
         return int(identity), Bounds(keys.position_of(first), keys.position_of(last), int(trimmed))
 
     def sizes(self) -> tuple[int, int]:
@@ -339,8 +264,8 @@ class RedisLog:
 
     def dead_letters(self) -> list[DeadLetter]:
         """The dead letters by position."""
-        payloads = _pairs(self._server.call("HGETALL", self._keys.dead))
-        reasons = _texts(self._server.call("HGETALL", self._keys.dead_reasons))
+        payloads = pairs(self._server.call("HGETALL", self._keys.dead))
+        reasons = texts(self._server.call("HGETALL", self._keys.dead_reasons))
         letters = [DeadLetter(int(key), payload, reasons.get(key.decode(), "")) for key, payload in payloads.items()]
         return sorted(letters, key=lambda letter: letter.position)
 
@@ -370,25 +295,9 @@ def _entries(answer: list[Any], after: int, schema_names: set[bytes] | None) -> 
     """The entries of some schemas (None: all) in the answer to an ``XREAD`` behind ``after``, and the largest size."""
     entries, position, largest = [], after, 1024
     for stream_id, words in answer:
-        fields = _pairs(words)
+        fields = pairs(words)
         position, payload = keys.position_of(stream_id), fields.get(keys.FIELD_PAYLOAD, b"")
         largest = max(largest, len(payload))
         if schema_names is None or fields.get(keys.FIELD_SCHEMA) in schema_names:
             entries.append((position, payload))
     return ReadResult(entries, position), largest
-
-
-def _pairs(answer: list[bytes]) -> dict[bytes, bytes]:
-    return dict(zip(answer[::2], answer[1::2], strict=True))
-
-
-def _texts(answer: list[bytes]) -> dict[str, str]:
-    return {name.decode(): text.decode() for name, text in _pairs(answer).items()}
-
-
-def _beginning_text(beginning: Beginning | None) -> str:
-    return "" if beginning is None else f"{beginning.log_identity}:{beginning.position}"
-
-
-def _fresh_identity() -> int:
-    return secrets.randbits(62) + 1

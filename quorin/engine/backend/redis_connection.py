@@ -183,6 +183,16 @@ class RedisServer:
         return ConnectionFailedError(f"Redis at {self.address} cannot be used: {reason}")
 
 
+def pairs(answer: list[bytes]) -> dict[bytes, bytes]:
+    """An answer of names and values in turn, as a dictionary."""
+    return dict(zip(answer[::2], answer[1::2], strict=True))
+
+
+def texts(answer: list[bytes]) -> dict[str, str]:
+    """The same, decoded."""
+    return {name.decode(): text.decode() for name, text in pairs(answer).items()}
+
+
 def _answer(connection: Any) -> Any:
     """The next answer, or the error if the server refused the command."""
     try:

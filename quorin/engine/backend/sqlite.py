@@ -6,7 +6,6 @@ A power cut may undo the last calls, each as a whole; the file stays intact.
 
 from __future__ import annotations
 
-import secrets
 import sqlite3
 import time
 from pathlib import Path
@@ -259,7 +258,7 @@ class EmbeddedLog:
         sql = "SELECT id, identity, entry_count FROM logs WHERE namespace = ? AND stream_key = ?"
         row = connection.execute(sql, self._key).fetchone()
         if row is None:
-            values = (*self._key, secrets.randbits(62) + 1)
+            values = (*self._key, keys.fresh_identity())
             connection.execute("INSERT INTO logs (namespace, stream_key, identity) VALUES (?, ?, ?)", values)
             row = connection.execute(sql, self._key).fetchone()
         return int(row[0]), int(row[1]), int(row[2])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from typing import TYPE_CHECKING
 
-from quorin.engine.backend.protocols import Beginning
+from quorin.engine.backend import keys
+from quorin.engine.backend.protocols import Applied, Beginning
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Mapping
 
     from quorin.engine.backend.sqlite_file import Database
 
@@ -37,7 +38,7 @@ class EmbeddedControlPlane:
         if row is not None:
             return int(row[0])
         with self._database.transaction() as connection:
-            fresh = remembered or secrets.randbits(62) + 1
+            fresh = remembered or keys.fresh_identity()
             connection.execute("INSERT OR IGNORE INTO namespaces VALUES (?, ?)", (self._namespace, fresh))
             return int(connection.execute(sql, (self._namespace,)).fetchone()[0])
 
@@ -110,12 +111,29 @@ class EmbeddedControlPlane:
             sql = "SELECT schema_name, log_identity, position FROM beginnings WHERE namespace = ?"
             return {name: Beginning(*at) for name, *at in connection.execute(sql, (self._namespace,))}
 
-    def announce(self, process: str, report: str) -> None:
-        """Store a process's report."""
+    def announce(
+        self, process: str, report: str, *, node: str = "", positions: Mapping[str, int] | None = None
+    ) -> None:
+        """Store a report and positions in one transaction."""
         with self._database.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO processes VALUES (?, ?, ?)", (self._namespace, process, report))
             values = (self._namespace, process, time.time())
             connection.execute("INSERT OR REPLACE INTO heartbeats VALUES (?, ?, ?)", values)
+            rows = [(self._namespace, node, name, at, time.time()) for name, at in (positions or {}).items()]
+            connection.executemany("INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?, ?)", rows)
+
+    def replicas(self) -> dict[tuple[str, str], Applied]:
+        """The positions, each with the time of its report."""
+        with self._database.connection() as connection:
+            sql = "SELECT node, schema_name, position, seconds FROM replicas WHERE namespace = ?"
+            rows = connection.execute(sql, (self._namespace,)).fetchall()
+        return {(node, name): Applied(position, time.time() - at) for node, name, position, at in rows}
+
+    def forget_replica(self, node: str, schema_name: str) -> None:
+        """Remove the position."""
+        with self._database.transaction() as connection:
+            sql = "DELETE FROM replicas WHERE namespace = ? AND node = ? AND schema_name = ?"
+            connection.execute(sql, (self._namespace, node, schema_name))
 
     def processes(self) -> dict[str, str]:
         """The reports by process."""

@@ -6,8 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from quorin import metrics
-from quorin.engine.ops import presence
-from quorin.engine.ops.nodes import nodes_of
+from quorin.engine.ops.presence import FORGET_SECONDS
 from quorin.errors import WriterFencedError
 from quorin.logging import get_logger
 
@@ -79,10 +78,13 @@ class Trimming:
 
     def _through_all_nodes(self, through: int) -> int:
         """The position up to which every live node has applied what it serves, at most ``through``."""
-        reports = presence.reports(self._control)
-        nodes = nodes_of(reports, node_timeout_seconds=self._node_timeout_seconds)
-        others = [node for node in nodes if node.is_alive and node.node != self._node.id]
-        return min([through, *(replica.position for node in others for replica in node.replicas)])
+        schemas = self._control.schemas()
+        for (node, name), applied in self._control.replicas().items():
+            if applied.silent_seconds > FORGET_SECONDS:
+                self._control.forget_replica(node, name)
+            elif node != self._node.id and name in schemas and applied.silent_seconds <= self._node_timeout_seconds:
+                through = min(through, applied.position)
+        return through
 
 
 def _flushed_behind(history: OfflineWriter, appended: dict[Schema, int]) -> list[int]:

@@ -90,6 +90,11 @@ class Node:
         self._path: Path | None = None
         self._cached: tuple[tuple[int, int, int], NodeState] | None = None
 
+    def check_reachable(self) -> None:
+        """:raises ConnectionFailedError: if the node's file can't be found, nor the control plane be reached."""
+        if not self.is_known:
+            self._backend.check()
+
     @property
     def is_known(self) -> bool:
         """Whether the node's file can be found without contacting a server."""

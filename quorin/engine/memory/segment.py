@@ -212,18 +212,15 @@ class Segment:
             self._writer.commit_position(position, log_identity, self.writing_view())
 
     def confirm(self, at_ns: int) -> None:
-        """Record that at a time, in ns since the epoch, the log had nothing that this segment lacks."""
+        """Record that at a time (ns since the epoch) the log had nothing that this segment lacks."""
         with self.writing:
             self.writing_view().words[_CONFIRMED] = at_ns
 
     def confirmed_age_seconds(self) -> float:
         """Seconds since the log is known to have had nothing that this segment lacks; infinity if that is not known.
-
-        A consumer that runs renews it several times a second, also without new rows, and cannot while it does not reach
-        the log. So it bounds how stale the rows are. A clock that was set back shows as infinity until the next time.
+        A consumer that reaches the log renews it several times a second.
         """
-        confirmed = self.current_view().words[_CONFIRMED]
-        age = time.time_ns() - confirmed
+        age = time.time_ns() - (confirmed := self.current_view().words[_CONFIRMED])
         return age / 1e9 if confirmed and age > -_CLOCK_STEP_NS else math.inf
 
     def overtake_writer(self) -> None:

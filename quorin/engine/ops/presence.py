@@ -78,7 +78,8 @@ class Report:
 def announce(control: ControlPlane, role: str, node: str, schemas: Mapping[str, Mapping[str, Any]]) -> None:
     """Write this process's entry, with the current time as its heartbeat. One write."""
     report = {"role": role, "node": node, "heartbeat_ns": time.time_ns(), "schemas": schemas}
-    control.announce(str(Process.this()), json.dumps(report))
+    positions = {name: int(schema["position"]) for name, schema in schemas.items()}
+    control.announce(str(Process.this()), json.dumps(report), node=node, positions=positions)
 
 
 def withdraw(control: ControlPlane) -> None:

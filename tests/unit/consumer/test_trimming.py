@@ -167,6 +167,9 @@ def test_entries_that_a_live_node_lacks_stay(world: World) -> None:
     report(world, "other", positions[0])
     world.drain(offline=NoopOfflineWriter())
     assert [position for position, _ in world.log.read(0).entries] == positions[1:]
+    presence.withdraw(world.backend.control)
+    world.drain(offline=NoopOfflineWriter())
+    assert len(world.log.read(0).entries) == 2, "a node whose consumer restarts is waited for"
     report(world, "other", positions[2])
     world.drain(offline=NoopOfflineWriter())
     assert world.log.read(0).entries == []

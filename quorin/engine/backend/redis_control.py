@@ -1,0 +1,112 @@
+"""The control plane on Redis: the hashes of one namespace."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quorin.engine.backend import keys
+from quorin.engine.backend.protocols import Applied, Beginning
+from quorin.engine.backend.redis_connection import RedisServer, texts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class RedisControlPlane:
+    """The hashes of one namespace, and its identity."""
+
+    def __init__(self, server: RedisServer, namespace: str) -> None:
+        self._server = server
+        self._legacy_current = keys.legacy_current_key(namespace)
+        self._schemas = keys.schemas_key(namespace)
+        self._of_schemas = [self._schemas, keys.dropped_key(namespace), keys.beginnings_key(namespace)]
+        self._processes = keys.processes_key(namespace)
+        self._heartbeats = keys.heartbeats_key(namespace)
+        self._clock = keys.clock_key(namespace)
+        self._replicas = keys.replicas_key(namespace)
+        self._identity = keys.identity_key(namespace)
+
+    def legacy_currents(self) -> dict[str, str]:
+        """What earlier releases stored."""
+        return texts(self._server.call("HGETALL", self._legacy_current))
+
+    def identity(self, *, remembered: int | None = None) -> int:
+        """A random number, stored when it is first read."""
+        self._server.call("SET", self._identity, remembered or keys.fresh_identity(), "NX")
+        return int(self._server.call("GET", self._identity))
+
+    def put_schema(self, schema_name: str, json: str, *, beginning: Beginning | None = None) -> None:
+        """Store a schema in one script with its beginning."""
+        self._server.run(
+            keys.LUA_PUT_SCHEMA, self._of_schemas, [schema_name, json, "always", "", _beginning_text(beginning)]
+        )
+
+    def swap_schema(
+        self, schema_name: str, json: str, *, expected: str | None, beginning: Beginning | None = None
+    ) -> bool:
+        """Compare and set, in one script with the beginning."""
+        words = [schema_name, json, "if", expected or "", _beginning_text(beginning)]
+        return bool(self._server.run(keys.LUA_PUT_SCHEMA, self._of_schemas, words))
+
+    def restore_schema(self, schema_name: str, json: str, *, beginning: Beginning | None) -> bool:
+        """Compare and set, in one script."""
+        words = [schema_name, json, "restore", "", _beginning_text(beginning)]
+        return bool(self._server.run(keys.LUA_PUT_SCHEMA, self._of_schemas, words))
+
+    def schemas(self) -> dict[str, str]:
+        """The schemas' JSON by name."""
+        return texts(self._server.call("HGETALL", self._schemas))
+
+    def drop_schema(self, schema_name: str, *, expected: str | None = None) -> bool:
+        """Compare, delete and record the name, in one script."""
+        words = [schema_name, "always" if expected is None else "if", expected or ""]
+        return bool(self._server.run(keys.LUA_DROP_SCHEMA, self._of_schemas, words))
+
+    def dropped_schemas(self) -> set[str]:
+        """The names of dropped schemas."""
+        return {name.decode() for name in self._server.call("HKEYS", self._of_schemas[1])}
+
+    def beginnings(self) -> dict[str, Beginning]:
+        """Where schemas begin in the log, by name."""
+        found = texts(self._server.call("HGETALL", self._of_schemas[2]))
+        return {name: Beginning(*map(int, text.split(":"))) for name, text in found.items()}
+
+    def announce(
+        self, process: str, report: str, *, node: str = "", positions: Mapping[str, int] | None = None
+    ) -> None:
+        """Store a report and positions in one script."""
+        words = [process, report]
+        for name, position in (positions or {}).items():
+            words += [f"{node} {name}", str(position)]
+        self._server.run(keys.LUA_ANNOUNCE, [self._processes, self._heartbeats, self._clock, self._replicas], words)
+
+    def processes(self) -> dict[str, str]:
+        """The reports by process."""
+        return texts(self._server.call("HGETALL", self._processes))
+
+    def replicas(self) -> dict[tuple[str, str], Applied]:
+        """The positions, each with the time of its report."""
+        silences, found = self.silences(), {}
+        for key, position in texts(self._server.call("HGETALL", self._replicas)).items():
+            node, _, name = key.partition(" ")
+            found[node, name] = Applied(int(position), silences.get(key, 0.0))
+        return found
+
+    def forget_replica(self, node: str, schema_name: str) -> None:
+        """Remove the position and its time."""
+        for key in (self._replicas, self._heartbeats):
+            self._server.call("HDEL", key, f"{node} {schema_name}")
+
+    def silences(self) -> dict[str, float]:
+        """The server's time minus that of each report."""
+        *times, _, now = self._server.run(keys.LUA_SILENCES, [self._heartbeats, self._clock], [])
+        return {name: (int(now) - int(at)) / 1000 for name, at in texts(times).items()}
+
+    def withdraw(self, process: str) -> bool:
+        """Remove a process's report."""
+        self._server.call("HDEL", self._heartbeats, process)
+        return bool(self._server.call("HDEL", self._processes, process))
+
+
+def _beginning_text(beginning: Beginning | None) -> str:
+    return "" if beginning is None else f"{beginning.log_identity}:{beginning.position}"
