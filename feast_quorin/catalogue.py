@@ -85,7 +85,7 @@ class Catalogue:
         if self._history is not None:
             # Entries for a segment that another process makes current meanwhile come after the beginning.
             self._history.skip_to(schema, beginning.position)
-        self._registry.publish(segment, replacing=vacancy.replacing, beginning=beginning)
+        self._registry.publish(segment, replacing=vacancy.replacing, beginning=beginning, restores=True)
         segment.close()
 
     def restore(self, name: str) -> None:
@@ -109,7 +109,7 @@ class Catalogue:
             capacity=self._settings.capacity,
             max_id_bytes=MAX_ID_BYTES,
         )
-        self._registry.publish(segment, replacing=lost, beginning=beginning)
+        self._registry.publish(segment, replacing=lost, beginning=beginning, restores=True)
         segment.close()
 
     def discard(self, name: str) -> None:

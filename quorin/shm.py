@@ -153,16 +153,16 @@ class SegmentRegistry:
             with suppress(SegmentNotFoundError):  # It was discarded this moment.
                 return self._replace(previous, schema, sizes)
 
-    def publish(self, segment: Segment, *, replacing: str | None, beginning: Beginning | None = None) -> None:
+    def publish(
+        self, segment: Segment, *, replacing: str | None, beginning: Beginning | None = None, restores: bool = False
+    ) -> None:
         """Make a segment the current one of its schema on this node.
 
-        ``replacing`` is the name that :meth:`vacancy` returned, or that was current, before the caller began
-        to build the segment. If that segment still exists its file is removed, which tells readers and writers that
-        have it open that it is no longer current. If publishing fails, ``segment`` is discarded.
-
+        ``replacing`` is the name that :meth:`vacancy` returned, or that was current, before the caller began to build
+        the segment. If that segment still exists its file is removed, which tells readers and writers that have it open
+        that it is no longer current. If publishing fails, ``segment`` is discarded.
         The control plane gets the schema, unless it has a later version, to which a consumer then upgrades the segment.
-        ``beginning`` is where the segment's rows begin in the log, as the control plane has it. If the process dies, a
-        file may be left for the watchdog.
+        With ``restores`` it must not have dropped it. ``beginning`` is where the segment's rows begin in the log.
 
         :raises SegmentConflictError: if another segment than ``replacing`` is current; that one stays.
         :raises WriterLeaseHeldError: if another process writes to the segment that would be replaced.
@@ -171,12 +171,12 @@ class SegmentRegistry:
         previous = self._attach_if_there(replacing)
         try:
             if previous is None:
-                _make_current(self, segment, replacing, beginning)
+                _make_current(self, segment, replacing, beginning, restores)
                 return
             with self._writable(previous) as replaced:
                 # While its lease is held, no other process writes to it, discards it, or flips to a next generation.
                 view = replaced.writing_view()
-                _make_current(self, segment, replacing, beginning)
+                _make_current(self, segment, replacing, beginning, restores)
                 unlink_older_generations(view)
                 mapping.unlink(view.path)
         except (SegmentConflictError, WriterLeaseHeldError):
@@ -322,13 +322,19 @@ def _first_heap_bytes(schema: Schema, capacity: int) -> int:
 
 
 def _make_current(
-    registry: SegmentRegistry, segment: Segment, replacing: str | None, beginning: Beginning | None
+    registry: SegmentRegistry,
+    segment: Segment,
+    replacing: str | None,
+    beginning: Beginning | None,
+    restores: bool,
 ) -> None:
     view = segment.current_view()
     name, control = view.stored.__name__, registry.backend.control
-    is_current = registry.node.publish(
-        name, view.name, expected=replacing, beginning=beginning, before=lambda: _put_schema(control, view.stored)
-    )
+
+    def put_schema() -> None:
+        _put_schema(control, view.stored, restores=restores, beginning=beginning)
+
+    is_current = registry.node.publish(name, view.name, expected=replacing, beginning=beginning, before=put_schema)
     if not is_current:
         raise SegmentConflictError(
             f"another process made a segment of {name!r} current at the same time: expected {replacing!r}, "
@@ -336,12 +342,19 @@ def _make_current(
         )
 
 
-def _put_schema(control: ControlPlane, schema: Schema) -> None:
-    """Let the control plane have a schema, or keep the later version that it has."""
+def _put_schema(control: ControlPlane, schema: Schema, *, restores: bool, beginning: Beginning | None) -> None:
+    """Let the control plane have a schema, or keep the later version that it has.
+
+    :raises SegmentNotFoundError: if it only ``restores`` one that the control plane may have lost, and it was dropped.
+    """
     name, text = schema.__name__, schema_to_json(schema)
     while (stored := control.schemas().get(name)) != text:
         if stored is not None and _can_become(schema, stored):
             return
+        if stored is None and restores:
+            if not control.restore_schema(name, text, beginning=beginning) and name in control.dropped_schemas():
+                raise SegmentNotFoundError(f"the schema {name!r} was dropped from the control plane")
+            continue
         if control.swap_schema(name, text, expected=stored):
             return
 

@@ -277,6 +277,19 @@ def test_a_schema_that_is_dropped_before_its_segment_is_made_stays_dropped(world
     consumer.close()
 
 
+def test_a_schema_that_is_dropped_while_its_segment_is_made_stays_dropped(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.backend.control.put_schema("Stop", schema_to_json(STOP))
+    consumer = WALConsumer(world.backend, None, registry=world.registry)
+    meanwhile(monkeypatch, world.registry, "publish", lambda: world.backend.control.drop_schema("Stop"))
+    consumer._look()
+    consumer._take(waiting=False)
+    assert (world.backend.control.schemas(), world.registry.node.currents(), files(world)) == ({}, {}, set())
+    assert world.backend.control.dropped_schemas() == {"Stop"}
+    consumer.close()
+
+
 def test_waiting_looks_at_the_segment_in_force(world: World, second: Second) -> None:
     with world.registry.create(STOP, capacity=8) as left:
         position = world.producer.write(STOP, "a", {"count": 1}, 1)

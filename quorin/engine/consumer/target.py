@@ -268,7 +268,7 @@ class Target:
             self.schema = schema_from_json(text)
         history = history if isinstance(history, ParquetDatasetStore) else None
         segment = rebuild_segment(self.schema, registry, history=history, beginning=beginning, **new_segment)
-        registry.publish(segment, replacing=lost, beginning=beginning)
+        registry.publish(segment, replacing=lost, beginning=beginning, restores=self._discovered)
         _log.info("segment_created", schema=name, segment=segment.name, replaces_lost=lost, rows=len(segment))
         return segment
 
