@@ -192,14 +192,14 @@ class Session:
     def catch_up(self, view: StoredView, segment: Segment) -> None:
         """Apply what the log has and the view's open segment lacks, or wait for the process that is applying it. With
         ``consumer: external`` only warn if no process has confirmed for a while that the segment is up to date.
-
         Reads go on without: if there is no room to grow, no permission to write, or no log, a warning is logged.
         """
         if self.follower is not None:
             self.follower.start()
             if not self.follower.wait_until_fresh(segment):
                 _log.warning("read_not_caught_up", view=view.name, error="the log cannot be reached")
-        elif self.settings.consumer == "external":
+                return
+        if self.settings.consumer == "external":
             lag = segment.confirmed_age_seconds()
             if lag > _NOBODY_SECONDS:
                 advice = "run `quorin consumer` on this machine, or set consumer: auto"

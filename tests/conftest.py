@@ -45,7 +45,8 @@ _first_seen_after: dict[str, str] = {}
 
 
 def _segments(config: pytest.Config) -> list[str]:
-    return [path.name for path in config.stash[_OWN_SHM_DIR].iterdir() if not path.name.startswith("quorin-counters-")]
+    kept = "quorin-counters-", "quorin-node-"  # They stay for the next process, and go with the directory.
+    return [path.name for path in config.stash[_OWN_SHM_DIR].iterdir() if not path.name.startswith(kept)]
 
 
 @pytest.fixture

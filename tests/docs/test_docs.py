@@ -107,7 +107,9 @@ def segments(tmp_path, monkeypatch):
     (tmp_path / "program").mkdir()
     monkeypatch.chdir(tmp_path / "program")
     yield folder
-    assert [path.name for path in folder.iterdir() if not path.name.startswith("quorin-counters-")] == []
+    assert [
+        path.name for path in folder.iterdir() if not path.name.startswith(("quorin-counters-", "quorin-node-"))
+    ] == []
 
 
 def test_the_engines_tutorial(segments):

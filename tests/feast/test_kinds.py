@@ -124,7 +124,7 @@ def both(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[Featur
         stores.append(store)
     yield stores
     stores[0].teardown()
-    assert list(segments.iterdir()) == []
+    assert list(segments.glob("quorin_*")) == []
 
 
 def agree(both: list[FeatureStore], *names: str) -> None:

@@ -27,7 +27,7 @@ from quorin.errors import SegmentConflictError
 from quorin.schema import FeatureField, dtype, make_schema
 from quorin.wal import WALProducer
 from tests.feast.repos import CUSTOMERS, DRIVERS, END, START, day, definitions, make_store
-from tests.support.world import make_current
+from tests.support.world import make_current, until
 
 STRANGER = make_schema("Stranger", [FeatureField("n", dtype.int64)])
 FEATURES = ["driver_stats:trips", "pair_stats:rides", "customer_stats:score", "world:fuel_price"]
@@ -122,8 +122,12 @@ def test_other_views_entries_are_passed_over_once(store: FeatureStore, data: Pat
     assert answers(next_process(store, data)) == answers(store)
     if "redis_url" in store.config.online_store.model_dump(exclude_unset=True):
         with Observer(session.registry.backend, shm_dir=store.config.online_store.shm_dir) as observer:
-            states = [state for state in observer.observe(readers=False, events=False).segments if state.stats]
-        assert {(state.stats or {})["position"] for state in states} == {last}
+            until(lambda: _positions(observer) == {last})
+
+
+def _positions(observer: Observer) -> set[int]:
+    states = observer.observe(readers=False, events=False).segments
+    return {state.stats["position"] for state in states if state.stats}
 
 
 def test_what_a_bounded_look_did_not_see_is_not_called_nothing(store: FeatureStore, data: Path) -> None:
@@ -171,7 +175,7 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, act: Any) 
     monkeypatch.setattr(owner, name, call)
 
 
-@pytest.mark.parametrize("step", ["current_schema", "_empty_segment"])
+@pytest.mark.parametrize("step", ["current_schema", "create"])
 def test_of_two_that_apply_a_view_for_the_first_time_both_work_on_one_segment(
     store: FeatureStore, data: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -198,7 +202,7 @@ def test_of_two_that_make_a_lost_segment_again_one_does(
     for path in Path(online_store["shm_dir"]).iterdir():
         path.unlink()
     second, other = next_process(store, data), next_process(store, data)
-    meanwhile(monkeypatch, session_of(second).catalogue, "_empty_segment", lambda: answers(other))
+    meanwhile(monkeypatch, session_of(second).registry, "create", lambda: answers(other))
     assert answers(second) == answers(other) == expected
     assert len(list(Path(online_store["shm_dir"]).glob("quorin_*"))) == 4
 
@@ -209,8 +213,9 @@ def test_a_view_that_is_removed_while_its_lost_segment_is_made_again_stays_remov
     view = stored_view(store.config, store.get_feature_view("pair_stats"))
     for path in Path(online_store["shm_dir"]).iterdir():
         path.unlink()
-    catalogue, name = session_of(next_process(store, data)).catalogue, view.schema.__name__
-    meanwhile(monkeypatch, catalogue, "_empty_segment", lambda: session_of(store).discard(name))
+    session, name = session_of(next_process(store, data)), view.schema.__name__
+    catalogue = session.catalogue
+    meanwhile(monkeypatch, session.registry, "create", lambda: session_of(store).discard(name))
     with pytest.raises(SegmentConflictError):
         catalogue.restore(name)
     assert not catalogue.is_known(name)

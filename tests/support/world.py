@@ -88,7 +88,8 @@ def wipe(world: World) -> Callable[[], None]:
 
 def make_current(registry: SegmentRegistry, schema_name: str, segment_name: str, *, expected: str | None) -> bool:
     """What a process does last that makes another segment current."""
-    return registry.node.publish(schema_name, segment_name, expected=expected, beginning=None, before=lambda: None)
+    beginning = registry.backend.control.beginnings().get(schema_name)
+    return registry.node.publish(schema_name, segment_name, expected=expected, beginning=beginning, before=lambda: None)
 
 
 def row(score: float | None, tag: str | None = "t") -> dict[str, Any]:

@@ -356,7 +356,7 @@ def test_bad_event_time_arguments_are_refused(event_time_ns: Any) -> None:
 
 def test_two_sources_of_event_times_are_refused() -> None:
     rows = pa.table({"entity_id": ["a"], "event_time_ns": [5], "x": [True]})
-    with pytest.raises(InvalidRowError, match="event_time_ns=7 is given"):
+    with pytest.raises(InvalidRowError, match="event_time_ns=7 was passed"):
         to_batch(make_schema("One", [one_field(dtype.bool)]), rows, event_time_ns=7)
 
 

@@ -270,5 +270,5 @@ def test_what_ids_name_stays_once_it_is_said() -> None:
     assert can_upgrade(schema(1, "driver"), schema(2, "driver"))[0]
     assert can_upgrade(schema(1, "driver"), schema(2, "shop")) == (
         False,
-        ["the ids would name another entity: 'shop' in place of 'driver'"],
+        ["the ids would name another entity: 'shop' instead of 'driver'"],
     )
