@@ -157,6 +157,18 @@ def test_a_writer_of_this_process_lets_go_and_goes_on(place: Place) -> None:
         assert place.counters(version(2)) == place.counters(version(1)) == {3}
 
 
+def test_a_writer_of_another_registry_of_this_process_keeps_its_lease(place: Place) -> None:
+    other = SegmentRegistry(place.registry.backend, shm_dir=place.shm_dir)
+    with other.open_current(version(1), read_only=False) as writer:
+        layout.insert_many(writer, table(version(1), 2))
+        with pytest.raises(UpgradeAbortedError, match=rf"process {os.getpid()}, .*release_writer_lease\(\)"):
+            upgrade_schema(version(1), version(2), place.registry, timeout_seconds=0.3)
+        assert writer.holds_writer_lease
+        writer.release_writer_lease()
+        upgrade_schema(version(1), version(2), place.registry)
+        assert place.counters(version(2)) == {2}
+
+
 @pytest.mark.parametrize("schemas", [None, [version(1)]], ids=["all", "by-name"])
 def test_a_running_consumer_does_it_and_applies_both_versions(place: Place, schemas: Any) -> None:
     producer = WALProducer(place.registry.backend, registry=place.registry)

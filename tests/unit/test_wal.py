@@ -19,7 +19,7 @@ from quorin.engine.log.record import Kind, decode, peek
 from quorin.engine.rows.batch import canonical_schema
 from quorin.errors import EntityIdError, EntityIdTooLongError, InvalidRowError, SchemaError, SchemaTypeError
 from quorin.schema import FeatureField, FeatureSchema, dtype, make_schema
-from quorin.shm import SegmentRegistry
+from quorin.shm import Segment, SegmentRegistry
 from quorin.wal import MAX_ENTRY_BYTES, LogFullError, WALProducer, WriteSyncTimeoutError, cut
 from quorin.wal_consumer import WALConsumer
 
@@ -219,6 +219,32 @@ def test_a_long_wait_soon_looks_at_a_segment_that_was_made_meanwhile(connection:
         waiting.join(120)
         assert not waiting.is_alive()
         registry.discard(new)
+    backend.close()
+
+
+def test_a_wait_does_not_take_a_position_of_a_wiped_log_for_one_of_the_next(
+    connection: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = connect(connection)
+    registry = SegmentRegistry(backend, shm_dir=tmp_path)
+    with WALProducer(backend, registry=registry) as producer, registry.create(TRIP, capacity=10) as writer:
+        position = producer.write(TRIP, "a", {"score": 1, "tag": "x"})
+        writer.commit_position(position + 50, 1)
+        load = Segment.position.fget
+
+        def load_then_switch(segment: Segment) -> int:
+            """The consumer switches to the new log just after the waiting process has loaded the position."""
+            loaded = load(segment)  # type: ignore[misc]
+            writer.commit_position(0, backend.log().identity())
+            return loaded
+
+        monkeypatch.setattr(Segment, "position", property(load_then_switch))
+        with pytest.raises(WriteSyncTimeoutError):
+            producer.wait(TRIP, position, timeout_ms=1)
+        monkeypatch.undo()
+        writer.commit_position(position, backend.log().identity())
+        producer.wait(TRIP, position, timeout_ms=60_000)
+        registry.discard(writer)
     backend.close()
 
 
