@@ -56,7 +56,7 @@ class NodeState:
         return json.dumps({"format": FORMAT, **asdict(self)})
 
     @classmethod
-    def from_json(cls, path: Path, text: str) -> NodeState:
+    def from_json(cls, path: Path, text: str | bytes) -> NodeState:
         """The state in a file. :raises CorruptSegmentError: if it is damaged, or of a newer release."""
         try:
             values = json.loads(text)
@@ -282,7 +282,7 @@ class Node:
             cached = self._cached
             if cached is not None and cached[0] == signature:
                 return cached[1]
-            state = NodeState.from_json(path, path.read_text("utf-8"))
+            state = NodeState.from_json(path, path.read_bytes())
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -325,7 +325,7 @@ def states(directory: Path) -> list[NodeState]:
     found = []
     for path in _files(directory):
         try:
-            found.append(NodeState.from_json(path, path.read_text("utf-8")))
+            found.append(NodeState.from_json(path, path.read_bytes()))
         except (OSError, CorruptSegmentError):  # Of another user, removed this moment, or damaged.
             continue
     return found

@@ -50,9 +50,11 @@ def test_a_state_is_what_its_text_says() -> None:
     assert NodeState.from_json(Path("x"), state.to_json()) == state
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "7", "{}", '{"format": 1}', '{"format": 1, "identity": 5, "more": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", "\udcff", "{", "[]", "7", "{}", '{"format": 1}', '{"format": 1, "identity": 5, "more": 1}']
+)
 def test_a_damaged_file_is_refused_by_name(shm: Path, backend: Backend, text: str) -> None:
-    (shm / f"quorin-node-{backend.control.identity():016x}").write_text(text)
+    (shm / f"quorin-node-{backend.control.identity():016x}").write_text(text, errors="surrogateescape")
     with pytest.raises(CorruptSegmentError, match=r"quorin-node-.* is damaged .*: remove it"):
         Node(shm, backend).state()
 
