@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ import pytest
 import redis
 
 from quorin.engine.backend import Backend, Beginning, connect
-from quorin.engine.memory.node import FORMAT, Node, NodeState
-from quorin.errors import ConnectionFailedError, CorruptSegmentError
+from quorin.engine.memory.node import FORMAT, Node, NodeState, states
+from quorin.errors import ConnectionFailedError, CorruptSegmentError, SharedMemoryError
 from quorin.schema import FeatureField, dtype, make_schema
 from quorin.shm import SegmentRegistry
 from tests.support.redis_server import RedisServer, emptied
@@ -57,6 +58,14 @@ def test_a_damaged_file_is_refused_by_name(shm: Path, backend: Backend, text: st
     (shm / f"quorin-node-{backend.control.identity():016x}").write_text(text, errors="surrogateescape")
     with pytest.raises(CorruptSegmentError, match=r"quorin-node-.* is damaged .*: remove it"):
         Node(shm, backend).state()
+
+
+def test_a_file_that_is_not_text_is_refused_by_name_and_not_listed(shm: Path, backend: Backend) -> None:
+    """A ``shm_dir`` on a disk may have lost a block."""
+    (shm / f"quorin-node-{backend.control.identity():016x}").write_bytes(b"\xff" * 64)
+    with pytest.raises(CorruptSegmentError, match=r"quorin-node-.* is damaged .*: remove it"):
+        Node(shm, backend).state()
+    assert states(shm) == []
 
 
 def test_a_file_of_a_newer_release_is_refused_by_name(shm: Path, backend: Backend) -> None:
@@ -118,6 +127,39 @@ def test_of_several_processes_one_wins(shm: Path, backend: Backend) -> None:
         racer.join(60)
     assert sorted(outcomes.values()) == [False, False, True]
     assert outcomes[str(Node(shm, backend).current("Stop"))]
+
+
+def test_of_several_threads_one_wins_each_time(shm: Path, backend: Backend) -> None:
+    node, rounds, racers = Node(shm, backend), 10, 3
+    publish(node, FIRST)
+    together, wins = threading.Barrier(racers), []
+
+    def race(number: int) -> None:
+        for turn in range(rounds):
+            seen = node.current("Stop")
+            together.wait(60)
+            if node.swap("Stop", f"quorin_Stop_0123456789ab{number:04x}{turn:04x}", expected=str(seen)):
+                wins.append((turn, number))
+            together.wait(60)
+
+    threads = [threading.Thread(target=race, args=(number,)) for number in range(1, racers + 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert sorted(turn for turn, _ in wins) == list(range(rounds))
+    turn, number = max(wins)
+    assert node.current("Stop") == f"quorin_Stop_0123456789ab{number:04x}{turn:04x}"
+
+
+def test_a_directory_that_is_gone_is_named(shm: Path, backend: Backend) -> None:
+    node = Node(shm, backend)
+    publish(node, FIRST)
+    for path in shm.iterdir():
+        path.unlink()
+    shm.rmdir()
+    with pytest.raises(SharedMemoryError, match=rf"cannot make {shm}/quorin-node-.*: No such file or directory"):
+        node.current("Stop")
 
 
 def test_a_process_that_dies_before_the_rename_changes_nothing(shm: Path, backend: Backend) -> None:
@@ -193,6 +235,34 @@ def test_a_node_takes_the_identity_that_another_gave_a_wiped_redis(shm: Path, re
     assert (after.identity, after.former, after.node) == (new, (before.identity,), before.node)
     assert (after.currents, after.beginnings) == (before.currents, before.beginnings)
     assert second.state() == node.state() == after
+    assert len([path for path in shm.iterdir() if not path.suffix]) == 1
+    backend.close()
+
+
+def _confirm(connection: str, shm_dir: str, results: Any) -> None:
+    backend = connect(connection)
+    node = Node(Path(shm_dir), backend)
+    node.confirm()
+    results.put(node.state())
+    backend.close()
+
+
+def test_processes_that_take_another_identity_at_once_keep_one_file(shm: Path, redis_server: RedisServer) -> None:
+    backend = connect(emptied(redis_server))
+    assert publish(Node(shm, backend), FIRST, beginning=Beginning(1, 2))
+    before = Node(shm, backend).state()
+    emptied(redis_server)
+    new = backend.control.identity()
+    results = spawn.Queue()
+    racers = [spawn.Process(target=_confirm, args=(redis_server.url, str(shm), results)) for _ in range(3)]
+    for racer in racers:
+        racer.start()
+    outcomes = [results.get(timeout=120) for _ in racers]
+    for racer in racers:
+        racer.join(60)
+    assert outcomes == [Node(shm, backend).state()] * 3
+    assert (outcomes[0].identity, outcomes[0].former, outcomes[0].node) == (new, (before.identity,), before.node)
+    assert (outcomes[0].currents, outcomes[0].beginnings) == (before.currents, before.beginnings)
     assert len([path for path in shm.iterdir() if not path.suffix]) == 1
     backend.close()
 
