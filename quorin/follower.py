@@ -135,11 +135,11 @@ class _Worker(threading.Thread):
             try:
                 self._apply_if_free()
                 reported = ""
-            except QuorinError as error:
+            except Exception as error:  # noqa: BLE001 - a thread that ended would leave the node stale, unseen
                 # Another process may be able to, and this one later: if memory is freed, or a connection returns.
-                if str(error) != reported:
-                    reported = str(error)
-                    _log.error("follower_failed", error=reported)
+                if repr(error) != reported:
+                    reported = repr(error)
+                    _log.error("follower_failed", error=reported, exc_info=not isinstance(error, QuorinError))
             self._ending.wait(LOOK_SECONDS)
 
     def _apply_if_free(self) -> None:

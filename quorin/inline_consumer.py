@@ -115,7 +115,7 @@ class InlineConsumer:
                 if called is not None:
                     called.call_writer()
                 continue
-            except SegmentConflictError:  # The control plane names another segment.
+            except SegmentConflictError:  # Another segment is current on the node.
                 self._forget()
                 continue
             self._another_applies = False

@@ -81,7 +81,7 @@ def replicas_key(namespace: str) -> str:
 
 
 def heartbeats_key(namespace: str) -> str:
-    """Hash of process to the server's time of its last report."""
+    """Hash of process or replica to the server's time of its last report."""
     return f"{{{namespace}}}:heartbeats"
 
 
@@ -302,8 +302,8 @@ end
 return 1
 """
 """KEYS processes, heartbeats, clock, replicas; ARGV process, its report, then ``<node> <schema>`` and position of each
-replica. The id of a new entry is the server's time in ms: unlike
-``TIME``, a user who may only write to this namespace may make one."""
+replica. The id of a new entry is the server's time in ms: a user who may only write to this namespace may add one, but
+may not call ``TIME``."""
 
 LUA_SILENCES = """
 local now = redis.call('XADD', KEYS[2], 'MAXLEN', 1, '*', 't', '')

@@ -27,8 +27,8 @@ class FileLock:
         forks.register(self)
 
     @classmethod
-    def try_acquire(cls, path: Path) -> FileLock | None:
-        """The lock, or None if another holder has it.
+    def try_acquire(cls, path: Path, *, shared: bool = False) -> FileLock | None:
+        """The lock, or None if another holder has it; a ``shared`` one excludes holders of the exclusive one only.
 
         :raises SegmentNotFoundError: if the file is gone. :raises SharedMemoryError: if the system refuses.
 
@@ -41,7 +41,7 @@ class FileLock:
         except OSError as error:
             raise SharedMemoryError(error.errno, f"cannot open segment file {path}: {error.strerror}") from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             os.close(descriptor)
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
@@ -81,9 +81,9 @@ def lock_if_there(path: Path) -> FileLock | None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds a file's lock."""
+    """Whether a process holds a file's lock. Two that ask at the same moment do not take each other for the holder."""
     try:
-        lock = FileLock.try_acquire(path)
+        lock = FileLock.try_acquire(path, shared=True)
     except SegmentNotFoundError:
         return False
     except SharedMemoryError as error:

@@ -13,7 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -202,11 +202,16 @@ class Node:
 
     def _found_by_address(self) -> Path | None:
         for path in _files(self._directory):
-            state = self._read(path)
-            is_namespace = state is not None and state.namespace == self._backend.namespace
-            if is_namespace and state is not None and self._backend.address in state.addresses:
-                return path
+            # A file that is damaged or another user's hides no other. If it is this deployment's, the error comes when
+            # the control plane has said so.
+            with suppress(CorruptSegmentError, SharedMemoryError):
+                state = self._read(path)
+                if state is not None and self._is_here(state):
+                    return path
         return None
+
+    def _is_here(self, state: NodeState) -> bool:
+        return state.namespace == self._backend.namespace and self._backend.address in state.addresses
 
     def _make(self, path: Path, identity: int) -> None:
         """Make the file, with the segments that an earlier release recorded and that have files here."""
@@ -318,14 +323,3 @@ def _make_empty(path: Path) -> None:
 
 def _files(directory: Path) -> list[Path]:
     return [path for path in sorted(directory.glob(f"{_PREFIX}*")) if not path.suffix]
-
-
-def states(directory: Path) -> list[NodeState]:
-    """The states of all deployments that have a readable file in a directory."""
-    found = []
-    for path in _files(directory):
-        try:
-            found.append(NodeState.from_json(path, path.read_bytes()))
-        except (OSError, CorruptSegmentError):  # Of another user, removed this moment, or damaged.
-            continue
-    return found

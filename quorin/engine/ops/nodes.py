@@ -7,9 +7,9 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from quorin.engine.log.record import peek
 from quorin.engine.ops import presence
-from quorin.errors import InvalidEntryError, NotYetAppliedError
+from quorin.engine.ops.unread import unread
+from quorin.errors import NotYetAppliedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -181,16 +181,6 @@ def _with_behind(node: NodeReport, log: Log, bounds: Bounds, counted: dict[tuple
 
 
 def _behind(log: Log, bounds: Bounds, schema_name: str, position: int) -> Behind:
-    if position >= bounds.last:
-        return Behind()
-    unread = log.read(position, schema_names=[schema_name], max_entries=_MAX_ENTRIES, max_bytes=_MAX_BYTES)
-    rows = 0
-    for _, payload in unread.entries:
-        try:
-            rows += peek(payload).row_count
-        except InvalidEntryError:  # A consumer will make it a dead letter.
-            continue
-    size = sum(len(payload) for _, payload in unread.entries)
-    # Trimmed entries are not counted; the bounds are not exact then.
-    is_exact = unread.through >= bounds.last and position >= bounds.trimmed
-    return Behind(len(unread.entries), rows, size, is_exact)
+    found = unread(log, bounds, schema_name, position, max_entries=_MAX_ENTRIES, max_bytes=_MAX_BYTES)
+    # Trimmed entries are not counted.
+    return Behind(found.entries, found.rows, found.bytes, is_exact=found.is_all and position >= bounds.trimmed)

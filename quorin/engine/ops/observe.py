@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
-from quorin.engine.log.record import peek
 from quorin.engine.memory.lineage import attach_newest
 from quorin.engine.memory.node import Node
 from quorin.engine.memory.segment import Segment
 from quorin.engine.ops import presence
 from quorin.engine.ops.nodes import nodes_of, with_behind
+from quorin.engine.ops.unread import unread
 from quorin.engine.paths import absolute
-from quorin.errors import InvalidEntryError, QuorinError, SegmentNotFoundError
+from quorin.errors import QuorinError, SegmentNotFoundError
 from quorin.schema import Schema, schema_from_json
 from quorin.shm import default_shm_dir
 
@@ -210,22 +210,11 @@ class Observer:
             return None
 
     def _lag(self, name: str, position: int, bounds: Bounds) -> Lag:
-        if position >= bounds.last:
-            return Lag()
-        unread = self._log.read(position, schema_names=[name], max_entries=_MAX_ENTRIES, max_bytes=_MAX_BYTES)
-        headers = []
-        for _, payload in unread.entries:
-            try:
-                headers.append(peek(payload))
-            except InvalidEntryError:  # A consumer will make it a dead letter.
-                continue
-        # If other schemas' entries fill a bounded read, this schema may have more entries behind them.
-        is_exact = unread.through >= bounds.last
-        if not headers:
-            return Lag(is_exact=is_exact)
-        rows = sum(header.row_count for header in headers)
-        waiting = max(0.0, (time.time_ns() - headers[0].written_ns) / 1e9)
-        return Lag(len(headers), rows, waiting, is_exact=is_exact)
+        found = unread(self._log, bounds, name, position, max_entries=_MAX_ENTRIES, max_bytes=_MAX_BYTES)
+        if not found.headers:
+            return Lag(is_exact=found.is_all)
+        waiting = max(0.0, (time.time_ns() - found.headers[0].written_ns) / 1e9)
+        return Lag(len(found.headers), found.rows, waiting, is_exact=found.is_all)
 
     def _scan(self, name: str, segment: Segment) -> Events:
         cached = self._events.get(name)

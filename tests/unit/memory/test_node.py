@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from quorin.engine.backend import Backend, Beginning, connect
-from quorin.engine.memory.node import FORMAT, Node, NodeState, states
+from quorin.engine.memory.node import FORMAT, Node, NodeState
 from quorin.errors import ConnectionFailedError, CorruptSegmentError, SharedMemoryError
 from quorin.schema import FeatureField, dtype, make_schema
 from quorin.shm import SegmentRegistry
@@ -60,12 +60,21 @@ def test_a_damaged_file_is_refused_by_name(shm: Path, backend: Backend, text: st
         Node(shm, backend).state()
 
 
-def test_a_file_that_is_not_text_is_refused_by_name_and_not_listed(shm: Path, backend: Backend) -> None:
+def test_a_file_that_is_not_text_is_refused_by_name(shm: Path, backend: Backend) -> None:
     """A ``shm_dir`` on a disk may have lost a block."""
     (shm / f"quorin-node-{backend.control.identity():016x}").write_bytes(b"\xff" * 64)
     with pytest.raises(CorruptSegmentError, match=r"quorin-node-.* is damaged .*: remove it"):
         Node(shm, backend).state()
-    assert states(shm) == []
+
+
+def test_files_of_others_that_cannot_be_read_hide_no_node(shm: Path, redis_url: str) -> None:
+    """They are damaged, or of another user, who may share the directory."""
+    (shm / "quorin-node-0000000000000001").write_text("{")
+    (shm / "quorin-node-0000000000000002").mkdir()
+    backend = connect(redis_url)
+    assert publish(Node(shm, backend), FIRST)
+    assert Node(shm, backend).current("Stop") == FIRST
+    backend.close()
 
 
 def test_a_file_of_a_newer_release_is_refused_by_name(shm: Path, backend: Backend) -> None:
