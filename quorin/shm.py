@@ -23,11 +23,11 @@ from quorin.engine.paths import absolute
 from quorin.engine.rows.compatibility import can_upgrade
 from quorin.errors import (
     CorruptSegmentError,
+    QuorinError,
     SchemaError,
     SchemaMismatchError,
     SegmentConflictError,
     SegmentNotFoundError,
-    WriterLeaseHeldError,
 )
 from quorin.schema import FeatureSchema, Schema, schema_from_json, schema_to_json
 
@@ -160,12 +160,13 @@ class SegmentRegistry:
 
         ``replacing`` is the name that :meth:`vacancy` returned, or that was current, before the caller began to build
         the segment. If that segment still exists its file is removed, which tells readers and writers that have it open
-        that it is no longer current. If publishing fails, ``segment`` is discarded.
-        The control plane gets the schema, unless it has a later version, to which a consumer then upgrades the segment.
-        With ``restores`` it must not have dropped it. ``beginning`` is where the segment's rows begin in the log.
+        that it is no longer current. If publishing fails, ``segment`` is discarded. The control plane gets the schema,
+        unless it has a later version, to which a consumer then upgrades the segment. With ``restores`` it must not have
+        dropped it. ``beginning`` is where the segment's rows begin in the log.
 
         :raises SegmentConflictError: if another segment than ``replacing`` is current; that one stays.
         :raises WriterLeaseHeldError: if another process writes to the segment that would be replaced.
+        :raises ConnectionFailedError: if the control plane is away.
         """
         schema_name = segment.schema.__name__
         previous = self._attach_if_there(replacing)
@@ -179,12 +180,11 @@ class SegmentRegistry:
                 _make_current(self, segment, replacing, beginning, restores)
                 unlink_older_generations(view)
                 mapping.unlink(view.path)
-        except (SegmentConflictError, WriterLeaseHeldError):
+        except QuorinError as error:
             self.discard(segment)
+            if isinstance(error, SegmentNotFoundError):
+                raise SegmentConflictError(f"the segment of {schema_name!r} was removed at the same time") from error
             raise
-        except SegmentNotFoundError as error:
-            self.discard(segment)
-            raise SegmentConflictError(f"the segment of {schema_name!r} was removed at the same time") from error
 
     def create_schema(self, schema: Schema, beginning: Beginning) -> bool:
         """Store a schema in the control plane, whose rows begin at ``beginning``; False if it has one of this name."""

@@ -29,8 +29,11 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def table(*columns: str) -> Table:
-    """A table without borders."""
-    return Table(*columns, box=None, pad_edge=False, header_style="bold")
+    """A table without borders. Its first column names the row, and is the last to be cut in a narrow terminal."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, no_wrap=not made.columns)
+    return made
 
 
 def add_row(target: Table, *cells: object) -> None:

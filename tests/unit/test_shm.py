@@ -28,6 +28,7 @@ from quorin.errors import (
 )
 from quorin.schema import FeatureSchema, make_schema
 from quorin.shm import Segment, SegmentRegistry
+from tests.support.redis_server import RedisServer
 from tests.support.schemas import Scalars
 
 ROOT = Path(__file__).parents[2]
@@ -363,9 +364,12 @@ from quorin.shm import Segment, SegmentRegistry
 from tests.support.schemas import Scalars
 segment = SegmentRegistry(sys.argv[1], shm_dir=sys.argv[2]).open_current(Scalars, read_only=False)
 segment.acquire_writer_lease()
+ready, child_is_up = os.pipe()
 child = os.fork()
 if child == 0:
+    os.write(child_is_up, b"x")
     time.sleep(60)
+os.read(ready, 1)
 print(child, flush=True)
 os.kill(os.getpid(), 9)
 """
@@ -379,6 +383,20 @@ os.kill(os.getpid(), 9)
         parent.stdout.close()
         segment.acquire_writer_lease()
         os.kill(child, signal.SIGKILL)
+
+
+def test_a_segment_that_cannot_be_published_while_redis_is_away_is_discarded(tmp_path: Path) -> None:
+    server = RedisServer()
+    try:
+        registry = SegmentRegistry(server.url, shm_dir=tmp_path)
+        segment = registry.create(Scalars, capacity=1, set_current=False)
+        server.kill()
+        with pytest.raises(ConnectionFailedError):
+            registry.publish(segment, replacing=None)
+        assert not list(tmp_path.glob("quorin_*"))
+        assert registry.node.current("Scalars") is None
+    finally:
+        server.stop()
 
 
 def test_a_registry_releases_the_leases_of_its_own_segments_alone(registry: SegmentRegistry) -> None:

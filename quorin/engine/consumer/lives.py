@@ -51,10 +51,13 @@ class Lives:
             elif name in dropped:
                 ended.append(name)
             else:
-                self._restore(name, beginning)
+                self.restore(name)
         return ended
 
-    def _restore(self, name: str, beginning: Beginning | None) -> None:
+    def restore(self, name: str) -> None:
+        """Store the schema of this node's segment again, unless it is stored, or was dropped."""
+        own = self._registry.node.state().beginnings.get(name)
+        beginning = None if own is None else Beginning(*own)
         with suppress(SegmentNotFoundError), self._registry.open_stored(name) as segment:
             text = schema_to_json(segment.stored_schema)
             if self._control.restore_schema(name, text, beginning=beginning):

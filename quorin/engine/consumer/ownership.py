@@ -144,6 +144,8 @@ class Ownership:
             target.opened.acquire_writer_lease()
         self._registry.node.confirm()
         currents, schemas = self._registry.node.currents(), self._control.schemas()
+        for name in self.schema_names.intersection(currents) - schemas.keys():
+            self._lives.restore(name)
         for target in self.owned():
             target.check_in_force(self._registry, currents.get(target.schema.__name__))
             target.apply_pending_upgrade(self._control, schemas)

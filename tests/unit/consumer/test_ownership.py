@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from quorin.schema import FeatureField, dtype, make_schema, schema_to_json
 from quorin.shm import SegmentRegistry
 from quorin.wal import WALProducer
 from quorin.wal_consumer import WALConsumer
+from tests.support.redis_server import RedisServer, emptied
 from tests.support.world import STOP, TRIP, World, row, until
 
 spawn = multiprocessing.get_context("spawn")
@@ -87,6 +89,33 @@ def test_the_control_plane_s_schemas_are_followed(world: World) -> None:
         consumer.stop()
         thread.join(60)
         consumer.close()
+
+
+def test_a_consumer_of_named_schemas_gives_a_wiped_redis_its_schema_back(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    (tmp_path / "shm").mkdir()
+    world = World(emptied(redis_server), tmp_path / "shm")
+    world.producer.write(TRIP, "a", row(1), 1)
+    consumer = world.consumer(TRIP)
+    thread = threading.Thread(target=consumer.run)
+    thread.start()
+    try:
+        until(lambda: world.registry.node.current("Trip") is not None and world.rows("a") == [row(1)])
+        emptied(redis_server)
+        until(lambda: world.backend.control.schemas() == {"Trip": schema_to_json(TRIP)})
+        assert world.rows("a") == [row(1)]
+        world.producer.write(TRIP, "b", row(2), 2)
+        until(lambda: world.rows("a", "b") == [row(1), row(2)])
+    finally:
+        consumer.stop()
+        thread.join(60)
+        consumer.close()
+    assert world.backend.control.drop_schema("Trip")
+    world.drain(TRIP)
+    assert "Trip" in world.backend.control.dropped_schemas(), "a dropped schema does not return by itself"
+    world.producer.close()
+    world.backend.close()
 
 
 def test_a_new_segment_in_the_same_process_is_filled_from_the_log(world: World) -> None:
