@@ -18,6 +18,7 @@ from quorin.engine.consumer.precedence import try_apply
 from quorin.engine.memory.growth import grow
 from quorin.engine.memory.lock import is_locked
 from quorin.engine.ops import health
+from quorin.engine.ops.readiness import readiness
 from quorin.schema import FeatureField, dtype, make_schema
 from quorin.shm import SegmentRegistry
 from tests.support.schemas import Scalars
@@ -29,7 +30,7 @@ NextScalars = make_schema("Scalars", [*Scalars.fields, FeatureField("e", dtype.f
 NAMES = {
     item.__name__.rpartition(".")[2]: item
     for item in (SegmentRegistry, Scalars, assembly, evolution, grow, health, is_locked, layout, os, pathlib, snapshot)
-} | {"NextScalars": NextScalars, "try_apply": try_apply, "watchdog": watchdog}
+} | {"NextScalars": NextScalars, "readiness": readiness, "try_apply": try_apply, "watchdog": watchdog}
 """What the code of a :class:`User` may use."""
 
 

@@ -252,6 +252,25 @@ def test_a_reader_that_comes_first_makes_no_file_that_the_writer_could_not_chang
 
 
 @needs_root
+def test_readers_need_no_right_to_write_in_the_directory(start: Callable[..., User], shm_dir: Path) -> None:
+    """As in ``docker/kubernetes/daemonset.yaml``."""
+    os.chown(shm_dir, ONE, GROUP)
+    shm_dir.chmod(0o2750)
+    member = start(OTHER, GROUP)
+    with pytest.raises(UserError, match="SegmentNotFoundError"):
+        member("registry.open_current(Scalars)")
+    writer = created(start)
+    member("segment = registry.open_current(Scalars)")
+    writer("grow(segment, rows=True, heap_bytes=0)")
+    writer(ROW.format("e1", 61))
+    assert member(READ.format("e1")) == [61, 2, 3, 4]
+    assert member("[one.problem for one in readiness(registry, max_lag_seconds=None)]") == [""]
+    with pytest.raises(UserError, match="Permission denied"):
+        member(f"open({str(shm_dir / 'anything')!r}, 'w')")
+    assert {path.stat().st_uid for path in shm_dir.iterdir()} == {ONE}
+
+
+@needs_root
 def test_users_with_deployments_of_their_own_share_a_directory(start: Callable[..., User], shm_dir: Path) -> None:
     created(start, group=None)
     server = RedisServer("--unixsocketperm", "777")
