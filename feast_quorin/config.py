@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     PrivateAttr,
     StrictBool,
+    StrictInt,
     StrictStr,
     ValidationError,
     ValidationInfo,
@@ -66,6 +67,10 @@ class StoreSettings(FeastConfigBaseModel):
     shm_dir: StrictStr = Field(default_factory=default_shm_dir)
     """Directory of the segments; by default the environment variable ``QUORIN_SHM_DIR``, else ``/dev/shm``."""
 
+    shm_group: StrictStr | StrictInt | None = None
+    """A group, by name or gid, whose members may read segments that this process creates or writes; by default the
+    environment variable ``QUORIN_SHM_GROUP``, else none: only the user that creates a segment reads it."""
+
     offline_path: StrictStr | None = Field(default=None, repr=False)
     """Where to keep the Parquet history: a directory relative to the repo, or a URL. None keeps no history."""
 
@@ -100,6 +105,15 @@ class StoreSettings(FeastConfigBaseModel):
             return None
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError("expected a whole number of 1 or more")
+        return value
+
+    @field_validator("shm_group", mode="before")
+    @classmethod
+    def _group(cls, value: Any) -> Any:
+        if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+            return value
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError("expected a group's name or a gid")
         return value
 
     @field_validator("path", "shm_dir", "offline_path")

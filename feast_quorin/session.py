@@ -66,7 +66,7 @@ class Session:
         if settings.redis_url is None:
             with suppress(OSError):  # SegmentRegistry raises an error that says what is wrong with the directory.
                 Path(connection).parent.mkdir(exist_ok=True)
-        self.registry = SegmentRegistry(connection, shm_dir=settings.shm_dir)
+        self.registry = SegmentRegistry(connection, shm_dir=settings.shm_dir, shm_group=settings.shm_group)
         self._history = None if history is None else ParquetDatasetStore(history)
         self.catalogue = Catalogue(settings, self.registry, self._history)
         self.producer = WALProducer(self.registry.backend, registry=self.registry)

@@ -43,6 +43,10 @@ class SharedMemoryError(QuorinError, OSError):
     """The operating system refused shared memory: no space, no permission, or no such directory."""
 
 
+class UnknownGroupError(QuorinError, ValueError):
+    """``shm_group`` is neither the name of a group nor a gid; the message has the value."""
+
+
 class CapacityExceededError(QuorinError, RuntimeError):
     """A row does not fit, and the segment cannot grow: growth is disabled, or there is no memory."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.name import SegmentName, is_same_line
 from quorin.engine.memory import file as mapping
+from quorin.engine.memory.access import SHM_GROUP_VARIABLE, Access, resolve_group
 from quorin.engine.memory.file import SHM_DIR, SHM_DIR_VARIABLE, default_shm_dir
 from quorin.engine.memory.generations import MIN_HEAP_BYTES, create_successor
 from quorin.engine.memory.lineage import attach_newest, unlink_older_generations
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SHM_DIR",
     "SHM_DIR_VARIABLE",
+    "SHM_GROUP_VARIABLE",
     "CorruptSegmentError",
     "SchemaCRCMismatchError",
     "SchemaMismatchError",
@@ -60,21 +62,31 @@ class SegmentRegistry:
     in ``shm_dir``, by default the environment variable ``QUORIN_SHM_DIR``, else ``/dev/shm``; on a disk they survive a
     reboot. Relative paths are made absolute.
 
+    Only the user that creates a segment reads and writes it, unless ``shm_group``, a group's name or a gid (by default
+    the environment variable ``QUORIN_SHM_GROUP``, else none), lets members of a group read it: mode 0640. Segments that
+    this registry opens for writing get the group too, and each generation inherits it. The attribute is the gid.
+
     A registry is pickled as its connection, including a Redis password in plain text, for a process that has the same
     ``shm_dir``.
     """
 
     def __init__(
-        self, connection: Any, *, shm_dir: str | os.PathLike[str] | None = None, namespace: str = "quorin"
+        self,
+        connection: Any,
+        *,
+        shm_dir: str | os.PathLike[str] | None = None,
+        shm_group: str | int | None = None,
+        namespace: str = "quorin",
     ) -> None:
         from quorin.engine.backend import connect
 
         self._directory = absolute(default_shm_dir() if shm_dir is None else shm_dir)
         if not self._directory.is_dir():
             raise SegmentNotFoundError(f"shm_dir {str(self._directory)!r} is not a directory")
+        self.shm_group = resolve_group(shm_group)
         self.backend = connect(connection, namespace=namespace, must_answer=False)
         self._control = self.backend.control
-        self.node = Node(self._directory, self.backend)
+        self.node = Node(self._directory, self.backend, self.shm_group)
         self.node.check_reachable()
         self._writable_segments: weakref.WeakSet[Segment] = weakref.WeakSet()
 
@@ -94,7 +106,7 @@ class SegmentRegistry:
 
     def current_name(self, schema_name: str) -> str | None:
         """This node's segment for a schema of this name, whatever its fields; None if its file is gone."""
-        view = self._attach_if_there(self.node.current(schema_name))
+        view = _attach_if_there(self._directory, self.node.current(schema_name))
         return None if view is None else view.name
 
     def vacancy(self, schema_name: str) -> str | None:
@@ -105,7 +117,7 @@ class SegmentRegistry:
         :raises SegmentConflictError: if the schema has a current segment.
         """
         name = self.node.current(schema_name)
-        if self._attach_if_there(name) is not None:
+        if _attach_if_there(self._directory, name) is not None:
             raise SegmentConflictError(f"{schema_name!r} has a current segment, {name!r}, which stays as it is")
         return name
 
@@ -125,7 +137,8 @@ class SegmentRegistry:
         ``prefault_rows`` rows (by default all) is mapped now; that of the others is reserved, and mapped when they are
         written. A low number makes the call faster.
 
-        :raises ValueError: for a number out of range. :raises SharedMemoryError: if there is no room.
+        :raises ValueError: for a number out of range.
+        :raises SharedMemoryError: if there is no room, or this process is not a member of ``shm_group``.
         :raises WriterLeaseHeldError: if another process, or another registry of this one, has the writer lease of the
             segment that would be replaced.
         :raises SegmentConflictError: if another process made a segment current at the same time; that one stays.
@@ -142,12 +155,12 @@ class SegmentRegistry:
             "prefault_rows": prefault_rows,
         }
         if not set_current:
-            return self._writable(self._first_generation(schema, sizes))
+            return self._writable(_first_generation(self, schema, sizes))
         while True:
             name = self.node.current(schema.__name__)
-            previous = self._attach_if_there(name)
+            previous = _attach_if_there(self._directory, name, writable=True)
             if previous is None:
-                segment = self._writable(self._first_generation(schema, sizes))
+                segment = self._writable(_first_generation(self, schema, sizes))
                 self.publish(segment, replacing=name)
                 return segment
             with suppress(SegmentNotFoundError):  # It was discarded this moment.
@@ -169,7 +182,7 @@ class SegmentRegistry:
         :raises ConnectionFailedError: if the control plane is away.
         """
         schema_name = segment.schema.__name__
-        previous = self._attach_if_there(replacing)
+        previous = _attach_if_there(self._directory, replacing, writable=True)
         try:
             if previous is None:
                 _make_current(self, segment, replacing, beginning, restores)
@@ -276,13 +289,10 @@ class SegmentRegistry:
         return Segment(view, self.node, read_only=True) if read_only else self._writable(view)
 
     def _writable(self, view: SegmentView) -> Segment:
+        self.node.share(view.path)
         segment = Segment(view, self.node, read_only=False)
         self._writable_segments.add(segment)
         return segment
-
-    def _first_generation(self, schema: Schema, sizes: dict[str, Any]) -> SegmentView:
-        name, owner = SegmentName.first(schema.__name__), self.node.identity
-        return SegmentView.create(self._directory, name, schema, owner=owner, **sizes)
 
     def _replace(self, previous: SegmentView, schema: Schema, sizes: dict[str, Any]) -> Segment:
         """Replace a segment by a new, empty one; a writer that this registry opened releases its lease."""
@@ -295,14 +305,6 @@ class SegmentRegistry:
             segment.replace(create_successor(segment.current_view(), schema, **sizes))
             return self._writable(segment.current_view())
 
-    def _attach_if_there(self, name: str | None) -> SegmentView | None:
-        if name is None:
-            return None
-        try:
-            return attach_newest(self._directory, name, None, writable=True)
-        except (SegmentNotFoundError, CorruptSegmentError):
-            return None
-
 
 def _locked_newest(segment: Segment) -> tuple[SegmentView, FileLock]:
     """The newest generation of a segment that this object doesn't write to, and the lock of its file."""
@@ -314,6 +316,20 @@ def _locked_newest(segment: Segment) -> tuple[SegmentView, FileLock]:
         if view.successor_name is None:
             return view, lease
         lease.release()  # Its writer flipped before we had the lock.
+
+
+def _attach_if_there(directory: Path, name: str | None, *, writable: bool = False) -> SegmentView | None:
+    if name is None:
+        return None
+    try:
+        return attach_newest(directory, name, None, writable=writable)
+    except (SegmentNotFoundError, CorruptSegmentError):
+        return None
+
+
+def _first_generation(registry: SegmentRegistry, schema: Schema, sizes: dict[str, Any]) -> SegmentView:
+    name, access = SegmentName.first(schema.__name__), Access.for_group(registry.shm_group)
+    return SegmentView.create(registry.shm_dir, name, schema, owner=registry.node.identity, access=access, **sizes)
 
 
 def _first_heap_bytes(schema: Schema, capacity: int) -> int:

@@ -34,6 +34,7 @@ import numpy as np
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.name import SegmentName
 from quorin.engine.memory import file as mapping
+from quorin.engine.memory.access import Access
 from quorin.engine.memory.generations import copy_rows
 from quorin.engine.memory.header import rename
 from quorin.engine.memory.segment import Segment
@@ -120,7 +121,13 @@ def restore(
         name = SegmentName.first(schema_name)
         owner = registry.node.identity
         image = _checked_image(source, descriptor, trailer, progress)
-        pending = mapping.PendingFile(registry.shm_dir / str(name), trailer.image_bytes, owner=owner, image=image)
+        pending = mapping.PendingFile(
+            registry.shm_dir / str(name),
+            trailer.image_bytes,
+            owner=owner,
+            access=Access.for_group(registry.shm_group),
+            image=image,
+        )
         try:
             rename(pending.mapping.memory, name, owner)
             pending.publish()

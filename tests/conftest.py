@@ -21,6 +21,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_OWN_SHM_DIR] = directory
 
 
+def pytest_report_header() -> list[str]:
+    return [] if os.geteuid() == 0 else ["tests of other users are left out: only root can start their processes"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests that need processes of other users, which only root can start."""
+    if os.geteuid() != 0:
+        left_out = [item for item in items if item.get_closest_marker("other_users")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash[_OWN_SHM_DIR])
 

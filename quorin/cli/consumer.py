@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quorin.cli.durations import seconds
-from quorin.cli.options import Level, LogJson, LogLevel, Namespace, NewConnection, StreamKey
+from quorin.cli.options import Level, LogJson, LogLevel, Namespace, NewConnection, ShmGroup, StreamKey
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def consumer(
     trim: Trim = False,
     capacity: Capacity = 4096,
     max_id_bytes: MaxIdBytes = 64,
+    shm_group: ShmGroup = None,
     frozen_after: FrozenAfter = 30.0,
     node_timeout: NodeTimeout = "10m",
     metrics_port: MetricsPort = None,
@@ -87,6 +88,7 @@ def consumer(
     """
     from quorin import logging
     from quorin.engine.backend import connect
+    from quorin.shm import SegmentRegistry
     from quorin.wal_consumer import NoopOfflineWriter, WALConsumer
 
     if trim and offline is not None:
@@ -99,6 +101,7 @@ def consumer(
         backend,
         None,
         offline=history,
+        registry=SegmentRegistry(backend, shm_group=shm_group, namespace=namespace),
         stream_key=stream_key,
         capacity=capacity,
         max_id_bytes=max_id_bytes,

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from quorin.cli.options import Connection, Namespace, Offline, Opened, ShmDir, StreamKey, existing_history, known_schema
+from quorin.cli.options import (
+    Connection,
+    Namespace,
+    Offline,
+    Opened,
+    ShmDir,
+    ShmGroup,
+    StreamKey,
+    existing_history,
+    known_schema,
+)
 from quorin.cli.output import progress_bar
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.engine.words import counted
@@ -22,6 +32,7 @@ def hydrate(
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     shm_dir: ShmDir = None,
+    shm_group: ShmGroup = None,
     capacity_factor: Annotated[float, typer.Option(min=1, help="Capacity, as a multiple of the entities.")] = 2.0,
     as_of: Annotated[
         datetime | None, typer.Option(help="Leave out events after this time (UTC).", show_default=False)
@@ -48,7 +59,7 @@ def hydrate(
     until = None if as_of is None else int(as_of.replace(tzinfo=UTC).timestamp()) * 10**9
     store = existing_history(offline)
     with Opened(connection, namespace) as backend:
-        registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
+        registry = SegmentRegistry(backend, shm_dir=shm_dir, shm_group=shm_group, namespace=namespace)
         names = schemas or [name for name in sorted(backend.control.schemas()) if registry.current_name(name) is None]
         if not names:
             typer.echo(f"nothing to do: every schema at {backend.address} has a segment on this machine")

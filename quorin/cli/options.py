@@ -52,6 +52,14 @@ ShmDir = Annotated[
     Path | None,
     typer.Option(envvar="QUORIN_SHM_DIR", help="The directory of segments, by default /dev/shm.", show_default=False),
 ]
+ShmGroup = Annotated[
+    str | None,
+    typer.Option(
+        envvar="QUORIN_SHM_GROUP",
+        help="A group, by name or gid, whose members may read segments. Default: only the user that creates them.",
+        show_default=False,
+    ),
+]
 Offline = Annotated[
     str,
     typer.Option(

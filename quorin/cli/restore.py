@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quorin.cli.options import Namespace, NewConnection, Opened, ShmDir
+from quorin.cli.options import Namespace, NewConnection, Opened, ShmDir, ShmGroup
 from quorin.cli.output import progress_bar
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
 from quorin.engine.words import counted, size
@@ -18,6 +18,7 @@ def restore(
     file: Annotated[Path, typer.Argument(help="A file from `quorin snapshot`.")],
     namespace: Namespace = DEFAULT_NAMESPACE,
     shm_dir: ShmDir = None,
+    shm_group: ShmGroup = None,
 ) -> None:
     """Restore a segment from a snapshot. The whole file is verified before anything is served.
 
@@ -33,7 +34,7 @@ def restore(
     from quorin.shm import SegmentRegistry
 
     with Opened(connection, namespace) as backend:
-        registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
+        registry = SegmentRegistry(backend, shm_dir=shm_dir, shm_group=shm_group, namespace=namespace)
         with progress_bar(str(file)) as progress:
             restored = snapshots.restore(file, registry, progress=progress)
     typer.echo(

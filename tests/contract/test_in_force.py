@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from quorin import shm
 from quorin.engine.backend import connect
 from quorin.engine.consumer.target import Target
 from quorin.engine.memory import file as mapping
@@ -57,7 +58,7 @@ def second(world: World) -> Iterator[Second]:
 
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, act: Callable[[], object]) -> None:
-    """Let another process act just before the next call of a method."""
+    """Let another process act just before the next call of a method or function."""
     original = getattr(owner, name)
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -120,9 +121,7 @@ def test_of_two_that_create_a_segment_one_is_told(
     world: World, second: Second, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Segment] = []
-    meanwhile(
-        monkeypatch, second.registry, "_first_generation", lambda: made.append(world.registry.create(STOP, capacity=8))
-    )
+    meanwhile(monkeypatch, shm, "_first_generation", lambda: made.append(world.registry.create(STOP, capacity=8)))
     with pytest.raises(SegmentConflictError, match="at the same time"):
         second.registry.create(WIDER, capacity=8)
     assert files(world) == {made[0].name} == set(world.registry.node.currents().values())

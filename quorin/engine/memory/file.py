@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quorin.engine.format import segment as fmt
+from quorin.engine.memory.access import Access, why_not
 from quorin.engine.memory.lock import FileLock
 from quorin.engine.paths import absolute_setting
 from quorin.errors import CorruptSegmentError, SegmentNotFoundError, SharedMemoryError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 SHM_DIR = "/dev/shm"  # noqa: S108 - where POSIX shared memory lives on Linux; files there are created 0600, exclusively
 SHM_DIR_VARIABLE = "QUORIN_SHM_DIR"
 
+_PRIVATE = Access()
 _MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
 _PENDING_NAME = re.compile(r"(?P<name>.+)\.(?P<owner>[0-9a-f]{16})-[0-9a-f]{8}\.pending\Z")
@@ -75,6 +77,8 @@ class PendingFile:
     A crash before :meth:`publish` leaves only a file that ends in ``.pending``, which no reader opens. It is locked as
     long as it is being built, and its name says whose it is, by the ``owner`` of the segment.
 
+    Who may read it is settled before it gets its name (``access``; nobody else by default).
+
     It begins as ``size`` zeros, or with the bytes of ``image``, which gives as many in blocks. Of the zeros the first
     ``populate`` bytes are mapped at once (all, if left out); a page behind is mapped when it is first written to.
     """
@@ -85,6 +89,7 @@ class PendingFile:
         size: int,
         *,
         owner: int = 0,
+        access: Access = _PRIVATE,
         image: Iterable[memoryview] | None = None,
         populate: int | None = None,
     ) -> None:
@@ -101,6 +106,7 @@ class PendingFile:
         self._lock: FileLock | None = None
         try:
             self._lock = _locked(self._pending)
+            access.apply(descriptor, path)
             if image is None:
                 os.posix_fallocate(descriptor, 0, size)
             else:
@@ -172,7 +178,8 @@ def attach(path: Path, *, writable: bool, least_bytes: int, populate: bool = Tru
     except FileNotFoundError as error:
         raise SegmentNotFoundError(f"no segment file {path}") from error
     except OSError as error:
-        raise SharedMemoryError(error.errno, f"cannot open segment file {path}: {error.strerror}") from error
+        reason = f"{error.strerror}{why_not(path, writing=writable)}"
+        raise SharedMemoryError(error.errno, f"cannot open segment file {path}: {reason}") from error
     try:
         size = os.fstat(descriptor).st_size
         if size < least_bytes:

@@ -13,6 +13,7 @@ import numpy as np
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.abi import DONE, R_APPLIED, RESULT_ITEMS
 from quorin.engine.memory import file as mapping
+from quorin.engine.memory.access import Access
 from quorin.engine.memory.view import SegmentView
 from quorin.engine.rows.compatibility import fits
 from quorin.errors import CapacityExceededError, SharedMemoryError
@@ -92,8 +93,11 @@ def create_successor(
 ) -> SegmentView:
     """An empty segment file of a view's line, with the next generation's number that is free; nothing points to it yet.
 
+    Whoever may read ``view``'s file may read this one: a writer without the setting ``shm_group`` locks nobody out.
+
     A number may be taken by the attempt of a writer that died or came too late; such a file never comes into force.
     """
+    access = Access.of(view.path)
     for generation in range(view.generation + 1, view.generation + _MAX_ATTEMPTS):
         try:
             return SegmentView.create(
@@ -104,6 +108,7 @@ def create_successor(
                 max_id_bytes=max_id_bytes,
                 heap_bytes=heap_bytes,
                 owner=int(view.header["owner"]),
+                access=access,
                 prefault_rows=prefault_rows,
             )
         except FileExistsError:

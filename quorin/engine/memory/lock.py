@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 from quorin.engine import forks
+from quorin.engine.memory.access import why_not
 from quorin.errors import SegmentNotFoundError, SharedMemoryError
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class FileLock:
         except FileNotFoundError as error:
             raise SegmentNotFoundError(f"no segment file {path}") from error
         except OSError as error:
-            raise SharedMemoryError(error.errno, f"cannot open segment file {path}: {error.strerror}") from error
+            reason = f"{error.strerror}{why_not(path, writing=True)}"
+            raise SharedMemoryError(error.errno, f"cannot open segment file {path}: {reason}") from error
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:

@@ -2,12 +2,14 @@
 
 A *node* is the processes that share one ``shm_dir``: a machine, or a pod. Each node has a copy of the rows, so which
 segment is current is a fact of the node and is in a file of its ``shm_dir``, where no other node can change it and
-every process finds it while the control plane is away. The file is ``quorin-node-<identity of the deployment>``, JSON,
-mode 0600. It is written aside and renamed into place, under the lock of a second file, so a reader sees a whole state.
+every process finds it while the control plane is away. The file is ``quorin-node-<identity of the deployment>``, JSON.
+Those who may read the node's segments may read it, and only its owner writes it. It is written aside and renamed into
+place, under the lock of a second file, so a reader sees a whole state.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -18,8 +20,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from quorin.engine.format.name import SegmentName
+from quorin.engine.memory.access import Access, grant, why_not
 from quorin.engine.memory.lock import FileLock
-from quorin.errors import CorruptSegmentError, SharedMemoryError
+from quorin.errors import CorruptSegmentError, SegmentNotFoundError, SharedMemoryError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,15 +81,17 @@ class Node:
     The file is made when the node first meets the deployment, with the segments that earlier releases recorded in the
     control plane. The file of a server's deployment is found by the server's address, without contacting it. The
     identity of an embedded store is in the store, so one that was deleted and made anew is another deployment.
+    Members of ``group`` may read the file, as far as this object writes it; without a group, access stays as it is.
 
     :raises ConnectionFailedError: from every method, if the node has no file yet and the control plane cannot be
         reached. :raises CorruptSegmentError: likewise, if the file is damaged.
     :raises SharedMemoryError: if it cannot be read or written.
     """
 
-    def __init__(self, directory: Path, backend: Backend) -> None:
+    def __init__(self, directory: Path, backend: Backend, group: int | None = None) -> None:
         self._directory = directory
         self._backend = backend
+        self._group = group
         self._path: Path | None = None
         self._cached: tuple[tuple[int, int, int], NodeState] | None = None
 
@@ -112,11 +117,12 @@ class Node:
 
     def current(self, schema_name: str) -> str | None:
         """The name of the current segment of a schema, or None."""
-        return self.state().currents.get(schema_name)
+        return self.currents().get(schema_name)
 
     def currents(self) -> dict[str, str]:
         """The names of all current segments, by schema name."""
-        return dict(self.state().currents)
+        state = self._state_if_made()
+        return _legacy_currents(self._directory, self._backend) if state is None else dict(state.currents)
 
     def publish(
         self,
@@ -172,9 +178,25 @@ class Node:
         if identity != state.identity and self._backend.is_remote:
             self._adopt(identity)
 
+    def share(self, segment_path: Path) -> None:
+        """Let the group, if there is one, read a segment of the node and the node's file, whoever made them.
+
+        :raises SharedMemoryError: if this process may not.
+        """
+        if self._group is not None:
+            grant(segment_path, self._group)
+            grant(self._file(self.identity), self._group)
+
     def lock_path(self, purpose: str) -> Path:
-        """A file of the node whose lock decides which process does something for the node; it is made if need be."""
-        path = self._file(self.identity).with_suffix(f".{purpose}")
+        """A file of the node whose lock decides which process does something for the node; it is made if need be.
+
+        :raises SharedMemoryError: if the node is another user's, whose processes could not use a lock of this one's.
+        """
+        file = self._file(self.identity)
+        if not os.access(file, os.W_OK):
+            reason = f"{os.strerror(errno.EACCES)}{why_not(file, writing=True)}"
+            raise SharedMemoryError(errno.EACCES, f"cannot apply the log on the node of {file}: {reason}")
+        path = file.with_suffix(f".{purpose}")
         _make_empty(path)
         return path
 
@@ -187,6 +209,20 @@ class Node:
             if state is not None:
                 return state
             self._path = self._located()
+
+    def _state_if_made(self) -> NodeState | None:
+        """The state if there is a file. None is made: a process that only reads may be of another user than those that
+        write, and they could not change its file.
+        """
+        if self._backend.is_remote:
+            if self._path is None or self._read(self._path) is None:
+                self._path = self._found_by_address()
+            if self._path is not None:
+                return self._read(self._path)
+        path = self._file(self._backend.control.identity())
+        if self._backend.is_remote and os.access(path, os.W_OK):
+            self._add_address(path)
+        return self._read(path)
 
     def _located(self) -> Path:
         """The node's file, which is made if there is none."""
@@ -201,32 +237,26 @@ class Node:
         return path
 
     def _found_by_address(self) -> Path | None:
+        backend = self._backend
         for path in _files(self._directory):
             # A file that is damaged or another user's hides no other. If it is this deployment's, the error comes when
             # the control plane has said so.
             with suppress(CorruptSegmentError, SharedMemoryError):
                 state = self._read(path)
-                if state is not None and self._is_here(state):
+                if state and state.namespace == backend.namespace and backend.address in state.addresses:
                     return path
         return None
 
-    def _is_here(self, state: NodeState) -> bool:
-        return state.namespace == self._backend.namespace and self._backend.address in state.addresses
-
     def _make(self, path: Path, identity: int) -> None:
-        """Make the file, with the segments that an earlier release recorded and that have files here."""
-        legacy = {
-            schema_name: text
-            for schema_name, text in self._backend.control.legacy_currents().items()
-            if (name := SegmentName.match(text)) is not None and name.siblings(self._directory)
-        }
-        with self._locked(path):
+        """Make the file, with the segments that an earlier release recorded."""
+        legacy = _legacy_currents(self._directory, self._backend)
+        with _locked(path):
             if self._read(path) is None:
                 namespace, addresses = self._backend.namespace, (self._backend.address,)
                 self._write(NodeState(identity, secrets.token_hex(8), namespace, addresses, currents=legacy), path)
 
     def _add_address(self, path: Path) -> None:
-        with self._locked(path):
+        with _locked(path):
             state = self._read(path)
             if state is not None and self._backend.address not in state.addresses:
                 self._write(replace(state, addresses=(*state.addresses, self._backend.address)), path)
@@ -236,7 +266,7 @@ class Node:
         path = self._file(identity)
         with self._changing() as state:
             if state.identity != identity:  # Else another process of the node was first.
-                with self._locked(path):
+                with _locked(path):
                     if self._read(path) is None:
                         self._write(replace(state, identity=identity, former=(*state.former, state.identity)), path)
                 self._leave_address(state)
@@ -257,25 +287,11 @@ class Node:
         while True:
             seen = self.state()
             path = self._file(seen.identity)
-            with self._locked(path):
+            with _locked(path):
                 state = self._read(path)
                 if state is not None:  # Else it was removed, or carried over to another identity, this moment.
                     yield state
                     return
-
-    @contextmanager
-    def _locked(self, path: Path) -> Iterator[None]:
-        lock_path = path.with_suffix(".lock")
-        while True:
-            _make_empty(lock_path)
-            lock = FileLock.try_acquire(lock_path)
-            if lock is not None:
-                break
-            time.sleep(_LOCK_RETRY_SECONDS)
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _file(self, identity: int) -> Path:
         return self._directory / f"{_PREFIX}{identity:016x}"
@@ -291,7 +307,8 @@ class Node:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise SharedMemoryError(error.errno, f"cannot read {path}: {error.strerror}") from error
+            reason = f"{error.strerror}{why_not(path, writing=False)}"
+            raise SharedMemoryError(error.errno, f"cannot read {path}: {reason}") from error
         self._cached = signature, state
         return state
 
@@ -300,6 +317,7 @@ class Node:
         aside = path.with_suffix(f".{secrets.token_hex(4)}.pending")
         try:
             with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+                _access(self._group, path, self._path).apply(file.fileno(), path)
                 file.write(state.to_json())
                 file.flush()
                 os.fsync(file.fileno())
@@ -307,6 +325,40 @@ class Node:
         except OSError as error:
             aside.unlink(missing_ok=True)
             raise SharedMemoryError(error.errno, f"cannot write {path}: {error.strerror}") from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock_path = path.with_suffix(".lock")
+    while True:
+        _make_empty(lock_path)
+        lock = FileLock.try_acquire(lock_path)
+        if lock is not None:
+            break
+        time.sleep(_LOCK_RETRY_SECONDS)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _legacy_currents(directory: Path, backend: Backend) -> dict[str, str]:
+    """The segments that an earlier release recorded and that have files here."""
+    return {
+        schema_name: text
+        for schema_name, text in backend.control.legacy_currents().items()
+        if (name := SegmentName.match(text)) is not None and name.siblings(directory)
+    }
+
+
+def _access(group: int | None, *present: Path | None) -> Access:
+    """Of a new state's file: the group's, or else that of the first of the ``present`` files that is there."""
+    if group is not None:
+        return Access.for_group(group)
+    for path in filter(None, present):
+        with suppress(SegmentNotFoundError):
+            return Access.of(path)
+    return Access()
 
 
 def _without(mapping: Mapping[str, T], name: str) -> dict[str, T]:
@@ -318,7 +370,8 @@ def _make_empty(path: Path) -> None:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     except OSError as error:
-        raise SharedMemoryError(error.errno, f"cannot make {path}: {error.strerror}") from error
+        reason = f"{error.strerror}{why_not(path, writing=True)}"
+        raise SharedMemoryError(error.errno, f"cannot make {path}: {reason}") from error
 
 
 def _files(directory: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from quorin.engine.format import segment as fmt
 from quorin.engine.format.abi import D_COUNTERS, D_HEADER
 from quorin.engine.format.name import SegmentName
 from quorin.engine.memory import file as mapping
+from quorin.engine.memory.access import Access
 from quorin.engine.memory.header import check_counters, check_header, check_layout, write_header
 from quorin.engine.memory.plans import describe, vector_plan
 from quorin.engine.words import field_text
@@ -25,6 +26,7 @@ from quorin.schema import Schema, fingerprint, schema_from_json, schema_to_json,
 if TYPE_CHECKING:
     from pathlib import Path
 
+_PRIVATE = Access()
 _SUCCESSOR = fmt.header_word("successor")
 _CALLED = fmt.header_word("writer_called")
 _ENTITY_COUNT, _DELETED_COUNT = fmt.header_word("entity_count"), fmt.header_word("deleted_count")
@@ -93,9 +95,11 @@ class SegmentView:
         max_id_bytes: int,
         heap_bytes: int,
         owner: int = 0,
+        access: Access = _PRIVATE,
         prefault_rows: int | None = None,
     ) -> SegmentView:
-        """Build a new, empty segment file; it gets its name when it is whole. ``owner`` is its namespace's identity.
+        """Build a new, empty segment file; it gets its name when it is whole. ``owner`` is its namespace's identity,
+        ``access`` says which users may read it.
 
         The memory of the first ``prefault_rows`` rows (all, if left out) is mapped at once; that of the others is
         reserved, and mapped when they are written.
@@ -108,7 +112,8 @@ class SegmentView:
             schema, capacity=capacity, max_id_bytes=max_id_bytes, schema_bytes=len(text), heap_bytes=heap_bytes
         )
         prefault_bytes = None if prefault_rows is None else layout.bytes_of_rows(prefault_rows)
-        pending = mapping.PendingFile(directory / str(name), layout.file_bytes, owner=owner, populate=prefault_bytes)
+        path = directory / str(name)
+        pending = mapping.PendingFile(path, layout.file_bytes, owner=owner, access=access, populate=prefault_bytes)
         try:
             memory = pending.mapping.memory
             write_header(memory, name, schema, layout, owner)

@@ -158,8 +158,11 @@ def _shared_memory(directory: Path) -> Check:
         usage = os.statvfs(directory)
     except OSError as error:
         return Check(name, PROBLEM, str(error.strerror), "mount a tmpfs there, or set QUORIN_SHM_DIR to a directory")
-    if not os.access(directory, os.W_OK | os.X_OK):
-        return Check(name, PROBLEM, "not writable by this user", "give the user access, or set QUORIN_SHM_DIR")
+    if not os.access(directory, os.R_OK | os.X_OK):
+        return Check(name, PROBLEM, "not readable by this user", "give the user access, or set QUORIN_SHM_DIR")
+    if not os.access(directory, os.W_OK):
+        found = "read-only for this user: it can read segments, not create any"
+        return Check(name, WARNING, found, "right for a reader; give a user that writes access, or set QUORIN_SHM_DIR")
     total, free = usage.f_blocks * usage.f_frsize, usage.f_bavail * usage.f_frsize
     found = f"{free / 2**20:,.0f} MiB free of {total / 2**20:,.0f} MiB"
     larger = "docker: --shm-size; Kubernetes: emptyDir with medium Memory; else: mount -o remount,size=… /dev/shm"
@@ -230,7 +233,7 @@ def _kernels() -> Check:
     seconds = time.perf_counter() - started
     found = f"read kernels loaded in {seconds:.1f} s, numba {importlib.metadata.version('numba')}, "
     found += f"cached in {directory}" if directory else "not cached: this user has no home directory"
-    if directory is None or not directory.is_dir() or not os.access(directory, os.W_OK):
+    if directory is None or not os.access(directory, os.W_OK | os.X_OK):
         advice = "every process compiles for seconds: make it writable, or set XDG_CACHE_HOME or NUMBA_CACHE_DIR"
         return Check(name, WARNING, found, advice)
     return Check(name, OK, found)

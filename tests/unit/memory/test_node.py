@@ -168,7 +168,7 @@ def test_a_directory_that_is_gone_is_named(shm: Path, backend: Backend) -> None:
         path.unlink()
     shm.rmdir()
     with pytest.raises(SharedMemoryError, match=rf"cannot make {shm}/quorin-node-.*: No such file or directory"):
-        node.current("Stop")
+        publish(node, FIRST)
 
 
 def test_a_process_that_dies_before_the_rename_changes_nothing(shm: Path, backend: Backend) -> None:
