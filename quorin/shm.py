@@ -111,8 +111,7 @@ class SegmentRegistry:
         """A new, empty segment, writable by this process, made current unless asked otherwise.
 
         An earlier current segment of the schema is replaced: its readers follow to the new one. ``capacity`` (entities)
-        is a starting point; segments grow. Who writes fewer rows than that at once may say how many in ``rows_soon``:
-        it is quicker, as the memory of others is only reserved, and mapped when they are written.
+        is a starting point; segments grow. The memory of ``rows_soon`` rows (default: all) is mapped at once.
 
         :raises ValueError: for a number out of range. :raises SharedMemoryError: if there is no room.
         :raises WriterLeaseHeldError: if another process is writing to the segment that this one would replace.
@@ -225,6 +224,10 @@ class SegmentRegistry:
         """
         return self._open(schema_name, None, read_only=read_only)
 
+    def adopt(self, view: SegmentView) -> Segment:
+        """A segment file that the caller has put into :attr:`shm_dir`, open for writing; nothing points to it yet."""
+        return self._writable(view)
+
     def close(self, segment: Segment) -> None:
         """Close a segment; its rows stay for others."""
         segment.close()
@@ -289,12 +292,10 @@ class SegmentRegistry:
             return self._writable(segment.current_view())
 
     def _attach_if_there(self, name: str | None) -> SegmentView | None:
-        if name is None:
-            return None
-        try:
-            return attach_newest(self._directory, name, None, writable=True)
-        except (SegmentNotFoundError, CorruptSegmentError):
-            return None
+        if name is not None:
+            with suppress(SegmentNotFoundError, CorruptSegmentError):
+                return attach_newest(self._directory, name, None, writable=True)
+        return None
 
 
 def _locked_newest(segment: Segment) -> tuple[SegmentView, FileLock]:

@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from quorin.engine.backend import connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.engine.bootstrap.progress import logged_progress
+from quorin.engine.bootstrap.sources import Bootstrap
+from quorin.engine.bootstrap.writer import writing
 from quorin.engine.consumer.apply import Applier
 from quorin.engine.consumer.cursor import LogCursor
 from quorin.engine.consumer.history import NoopOfflineWriter, OfflineWriter
@@ -30,6 +33,7 @@ from quorin.errors import (
     ConnectionFailedError,
     HistoryUnavailableError,
     NotPicklableError,
+    SnapshotUnavailableError,
     WriterFencedError,
     WriterLeaseHeldError,
 )
@@ -40,8 +44,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from quorin.engine.backend import Connection, Tail
+    from quorin.engine.bootstrap.progress import ShowProgress
     from quorin.schema import Schema
     from quorin.shm import Segment
+    from quorin.snapshot import SnapshotStore
 
 __all__ = ["NoopOfflineWriter", "OfflineWriter", "WALConsumer", "WriterLeaseHeldError"]
 
@@ -71,6 +77,9 @@ class WALConsumer:
     and durable, provided that this consumer applies all schemas of the control plane; entries of unknown schemas become
     dead letters before. Without ``offline``, or with ``trims`` False, nothing is trimmed.
 
+    A new segment gets the rows of the newest fitting snapshot in ``snapshots``, else those of the history. :meth:`run`
+    writes snapshots every ``snapshot_every_seconds``, in a thread. ``show`` shows progress; by default it is logged.
+
     While another process is the writer, this consumer waits, and takes over at once when that process dies. A frozen
     writer is overtaken after ``frozen_after_seconds`` without a heartbeat. Consumers send one each second; other
     holders of a writer lease call ``Segment.heartbeat``.
@@ -95,6 +104,9 @@ class WALConsumer:
         max_id_bytes: int = 64,
         trims: bool = True,
         namespace: str = DEFAULT_NAMESPACE,
+        snapshots: SnapshotStore | None = None,
+        snapshot_every_seconds: float | None = None,
+        show: ShowProgress = logged_progress,
     ) -> None:
         self._backend = connect(connection, namespace=namespace)
         self._owns_backend = self._backend is not connection
@@ -106,7 +118,7 @@ class WALConsumer:
             schemas_or_segments,
             registry,
             log,
-            history=offline,
+            bootstrap=Bootstrap(offline, snapshots, show=show),
             claims=trims,
             frozen_after_seconds=frozen_after_seconds,
             capacity=capacity,
@@ -115,10 +127,12 @@ class WALConsumer:
         self._cursor = LogCursor(log, offline, batch_entries=batch_entries, reads_all=trims)
         self._applier = Applier(log, self._backend.control, None if type(offline) is NoopOfflineWriter else offline)
         self._trimming = Trimming(log, offline, self._ownership, trims=trims)
+        reports, every = self._ownership.reports, snapshot_every_seconds
+        self._writing_snapshots = writing(snapshots, registry, reports, every_seconds=every, show=show)
         self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
+        self._stop = threading.Event()
         self._agenda = self._new_agenda()
         self._pace = Pace()
-        self._stop = threading.Event()
         self._running = threading.Lock()
 
     def __enter__(self) -> WALConsumer:
@@ -140,9 +154,8 @@ class WALConsumer:
         :raises SegmentConflictError: if another segment became current in place of one that was passed in.
         :raises CapacityExceededError: if a segment cannot grow.
         """
-        with _exclusive(self._running):
+        with _exclusive(self._running), self._writing_snapshots:
             self._agenda = self._new_agenda()
-            self._agenda.stopping = self._stop.is_set()
             try:
                 while (step := next_step(self._agenda, time.monotonic()))[0] is not Step.stop:
                     self._perform(*step)
@@ -156,13 +169,7 @@ class WALConsumer:
 
     async def run_async(self) -> None:
         """:meth:`run` in a thread of its own; cancelling stops it."""
-        running = asyncio.create_task(asyncio.to_thread(self.run))
-        try:
-            await asyncio.shield(running)
-        except asyncio.CancelledError:
-            self.stop()
-            await running
-            raise
+        await _run_in_thread(self)
 
     def drain(self, tail: Tail | None = None) -> int:
         """Apply what is in the log now. Returns the number of rows that changed a segment.
@@ -235,14 +242,13 @@ class WALConsumer:
             first = self._agenda.failures == 0
             delay = self._agenda.failed(step, time.monotonic())
             if first:
-                event = "history_unavailable" if isinstance(error, HistoryUnavailableError) else "log_unreachable"
-                _log.warning(event, address=self._backend.address, error=str(error), next_try_seconds=delay)
+                _warn_unavailable(error, self._backend.address, delay)
         except WriterFencedError as error:
             _log.warning("writer_fenced", error=str(error))
             self._drop_lost()
 
     def _new_agenda(self) -> Agenda:
-        return Agenda(len(self._ownership.targets), discovers=self._ownership.discovers)
+        return Agenda(len(self._ownership.targets), stopping=self._stop.is_set(), discovers=self._ownership.discovers)
 
     def _look(self) -> None:
         if self._ownership.discovers:
@@ -309,6 +315,22 @@ class WALConsumer:
         owned = self._ownership.owned()
         self._cursor.keep(owned)
         self._agenda.lost(len(owned), time.monotonic())
+
+
+async def _run_in_thread(consumer: WALConsumer) -> None:
+    running = asyncio.create_task(asyncio.to_thread(consumer.run))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        consumer.stop()
+        await running
+        raise
+
+
+def _warn_unavailable(error: ConnectionFailedError, address: str, delay: float) -> None:
+    event = "history_unavailable" if isinstance(error, HistoryUnavailableError) else "log_unreachable"
+    event = "snapshots_unavailable" if isinstance(error, SnapshotUnavailableError) else event
+    _log.warning(event, address=address, error=str(error), next_try_seconds=delay)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Any
 
+from quorin.engine.bootstrap.sources import NewSegments
 from quorin.engine.consumer.target import Discovery, targets_of
 from quorin.errors import SchemaMismatchError, SegmentNotFoundError, WriterLeaseHeldError
 from quorin.logging import get_logger
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable
 
     from quorin.engine.backend import Log
-    from quorin.engine.consumer.history import OfflineWriter
+    from quorin.engine.bootstrap.sources import Bootstrap
     from quorin.engine.consumer.target import Target
     from quorin.schema import Schema
     from quorin.shm import Segment, SegmentRegistry
@@ -24,8 +25,8 @@ _log = get_logger(__name__)
 class Ownership:
     """The targets of one consumer, and which of them it is the writer of.
 
-    ``schemas_or_segments`` None follows the control plane's schemas. New segments are filled from ``history``. With
-    ``claims`` every segment taken is claimed in the log, so that no other consumer trims entries of its schema.
+    ``schemas_or_segments`` None follows the control plane's schemas. New segments get their rows from ``bootstrap``.
+    With ``claims`` every segment taken is claimed in the log, so that no other consumer trims entries of its schema.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class Ownership:
         registry: SegmentRegistry,
         log: Log,
         *,
-        history: OfflineWriter | None,
+        bootstrap: Bootstrap,
         claims: bool,
         frozen_after_seconds: float,
         capacity: int,
@@ -47,15 +48,10 @@ class Ownership:
         self._registry = registry
         self._control = registry.backend.control
         self._log = log
-        self._history = history
+        self._bootstrap = bootstrap
         self._claims = claims
         self._frozen_after_seconds = frozen_after_seconds
-        self._new_segment = {
-            "capacity": capacity,
-            "max_id_bytes": max_id_bytes,
-            "stream_key": log.stream_key,
-            "progress": self._heartbeat,
-        }
+        self._new = NewSegments(registry, log.stream_key, capacity, max_id_bytes, self._heartbeat)
 
     @property
     def discovers(self) -> bool:
@@ -92,11 +88,10 @@ class Ownership:
         """
         try:
             target.take(
-                self._registry,
-                self._new_segment,
+                self._new,
                 self._frozen_after_seconds,
                 before_overtaking=self._claim,
-                history=self._history,
+                bootstrap=self._bootstrap,
             )
             if self._claims:
                 self._claim(target.schema.__name__)

@@ -10,7 +10,6 @@ from quorin.engine.memory.growth import evolve
 from quorin.engine.rows.compatibility import can_upgrade
 from quorin.errors import (
     CapacityExceededError,
-    EmptyDatasetError,
     QuorinError,
     SchemaError,
     SchemaMismatchError,
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from quorin.engine.backend import ControlPlane
+    from quorin.engine.bootstrap.sources import Bootstrap, NewSegments
     from quorin.schema import Schema
 
 _log = get_logger(__name__)
@@ -118,18 +118,17 @@ class Target:
 
     def take(
         self,
-        registry: SegmentRegistry,
-        new_segment: dict[str, Any],
+        new: NewSegments,
         frozen_after_seconds: float,
         *,
         before_overtaking: Callable[[str], None],
-        history: Any = None,
+        bootstrap: Bootstrap,
     ) -> None:
         """Open or create the segment and become its writer. A writer that gave no heartbeat for
         ``frozen_after_seconds`` is overtaken.
 
         ``before_overtaking`` is called with the schema's name before a frozen writer's rows are copied: from then on
-        that writer must not trim the log. A new segment is filled from ``history``, if it can be read.
+        that writer must not trim the log. A new segment gets its rows from ``bootstrap``.
 
         A segment of another version is taken as it is, if one of the two versions can be upgraded to the other;
         :meth:`apply_pending_upgrade` does the rest.
@@ -140,8 +139,8 @@ class Target:
         """
         if not self._is_users:
             self.close()
-            self._segment = self._open_or_create(registry, new_segment, history)
-            self._check_version(registry.backend.control)
+            self._segment = self._open_or_create(new, bootstrap)
+            self._check_version(new.registry.backend.control)
         try:
             self.opened.acquire_writer_lease(applies_upgrades=True)
         except WriterLeaseHeldError:
@@ -225,16 +224,16 @@ class Target:
                 f"{requested.version} was requested: upgrade the segment first, if the fields allow it"
             )
 
-    def _open_or_create(self, registry: SegmentRegistry, new_segment: dict[str, Any], history: Any) -> Segment:
+    def _open_or_create(self, new: NewSegments, bootstrap: Bootstrap) -> Segment:
         """The segment in force, or a new one if there is none and no other process is faster."""
         while True:
             with suppress(SegmentNotFoundError):
-                return registry.open_stored(self.schema.__name__, read_only=False)
+                return new.registry.open_stored(self.schema.__name__, read_only=False)
             with suppress(SegmentConflictError):
-                return self._create(registry, new_segment, history)
+                return self._create(new, bootstrap)
 
-    def _create(self, registry: SegmentRegistry, new_segment: dict[str, Any], history: Any) -> Segment:
-        name = self.schema.__name__
+    def _create(self, new: NewSegments, bootstrap: Bootstrap) -> Segment:
+        registry, name = new.registry, self.schema.__name__
         # In this order, because a view is removed by dropping its schema first, then its segment.
         lost = registry.vacancy(name)
         text = registry.backend.control.schemas().get(name)
@@ -242,29 +241,10 @@ class Target:
             raise SegmentNotFoundError(f"the schema {name!r} was dropped from the control plane")
         if text is not None and self.can_become(text):
             self.schema = schema_from_json(text)
-        segment = self._hydrated(registry, new_segment, history)
-        if segment is None:
-            sizes = {key: new_segment[key] for key in ("capacity", "max_id_bytes")}
-            segment = registry.create(self.schema, set_current=False, **sizes)
+        segment = bootstrap.segment(self.schema, new)
         registry.publish(segment, replacing=lost)
         _log.info("segment_created", schema=name, segment=segment.name, replaces_lost=lost, rows=len(segment))
         return segment
-
-    def _hydrated(self, registry: SegmentRegistry, new_segment: dict[str, Any], history: Any) -> Segment | None:
-        """A segment with the history's rows; None if the history has none, or cannot be read."""
-        if history is None:
-            return None
-        from quorin.hydration import build_segment
-        from quorin.offline import ParquetDatasetStore
-
-        if not isinstance(history, ParquetDatasetStore):
-            return None
-        options = {name: value for name, value in new_segment.items() if name != "capacity"}
-        try:
-            built, _ = build_segment(self.schema, history, registry, least_capacity=new_segment["capacity"], **options)
-        except EmptyDatasetError:
-            return None
-        return built
 
     def release(self) -> None:
         """Stop being the writer."""
