@@ -301,7 +301,7 @@ def test_parts_of_uploads_go_when_they_are_old(machine: Machine, tmp_path: Path)
     place = Place(str(tmp_path / "snapshots"))
     save(machine, place, 1)
     [file] = place.files()
-    part = Path(file.replace("-", "0-", 1).replace("/0", "/", 1))
+    part = Path(file).with_name("9" * 20 + Path(file).name[20:])
     part.write_bytes(b"part")
     save(machine, place, 2)
     assert part.exists()
@@ -321,14 +321,14 @@ def test_no_error_has_the_keys(machine: Machine, server: str) -> None:
     write(machine, 1)
     wrong = SnapshotStore(url(server, "no-bucket-of-this-name"))
     assert SECRET not in repr(wrong)
-    with pytest.raises(SnapshotUnavailableError, match="the snapshots at s3://no-bucket-of-this-name") as caught:
-        restore_newest(Pair, wrong, machine.registry)
-    with machine.registry.open_current(Pair) as segment, pytest.raises(SnapshotUnavailableError) as saving:
+    with (
+        machine.registry.open_current(Pair) as segment,
+        pytest.raises(SnapshotUnavailableError, match="the snapshots at s3://no-bucket-of-this-name") as caught,
+    ):
         wrong.save(segment)
-    for error in (caught, saving):
-        text = "".join(traceback.format_exception(error.value))
-        assert SECRET not in text
-        assert QUOTED not in text
+    text = "".join(traceback.format_exception(caught.value))
+    assert SECRET not in text
+    assert QUOTED not in text
     with pytest.raises(SnapshotUnavailableError, match="malformed"):
         SnapshotStore("s3://key:a/b@bucket")
 

@@ -78,7 +78,7 @@ def received(
     follows_log = head.log_identity == log
     obstacle = _obstacle(head, schema) if follows_log or any_log else f"it is of log {head.log_identity:016x}"
     if obstacle is not None:
-        _log.info("snapshot_skipped", schema=schema.__name__, snapshot=source.name, reason=obstacle)
+        _log.warning("snapshot_skipped", schema=schema.__name__, snapshot=source.name, reason=obstacle)
         return None
     view = image.receive(source, head, registry, follows_log=follows_log, progress=progress)
     segment = registry.adopt(view)

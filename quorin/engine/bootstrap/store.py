@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +114,12 @@ class SnapshotStore:
             copy = image.copied(view, Path(aside), pace)
         # The copy has no name any more, only memory: a process that dies leaves nothing.
         path = f"{self._folder(view.stored.__name__)}/{_name_of(copy)}"
-        self._storage.stream(path, image.blocks(copy, progress, pace))
+        try:
+            self._storage.stream(path, image.blocks(copy, progress, pace))
+        except BaseException:
+            with suppress(SnapshotUnavailableError):
+                self._storage.remove(path)
+            raise
         return SnapshotResult.of(Path(path), copy, started)
 
     def _prune(self, schema_name: str, log_identity: int) -> None:
