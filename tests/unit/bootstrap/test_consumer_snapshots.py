@@ -71,9 +71,14 @@ def test_nothing_new_is_not_saved_again(machine: Machine, tmp_path: Path) -> Non
     assert other.write_due() == 0  # Another process wrote one just now.
 
 
-def test_an_unreadable_store_never_leads_to_an_empty_segment(machine: Machine, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    store = SnapshotStore(tmp_path / "file" / "below")
-    with consumer(machine, store) as opened, pytest.raises(SnapshotUnavailableError, match="file"):
+def test_an_unreadable_store_never_leads_to_an_empty_segment(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(store: SnapshotStore, schema_name: str) -> None:
+        raise SnapshotUnavailableError("access denied")
+
+    monkeypatch.setattr(SnapshotStore, "snapshots", refused)
+    store = SnapshotStore(tmp_path / "snapshots")
+    with consumer(machine, store) as opened, pytest.raises(SnapshotUnavailableError, match="access denied"):
         opened.drain()
     assert list(machine.shm.iterdir()) == []
