@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from feast_quorin.config import StoreSettings
     from quorin.offline import ParquetDatasetStore
     from quorin.shm import Segment, SegmentRegistry
+    from quorin.snapshot import SnapshotStore
 
 _RETRY_SECONDS = 0.01
 
@@ -37,10 +38,17 @@ class Vacancy(NamedTuple):
 class Catalogue:
     """The schemas of a deployment, and their segments on this node."""
 
-    def __init__(self, settings: StoreSettings, registry: SegmentRegistry, history: ParquetDatasetStore | None) -> None:
+    def __init__(
+        self,
+        settings: StoreSettings,
+        registry: SegmentRegistry,
+        history: ParquetDatasetStore | None,
+        snapshots: SnapshotStore | None,
+    ) -> None:
         self._settings = settings
         self._registry = registry
         self._history = history
+        self._snapshots = snapshots
         self._control = registry.backend.control
         self._log = registry.backend.log()
 
@@ -89,7 +97,8 @@ class Catalogue:
         segment.close()
 
     def restore(self, name: str) -> None:
-        """Build a segment that this node lacks, and make it current: from the history, and for the rest of the log.
+        """Build a segment that this node lacks, from a snapshot or the history and for the rest of the log, and make it
+        current.
 
         Does nothing if the control plane has no schema of this name.
 
@@ -105,6 +114,7 @@ class Catalogue:
             schema,
             self._registry,
             history=self._history,
+            snapshots=self._snapshots,
             beginning=beginning,
             capacity=self._settings.capacity,
             max_id_bytes=MAX_ID_BYTES,

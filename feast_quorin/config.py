@@ -74,6 +74,10 @@ class StoreSettings(FeastConfigBaseModel):
     offline_path: StrictStr | None = Field(default=None, repr=False)
     """Where to keep the Parquet history: a directory relative to the repo, or a URL. None keeps no history."""
 
+    snapshots: StrictStr | None = Field(default=None, repr=False)
+    """Where a ``quorin consumer --snapshots`` keeps snapshots: a directory relative to the repo, or a URL. New segments
+    start from the newest that fits."""
+
     wait: Literal["applied", "logged", "fleet"] = "applied"
     """When a write returns: once readers of this machine see it (``applied``), once it is in the log (``logged``), or
     once readers of every machine that is alive see it (``fleet``, which takes about a second)."""
@@ -116,7 +120,7 @@ class StoreSettings(FeastConfigBaseModel):
             raise ValueError("expected a group's name or a gid")
         return value
 
-    @field_validator("path", "shm_dir", "offline_path")
+    @field_validator("path", "shm_dir", "offline_path", "snapshots")
     @classmethod
     def _not_empty(cls, value: str | None) -> str | None:
         if value is not None and not value.strip():
@@ -135,7 +139,7 @@ class StoreSettings(FeastConfigBaseModel):
     def _absolute(cls, value: str) -> str:
         return str(_working_directory() / value)
 
-    @field_validator("offline_path")
+    @field_validator("offline_path", "snapshots")
     @classmethod
     def _directory_or_url(cls, value: str | None) -> str | None:
         if value is not None and "://" in value and is_malformed(value):
@@ -175,11 +179,13 @@ class StoreSettings(FeastConfigBaseModel):
             return self.redis_url
         return self._in_repo(repo_path, self.path or DEFAULT_PATH)
 
-    def history(self, repo_path: Path | None) -> str | None:
-        """The URL or the absolute directory of the history; None if there is none."""
-        if self.offline_path is None or "://" in self.offline_path:
-            return self.offline_path
-        return self._in_repo(repo_path, self.offline_path)
+    def places(self, repo_path: Path | None) -> tuple[str, str | None, str | None]:
+        """The engine's connection, the history and the snapshots, each an absolute directory, a URL, or None."""
+        history, snapshots = (
+            place if place is None or "://" in place else self._in_repo(repo_path, place)
+            for place in (self.offline_path, self.snapshots)
+        )
+        return self.connection(repo_path), history, snapshots
 
     def _in_repo(self, repo_path: Path | None, path: str) -> str:
         return str(self._working_directory / (repo_path or ".") / Path(path).expanduser())

@@ -33,6 +33,7 @@ from quorin.inline_consumer import InlineConsumer
 from quorin.logging import get_logger
 from quorin.offline import ParquetDatasetStore
 from quorin.shm import Segment, SegmentRegistry
+from quorin.snapshot import SnapshotStore
 from quorin.wal import WALProducer, position_at
 
 if TYPE_CHECKING:
@@ -60,21 +61,21 @@ class Session:
     :raises ConnectionFailedError: if the control plane cannot be reached; the text names the address.
     """
 
-    def __init__(self, settings: StoreSettings, connection: str, history: str | None = None) -> None:
+    def __init__(self, settings: StoreSettings, repo_path: Path | None) -> None:
         self.pid = os.getpid()
         self.settings = settings
+        connection, history, snapshots = settings.places(repo_path)
         if settings.redis_url is None:
             with suppress(OSError):  # SegmentRegistry raises an error that says what is wrong with the directory.
                 Path(connection).parent.mkdir(exist_ok=True)
         self.registry = SegmentRegistry(connection, shm_dir=settings.shm_dir, shm_group=settings.shm_group)
         self._history = None if history is None else ParquetDatasetStore(history)
-        self.catalogue = Catalogue(settings, self.registry, self._history)
+        store = None if snapshots is None else SnapshotStore(snapshots)
+        self.catalogue = Catalogue(settings, self.registry, self._history, store)
         self.producer = WALProducer(self.registry.backend, registry=self.registry)
-        self.follower: Follower | None = None
-        if settings.follows:
-            self.follower = Follower(
-                self.registry, offline=self._history, capacity=settings.capacity, max_id_bytes=MAX_ID_BYTES
-            )
+        sizes = {"capacity": settings.capacity, "max_id_bytes": MAX_ID_BYTES}
+        follower = Follower(self.registry, offline=self._history, snapshots=store, **sizes)
+        self.follower = follower if settings.follows else None
         self.accepted: dict[str, Schema] = {}
         """By schema name, the schema all of whose fields the segment has, as :mod:`feast_quorin.write.log` found."""
         self.opened = object()
@@ -315,7 +316,7 @@ def new_session(settings: StoreSettings, repo_path: Path | None, *, inherited: S
     """A session of this process. ``inherited`` is a parent process's: it is kept, so that it is never closed here."""
     if inherited is not None:
         _inherited.append(inherited)
-    return Session(settings, settings.connection(repo_path), settings.history(repo_path))
+    return Session(settings, repo_path)
 
 
 _inherited: list[Session] = []

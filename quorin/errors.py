@@ -121,6 +121,10 @@ class HistoryUnavailableError(ConnectionFailedError):
     """The history's files cannot be listed, read or written; the message names the directory or URL."""
 
 
+class SnapshotUnavailableError(ConnectionFailedError):
+    """A store of snapshots cannot be listed, read or written; the message names the directory or URL."""
+
+
 class CorruptHistoryError(QuorinError, ValueError):
     """A file does not belong to a history, is damaged, or has a field that the schema cannot hold."""
 

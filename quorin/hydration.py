@@ -20,8 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
+from quorin.engine.bootstrap.progress import logged_progress
+from quorin.engine.bootstrap.restore import restore_newest
 from quorin.engine.rows.packed import text_addresses
-from quorin.errors import EmptyDatasetError, HydrationConflictError
+from quorin.errors import EmptyDatasetError, HydrationConflictError, SnapshotUnavailableError
 from quorin.layout import apply_batch
 from quorin.logging import get_logger
 
@@ -29,10 +31,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from quorin.engine.backend import Beginning
+    from quorin.engine.bootstrap.progress import ShowProgress
+    from quorin.engine.consumer.history import OfflineWriter
     from quorin.engine.history.dataset import Loaded
     from quorin.offline import ParquetDatasetStore
     from quorin.schema import Schema
     from quorin.shm import Segment, SegmentRegistry
+    from quorin.snapshot import SnapshotStore
 
     Progress = Callable[[int, int], None]
     Batches = Iterator[tuple[int, pa.RecordBatch, pa.Array]]
@@ -165,35 +170,64 @@ def rebuild_segment(
     schema: Schema,
     registry: SegmentRegistry,
     *,
-    history: ParquetDatasetStore | None,
+    history: OfflineWriter | None,
     beginning: Beginning | None,
     capacity: int,
     max_id_bytes: int,
+    snapshots: SnapshotStore | None = None,
     stream_key: str = DEFAULT_STREAM_KEY,
     progress: Progress | None = None,
+    show: ShowProgress = logged_progress,
 ) -> Segment:
     """A segment for a node that has none, open for writing; nothing points to it yet, and a consumer applies the rest.
 
-    It has the rows of the history, or none if there is no history of the schema. It follows the log from where the
-    history ends, else from the schema's ``beginning``.
+    Its rows come from the first of these that has any: the newest snapshot from which the log or the history goes on
+    without a gap, the history, a snapshot that is older than the start of the log, or of a log that was wiped. It
+    follows the log from where they end, else from the schema's ``beginning``. One from a snapshot has the capacity of
+    the segment that was saved. ``progress`` is called while it is built; ``show`` shows it to people.
 
-    :raises CorruptHistoryError, HistoryUnavailableError: as :func:`hydrate`.
+    :raises SnapshotUnavailableError, HistoryUnavailableError: if a source cannot be read, and no other has rows.
+    :raises CorruptHistoryError: as :func:`hydrate`. :raises SharedMemoryError: if there is no room.
     """
-    if history is not None:
-        with suppress(EmptyDatasetError):
-            return build_segment(
+    unavailable = None
+    identity, bounds = registry.backend.log(stream_key).state()
+    readable = _readable(history)
+
+    def from_snapshots(**which: Any) -> Segment | None:
+        if snapshots is None:
+            return None
+        with _shown(show, f"{schema.__name__} from {snapshots.address}", progress) as shown:
+            options = {"stream_key": stream_key, "beginning": beginning, "progress": shown, **which}
+            return restore_newest(schema, snapshots, registry, **options)
+
+    try:
+        # The history has every entry that was trimmed, and the consumer applies those behind the segment's position.
+        segment = from_snapshots(from_position=bounds.trimmed if readable is None else 0)
+    except SnapshotUnavailableError as error:
+        _log.warning("snapshots_unavailable", schema=schema.__name__, error=str(error))
+        segment, unavailable = None, error
+    if segment is None and readable is not None:
+        with (
+            suppress(EmptyDatasetError),
+            _shown(show, f"{schema.__name__} from {readable.address}", progress) as shown,
+        ):
+            segment = build_segment(
                 schema,
-                history,
+                readable,
                 registry,
                 least_capacity=capacity,
                 max_id_bytes=max_id_bytes,
                 stream_key=stream_key,
-                progress=progress,
+                progress=shown,
                 beginning=beginning,
             )[0]
-    segment = registry.create(schema, capacity=capacity, max_id_bytes=max_id_bytes, set_current=False)
-    if beginning is not None and beginning.log_identity == registry.backend.log(stream_key).identity():
-        segment.commit_position(beginning.position, beginning.log_identity)
+    if segment is None and unavailable is not None:
+        raise unavailable  # It may have rows that nothing else has.
+    segment = from_snapshots(any_log=True) if segment is None else segment
+    if segment is None:
+        segment = registry.create(schema, capacity=capacity, max_id_bytes=max_id_bytes, set_current=False)
+        if beginning is not None and beginning.log_identity == identity:
+            segment.commit_position(beginning.position, beginning.log_identity)
     return segment
 
 
@@ -210,6 +244,26 @@ def catch_up(segment: Segment, store: ParquetDatasetStore, trimmed: int) -> int:
     if through > segment.position:
         segment.commit_position(through, segment.log_identity)
     return applied
+
+
+def _readable(history: OfflineWriter | None) -> ParquetDatasetStore | None:
+    """The history if rows can be read from it: one that a user wrote may only take them."""
+    from quorin.offline import ParquetDatasetStore
+
+    return history if isinstance(history, ParquetDatasetStore) else None
+
+
+@contextmanager
+def _shown(show: ShowProgress, what: str, progress: Progress | None) -> Iterator[Progress]:
+    """One function for the progress that people see, and for the caller's own."""
+    with show(what) as shown:
+
+        def both(done: int, total: int) -> None:
+            shown(done, total)
+            if progress is not None:
+                progress(done, total)
+
+        yield both
 
 
 def _fill(segment: Segment, batches: Batches, total: int, as_of_time_ns: int | None, progress: Progress | None) -> None:

@@ -85,7 +85,6 @@ class SegmentRegistry:
             raise SegmentNotFoundError(f"shm_dir {str(self._directory)!r} is not a directory")
         self.shm_group = resolve_group(shm_group)
         self.backend = connect(connection, namespace=namespace, must_answer=False)
-        self._control = self.backend.control
         self.node = Node(self._directory, self.backend, self.shm_group)
         self.node.check_reachable()
         self._writable_segments: weakref.WeakSet[Segment] = weakref.WeakSet()
@@ -144,23 +143,14 @@ class SegmentRegistry:
         :raises SegmentConflictError: if another process made a segment current at the same time; that one stays.
         """
         _check_schema(schema)
-        _check_range("capacity", capacity, 1, fmt.MAX_ROWS // 2)
-        _check_range("max_id_bytes", max_id_bytes, 1, fmt.MAX_ID_BYTES)
-        if prefault_rows is not None:
-            _check_range("prefault_rows", prefault_rows, 0, fmt.MAX_ROWS)
-        sizes = {
-            "capacity": capacity,
-            "max_id_bytes": max_id_bytes,
-            "heap_bytes": _first_heap_bytes(schema, capacity),
-            "prefault_rows": prefault_rows,
-        }
+        sizes = _sizes(schema, capacity, max_id_bytes, prefault_rows)
         if not set_current:
-            return self._writable(_first_generation(self, schema, sizes))
+            return self.adopt(_first_generation(self, schema, sizes))
         while True:
             name = self.node.current(schema.__name__)
             previous = _attach_if_there(self._directory, name, writable=True)
             if previous is None:
-                segment = self._writable(_first_generation(self, schema, sizes))
+                segment = self.adopt(_first_generation(self, schema, sizes))
                 self.publish(segment, replacing=name)
                 return segment
             with suppress(SegmentNotFoundError):  # It was discarded this moment.
@@ -187,7 +177,7 @@ class SegmentRegistry:
             if previous is None:
                 _make_current(self, segment, replacing, beginning, restores)
                 return
-            with self._writable(previous) as replaced:
+            with self.adopt(previous) as replaced:
                 # While its lease is held, no other process writes to it, discards it, or flips to a next generation.
                 view = replaced.writing_view()
                 _make_current(self, segment, replacing, beginning, restores)
@@ -201,7 +191,9 @@ class SegmentRegistry:
 
     def create_schema(self, schema: Schema, beginning: Beginning) -> bool:
         """Store a schema in the control plane, whose rows begin at ``beginning``; False if it has one of this name."""
-        return self._control.swap_schema(schema.__name__, schema_to_json(schema), expected=None, beginning=beginning)
+        return self.backend.control.swap_schema(
+            schema.__name__, schema_to_json(schema), expected=None, beginning=beginning
+        )
 
     def create_successor(self, segment: Segment, schema: Schema, *, capacity: int) -> Segment:
         """A new, empty segment in the line of an existing one, for a schema of the same name; not current.
@@ -212,7 +204,7 @@ class SegmentRegistry:
         view = segment.current_view()
         if schema.__name__ != view.schema.__name__:
             raise SchemaMismatchError(f"{schema.__name__!r} can't succeed {view.name!r}: the names must be the same")
-        return self._writable(
+        return self.adopt(
             create_successor(
                 view,
                 schema,
@@ -241,6 +233,13 @@ class SegmentRegistry:
         :raises SegmentNotFoundError, CorruptSegmentError: as :meth:`open_current`.
         """
         return self._open(schema_name, None, read_only=read_only)
+
+    def adopt(self, view: SegmentView) -> Segment:
+        """A segment of a file in :attr:`shm_dir`, open for writing; nothing has to point to it."""
+        self.node.share(view.path)
+        segment = Segment(view, self.node, read_only=False)
+        self._writable_segments.add(segment)
+        return segment
 
     def close(self, segment: Segment) -> None:
         """Close a segment; its rows stay for others."""
@@ -286,24 +285,18 @@ class SegmentRegistry:
                 f"no segment is current for schema {schema_name!r} of {self.backend.address} in {self._directory}"
             )
         view = attach_newest(self._directory, name, schema, writable=not read_only)
-        return Segment(view, self.node, read_only=True) if read_only else self._writable(view)
-
-    def _writable(self, view: SegmentView) -> Segment:
-        self.node.share(view.path)
-        segment = Segment(view, self.node, read_only=False)
-        self._writable_segments.add(segment)
-        return segment
+        return Segment(view, self.node, read_only=True) if read_only else self.adopt(view)
 
     def _replace(self, previous: SegmentView, schema: Schema, sizes: dict[str, Any]) -> Segment:
         """Replace a segment by a new, empty one; a writer that this registry opened releases its lease."""
         self.release_lease(previous.name)
-        with self._writable(previous) as segment:
+        with self.adopt(previous) as segment:
             segment.acquire_writer_lease()
             # A schema in the control plane that differs from its segment's is a pending upgrade. Under the lease, no
             # consumer can apply it before the segment of this schema is in force.
-            self._control.put_schema(schema.__name__, schema_to_json(schema))
+            self.backend.control.put_schema(schema.__name__, schema_to_json(schema))
             segment.replace(create_successor(segment.current_view(), schema, **sizes))
-            return self._writable(segment.current_view())
+            return self.adopt(segment.current_view())
 
 
 def _locked_newest(segment: Segment) -> tuple[SegmentView, FileLock]:
@@ -316,6 +309,16 @@ def _locked_newest(segment: Segment) -> tuple[SegmentView, FileLock]:
         if view.successor_name is None:
             return view, lease
         lease.release()  # Its writer flipped before we had the lock.
+
+
+def _sizes(schema: Schema, capacity: int, max_id_bytes: int, prefault_rows: int | None) -> dict[str, Any]:
+    """The sizes of a new segment. :raises ValueError: for a number out of range."""
+    _check_range("capacity", capacity, 1, fmt.MAX_ROWS // 2)
+    _check_range("max_id_bytes", max_id_bytes, 1, fmt.MAX_ID_BYTES)
+    if prefault_rows is not None:
+        _check_range("prefault_rows", prefault_rows, 0, fmt.MAX_ROWS)
+    sizes = {"capacity": capacity, "max_id_bytes": max_id_bytes, "heap_bytes": _first_heap_bytes(schema, capacity)}
+    return {**sizes, "prefault_rows": prefault_rows}
 
 
 def _attach_if_there(directory: Path, name: str | None, *, writable: bool = False) -> SegmentView | None:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from quorin.engine.backend import connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.engine.bootstrap.progress import logged_progress
+from quorin.engine.bootstrap.writer import writing
 from quorin.engine.consumer.apply import Applier, apply_and_advance
 from quorin.engine.consumer.cursor import LogCursor
 from quorin.engine.consumer.history import NoopOfflineWriter, OfflineWriter
@@ -31,6 +33,7 @@ from quorin.errors import (
     ConnectionFailedError,
     HistoryUnavailableError,
     NotPicklableError,
+    SnapshotUnavailableError,
     WriterFencedError,
     WriterLeaseHeldError,
 )
@@ -41,8 +44,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from quorin.engine.backend import Connection, Tail
+    from quorin.engine.bootstrap.progress import ShowProgress
     from quorin.schema import Schema
     from quorin.shm import Segment
+    from quorin.snapshot import SnapshotStore
 
 __all__ = ["NoopOfflineWriter", "OfflineWriter", "WALConsumer", "WriterLeaseHeldError"]
 
@@ -73,6 +78,10 @@ class WALConsumer:
     this consumer applies all schemas of the control plane; entries of unknown schemas become dead letters before.
     Without ``offline``, or with ``trims`` False, nothing is trimmed.
 
+    A new segment gets the rows of the newest snapshot in ``snapshots`` that fits, else those of the history.
+    :meth:`run` writes snapshots every ``snapshot_every_seconds``, in a thread. ``show`` shows progress; by default it
+    is logged.
+
     While another process is the writer, this consumer waits, and takes over when that process dies. A frozen writer is
     overtaken after ``frozen_after_seconds`` without a heartbeat: consumers send one each second. With ``yields``,
     :meth:`run` returns when a consumer of all schemas without it runs on the node.
@@ -99,32 +108,35 @@ class WALConsumer:
         yields: bool = False,
         node_timeout_seconds: float = DEFAULT_NODE_TIMEOUT_SECONDS,
         namespace: str = DEFAULT_NAMESPACE,
+        snapshots: SnapshotStore | None = None,
+        snapshot_every_seconds: float | None = None,
+        show: ShowProgress = logged_progress,
     ) -> None:
         self._backend = connect(connection, namespace=namespace)
         self._owns_backend = self._backend is not connection
         registry = SegmentRegistry(self._backend, namespace=namespace) if registry is None else registry
         log = self._backend.log(stream_key)
-        trims = trims and offline is not None
+        trims, sizes = trims and offline is not None, {"capacity": capacity, "max_id_bytes": max_id_bytes}
         self._offline = offline
         self._ownership = Ownership(
             schemas_or_segments,
             registry,
             log,
-            history=offline,
             claims=trims,
             frozen_after_seconds=frozen_after_seconds,
-            capacity=capacity,
-            max_id_bytes=max_id_bytes,
+            new_segment={**sizes, "history": offline, "snapshots": snapshots, "show": show},
         )
         self._cursor = LogCursor(log, offline, batch_entries=batch_entries, reads_all=trims)
         self._applier = Applier(log, self._backend.control, None if type(offline) is NoopOfflineWriter else offline)
         self._trimming = Trimming(
             log, offline, self._ownership, registry, trims=trims, node_timeout_seconds=node_timeout_seconds
         )
+        reports, every = self._ownership.reports, snapshot_every_seconds
+        self._writing_snapshots = writing(snapshots, registry, reports, every_seconds=every, show=show)
         self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
         self._precedence = Precedence(registry.node, discovers=self._ownership.discovers, yields=yields)
-        self._agenda, self._pace = self._new_agenda(), Pace()
         self._stop, self._running = threading.Event(), threading.Lock()
+        self._agenda, self._pace = self._new_agenda(), Pace()
 
     def __enter__(self) -> WALConsumer:
         return self
@@ -145,9 +157,8 @@ class WALConsumer:
         :raises SegmentConflictError: if another segment became current in place of one that was passed in.
         :raises CapacityExceededError: if a segment cannot grow.
         """
-        with _exclusive(self._running):
+        with _exclusive(self._running), self._writing_snapshots:
             self._agenda = self._new_agenda()
-            self._agenda.stopping = self._stop.is_set()
             try:
                 while (step := next_step(self._agenda, time.monotonic()))[0] is not Step.stop:
                     self._perform(*step)
@@ -161,13 +172,7 @@ class WALConsumer:
 
     async def run_async(self) -> None:
         """:meth:`run` in a thread of its own; cancelling stops it."""
-        running = asyncio.create_task(asyncio.to_thread(self.run))
-        try:
-            await asyncio.shield(running)
-        except asyncio.CancelledError:
-            self.stop()
-            await running
-            raise
+        await _run_in_thread(self)
 
     def drain(self, tail: Tail | None = None) -> int:
         """Apply what is in the log now. Returns the number of rows that changed a segment.
@@ -233,8 +238,7 @@ class WALConsumer:
             first = self._agenda.failures == 0
             delay = self._agenda.failed(step, time.monotonic())
             if first:
-                event = "history_unavailable" if isinstance(error, HistoryUnavailableError) else "log_unreachable"
-                _log.warning(event, address=self._backend.address, error=str(error), next_try_seconds=delay)
+                _warn_unavailable(error, self._backend.address, delay)
         except WriterFencedError as error:
             _log.warning("writer_fenced", error=str(error))
             self._drop_lost()
@@ -245,7 +249,7 @@ class WALConsumer:
         return self._agenda.failures > 0
 
     def _new_agenda(self) -> Agenda:
-        return Agenda(len(self._ownership.targets), discovers=self._ownership.discovers)
+        return Agenda(len(self._ownership.targets), stopping=self._stop.is_set(), discovers=self._ownership.discovers)
 
     def _look(self) -> None:
         if self._ownership.discovers:
@@ -310,6 +314,22 @@ class WALConsumer:
         owned = self._ownership.owned()
         self._cursor.keep(owned)
         self._agenda.lost(len(owned), time.monotonic())
+
+
+async def _run_in_thread(consumer: WALConsumer) -> None:
+    running = asyncio.create_task(asyncio.to_thread(consumer.run))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        consumer.stop()
+        await running
+        raise
+
+
+def _warn_unavailable(error: ConnectionFailedError, address: str, delay: float) -> None:
+    event = "history_unavailable" if isinstance(error, HistoryUnavailableError) else "log_unreachable"
+    event = "snapshots_unavailable" if isinstance(error, SnapshotUnavailableError) else event
+    _log.warning(event, address=address, error=str(error), next_try_seconds=delay)
 
 
 @contextmanager

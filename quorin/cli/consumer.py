@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 if TYPE_CHECKING:
     from quorin.engine.backend import Backend
     from quorin.offline import ParquetDatasetStore
+    from quorin.snapshot import SnapshotStore
     from quorin.wal_consumer import WALConsumer
 
 History = Annotated[
@@ -40,6 +42,16 @@ MaxIdBytes = Annotated[int, typer.Option(min=1, help="The longest entity id of a
 FrozenAfter = Annotated[
     float, typer.Option(min=1, help="Seconds without a heartbeat before another writer is overtaken.")
 ]
+Snapshots = Annotated[
+    str | None,
+    typer.Option(
+        envvar="QUORIN_SNAPSHOTS",
+        help="Save snapshots in this directory or URL, and start new segments from the newest that fits.",
+        show_default=False,
+    ),
+]
+SnapshotEvery = Annotated[str, typer.Option(help="The time between two snapshots of a schema, such as 90s or 10m.")]
+KeepSnapshots = Annotated[int, typer.Option(min=1, help="How many snapshots of each schema to keep.")]
 MetricsPort = Annotated[
     int | None,
     typer.Option(min=0, max=65535, help="Serve this machine's metrics on this port, as `quorin metrics` does."),
@@ -65,6 +77,9 @@ def consumer(
     shm_group: ShmGroup = None,
     frozen_after: FrozenAfter = 30.0,
     node_timeout: NodeTimeout = "10m",
+    snapshots: Snapshots = None,
+    snapshot_every: SnapshotEvery = "10m",
+    keep_snapshots: KeepSnapshots = 3,
     metrics_port: MetricsPort = None,
     metrics_address: MetricsAddress = "127.0.0.1",
     log_level: LogLevel = Level.INFO,
@@ -82,12 +97,16 @@ def consumer(
 
     - `quorin consumer -c redis://localhost:6379 --offline data/history`: also keep a history in Parquet
 
+    - `quorin consumer -c redis://localhost:6379 --snapshots s3://bucket/snapshots`: also save snapshots
+
     - `quorin consumer -c data/quorin`: for the embedded store of a Feast repository
 
     Exit codes: 0 stopped by a signal, 1 could not continue (with the reason on stderr), 2 wrong usage.
     """
     from quorin import logging
+    from quorin.cli.output import progress_bar
     from quorin.engine.backend import connect
+    from quorin.engine.bootstrap.progress import logged_progress
     from quorin.shm import SegmentRegistry
     from quorin.wal_consumer import NoopOfflineWriter, WALConsumer
 
@@ -96,6 +115,10 @@ def consumer(
 
     logging.configure(log_level, json=log_json)
     history = NoopOfflineWriter() if trim else None if offline is None else _prepared_history(offline)
+    every = seconds(snapshot_every)
+    if not every:
+        raise typer.BadParameter("--snapshot-every: expected more than no time")
+    store = None if snapshots is None else _prepared_store(snapshots, keep_snapshots)
     backend = connect(connection, namespace=namespace)
     running = WALConsumer(
         backend,
@@ -108,6 +131,9 @@ def consumer(
         frozen_after_seconds=frozen_after,
         node_timeout_seconds=seconds(node_timeout),
         namespace=namespace,
+        snapshots=store,
+        snapshot_every_seconds=every,
+        show=progress_bar if sys.stderr.isatty() else logged_progress,
     )
     _run(running, backend, stream_key, metrics_port, metrics_address)
 
@@ -118,6 +144,14 @@ def _prepared_history(offline: str) -> ParquetDatasetStore:
     dataset = ParquetDatasetStore(offline)
     dataset.prepare()
     return dataset
+
+
+def _prepared_store(url: str, keep: int) -> SnapshotStore:
+    from quorin.snapshot import SnapshotStore
+
+    store = SnapshotStore(url, keep=keep)
+    store.prepare()
+    return store
 
 
 def _run(

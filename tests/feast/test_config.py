@@ -134,18 +134,21 @@ def test_no_setting_shows_the_password_of_a_url(url: str) -> None:
 
 
 def test_settings_are_shown_without_the_urls_that_may_hold_passwords() -> None:
-    settings = QuorinOnlineStoreConfig(redis_url="redis://:s3cret@h", offline_path="s3://KEY:s3cret@bucket/x")
+    settings = QuorinOnlineStoreConfig(
+        redis_url="redis://:s3cret@h", offline_path="s3://KEY:s3cret@bucket/x", snapshots="s3://K:s3cret@b/y"
+    )
     assert "s3cret" not in f"{settings!r} {settings}"
 
 
 def test_a_process_that_changes_its_directory_keeps_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    made = QuorinOnlineStoreConfig(shm_dir="shm", offline_path="history")
+    made = QuorinOnlineStoreConfig(shm_dir="shm", offline_path="history", snapshots="s3://bucket/x")
     monkeypatch.chdir("/")
     for settings in (made, pickle.loads(pickle.dumps(made))):
         assert settings.shm_dir == str(tmp_path / "shm")
-        assert settings.connection(Path("repo")) == str(tmp_path / "repo" / "data" / "quorin")
-        assert settings.history(Path("repo")) == str(tmp_path / "repo" / "history")
+        repo = tmp_path / "repo"
+        places = str(repo / "data" / "quorin"), str(repo / "history"), "s3://bucket/x"
+        assert settings.places(Path("repo")) == places
         assert settings.connection(Path("/elsewhere")) == "/elsewhere/data/quorin"
 
 

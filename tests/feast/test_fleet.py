@@ -19,6 +19,8 @@ from feast_quorin import session
 from quorin.errors import StaleReplicaError
 from quorin.metrics import stale_reads
 from quorin.shm import SegmentRegistry
+from quorin.snapshot import SnapshotStore
+from quorin.wal import Beginning
 from quorin.wal_consumer import WALConsumer
 from tests.feast.repos import END, START, definitions, make_store
 from tests.support.redis_server import RedisServer
@@ -139,6 +141,27 @@ def _is_refused(store: FeatureStore) -> bool:
         return score(store) is None
     except StaleReplicaError:
         return True
+
+
+def test_a_new_machine_starts_from_a_snapshot(machines: Machines, tmp_path: Path, data: Path) -> None:
+    first = machines.stores[0]
+    first.materialize(START, END)
+    expected = first.get_online_features(FEATURES, DRIVER).to_dict()
+    until(lambda: first.get_online_features(FEATURES, DRIVER).to_dict() == expected)
+    registry = SegmentRegistry(machines.server.url, shm_dir=tmp_path / "A")
+    store = SnapshotStore(tmp_path / "repo" / "snapshots")
+    for name in registry.node.currents():
+        begins = registry.node.state().beginnings[name]
+        with registry.open_stored(name) as segment:
+            store.save(segment, beginning=Beginning(*begins))
+    log = registry.backend.log()
+    log.trim(log.bounds().last)
+    push(first, 0.75)
+    restored = machines.store("D", snapshots="snapshots")
+    with capture_logs() as logs:
+        assert restored.get_online_features(FEATURES, DRIVER).to_dict() == expected
+    assert "snapshot_restored" in {event["event"] for event in logs}
+    until(lambda: score(restored) == 0.75)
 
 
 def _score_in_new_process(store: FeatureStore, results: Any) -> None:

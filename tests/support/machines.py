@@ -41,6 +41,12 @@ class Machine:
         with self.registry.open_current(schema) as segment:
             return whole_rows(segment, ids)
 
+    def found(self, schema: Any, ids: list[str]) -> list[bool]:
+        return [row is not None for row in self.served(schema, ids)]
+
+    def log(self) -> Any:
+        return self.registry.backend.log()
+
     def close(self) -> None:
         self.producer.close()
         self.registry.backend.close()

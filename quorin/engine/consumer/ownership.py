@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable
 
     from quorin.engine.backend import Log
-    from quorin.engine.consumer.history import OfflineWriter
     from quorin.engine.consumer.target import Target
     from quorin.schema import Schema
     from quorin.shm import Segment, SegmentRegistry
@@ -25,8 +24,9 @@ _log = get_logger(__name__)
 class Ownership:
     """The targets of one consumer, and which of them it is the writer of.
 
-    ``schemas_or_segments`` None follows the control plane's schemas. New segments are filled from ``history``. With
-    ``claims`` every segment taken is claimed in the log, so that no other consumer trims entries of its schema.
+    ``schemas_or_segments`` None follows the control plane's schemas. With ``claims`` every segment taken is claimed in
+    the log, so that no other consumer trims entries of its schema. ``new_segment`` are options of
+    :func:`quorin.hydration.rebuild_segment` for segments that the node lacks.
     """
 
     def __init__(
@@ -35,11 +35,9 @@ class Ownership:
         registry: SegmentRegistry,
         log: Log,
         *,
-        history: OfflineWriter | None,
         claims: bool,
         frozen_after_seconds: float,
-        capacity: int,
-        max_id_bytes: int,
+        new_segment: dict[str, Any],
     ) -> None:
         self._discovery = Discovery() if schemas_or_segments is None else None
         self.targets = [] if schemas_or_segments is None else targets_of(schemas_or_segments)
@@ -49,15 +47,9 @@ class Ownership:
         self._control = registry.backend.control
         self._log = log
         self._lives = Lives(registry)
-        self._history = history
         self._claims = claims
         self._frozen_after_seconds = frozen_after_seconds
-        self._new_segment = {
-            "capacity": capacity,
-            "max_id_bytes": max_id_bytes,
-            "stream_key": log.stream_key,
-            "progress": self._heartbeat,
-        }
+        self._new_segment = {**new_segment, "stream_key": log.stream_key, "progress": self._heartbeat}
 
     @property
     def discovers(self) -> bool:
@@ -119,7 +111,6 @@ class Ownership:
                 self._new_segment,
                 self._frozen_after_seconds,
                 before_overtaking=self._claim,
-                history=self._history,
             )
             if self._claims:
                 self._claim(target.schema.__name__)

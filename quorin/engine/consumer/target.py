@@ -130,13 +130,12 @@ class Target:
         frozen_after_seconds: float,
         *,
         before_overtaking: Callable[[str], None],
-        history: Any = None,
     ) -> None:
         """Open or create the segment and become its writer. A writer that gave no heartbeat for
         ``frozen_after_seconds`` is overtaken.
 
         ``before_overtaking`` is called with the schema's name before a frozen writer's rows are copied: from then on
-        that writer must not trim the log. A new segment is filled from ``history``, if it can be read.
+        that writer must not trim the log. ``new_segment`` are options of :func:`quorin.hydration.rebuild_segment`.
 
         A segment of another version is taken as it is, if one of the two versions can be upgraded to the other;
         :meth:`apply_pending_upgrade` does the rest.
@@ -147,7 +146,7 @@ class Target:
         """
         if not self._is_users:
             self.close()
-            self._segment = self._open_or_create(registry, new_segment, history)
+            self._segment = self._open_or_create(registry, new_segment)
             self._check_version(registry.backend.control)
         try:
             self.opened.acquire_writer_lease(applies_upgrades=True)
@@ -245,17 +244,16 @@ class Target:
                 f"{requested.version} was requested: upgrade the segment first, if the fields allow it"
             )
 
-    def _open_or_create(self, registry: SegmentRegistry, new_segment: dict[str, Any], history: Any) -> Segment:
+    def _open_or_create(self, registry: SegmentRegistry, new_segment: dict[str, Any]) -> Segment:
         """The segment in force, or a new one if there is none and no other process is faster."""
         while True:
             with suppress(SegmentNotFoundError):
                 return registry.open_stored(self.schema.__name__, read_only=False)
             with suppress(SegmentConflictError):
-                return self._create(registry, new_segment, history)
+                return self._create(registry, new_segment)
 
-    def _create(self, registry: SegmentRegistry, new_segment: dict[str, Any], history: Any) -> Segment:
+    def _create(self, registry: SegmentRegistry, new_segment: dict[str, Any]) -> Segment:
         from quorin.hydration import rebuild_segment
-        from quorin.offline import ParquetDatasetStore
 
         name, control = self.schema.__name__, registry.backend.control
         # In this order, because a view is removed by dropping its schema first, then its segment.
@@ -266,8 +264,7 @@ class Target:
             raise SegmentNotFoundError(f"the schema {name!r} was dropped from the control plane")
         if text is not None and self.can_become(text):
             self.schema = schema_from_json(text)
-        history = history if isinstance(history, ParquetDatasetStore) else None
-        segment = rebuild_segment(self.schema, registry, history=history, beginning=beginning, **new_segment)
+        segment = rebuild_segment(self.schema, registry, beginning=beginning, **new_segment)
         registry.publish(segment, replacing=lost, beginning=beginning, restores=self._discovered)
         _log.info("segment_created", schema=name, segment=segment.name, replaces_lost=lost, rows=len(segment))
         return segment

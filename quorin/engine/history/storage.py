@@ -1,4 +1,4 @@
-"""Storage of history files: a directory, or any filesystem that pyarrow supports.
+"""Storage of files, of the history or of snapshots: a directory, or any filesystem that pyarrow supports.
 
 Files appear complete or not at all. In a directory, a file is written under a temporary name, synced and renamed, and
 the directory is synced. On an object store an object appears when its upload is complete, so it is uploaded under its
@@ -20,11 +20,11 @@ from pyarrow import fs
 
 from quorin.engine.history.files import PENDING_SUFFIX, DataFile, parse_path
 from quorin.engine.paths import absolute
-from quorin.errors import CorruptHistoryError, HistoryUnavailableError
+from quorin.errors import ConnectionFailedError, CorruptHistoryError, HistoryUnavailableError, QuorinError
 from quorin.urls import URL_FORM, is_malformed, secrets_in, shown, without_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _OBJECT_STORES = {"s3", "gcs", "abfs"}
 LEFTOVER_SECONDS = 3600.0
@@ -47,12 +47,24 @@ class Listing:
 class Storage:
     """A filesystem below a base, with atomic writes. Paths are the filesystem's own.
 
-    ``address`` is the base without keys or passwords, for display.
+    ``address`` is the base without keys or passwords, for display. Errors are of the type ``error``, and say that
+    ``what`` is unavailable.
     """
 
-    def __init__(self, base: Any, filesystem: fs.FileSystem | None) -> None:
-        self._fs, self._root = _resolve(base, filesystem)
-        self._local = isinstance(self._fs, fs.LocalFileSystem)
+    def __init__(
+        self,
+        base: Any,
+        filesystem: fs.FileSystem | None,
+        *,
+        what: str = "history",
+        error: type[ConnectionFailedError] = HistoryUnavailableError,
+    ) -> None:
+        self._what, self._error = what, error
+        try:
+            self._fs, self._root = _resolve(base, filesystem)
+        except HistoryUnavailableError as failure:
+            raise error(str(failure)) from None
+        self.is_local = isinstance(self._fs, fs.LocalFileSystem)
         self._hidden = _secrets_in(os.fspath(base))
         self.address = _shown(os.fspath(base))
 
@@ -62,7 +74,7 @@ class Storage:
 
     def prepare(self) -> None:
         """Create a local base. :raises HistoryUnavailableError: if it is not writable."""
-        if self._local:
+        if self.is_local:
             self._guarded(self._root, lambda: _make_writable(Path(self._root)))
 
     def exists(self) -> bool:
@@ -75,16 +87,17 @@ class Storage:
         infos = self._guarded(self._root, lambda: self._fs.get_file_info(fs.FileSelector(self._root)))
         return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
 
+    def files(self, folder: str) -> list[fs.FileInfo]:
+        """All files below a folder; none if the folder does not exist."""
+        selector = fs.FileSelector(folder, recursive=True, allow_not_found=True)
+        infos = self._guarded(folder, lambda: self._fs.get_file_info(selector))
+        return [info for info in infos if info.type == fs.FileType.File]
+
     def listing(self, folder: str) -> Listing:
         """All files below a folder, by kind; empty if the folder does not exist."""
         found = Listing()
         old = time.time() - LEFTOVER_SECONDS
-        for info in self._guarded(
-            folder,
-            lambda: self._fs.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True)),
-        ):
-            if info.type != fs.FileType.File:
-                continue
+        for info in self.files(folder):
             if info.path.endswith(PENDING_SUFFIX):
                 if info.mtime is None or info.mtime.timestamp() < old:
                     found.leftovers.append(info.path)
@@ -108,7 +121,20 @@ class Storage:
 
         :raises HistoryUnavailableError: if that fails; the previous file, if any, is unchanged.
         """
-        self._guarded(path, lambda: self._write_local(path, fill) if self._local else self._write_remote(path, fill))
+        self._guarded(path, lambda: self._write_local(path, fill) if self.is_local else self._write_remote(path, fill))
+
+    def stream(self, path: str, blocks: Iterable[Any]) -> None:
+        """Create a file in a remote filesystem from blocks that need not fit in memory together.
+
+        A failure may leave a part of the file: in an object store under its own name, elsewhere under another.
+        """
+        self._guarded(path, lambda: self._stream(path, blocks))
+
+    def make_folder(self, *names: str) -> Path:
+        """A local folder under the base, which is created."""
+        folder = Path(self.folder(*names))
+        self._guarded(str(folder), lambda: _make_folders(folder))
+        return folder
 
     def remove(self, path: str) -> None:
         """Remove a file, if it exists."""
@@ -140,12 +166,16 @@ class Storage:
         # Closing a stream after an error would leave a partial object, so all bytes are collected first.
         memory = pa.BufferOutputStream()
         fill(memory)
+        self._stream(path, [memory.getvalue()])
+
+    def _stream(self, path: str, blocks: Iterable[Any]) -> None:
         in_place = self._fs.type_name in _OBJECT_STORES
         aside = path if in_place else f"{path}.{secrets.token_hex(4)}{PENDING_SUFFIX}"
         if not in_place:
             self._fs.create_dir(path.rpartition("/")[0], recursive=True)
         with self._fs.open_output_stream(aside) as sink:
-            sink.write(memory.getvalue())
+            for block in blocks:
+                sink.write(block)
         if not in_place:
             self._fs.move(aside, path)
 
@@ -153,13 +183,13 @@ class Storage:
         try:
             return action()
         except (OSError, pa.ArrowException) as error:
-            if isinstance(error, HistoryUnavailableError):
+            if isinstance(error, QuorinError):
                 raise
-            raise self.unavailable(f"the history at {self.address}: {path}", error) from self._cause(error)
+            raise self.unavailable(f"the {self._what} at {self.address}: {path}", error) from self._cause(error)
 
-    def unavailable(self, what: str, error: Exception) -> HistoryUnavailableError:
+    def unavailable(self, what: str, error: Exception) -> ConnectionFailedError:
         """The error to raise if a file cannot be read or written; its message holds no secrets."""
-        return HistoryUnavailableError(f"{what}: {without_secrets(str(error), self._hidden)}")
+        return self._error(f"{what}: {without_secrets(str(error), self._hidden)}")
 
     def _cause(self, error: Exception) -> Exception | None:
         """The error, unless its message may hold secrets."""

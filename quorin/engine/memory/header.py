@@ -60,10 +60,13 @@ def _static_crc(memory: AnyArray, schema_bytes: bytes) -> int:
     return zlib.crc32(schema_bytes, zlib.crc32(bytes(static)))
 
 
-def check_header(path: Path, memory: AnyArray, header: Any) -> None:
-    """Check the static part of the header, before the schema behind it is parsed. :raises CorruptSegmentError: if it
-    is not of this format, or damaged.
+def check_header(path: Path | str, memory: AnyArray, header: Any, *, size: int | None = None) -> None:
+    """Check the static part of the header, before the schema behind it is parsed. ``memory`` holds at least header and
+    schema; ``size`` is the size of the whole file, if ``memory`` is a part of it.
+
+    :raises CorruptSegmentError: if it is not of this format, or damaged.
     """
+    size = len(memory) if size is None else size
     if bytes(memory[:8]) != fmt.MAGIC:
         raise CorruptSegmentError(f"{path} is no segment: it begins with {bytes(memory[:8])!r}, expected {fmt.MAGIC!r}")
     if int(header["byte_order"]) != fmt.BYTE_ORDER_MARK:
@@ -76,8 +79,8 @@ def check_header(path: Path, memory: AnyArray, header: Any) -> None:
             f"{path} has format version {int(header['format_version'])}, this Quorin reads {fmt.FORMAT_VERSION}"
         )
     schema_end = fmt.HEADER_BYTES + int(header["schema_bytes"])
-    if int(header["file_bytes"]) != len(memory) or schema_end > len(memory):
-        raise CorruptSegmentError(f"{path} has {len(memory)} bytes, its header says {int(header['file_bytes'])}")
+    if int(header["file_bytes"]) != size or schema_end > len(memory):
+        raise CorruptSegmentError(f"{path} has {size} bytes, its header says {int(header['file_bytes'])}")
     crc = _static_crc(memory, bytes(memory[fmt.HEADER_BYTES : schema_end]))
     if int(header["static_crc"]) != crc:
         raise CorruptSegmentError(f"{path}: header checksum {int(header['static_crc']):#010x}, computed {crc:#010x}")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
-from pyarrow import fs
 
 from quorin.assembly import read
 from quorin.engine.log.record import Kind
@@ -23,49 +19,22 @@ from quorin.hydration import hydrate
 from quorin.offline import ParquetDatasetStore
 from quorin.shm import SegmentRegistry
 from tests.support.passwords import urls_with_passwords, without_password
+from tests.support.s3 import KEY, QUOTED, SECRET, new_bucket, running, url
 from tests.support.schemas import Scalars
 
-KEY, SECRET = "AKIAOFTHETESTS", "only/the+owner=knows"
-QUOTED = quote(SECRET, safe="")
 IDS = [f"id{number}" for number in range(50)]
-SERVER = """
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
-
-server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=True)
-print(server.server_port, flush=True)
-server.serve_forever()
-"""
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """The address of an S3 server that chose its own port."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    try:
-        assert process.stdout is not None
-        port = process.stdout.readline().strip()
-        assert port, "the server did not start"
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.communicate()
+    with running() as address:
+        yield address
 
 
 @pytest.fixture
 def base(server: str, tmp_path: Path) -> str:
     """A history in a bucket of its own."""
-    address = url(server, f"bucket-{tmp_path.name.replace('_', '-').lower()[:40]}")
-    filesystem, path = fs.FileSystem.from_uri(address)
-    filesystem.create_dir(path.partition("/")[0])
-    return address
-
-
-def url(server: str, bucket: str) -> str:
-    options = f"scheme=http&endpoint_override={server}&region=eu-central-1&allow_bucket_creation=true"
-    return f"s3://{KEY}:{QUOTED}@{bucket}/features?{options}"
+    return new_bucket(server, tmp_path.name)
 
 
 def batch(number: int) -> pa.RecordBatch:

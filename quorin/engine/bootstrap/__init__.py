@@ -1,0 +1,1 @@
+"""How a new segment gets its rows without the whole log: snapshots, peers, the history."""
