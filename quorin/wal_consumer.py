@@ -23,6 +23,7 @@ from quorin.engine.bootstrap.progress import logged_progress
 from quorin.engine.bootstrap.writer import writing
 from quorin.engine.consumer.apply import Applier, apply_and_advance
 from quorin.engine.consumer.cursor import LogCursor
+from quorin.engine.consumer.historian import Historian
 from quorin.engine.consumer.history import NoopOfflineWriter, OfflineWriter
 from quorin.engine.consumer.ownership import Ownership
 from quorin.engine.consumer.plan import Agenda, FlushLimits, Pace, Step, next_step
@@ -117,24 +118,23 @@ class WALConsumer:
         registry = SegmentRegistry(self._backend, namespace=namespace) if registry is None else registry
         log = self._backend.log(stream_key)
         trims, sizes = trims and offline is not None, {"capacity": capacity, "max_id_bytes": max_id_bytes}
-        self._offline = offline
+        is_of_all, role = schemas_or_segments is None, "follower" if yields else "consumer"
+        self._historian = Historian(log, registry.node, offline, role=role, trims=trims, is_of_all=is_of_all)
         self._ownership = Ownership(
             schemas_or_segments,
             registry,
             log,
-            claims=trims,
+            before_overtaking=self._historian.end_others_of_node,
             frozen_after_seconds=frozen_after_seconds,
             new_segment={**sizes, "history": offline, "snapshots": snapshots, "show": show},
         )
-        self._cursor = LogCursor(log, offline, batch_entries=batch_entries, reads_all=trims)
-        self._applier = Applier(log, self._backend.control, None if type(offline) is NoopOfflineWriter else offline)
-        self._trimming = Trimming(
-            log, offline, self._ownership, registry, trims=trims, node_timeout_seconds=node_timeout_seconds
-        )
-        reports, every = self._ownership.reports, snapshot_every_seconds
-        self._writing_snapshots = writing(snapshots, registry, reports, every_seconds=every, show=show)
+        self._cursor = LogCursor(log, self._historian, batch_entries=batch_entries, reads_all=trims)
+        self._applier = Applier(log, self._backend.control, self._historian)
+        silent_after = node_timeout_seconds if trims else None
+        self._trimming = Trimming(log, self._historian, self._ownership, registry, silent_after)
+        self._snapshots = writing(snapshots, registry, self._ownership.reports, snapshot_every_seconds, show=show)
         self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
-        self._precedence = Precedence(registry.node, discovers=self._ownership.discovers, yields=yields)
+        self._precedence = Precedence(registry.node, role, discovers=self._ownership.discovers)
         self._stop, self._running = threading.Event(), threading.Lock()
         self._agenda, self._pace = self._new_agenda(), Pace()
 
@@ -157,7 +157,7 @@ class WALConsumer:
         :raises SegmentConflictError: if another segment became current in place of one that was passed in.
         :raises CapacityExceededError: if a segment cannot grow.
         """
-        with _exclusive(self._running), self._writing_snapshots:
+        with _exclusive(self._running), self._snapshots:
             self._agenda = self._new_agenda()
             try:
                 while (step := next_step(self._agenda, time.monotonic()))[0] is not Step.stop:
@@ -186,7 +186,7 @@ class WALConsumer:
         :raises SegmentConflictError: as :meth:`run`. :raises ConnectionFailedError: if the log cannot be reached.
         """
         with _exclusive(self._running):
-            if tail is not None and self._offline is None and time.monotonic() < self._agenda.check_at:
+            if tail is not None and self._historian.offline is None and time.monotonic() < self._agenda.check_at:
                 tail_rows = self._applier.apply_tail(tail, self._ownership.targets)
                 if tail_rows is not None:
                     return tail_rows
@@ -209,6 +209,7 @@ class WALConsumer:
                 # Others may write once the leases are released, so the next call anchors all segments again.
                 self._cursor.keep([])
                 self._ownership.release(keep=held_before)
+                self._historian.release()
 
     def close(self) -> None:
         """Close the segments that this consumer opened, and its connection."""
@@ -221,8 +222,7 @@ class WALConsumer:
         try:
             if step is Step.wait:
                 self._stop.wait(seconds)
-                return
-            if step is Step.look:
+            elif step is Step.look:
                 self._look()
             elif step is Step.take:
                 self._take(waiting=True)
@@ -235,8 +235,7 @@ class WALConsumer:
                 self._read(block_ms=_BLOCK_MS)
             self._agenda.succeeded(step)
         except ConnectionFailedError as error:
-            first = self._agenda.failures == 0
-            delay = self._agenda.failed(step, time.monotonic())
+            first, delay = self._agenda.failures == 0, self._agenda.failed(step, time.monotonic())
             if first:
                 _warn_unavailable(error, self._backend.address, delay)
         except WriterFencedError as error:
@@ -269,7 +268,8 @@ class WALConsumer:
     def _check(self) -> int:
         """Renew the ownership and anchor segments that do not follow the log; returns the log's last position."""
         self._ownership.renew()
-        last = self._cursor.anchor(self._ownership.owned())
+        is_anew = self._historian.renew(self._ownership.owns_all_schemas)
+        last = self._cursor.anchor(self._ownership.owned(), anew=is_anew)
         self._agenda.checked(time.monotonic())
         return last
 
@@ -278,11 +278,12 @@ class WALConsumer:
         if len(self._ownership.owned()) < self._agenda.owned:
             self._drop_lost()
             return 0
-        found = self._cursor.read(block_ms=block_ms)
+        start, found = self._cursor.lowest, self._cursor.read(block_ms=block_ms)
         if self._applier.sees_new_versions(found.entries):
-            # A schema is in the control plane before its entries are in the log. A segment of an older version is
-            # upgraded now: applied to it, the entry would lose its new fields.
+            # A segment of an older version is upgraded first: applied to it, the entry would lose its new fields.
             self._check()
+            if self._cursor.lowest != start:  # Anchored anew: what was read is not all behind that.
+                return 0
         applied, is_new = apply_and_advance(self._applier, found, self._ownership, self._cursor)
         count, size = len(found.entries), sum(len(payload) for _, payload in found.entries)
         if is_new:
@@ -300,6 +301,7 @@ class WALConsumer:
         try:
             if self._agenda.unflushed:
                 self._flush()
+            self._historian.release()
             self._precedence.withdraw(self._backend.control)
         except (ConnectionFailedError, WriterFencedError) as error:
             # Stopping has to release the leases all the same; the log still has what is not flushed.

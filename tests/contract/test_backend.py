@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from quorin.engine.backend import Backend, Beginning, Bounds, DeadLetter, Log, connect
+from quorin.engine.backend import Backend, Beginning, Bounds, DeadLetter, Fence, Log, connect
 from quorin.errors import ConnectionFailedError, LogFullError, WriterFencedError
 
 spawn = multiprocessing.get_context("spawn")
@@ -439,15 +439,60 @@ def test_the_state_of_a_log_is_its_identity_and_its_bounds(backend: Backend) -> 
     assert log.state() == (log.identity(), Bounds(positions[1], positions[1], positions[0]))
 
 
-def test_only_who_claimed_a_schema_last_trims_in_its_name(backend: Backend) -> None:
+def test_one_historian_at_a_time_holds_the_lease(backend: Backend) -> None:
     log = backend.log()
-    (position,) = log.append([("A", b"1")])
-    log.claim(["A", "B"], "first")
-    log.claim(["A"], "second")
-    with pytest.raises(WriterFencedError, match=r"another consumer has taken 'A' over"):
-        log.trim(position, claims={"B": "first", "A": "first"})
-    assert log.bounds() == Bounds(position, position)
-    assert log.trim(position, claims={"A": "second", "B": "first", "C": "first"}) == 1
+    assert log.historian() is None
+    assert not log.release_historian("a")
+    first = log.acquire_historian("a", 3_600_000)
+    assert first is not None
+    assert log.acquire_historian("b", 3_600_000) is None
+    assert log.acquire_historian("b", 3_600_000, replacing="c") is None
+    assert log.acquire_historian("a", 3_600_000) == first, "renewing keeps the token"
+    held = log.historian()
+    assert held is not None
+    assert held[0] == "a"
+    assert 0 < held[1] <= 3600
+    assert not log.release_historian("b")
+    assert log.release_historian("a")
+    assert log.historian() is None
+    second = log.acquire_historian("b", 3_600_000)
+    assert second is not None
+    assert second > first
+    assert backend.log("another").historian() is None, "each log has its own"
+
+
+def test_a_lease_that_ended_is_taken_over_with_a_larger_token(backend: Backend) -> None:
+    log = backend.log()
+    first = log.acquire_historian("a", 1)
+    assert first is not None
+    time.sleep(0.02)
+    assert log.historian() is None
+    again = log.acquire_historian("a", 1)
+    assert again is not None
+    assert again > first, "another may have held it meanwhile"
+    time.sleep(0.02)
+    last = log.acquire_historian("b", 3_600_000)
+    assert last is not None
+    assert last > again
+
+
+def test_a_historian_that_was_replaced_or_ran_out_does_not_trim(backend: Backend) -> None:
+    log = backend.log()
+    positions = log.append([("A", b"1"), ("A", b"2"), ("A", b"3")])
+    paused = Fence("a", log.acquire_historian("a", 3_600_000) or 0)
+    assert log.trim(positions[0], fence=paused) == 1
+    successor = Fence("b", log.acquire_historian("b", 3_600_000, replacing="a") or 0)
+    with pytest.raises(WriterFencedError, match=f"lease {paused.token} of 'a' has ended"):
+        log.trim(positions[1], fence=paused)
+    assert log.bounds().trimmed == positions[0]
+    assert log.trim(positions[1], fence=successor) == 1
+    assert log.release_historian("b")
+    assert log.acquire_historian("a", 1) is not None
+    time.sleep(0.02)
+    for ended in (successor, paused, Fence("a", successor.token + 1)):
+        with pytest.raises(WriterFencedError):
+            log.trim(positions[2], fence=ended)
+    assert log.bounds() == Bounds(positions[2], positions[2], positions[1])
 
 
 def test_a_wiped_log_is_another_log(backend: Backend, wipe: Callable[[], None]) -> None:

@@ -10,6 +10,7 @@ from quorin.engine.backend.protocols import (
     Bounds,
     ControlPlane,
     DeadLetter,
+    Fence,
     Log,
     ReadResult,
     Tail,
@@ -19,6 +20,6 @@ if TYPE_CHECKING:
     from quorin.engine.backend.connect import Connection as Connection
 
 __all__ = [
-    "Applied", "Backend", "Beginning", "Bounds", "ControlPlane", "DeadLetter", "Log", "ReadResult", "Tail", "connect",
-    "embedded_directory",
+    "Applied", "Backend", "Beginning", "Bounds", "ControlPlane", "DeadLetter", "Fence", "Log", "ReadResult", "Tail",
+    "connect", "embedded_directory",
 ]  # fmt: skip

@@ -17,7 +17,8 @@ key                          type    holds
 ``<log>``                    stream  the entries: ``s`` schema name, ``p`` record (:mod:`quorin.engine.log.record`)
 ``<log>:identity``           string  the log's identity, created together with the stream
 ``<log>:trimmed``            string  the last position that was trimmed
-``<log>:trimmers``           hash    schema name → the consumer that may trim behind its segment
+``<log>:historian``          string  the holder of the historian's lease, with the lease's time to live
+``<log>:historian:token``    string  how often the lease went to another holder
 ``<log>:dead``               hash    position → record of a dead letter
 ``<log>:dead:reasons``       hash    position → why it is dead
 ``{namespace}:current``      hash    schema name → name of its current segment; earlier releases wrote it
@@ -102,7 +103,8 @@ class LogKeys:
     stream: str
     identity: str
     trimmed: str
-    trimmers: str
+    historian: str
+    historian_token: str
     dead: str
     dead_reasons: str
 
@@ -114,7 +116,8 @@ def log_keys(namespace: str, stream_key: str) -> LogKeys:
         stream,
         f"{stream}:identity",
         f"{stream}:trimmed",
-        f"{stream}:trimmers",
+        f"{stream}:historian",
+        f"{stream}:historian:token",
         f"{stream}:dead",
         f"{stream}:dead:reasons",
     )
@@ -241,17 +244,33 @@ return state
 )
 """KEYS stream, identity, trimmed; ARGV a fresh identity. Returns what LUA_BOUNDS returns, then the log's identity."""
 
+LUA_LEASE = """
+local held = redis.call('GET', KEYS[1])
+if held and held ~= ARGV[1] and held ~= ARGV[3] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+if held == ARGV[1] then return tonumber(redis.call('GET', KEYS[2]) or redis.call('INCR', KEYS[2])) end
+return redis.call('INCR', KEYS[2])
+"""
+"""KEYS historian, its token; ARGV holder, time to live in ms, the holder to replace ('': none). Returns the token; 0
+while another holds the lease. The server's clock decides when it ends."""
+
+LUA_RELEASE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('DEL', KEYS[1])
+"""
+"""KEYS historian; ARGV holder. Returns 1 if it held the lease."""
+
+LUA_HISTORIAN = "return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}"
+"""KEYS historian. Returns the holder of the lease, or nil, and the ms until it ends."""
+
 LUA_TRIM = """
-for i = 3, #ARGV, 2 do
-  local trimmer = redis.call('HGET', KEYS[3], ARGV[i])
-  if trimmer and trimmer ~= ARGV[i + 1] then return ARGV[i] end
-end
+if ARGV[3] ~= '' and (redis.call('GET', KEYS[3]) ~= ARGV[3] or redis.call('GET', KEYS[4]) ~= ARGV[4]) then return -1 end
 local gone = redis.call('XTRIM', KEYS[1], 'MINID', ARGV[1])
 if gone > 0 then redis.call('SET', KEYS[2], ARGV[2]) end
 return gone
 """
-"""KEYS stream, trimmed, trimmers; ARGV the first id that stays, the last position that is removed, then schema and
-consumer of each claim. Returns the number of removed entries, or the schema that another consumer has claimed."""
+"""KEYS stream, trimmed, historian, its token; ARGV the first id that stays, the last position that is removed, holder
+and token of the fence ('': none). Returns the number of removed entries, or -1 if the fence is no longer in force."""
 
 LUA_BURY = """
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
@@ -318,7 +337,8 @@ clock."""
 SQL_FILE = "quorin.db"
 SQL_VERSION = 3
 """``PRAGMA user_version`` of the file. Tables that an older version lacks are added: ``namespaces`` came with version
-2, ``beginnings``, ``dropped``, ``heartbeats`` and ``replicas`` with 3, which no longer writes ``current``."""
+2, ``beginnings``, ``dropped``, ``heartbeats``, ``replicas`` and ``historians`` with 3, which no longer writes
+``current`` and ``trimmers``."""
 
 SQL_SCHEMA = """
 CREATE TABLE IF NOT EXISTS schemas (
@@ -353,8 +373,9 @@ CREATE TABLE IF NOT EXISTS entries (
     position INTEGER PRIMARY KEY AUTOINCREMENT, log INTEGER NOT NULL, schema_name TEXT NOT NULL, payload BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS entries_by_schema ON entries (log, schema_name, position);
-CREATE TABLE IF NOT EXISTS trimmers (
-    log INTEGER NOT NULL, schema_name TEXT NOT NULL, consumer TEXT NOT NULL, PRIMARY KEY (log, schema_name)
+CREATE TABLE IF NOT EXISTS historians (
+    log INTEGER NOT NULL PRIMARY KEY, holder TEXT NOT NULL, token INTEGER NOT NULL, since_ms INTEGER NOT NULL,
+    until_ms INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS dead_letters (
     log INTEGER NOT NULL, position INTEGER NOT NULL, payload BLOB NOT NULL, reason TEXT NOT NULL,

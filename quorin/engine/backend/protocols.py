@@ -52,6 +52,14 @@ class Tail:
 
 
 @dataclass(frozen=True, slots=True)
+class Fence:
+    """A historian's lease: the holder, and the token that it got with the lease."""
+
+    holder: str
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeadLetter:
     """An entry that could not be applied, and why."""
 
@@ -110,16 +118,25 @@ class Log(Protocol):
     def sizes(self) -> tuple[int, int]:
         """The number of entries and of dead letters. Cheap, however large they are."""
 
-    def claim(self, schema_names: Collection[str], consumer: str) -> None:
-        """From now on, only this consumer may trim on behalf of these schemas."""
+    def acquire_historian(self, holder: str, ttl_ms: int, *, replacing: str | None = None) -> int | None:
+        """Take or renew the lease of the log's historian for ``ttl_ms``, by the clock of the store.
 
-    def trim(self, through: int, *, claims: Mapping[str, str] | None = None) -> int:
+        Returns its fencing token; None while another holds it, unless that is ``replacing``. The token grows each time
+        the lease goes to another holder or is taken after its end; renewing keeps it.
+        """
+
+    def release_historian(self, holder: str) -> bool:
+        """End the historian's lease; False if ``holder`` does not hold it."""
+
+    def historian(self) -> tuple[str, float] | None:
+        """The holder of the historian's lease and the seconds until it ends; None if nobody holds it."""
+
+    def trim(self, through: int, *, fence: Fence | None = None) -> int:
         """Remove the entries up to and including a position. Returns their number.
 
-        ``claims`` maps schema names to the consumer that trims on their behalf. Comparing the claims and removing the
-        entries is one step.
+        ``fence`` is the historian's lease on which the caller trims. Comparing it and removing the entries is one step.
 
-        :raises WriterFencedError: if another consumer has claimed one of the schemas; nothing is removed.
+        :raises WriterFencedError: if the lease has ended or gone to another; nothing is removed.
         """
 
     def bury(self, position: int, payload: bytes, reason: str, *, max_letters: int = ...) -> int:
@@ -250,8 +267,9 @@ class Backend(Protocol):
         """Close the connections. Closing twice is fine; using a closed backend raises ``ConnectionFailedError``."""
 
 
-def trim_refused(schema_name: str, stream_key: str, address: str) -> WriterFencedError:
-    """The error for a trim on behalf of a schema that another consumer has claimed."""
+def not_the_historian(fence: Fence, stream_key: str, address: str) -> WriterFencedError:
+    """The error for a trim on a historian's lease that is no longer in force."""
     return WriterFencedError(
-        f"log {stream_key!r} at {address} was not trimmed: another consumer has taken {schema_name!r} over"
+        f"log {stream_key!r} at {address} was not trimmed: the historian's lease {fence.token} of {fence.holder!r} has "
+        "ended, or another process has taken it over"
     )

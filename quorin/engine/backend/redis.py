@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from quorin.engine.backend import keys
-from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, trim_refused
+from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, not_the_historian
 from quorin.engine.backend.redis_allowance import MAX_SINGLE_SEQUENCE, Allowance
 from quorin.engine.backend.redis_connection import RedisServer, pairs, texts
 from quorin.engine.backend.redis_control import RedisControlPlane
@@ -23,7 +23,9 @@ from quorin.errors import ConnectionFailedError, LogFullError
 from quorin.urls import REDIS_FORM, is_malformed, shown, split_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Sequence
+
+    from quorin.engine.backend.protocols import Fence
 
 _MAX_READ_ENTRIES = 4096
 _MAX_TAIL_ENTRIES, _MAX_TAIL_BYTES = 8, 256 << 10
@@ -242,20 +244,29 @@ class RedisLog:
         """The lengths of the stream and of the hash of dead letters."""
         return int(self._server.call("XLEN", self._keys.stream)), int(self._server.call("HLEN", self._keys.dead))
 
-    def claim(self, schema_names: Collection[str], consumer: str) -> None:
-        """Set the schemas' trimmer."""
-        self._server.call("HSET", self._keys.trimmers, *(word for name in schema_names for word in (name, consumer)))
+    def acquire_historian(self, holder: str, ttl_ms: int, *, replacing: str | None = None) -> int | None:
+        """One script; Redis ends the lease by expiring its key."""
+        names = [self._keys.historian, self._keys.historian_token]
+        return int(self._server.run(keys.LUA_LEASE, names, [holder, ttl_ms, replacing or ""])) or None
 
-    def trim(self, through: int, *, claims: Mapping[str, str] | None = None) -> int:
+    def release_historian(self, holder: str) -> bool:
+        """Compare and delete."""
+        return bool(self._server.run(keys.LUA_RELEASE, [self._keys.historian], [holder]))
+
+    def historian(self) -> tuple[str, float] | None:
+        """The holder and the time to live of its key."""
+        holder, left_ms = self._server.run(keys.LUA_HISTORIAN, [self._keys.historian], [])
+        return None if holder is None else (holder.decode(), left_ms / 1000)
+
+    def trim(self, through: int, *, fence: Fence | None = None) -> int:
         """Trim the stream exactly; it stays, with its last id, when nothing is left in it."""
-        through = min(through, self.bounds().last)
-        arguments: list[Any] = [keys.stream_id_of(through + 1), through]
-        for claim in (claims or {}).items():
-            arguments += claim
-        gone = self._server.run(keys.LUA_TRIM, [self._keys.stream, self._keys.trimmed, self._keys.trimmers], arguments)
-        if isinstance(gone, bytes):
-            raise trim_refused(gone.decode(), self.stream_key, self._server.address)
-        return int(gone)
+        through, names = min(through, self.bounds().last), self._keys
+        keys_ = [names.stream, names.trimmed, names.historian, names.historian_token]
+        held = ["", 0] if fence is None else [fence.holder, fence.token]
+        gone = int(self._server.run(keys.LUA_TRIM, keys_, [keys.stream_id_of(through + 1), through, *held]))
+        if gone < 0 and fence is not None:
+            raise not_the_historian(fence, self.stream_key, self._server.address)
+        return gone
 
     def bury(self, position: int, payload: bytes, reason: str, *, max_letters: int = keys.MAX_DEAD_LETTERS) -> int:
         """Store a dead letter."""

@@ -11,14 +11,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quorin.engine.backend import keys
-from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, trim_refused
+from quorin.engine.backend import keys, sqlite_lease
+from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, not_the_historian
 from quorin.engine.backend.sqlite_control import EmbeddedControlPlane
 from quorin.engine.backend.sqlite_file import Database, data_version, min_position, snapshot
 from quorin.errors import LogFullError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Sequence
+
+    from quorin.engine.backend.protocols import Fence
 
 _MAX_TAIL_ENTRIES = 8
 _POLL_SECONDS = (0.00002, 0.005)
@@ -201,21 +203,28 @@ class EmbeddedLog:
             letters = connection.execute("SELECT COUNT(*) FROM dead_letters WHERE log = ?", (log,)).fetchone()[0]
         return int(entries), int(letters)
 
-    def claim(self, schema_names: Collection[str], consumer: str) -> None:
-        """Set the schemas' trimmer."""
+    def acquire_historian(self, holder: str, ttl_ms: int, *, replacing: str | None = None) -> int | None:
+        """One transaction."""
         with self._database.transaction() as connection:
-            log, *_ = self._ensure(connection)
-            rows = [(log, name, consumer) for name in schema_names]
-            connection.executemany("INSERT OR REPLACE INTO trimmers VALUES (?, ?, ?)", rows)
+            return sqlite_lease.acquire(connection, self._ensure(connection)[0], holder, ttl_ms, replacing)
 
-    def trim(self, through: int, *, claims: Mapping[str, str] | None = None) -> int:
+    def release_historian(self, holder: str) -> bool:
+        """Compare and end, in one transaction."""
+        with self._database.transaction() as connection:
+            return sqlite_lease.release(connection, self._ensure(connection)[0], holder)
+
+    def historian(self) -> tuple[str, float] | None:
+        """The holder and the time until its lease ends."""
+        with self._database.snapshot() as connection:
+            held = sqlite_lease.lease(connection, self._row(connection)[0])
+            return None if held is None else (held[0], held[2] / 1000)
+
+    def trim(self, through: int, *, fence: Fence | None = None) -> int:
         """Delete in one transaction; the file keeps its size and reuses the space."""
         with self._database.transaction() as connection:
             log, _, _ = self._ensure(connection)
-            trimmers = dict(connection.execute("SELECT schema_name, consumer FROM trimmers WHERE log = ?", (log,)))
-            for name, consumer in (claims or {}).items():
-                if trimmers.get(name, consumer) != consumer:
-                    raise trim_refused(name, self.stream_key, self._database.address)
+            if fence is not None and (sqlite_lease.lease(connection, log) or ())[:2] != (fence.holder, fence.token):
+                raise not_the_historian(fence, self.stream_key, self._database.address)
             gone = connection.execute("DELETE FROM entries WHERE log = ? AND position <= ?", (log, through)).rowcount
             if gone:
                 sql = "UPDATE logs SET entry_count = entry_count - ?, trimmed = MIN(?, last_position) WHERE id = ?"

@@ -123,8 +123,8 @@ def writing(
     store: SnapshotStore | None,
     registry: SegmentRegistry,
     schema_names: Callable[[], Iterable[str]],
-    *,
     every_seconds: float | None,
+    *,
     show: ShowProgress,
 ) -> AbstractContextManager[object]:
     """A :class:`SnapshotWriter`; a context without one if there is no store, or no interval."""

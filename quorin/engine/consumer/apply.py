@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from quorin.engine.backend import ControlPlane, Log, ReadResult, Tail
     from quorin.engine.consumer.cursor import LogCursor
-    from quorin.engine.consumer.history import OfflineWriter
+    from quorin.engine.consumer.historian import Historian
     from quorin.engine.consumer.ownership import Ownership
     from quorin.engine.consumer.target import Target
     from quorin.engine.log.record import Record
@@ -47,10 +47,10 @@ _log = get_logger(__name__)
 class Applier:
     """Applies entries; those that cannot be applied become dead letters of the log, with the reason."""
 
-    def __init__(self, log: Log, control: ControlPlane, offline: OfflineWriter | None) -> None:
+    def __init__(self, log: Log, control: ControlPlane, historian: Historian) -> None:
         self._log = log
         self._control = control
-        self._offline = offline
+        self._historian = historian
         self.appended: dict[Schema, int] = {}
         """The last position that went into the history, for each schema with rows that may not be durable yet."""
         self._known_names: set[str] = set()
@@ -139,12 +139,12 @@ class Applier:
 
     def _apply_unbatched(self, target: Target, rows: SingleRows, entries: list[Entry]) -> int:
         applied = rows.apply(target.opened, entries)
-        if self._offline is not None:
+        if (history := self._historian.history) is not None:
             payloads = [payload for _, payload in entries]
             record = decode_alike(payloads)
             assert record is not None  # noqa: S101 - they fit a template, and their ids are text
             positions = pa.array([position for position, _ in entries], pa.int64())
-            self._offline.append(target.schema, record.batch, positions, kind=record.kind)
+            history.append(target.schema, record.batch, positions, kind=record.kind)
             self.appended[target.schema] = entries[-1][0]
         delay = max(0, time.time_ns() - written_at(entries[-1][1]))
         metrics.count_applied(target.schema.__name__, applied, len(entries) - applied, delay)
@@ -208,11 +208,11 @@ class Applier:
                 return 0
             batch = self._without_rejected(run, batch)
             applied = _apply_batch(run, batch)
-        if self._offline is not None:
+        if (history := self._historian.history) is not None:
             # A single entry may have lost rejected rows, so its positions are counted by the batch.
             single = len(run.positions) == 1
             positions = pa.repeat(run.positions[0], batch.num_rows) if single else run.row_positions()
-            self._offline.append(run.target.schema, batch, positions, kind=run.kind)
+            history.append(run.target.schema, batch, positions, kind=run.kind)
             self.appended[run.target.schema] = run.positions[-1]
         metrics.count_applied(name, applied, batch.num_rows - applied, max(0, time.time_ns() - run.written_ns))
         return applied

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from quorin.engine.backend import Bounds, Log, ReadResult
-    from quorin.engine.consumer.history import OfflineWriter
+    from quorin.engine.consumer.historian import Historian
     from quorin.engine.consumer.target import Target
     from quorin.shm import Segment
 
@@ -29,10 +29,10 @@ class LogCursor:
     the segment has. With ``reads_all`` entries of all schemas are read, those of other consumers' too.
     """
 
-    def __init__(self, log: Log, history: OfflineWriter | None, *, batch_entries: int, reads_all: bool) -> None:
+    def __init__(self, log: Log, historian: Historian, *, batch_entries: int, reads_all: bool) -> None:
         self.positions = Cursors()
         self._log = log
-        self._history = history
+        self._historian = historian
         self._batch_entries = batch_entries
         self._reads_all = reads_all
         self._identity = 0
@@ -56,11 +56,13 @@ class LogCursor:
         names = {target.schema.__name__ for target in targets}
         self.positions = Cursors({name: at for name, at in self.positions.after.items() if name in names})
 
-    def anchor(self, targets: Iterable[Target]) -> int:
-        """Compare the log with each segment's header, and anchor the segments that do not follow it.
+    def anchor(self, targets: Iterable[Target], *, anew: bool = False) -> int:
+        """Compare the log with each segment's header, and anchor the segments that do not follow it; ``anew``: all.
 
         Returns the log's last position.
         """
+        if anew:
+            self.keep([])
         identity, bounds = self._log.state()
         for target in targets:
             if not self._follows(target, identity, bounds):
@@ -112,11 +114,14 @@ class LogCursor:
 
     def _anchor(self, target: Target, identity: int, bounds: Bounds) -> None:
         name, segment = target.schema.__name__, target.opened
-        flushed = None if self._history is None else self._history.flushed_position(target.schema)
+        history, written = self._historian.offline, self._historian.history
+        flushed = None if history is None else history.flushed_position(target.schema)
         if flushed and 0 < segment.position < bounds.trimmed and segment.log_identity == identity:
             # A segment from a snapshot or a disk is older than the log's start. What it lacks is in the history,
             # because the log is trimmed only behind durable rows.
             self._catch_up(segment, bounds.trimmed)
+        if written is None:
+            flushed = None
         if flushed is not None and (flushed > 0 or not len(segment)):
             # For the same reason trimmed entries need not be read again for the history. A history without a row of
             # this schema beside a segment with rows is another one, or was lost: then all of the log is read.
@@ -151,5 +156,5 @@ class LogCursor:
         from quorin.hydration import catch_up
         from quorin.offline import ParquetDatasetStore
 
-        if isinstance(self._history, ParquetDatasetStore):
-            _log.info("caught_up_from_history", segment=segment.name, rows=catch_up(segment, self._history, trimmed))
+        if isinstance(history := self._historian.offline, ParquetDatasetStore):
+            _log.info("caught_up_from_history", segment=segment.name, rows=catch_up(segment, history, trimmed))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import TYPE_CHECKING, Any
 
 from quorin.engine.consumer.lives import Lives
@@ -11,7 +10,7 @@ from quorin.errors import SchemaMismatchError, SegmentNotFoundError, WriterLease
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Callable, Container, Iterable
 
     from quorin.engine.backend import Log
     from quorin.engine.consumer.target import Target
@@ -24,9 +23,9 @@ _log = get_logger(__name__)
 class Ownership:
     """The targets of one consumer, and which of them it is the writer of.
 
-    ``schemas_or_segments`` None follows the control plane's schemas. With ``claims`` every segment taken is claimed in
-    the log, so that no other consumer trims entries of its schema. ``new_segment`` are options of
-    :func:`quorin.hydration.rebuild_segment` for segments that the node lacks.
+    ``schemas_or_segments`` None follows the control plane's schemas. ``before_overtaking`` is called before a
+    frozen writer is overtaken. ``new_segment`` are options of :func:`quorin.hydration.rebuild_segment`, for segments
+    that the node lacks.
     """
 
     def __init__(
@@ -35,19 +34,16 @@ class Ownership:
         registry: SegmentRegistry,
         log: Log,
         *,
-        claims: bool,
+        before_overtaking: Callable[[], None],
         frozen_after_seconds: float,
         new_segment: dict[str, Any],
     ) -> None:
         self._discovery = Discovery() if schemas_or_segments is None else None
         self.targets = [] if schemas_or_segments is None else targets_of(schemas_or_segments)
-        self.name = secrets.token_hex(8)
-        """This consumer's name in the log's claims."""
         self._registry = registry
         self._control = registry.backend.control
-        self._log = log
         self._lives = Lives(registry)
-        self._claims = claims
+        self._before_overtaking = before_overtaking
         self._frozen_after_seconds = frozen_after_seconds
         self._new_segment = {**new_segment, "stream_key": log.stream_key, "progress": self._heartbeat}
 
@@ -110,10 +106,8 @@ class Ownership:
                 self._registry,
                 self._new_segment,
                 self._frozen_after_seconds,
-                before_overtaking=self._claim,
+                before_overtaking=self._before_overtaking,
             )
-            if self._claims:
-                self._claim(target.schema.__name__)
         except WriterLeaseHeldError:
             if not waiting:
                 raise
@@ -163,9 +157,6 @@ class Ownership:
         """Close the segments that were opened here."""
         for target in self.targets:
             target.close()
-
-    def _claim(self, schema_name: str) -> None:
-        self._log.claim([schema_name], self.name)
 
     def _heartbeat(self, *_: int) -> None:
         """Building one segment from history can take long; meanwhile the others must not look frozen."""

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 class Precedence:
     """Whether one consumer goes before the others of its node, which ends with its process.
 
-    One of all schemas claims the node, unless it ``yields``: then it stops when another has claimed it.
+    A ``consumer`` of all schemas claims the node. A ``follower`` stops when a consumer has claimed it.
     """
 
-    def __init__(self, node: Node, *, discovers: bool, yields: bool) -> None:
+    def __init__(self, node: Node, role: str, *, discovers: bool) -> None:
         self.node = node
-        self.role = "follower" if yields else "consumer"
-        self._claims = discovers and not yields
-        self._yields = yields
+        self.role = role
+        self._yields = role == "follower"
+        self._claims = discovers and not self._yields
         self._lock: FileLock | None = None
 
     def must_stop(self) -> bool:

@@ -129,13 +129,13 @@ class Target:
         new_segment: dict[str, Any],
         frozen_after_seconds: float,
         *,
-        before_overtaking: Callable[[str], None],
+        before_overtaking: Callable[[], None],
     ) -> None:
         """Open or create the segment and become its writer. A writer that gave no heartbeat for
         ``frozen_after_seconds`` is overtaken.
 
-        ``before_overtaking`` is called with the schema's name before a frozen writer's rows are copied: from then on
-        that writer must not trim the log. ``new_segment`` are options of :func:`quorin.hydration.rebuild_segment`.
+        ``before_overtaking`` is called before a frozen writer's rows are copied: from then on that writer must not trim
+        the log. ``new_segment`` are options of :func:`quorin.hydration.rebuild_segment`.
 
         A segment of another version is taken as it is, if one of the two versions can be upgraded to the other;
         :meth:`apply_pending_upgrade` does the rest.
@@ -153,7 +153,7 @@ class Target:
         except WriterLeaseHeldError:
             if self.opened.stats()["writer_heartbeat_age_seconds"] < frozen_after_seconds:
                 raise
-            before_overtaking(self.schema.__name__)
+            before_overtaking()
             self.opened.overtake_writer()
 
     def check_in_force(self, registry: SegmentRegistry, named: str | None) -> None:

@@ -12,6 +12,7 @@ from quorin.logging import get_logger
 
 if TYPE_CHECKING:
     from quorin.engine.backend import Log
+    from quorin.engine.consumer.historian import Historian
     from quorin.engine.consumer.history import OfflineWriter
     from quorin.engine.consumer.ownership import Ownership
     from quorin.schema import Schema
@@ -21,28 +22,27 @@ _log = get_logger(__name__)
 
 
 class Trimming:
-    """Flushes one history, and trims one log if ``trims`` and its consumer owns all schemas.
+    """Flushes one history, and trims one log if its consumer owns all schemas and is the historian.
 
-    Entries that another node has not applied stay, unless it has been silent for ``node_timeout_seconds``.
+    Entries that another node has not applied stay, unless it has been silent for ``node_timeout_seconds``. If that is
+    None, nothing is trimmed.
     """
 
     def __init__(
         self,
         log: Log,
-        history: OfflineWriter | None,
+        historian: Historian,
         ownership: Ownership,
         registry: SegmentRegistry,
-        *,
-        trims: bool,
-        node_timeout_seconds: float,
+        node_timeout_seconds: float | None,
     ) -> None:
         self._log = log
         self._control = registry.backend.control
         self._node = registry.node
         self._node_timeout_seconds = node_timeout_seconds
-        self._history = history
+        self._historian = historian
+        self._history = historian.offline
         self._ownership = ownership
-        self._trims = trims
 
     def flush(self, applied: int, appended: dict[Schema, int]) -> None:
         """Make the history durable, then trim the log up to ``applied``, as far as the history is durable.
@@ -59,30 +59,29 @@ class Trimming:
         self._history.flush()
         metrics.flushes.inc()
         metrics.flush_seconds.inc(time.monotonic_ns() - started)
-        if self._trims:
-            self._trim(min([applied, *_flushed_behind(self._history, appended)]))
+        if self._node_timeout_seconds is not None:
+            self._trim(min([applied, *_flushed_behind(self._history, appended)]), self._node_timeout_seconds)
 
-    def _trim(self, through: int) -> None:
-        if not self._ownership.owns_all_schemas():
+    def _trim(self, through: int, node_timeout_seconds: float) -> None:
+        # In this order: this process may freeze anywhere in between. Who overtakes it ends its lease first, and the
+        # log compares the lease in the step that trims.
+        fence = self._historian.acquire(self._ownership.owns_all_schemas)
+        if fence is None or not self._ownership.owns_all_schemas():
             return
         try:
-            # The claims are compared in the log, in the step that trims: this process may freeze before it, and a
-            # consumer that overtakes it claims the schemas first.
-            claims = dict.fromkeys(self._ownership.schema_names, self._ownership.name)
-            metrics.entries_trimmed.inc(self._log.trim(self._through_all_nodes(through), claims=claims))
+            metrics.entries_trimmed.inc(
+                self._log.trim(self._through_all_nodes(through, node_timeout_seconds), fence=fence)
+            )
         except WriterFencedError as error:
             _log.warning("log_not_trimmed", error=str(error))
-            # The consumer that claimed the schemas may run on another node, or have died there. Before the next trim
-            # this one has to own its segments again, so a consumer that was frozen and overtaken never gets that far.
-            self._log.claim(self._ownership.schema_names, self._ownership.name)
 
-    def _through_all_nodes(self, through: int) -> int:
+    def _through_all_nodes(self, through: int, node_timeout_seconds: float) -> int:
         """The position up to which every live node has applied what it serves, at most ``through``."""
         schemas = self._control.schemas()
         for (node, name), applied in self._control.replicas().items():
             if applied.silent_seconds > FORGET_SECONDS:
                 self._control.forget_replica(node, name)
-            elif node != self._node.id and name in schemas and applied.silent_seconds <= self._node_timeout_seconds:
+            elif node != self._node.id and name in schemas and applied.silent_seconds <= node_timeout_seconds:
                 through = min(through, applied.position)
         return through
 

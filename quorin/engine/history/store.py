@@ -145,6 +145,9 @@ class ParquetDatasetStore:
         with self._lock:
             buffer = self._buffers.get(schema.__name__)
             if buffer is not None:
+                if durable > buffer.last:
+                    # Another writer is further on. A file of what is here must not claim its rows.
+                    self._flush(buffer)
                 buffer.last = max(buffer.last, durable)
                 if not buffer.tables:
                     buffer.start = buffer.last

@@ -43,7 +43,7 @@ def test_every_script_and_table_is_named() -> None:
         "replicas",
         "identity",
         "trimmed",
-        "trimmers",
+        "historian",
         "dead",
         "reasons",
     ],

@@ -80,7 +80,7 @@ def test_the_control_plane_s_schemas_are_followed(world: World) -> None:
         )
         world.backend.control.drop_schema("Stop")
         until(lambda: not list(world.shm_dir.glob("quorin_Stop_*")))
-        assert "Stop" not in {target.schema.__name__ for target in consumer._ownership.targets}
+        until(lambda: "Stop" not in {target.schema.__name__ for target in consumer._ownership.targets})
         world.producer.write(changed, "b", {"count": 6, "more": 7}, 1)
         world.backend.control.put_schema("Stop", schema_to_json(changed))
         until(lambda: served(changed, 2))

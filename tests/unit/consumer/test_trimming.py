@@ -15,6 +15,7 @@ from quorin.engine.log.record import Kind
 from quorin.engine.ops import presence
 from quorin.offline import ParquetDatasetStore
 from quorin.schema import schema_to_json
+from quorin.shm import SegmentRegistry
 from quorin.wal_consumer import NoopOfflineWriter, OfflineWriter, WALConsumer
 from tests.support.world import STOP, TRIP, World, row, until
 
@@ -91,19 +92,17 @@ def test_what_was_applied_but_is_not_durable_goes_into_the_history_again(world: 
     assert world.position() == first
 
 
-def test_a_consumer_whose_schema_was_claimed_by_another_trims_no_more(world: World) -> None:
-    options: dict[str, Any] = {
-        "registry": world.registry,
-        "offline": NoopOfflineWriter(),
-        "flush_interval_seconds": 0.02,
-    }
-    consumer = WALConsumer(world.backend, [TRIP], **options)
+def test_a_historian_whose_lease_another_took_trims_no_more(world: World) -> None:
+    consumer = world.consumer(TRIP, offline=NoopOfflineWriter(), flush_interval_seconds=0.02)
     running = threading.Thread(target=consumer.run)
     running.start()
     try:
         world.producer.write_sync(TRIP, "a", row(1), timeout_ms=60_000)
         until(lambda: world.log.bounds().first == 0)
-        world.log.claim(["Trip"], "another")
+        held = world.log.historian()
+        assert held is not None
+        assert held[0].startswith(f"consumer:{world.registry.node.id}:")
+        assert world.log.acquire_historian("consumer:another:x", 600_000, replacing=held[0])
         kept = world.producer.write_sync(TRIP, "a", row(2), timeout_ms=60_000)
         world.producer.write_sync(TRIP, "a", row(3), timeout_ms=60_000)
         time.sleep(0.3)
@@ -113,6 +112,7 @@ def test_a_consumer_whose_schema_was_claimed_by_another_trims_no_more(world: Wor
         running.join()
         consumer.close()
     assert world.log.bounds().first == kept
+    assert world.log.release_historian("consumer:another:x"), "a historian ends no other's lease"
 
 
 def test_other_schemas_entries_are_not_trimmed(world: World) -> None:
@@ -185,26 +185,73 @@ def test_a_silent_node_is_not_waited_for(world: World) -> None:
     assert world.log.read(0).entries == []
 
 
-def test_a_consumer_claims_the_log_of_one_that_died_on_another_node(world: World) -> None:
-    consumer = world.consumer(offline=NoopOfflineWriter())
+def test_a_consumer_that_freezes_before_it_trims_and_is_overtaken_trims_nothing(world: World) -> None:
+    """The one that overtakes copies rows; the entries that it applies again must stay."""
+    frozen = world.consumer(TRIP, offline=NoopOfflineWriter())
+    frozen._take(waiting=False)
+    frozen._check()
+    kept = world.producer.write(TRIP, "a", row(1))
+    frozen._read(block_ms=0)
+    trim, other = world.log.trim, world.consumer(TRIP, frozen_after_seconds=0)
+
+    def after_a_while(through: int, **options: Any) -> int:
+        frozen._ownership.targets[0].opened.writing_view()
+        other._take(waiting=False)
+        return trim(through, **options)
+
+    frozen._trimming._log.trim = after_a_while  # type: ignore[method-assign]
+    frozen._flush()
+    assert [position for position, _ in world.log.read(0).entries] == [kept]
+    assert world.log.historian() is None, "one that needs no lease keeps none"
+    other.close()
+    frozen.close()
+
+
+def test_of_two_nodes_one_writes_the_history_and_the_other_goes_on_when_it_ends(world: World, tmp_path: Path) -> None:
+    node = tmp_path / "other node"
+    node.mkdir()
+    other = SegmentRegistry(world.backend, shm_dir=node)
+    histories = [History(), History()]
+    first, second = (
+        WALConsumer(world.backend, None, registry=registry, offline=history)
+        for registry, history in zip([world.registry, other], histories, strict=True)
+    )
+    world.backend.control.put_schema("Trip", schema_to_json(TRIP))
+    positions = [world.producer.write(TRIP, "a", row(1))]
+    for consumer in (first, second):
+        consumer._look()
+        consumer._take(waiting=False)
+        consumer._check()
+        consumer._read(block_ms=0)
+    assert [written(history) for history in histories] == [positions, []]
+    positions.append(world.producer.write(TRIP, "b", row(2)))
+    for consumer in (second, first):
+        consumer._read(block_ms=0)
+    assert [written(history) for history in histories] == [positions, []]
+    assert world.log.release_historian(first._historian.name), "as when it dies, and its time is over"
+    histories[1].durable = positions[0]  # The history is one: the first flushed this much of it.
+    positions.append(world.producer.write(TRIP, "c", row(3)))
+    second._check()
+    second._read(block_ms=0)
+    assert written(histories[1]) == positions[1:], "from where the history is durable, applied before or not"
+    for consumer in (first, second):
+        consumer._finish()
+        consumer.close()
+
+
+def test_a_consumer_takes_the_history_over_from_a_follower_and_from_a_dead_one_of_its_node(world: World) -> None:
     world.producer.write(TRIP, "a", row(1))
-    consumer.drain()
-    position = world.producer.write(TRIP, "b", row(2))
-    # Another node's consumer takes its own segment, claims the log's schemas, and dies.
-    world.log.claim(["Trip"], "another")
-    owned = consumer._ownership
-    take = owned.take
-    owned.take = lambda target, *, waiting: _without_claim(owned, lambda: take(target, waiting=waiting))  # type: ignore[method-assign]
-    consumer.drain()
-    assert [at for at, _ in world.log.read(0).entries] == [position], "refused"
-    consumer.drain()
-    assert world.log.read(0).entries == []
-    consumer.close()
+    for holder in ("follower:another:x", f"consumer:{world.registry.node.id}:x"):
+        assert world.log.acquire_historian(holder, 600_000)
+        history = History()
+        world.drain(offline=history)
+        assert world.log.historian() is None
+        world.producer.write(TRIP, "a", row(2))
+    assert world.log.acquire_historian("follower:another:x", 600_000)
+    world.drain(offline=NoopOfflineWriter())
+    assert world.log.historian() is not None, "one without a history must not end another's"
+    assert world.log.bounds().first > 0
 
 
-def _without_claim(ownership: Any, act: Any) -> None:
-    claims, ownership._claims = ownership._claims, False
-    try:
-        act()
-    finally:
-        ownership._claims = claims
+def written(history: History) -> list[int]:
+    return sorted({position for *_, positions in history.appended for position in positions})

@@ -1,0 +1,113 @@
+"""Of all consumers of a log, on all nodes, one is the historian: it alone writes the history and trims the log."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+from quorin.engine.backend.protocols import Fence
+from quorin.engine.consumer.history import NoopOfflineWriter
+from quorin.logging import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from quorin.engine.backend import Log
+    from quorin.engine.consumer.history import OfflineWriter
+    from quorin.engine.memory.node import Node
+
+LEASE_SECONDS = 10.0
+
+_log = get_logger(__name__)
+
+
+class Historian:
+    """One consumer's part in this: whether it is the historian now, by a lease of the log (decision 0102).
+
+    Only a consumer of all schemas leaves the history to another; one of named schemas always writes theirs, and needs
+    the lease to trim. A consumer that trims goes before a follower, which does not. On one node the consumer that owns
+    all segments goes before any other, which is dead or was overtaken.
+    """
+
+    def __init__(
+        self, log: Log, node: Node, history: OfflineWriter | None, *, role: str, trims: bool, is_of_all: bool
+    ) -> None:
+        self.offline = history
+        """The history, whoever writes it."""
+        self._log = log
+        self._node = node
+        self._role = role
+        self._written = None if type(history) is NoopOfflineWriter else history
+        self._shares = is_of_all
+        self._contends = trims or (is_of_all and self._written is not None)
+        self._random = secrets.token_hex(8)
+        self._fence: Fence | None = None
+        self._seen: Fence | None = None
+        self._reported = ""
+
+    @property
+    def name(self) -> str:
+        """The holder's name in the lease: role, node, and a random part."""
+        return f"{self._role}:{self._node.id}:{self._random}"
+
+    @property
+    def history(self) -> OfflineWriter | None:
+        """The history that this consumer writes now; None if it keeps none, or another consumer writes it."""
+        return self._written if self._fence is not None or not self._shares else None
+
+    def renew(self, owns_all: Callable[[], bool]) -> bool:
+        """Take or renew the lease; whether it was taken or lost since the last call, so that the history may have rows
+        from another consumer.
+        """
+        fence = self.acquire(owns_all)
+        changed, self._seen = fence != self._seen, fence
+        return changed
+
+    def acquire(self, owns_all: Callable[[], bool]) -> Fence | None:
+        """The lease, with all of its time ahead; None if another consumer holds it, or this one needs none.
+
+        :raises WriterFencedError: as ``owns_all``.
+        """
+        if not self._contends:
+            return None
+        token = self._log.acquire_historian(self.name, _ttl_ms()) or self._replace(owns_all)
+        self._fence = None if token is None else Fence(self.name, token)
+        return self._fence
+
+    def end_others_of_node(self) -> None:
+        """End the lease of another consumer of this node, which is frozen: what it has decided to trim stays."""
+        held = self._log.historian()
+        if held is not None and held[0] != self.name and _node_of(held[0]) == self._node.id:
+            self._log.acquire_historian(self.name, _ttl_ms(), replacing=held[0])
+            if not self._contends:
+                self._log.release_historian(self.name)
+
+    def release(self) -> None:
+        """End the lease, if this consumer holds it."""
+        if self._fence is not None:
+            self._fence = None
+            self._log.release_historian(self.name)
+
+    def _replace(self, owns_all: Callable[[], bool]) -> int | None:
+        held = self._log.historian()
+        if held is None:
+            return self._log.acquire_historian(self.name, _ttl_ms())
+        holder = held[0]
+        if self._goes_before(holder) or (_node_of(holder) == self._node.id and owns_all()):
+            return self._log.acquire_historian(self.name, _ttl_ms(), replacing=holder)
+        if holder != self._reported:
+            self._reported = holder
+            _log.info("history_left_to_another", log=self._log.stream_key, historian=holder)
+        return None
+
+    def _goes_before(self, holder: str) -> bool:
+        # One that trims without a history must not: then nobody would write the history that the follower keeps.
+        return self._role == "consumer" and self._written is not None and holder.startswith("follower:")
+
+
+def _ttl_ms() -> int:
+    return int(LEASE_SECONDS * 1000)
+
+
+def _node_of(holder: str) -> str:
+    return holder.split(":")[1] if holder.count(":") == 2 else ""
