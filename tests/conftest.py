@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from quorin.shm import SHM_DIR, SHM_DIR_VARIABLE, SegmentRegistry
+from tests.support.network import has_networks
 from tests.support.redis_server import redis_server, redis_servers, redis_url  # noqa: F401 - fixtures, found here by every test
 
 
@@ -22,13 +23,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header() -> list[str]:
-    return [] if os.geteuid() == 0 else ["tests of other users are left out: only root can start their processes"]
+    networks = [] if has_networks() else ["tests of networks are left out: only root can make network namespaces"]
+    users = [] if os.geteuid() == 0 else ["tests of other users are left out: only root can start their processes"]
+    return users + networks
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests that need processes of other users, which only root can start."""
-    if os.geteuid() != 0:
-        left_out = [item for item in items if item.get_closest_marker("other_users")]
+    """Leave out tests that need processes of other users, or networks, which only root can make."""
+    unable = {"other_users": os.geteuid() != 0, "networks": not has_networks()}
+    left_out = [item for item in items if any(unable[name] and item.get_closest_marker(name) for name in unable)]
+    if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
 

@@ -18,8 +18,10 @@ from quorin.shm import Segment, SegmentRegistry
 from tests.support.consumers import context
 
 
-def serve(url: str, shm_dir: str, follows: bool, pipe: Connection) -> None:
+def serve(url: str, shm_dir: str, follows: bool, clock_seconds: float, pipe: Connection) -> None:
     """A serving process: answers questions from the pipe, beside its follower."""
+    if clock_seconds:
+        _set_clock(clock_seconds)
     registry = _registry(url, shm_dir)
     follower = Follower(registry, capacity=64)
     if follows:
@@ -35,6 +37,13 @@ def serve(url: str, shm_dir: str, follows: bool, pipe: Connection) -> None:
         except QuorinError as error:
             segments.clear()
             pipe.send(error)
+
+
+def _set_clock(seconds: float) -> None:
+    """Let the time of day be ahead in this process."""
+    now, now_ns = time.time, time.time_ns
+    time.time = lambda: now() + seconds
+    time.time_ns = lambda: now_ns() + int(seconds * 1e9)
 
 
 def _registry(url: str, shm_dir: str) -> SegmentRegistry:
@@ -85,9 +94,10 @@ def _forked(registry: SegmentRegistry, follower: Follower, name: str) -> bool:
 class Server:
     """A serving process of a node, as a test talks to it."""
 
-    def __init__(self, url: str, shm_dir: Path, *, follows: bool = True) -> None:
+    def __init__(self, url: str, shm_dir: Path, *, follows: bool = True, clock_seconds: float = 0) -> None:
         self._pipe, other = context.Pipe()
-        self.process = context.Process(target=serve, args=(url, str(shm_dir), follows, other), daemon=True)
+        arguments = url, str(shm_dir), follows, clock_seconds, other
+        self.process = context.Process(target=serve, args=arguments, daemon=True)
         self.process.start()
         other.close()
 

@@ -24,7 +24,8 @@ def main() -> None:
                 with registry.open_stored(name.strip()) as segment:
                     ids = sorted(entity_id for entity_id, _ in iterate_occupied(segment))
                     rows = assembly.read(segment, ids).to_pylist()
-                    answer = {"node": registry.node.id, "segment": segment.name, "rows": rows}
+                    age = segment.confirmed_age_seconds()
+                    answer = {"node": registry.node.id, "segment": segment.name, "rows": rows, "age": age}
             except QuorinError as error:
                 answer = {"error": str(error)}
             sys.stdout.write(json.dumps(answer) + "\n")

@@ -44,7 +44,8 @@ REDIS_EXECUTABLES = redis_executables()
 class RedisServer:
     """One redis-server on a unix socket in a directory of its own, with arguments such as ``--appendonly yes``."""
 
-    def __init__(self, *arguments: str, version: str | None = None) -> None:
+    def __init__(self, *arguments: str, version: str | None = None, prefix: tuple[str, ...] = ()) -> None:
+        self._prefix = prefix
         self._executable = REDIS_EXECUTABLES[version or next(iter(REDIS_EXECUTABLES))]
         self.directory = Path(tempfile.mkdtemp(prefix="redis"))
         self.socket = self.directory / "s"
@@ -54,7 +55,16 @@ class RedisServer:
         self.start()
 
     def start(self) -> None:
-        command = [self._executable, "--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.directory)]
+        command = [
+            *self._prefix,
+            self._executable,
+            "--port",
+            "0",
+            "--unixsocket",
+            str(self.socket),
+            "--dir",
+            str(self.directory),
+        ]
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen([*command, "--save", "", *self._arguments], stdout=log, stderr=log)
         deadline = time.monotonic() + 60
@@ -69,6 +79,12 @@ class RedisServer:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError((self.directory / "log").read_text()) from None
                 time.sleep(0.02)
+
+    @property
+    def pid(self) -> int:
+        """Of the server's process."""
+        assert self._process is not None
+        return self._process.pid
 
     def kill(self) -> None:
         """End it at once, as a crash would."""
