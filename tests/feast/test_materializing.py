@@ -26,7 +26,8 @@ from tests.feast.test_command_line import repo as repo
 
 ENGINE = {"type": "feast_quorin.QuorinComputeEngine"}
 ROWS = 200_000
-BUSY_SECONDS = 8
+PUSHES_SEEN = 40
+MATERIALIZATIONS = 6
 TORTURE_SECONDS = 60
 LIMIT_SECONDS = 300
 
@@ -101,12 +102,13 @@ def test_a_killed_materialization_is_completed_by_the_next(
         assert len(segment) == rows
 
 
-def materialize_until(folder: Path, online_store: dict[str, Any], end: Any, begun: Any) -> None:
-    """Again and again, of the same rows, which every time changes nothing that is newer."""
+def materialize_until(folder: Path, online_store: dict[str, Any], end: Any, begun: Any, times: Any) -> None:
+    """Again and again, of the same rows, which every time changes nothing that is newer; ``times`` counts."""
     store = opened(folder, online_store)
     begun.set()
     while not end.is_set():
         store.materialize(START, END)
+        times.value += 1
 
 
 def push_until(folder: Path, online_store: dict[str, Any], end: Any) -> None:
@@ -120,20 +122,23 @@ def push_until(folder: Path, online_store: dict[str, Any], end: Any) -> None:
         store.push("pushed", frame)
 
 
-def beside_each_other(folder: Path, online_store: dict[str, Any], numbers: FeatureStore, seconds: float) -> None:
+def beside_each_other(folder: Path, online_store: dict[str, Any], numbers: FeatureStore, seconds: float = 0) -> None:
     """A process that materializes and one that pushes; here rows are read: whole ones, and never older than before."""
     write_source(folder / "numbers.parquet", 20_000, day(0), 1)
     numbers.materialize(START, END)
-    end, begun = (multiprocessing.get_context("spawn").Event() for _ in range(2))
+    context = multiprocessing.get_context("spawn")
+    end, begun, times = context.Event(), context.Event(), context.Value("i", 0)
     others = [
         spawned(push_until, folder, online_store, end),
-        spawned(materialize_until, folder, online_store, end, begun),
+        spawned(materialize_until, folder, online_store, end, begun, times),
     ]
     while not begun.is_set() or read(numbers, [4]) == [(4, 4)]:
         assert all(process.is_alive() for process in others)
         time.sleep(0.01)
     last, seen, started = [0] * 5, 0, time.monotonic()
-    while (elapsed := time.monotonic() - started) < seconds or (seen <= 3 and elapsed < LIMIT_SECONDS):
+    while (elapsed := time.monotonic() - started) < LIMIT_SECONDS and (
+        elapsed < seconds or seen < PUSHES_SEEN or times.value < MATERIALIZATIONS
+    ):
         assert all(process.is_alive() for process in others)
         rows = read(numbers, [*range(5), 19_999])
         assert all(a == b for a, b in rows)
@@ -146,13 +151,14 @@ def beside_each_other(folder: Path, online_store: dict[str, Any], numbers: Featu
     for process in others:
         process.join(LIMIT_SECONDS)
     assert [process.exitcode for process in others] == [0, 0]
-    assert seen > 3
+    assert seen >= PUSHES_SEEN
+    assert times.value >= MATERIALIZATIONS
 
 
 def test_materialization_pushes_and_reads_go_on_beside_each_other(
     numbers: FeatureStore, online_store: dict[str, Any], tmp_path: Path
 ) -> None:
-    beside_each_other(tmp_path, online_store, numbers, BUSY_SECONDS)
+    beside_each_other(tmp_path, online_store, numbers)
 
 
 @pytest.mark.torture

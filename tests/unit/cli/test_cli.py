@@ -26,6 +26,7 @@ from quorin.layout import insert, pack_row
 from quorin.schema import FeatureField, dtype, make_schema, schema_to_json
 from quorin.shm import SegmentRegistry
 from quorin.wal import WALProducer
+from tests.support.commands import run_quorin
 
 ROOT = Path(__file__).parents[3]
 TRIP = make_schema("Trip", [FeatureField("score", dtype.float64)])
@@ -46,7 +47,7 @@ def command(*arguments: str, shm_dir: Path | None = None) -> list[Any]:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     words, environment = command(*arguments)
-    return subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
+    return run_quorin(words[3:], environment, directory=ROOT)
 
 
 def output(*arguments: str) -> str:

@@ -26,6 +26,7 @@ from quorin.schema import FeatureField, dtype, make_schema, schema_to_json
 from quorin.shm import SegmentRegistry
 from quorin.wal import WALProducer
 from quorin.wal_consumer import WALConsumer
+from tests.support.commands import run_quorin
 from tests.support.schemas import Everything
 
 ROOT = Path(__file__).parents[3]
@@ -49,11 +50,7 @@ class Place:
 
     def run(self, *words: str, code: int = 0, **environment: str) -> Any:
         variables = {"QUORIN_CONNECTION": self.connection, "QUORIN_SHM_DIR": str(self.shm_dir), "COLUMNS": "200"}
-        done = subprocess.run(
-            [sys.executable, "-m", "quorin", *words],
-            env={**os.environ, **variables, **environment},
-            cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+        done = run_quorin([*words], {**os.environ, **variables, **environment}, directory=ROOT)
         assert done.returncode == code, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         return done
@@ -337,10 +334,8 @@ def test_metrics_can_be_served_by_a_process_of_their_own(place: Place) -> None:
 
 def test_help_teaches_by_examples_and_says_exit_codes() -> None:
     for name in ("inspect", "get", "put", "doctor", "bench", "consumer", "metrics", "top"):
-        done = subprocess.run(
-            [sys.executable, "-m", "quorin", name, "--help"],
-            env={**os.environ, "COLUMNS": "200"}, cwd=ROOT, capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        done = run_quorin([name, "--help"], {**os.environ, "COLUMNS": "200"}, directory=ROOT)
+        assert done.returncode == 0, name
         assert "Examples" in done.stdout, name
         assert "Exit codes" in done.stdout, name
     version = subprocess.run([sys.executable, "-m", "quorin", "--version"], cwd=ROOT, capture_output=True, text=True)

@@ -20,6 +20,7 @@ from quorin.offline import ParquetDatasetStore
 from quorin.schema import schema_to_json
 from quorin.shm import SegmentRegistry
 from quorin.wal import WALProducer
+from tests.support.commands import run_quorin
 from tests.unit.cli.test_cli import TRIP, command, run
 
 
@@ -36,7 +37,7 @@ class Deployment:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         words, environment = command(*arguments, "-c", self.connection, shm_dir=self.shm)
-        return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=180, check=False)
+        return run_quorin(words[3:], environment)
 
     def consume(self, scores: list[float]) -> None:
         """Write rows, and let a consumer run until they are served and durable."""

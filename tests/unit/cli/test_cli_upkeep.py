@@ -18,6 +18,7 @@ from quorin import layout
 from quorin.assembly import assemble
 from quorin.schema import schema_to_json
 from quorin.shm import SegmentRegistry
+from tests.support.commands import run_quorin
 from tests.support.upgrades import IDS, table, version
 
 ROOT = Path(__file__).parents[3]
@@ -37,7 +38,8 @@ class Place:
         return {"args": command, "env": environment, "cwd": ROOT, "text": True}
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(**self.words(*arguments), capture_output=True, timeout=180, check=False)
+        words = self.words(*arguments)
+        return run_quorin(words["args"][3:], words["env"], directory=ROOT)
 
     def files(self) -> int:
         return len(list(self.shm_dir.glob("quorin_*")))
