@@ -174,6 +174,23 @@ class NotYetAppliedError(QuorinError, TimeoutError):
         )
 
 
+class NotYetUpgradedError(QuorinError, TimeoutError):
+    """A schema is upgraded on this node, but was not on all live nodes in time; :attr:`nodes` names the others."""
+
+    def __init__(self, schema_name: str, version: int, timeout_seconds: float, nodes: list[str]) -> None:
+        super().__init__(schema_name, version, timeout_seconds, nodes)
+        self.schema_name = schema_name
+        self.version = version
+        self.timeout_seconds = timeout_seconds
+        self.nodes = nodes
+
+    def __str__(self) -> str:
+        return (
+            f"version {self.version} of {self.schema_name!r} is in force on this node, but was not within "
+            f"{self.timeout_seconds:g} s on the nodes {', '.join(self.nodes)}; each upgrades when it applies the log"
+        )
+
+
 class StaleReplicaError(QuorinError, RuntimeError):
     """The rows of this node are, or may be, older than a read allows; :attr:`lag_seconds` is infinity if unknown."""
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from quorin.engine.format import segment as fmt
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.generations import heap_bytes_for
 from quorin.engine.memory.growth import evolve
+from quorin.engine.ops.nodes import wait_for_version
 from quorin.engine.rows.compatibility import can_upgrade
 from quorin.errors import (
+    NotYetUpgradedError,
     QuorinError,
     UpgradeAbortedError,
     UpgradeConflictError,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from quorin.shm import Segment, SegmentRegistry
 
 __all__ = [
+    "NotYetUpgradedError",
     "UpgradeAbortedError",
     "UpgradeConflictError",
     "UpgradeIncompatibleError",
@@ -71,6 +74,7 @@ def upgrade_schema(
     registry: SegmentRegistry,
     *,
     dry_run: bool = False,
+    wait_for: Literal["node", "nodes"] = "node",
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     progress: Callable[[int, int], None] | None = None,
 ) -> UpgradeResult:
@@ -84,10 +88,14 @@ def upgrade_schema(
     without any progress, and then the old schema stays. If this process is killed after it has put the new schema into
     the control plane, the next consumer, or the next call, completes the upgrade.
 
+    The other nodes of the deployment upgrade their segments by themselves. With ``wait_for="nodes"`` the call returns
+    when all live ones have, which takes at least a second.
+
     :raises UpgradeIncompatibleError: if :func:`can_upgrade` says no; it names every field that is in the way.
     :raises UpgradeConflictError: if the segment or the control plane holds neither of the two schemas.
     :raises UpgradeAbortedError: if the writer did not do it in time, or there is no room for the new segment.
     :raises SegmentNotFoundError: if no segment is current.
+    :raises NotYetUpgradedError: if another node has not upgraded in time; this one has.
     """
     started = time.monotonic()
     possible, reasons = can_upgrade(old, new)
@@ -104,6 +112,8 @@ def upgrade_schema(
             except BaseException as error:
                 if not pending.withdraw(segment) or not isinstance(error, UpgradeAbortedError):
                     raise
+            if wait_for == "nodes":
+                wait_for_version(registry.backend, new.__name__, new.version, timeout_seconds=timeout_seconds)
         after = None if dry_run else segment.current_view()
         return UpgradeResult(
             old_segment_name=before.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
     from quorin.schema import Schema
 
 
+class WaitFor(StrEnum):
+    """Where an upgrade must be in force before the command returns."""
+
+    node = "node"
+    nodes = "nodes"
+
+
 def upgrade(
     connection: Connection,
     new: Annotated[str, typer.Argument(help="The new schema: `module:Class`, or a file with its JSON.")],
@@ -28,6 +36,9 @@ def upgrade(
         typer.Option("--from", help="The schema that the segment must have, in the same form.", show_default=False),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
+    wait_for: Annotated[
+        WaitFor, typer.Option("--wait-for", help="Return when this node has upgraded, or when all live nodes have.")
+    ] = WaitFor.node,
     timeout: Annotated[float, typer.Option(min=0, help="Seconds without progress before it aborts.")] = 60.0,
     namespace: Namespace = DEFAULT_NAMESPACE,
     shm_dir: ShmDir = None,
@@ -43,7 +54,9 @@ def upgrade(
 
     - `quorin upgrade user_v2.json --json`: upgrade, and print the result for a script
 
-    Exit codes: 0 done, or possible, 1 refused or aborted (nothing has changed), 2 wrong usage.
+    - `quorin upgrade user_v2.json --wait-for nodes`: return when every machine or pod serves the new version
+
+    Exit codes: 0 done, or possible, 1 refused or aborted (nothing has changed) or another node is late, 2 wrong usage.
     """
     from quorin.evolution import upgrade_schema
     from quorin.shm import SegmentRegistry
@@ -58,7 +71,13 @@ def upgrade(
             before = _schema_of(old)
         result = _with_progress(
             lambda progress: upgrade_schema(
-                before, wanted, registry, dry_run=dry_run, timeout_seconds=timeout, progress=progress
+                before,
+                wanted,
+                registry,
+                dry_run=dry_run,
+                wait_for=wait_for.value,
+                timeout_seconds=timeout,
+                progress=progress,
             ),
             wanted.__name__,
         )

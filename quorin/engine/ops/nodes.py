@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from quorin.engine.ops import presence
 from quorin.engine.ops.unread import unread
-from quorin.errors import NotYetAppliedError
+from quorin.errors import NotYetAppliedError, NotYetUpgradedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from quorin.engine.backend import Backend, Bounds, Log
     from quorin.engine.ops.presence import Report
@@ -69,6 +69,10 @@ class NodeReport:
     def position_of(self, schema_name: str) -> int:
         """The position of its replica of a schema; 0 if it has none."""
         return next((replica.position for replica in self.replicas if replica.schema_name == schema_name), 0)
+
+    def version_of(self, schema_name: str) -> int:
+        """The version of its replica of a schema; 0 if it has none."""
+        return next((replica.version for replica in self.replicas if replica.schema_name == schema_name), 0)
 
     @property
     def behind(self) -> Behind:
@@ -142,14 +146,43 @@ def wait_for_nodes(
     :raises NotYetAppliedError: after ``timeout_ms``, naming the nodes that have not.
     :raises ConnectionFailedError: if the control plane cannot be reached.
     """
-    started = time.monotonic()
+    late = _late_nodes(
+        backend, lambda node: node.position_of(schema_name) < position, timeout_ms / 1000, node_timeout_seconds
+    )
+    if late:
+        raise NotYetAppliedError(schema_name, position, timeout_ms, late)
+
+
+def wait_for_version(
+    backend: Backend,
+    schema_name: str,
+    version: int,
+    *,
+    timeout_seconds: float,
+    node_timeout_seconds: float = DEFAULT_NODE_TIMEOUT_SECONDS,
+) -> None:
+    """Wait until every live node has a schema in this version or a later one. Nodes report about once a second.
+
+    :raises NotYetUpgradedError: after ``timeout_seconds``, naming the nodes that have not.
+    :raises ConnectionFailedError: if the control plane cannot be reached.
+    """
+    late = _late_nodes(
+        backend, lambda node: node.version_of(schema_name) < version, timeout_seconds, node_timeout_seconds
+    )
+    if late:
+        raise NotYetUpgradedError(schema_name, version, timeout_seconds, late)
+
+
+def _late_nodes(
+    backend: Backend, is_late: Callable[[NodeReport], bool], timeout_seconds: float, node_timeout_seconds: float
+) -> list[str]:
+    """Wait until no live node is late; the names of those that still are after the timeout."""
+    deadline = time.monotonic() + timeout_seconds
     while True:
         nodes = nodes_of(presence.reports(backend.control), node_timeout_seconds=node_timeout_seconds)
-        late = [node.node for node in nodes if node.is_alive and node.position_of(schema_name) < position]
-        if not late:
-            return
-        if (time.monotonic() - started) * 1000 >= timeout_ms:
-            raise NotYetAppliedError(schema_name, position, timeout_ms, late)
+        late = [node.node for node in nodes if node.is_alive and is_late(node)]
+        if not late or time.monotonic() >= deadline:
+            return late
         time.sleep(_LOOK_SECONDS)
 
 

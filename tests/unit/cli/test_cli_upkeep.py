@@ -16,6 +16,7 @@ import pytest
 
 from quorin import layout
 from quorin.assembly import assemble
+from quorin.engine.ops import presence
 from quorin.schema import schema_to_json
 from quorin.shm import SegmentRegistry
 from tests.support.commands import run_quorin
@@ -79,6 +80,21 @@ def test_an_upgrade_is_shown_and_done(place: Place, tmp_path: Path) -> None:
     with place.registry.open_current(version(2)) as reader:
         assert reader.name == told["new_segment_name"]
         assert assemble(reader, IDS[0]).tolist() == [1.0, 2.0, 1.0]
+
+
+def test_an_upgrade_waits_for_the_other_nodes(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "new.json").write_text(schema_to_json(version(2)))
+    name, control = version(2).__name__, place.registry.backend.control
+    report = {"segment": "s", "version": 1, "position": 0, "lag_seconds": 0.0}
+    presence.announce(control, "consumer", "another node", {name: report})
+    words = ("upgrade", str(tmp_path / "new.json"), "--wait-for", "nodes", "--timeout")
+    late = place.run(*words, "0.1")
+    assert late.returncode == 1
+    assert "is in force on this node, but was not within 0.1 s on the nodes another node" in late.stderr
+    presence.announce(control, "consumer", "another node", {name: {**report, "version": 3}})
+    (tmp_path / "new.json").write_text(schema_to_json(version(3)))
+    assert place.run(*words, "60").returncode == 0
+    assert place.run("upgrade", str(tmp_path / "new.json"), "--wait-for", "pods").returncode == 2
 
 
 def test_what_is_refused_is_one_line(place: Place, tmp_path: Path) -> None:
