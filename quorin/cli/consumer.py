@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
@@ -104,7 +103,7 @@ def consumer(
     Exit codes: 0 stopped by a signal, 1 could not continue (with the reason on stderr), 2 wrong usage.
     """
     from quorin import logging
-    from quorin.cli.output import progress_bar
+    from quorin.cli.output import console, progress_bar
     from quorin.engine.backend import connect
     from quorin.engine.bootstrap.progress import logged_progress
     from quorin.shm import SegmentRegistry
@@ -133,7 +132,7 @@ def consumer(
         namespace=namespace,
         snapshots=store,
         snapshot_every_seconds=every,
-        show=progress_bar if sys.stderr.isatty() else logged_progress,
+        show=progress_bar if console(stderr=True).is_terminal else logged_progress,
     )
     _run(running, backend, stream_key, metrics_port, metrics_address)
 

@@ -107,7 +107,8 @@ def _with_progress(action: Any, name: str) -> UpgradeResult:
     """Run with a progress bar on stderr, if that is a terminal."""
     from rich.progress import Progress
 
-    with Progress(console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    out = console(stderr=True)
+    with Progress(console=out, transient=True, disable=not out.is_terminal) as bar:
         task = bar.add_task(f"upgrading {name}", total=None)
         result: UpgradeResult = action(lambda done, total: bar.update(task, completed=done, total=max(1, total)))
     return result
