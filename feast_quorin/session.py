@@ -62,8 +62,7 @@ class Session:
     """
 
     def __init__(self, settings: StoreSettings, repo_path: Path | None) -> None:
-        self.pid = os.getpid()
-        self.settings = settings
+        self.pid, self.settings = os.getpid(), settings
         connection, history, snapshots = settings.places(repo_path)
         if settings.redis_url is None:
             with suppress(OSError):  # SegmentRegistry raises an error that says what is wrong with the directory.
@@ -74,8 +73,9 @@ class Session:
         self.catalogue = Catalogue(settings, self.registry, self._history, store)
         self.producer = WALProducer(self.registry.backend, registry=self.registry)
         sizes = {"capacity": settings.capacity, "max_id_bytes": MAX_ID_BYTES}
-        follower = Follower(self.registry, offline=self._history, snapshots=store, **sizes)
-        self.follower = follower if settings.follows else None
+        self.follower: Follower | None = None
+        if settings.follows:
+            self.follower = Follower(self.registry, offline=self._history, snapshots=store, **sizes)
         self.accepted: dict[str, Schema] = {}
         """By schema name, the schema all of whose fields the segment has, as :mod:`feast_quorin.write.log` found."""
         self.opened = object()

@@ -16,7 +16,7 @@ from quorin.engine.format import segment as fmt
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.generations import heap_bytes_for
 from quorin.engine.memory.growth import evolve
-from quorin.engine.ops.nodes import wait_for_version
+from quorin.engine.ops.nodes import late_nodes
 from quorin.engine.rows.compatibility import can_upgrade
 from quorin.errors import (
     NotYetUpgradedError,
@@ -113,7 +113,7 @@ def upgrade_schema(
                 if not pending.withdraw(segment) or not isinstance(error, UpgradeAbortedError):
                     raise
             if wait_for == "nodes":
-                wait_for_version(registry.backend, new.__name__, new.version, timeout_seconds=timeout_seconds)
+                _wait_for_nodes(registry, new, timeout_seconds)
         after = None if dry_run else segment.current_view()
         return UpgradeResult(
             old_segment_name=before.name,
@@ -127,6 +127,13 @@ def upgrade_schema(
             dropped=_names(old, new),
             dry_run=dry_run,
         )
+
+
+def _wait_for_nodes(registry: SegmentRegistry, new: Schema, timeout_seconds: float) -> None:
+    name, version = new.__name__, new.version
+    late = late_nodes(registry.backend, lambda node: node.version_of(name) < version, timeout_seconds=timeout_seconds)
+    if late:
+        raise NotYetUpgradedError(name, version, timeout_seconds, late)
 
 
 class _PendingUpgrade:

@@ -52,7 +52,7 @@ __all__ = [
 Schema = type["FeatureSchema"]
 
 MAX_FIELDS = 4096
-_SCHEMA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+SCHEMA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 class SchemaType(type):
@@ -256,7 +256,7 @@ def _check_schema_name(name: object) -> None:
     """Refuse a schema name that cannot be part of a file name or a key."""
     if not isinstance(name, str):
         raise SchemaTypeError(f"a schema name must be a str, got {name!r}")
-    if not _SCHEMA_NAME.match(name) or len(name) > MAX_NAME_BYTES or keyword.iskeyword(name):
+    if not SCHEMA_NAME.match(name) or len(name) > MAX_NAME_BYTES or keyword.iskeyword(name):
         raise SchemaError(
             f"schema name {name!r}: expected ASCII letters, digits and '_', no leading digit, at most {MAX_NAME_BYTES}"
         )

@@ -23,6 +23,7 @@ from quorin.errors import (
     ConnectionFailedError,
     LogFullError,
     NotPicklableError,
+    NotYetAppliedError,
     SchemaError,
     SegmentNotFoundError,
     WriteSyncTimeoutError,
@@ -228,10 +229,15 @@ class WALProducer:
         :raises NotYetAppliedError: after ``timeout_ms``, naming the nodes. :raises ConnectionFailedError: if the
             control plane cannot be reached.
         """
-        from quorin.engine.ops.nodes import wait_for_nodes
+        from quorin.engine.ops.nodes import late_nodes
 
         _check_schema(schema)
-        wait_for_nodes(self._backend, schema.__name__, position, timeout_ms=timeout_ms)
+        name = schema.__name__
+        late = late_nodes(
+            self._backend, lambda node: node.position_of(name) < position, timeout_seconds=timeout_ms / 1000
+        )
+        if late:
+            raise NotYetAppliedError(name, position, timeout_ms, late)
 
     def close(self) -> None:
         """Close the connection and the segments that were opened to wait."""

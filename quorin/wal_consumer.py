@@ -73,11 +73,11 @@ class WALConsumer:
     entities and ``max_id_bytes``; or segments that are open for writing; or None for every schema of the control plane,
     including those that are added later.
 
-    With ``offline`` every row goes into the history too, which is flushed at the latest after
-    ``flush_interval_seconds``, ``flush_rows`` or ``flush_bytes``. The log is trimmed behind rows that are both applied
-    and durable, and that no other node lacks (unless it has been silent for ``node_timeout_seconds``), provided that
-    this consumer applies all schemas of the control plane; entries of unknown schemas become dead letters before.
-    Without ``offline``, or with ``trims`` False, nothing is trimmed.
+    With ``offline`` every row goes into the history too, which one consumer of all nodes writes, the historian. It is
+    flushed at the latest after ``flush_interval_seconds``, ``flush_rows`` or ``flush_bytes``. Then the log is trimmed
+    behind rows that are applied, durable, and on all nodes (unless one was silent for ``node_timeout_seconds``),
+    provided that this consumer applies all schemas; entries of unknown ones become dead letters before. Without
+    ``offline``, or with ``trims`` False, nothing is trimmed.
 
     A new segment gets the rows of the newest snapshot in ``snapshots`` that fits, else those of the history.
     :meth:`run` writes snapshots every ``snapshot_every_seconds``, in a thread. ``show`` shows progress; by default it

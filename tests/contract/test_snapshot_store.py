@@ -38,14 +38,6 @@ ROOT = Path(__file__).parents[2]
 IDS = ["x", "y", "a key that is long enough to need the heap"]
 
 
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    opened = Machine(tmp_path)
-    yield opened
-    opened.reboot()
-    opened.close()
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     with running() as address:

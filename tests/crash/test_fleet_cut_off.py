@@ -6,9 +6,8 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from quorin.wal_consumer import WALConsumer
 from tests.support.fleet import until
 from tests.support.network import IN_NAMESPACE, SERVER, Link
 from tests.support.redis_server import RedisServer
+from tests.support.world import running
 
 ROOT = Path(__file__).parents[2]
 ROW = make_schema("Row", [FeatureField("number", dtype.int64)])
@@ -59,24 +59,10 @@ def far_node(shm_dir: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-@contextmanager
-def trimming(registry: SegmentRegistry) -> Iterator[None]:
+def trimming(registry: SegmentRegistry) -> AbstractContextManager[None]:
     """A consumer that waits for a silent node for a second only, and keeps no history."""
-    with WALConsumer(
-        registry.backend,
-        None,
-        registry=registry,
-        offline=NoopOfflineWriter(),
-        flush_interval_seconds=0.1,
-        node_timeout_seconds=1,
-    ) as consumer:
-        running = threading.Thread(target=consumer.run)
-        running.start()
-        try:
-            yield
-        finally:
-            consumer.stop()
-            running.join(60)
+    options: dict[str, Any] = {"flush_interval_seconds": 0.1, "node_timeout_seconds": 1}
+    return running(WALConsumer(registry.backend, None, registry=registry, offline=NoopOfflineWriter(), **options))
 
 
 def say(process: subprocess.Popen[str], line: str) -> None:

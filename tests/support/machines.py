@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from quorin import assembly, layout
 from quorin.engine.format import segment as fmt
@@ -50,6 +53,14 @@ class Machine:
     def close(self) -> None:
         self.producer.close()
         self.registry.backend.close()
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    opened = Machine(tmp_path)
+    yield opened
+    opened.reboot()
+    opened.close()
 
 
 def whole_rows(segment: Segment, ids: list[str]) -> list[Any]:

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from quorin.wal_consumer import WALConsumer
 from tests.support import upgrades
 from tests.support.consumers import kill, start
 from tests.support.upgrades import IDS, table, version
+from tests.support.world import running
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,19 +72,6 @@ def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
-
-
-@contextmanager
-def running(consumer: WALConsumer) -> Iterator[None]:
-    thread = threading.Thread(target=consumer.run)
-    thread.start()
-    try:
-        yield
-    finally:
-        consumer.stop()
-        thread.join(60)
-        consumer.close()
-        assert not thread.is_alive()
 
 
 def test_an_upgrade_carries_rows_over_and_says_what_it_did(place: Place) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import hypothesis.strategies as st
 import pyarrow as pa
 import pytest
@@ -21,13 +18,6 @@ from tests.support.schemas import Everything, rows_of
 
 Pair = make_schema("Pair", [FeatureField("a", dtype.float64), FeatureField("b", dtype.string)])
 Other = make_schema("Other", [FeatureField("n", dtype.int64)])
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    opened = Machine(tmp_path)
-    yield opened
-    opened.close()
 
 
 IDS = ["x", "a key that is long enough to need the heap", "zë"]

@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,6 @@ from tests.support.schemas import Everything, rows_of
 
 Pair = make_schema("Pair", [FeatureField("a", dtype.float64), FeatureField("b", dtype.string)])
 IDS = ["x", "a key that is long enough to need the heap", "zë"]
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    opened = Machine(tmp_path)
-    yield opened
-    opened.reboot()
-    opened.close()
 
 
 def save(machine: Machine, path: Path, schema: Any = Pair) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 import time
@@ -16,7 +15,7 @@ from quorin.engine.bootstrap.files import FileSource, SnapshotResult, write_file
 from quorin.engine.history.files import PENDING_SUFFIX
 from quorin.engine.history.storage import LEFTOVER_SECONDS, Storage, VanishedError
 from quorin.errors import SnapshotUnavailableError
-from quorin.schema import fingerprint
+from quorin.schema import SCHEMA_NAME, fingerprint
 
 if TYPE_CHECKING:
     import os
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from quorin.engine.bootstrap.pace import Pace
     from quorin.engine.memory.view import SegmentView
     from quorin.shm import Segment
-
-_SCHEMA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 class SnapshotStore:
@@ -116,7 +113,7 @@ class SnapshotStore:
                 yield source
 
     def _folder(self, schema_name: str) -> str:
-        if not _SCHEMA_NAME.match(schema_name):
+        if not SCHEMA_NAME.match(schema_name):
             raise ValueError(f"expected the name of a schema, got {schema_name!r}")
         return self._storage.folder(schema_name)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from quorin.engine.backend import Bounds, Log, ReadResult
     from quorin.engine.consumer.historian import Historian
     from quorin.engine.consumer.target import Target
+    from quorin.schema import Schema
     from quorin.shm import Segment
 
 _READ_BYTES = 16 << 20
@@ -114,14 +115,12 @@ class LogCursor:
 
     def _anchor(self, target: Target, identity: int, bounds: Bounds) -> None:
         name, segment = target.schema.__name__, target.opened
-        history, written = self._historian.offline, self._historian.history
-        flushed = None if history is None else history.flushed_position(target.schema)
-        if flushed and 0 < segment.position < bounds.trimmed and segment.log_identity == identity:
+        if 0 < segment.position < bounds.trimmed and segment.log_identity == identity:
             # A segment from a snapshot or a disk is older than the log's start. What it lacks is in the history,
             # because the log is trimmed only behind durable rows.
-            self._catch_up(segment, bounds.trimmed)
-        if written is None:
-            flushed = None
+            self._catch_up(target.schema, segment, bounds.trimmed)
+        written = self._historian.history
+        flushed = None if written is None else written.flushed_position(target.schema)
         if flushed is not None and (flushed > 0 or not len(segment)):
             # For the same reason trimmed entries need not be read again for the history. A history without a row of
             # this schema beside a segment with rows is another one, or was lost: then all of the log is read.
@@ -151,10 +150,11 @@ class LogCursor:
             # wait for a position must not take it for one of this log.
             segment.commit_position(start.after, identity)
 
-    def _catch_up(self, segment: Segment, trimmed: int) -> None:
+    def _catch_up(self, schema: Schema, segment: Segment, trimmed: int) -> None:
         """Apply what the history has behind the segment's position, if the history can be read."""
         from quorin.hydration import catch_up
         from quorin.offline import ParquetDatasetStore
 
-        if isinstance(history := self._historian.offline, ParquetDatasetStore):
+        history = self._historian.offline
+        if isinstance(history, ParquetDatasetStore) and history.flushed_position(schema):
             _log.info("caught_up_from_history", segment=segment.name, rows=catch_up(segment, history, trimmed))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from quorin.engine.ops import presence
 from quorin.engine.ops.unread import unread
-from quorin.errors import NotYetAppliedError, NotYetUpgradedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -133,50 +132,18 @@ def with_behind(nodes: Iterable[NodeReport], log: Log, bounds: Bounds) -> list[N
     return [_with_behind(node, log, bounds, counted) for node in nodes]
 
 
-def wait_for_nodes(
+def late_nodes(
     backend: Backend,
-    schema_name: str,
-    position: int,
-    *,
-    timeout_ms: float,
-    node_timeout_seconds: float = DEFAULT_NODE_TIMEOUT_SECONDS,
-) -> None:
-    """Wait until every live node has applied a position. Nodes report about once a second.
-
-    :raises NotYetAppliedError: after ``timeout_ms``, naming the nodes that have not.
-    :raises ConnectionFailedError: if the control plane cannot be reached.
-    """
-    late = _late_nodes(
-        backend, lambda node: node.position_of(schema_name) < position, timeout_ms / 1000, node_timeout_seconds
-    )
-    if late:
-        raise NotYetAppliedError(schema_name, position, timeout_ms, late)
-
-
-def wait_for_version(
-    backend: Backend,
-    schema_name: str,
-    version: int,
+    is_late: Callable[[NodeReport], bool],
     *,
     timeout_seconds: float,
     node_timeout_seconds: float = DEFAULT_NODE_TIMEOUT_SECONDS,
-) -> None:
-    """Wait until every live node has a schema in this version or a later one. Nodes report about once a second.
+) -> list[str]:
+    """Wait until no live node is late; the names of those that still are after the timeout. Nodes report about once a
+    second.
 
-    :raises NotYetUpgradedError: after ``timeout_seconds``, naming the nodes that have not.
     :raises ConnectionFailedError: if the control plane cannot be reached.
     """
-    late = _late_nodes(
-        backend, lambda node: node.version_of(schema_name) < version, timeout_seconds, node_timeout_seconds
-    )
-    if late:
-        raise NotYetUpgradedError(schema_name, version, timeout_seconds, late)
-
-
-def _late_nodes(
-    backend: Backend, is_late: Callable[[NodeReport], bool], timeout_seconds: float, node_timeout_seconds: float
-) -> list[str]:
-    """Wait until no live node is late; the names of those that still are after the timeout."""
     deadline = time.monotonic() + timeout_seconds
     while True:
         nodes = nodes_of(presence.reports(backend.control), node_timeout_seconds=node_timeout_seconds)

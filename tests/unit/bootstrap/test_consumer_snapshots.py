@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,6 @@ from quorin.wal_consumer import WALConsumer
 from tests.support.machines import Machine
 
 Pair = make_schema("Pair", [FeatureField("a", dtype.float64)])
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    opened = Machine(tmp_path)
-    yield opened
-    opened.reboot()
-    opened.close()
 
 
 def consumer(machine: Machine, store: SnapshotStore, every: float | None = None) -> WALConsumer:

@@ -5,9 +5,6 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,7 +12,7 @@ from typer.testing import CliRunner
 
 from quorin.cli import app
 from tests.support.redis_server import RedisServer
-from tests.support.world import TRIP, World, row, until, world  # noqa: F401 - world is a fixture
+from tests.support.world import TRIP, World, row, running, until, world  # noqa: F401 - world is a fixture
 
 
 def run(world: World, *words: str) -> Any:
@@ -25,25 +22,12 @@ def run(world: World, *words: str) -> Any:
     return CliRunner().invoke(app, [*words, *place], env={"COLUMNS": "200"})
 
 
-@contextmanager
-def consuming(world: World) -> Iterator[None]:
-    consumer = world.consumer(TRIP)
-    thread = threading.Thread(target=consumer.run)
-    thread.start()
-    try:
-        yield
-    finally:
-        consumer.stop()
-        thread.join(60)
-        consumer.close()
-
-
 def test_a_node_is_ready_while_a_consumer_confirms_and_not_after(world: World) -> None:
     nothing = run(world, "ready")
     assert (nothing.exit_code, nothing.stdout) == (1, "not ready\n")
     assert "no schemas yet" in nothing.stderr
     world.producer.write(TRIP, "a", row(1))
-    with consuming(world):
+    with running(world.consumer(TRIP)):
         until(lambda: run(world, "ready", "--max-lag", "1m").exit_code == 0)
         assert run(world, "ready", "--max-lag", "1m").stdout == "ready\n"
         ready = json.loads(run(world, "ready", "--json", "--max-lag", "1m").stdout)
@@ -66,7 +50,7 @@ def test_a_wrong_duration_is_refused(world: World, duration: str) -> None:
 def test_nodes_are_listed_with_what_they_lack(world: World) -> None:
     assert "no node has reported" in run(world, "nodes").stdout
     position = world.producer.write(TRIP, "a", row(1))
-    with consuming(world):
+    with running(world.consumer(TRIP)):
         until(lambda: bool(world.backend.control.replicas()))
         world.producer.wait_for_nodes(TRIP, position, timeout_ms=60_000)
         found = json.loads(run(world, "nodes", "--json").stdout)
@@ -93,7 +77,7 @@ def test_ready_needs_no_redis_once_the_node_has_met_the_deployment(tmp_path: Any
         assert run(world, "ready").exit_code == 0
         until(lambda: run(world, "ready", "--max-lag", "100ms").exit_code == 1)
         server.start()
-        with consuming(world):
+        with running(world.consumer(TRIP)):
             until(lambda: run(world, "ready", "--max-lag", "1m").exit_code == 0)
         world.producer.close()
         world.backend.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,6 @@ from quorin.schema import FeatureField, dtype, make_schema
 from tests.support.machines import Machine
 
 Pair = make_schema("Pair", [FeatureField("a", dtype.float64), FeatureField("b", dtype.string)])
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    opened = Machine(tmp_path)
-    yield opened
-    opened.reboot()
-    opened.close()
 
 
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.EMLINK])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from quorin.engine.ops import presence
 from quorin.engine.ops.gauges import SegmentCollector
 from quorin.engine.ops.health import check_deployment
-from quorin.engine.ops.nodes import nodes_of, observed_nodes, wait_for_nodes
+from quorin.engine.ops.nodes import nodes_of, observed_nodes
 from quorin.engine.ops.observe import Observer
 from quorin.engine.ops.presence import Process, Report
 from quorin.engine.ops.readiness import readiness
@@ -71,12 +71,12 @@ def test_what_a_node_is_behind_by_is_counted_in_the_log(world: World) -> None:  
     assert node.behind.bytes > 100
     assert node.as_dict()["behind"]["rows"] == 2
     with pytest.raises(NotYetAppliedError, match="not applied within 30 ms by the nodes node-1") as caught:
-        wait_for_nodes(world.backend, "Trip", positions[2], timeout_ms=30)
+        world.producer.wait_for_nodes(TRIP, positions[2], timeout_ms=30)
     assert (caught.value.position, caught.value.nodes) == (positions[2], ["node-1"])
-    wait_for_nodes(world.backend, "Trip", positions[0], timeout_ms=30)
+    world.producer.wait_for_nodes(TRIP, positions[0], timeout_ms=30)
     presence.withdraw(world.backend.control)
     assert observed_nodes(world.backend, world.log) == []
-    wait_for_nodes(world.backend, "Trip", positions[2], timeout_ms=30)
+    world.producer.wait_for_nodes(TRIP, positions[2], timeout_ms=30)
 
 
 def test_silence_is_measured_by_the_stores_clock(world: World, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
