@@ -42,7 +42,7 @@ class Historian:
         self._contends = trims or (is_of_all and self._written is not None)
         self._random = secrets.token_hex(8)
         self._fence: Fence | None = None
-        self._seen: Fence | None = None
+        """The lease on which the history is written; what it lacks has been read again since it was taken."""
         self._reported = ""
 
     @property
@@ -56,23 +56,20 @@ class Historian:
         return self._written if self._fence is not None or not self._shares else None
 
     def renew(self, owns_all: Callable[[], bool]) -> bool:
-        """Take or renew the lease; whether it was taken or lost since the last call, so that the history may have rows
-        from another consumer.
-        """
-        fence = self.acquire(owns_all)
-        changed, self._seen = fence != self._seen, fence
-        return changed
-
-    def acquire(self, owns_all: Callable[[], bool]) -> Fence | None:
-        """The lease, with all of its time ahead; None if another consumer holds it, or this one needs none.
+        """Take or renew the lease. True if it was taken or lost since the last call: then the log is to be read again
+        from where the history is durable.
 
         :raises WriterFencedError: as ``owns_all``.
         """
-        if not self._contends:
-            return None
-        token = self._log.acquire_historian(self.name, _ttl_ms()) or self._replace(owns_all)
-        self._fence = None if token is None else Fence(self.name, token)
-        return self._fence
+        before, self._fence = self._fence, self._acquired(owns_all) if self._contends else None
+        return self._fence != before
+
+    def confirmed(self, owns_all: Callable[[], bool]) -> Fence | None:
+        """The lease of the last :meth:`renew`, with all of its time ahead; None if there was none, or it ended since.
+
+        One that was taken anew does not count: what is applied here may be in no history yet.
+        """
+        return self._fence if self._fence is not None and self._acquired(owns_all) == self._fence else None
 
     def end_others_of_node(self) -> None:
         """End the lease of another consumer of this node, which is frozen: what it has decided to trim stays."""
@@ -87,6 +84,10 @@ class Historian:
         if self._fence is not None:
             self._fence = None
             self._log.release_historian(self.name)
+
+    def _acquired(self, owns_all: Callable[[], bool]) -> Fence | None:
+        token = self._log.acquire_historian(self.name, _ttl_ms()) or self._replace(owns_all)
+        return None if token is None else Fence(self.name, token)
 
     def _replace(self, owns_all: Callable[[], bool]) -> int | None:
         held = self._log.historian()

@@ -65,7 +65,7 @@ class Trimming:
     def _trim(self, through: int, node_timeout_seconds: float) -> None:
         # In this order: this process may freeze anywhere in between. Who overtakes it ends its lease first, and the
         # log compares the lease in the step that trims.
-        fence = self._historian.acquire(self._ownership.owns_all_schemas)
+        fence = self._historian.confirmed(self._ownership.owns_all_schemas)
         if fence is None or not self._ownership.owns_all_schemas():
             return
         try:

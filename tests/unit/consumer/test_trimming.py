@@ -229,8 +229,12 @@ def test_of_two_nodes_one_writes_the_history_and_the_other_goes_on_when_it_ends(
         consumer._read(block_ms=0)
     assert [written(history) for history in histories] == [positions, []]
     assert world.log.release_historian(first._historian.name), "as when it dies, and its time is over"
-    histories[1].durable = positions[0]  # The history is one: the first flushed this much of it.
+    second._flush()
+    assert world.log.bounds().first == positions[0], "what is applied here is not all in the history"
     positions.append(world.producer.write(TRIP, "c", row(3)))
+    second._read(block_ms=0)
+    assert written(histories[1]) == [], "nothing behind a gap"
+    histories[1].durable = positions[0]  # The history is one: the first flushed this much of it.
     second._check()
     second._read(block_ms=0)
     assert written(histories[1]) == positions[1:], "from where the history is durable, applied before or not"
