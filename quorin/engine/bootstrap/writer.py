@@ -98,8 +98,16 @@ class SnapshotWriter:
         return written
 
     def _run(self) -> None:
+        reported = ""
         while not self._stopping.wait(min(_LOOK_SECONDS, self._every_seconds)):
-            self.write_due()
+            try:
+                self.write_due()
+                reported = ""
+            except Exception as error:  # noqa: BLE001 - a thread that ended would leave no snapshots, unseen
+                # The consumer may be closing a segment while its name is asked for.
+                if repr(error) != reported:
+                    reported = repr(error)
+                    _log.error("snapshots_failed", error=reported, exc_info=not isinstance(error, QuorinError))
 
     def _due_in(self, segment: Segment) -> float:
         """Seconds until a snapshot is due, by what is in the store."""

@@ -18,6 +18,7 @@ from quorin.shm import Segment, SegmentRegistry
 from quorin.snapshot import SnapshotStore
 from quorin.wal_consumer import WALConsumer
 from tests.support.machines import Machine
+from tests.support.world import until
 
 Pair = make_schema("Pair", [FeatureField("a", dtype.float64)])
 
@@ -107,6 +108,21 @@ def test_a_segment_that_is_replaced_while_its_beginning_is_read_is_not_saved(
 
     monkeypatch.setattr(SegmentRegistry, "open_stored", after_a_reboot)
     assert (writer.write_due(), store.snapshots("Pair")) == (0, [])
+
+
+def test_a_failure_that_nobody_foresaw_does_not_end_the_snapshots(machine: Machine, tmp_path: Path) -> None:
+    store, names = SnapshotStore(tmp_path / "snapshots"), iter([RuntimeError("changed meanwhile"), ["Pair"]])
+    machine.producer.write(Pair, "x", {"a": 1.0}, 1)
+    machine.drain([Pair])
+
+    def schema_names() -> list[str]:
+        found = next(names, ["Pair"])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    with SnapshotWriter(store, machine.registry, schema_names, every_seconds=0.01):
+        until(lambda: len(store.snapshots("Pair")) == 1)
 
 
 def test_an_unreadable_store_never_leads_to_an_empty_segment(
