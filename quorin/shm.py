@@ -165,7 +165,7 @@ class SegmentRegistry:
         the segment. If that segment still exists its file is removed, which tells readers and writers that have it open
         that it is no longer current. If publishing fails, ``segment`` is discarded. The control plane gets the schema,
         unless it has a later version, to which a consumer then upgrades the segment. With ``restores`` it must not have
-        dropped it. ``beginning`` is where the segment's rows begin in the log.
+        dropped it, or replaced it by another. ``beginning`` is where the segment's rows begin in the log.
 
         :raises SegmentConflictError: if another segment than ``replacing`` is current; that one stays.
         :raises WriterLeaseHeldError: if another process writes to the segment that would be replaced.
@@ -364,13 +364,16 @@ def _make_current(
 def _put_schema(control: ControlPlane, schema: Schema, *, restores: bool, beginning: Beginning | None) -> None:
     """Let the control plane have a schema, or keep the later version that it has.
 
-    :raises SegmentNotFoundError: if it only ``restores`` one that the control plane may have lost, and it was dropped.
+    :raises SegmentNotFoundError: if it only ``restores`` one that the control plane may have lost, and it was dropped,
+        or replaced by another.
     """
     name, text = schema.__name__, schema_to_json(schema)
     while (stored := control.schemas().get(name)) != text:
         if stored is not None and _can_become(schema, stored):
             return
-        if stored is None and restores:
+        if stored is not None and restores:
+            raise SegmentNotFoundError(f"the control plane has another schema {name!r} by now")
+        if restores:
             if not control.restore_schema(name, text, beginning=beginning) and name in control.dropped_schemas():
                 raise SegmentNotFoundError(f"the schema {name!r} was dropped from the control plane")
             continue

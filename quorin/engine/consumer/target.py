@@ -264,6 +264,8 @@ class Target:
             raise SegmentNotFoundError(f"the schema {name!r} was dropped from the control plane")
         if text is not None and self.can_become(text):
             self.schema = schema_from_json(text)
+        elif self._discovered:
+            raise SegmentNotFoundError(f"the control plane has another schema {name!r} by now")
         segment = rebuild_segment(self.schema, registry, beginning=beginning, **new_segment)
         registry.publish(segment, replacing=lost, beginning=beginning, restores=self._discovered)
         _log.info("segment_created", schema=name, segment=segment.name, replaces_lost=lost, rows=len(segment))

@@ -118,6 +118,30 @@ def test_a_consumer_of_named_schemas_gives_a_wiped_redis_its_schema_back(
     world.backend.close()
 
 
+def test_a_schema_that_replaces_another_while_a_segment_is_built_for_that_one_stays(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a view is applied with other keys."""
+    control, publish = world.backend.control, SegmentRegistry.publish
+    other = schema_to_json(make_schema("Trip", [FeatureField("other", dtype.string)]))
+    control.put_schema("Trip", schema_to_json(TRIP))
+
+    def too_late(registry: SegmentRegistry, segment: Any, **options: Any) -> None:
+        monkeypatch.setattr(SegmentRegistry, "publish", publish)
+        assert control.drop_schema("Trip")
+        assert control.swap_schema("Trip", other, expected=None)
+        publish(registry, segment, **options)
+
+    monkeypatch.setattr(SegmentRegistry, "publish", too_late)
+    with WALConsumer(world.backend, None, registry=world.registry) as consumer:
+        consumer.drain()
+        assert control.schemas()["Trip"] == other
+        consumer.drain()
+    with world.registry.open_stored("Trip") as segment:
+        assert schema_to_json(segment.stored_schema) == other
+    assert len(list(world.shm_dir.glob("quorin_*"))) == 1
+
+
 def test_a_new_segment_in_the_same_process_is_filled_from_the_log(world: World) -> None:
     consumer = world.consumer()
     thread = threading.Thread(target=consumer.run)
