@@ -130,3 +130,39 @@ def check_vector_lengths(table: pa.Table, view: Any) -> None:
     :raises ValueError: for vectors of different lengths, or of another length than the declared one.
     """
     utils._validate_vector_field_lengths(table, view)
+
+
+def json_value(value: Any) -> Any:
+    """A ``Value`` as Feast's feature server writes it in JSON."""
+    from feast.feature_server_utils import _value_to_native
+
+    return _value_to_native(value)
+
+
+def start_server_parts(store: Any, *, metrics: bool) -> None:
+    """What Feast's ``start_server`` does before it serves: metrics, and authentication."""
+    from feast import metrics as feast_metrics
+    from feast.permissions.server.utils import (
+        ServerType,
+        init_auth_manager,
+        init_security_manager,
+        str_to_auth_manager_type,
+    )
+
+    configured = getattr(store.config.feature_server, "metrics", None)
+    if metrics or getattr(configured, "enabled", False):
+        feast_metrics.start_metrics_server(store, metrics_config=feast_metrics.build_metrics_flags(configured))
+    auth_type = str_to_auth_manager_type(store.config.auth_config.type)
+    init_security_manager(auth_type=auth_type, fs=store)
+    init_auth_manager(auth_type=auth_type, server_type=ServerType.REST, auth_config=store.config.auth_config)
+
+
+def allows_short_way(store: Any) -> bool:
+    """Whether Feast's server does nothing with a request but answer it: no authentication, audit log or metrics."""
+    from feast import metrics as feast_metrics
+    from feast.permissions.security_manager import get_security_manager, is_auth_necessary
+
+    audit = getattr(store.config.feature_server, "audit_logging", None)
+    counts = feast_metrics._config
+    watches = counts.request or counts.online_features or counts.audit_logging or getattr(audit, "enabled", False)
+    return not watches and not is_auth_necessary(get_security_manager())

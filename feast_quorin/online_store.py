@@ -30,6 +30,7 @@ from feast_quorin.session import Session, new_session
 from feast_quorin.views import max_age_ns, stored_view
 from feast_quorin.write import rows as writing
 from quorin import assembly
+from quorin.readiness import readiness
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from feast.repo_config import RepoConfig
 
     from feast_quorin.read.response import LazyResponse
+    from quorin.readiness import Readiness
 
 
 class QuorinOnlineStoreConfig(StoreSettings):
@@ -265,6 +267,13 @@ class QuorinOnlineStore(OnlineStore):
     async def _read_features_per_fv_async(self, *args: Any, **kwargs: Any) -> None:
         """:meth:`_read_features_per_fv`, which never waits."""
         self._read_features_per_fv(*args, **kwargs)
+
+    def readiness(self, config: RepoConfig, max_lag_seconds: float | None = None) -> list[Readiness]:
+        """Of each schema of the deployment, whether this machine has a segment and how fresh it is.
+
+        :raises ConnectionFailedError: if the control plane is away, and this machine has never met the deployment.
+        """
+        return readiness(self._session_for(config).registry, max_lag_seconds=max_lag_seconds)
 
     async def initialize(self, config: RepoConfig) -> None:
         """Connect and load the compiled kernels, so that the first request of a feature server finds both ready."""

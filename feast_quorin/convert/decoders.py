@@ -8,7 +8,9 @@ same, without creating the objects if the result is certain without them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from base64 import b64encode
 from datetime import UTC, datetime
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import NULL_TIMESTAMP_INT_VALUE, feast_value_type_to_python_type
 from feast.value_type import ValueType
 
+from feast_quorin import feast_private
+from feast_quorin.convert import json_numbers
 from feast_quorin.convert import response_wire as wire
 from feast_quorin.convert.codecs import ListCodec, ScalarCodec, codec_for
 from quorin.schema import dtype
@@ -24,6 +28,7 @@ from quorin.schema import dtype
 if TYPE_CHECKING:
     from quorin.assembly import Columns, OneRow
 
+_TIMESTAMP = pa.timestamp("s", "UTC")
 _NO_TIME = int(NULL_TIMESTAMP_INT_VALUE)
 
 
@@ -61,6 +66,18 @@ class Decoder(ABC):
     def wire_one(self, row: OneRow, index: int) -> bytes:
         """:meth:`wire` for the value of one entity. It must not be null."""
         return self.wire(row.columns(), index)
+
+    @abstractmethod
+    def json(self, columns: Columns, index: int) -> Any:
+        """The values as Feast's feature server writes them: an array or a list for orjson, None for nulls."""
+
+    def json_one(self, row: OneRow, index: int) -> Any:
+        """:meth:`json` for the value of one entity. It must not be null."""
+        return self.json(row.columns(), index)[0]
+
+    def arrow(self, columns: Columns, index: int) -> pa.Array:
+        """The values in their stored type."""
+        return columns.arrow(index)
 
 
 class NumberDecoder(Decoder):
@@ -113,6 +130,15 @@ class NumberDecoder(Decoder):
     def wire_one(self, row: OneRow, index: int) -> bytes:  # noqa: D102
         return wire.number(self._kind, self._code, row.values[row.layout.slots[index]])
 
+    def json(self, columns: Columns, index: int) -> Any:  # noqa: D102
+        values = columns.values(index)
+        numbers = json_numbers.of(values.astype(self._wide) if self._wide is np.float64 else values)
+        return json_numbers.with_nulls(numbers, None if columns.complete else columns.valid(index))
+
+    def json_one(self, row: OneRow, index: int) -> Any:  # noqa: D102
+        value = row.values[row.layout.slots[index]]
+        return value if self._wide is not np.float64 or isfinite(value) else json_numbers.NAMES[repr(value)]
+
 
 class TimeDecoder(NumberDecoder):
     """Seconds since the epoch, as aware datetimes."""
@@ -130,6 +156,9 @@ class TimeDecoder(NumberDecoder):
 
     def for_tensor(self, columns: Columns, index: int, default: Any) -> Any:  # noqa: ARG002, D102
         return self.values(columns, index)
+
+    def arrow(self, columns: Columns, index: int) -> pa.Array:  # noqa: D102
+        return columns.arrow(index).cast(_TIMESTAMP)
 
 
 class TextDecoder(Decoder):
@@ -155,6 +184,14 @@ class TextDecoder(Decoder):
 
     def wire_one(self, row: OneRow, index: int) -> bytes:  # noqa: D102
         return wire.texts(self._kind, [row.stored(index).tobytes()])
+
+    def json(self, columns: Columns, index: int) -> Any:  # noqa: D102
+        values = columns.arrow(index).to_pylist()
+        return values if self._is_text else [None if value is None else _base64(value) for value in values]
+
+    def json_one(self, row: OneRow, index: int) -> Any:  # noqa: D102
+        value = self.value(row, index)
+        return value if self._is_text else _base64(value)
 
 
 class ListDecoder(Decoder):
@@ -191,6 +228,9 @@ class ListDecoder(Decoder):
     def wire(self, columns: Columns, index: int) -> bytes:  # noqa: D102
         return wire.number_lists(self._kind, columns.arrow(index))
 
+    def json(self, columns: Columns, index: int) -> Any:  # noqa: D102
+        return json_numbers.lists(columns.arrow(index))
+
 
 class TimeListDecoder(ListDecoder):
     """A list of times."""
@@ -207,6 +247,9 @@ class TimeListDecoder(ListDecoder):
 
     for_table = values
     lists = Decoder.lists
+
+    def arrow(self, columns: Columns, index: int) -> pa.Array:  # noqa: D102
+        return columns.arrow(index).cast(pa.list_(_TIMESTAMP))
 
 
 class TextListDecoder(Decoder):
@@ -228,6 +271,12 @@ class TextListDecoder(Decoder):
     def wire(self, columns: Columns, index: int) -> bytes:  # noqa: D102
         return wire.text_lists(self._kind, columns.arrow(index))
 
+    def json(self, columns: Columns, index: int) -> Any:  # noqa: D102
+        lists = self.values(columns, index)
+        if self._kind == "string_list_val":
+            return lists
+        return [None if values is None else [*map(_base64, values)] for values in lists]
+
 
 class ProtoDecoder(Decoder):
     """A serialized ``Value`` of any other type, decoded by Feast's own function."""
@@ -247,6 +296,10 @@ class ProtoDecoder(Decoder):
     def wire_one(self, row: OneRow, index: int) -> bytes:  # noqa: D102
         return wire.messages([row.stored(index).tobytes()])
 
+    def json(self, columns: Columns, index: int) -> Any:  # noqa: D102
+        stored = columns.arrow(index).to_pylist()
+        return [None if data is None else feast_private.json_value(Value.FromString(data)) for data in stored]
+
     def _decode(self, data: bytes) -> Any:
         return feast_value_type_to_python_type(Value.FromString(data), self._type)
 
@@ -264,6 +317,10 @@ def decoder_for(value_type: ValueType) -> Decoder:
             return TextDecoder(codec.dtype is dtype.string, codec.kind)
         return TimeDecoder() if is_time else NumberDecoder(codec.dtype, codec.kind)
     return ProtoDecoder(value_type)
+
+
+def _base64(data: bytes) -> str:
+    return b64encode(data).decode("ascii")
 
 
 def _time(seconds: int) -> datetime | None:

@@ -11,6 +11,7 @@ import numpy as np
 from feast.type_map import feast_value_type_to_python_type, python_values_to_proto_values
 from feast.value_type import ValueType
 
+from feast_quorin import feast_private
 from feast_quorin.convert import response_wire as wire
 from feast_quorin.convert.codecs import number_lists
 from feast_quorin.read.request import INTEGER_RANGES
@@ -61,6 +62,10 @@ class Computed:
         """The values as ``values`` of a ``FeatureVector`` on the wire."""
         protos = python_values_to_proto_values(self._values, self._type) if self._values else self._protos
         return wire.messages([proto.SerializeToString() for proto in protos])
+
+    def json(self) -> list[Any]:
+        """The values as Feast's feature server writes them."""
+        return self._values or [*map(feast_private.json_value, self._protos)]
 
 
 def _without_protobuf(results: Any, value_type: ValueType) -> list[Any] | None:

@@ -15,6 +15,7 @@ from feast.protos.feast.types.Value_pb2 import RepeatedValue
 from feast.type_map import feast_value_type_to_python_type, python_values_to_proto_values
 from feast.value_type import ValueType
 
+from feast_quorin import feast_private
 from feast_quorin.convert import response_wire as wire
 from feast_quorin.convert.entity_ids import EMPTY, SEPARATOR, component, escaped
 from quorin.assembly import number_ids
@@ -83,6 +84,10 @@ class Column(ABC):
     def wire(self, values: list[Any]) -> bytes:
         """Normalised values as ``values`` of a ``FeatureVector`` on the wire."""
 
+    @abstractmethod
+    def json(self, values: list[Any]) -> list[Any]:
+        """Normalised values as Feast's feature server writes them."""
+
 
 class ScalarKey(Column):
     """Join keys that are integers or strings: normalised, they are what Feast returns."""
@@ -93,6 +98,9 @@ class ScalarKey(Column):
 
     def python(self, values: list[Any]) -> list[Any]:  # noqa: D102 - the base class says it
         return values[:]
+
+    def json(self, values: list[Any]) -> list[Any]:  # noqa: D102
+        return values
 
     def _converted(self, values: list[Any]) -> list[Any] | None:
         """The result of Feast's own conversion, for strings instead of integers, NumPy's numbers, and protos."""
@@ -170,6 +178,9 @@ class ProtoColumn(Column):
 
     def wire(self, values: list[Any]) -> bytes:  # noqa: D102
         return wire.messages([value.SerializeToString() for value in values])
+
+    def json(self, values: list[Any]) -> list[Any]:  # noqa: D102
+        return [*map(feast_private.json_value, values)]
 
 
 class RequestData(ProtoColumn):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,16 @@ _SECOND_NS = 1_000_000_000
 _MIN_BLOCK_COLUMNS = 8
 _MAX_OTHER_COLUMNS = 8
 _MAX_LABELS = 256
+
+
+class Vector(NamedTuple):
+    """A column of the response as JSON: its name, values for orjson, and what was read of its view, None for join keys
+    and computed features.
+    """
+
+    name: str
+    values: Any
+    read: OneRow | Columns | None
 
 
 class LazyResponse(TensorResponse):
@@ -180,6 +190,43 @@ class LazyResponse(TensorResponse):
             yield column.name, column.values(self._feature_types.get(column.name))
             if with_times:
                 yield column.name + TIMESTAMP_POSTFIX, [0] * len(column)
+
+    def json_vectors(self) -> Iterator[Vector] | None:
+        """Every column in order, as Feast's feature server writes it; None if only the protobuf has all of them."""
+        if self._proto is not None or self._resolved.with_versions:
+            return None
+        return self._json_vectors()
+
+    def _json_vectors(self) -> Iterator[Vector]:
+        for key, values in zip(self._keys, self._key_values, strict=True):
+            yield Vector(key.name, key.json(values), None)
+        for name, view, index, decoder in self._features:
+            read = self._reads[view]
+            if type(read) is not OneRow:
+                values = decoder.json(read, index)
+            else:
+                values = [decoder.json_one(read, index) if read.is_valid(index) else None]
+            yield Vector(name, values, read)
+        for column in self._computed:
+            yield Vector(column.name, column.json(), None)
+
+    def arrow_vectors(self) -> Iterator[tuple[str, pa.Array, int]] | None:
+        """Every column in order in its stored type, with the index of its view, -1 for those of none; None if only the
+        protobuf has all of them.
+        """
+        return None if self._proto is not None or self._resolved.with_versions else self._arrow_vectors()
+
+    def _arrow_vectors(self) -> Iterator[tuple[str, pa.Array, int]]:
+        for key, values in zip(self._keys, self._key_values, strict=True):
+            yield key.name, pa.array(key.python(values)), -1
+        for name, view, index, decoder in self._features:
+            yield name, decoder.arrow(self._many(view), index), view
+        for column in self._computed:
+            yield column.name, pa.array(column.values(self._feature_types.get(column.name))), -1
+
+    def view_columns(self, view: int) -> tuple[str, Columns]:
+        """The name of a view in the response, and what was read of it."""
+        return self._resolved.views[view].table.projection.name_to_use(), self._many(view)
 
     def _many(self, view: int) -> Columns:
         """What was read of a view as columns, even if it was one row."""

@@ -28,6 +28,7 @@ from quorin.cli import (
     put,
     ready,
     restore,
+    serve,
     snapshot,
     top,
     upgrade,
@@ -55,6 +56,7 @@ app.command()(put.put)
 app.command()(doctor.doctor)
 app.command()(nodes.nodes)
 app.command()(ready.ready)
+app.command()(serve.serve)
 app.command()(bench.bench)
 app.command()(metrics.metrics)
 app.command()(hydrate.hydrate)

@@ -1,0 +1,116 @@
+"""The ASGI application: Feast's own, behind the paths that are answered here."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from feast import FeatureStore
+from feast import feature_server as feast_server
+
+from feast_quorin import feast_private
+from feast_quorin.server import arrow_body, json_body
+from feast_quorin.server.online_features import PATH, OnlineFeatures, parsed
+from feast_quorin.server.ready import ready
+from quorin.http import Limits, Reply, error_reply
+
+if TYPE_CHECKING:
+    from quorin.http import Direct
+
+_SWITCH_SECONDS = 0.001
+"""How long a thread keeps the interpreter's lock from the thread that answers small requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryServer:
+    """Makes the application of a Feast repository, in each worker."""
+
+    repository: Path
+    feature_store_yaml: Path | None = None
+    registry_ttl_seconds: int = 2
+    metrics: bool = False
+    token: str | None = field(default=None, repr=False)
+    max_lag_seconds: float | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    def __call__(self) -> Application:
+        """The application of this process."""
+        sys.setswitchinterval(_SWITCH_SECONDS)
+        store = FeatureStore(repo_path=str(self.repository), fs_yaml_file=self.feature_store_yaml)
+        feast_private.start_server_parts(store, metrics=self.metrics)
+        app = feast_server.get_app(store, self.registry_ttl_seconds)
+        return Application(store, app, self)
+
+
+class Application:
+    """ASGI, and what :mod:`quorin.http` needs beyond it: ``direct``, ``limits`` and ``token``."""
+
+    def __init__(self, store: Any, feast_app: Any, options: RepositoryServer) -> None:
+        self._store = store
+        self._feast_app = feast_app
+        self._online_features = OnlineFeatures(store)
+        self._max_lag_seconds = options.max_lag_seconds
+        self.limits = options.limits
+        self.token = None if options.token is None else options.token.encode()
+        self.is_short = feast_private.allows_short_way(store)
+        self.direct: dict[bytes, Direct] = {PATH: self._online_features.direct} if self.is_short else {}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request, or have Feast's application answer it."""
+        path = scope.get("path")
+        if path == "/ready" and scope["method"] == "GET":
+            found = await asyncio.to_thread(ready, self._store, self._max_lag_seconds)
+            reply = Reply(200 if found["ready"] else 503, b"application/json", orjson.dumps(found))
+            await _send(send, reply)
+        elif path == PATH.decode() and scope["method"] == "POST" and self.is_short:
+            await self._answer(scope, receive, send)
+        else:
+            await self._feast_app(scope, receive, send)
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        body = await _received(receive)
+        if body is None:
+            return
+        headers = dict(scope["headers"])
+        form = arrow_body if arrow_body.CONTENT_TYPE in headers.get(b"accept", b"") else json_body
+        request = parsed(body) if headers.get(b"content-type", b"").startswith(b"application/json") else None
+        if request is not None and request.row_count > self.limits.rows:
+            await _send(send, error_reply(413, f"expected at most {self.limits.rows} rows, got {request.row_count}"))
+            return
+        reply = None if request is None else await asyncio.to_thread(self._online_features.answer, request, form)
+        if reply is None:
+            await self._feast_app(scope, _replayed(body, receive), send)
+        else:
+            await _send(send, reply)
+
+
+async def _received(receive: Any) -> bytes | None:
+    """The whole body; None if the client has gone."""
+    chunks = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+def _replayed(body: bytes, receive: Any) -> Any:
+    """``receive`` for an application that reads the body once more."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Any:
+        return messages.pop() if messages else await receive()
+
+    return again
+
+
+async def _send(send: Any, reply: Reply) -> None:
+    headers = [(b"content-type", reply.content_type), (b"content-length", str(len(reply.body)).encode())]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})

@@ -1,0 +1,214 @@
+"""uvicorn's HTTP protocol, with a short way for the requests that come most.
+
+uvicorn starts a task and calls an ASGI application for every request, which costs several times a read. The short way
+calls a plain function as soon as the body has arrived, and writes its reply at once. Only a whole, simple request takes
+it: a POST to a known path, alone on its connection. Every other one, and every one that the function does not answer,
+goes uvicorn's way with what was received.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import httptools
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from quorin.engine.http.limits import Limits
+
+Headers = list[tuple[bytes, bytes]]
+_OPEN_PATHS = (b"/health", b"/ready")
+
+
+class Reply(NamedTuple):
+    """A whole answer."""
+
+    status: int
+    content_type: bytes
+    body: bytes
+
+
+Direct = Callable[[bytes, Headers], Reply | None]
+"""Answers the body and the headers of a request; None if the application must."""
+
+
+class RefusedRequestError(Exception):
+    """A request beyond the limits, or without the token."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class DirectProtocol(HttpToolsProtocol):
+    """One connection. The application has the attributes ``direct`` (functions by path), ``limits`` and ``token``."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._direct: Mapping[bytes, Direct] = getattr(self.app, "direct", {})
+        self._limits: Limits = self.app.limits
+        self._token: bytes | None = getattr(self.app, "token", None)
+        self._function: Direct | None = None
+        self._chunks: list[bytes] = []
+        self._body_size = 0
+        self._is_closing = False
+        self._requests = 0
+        self._in_head = False
+        self._head_size = 0
+        self._is_receiving = False
+        self._patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # noqa: D102
+        super().connection_made(transport)
+        self._expect_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
+        self._end_patience()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what arrived. The head is measured by what was received, as the parser keeps one without a bound."""
+        request = self._requests
+        was_in_head = self._in_head
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+            self._measure_head(len(data) if was_in_head and request == self._requests else 0)
+        except httptools.HttpParserCallbackError as error:
+            if not isinstance(error.__context__, RefusedRequestError):
+                raise
+            self._refuse(error.__context__)
+        except RefusedRequestError as error:
+            self._refuse(error)
+        except httptools.HttpParserError as error:
+            self._refuse(RefusedRequestError(400, f"invalid HTTP: {error}"))
+        except httptools.HttpParserUpgrade:
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+        if self._is_receiving:
+            self._expect_request()
+
+    def _measure_head(self, size: int) -> None:
+        self._head_size = self._head_size + size if size else 0
+        if self._in_head and self._head_size > self._limits.head_bytes:
+            raise RefusedRequestError(431, f"expected at most {self._limits.head_bytes} bytes of headers")
+
+    def on_message_begin(self) -> None:  # noqa: D102
+        super().on_message_begin()
+        self._requests += 1
+        self._in_head = True
+        self._function = None
+        self._body_size = 0
+        self._is_receiving = True
+
+    def on_headers_complete(self) -> None:
+        """Choose the way of the request."""
+        self._in_head = False
+        if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > self._limits.head_bytes:
+            raise RefusedRequestError(431, f"expected at most {self._limits.head_bytes} bytes of headers")
+        if self._token is not None:
+            self._authenticate(self._token)
+        function = self._direct.get(self.url)
+        is_alone = self.cycle is None or self.cycle.response_complete
+        if (
+            function is None
+            or not is_alone
+            or self.parser.get_method() != b"POST"
+            or self.expect_100_continue
+            or self.parser.should_upgrade()
+            or self.flow.write_paused
+        ):
+            super().on_headers_complete()
+            return
+        self._function = function
+        self._chunks = []
+
+    def on_body(self, body: bytes) -> None:  # noqa: D102
+        self._body_size += len(body)
+        if self._body_size > self._limits.body_bytes:
+            raise RefusedRequestError(413, f"expected a body of at most {self._limits.body_bytes} bytes")
+        if self._function is None:
+            super().on_body(body)
+        else:
+            self._chunks.append(body)
+
+    def on_message_complete(self) -> None:  # noqa: D102
+        self._is_receiving = False
+        self._end_patience()
+        function, self._function = self._function, None
+        if function is None:
+            super().on_message_complete()
+            return
+        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        reply = function(body, self.headers)
+        if reply is None:
+            super().on_headers_complete()
+            super().on_body(body)
+            super().on_message_complete()
+            return
+        is_kept = not self._is_closing and self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        self._write(reply, is_kept=is_kept)
+        self.on_response_complete()
+
+    def shutdown(self) -> None:
+        """Close when the request that is being received is answered; at once if there is none."""
+        if self._function is None:
+            super().shutdown()
+        else:
+            self._is_closing = True
+
+    def _expect_request(self) -> None:
+        """Close the connection if a request does not arrive in time; one that arrives at once needs no timer."""
+        if self._patience is None and not self.transport.is_closing():
+            self._patience = self.loop.call_later(self._limits.request_seconds, self._refuse_slow)
+
+    def _end_patience(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _refuse_slow(self) -> None:
+        self._patience = None
+        self._refuse(RefusedRequestError(408, f"no whole request within {self._limits.request_seconds:g} seconds"))
+
+    def _authenticate(self, token: bytes) -> None:
+        path = self.url.partition(b"?")[0]
+        given = next((value for name, value in self.headers if name == b"authorization"), b"")
+        if path not in _OPEN_PATHS and not hmac.compare_digest(given, b"Bearer " + token):
+            raise RefusedRequestError(401, "expected the header Authorization: Bearer with the token of this server")
+
+    def _refuse(self, refused: RefusedRequestError) -> None:
+        self._is_receiving = False
+        self._end_patience()
+        if self.transport.is_closing():
+            return
+        is_unanswered = self.cycle is not None and not self.cycle.response_complete
+        if is_unanswered and self.cycle.response_started:
+            self.transport.close()  # In the middle of another answer, no other can be given.
+            return
+        if is_unanswered:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self._write(error_reply(refused.status, str(refused)), is_kept=False)
+
+    def _write(self, reply: Reply, *, is_kept: bool) -> None:
+        parts = [STATUS_LINE[reply.status]]
+        for name, value in self.server_state.default_headers:
+            parts += name, b": ", value, b"\r\n"
+        parts += b"content-type: ", reply.content_type, b"\r\ncontent-length: %d\r\n" % len(reply.body)
+        if not is_kept:
+            parts.append(b"connection: close\r\n")
+        parts += b"\r\n", reply.body
+        self.transport.write(b"".join(parts))
+        if not is_kept:
+            self.transport.close()
+
+
+def error_reply(status: int, reason: str) -> Reply:
+    """An error in the form of FastAPI: ``{"detail": reason}``."""
+    return Reply(status, b"application/json", orjson.dumps({"detail": reason}))

@@ -1,0 +1,73 @@
+"""Running the server: one process or several on one port, drained on SIGTERM."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from uvicorn import Config, Server
+from uvicorn.supervisors import Multiprocess
+
+from quorin.engine.http.limits import Limits
+from quorin.engine.http.protocol import DirectProtocol
+
+_BACKLOG = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where and how to listen. ``drain_seconds`` is how long a stop waits for the requests that are being answered."""
+
+    host: str = "127.0.0.1"
+    port: int = 6566
+    workers: int = 1
+    tls_key: Path | None = None
+    tls_cert: Path | None = None
+    drain_seconds: int = 30
+    access_log: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+
+def run(create: Callable[[], Any], address: Address) -> None:
+    """Serve what ``create`` returns, an ASGI application with the attributes that :class:`DirectProtocol` needs.
+
+    With several workers each is a fresh process that calls ``create``, so it must be picklable; one that dies is
+    replaced. SIGTERM and SIGINT stop: what is being answered is answered.
+
+    :raises OSError: if the port cannot be bound.
+    """
+    config = _config(create, address)
+    socket = config.bind_socket()
+    try:
+        if address.workers == 1:
+            Server(config).run(sockets=[socket])
+        else:
+            Multiprocess(config, sockets=[socket]).run()
+    finally:
+        socket.close()
+
+
+def _config(create: Callable[[], Any], address: Address) -> Config:
+    return Config(
+        create,
+        factory=True,
+        http=DirectProtocol,
+        loop="uvloop",
+        host=address.host,
+        port=address.port,
+        workers=address.workers,
+        backlog=_BACKLOG,
+        ssl_keyfile=None if address.tls_key is None else str(address.tls_key),
+        ssl_certfile=None if address.tls_cert is None else str(address.tls_cert),
+        limit_concurrency=address.limits.connections,
+        timeout_keep_alive=address.limits.idle_seconds,
+        timeout_graceful_shutdown=address.drain_seconds,
+        timeout_worker_healthcheck=60,
+        proxy_headers=False,
+        server_header=False,
+        access_log=address.access_log,
+        log_level=logging.INFO,
+    )

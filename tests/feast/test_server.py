@@ -1,0 +1,221 @@
+"""``quorin serve`` beside ``feast serve`` on one repository: the same answers, to every request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+import requests
+import yaml
+from feast import FeatureStore
+
+from tests.feast.repos import DRIVER_FEATURES, END, REQUESTS, START, day, definitions
+from tests.support.http import Running, serving
+
+PATH = "/get-online-features"
+NUMBERS = ["driver_stats:conv_rate", "driver_stats:acc"]
+
+
+class Servers(NamedTuple):
+    feast: Running
+    quorin: Running
+
+
+def make_repository(folder: Path, data: Path, segments: Path) -> FeatureStore:
+    folder.mkdir()
+    segments.mkdir()
+    online_store = {"type": "quorin", "path": str(folder / "quorin"), "shm_dir": str(segments), "capacity": 64}
+    settings = {
+        "project": "shop",
+        "provider": "local",
+        "registry": str(folder / "registry.db"),
+        "online_store": online_store,
+        "entity_key_serialization_version": 3,
+    }
+    (folder / "feature_store.yaml").write_text(yaml.safe_dump(settings))
+    store = FeatureStore(repo_path=str(folder))
+    store.apply(definitions(data))
+    store.materialize(START, END)
+    strange = {"customer": ["odd", "high", "low", "🦊"], "at": [day(9)] * 4}
+    scores = [float("nan"), float("inf"), float("-inf"), 0.1]
+    store.push("customer_push", pd.DataFrame({**strange, "score": scores, "city": ['q"\\\n', "", "\x00", "Łódź"]}))
+    return store
+
+
+@pytest.fixture(scope="module")
+def servers(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    folder = tmp_path_factory.mktemp("server")
+    repository = folder / "repository"
+    make_repository(repository, data, folder / "segments")
+    feast = ["feast.cli.cli", "-c", str(repository), "serve", "-p", "{port}"]
+    quorin = ["quorin", "serve", "-r", str(repository), "-p", "{port}", "--max-rows", "150000"]
+    with serving(feast, folder / "feast.log") as one, serving(quorin, folder / "quorin.log") as two:
+        yield Servers(one, two)
+
+
+def both(servers: Servers, body: Any, **options: Any) -> list[requests.Response]:
+    text = body if isinstance(body, (str, bytes)) else json.dumps(body)
+    options = {"headers": {"Content-Type": "application/json"}, **options}
+    return [requests.post(server.url + PATH, data=text, timeout=60, **options) for server in servers]
+
+
+def same(servers: Servers, body: Any, **options: Any) -> requests.Response:
+    expected, found = both(servers, body, **options)
+    assert (found.status_code, found.json()) == (expected.status_code, expected.json())
+    return found
+
+
+def columns(rows: Any) -> dict[str, list[Any]]:
+    return rows if isinstance(rows, dict) else {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def as_json(request: dict[str, Any]) -> dict[str, Any]:
+    body = {**request, "entities": columns(request["entity_rows"])}
+    del body["entity_rows"]
+    if isinstance(body["features"], str):
+        body["feature_service"] = body.pop("features")
+    return body
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_answers_of_every_kind_are_those_of_feast(servers: Servers, name: str) -> None:
+    body = as_json(REQUESTS[name])
+    answer = same(servers, body)
+    assert answer.status_code == 200
+    assert len(answer.json()["results"]) == len(answer.json()["metadata"]["feature_names"])
+
+
+@pytest.mark.parametrize("driver", [1001, 1002, 1003, 1004, 1005, 7])
+def test_one_row_of_every_type_is_that_of_feast(servers: Servers, driver: int) -> None:
+    features = [f"driver_stats:{name}" for name in DRIVER_FEATURES]
+    assert same(servers, {"features": features, "entities": {"driver_id": [driver]}}).ok
+
+
+@pytest.mark.parametrize("customers", [["odd"], ["odd", "high", "low", "🦊", "none"]])
+def test_numbers_that_json_lacks_are_the_strings_of_feast(servers: Servers, customers: list[str]) -> None:
+    features = ["customer_stats:score", "customer_stats:city"]
+    answer = same(servers, {"features": features, "entities": {"customer": customers}})
+    assert "Infinity" in answer.text or customers == ["odd"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"features": ["driver_stats:none"], "entities": {"driver_id": [1]}},
+        {"features": ["nothing:none"], "entities": {"driver_id": [1]}},
+        {"feature_service": "nothing", "entities": {"driver_id": [1]}},
+        {"feature_service": "", "features": NUMBERS, "entities": {"driver_id": [1]}},
+        {"features": [], "entities": {"driver_id": [1]}},
+        {"features": NUMBERS, "entities": {}},
+        {"features": NUMBERS, "entities": {"driver_id": []}},
+        {"features": NUMBERS, "entities": {"wrong": [1]}},
+        {"features": NUMBERS, "entities": {"driver_id": [None]}},
+        {"features": NUMBERS, "entities": {"driver_id": ["x"]}},
+        {"features": NUMBERS, "entities": {"driver_id": [1.5]}},
+        {"features": NUMBERS, "entities": {"driver_id": [True]}},
+        {"features": NUMBERS, "entities": {"driver_id": [2**63 - 1, -(2**63)]}},
+        {"features": NUMBERS, "entities": {"driver_id": [2**63]}},
+        {"features": NUMBERS, "entities": {"driver_id": [2**64]}},
+        {"features": NUMBERS, "entities": {"driver_id": [10**400]}},
+        {"features": NUMBERS, "entities": {"driver_id": [[1]]}},
+        {"features": NUMBERS, "entities": {"driver_id": {"a": 1}}},
+        {"features": NUMBERS, "entities": {"driver_id": 1001}},
+        {"features": NUMBERS, "entities": {"driver_id": [1001], "other": [1, 2]}},
+        {"features": NUMBERS, "entities": {"driver_id": [1001], "conv_rate": [1]}},
+        {"features": "driver_stats:acc", "entities": {"driver_id": [1001]}},
+        {"features": [1], "entities": {"driver_id": [1001]}},
+        {"features": None, "entities": {"driver_id": [1001]}},
+        {"features": NUMBERS, "entities": {"driver_id": [1001]}, "full_feature_names": "true"},
+        {"features": NUMBERS, "entities": {"driver_id": [1001]}, "full_feature_names": 1},
+        {"features": NUMBERS, "entities": {"driver_id": [1001]}, "full_feature_names": None},
+        {"features": NUMBERS, "entities": {"driver_id": [1001]}, "unknown": 1},
+        {"features": [*NUMBERS, *NUMBERS], "entities": {"driver_id": [1001]}},
+        {"features": ["boosted:boosted_rate"], "entities": {"driver_id": [1001]}},
+        {"features": ["boosted:boosted_rate"], "entities": {"driver_id": [1001], "factor": ["a"]}},
+        {"features": ["boosted:boosted_rate"], "entities": {"driver_id": [1001], "factor": [None]}},
+        [],
+        "",
+        "{",
+        "null",
+        "[" * 1_000,
+        '{"features": ["driver_stats:acc"], "entities": {"driver_id": [NaN]}}',
+        '{"features": ["driver_stats:acc"], "entities": {"driver_id": [1001]}, "features": ["driver_stats:trips"]}',
+        '{"features": ["customer_stats:score"], "entities": {"customer": ["\\ud800"]}}',
+        b'{"features": ["customer_stats:score"], "entities": {"customer": ["\xff"]}}',
+        b"\xef\xbb\xbf{}",
+    ],
+    ids=lambda body: str(body)[:60],
+)
+def test_refusals_are_those_of_feast(servers: Servers, body: Any) -> None:
+    same(servers, body)
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=utf-8"])
+def test_the_type_of_the_body_counts_as_in_feast(servers: Servers, kind: str) -> None:
+    body = {"features": NUMBERS, "entities": {"driver_id": [1001]}}
+    same(servers, body, headers={"Content-Type": kind})
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", PATH), ("GET", "/health"), ("GET", "/nothing"), ("GET", "/openapi.json")]
+)
+def test_other_paths_are_those_of_feast(servers: Servers, method: str, path: str) -> None:
+    expected, found = (requests.request(method, server.url + path, timeout=60) for server in servers)
+    assert (found.status_code, found.content) == (expected.status_code, expected.content)
+
+
+def test_a_push_is_served_by_the_next_request(servers: Servers) -> None:
+    request = {"features": ["customer_stats:score"], "entities": {"customer": ["pushed"]}}
+    for number in range(3):
+        frame = {"customer": ["pushed"], "at": [day(10 + number).isoformat()], "score": [number], "city": ["x"]}
+        pushed = requests.post(
+            servers.quorin.url + "/push", json={"push_source_name": "customer_push", "df": frame}, timeout=60
+        )
+        assert pushed.ok, pushed.text
+        assert same(servers, request).json()["results"][1]["values"] == [number]
+
+
+def test_arrow_holds_what_the_json_does(servers: Servers) -> None:
+    names = [name for name in DRIVER_FEATURES if name not in ("blob", "joined", "prefs")]
+    body = {"features": [f"driver_stats:{name}" for name in names], "entities": {"driver_id": [1002, 7, 1001]}}
+    url = servers.quorin.url + PATH
+    answer = requests.post(url, json=body, headers={"Accept": "application/vnd.apache.arrow.stream"}, timeout=60)
+    expected = requests.post(url, json=body, timeout=60).json()
+    assert answer.headers["content-type"] == "application/vnd.apache.arrow.stream"
+    with pa.ipc.open_stream(answer.content) as stream:
+        (batch,) = list(stream)
+    for name, result in zip(expected["metadata"]["feature_names"], expected["results"], strict=True):
+        assert batch[name].to_pylist() == result["values"]
+        metadata = batch.schema.field(name).metadata
+        if metadata is not None:
+            assert batch[metadata[b"status"].decode()].to_pylist() == result["statuses"]
+            times = batch[metadata[b"event_timestamp"].decode()]
+            assert times.is_null().to_pylist() == [status == "NOT_FOUND" for status in result["statuses"]]
+    assert batch.schema.field("conv_rate").type == pa.float32()
+
+
+def test_a_hundred_thousand_rows_are_answered(servers: Servers) -> None:
+    drivers = [1001, 7, 1002, 1003] * 25_000
+    url = servers.quorin.url + PATH
+    answer = requests.post(url, json={"features": NUMBERS, "entities": {"driver_id": drivers}}, timeout=60)
+    few = requests.post(url, json={"features": NUMBERS, "entities": {"driver_id": drivers[:4]}}, timeout=60).json()
+    for many, four in zip(answer.json()["results"], few["results"], strict=True):
+        assert many == {part: values * 25_000 for part, values in four.items()}
+
+
+def test_more_rows_than_allowed_are_refused(servers: Servers) -> None:
+    body = {"features": NUMBERS, "entities": {"driver_id": [1] * 150_001}}
+    refused = requests.post(servers.quorin.url + PATH, json=body, timeout=60)
+    assert (refused.status_code, refused.json()) == (413, {"detail": "expected at most 150000 rows, got 150001"})
+
+
+def test_the_machine_is_ready(servers: Servers) -> None:
+    ready = requests.get(servers.quorin.url + "/ready", timeout=60)
+    assert ready.ok
+    assert all(schema["ready"] for schema in ready.json()["schemas"])
+    assert len(ready.json()["schemas"]) == 4

@@ -1,0 +1,72 @@
+"""Servers of HTTP as real processes, and requests to them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import requests
+
+ROOT = Path(__file__).parent.parent.parent
+START_SECONDS = 120.0
+
+
+class Running(NamedTuple):
+    """A server that answers."""
+
+    url: str
+    port: int
+    process: subprocess.Popen[bytes]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextmanager
+def serving(words: list[str], log: Path, *, certificate: Path | None = None, **environment: str) -> Iterator[Running]:
+    """A module of Python as a server; ``{port}`` in the words is its port. It is stopped by SIGTERM, and must obey.
+
+    Feast orders the features of a view by a set, so all servers have one seed for the hashes of strings.
+    """
+    port = free_port()
+    command = [sys.executable, "-m", *(word.replace("{port}", str(port)) for word in words)]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=file,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0", **environment},
+        )
+    try:
+        url = f"http{'' if certificate is None else 's'}://127.0.0.1:{port}"
+        _wait_until_up(url, process, log, certificate)
+        yield Running(url, port, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) in (0, -signal.SIGTERM), log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path, certificate: Path | None) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        assert process.poll() is None, log.read_text()
+        try:
+            if requests.get(url + "/health", timeout=5, verify=True if certificate is None else str(certificate)).ok:
+                return
+        except requests.ConnectionError:
+            time.sleep(0.05)
+    raise AssertionError(f"no answer of {url} in {START_SECONDS} s: {log.read_text()}")
