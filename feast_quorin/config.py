@@ -21,8 +21,8 @@ from pydantic import (
 )
 
 from quorin.errors import QuorinError
+from quorin.logging import REDIS_FORM, URL_FORM, is_malformed, shown
 from quorin.shm import default_shm_dir
-from quorin.urls import REDIS_FORM, URL_FORM, is_malformed, shown
 
 DEFAULT_PATH = "data/quorin"
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")

@@ -132,11 +132,14 @@ def check_vector_lengths(table: pa.Table, view: Any) -> None:
     utils._validate_vector_field_lengths(table, view)
 
 
-def json_value(value: Any) -> Any:
-    """A ``Value`` as Feast's feature server writes it in JSON."""
-    from feast.feature_server_utils import _value_to_native
+def json_values(protos: list[Any]) -> list[Any]:
+    """``Value`` protos as Feast's feature server writes them in JSON."""
+    from feast.feature_server_utils import convert_response_to_dict
+    from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 
-    return _value_to_native(value)
+    vector = GetOnlineFeaturesResponse.FeatureVector(values=protos)
+    values: list[Any] = convert_response_to_dict(GetOnlineFeaturesResponse(results=[vector]))["results"][0]["values"]
+    return values
 
 
 def start_server_parts(store: Any, *, metrics: bool) -> None:
@@ -159,10 +162,10 @@ def start_server_parts(store: Any, *, metrics: bool) -> None:
 
 def allows_short_way(store: Any) -> bool:
     """Whether Feast's server does nothing with a request but answer it: no authentication, audit log or metrics."""
-    from feast import metrics as feast_metrics
+    from feast import metrics
     from feast.permissions.security_manager import get_security_manager, is_auth_necessary
 
     audit = getattr(store.config.feature_server, "audit_logging", None)
-    counts = feast_metrics._config
+    counts = metrics._config
     watches = counts.request or counts.online_features or counts.audit_logging or getattr(audit, "enabled", False)
     return not watches and not is_auth_necessary(get_security_manager())

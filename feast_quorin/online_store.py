@@ -30,7 +30,6 @@ from feast_quorin.session import Session, new_session
 from feast_quorin.views import max_age_ns, stored_view
 from feast_quorin.write import rows as writing
 from quorin import assembly
-from quorin.readiness import readiness
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from feast.repo_config import RepoConfig
 
     from feast_quorin.read.response import LazyResponse
-    from quorin.readiness import Readiness
+    from quorin.shm import SegmentRegistry
 
 
 class QuorinOnlineStoreConfig(StoreSettings):
@@ -268,12 +267,9 @@ class QuorinOnlineStore(OnlineStore):
         """:meth:`_read_features_per_fv`, which never waits."""
         self._read_features_per_fv(*args, **kwargs)
 
-    def readiness(self, config: RepoConfig, max_lag_seconds: float | None = None) -> list[Readiness]:
-        """Of each schema of the deployment, whether this machine has a segment and how fresh it is.
-
-        :raises ConnectionFailedError: if the control plane is away, and this machine has never met the deployment.
-        """
-        return readiness(self._session_for(config).registry, max_lag_seconds=max_lag_seconds)
+    def registry(self, config: RepoConfig) -> SegmentRegistry:
+        """The segments that this process serves, and where they stand."""
+        return self._session_for(config).registry
 
     async def initialize(self, config: RepoConfig) -> None:
         """Connect and load the compiled kernels, so that the first request of a feature server finds both ready."""

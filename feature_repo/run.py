@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from quorin.urls import shown
+from quorin.logging import shown
 
 REPO = Path(__file__).resolve().parent
 DATA = REPO / "data"

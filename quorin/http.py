@@ -5,5 +5,6 @@ from __future__ import annotations
 from quorin.engine.http.limits import Limits
 from quorin.engine.http.protocol import Direct, Headers, Reply, error_reply
 from quorin.engine.http.run import Address, run
+from quorin.engine.ops.readiness import Readiness, readiness
 
-__all__ = ["Address", "Direct", "Headers", "Limits", "Reply", "error_reply", "run"]
+__all__ = ["Address", "Direct", "Headers", "Limits", "Readiness", "Reply", "error_reply", "readiness", "run"]

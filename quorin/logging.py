@@ -1,4 +1,6 @@
-"""Structured logging on structlog. Nothing is configured until an application calls :func:`configure`.
+"""Structured logging on structlog, and what of a URL may be shown.
+
+Nothing is configured until an application calls :func:`configure`.
 
 Until then, events of level WARNING and above go to standard error as one readable line each; lower ones are discarded.
 
@@ -17,6 +19,10 @@ from contextlib import AbstractContextManager
 from typing import Any, TextIO, cast
 
 import structlog
+
+from quorin.engine.urls import REDIS_FORM, URL_FORM, is_malformed, shown
+
+__all__ = ["REDIS_FORM", "URL_FORM", "bind", "configure", "get_logger", "is_malformed", "shown"]
 
 
 def configure(level: str = "INFO", json: bool | None = True) -> None:

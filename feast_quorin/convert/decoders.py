@@ -298,7 +298,7 @@ class ProtoDecoder(Decoder):
 
     def json(self, columns: Columns, index: int) -> Any:  # noqa: D102
         stored = columns.arrow(index).to_pylist()
-        return [None if data is None else feast_private.json_value(Value.FromString(data)) for data in stored]
+        return feast_private.json_values([Value() if data is None else Value.FromString(data) for data in stored])
 
     def _decode(self, data: bytes) -> Any:
         return feast_value_type_to_python_type(Value.FromString(data), self._type)

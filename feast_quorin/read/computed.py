@@ -65,7 +65,7 @@ class Computed:
 
     def json(self) -> list[Any]:
         """The values as Feast's feature server writes them."""
-        return self._values or [*map(feast_private.json_value, self._protos)]
+        return self._values or feast_private.json_values(self._protos)
 
 
 def _without_protobuf(results: Any, value_type: ValueType) -> list[Any] | None:

@@ -180,7 +180,7 @@ class ProtoColumn(Column):
         return wire.messages([value.SerializeToString() for value in values])
 
     def json(self, values: list[Any]) -> list[Any]:  # noqa: D102
-        return [*map(feast_private.json_value, values)]
+        return feast_private.json_values(values)
 
 
 class RequestData(ProtoColumn):

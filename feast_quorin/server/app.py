@@ -15,7 +15,7 @@ from feast import feature_server as feast_server
 from feast_quorin import feast_private
 from feast_quorin.server import arrow_body, json_body
 from feast_quorin.server.online_features import PATH, OnlineFeatures, parsed
-from feast_quorin.server.ready import ready
+from feast_quorin.server.ready import online_store, ready
 from quorin.http import Limits, Reply, error_reply
 
 if TYPE_CHECKING:
@@ -37,13 +37,26 @@ class RepositoryServer:
     max_lag_seconds: float | None = None
     limits: Limits = field(default_factory=Limits)
 
+    def check(self) -> None:
+        """Refuse now what every worker would.
+
+        :raises ValueError: if there is no repository, or its online store is not Quorin's.
+        """
+        try:
+            online_store(self._store())
+        except Exception as error:
+            raise ValueError(f"{self.repository}: {error}") from error
+
     def __call__(self) -> Application:
         """The application of this process."""
         sys.setswitchinterval(_SWITCH_SECONDS)
-        store = FeatureStore(repo_path=str(self.repository), fs_yaml_file=self.feature_store_yaml)
+        store = self._store()
         feast_private.start_server_parts(store, metrics=self.metrics)
         app = feast_server.get_app(store, self.registry_ttl_seconds)
         return Application(store, app, self)
+
+    def _store(self) -> FeatureStore:
+        return FeatureStore(repo_path=str(self.repository), fs_yaml_file=self.feature_store_yaml)
 
 
 class Application:

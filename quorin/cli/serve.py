@@ -108,6 +108,10 @@ def serve(
         max_lag_seconds=None if max_lag is None else seconds(max_lag),
         limits=limits,
     )
+    try:
+        create.check()
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     address = Address(
         host=host,
         port=port,

@@ -70,6 +70,7 @@ CALLED_FROM_OUTSIDE = [
     "list_dead_letters",
     "show_dead_letter",
     "replay_dead_letters",
+    "data_received",
     "BINDINGS",
     "DEFAULT_CSS",
     "TITLE",
@@ -81,7 +82,7 @@ CALLED_FROM_OUTSIDE = [
     "action_reverse",
     "action_pause",
 ]
-"""Names that nothing here uses, because a library calls them: Feast, pydantic, Typer, Textual, numba."""
+"""Names that nothing here uses, because a library calls them: Feast, pydantic, Typer, Textual, numba, asyncio."""
 SOURCES = sorted(path for name in ("quorin", "feast_quorin") for path in (ROOT / name).rglob("*.py"))
 TRACKED = [
     ROOT / name for name in subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split("\n") if name

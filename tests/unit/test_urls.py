@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from quorin.urls import is_malformed, secrets_in, shown, split_credentials, without_secrets
+from quorin.engine.urls import is_malformed, secrets_in, shown, split_credentials, without_secrets
 from tests.support.passwords import urls_with_passwords, without_password
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, check_namespace
 from quorin.engine.paths import absolute
+from quorin.engine.urls import REDIS_FORM, shown
 from quorin.errors import ConnectionFailedError
-from quorin.urls import REDIS_FORM, shown
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,8 +19,8 @@ from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail
 from quorin.engine.backend.redis_allowance import MAX_SINGLE_SEQUENCE, Allowance
 from quorin.engine.backend.redis_connection import RedisServer, pairs, texts
 from quorin.engine.backend.redis_control import RedisControlPlane
+from quorin.engine.urls import REDIS_FORM, is_malformed, shown, split_credentials
 from quorin.errors import ConnectionFailedError, LogFullError
-from quorin.urls import REDIS_FORM, is_malformed, shown, split_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

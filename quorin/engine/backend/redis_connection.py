@@ -22,8 +22,8 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
 
 from quorin.engine.paths import absolute
+from quorin.engine.urls import without_secrets
 from quorin.errors import ConnectionFailedError, LogFullError
-from quorin.urls import without_secrets
 
 _DEFAULTS: dict[str, Any] = {"socket_connect_timeout": 2.0, "socket_timeout": 5.0}
 _RETRIES, _RETRY_PAUSE_SECONDS, _MAX_RETRY_PAUSE_SECONDS = 2, 0.02, 0.5

@@ -20,8 +20,8 @@ from pyarrow import fs
 
 from quorin.engine.history.files import PENDING_SUFFIX, DataFile, parse_path
 from quorin.engine.paths import absolute
+from quorin.engine.urls import URL_FORM, is_malformed, secrets_in, shown, without_secrets
 from quorin.errors import ConnectionFailedError, CorruptHistoryError, HistoryUnavailableError, QuorinError
-from quorin.urls import URL_FORM, is_malformed, secrets_in, shown, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

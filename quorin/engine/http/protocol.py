@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from quorin.engine.http.limits import Limits
 
 Headers = list[tuple[bytes, bytes]]
+_AROUND_HEADER = len(b": \r\n")
 _OPEN_PATHS = (b"/health", b"/ready")
 
 
@@ -109,7 +110,8 @@ class DirectProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Choose the way of the request."""
         self._in_head = False
-        if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > self._limits.head_bytes:
+        headers = sum(len(name) + len(value) + _AROUND_HEADER for name, value in self.headers)
+        if headers + len(self.url) > self._limits.head_bytes:
             raise RefusedRequestError(431, f"expected at most {self._limits.head_bytes} bytes of headers")
         if self._token is not None:
             self._authenticate(self._token)

@@ -1,0 +1,201 @@
+"""The HTTP of the server: the short way answers as the long one does, and what is wrong or too much is refused."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import requests
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.echo_server import BEARER, LIMITS
+from tests.support.http import Running, serving
+
+ECHO = ["tests.support.echo_server", "{port}"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with serving([*ECHO, "1"], tmp_path_factory.mktemp("echo") / "log") as running:
+        yield running
+
+
+def talk(server: Running, *parts: bytes, pause: float = 0.0) -> bytes:
+    """Everything that the server says until it closes the connection, or says nothing more for a while."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=1.5) as connection:
+        answer = b""
+        try:
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(pause)
+            while data := connection.recv(65_536):
+                answer += data
+        except (TimeoutError, ConnectionError):
+            pass
+        return answer
+
+
+def post(path: bytes, body: bytes, *headers: bytes) -> bytes:
+    length = b"content-length: %d" % len(body)
+    return b"\r\n".join([b"POST " + path + b" HTTP/1.1", b"host: x", length, *headers, b"", body])
+
+
+def test_both_ways_answer(server: Running) -> None:
+    with requests.Session() as session:
+        for body in (b"", b"a", b"not here", b"x" * 99_999):
+            for path in ("/direct", "/other"):
+                is_direct = path == "/direct" and body != b"not here"
+                answer = session.post(server.url + path, data=body, timeout=5)
+                assert (answer.status_code, answer.content) == (200, (b"direct:" if is_direct else b"asgi:") + body)
+
+
+def test_pipelined_requests_are_answered_in_order(server: Running) -> None:
+    paths = [b"/direct", b"/other", b"/direct", b"/direct", b"/other"]
+    sent = b"".join(post(path, b"n%d" % number) for number, path in enumerate(paths))
+    answer = talk(server, sent)
+    assert answer.count(b"HTTP/1.1 200 OK") == len(paths)
+    assert sorted(answer.index(b":n%d" % number) for number in range(5)) == [
+        answer.index(b":n%d" % number) for number in range(5)
+    ]
+
+
+@given(body=st.binary(max_size=300), cuts=st.lists(st.integers(0, 500), max_size=6), chunked=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_a_request_may_arrive_in_any_pieces(server: Running, body: bytes, cuts: list[int], chunked: bool) -> None:
+    if chunked:
+        chunks = [body[start : start + 100] for start in range(0, len(body), 100)]
+        text = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+        sent = b"POST /direct HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n" + text
+    else:
+        sent = post(b"/direct", body, b"connection: close")
+    ends = sorted({0, len(sent), *(cut for cut in cuts if cut < len(sent))})
+    answer = talk(server, *(sent[start:stop] for start, stop in pairwise(ends)), pause=0.001)
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    expected = b"asgi:not here" if body == b"not here" else b"direct:" + body
+    assert answer.endswith(b"\r\n\r\n" + expected)
+
+
+def test_a_client_that_waits_for_100_continue_gets_it(server: Running) -> None:
+    head = post(b"/direct", b"", b"connection: close").replace(b"content-length: 0", b"content-length: 2")
+    answer = talk(server, head.replace(b"host: x", b"host: x\r\nexpect: 100-continue"), b"ab", pause=0.2)
+    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
+    assert answer.endswith(b"asgi:ab")
+
+
+def test_http_1_0_is_answered_and_closed(server: Running) -> None:
+    answer = talk(server, b"POST /direct HTTP/1.0\r\ncontent-length: 2\r\n\r\nab")
+    assert answer.endswith(b"direct:ab")
+    assert b"connection: close" in answer
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"\x16\x03\x01 nonsense\r\n\r\n", b"400"),
+        (b"POST /direct HTTP/1.1\r\ncontent-length: many\r\n\r\n", b"400"),
+        (b"POST /direct HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab", b"400"),
+        (b"POST /direct HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", b"400"),
+        (b"GET /\x00 HTTP/1.1\r\n\r\n", b"400"),
+        (b"GET /" + b"a" * 5_000 + b" HTTP/1.1\r\n\r\n", b"431"),
+        (b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 2_000 + b"\r\n", b"431"),
+        (post(b"/direct", b"x" * 100_001), b"413"),
+        (post(b"/other", b"x" * 100_001), b"413"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_is_wrong_or_too_much_is_refused(server: Running, sent: bytes, status: bytes) -> None:
+    answer = talk(server, sent)
+    assert answer.split(b"\r\n")[0].split(b" ")[1] == status
+    assert b"connection: close" in answer
+    assert requests.post(server.url + "/direct", data=b"a", timeout=5).content == b"direct:a"
+
+
+def test_a_head_without_an_end_is_refused(server: Running) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nx: ")
+        for _ in range(100):  # What is sent after the refusal would reset the connection, and the answer with it.
+            connection.sendall(b"y" * 1_000)
+            if select.select([connection], [], [], 0.02)[0]:
+                break
+        assert connection.recv(1_000).startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST", post(b"/direct", b"")[:-4], post(b"/direct", b"abc")[:-1]])
+def test_a_client_that_is_too_slow_is_refused(server: Running, sent: bytes) -> None:
+    started = time.monotonic()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(sent)
+        assert connection.recv(1_000).startswith(b"HTTP/1.1 408 ")
+    assert time.monotonic() - started >= LIMITS.request_seconds * 0.9
+
+
+def test_a_silent_connection_is_closed(server: Running) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(post(b"/direct", b"a"))
+        assert connection.recv(1_000).endswith(b"direct:a")
+        assert connection.recv(1_000) == b""
+
+
+@given(st.binary(max_size=2_000))
+@settings(max_examples=40, deadline=None)
+def test_no_bytes_stop_the_server(server: Running, noise: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        connection.sendall(noise)
+    assert requests.post(server.url + "/direct", data=b"a", timeout=5).content == b"direct:a"
+
+
+def test_without_the_token_nothing_is_read(tmp_path: Path) -> None:
+    with serving([*ECHO, "1"], tmp_path / "log", WITH_AUTHENTICATION="1") as server:
+        for path in ("/direct", "/other"):
+            for given_token in (None, "wrong", BEARER + "x", ""):
+                headers = {} if given_token is None else {"Authorization": f"Bearer {given_token}"}
+                assert requests.post(server.url + path, data=b"a", headers=headers, timeout=5).status_code == 401
+            headers = {"Authorization": f"Bearer {BEARER}"}
+            assert requests.post(server.url + path, data=b"a", headers=headers, timeout=5).ok
+        assert requests.get(server.url + "/health", timeout=5).ok
+    assert BEARER not in (tmp_path / "log").read_text()
+
+
+def test_a_stop_answers_what_has_begun(tmp_path: Path) -> None:
+    with serving([*ECHO, "1"], tmp_path / "log") as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            connection.sendall(post(b"/direct", b"slow")[:-1])
+            time.sleep(0.2)
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+            connection.sendall(b"w")
+            answer = connection.recv(1_000)
+        assert answer.endswith(b"direct:slow")
+        assert b"connection: close" in answer
+        server.process.wait(30)
+
+
+def test_workers_share_the_port_and_are_replaced_when_they_die(tmp_path: Path) -> None:
+    def worker() -> int | None:
+        try:
+            return int(requests.post(server.url + "/direct", data=b"pid", timeout=5).text)
+        except requests.ConnectionError:
+            return None
+
+    def workers(count: int) -> set[int]:
+        end = time.monotonic() + 60
+        found: set[int] = set()
+        while time.monotonic() < end and len(found) < count:
+            with ThreadPoolExecutor(8) as pool:
+                found |= {pid for pid in pool.map(lambda _: worker(), range(32)) if pid is not None}
+        return found
+
+    with serving([*ECHO, "2"], tmp_path / "log") as server:
+        first = workers(2)
+        assert len(first) == 2
+        os.kill(min(first), signal.SIGKILL)
+        assert len(workers(2) | first) == 3
