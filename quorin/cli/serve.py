@@ -96,7 +96,7 @@ def serve(
     try:
         from quorin.http import Address, Limits, run
     except ModuleNotFoundError as error:
-        raise typer.BadParameter(f"{error}: `pip install 'quorin[feast,serve]'` brings what serving needs") from error
+        raise typer.BadParameter(f"{error}: `pip install '.[feast,serve]'` brings what serving needs") from error
 
     limits = Limits(body_bytes=max_body_mib * 1024**2, rows=max_rows, idle_seconds=keep_alive)
     create = server(
@@ -131,8 +131,8 @@ def _repository_server() -> Any:
         try:
             return entry_point.load()
         except ModuleNotFoundError as error:
-            raise typer.BadParameter(f"{error}: `pip install 'quorin[feast,serve]'`") from error
-    raise typer.BadParameter("nothing that serves a repository is installed: `pip install 'quorin[feast,serve]'`")
+            raise typer.BadParameter(f"{error}: `pip install '.[feast,serve]'`") from error
+    raise typer.BadParameter("nothing that serves a repository is installed: `pip install '.[feast,serve]'`")
 
 
 def _token(path: Path) -> str:
