@@ -14,7 +14,7 @@ from typing import Any
 from quorin.http import Address, Headers, Limits, Reply, run
 
 BEARER = "correct-horse"
-LIMITS = Limits(head_bytes=4096, body_bytes=100_000, request_seconds=1.0, idle_seconds=2)
+LIMITS = Limits(head_bytes=4096, body_bytes=100_000, request_seconds=3.0, idle_seconds=2)
 
 
 class Echo:

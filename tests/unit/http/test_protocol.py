@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 def talk(server: Running, *parts: bytes, pause: float = 0.0) -> bytes:
     """Everything that the server says until it closes the connection, or says nothing more for a while."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=1.5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         answer = b""
         try:
             for part in parts:
