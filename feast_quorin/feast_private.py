@@ -153,11 +153,16 @@ def start_server_parts(store: Any, *, metrics: bool) -> None:
     )
 
     configured = getattr(store.config.feature_server, "metrics", None)
-    if metrics or getattr(configured, "enabled", False):
+    if metrics or has_metrics(store):
         feast_metrics.start_metrics_server(store, metrics_config=feast_metrics.build_metrics_flags(configured))
     auth_type = str_to_auth_manager_type(store.config.auth_config.type)
     init_security_manager(auth_type=auth_type, fs=store)
     init_auth_manager(auth_type=auth_type, server_type=ServerType.REST, auth_config=store.config.auth_config)
+
+
+def has_metrics(store: Any) -> bool:
+    """Whether ``feature_store.yaml`` asks for Feast's metrics."""
+    return bool(getattr(getattr(store.config.feature_server, "metrics", None), "enabled", False))
 
 
 def allows_short_way(store: Any) -> bool:

@@ -31,21 +31,25 @@ class RepositoryServer:
 
     repository: Path
     feature_store_yaml: Path | None = None
-    registry_ttl_seconds: int = 2
+    registry_ttl_seconds: int = 60
     metrics: bool = False
     token: str | None = field(default=None, repr=False)
     max_lag_seconds: float | None = None
     limits: Limits = field(default_factory=Limits)
 
-    def check(self) -> None:
+    def check(self, workers: int) -> None:
         """Refuse now what every worker would.
 
-        :raises ValueError: if there is no repository, or its online store is not Quorin's.
+        :raises ValueError: if there is no repository, if its online store is not Quorin's, and for several workers with
+            Feast's metrics, which have one port.
         """
         try:
-            online_store(self._store())
+            store = self._store()
+            online_store(store)
         except Exception as error:
             raise ValueError(f"{self.repository}: {error}") from error
+        if workers > 1 and (self.metrics or feast_private.has_metrics(store)):
+            raise ValueError(f"expected one worker with Feast's metrics, which listen on one port, got {workers}")
 
     def __call__(self) -> Application:
         """The application of this process."""
@@ -65,7 +69,7 @@ class Application:
     def __init__(self, store: Any, feast_app: Any, options: RepositoryServer) -> None:
         self._store = store
         self._feast_app = feast_app
-        self._online_features = OnlineFeatures(store)
+        self._online_features = OnlineFeatures(store, options.limits.rows)
         self._max_lag_seconds = options.max_lag_seconds
         self.limits = options.limits
         self.token = None if options.token is None else options.token.encode()

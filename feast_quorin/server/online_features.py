@@ -77,8 +77,9 @@ def _is_plain(values: Any) -> bool:
 class OnlineFeatures:
     """Answers requests from one feature store. Threads may share it."""
 
-    def __init__(self, store: Any) -> None:
+    def __init__(self, store: Any, most_rows: int) -> None:
         self._store = store
+        self._direct_rows = min(DIRECT_ROWS, most_rows)
 
     def direct(self, body: bytes, headers: Headers) -> Reply | None:
         """The answer to a small request in JSON, at once."""
@@ -91,7 +92,7 @@ class OnlineFeatures:
         if not content_type.startswith(b"application/json") or arrow_body.CONTENT_TYPE in accept:
             return None
         request = parsed(body)
-        if request is None or request.row_count > DIRECT_ROWS:
+        if request is None or request.row_count > self._direct_rows:
             return None
         return self.answer(request, json_body)
 

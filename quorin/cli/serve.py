@@ -38,7 +38,7 @@ TlsCert = Annotated[
 RegistryTtl = Annotated[
     int, typer.Option("--registry-ttl-sec", "--registry_ttl_sec", help="Seconds between refreshes of the registry.")
 ]
-Metrics = Annotated[bool, typer.Option("--metrics", "-m", help="Feast's own metrics too, on port 8000.")]
+Metrics = Annotated[bool, typer.Option("--metrics", "-m", help="Feast's metrics too, on port 8000; for one worker.")]
 TokenFile = Annotated[
     Path | None,
     typer.Option(
@@ -68,7 +68,7 @@ def serve(
     keep_alive: KeepAlive = 60,
     tls_key: TlsKey = None,
     tls_cert: TlsCert = None,
-    registry_ttl_sec: RegistryTtl = 2,
+    registry_ttl_sec: RegistryTtl = 60,
     metrics: Metrics = False,
     token_file: TokenFile = None,
     max_lag: MaxLag = None,
@@ -109,7 +109,7 @@ def serve(
         limits=limits,
     )
     try:
-        create.check()
+        create.check(workers)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     address = Address(

@@ -24,6 +24,7 @@ from hypothesis import given
 
 from quorin.engine.backend import Beginning, connect, keys
 from quorin.errors import ConnectionFailedError, LogFullError
+from tests.support.http import make_certificate
 from tests.support.passwords import urls_with_passwords, without_password
 from tests.support.redis_server import RedisServer
 
@@ -184,10 +185,7 @@ def test_an_acl_user_needs_no_more_than_the_keys_of_its_namespace() -> None:
 
 def test_tls_is_spoken_and_the_server_s_certificate_is_checked(redis_server: RedisServer, tmp_path: Path) -> None:
     """A server's TLS, ended by a proxy in front of it: not every redis-server is built with it."""
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *subject]
-    subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    certificate, key = make_certificate(tmp_path)
     with tls_proxy(redis_server.socket, certificate, key) as port:
         backend = connect(f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}")
         positions = backend.log().append([("A", b"x" * 100_000)])

@@ -15,7 +15,8 @@ import yaml
 from feast import FeatureStore
 
 from tests.feast.repos import DRIVER_FEATURES, END, REQUESTS, START, day, definitions
-from tests.support.http import Running, serving
+from tests.support.commands import run_quorin
+from tests.support.http import Running, make_certificate, serving
 
 PATH = "/get-online-features"
 NUMBERS = ["driver_stats:conv_rate", "driver_stats:acc"]
@@ -24,6 +25,7 @@ NUMBERS = ["driver_stats:conv_rate", "driver_stats:acc"]
 class Servers(NamedTuple):
     feast: Running
     quorin: Running
+    repository: Path
 
 
 def make_repository(folder: Path, data: Path, segments: Path) -> FeatureStore:
@@ -55,13 +57,13 @@ def servers(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     feast = ["feast.cli.cli", "-c", str(repository), "serve", "-p", "{port}"]
     quorin = ["quorin", "serve", "-r", str(repository), "-p", "{port}", "--max-rows", "150000"]
     with serving(feast, folder / "feast.log") as one, serving(quorin, folder / "quorin.log") as two:
-        yield Servers(one, two)
+        yield Servers(one, two, repository)
 
 
 def both(servers: Servers, body: Any, **options: Any) -> list[requests.Response]:
     text = body if isinstance(body, (str, bytes)) else json.dumps(body)
     options = {"headers": {"Content-Type": "application/json"}, **options}
-    return [requests.post(server.url + PATH, data=text, timeout=60, **options) for server in servers]
+    return [requests.post(server.url + PATH, data=text, timeout=60, **options) for server in servers[:2]]
 
 
 def same(servers: Servers, body: Any, **options: Any) -> requests.Response:
@@ -165,7 +167,7 @@ def test_the_type_of_the_body_counts_as_in_feast(servers: Servers, kind: str) ->
     ("method", "path"), [("GET", PATH), ("GET", "/health"), ("GET", "/nothing"), ("GET", "/openapi.json")]
 )
 def test_other_paths_are_those_of_feast(servers: Servers, method: str, path: str) -> None:
-    expected, found = (requests.request(method, server.url + path, timeout=60) for server in servers)
+    expected, found = (requests.request(method, server.url + path, timeout=60) for server in servers[:2])
     assert (found.status_code, found.content) == (expected.status_code, expected.content)
 
 
@@ -219,3 +221,44 @@ def test_the_machine_is_ready(servers: Servers) -> None:
     assert ready.ok
     assert all(schema["ready"] for schema in ready.json()["schemas"])
     assert len(ready.json()["schemas"]) == 4
+
+
+def test_options_of_the_command_hold(servers: Servers, tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    (tmp_path / "bearer").write_text("correct-horse\n")
+    tls = ["--tls-key", str(key), "--tls-cert", str(certificate)]
+    words = ["quorin", "serve", "-r", str(servers.repository), "-p", "{port}", "--max-rows", "3", *tls]
+    options: dict[str, Any] = {"verify": str(certificate)}
+    with serving(
+        [*words, "--token-file", str(tmp_path / "bearer")], tmp_path / "log", certificate=certificate
+    ) as server:
+        for rows, status in ((3, 200), (4, 413)):
+            body = {"features": NUMBERS, "entities": {"driver_id": [1001] * rows}}
+            assert requests.post(server.url + PATH, json=body, timeout=60, **options).status_code == 401
+            headers = {"Authorization": "Bearer correct-horse"}
+            assert (
+                requests.post(server.url + PATH, json=body, headers=headers, timeout=60, **options).status_code
+                == status
+            )
+        assert requests.get(server.url + "/ready", timeout=60, **options).ok
+        with pytest.raises(requests.exceptions.SSLError):
+            requests.get(server.url + "/ready", timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--repo", "."], "feature_store.yaml"),
+        (["--metrics", "--workers", "2"], "expected one worker with Feast's metrics"),
+        (["--tls-key", __file__], "expected both --tls-key and --tls-cert"),
+        (["--token-file", "empty"], "expected a token of printable ASCII in empty"),
+        (["--max-lag", "soon"], "soon"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_served_is_refused(servers: Servers, words: list[str], reason: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n")
+    words = words if "--repo" in words else ["--repo", str(servers.repository), *words]
+    refused = run_quorin(["serve", *words], {"COLUMNS": "400"}, directory=tmp_path)
+    assert refused.returncode == 2
+    assert reason in refused.stderr

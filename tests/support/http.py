@@ -70,3 +70,12 @@ def _wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path, certif
         except requests.ConnectionError:
             time.sleep(0.05)
     raise AssertionError(f"no answer of {url} in {START_SECONDS} s: {log.read_text()}")
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for this machine that nobody signed, and its key."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *subject]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    return certificate, key

@@ -89,6 +89,8 @@ class DirectProtocol(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             self._refuse(RefusedRequestError(400, f"invalid HTTP: {error}"))
         except httptools.HttpParserUpgrade:
+            self._is_receiving = False
+            self._end_patience()
             if self._should_upgrade():
                 self.handle_websocket_upgrade()
         if self._is_receiving:
@@ -124,6 +126,7 @@ class DirectProtocol(HttpToolsProtocol):
             or self.expect_100_continue
             or self.parser.should_upgrade()
             or self.flow.write_paused
+            or len(self.connections) > self._limits.connections
         ):
             super().on_headers_complete()
             return
@@ -146,6 +149,8 @@ class DirectProtocol(HttpToolsProtocol):
         if function is None:
             super().on_message_complete()
             return
+        if self.transport.is_closing():
+            return  # What a client sends behind a request that ends the connection has no answer.
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         reply = function(body, self.headers)
         if reply is None:

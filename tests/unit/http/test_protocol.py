@@ -97,6 +97,11 @@ def test_http_1_0_is_answered_and_closed(server: Running) -> None:
     assert b"connection: close" in answer
 
 
+def test_nothing_is_answered_behind_the_last_request(server: Running) -> None:
+    answer = talk(server, post(b"/direct", b"a", b"connection: close") + post(b"/direct", b"b"))
+    assert answer.endswith(b"direct:a")
+
+
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
