@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ def test_example_command_names_what_is_there():
     command = marked("command: example", "bash").strip()
     script = ROOT / command.split()[-1]
     assert "usage" in run([sys.executable, str(script), "--help"], ROOT, **QUICK_IMPORT)
-    assert set(re.findall(r"'\.\[(\w+)\]'", README)) <= {"example", "dev", "feast", "top"}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(re.findall(r"'\.\[(\w+)\]'", README)) <= set(extras)
 
 
 def test_every_python_block_is_run():
