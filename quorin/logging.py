@@ -16,10 +16,12 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any, TextIO, cast
 
 import structlog
 
+from quorin.engine import forks
 from quorin.engine.urls import REDIS_FORM, URL_FORM, is_malformed, shown
 
 __all__ = ["REDIS_FORM", "URL_FORM", "bind", "configure", "get_logger", "is_malformed", "shown"]
@@ -72,6 +74,15 @@ def _ignore() -> None:
 
 _count_dropped = _ignore
 _counting = threading.local()
+_writing = threading.RLock()
+"""Held while an event is written, and during forks: structlog's lock of a stream, which a child would otherwise inherit
+from a thread in the middle of a line, would never be released there.
+"""
+
+
+@cache
+def _guard_forks() -> None:
+    forks.hold_during_forks(_writing)
 
 
 def _drop() -> None:
@@ -107,7 +118,9 @@ class _Logger:
 
         def log_or_drop(*args: Any, **fields: Any) -> Any:
             try:
-                return log(*args, **fields)
+                with _writing:
+                    _guard_forks()
+                    return log(*args, **fields)
             except Exception:  # noqa: BLE001 - streams fail, and an application's processors may raise anything
                 _drop()
                 return None

@@ -1,14 +1,17 @@
 """What a forked child does first with what it inherited: locks that it must not keep, state that it must renew.
 
-The only module that registers a hook with ``os.register_at_fork``. It is installed with the first object, so importing
-installs nothing.
+The only module that registers hooks with ``os.register_at_fork``. They are installed with the first object or lock, so
+importing installs nothing.
 """
 
 from __future__ import annotations
 
 import os
 import weakref
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import threading
 
 
 class Inherited(Protocol):
@@ -32,6 +35,13 @@ def register(inherited: Inherited) -> None:
 def unregister(inherited: Inherited) -> None:
     """Forget an object. Does nothing if it is not registered."""
     _alive.discard(inherited)
+
+
+def hold_during_forks(lock: threading.RLock) -> None:
+    """Fork only while the forking thread has ``lock``, so that no child inherits it, or what it guards, from a thread
+    that the child has not. A fork waits for the thread that has it. For the life of the process.
+    """
+    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
 
 
 def _after_fork_in_child() -> None:

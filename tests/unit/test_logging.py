@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pty
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from quorin import logging as quorin_logging
+from quorin.logging import get_logger
 from quorin.schema import FeatureField, dtype, make_schema
 from quorin.shm import SegmentRegistry
 from quorin.wal import WALProducer
@@ -158,3 +161,37 @@ def test_a_consumer_goes_on_where_logging_fails_and_ends_in_good_order(stderr: s
     finally:
         process.kill()
         process.communicate()
+
+
+class Gate:
+    """A stream on which one thread stands in the middle of a line."""
+
+    def __init__(self) -> None:
+        self.is_entered, self.may_go_on = threading.Event(), threading.Event()
+
+    def write(self, text: str) -> int:
+        if not self.is_entered.is_set():
+            self.is_entered.set()
+            self.may_go_on.wait(60)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is kept."""
+
+
+def test_a_child_forked_while_another_thread_logs_can_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate()
+    monkeypatch.setattr(sys, "stderr", gate)
+    log = get_logger("forking")
+    writer = threading.Thread(target=log.warning, args=("first",))
+    writer.start()
+    assert gate.is_entered.wait(60)
+    threading.Timer(0.2, gate.may_go_on.set).start()  # A fork waits for the line.
+    child = multiprocessing.get_context("fork").Process(target=log.warning, args=("second",))
+    child.start()
+    child.join(60)
+    stuck = child.exitcode is None
+    child.kill()
+    writer.join()
+    assert not stuck
+    assert child.exitcode == 0
