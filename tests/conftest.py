@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from quorin.shm import SHM_DIR, SHM_DIR_VARIABLE, SegmentRegistry
 from tests.support.machines import machine  # noqa: F401 - a fixture, found here by every test
@@ -55,6 +56,13 @@ def segments_are_noted(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     for name in _segments(request.config):
         _first_seen_after.setdefault(name, request.node.nodeid)
+
+
+@pytest.fixture(autouse=True)
+def logging_is_unconfigured() -> Iterator[None]:
+    """A command that runs in this process configures structlog, with the test's own standard error."""
+    yield
+    structlog.reset_defaults()
 
 
 _OWN_SHM_DIR = pytest.StashKey[Path]()
