@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from feast_quorin.server import arrow_body, json_body
+from feast_quorin.server.services import Services
 from quorin.http import Reply
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class OnlineFeatures:
 
     def __init__(self, store: Any, most_rows: int) -> None:
         self._store = store
+        self._services = Services(store)
         self._direct_rows = min(DIRECT_ROWS, most_rows)
 
     def direct(self, body: bytes, headers: Headers) -> Reply | None:
@@ -110,6 +112,4 @@ class OnlineFeatures:
             return None
 
     def _features(self, request: Request) -> Any:
-        if request.feature_service is None:
-            return request.features
-        return self._store.get_feature_service(request.feature_service, allow_cache=True)
+        return request.features if request.feature_service is None else self._services.get(request.feature_service)
