@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 from importlib.metadata import version
 from pathlib import Path
 
-LIBRARIES = ("quorin", "numpy", "numba", "pyarrow", "redis", "feast")
+LIBRARIES = ("quorin", "numpy", "numba", "pyarrow", "redis", "feast", "uvicorn")
 
 
 def describe() -> dict[str, object]:
@@ -32,6 +33,14 @@ def one_line(machine: dict[str, object]) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, {machine['kernel']}, "  # type: ignore[operator]
         f"load {machine['load_before']:.2f}; Python {machine['python']}, {libraries}"
     )
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _cpu() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import redis
 
+from benchmarks.machine import free_port
+
 
 @contextmanager
 def redis_server(*, socket_path: Path | None = None) -> Iterator[str]:
@@ -20,9 +21,7 @@ def redis_server(*, socket_path: Path | None = None) -> Iterator[str]:
 
     With a path it listens on a Unix socket there as well.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as directory:
         options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", directory]
         if socket_path is not None:

@@ -35,6 +35,9 @@ _NO_TIME = int(NULL_TIMESTAMP_INT_VALUE)
 class Decoder(ABC):
     """Converts values of one Feast type. ``index`` is the index of the field among those that were read."""
 
+    is_float = False
+    """Whether the values are floats, one an entity."""
+
     @abstractmethod
     def value(self, row: OneRow, index: int) -> Any:
         """The value of one entity. It must not be null."""
@@ -87,6 +90,7 @@ class NumberDecoder(Decoder):
         self._kind = kind
         self._code = code.numpy.char
         self._wide: Any = np.float64 if code.numpy.kind == "f" else np.int64 if code.numpy.kind == "i" else np.bool_
+        self.is_float = self._wide is np.float64
 
     def value(self, row: OneRow, index: int) -> Any:  # noqa: D102 - the base class says it
         return row.values[row.layout.slots[index]]
@@ -132,12 +136,12 @@ class NumberDecoder(Decoder):
 
     def json(self, columns: Columns, index: int) -> Any:  # noqa: D102
         values = columns.values(index)
-        numbers = json_numbers.of(values.astype(self._wide) if self._wide is np.float64 else values)
+        numbers = json_numbers.of(values.astype(np.float64) if self.is_float else values)
         return json_numbers.with_nulls(numbers, None if columns.complete else columns.valid(index))
 
     def json_one(self, row: OneRow, index: int) -> Any:  # noqa: D102
         value = row.values[row.layout.slots[index]]
-        return value if self._wide is not np.float64 or isfinite(value) else json_numbers.NAMES[repr(value)]
+        return value if not self.is_float or isfinite(value) else json_numbers.NAMES[repr(value)]
 
 
 class TimeDecoder(NumberDecoder):

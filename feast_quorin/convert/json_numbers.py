@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pyarrow as pa
 
 Numbers = np.ndarray[Any, Any]
@@ -25,6 +27,12 @@ def of(values: Numbers) -> Numbers | list[Any]:
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         return [value if np.isfinite(value) else NAMES[repr(value)] for value in values.tolist()]
     return np.ascontiguousarray(values)
+
+
+def floats(columns: Sequence[Numbers]) -> list[Numbers | list[Any]]:
+    """:func:`of` of columns of equal length, converted and checked together: of few rows, that takes longest."""
+    matrix = np.array(columns, np.float64)
+    return [*matrix] if np.isfinite(matrix).all() else [*map(of, matrix)]
 
 
 def with_nulls(values: Numbers | list[Any], valid: np.ndarray[Any, np.dtype[np.bool_]] | None) -> Numbers | list[Any]:

@@ -13,6 +13,7 @@ from feast.online_response import TIMESTAMP_POSTFIX, OnlineResponse
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 
 from feast_quorin import feast_private
+from feast_quorin.convert import json_numbers
 from feast_quorin.convert import response_wire as wire
 from feast_quorin.read.tensors import TensorResponse, tensor_of
 from quorin.assembly import OneRow
@@ -27,6 +28,7 @@ _SECOND_NS = 1_000_000_000
 _MIN_BLOCK_COLUMNS = 8
 _MAX_OTHER_COLUMNS = 8
 _MAX_LABELS = 256
+_FEW_ROWS = 1_000
 
 
 class Vector(NamedTuple):
@@ -198,17 +200,30 @@ class LazyResponse(TensorResponse):
         return self._json_vectors()
 
     def _json_vectors(self) -> Iterator[Vector]:
+        values: Any
         for key, values in zip(self._keys, self._key_values, strict=True):
             yield Vector(key.name, key.json(values), None)
+        floats = self._json_floats()
         for name, view, index, decoder in self._features:
             read = self._reads[view]
-            if type(read) is not OneRow:
-                values = decoder.json(read, index)
-            else:
+            if type(read) is OneRow:
                 values = [decoder.json_one(read, index) if read.is_valid(index) else None]
+            elif (view, index) in floats:
+                values = json_numbers.with_nulls(floats[view, index], None if read.complete else read.valid(index))
+            else:
+                values = decoder.json(read, index)
             yield Vector(name, values, read)
         for column in self._computed:
             yield Vector(column.name, column.json(), None)
+
+    def _json_floats(self) -> dict[tuple[int, int], Any]:
+        """The columns of floats of few rows, by view and index there, without nulls."""
+        reads = self._reads
+        if any(type(read) is OneRow or len(read.found) > _FEW_ROWS for read in reads):
+            return {}
+        places = [(view, index) for _, view, index, decoder in self._features if decoder.is_float]
+        columns = json_numbers.floats([reads[view].values(index) for view, index in places])
+        return dict(zip(places, columns, strict=True))
 
     def arrow_vectors(self) -> Iterator[tuple[str, pa.Array, int]] | None:
         """Every column in order in its stored type, with the index of its view, -1 for those of none; None if only the

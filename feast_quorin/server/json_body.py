@@ -23,6 +23,7 @@ _SECOND_NS = 1_000_000_000
 _NO_TIME = "1970-01-01T00:00:00Z"
 _MAX_COUNTS = 256
 _MAX_TIMES = 4096
+_MANY_ROWS = 1_000
 
 
 def body(response: Any) -> bytes:
@@ -41,8 +42,8 @@ def _written(vectors: Iterable[Vector]) -> bytes:
         state = states.get(id(read))
         if state is None:
             state = states[id(read)] = _present(len(values)) if read is None else _state(read)
-        # Each column by itself: one call for all of a large response would hold the interpreter's lock for long.
-        results.append({"values": _fragment(values) if len(values) > 1 else values, **state})
+        # Long columns each by themselves: one call for all of them would hold the interpreter's lock for long.
+        results.append({"values": _fragment(values) if len(values) > _MANY_ROWS else values, **state})
     return orjson.dumps({"results": results, "metadata": {"feature_names": names}}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
@@ -54,14 +55,13 @@ def _state(read: OneRow | Columns) -> dict[str, Any]:
 
 
 def _states(columns: Columns) -> dict[str, Any]:
+    times = _fragment(_times(columns.event_time_ns))
+    if columns.hidden is None and columns.all_found:
+        return {"statuses": _same("PRESENT", len(columns.found)), "event_timestamps": times}
     statuses = np.where(columns.found, "PRESENT", "NOT_FOUND").astype("U15")
     if columns.hidden is not None:
         statuses[columns.hidden] = "OUTSIDE_MAX_AGE"
-    is_plain = columns.hidden is None and bool(columns.found.all())
-    return {
-        "statuses": _same("PRESENT", len(statuses)) if is_plain else _fragment(statuses.tolist()),
-        "event_timestamps": _fragment(_times(columns.event_time_ns)),
-    }
+    return {"statuses": _fragment(statuses.tolist()), "event_timestamps": times}
 
 
 @lru_cache(maxsize=_MAX_TIMES)
