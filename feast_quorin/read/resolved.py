@@ -60,7 +60,8 @@ class Resolved:
     """One choice of features. Threads may share it.
 
     ``features`` are those of the response, in its order. ``inputs`` are all that are read: on-demand views see them.
-    ``feature_types`` are the types that the response knows, by name.
+    ``feature_types`` are the types that the response knows, by name. ``row_templates`` are kept here by
+    :mod:`feast_quorin.server.json_row`, by the names of the join keys.
     """
 
     full_names: bool
@@ -71,6 +72,7 @@ class Resolved:
     transforms: tuple[Transform, ...]
     feature_types: dict[str, ValueType]
     has_numbers_only: bool
+    row_templates: dict[tuple[str, ...], bytes] = field(default_factory=dict, init=False, repr=False, compare=False)
     _slots: tuple[Any, list[tuple[str, int]]] = field(default=(None, []), init=False, repr=False, compare=False)
 
     def slots(self, layout: RowsLayout) -> list[tuple[str, int]]:

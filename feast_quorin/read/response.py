@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from feast.online_response import TIMESTAMP_POSTFIX, OnlineResponse
+from feast.online_response import TIMESTAMP_POSTFIX
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 
 from feast_quorin import feast_private
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from feast_quorin.read.computed import Computed
     from feast_quorin.read.request import Column
     from feast_quorin.read.resolved import Feature, Resolved
-    from quorin.assembly import Columns, Rows
+    from quorin.assembly import Columns
 
 _SECOND_NS = 1_000_000_000
 _MIN_BLOCK_COLUMNS = 8
@@ -291,40 +291,6 @@ class LazyResponse(TensorResponse):
             name = projection.name_alias or projection.name
             if name not in [entry.name for entry in metadata]:
                 metadata.add(name=name, version=getattr(view.table, "current_version_number", 0) or 0)
-
-
-class RowResponse(LazyResponse):
-    """The response for one entity, whose views were all read at once. ``key_values`` are one value a column."""
-
-    _computed = ()
-    _proto = None
-
-    def __init__(self, resolved: Resolved, keys: Sequence[Column], key_values: list[list[Any]], rows: Rows) -> None:
-        self._resolved = resolved
-        self._keys = keys
-        self._key_values = key_values
-        self._rows = rows
-        self._features = resolved.features
-        self._feature_types = resolved.feature_types
-
-    @cached_property
-    def _reads(self) -> list[Any]:  # type: ignore[override]
-        return [self._rows[number] for number in range(len(self._resolved.views))]
-
-    def to_dict(self, include_event_timestamps: bool = False) -> dict[str, Any]:
-        """Lists of Python values by name."""
-        resolved, rows = self._resolved, self._rows
-        if include_event_timestamps or self._proto is not None or not resolved.has_numbers_only or not rows.complete:
-            return super().to_dict(include_event_timestamps)
-        result = {key.name: key.python(values) for key, values in zip(self._keys, self._key_values)}  # noqa: B905 - hot
-        values = rows.values
-        for name, slot in resolved.slots(rows.layout):
-            result[name] = [values[slot]]
-        return result
-
-    # From so few values, Feast's own way by the dictionary is the fastest.
-    to_df = OnlineResponse.to_df
-    to_arrow = OnlineResponse.to_arrow
 
 
 def _state(row: OneRow) -> bytes:

@@ -13,7 +13,8 @@ from feast.value_type import ValueType
 from feast_quorin import feast_private
 from feast_quorin.read.on_demand import compute
 from feast_quorin.read.request import Column, RequestData, entity_id, entity_ids, is_convertible, key_column
-from feast_quorin.read.response import LazyResponse, RowResponse
+from feast_quorin.read.response import LazyResponse
+from feast_quorin.read.row_response import RowResponse
 from feast_quorin.read.view_reader import EntityReader
 from quorin.assembly import OneRow
 from quorin.errors import EntityIdError

@@ -10,6 +10,9 @@ import orjson
 from feast.feature_server_utils import convert_response_to_dict
 
 from feast_quorin.read.response import LazyResponse
+from feast_quorin.read.row_response import RowResponse
+from feast_quorin.server import json_row
+from feast_quorin.server.json_times import NO_TIME, time_text, times
 from quorin.assembly import OneRow
 
 if TYPE_CHECKING:
@@ -19,15 +22,16 @@ if TYPE_CHECKING:
     from quorin.assembly import Columns
 
 CONTENT_TYPE = b"application/json"
-_SECOND_NS = 1_000_000_000
-_NO_TIME = "1970-01-01T00:00:00Z"
 _MAX_COUNTS = 256
-_MAX_TIMES = 4096
 _MANY_ROWS = 1_000
 
 
 def body(response: Any) -> bytes:
     """What ``convert_response_to_dict`` of Feast makes of the response's protobuf, as JSON."""
+    if isinstance(response, RowResponse):
+        row = json_row.body(response)
+        if row is not None:
+            return row
     vectors = response.json_vectors() if isinstance(response, LazyResponse) else None
     if vectors is None:
         return orjson.dumps(convert_response_to_dict(response.proto))
@@ -55,24 +59,22 @@ def _state(read: OneRow | Columns) -> dict[str, Any]:
 
 
 def _states(columns: Columns) -> dict[str, Any]:
-    times = _fragment(_times(columns.event_time_ns))
+    event_times = _fragment(times(columns.event_time_ns))
     if columns.hidden is None and columns.all_found:
-        return {"statuses": _same("PRESENT", len(columns.found)), "event_timestamps": times}
+        return {"statuses": _same("PRESENT", len(columns.found)), "event_timestamps": event_times}
     statuses = np.where(columns.found, "PRESENT", "NOT_FOUND").astype("U15")
     if columns.hidden is not None:
         statuses[columns.hidden] = "OUTSIDE_MAX_AGE"
-    return {"statuses": _fragment(statuses.tolist()), "event_timestamps": times}
+    return {"statuses": _fragment(statuses.tolist()), "event_timestamps": event_times}
 
 
-@lru_cache(maxsize=_MAX_TIMES)
 def _one_state(time_ns: int) -> dict[str, Any]:
-    times = _times(np.array([time_ns], np.int64))
-    return {"statuses": _same("PRESENT", 1), "event_timestamps": _fragment(times)}
+    return {"statuses": _same("PRESENT", 1), "event_timestamps": [time_text(time_ns)]}
 
 
 @lru_cache(maxsize=_MAX_COUNTS)
 def _present(count: int) -> dict[str, Any]:
-    return {"statuses": _same("PRESENT", count), "event_timestamps": _same(_NO_TIME, count)}
+    return {"statuses": _same("PRESENT", count), "event_timestamps": _same(NO_TIME, count)}
 
 
 @lru_cache(maxsize=_MAX_COUNTS)
@@ -84,21 +86,4 @@ def _fragment(values: Any) -> orjson.Fragment:
     return orjson.Fragment(orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
-def _times(times_ns: Any) -> list[str]:
-    """Nanoseconds since the epoch in the form of RFC 3339, with as few of 0, 3, 6 or 9 digits as each needs."""
-    seconds, nanos = np.divmod(times_ns, _SECOND_NS)
-    texts: list[str] = np.datetime_as_string(seconds.astype("datetime64[s]")).tolist()
-    if not nanos.any():
-        return [text + "Z" for text in texts]
-    return [text + _fraction(number) for text, number in zip(texts, nanos.tolist(), strict=True)]
-
-
-def _fraction(nanos: int) -> str:
-    if nanos % 1_000:
-        return f".{nanos:09d}Z"
-    if nanos % 1_000_000:
-        return f".{nanos // 1_000:06d}Z"
-    return f".{nanos // 1_000_000:03d}Z" if nanos else "Z"
-
-
-_NOT_FOUND = {"statuses": _same("NOT_FOUND", 1), "event_timestamps": _same(_NO_TIME, 1)}
+_NOT_FOUND = {"statuses": _same("NOT_FOUND", 1), "event_timestamps": _same(NO_TIME, 1)}
