@@ -24,6 +24,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_OWN_SHM_DIR] = directory
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Two more than cores, as tests wait for a third of their time: for processes, servers and disks."""
+    return len(os.sched_getaffinity(0)) + 2
+
+
 def pytest_report_header() -> list[str]:
     networks = [] if has_networks() else ["tests of networks are left out: only root can make network namespaces"]
     users = [] if os.geteuid() == 0 else ["tests of other users are left out: only root can start their processes"]
