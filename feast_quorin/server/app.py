@@ -13,10 +13,9 @@ from feast import FeatureStore
 from feast import feature_server as feast_server
 
 from feast_quorin import feast_private
-from feast_quorin.server import arrow_body, json_body
-from feast_quorin.server.online_features import PATH, OnlineFeatures, parsed
+from feast_quorin.server.online_features import PATH, OnlineFeatures
 from feast_quorin.server.ready import online_store, ready
-from quorin.http import Limits, Reply, error_reply
+from quorin.http import Limits, Reply
 
 if TYPE_CHECKING:
     from quorin.http import Direct
@@ -69,7 +68,7 @@ class Application:
     def __init__(self, store: Any, feast_app: Any, options: RepositoryServer) -> None:
         self._store = store
         self._feast_app = feast_app
-        self._online_features = OnlineFeatures(store, options.limits.rows)
+        self._online_features = OnlineFeatures(store, options.limits)
         self._max_lag_seconds = options.max_lag_seconds
         self.limits = options.limits
         self.token = None if options.token is None else options.token.encode()
@@ -92,13 +91,7 @@ class Application:
         body = await _received(receive)
         if body is None:
             return
-        headers = dict(scope["headers"])
-        form = arrow_body if arrow_body.CONTENT_TYPE in headers.get(b"accept", b"") else json_body
-        request = parsed(body) if headers.get(b"content-type", b"").startswith(b"application/json") else None
-        if request is not None and request.row_count > self.limits.rows:
-            await _send(send, error_reply(413, f"expected at most {self.limits.rows} rows, got {request.row_count}"))
-            return
-        reply = None if request is None else await asyncio.to_thread(self._online_features.answer, request, form)
+        reply = await asyncio.to_thread(self._online_features.reply, body, scope["headers"])
         if reply is None:
             await self._feast_app(scope, _replayed(body, receive), send)
         else:

@@ -6,20 +6,21 @@ status and body are Feast's own.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
 from feast_quorin.server import arrow_body, json_body
 from feast_quorin.server.services import Services
-from quorin.http import Reply
+from quorin.http import Reply, error_reply
 
 if TYPE_CHECKING:
-    from quorin.http import Headers
+    from quorin.http import Headers, Limits
 
 PATH = b"/get-online-features"
-DIRECT_ROWS = 1_000
-"""Requests of more rows are answered in a thread: other requests are answered meanwhile."""
+DIRECT_ROWS, DIRECT_FEATURES = 1_000, 1_000
+"""Requests for more are answered in a thread: other requests are answered meanwhile."""
 
 _FLAGS = "full_feature_names", "include_feature_view_version_metadata"
 _KNOWN = frozenset(("entities", "feature_service", "features", *_FLAGS))
@@ -64,6 +65,29 @@ def parsed(body: bytes) -> Request | None:
     return Request(entities, service or None, features, *flags)
 
 
+def excess(body: bytes, limits: Limits) -> str | None:
+    """What a request has more of than the limits allow; None if nothing, or if it is no request at all."""
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        try:
+            fields = json.loads(body)  # Python's parser, which Feast uses, takes NaN and lone surrogates.
+        except (ValueError, RecursionError):
+            return None
+    if type(fields) is not dict:
+        return None
+    entities, features = fields.get("entities"), fields.get("features")
+    columns = entities if type(entities) is dict else {}
+    counts = {
+        "keys": (len(fields), limits.columns),
+        "columns": (len(columns), limits.columns),
+        "rows": (max((len(values) for values in columns.values() if type(values) is list), default=0), limits.rows),
+        "features": (len(features) if type(features) is list else 0, limits.features),
+    }
+    found = ((of, count, most) for of, (count, most) in counts.items() if count > most)
+    return next((f"expected at most {most} {of}, got {count}" for of, count, most in found), None)
+
+
 def _is_plain(values: Any) -> bool:
     if type(values) is not list:
         return False
@@ -78,10 +102,11 @@ def _is_plain(values: Any) -> bool:
 class OnlineFeatures:
     """Answers requests from one feature store. Threads may share it."""
 
-    def __init__(self, store: Any, most_rows: int) -> None:
+    def __init__(self, store: Any, limits: Limits) -> None:
         self._store = store
         self._services = Services(store)
-        self._direct_rows = min(DIRECT_ROWS, most_rows)
+        self._limits = limits
+        self._direct_rows = min(DIRECT_ROWS, limits.rows)
 
     def direct(self, body: bytes, headers: Headers) -> Reply | None:
         """The answer to a small request in JSON, at once."""
@@ -94,11 +119,21 @@ class OnlineFeatures:
         if not content_type.startswith(b"application/json") or arrow_body.CONTENT_TYPE in accept:
             return None
         request = parsed(body)
-        if request is None or request.row_count > self._direct_rows:
+        if request is None or not self._is_small(request):
             return None
-        return self.answer(request, json_body)
+        return self._answer(request, json_body)
 
-    def answer(self, request: Request, form: Any) -> Reply | None:
+    def reply(self, body: bytes, headers: Headers) -> Reply | None:
+        """The answer to a request of any size, or its refusal if it is beyond the limits. It may take seconds."""
+        too_much = excess(body, self._limits)
+        if too_much is not None:
+            return error_reply(413, too_much)
+        fields = dict(headers)
+        request = parsed(body) if fields.get(b"content-type", b"").startswith(b"application/json") else None
+        form = arrow_body if arrow_body.CONTENT_TYPE in fields.get(b"accept", b"") else json_body
+        return None if request is None else self._answer(request, form)
+
+    def _answer(self, request: Request, form: Any) -> Reply | None:
         """The answer in a form: a module with ``body`` and ``CONTENT_TYPE``."""
         try:
             response = self._store.get_online_features(
@@ -110,6 +145,13 @@ class OnlineFeatures:
             return Reply(200, form.CONTENT_TYPE, form.body(response))
         except Exception:  # noqa: BLE001 - Feast's application raises it again, and says it in its own way
             return None
+
+    def _is_small(self, request: Request) -> bool:
+        return (
+            request.row_count <= self._direct_rows
+            and len(request.entities) <= self._limits.columns
+            and len(request.features) <= DIRECT_FEATURES
+        )
 
     def _features(self, request: Request) -> Any:
         return request.features if request.feature_service is None else self._services.get(request.feature_service)

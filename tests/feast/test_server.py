@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +21,7 @@ from tests.support.commands import run_quorin
 from tests.support.http import Running, make_certificate, serving
 
 PATH = "/get-online-features"
+AS_JSON = {"Content-Type": "application/json"}
 NUMBERS = ["driver_stats:conv_rate", "driver_stats:acc"]
 
 
@@ -210,10 +213,65 @@ def test_a_hundred_thousand_rows_are_answered(servers: Servers) -> None:
         assert many == {part: values * 25_000 for part, values in four.items()}
 
 
-def test_more_rows_than_allowed_are_refused(servers: Servers) -> None:
-    body = {"features": NUMBERS, "entities": {"driver_id": [1] * 150_001}}
-    refused = requests.post(servers.quorin.url + PATH, json=body, timeout=60)
-    assert (refused.status_code, refused.json()) == (413, {"detail": "expected at most 150000 rows, got 150001"})
+MANY = {f"key_{number}": [1] for number in range(1_000_000)}
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"features": NUMBERS, "entities": {"driver_id": [1] * 150_001}}, "expected at most 150000 rows, got 150001"),
+        ({"features": NUMBERS, "entities": {"driver_id": [1.5, None] * 100_000}}, "at most 150000 rows, got 200000"),
+        ({"features": NUMBERS, "entities": {"driver_id": [float("nan")] * 200_000}}, "150000 rows, got 200000"),
+        ({"features": NUMBERS, "entities": MANY}, "expected at most 1000 columns, got 1000000"),
+        ({"entities": {"driver_id": [1]}, **MANY}, "expected at most 1000 keys, got 1000001"),
+        ({"features": NUMBERS * 10_000, "entities": {"driver_id": [1]}}, "at most 10000 features, got 20000"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_more_than_allowed_is_refused(servers: Servers, body: dict[str, Any], reason: str) -> None:
+    sent = json.dumps(body)
+    before = resident_bytes(servers.quorin)
+    for _ in range(3):
+        refused = requests.post(servers.quorin.url + PATH, sent, headers=AS_JSON, timeout=60)
+        assert refused.status_code == 413
+        assert reason in refused.json()["detail"]
+    assert resident_bytes(servers.quorin) < before + 500 * 2**20
+    same(servers, {"features": NUMBERS, "entities": {"driver_id": [1001]}})
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b'{"entities":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"entities":' * 100_000 + b"1" + b"}" * 100_000,
+        b'{"features": ["driver_stats:acc"], "entities": {"driver_id": ["\xff\xfe"]}}',
+        b'{"features": ["driver_stats:acc"], "entities": {"driver_id": [' + b"9" * 10_000 + b"]}}",
+        b'{"features": ["../../etc/passwd:x"], "entities": {"driver_id": [1]}}',
+        b'{"feature_service": "../../etc/passwd", "entities": {"driver_id": [1]}}',
+        b'{"features": ["\\ud800:x"], "entities": {"driver_id": [1]}}',
+    ],
+    ids=lambda sent: str(sent[:40]),
+)
+def test_hostile_json_is_refused_as_feast_refuses_it(servers: Servers, sent: bytes) -> None:
+    answers = [requests.post(one.url + PATH, sent, headers=AS_JSON, timeout=60) for one in servers[:2]]
+    assert [400 <= answer.status_code < 500 for answer in answers] == [True, True]
+    assert answers[0].content == answers[1].content
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "//get-online-features", "/%00", "/get-online-features%00"],
+)
+def test_paths_lead_nowhere(servers: Servers, path: str) -> None:
+    with socket.create_connection(("127.0.0.1", servers.quorin.port), timeout=60) as connection:
+        connection.sendall(
+            f"POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".encode()
+        )
+        assert connection.recv(100).startswith(b"HTTP/1.1 404 ")
+
+
+def resident_bytes(server: Running) -> int:
+    return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_the_machine_is_ready(servers: Servers) -> None:

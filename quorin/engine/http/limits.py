@@ -9,13 +9,17 @@ from dataclasses import dataclass
 class Limits:
     """Sizes in bytes, times in seconds. A request beyond one is refused with a 4xx and its connection closed.
 
-    ``request_seconds`` is the longest time from the first byte of a request to its last, ``idle_seconds`` the longest
-    silence before a request. ``connections`` are those of one worker; further ones are answered with 503.
+    ``rows``, ``columns`` and ``features`` are those of one request for features: its entities, what it gives of each
+    (join keys and request data), and what it asks for. ``request_seconds`` is the longest time from the first byte of
+    a request to its last, ``idle_seconds`` the longest silence before a request. ``connections`` are those of one
+    worker; further ones are answered with 503.
     """
 
     head_bytes: int = 64 * 1024
     body_bytes: int = 64 * 1024 * 1024
     rows: int = 1_000_000
+    columns: int = 1_000
+    features: int = 10_000
     request_seconds: float = 30.0
     idle_seconds: int = 60
     connections: int = 10_000
