@@ -16,10 +16,12 @@ from feast_quorin import feast_private
 from feast_quorin.server.online_features import PATH, OnlineFeatures
 from feast_quorin.server.ready import online_store, ready
 from quorin.http import Limits, Reply
+from quorin.logging import get_logger
 
 if TYPE_CHECKING:
     from quorin.http import Direct
 
+_log = get_logger(__name__)
 _SWITCH_SECONDS = 0.001
 """How long a thread keeps the interpreter's lock from the thread that answers small requests."""
 
@@ -67,7 +69,7 @@ class Application:
 
     def __init__(self, store: Any, feast_app: Any, options: RepositoryServer) -> None:
         self._store = store
-        self._feast_app = feast_app
+        self._feast_app = _that_answers(feast_app)
         self._online_features = OnlineFeatures(store, options.limits)
         self._max_lag_seconds = options.max_lag_seconds
         self.limits = options.limits
@@ -96,6 +98,29 @@ class Application:
             await self._feast_app(scope, _replayed(body, receive), send)
         else:
             await _send(send, reply)
+
+
+def _that_answers(app: Any) -> Any:
+    """Feast's application, without the errors that it raises once more when it has answered them: the server would
+    close the connection of a client that has its answer, and log what the client sent.
+    """
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        is_answered = False
+
+        async def watched(message: Any) -> None:
+            nonlocal is_answered
+            await send(message)
+            is_answered = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+        try:
+            await app(scope, receive, watched)
+        except Exception as error:
+            if not is_answered:
+                raise
+            _log.debug("a request was refused", path=scope["path"], error=type(error).__name__)
+
+    return answer
 
 
 async def _received(receive: Any) -> bytes | None:

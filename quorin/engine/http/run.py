@@ -45,9 +45,20 @@ def run(create: Callable[[], Any], address: Address) -> None:
         if address.workers == 1:
             Server(config).run(sockets=[socket])
         else:
-            Multiprocess(config, sockets=[socket]).run()
+            _Workers(config, sockets=[socket]).run()
     finally:
         socket.close()
+
+
+class _Workers(Multiprocess):
+    """uvicorn's supervisor asks each worker in turn whether it lives; this one sees at once that it died meanwhile."""
+
+    def keep_subprocess_alive(self) -> None:
+        """Replace the workers that are dead or hang; the dead first, as one that is starting answers late."""
+        for process in self.processes:
+            process.child_conn.close()  # A pipe ends when no process holds its other end.
+        self.processes.sort(key=lambda process: process.process.is_alive())
+        super().keep_subprocess_alive()
 
 
 def _config(create: Callable[[], Any], address: Address) -> Config:

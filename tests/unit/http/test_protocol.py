@@ -204,3 +204,16 @@ def test_workers_share_the_port_and_are_replaced_when_they_die(tmp_path: Path) -
         assert len(first) == 2
         os.kill(min(first), signal.SIGKILL)
         assert len(workers(2) | first) == 3
+
+
+def test_a_worker_that_dies_while_it_is_asked_whether_it_lives_is_replaced_at_once(tmp_path: Path) -> None:
+    with serving([*ECHO, "2"], tmp_path / "log") as server:
+        with requests.Session() as session:
+            worker = int(session.post(server.url + "/direct", data=b"pid", timeout=5).text)
+        os.kill(worker, signal.SIGSTOP)
+        time.sleep(1.5)  # It is asked twice a second, and the question waits up to a minute for the answer.
+        os.kill(worker, signal.SIGKILL)
+        end = time.monotonic() + 45
+        while f"Child process [{worker}] died" not in (tmp_path / "log").read_text():
+            assert time.monotonic() < end
+            time.sleep(0.1)
