@@ -259,6 +259,18 @@ def test_hostile_json_is_refused_as_feast_refuses_it(servers: Servers, sent: byt
     assert answers[0].content == answers[1].content
 
 
+def test_a_connection_outlives_what_feast_refuses(servers: Servers) -> None:
+    connection = HTTPConnection("127.0.0.1", servers.quorin.port, timeout=60)
+    for number in range(20):
+        view = "nothing" if number % 2 else "driver_stats"
+        body = json.dumps({"features": [f"{view}:acc"], "entities": {"driver_id": [424242]}})
+        connection.request("POST", PATH, body, AS_JSON)
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == (404 if number % 2 else 200)
+    connection.close()
+
+
 @pytest.mark.parametrize(
     "path",
     ["/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "//get-online-features", "/%00", "/get-online-features%00"],
