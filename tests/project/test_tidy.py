@@ -70,7 +70,6 @@ CALLED_FROM_OUTSIDE = [
     "list_dead_letters",
     "show_dead_letter",
     "replay_dead_letters",
-    "data_received",
     "BINDINGS",
     "DEFAULT_CSS",
     "TITLE",
