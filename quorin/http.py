@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quorin.engine.http.limits import Limits
-from quorin.engine.http.protocol import Direct, Headers, Reply, error_reply
+from quorin.engine.http.reply import Direct, Headers, Reply, error_reply
 from quorin.engine.http.run import Address, run
 from quorin.engine.ops.readiness import Readiness, readiness
 

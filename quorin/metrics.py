@@ -10,10 +10,10 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 from quorin import logging
-from quorin.engine.counting import counters
+from quorin.engine.counting import counters, requests
 from quorin.engine.format.abi import (
     FIRST_BUCKET,
     TIME_BUCKETS,
@@ -163,6 +163,42 @@ class _Reads:
             yield histogram
 
 
+class _Requests:
+    """What servers count of requests, by path and way."""
+
+    def families(self, totals: dict[str, UInt64s]) -> Iterator[Metric]:
+        counted = requests.paths(totals)
+        answered = CounterMetricFamily("quorin_http_requests", "Answered requests.", labels=["path", "way", "status"])
+        for path, way, words in counted:
+            for status in counters.STATUS_CLASSES:
+                if value := int(words[counters.word(f"requests.{status}")]):
+                    answered.add_metric([path, way, status], value)
+        yield answered
+        for name, text, word in (
+            ("quorin_http_rows", "Entities of the requests that Quorin answered.", "request_rows"),
+            ("quorin_http_features", "Features of the requests that Quorin answered, for each request.",
+             "request_features"),
+        ):  # fmt: skip
+            family = CounterMetricFamily(name, text, labels=["path", "way"])
+            for path, way, words in counted:
+                if value := int(words[counters.word(word)]):
+                    family.add_metric([path, way], value)
+            yield family
+        seconds = HistogramMetricFamily("quorin_http_request_seconds", "Time to answer.", labels=["path", "way"])
+        first, size = counters.word("request_time.0"), len(counters.REQUEST_BOUNDS) + 1
+        for path, way, words in counted:
+            counts = [int(count) for count in words[first : first + size]]
+            if any(counts):
+                total = int(words[counters.word("request_ns")]) / _NS
+                seconds.add_metric([path, way], _cumulated(counters.REQUEST_BOUNDS, counts), total)
+        yield seconds
+        text = "Requests that an application is answering at this moment."
+        in_flight = GaugeMetricFamily("quorin_http_requests_in_flight", text, labels=["path"])
+        for path, count in requests.in_flight().items():
+            in_flight.add_metric([path], count)
+        yield in_flight
+
+
 entries_appended = SharedCounter(
     "quorin_log_entries_appended_total", "Log entries that producers on this machine appended.", "entries_appended"
 )
@@ -254,6 +290,13 @@ stale_reads = SharedCounter(
     "Reads of rows that were not known to be as fresh as max_lag_seconds demands.",
     "stale_reads",
 )
+requests_refused = SharedCounterByReason(
+    "quorin_http_requests_refused_total",
+    "Requests that servers refused before an application saw them.",
+    "requests_refused",
+    counters.REFUSAL_REASONS,
+    by_schema=False,
+)
 apply_delay_seconds = _Delay()
 logging.count_dropped_with(log_events_dropped.inc)
 
@@ -291,7 +334,8 @@ class _SharedCollector:
 
     def collect(self) -> Iterator[Metric]:
         totals = counters.totals()
-        for family in [metric.family(totals) for metric in _SHOWN] + list(_Reads().families(totals)):
+        shown = [metric.family(totals) for metric in _SHOWN]
+        for family in [*shown, *_Reads().families(totals), *_Requests().families(totals)]:
             if family.samples:
                 yield family
 
@@ -317,6 +361,7 @@ _SHOWN = (
     entries_appended, rows_appended, rows_applied, rows_ignored, dead_letters, dead_letters_dropped, attaches, growths,
     flips, writer_leases, writer_recoveries, writers_overtaken, writers_fenced, flushes, flush_seconds, entries_trimmed,
     history_files_skipped, upgrades, watchdog_ticks, watchdog_dead_processes, watchdog_reclaimed_files,
-    watchdog_reclaimed_bytes, reanchored, log_events_dropped, apply_delay_seconds,
+    watchdog_reclaimed_bytes, reanchored, log_events_dropped, requests_refused, stale_reads,
+    apply_delay_seconds,
 )  # fmt: skip
 registry.register(_SharedCollector())

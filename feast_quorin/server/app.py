@@ -75,6 +75,7 @@ class Application:
         self.limits = options.limits
         self.token = None if options.token is None else options.token.encode()
         self.is_short = feast_private.allows_short_way(store)
+        self.paths = {"/ready", *_fixed_paths(feast_app)}
         self.direct: dict[bytes, Direct] = {PATH: self._online_features.direct} if self.is_short else {}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -123,6 +124,12 @@ def _that_answers(app: Any) -> Any:
     return answer
 
 
+def _fixed_paths(app: Any) -> set[str]:
+    """The paths of an application that have no parameters."""
+    paths = (getattr(route, "path", "") for route in app.routes)
+    return {path for path in paths if path and "{" not in path}
+
+
 async def _received(receive: Any) -> bytes | None:
     """The whole body; None if the client has gone."""
     chunks = []
@@ -147,5 +154,6 @@ def _replayed(body: bytes, receive: Any) -> Any:
 
 async def _send(send: Any, reply: Reply) -> None:
     headers = [(b"content-type", reply.content_type), (b"content-length", str(len(reply.body)).encode())]
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    counts = {"rows": reply.rows, "features": reply.features}
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers, **counts})
     await send({"type": "http.response.body", "body": reply.body})

@@ -136,13 +136,14 @@ class OnlineFeatures:
     def _answer(self, request: Request, form: Any) -> Reply | None:
         """The answer in a form: a module with ``body`` and ``CONTENT_TYPE``."""
         try:
+            features = self._features(request)
             response = self._store.get_online_features(
-                features=self._features(request),
+                features=features,
                 entity_rows=request.entities,
                 full_feature_names=request.full_names,
                 include_feature_view_version_metadata=request.with_versions,
             )
-            return Reply(200, form.CONTENT_TYPE, form.body(response))
+            return Reply(200, form.CONTENT_TYPE, form.body(response), request.row_count, _feature_count(features))
         except Exception:  # noqa: BLE001 - Feast's application raises it again, and says it in its own way
             return None
 
@@ -155,3 +156,10 @@ class OnlineFeatures:
 
     def _features(self, request: Request) -> Any:
         return request.features if request.feature_service is None else self._services.get(request.feature_service)
+
+
+def _feature_count(features: Any) -> int:
+    """The features of a list of references, or of a service."""
+    if isinstance(features, list):
+        return len(features)
+    return sum(len(view.features) for view in features.feature_view_projections)

@@ -56,7 +56,7 @@ MaxLag = Annotated[
 MaxBody = Annotated[int, typer.Option("--max-body-mib", min=1, help="The largest body of a request (MiB).")]
 MaxRows = Annotated[int, typer.Option("--max-rows", min=1, help="The most entities in a request.")]
 DrainSeconds = Annotated[int, typer.Option("--drain-seconds", min=0, help="How long a stop waits for requests.")]
-AccessLog = Annotated[bool, typer.Option("--access-log/--no-access-log", help="Log each request of Feast's paths.")]
+AccessLog = Annotated[bool, typer.Option("--access-log/--no-access-log", help="Log a line for each request.")]
 
 
 def serve(

@@ -33,7 +33,8 @@ def known(registry: SegmentRegistry, tmp_path: Path) -> set[str]:
     segment = registry.create(Scalars, capacity=10)
     with Observer(registry.backend, shm_dir=tmp_path / "shm") as observer:
         collector = SegmentCollector(observer)
-        families = [*collector.collect(), *metrics._Reads().families({}), *(m.family({}) for m in metrics._SHOWN)]
+        counted = [*metrics._Reads().families({}), *metrics._Requests().families({})]
+        families = [*collector.collect(), *counted, *(m.family({}) for m in metrics._SHOWN)]
         collector.close()
     registry.discard(segment)
     suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}

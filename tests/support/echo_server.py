@@ -1,6 +1,7 @@
 """A server that answers with what it got: POST /direct the short way, everything else through ASGI.
 
-The arguments are the port, the number of workers, and then the private key and the certificate, or none.
+The arguments are the port, the number of workers, and then the private key and the certificate, or none. GET /spans
+answers the spans that OpenTelemetry has recorded, one for each of the other requests.
 """
 
 from __future__ import annotations
@@ -11,30 +12,46 @@ import time
 from pathlib import Path
 from typing import Any
 
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
 from quorin.http import Address, Headers, Limits, Reply, run
 
 BEARER = "correct-horse"
-LIMITS = Limits(head_bytes=4096, body_bytes=100_000, request_seconds=3.0, idle_seconds=2)
+LIMITS = Limits(
+    head_bytes=4096,
+    body_bytes=100_000,
+    request_seconds=3.0,
+    idle_seconds=2,
+    connections=int(os.environ.get("CONNECTIONS", "1000")),
+)
 
 
 class Echo:
     """An application with the attributes that the protocol needs."""
 
     limits = LIMITS
+    paths = ("/other", "/raise")
     token = BEARER.encode() if os.environ.get("WITH_AUTHENTICATION") else None
 
     def __init__(self) -> None:
         self.direct = {b"/direct": self._direct}
+        self._spans = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(self._spans))
+        self._tracer = trace.get_tracer(__name__, tracer_provider=provider)
 
-    @staticmethod
-    def _direct(body: bytes, _: Headers) -> Reply | None:
+    def _direct(self, body: bytes, _: Headers) -> Reply | None:
         if body == b"not here":
             return None
         if body == b"pid":
             return Reply(200, b"text/plain", str(os.getpid()).encode())
         if body == b"slow":
             time.sleep(0.5)
-        return Reply(200, b"text/plain", b"direct:" + body)
+        with self._tracer.start_as_current_span("direct"):
+            return Reply(200, b"text/plain", b"direct:" + body, rows=3, features=2)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -48,6 +65,14 @@ class Echo:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
         answer = b"asgi:" + body
+        if scope["path"] == "/spans":
+            answer = ("[" + ",".join(span.to_json() for span in self._spans.get_finished_spans()) + "]").encode()
+        elif scope["path"] == "/raise":
+            raise ValueError("as asked")
+        else:
+            self._tracer.start_span("asgi").end()
+        while body == b"wait" and (await receive())["type"] != "http.disconnect":
+            pass
         headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(answer)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
@@ -56,7 +81,15 @@ class Echo:
 def main() -> None:
     port, workers, *tls = sys.argv[1:]
     key, cert = map(Path, tls) if tls else (None, None)
-    run(Echo, Address(port=int(port), workers=int(workers), tls_key=key, tls_cert=cert, limits=LIMITS))
+    address = Address(
+        port=int(port),
+        workers=int(workers),
+        tls_key=key,
+        tls_cert=cert,
+        access_log=bool(os.environ.get("WITH_ACCESS_LOG")),
+        limits=LIMITS,
+    )
+    run(Echo, address)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(words: list[str], log: Path, *, certificate: Path | None = None, **environment: str) -> Iterator[Running]:
-    """A module of Python as a server; ``{port}`` in the words is its port. It is stopped by SIGTERM, and must obey.
+def serving(
+    words: list[str], log: Path, *, certificate: Path | None = None, until: int = 200, **environment: str
+) -> Iterator[Running]:
+    """A module of Python as a server; ``{port}`` in the words is its port. It is stopped by SIGTERM, and must obey
+    unless the test has killed it. It is up when ``/health`` has the status ``until``.
 
     Feast orders the features of a view by a set, so all servers have one seed for the hashes of strings.
     """
@@ -51,21 +54,24 @@ def serving(words: list[str], log: Path, *, certificate: Path | None = None, **e
         )
     try:
         url = f"http{'' if certificate is None else 's'}://127.0.0.1:{port}"
-        _wait_until_up(url, process, log, certificate)
+        _wait_until_up(url, process, log, certificate, until)
         yield Running(url, port, process)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) in (0, -signal.SIGTERM), log.read_text()
+        assert process.wait(60) in (0, -signal.SIGTERM, -signal.SIGKILL), log.read_text()
     finally:
         process.kill()
         process.wait()
 
 
-def _wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path, certificate: Path | None) -> None:
+def _wait_until_up(
+    url: str, process: subprocess.Popen[bytes], log: Path, certificate: Path | None, status: int
+) -> None:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         assert process.poll() is None, log.read_text()
         try:
-            if requests.get(url + "/health", timeout=5, verify=True if certificate is None else str(certificate)).ok:
+            verify = True if certificate is None else str(certificate)
+            if requests.get(url + "/health", timeout=5, verify=verify).status_code == status:
                 return
         except requests.ConnectionError:
             time.sleep(0.05)

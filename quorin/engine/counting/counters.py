@@ -24,6 +24,8 @@ from quorin.engine.memory.file import SlotFile, default_shm_dir
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from quorin.engine.arrays import Int64s, UInt64s
 
 DELAY_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0)
@@ -35,6 +37,16 @@ REANCHOR_REASONS = ("new_after_trim", "other_log", "shorter", "trimmed")
 RECLAIM_REASONS = ("unfinished", "superseded", "never_in_force", "unnamed")
 """The names of :class:`quorin.engine.ops.reclaim_plan.Reason`."""
 
+REFUSAL_REASONS = ("connections", "limits", "malformed", "slow", "token")
+"""Why servers refuse requests before an application sees them."""
+
+REQUEST_BOUNDS = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
+)  # fmt: skip
+"""Upper bounds, in seconds, of what the time of a request is counted in; one bucket more holds the rest."""
+
+STATUS_CLASSES = ("2xx", "3xx", "4xx", "5xx")
+
 NAMES = (
     "entries_appended", "rows_appended", "rows_applied", "rows_ignored", "dead_letters",
     "dead_letters_dropped", *(f"reanchored.{reason}" for reason in REANCHOR_REASONS), "attaches", "growths", "flips",
@@ -42,7 +54,9 @@ NAMES = (
     "entries_trimmed", "history_files_skipped", "upgrades", "watchdog_ticks", "watchdog_dead_processes",
     "watchdog_reclaimed_bytes", *(f"reclaimed.{reason}" for reason in RECLAIM_REASONS), "apply_delay_ns",
     *(f"apply_delay.{number}" for number in range(len(DELAY_BOUNDS) + 1)), "log_events_dropped",
-    "stale_reads",
+    "stale_reads", *(f"requests_refused.{reason}" for reason in REFUSAL_REASONS),
+    *(f"requests.{status}" for status in STATUS_CLASSES), "request_rows", "request_features", "request_ns",
+    *(f"request_time.{number}" for number in range(len(REQUEST_BOUNDS) + 1)), "requests_in_flight",
 )  # fmt: skip
 """What the words of a slot count, behind those of :mod:`quorin.engine.format.abi` that kernels count in. Only ever add
 to the end.
@@ -81,6 +95,15 @@ def add_each(schema_name: str, counts: dict[int, int]) -> None:
             words[place] += count
 
 
+def own_words(name: str) -> memoryview:
+    """The words that this process counts in under a name, for the only thread that counts there: it needs no lock."""
+    known = _state.held.get(name)
+    if known is None:
+        with _state.lock:
+            known = _state.words(name)
+    return known
+
+
 def cell(schema_name: str) -> int:
     """The address of a word that holds, in this process and in each child that it forks, the address of its counters
     for a schema. It stays as long as the process.
@@ -92,17 +115,35 @@ def cell(schema_name: str) -> int:
 
 def totals() -> dict[str, UInt64s]:
     """The sums over all processes of this machine's user, dead ones included, by schema name."""
-    state = _state
     sums: dict[str, UInt64s] = {}
+    for name, words in _slots(live_only=False):
+        sums[name] = sums[name] + words if name in sums else words
+    return sums
+
+
+def live_totals(place: int) -> dict[str, int]:
+    """The sums of one word over all processes of this machine's user that live, by the name of the slot. For words that
+    say what holds at this moment.
+    """
+    sums: dict[str, int] = {}
+    for name, words in _slots(live_only=True):
+        sums[name] = sums.get(name, 0) + int(words[place])
+    return sums
+
+
+def _slots(*, live_only: bool) -> Iterator[tuple[str, UInt64s]]:
+    """The names and words of all slots, or of those that a living process holds."""
+    state = _state
     with state.lock:
         file = state.file()
         private = [(name, np.array(words)) for name, words in state.private.items()]
-    slots = [] if file is None else list(file.used())
-    shared = [(_name_of(slot), np.frombuffer(slot, np.uint64, _WORD_COUNT, _HEAD_BYTES)) for slot in slots]
-    for name, words in [*shared, *private]:
-        if name:
-            sums[name] = sums[name] + words if name in sums else words
-    return sums
+    yield from private
+    if file is None:
+        return
+    for number, slot in file.used():
+        name = _name_of(slot)
+        if name and (not live_only or (number, os.getpid()) in _held_here or file.is_held(number)):
+            yield name, np.frombuffer(slot, np.uint64, _WORD_COUNT, _HEAD_BYTES)
 
 
 class _State:
@@ -112,7 +153,7 @@ class _State:
         # A warning that is dropped while counters are set up is counted under the same lock.
         self.lock = threading.RLock()
         self.private: dict[str, UInt64s] = {}
-        self._held: dict[str, memoryview] = {}
+        self.held: dict[str, memoryview] = {}
         self._addresses: dict[str, int] = {}
         self._cells: dict[str, Int64s] = {}
         self._file: SlotFile | None = None
@@ -120,7 +161,7 @@ class _State:
 
     def words(self, name: str) -> memoryview:
         """The words that this process counts a schema in."""
-        known = self._held.get(name)
+        known = self.held.get(name)
         return self._take(name) if known is None else known
 
     def cell(self, name: str) -> int:
@@ -142,13 +183,13 @@ class _State:
     def after_fork_in_child(self) -> None:
         """Count in slots of the child's own."""
         self.lock = threading.RLock()
-        self.private, self._held, self._addresses = {}, {}, {}
+        self.private, self.held, self._addresses = {}, {}, {}
         for name, address in self._cells.items():
             self.words(name)
             address[0] = self._addresses[name]
 
     def _take(self, name: str) -> memoryview:
-        if not self._cells and not self._held:
+        if not self._cells and not self.held:
             forks.register(self)
         memory = self._shared(name)
         if memory is None:
@@ -156,8 +197,8 @@ class _State:
             self.private[name] = memory[_HEAD_BYTES:].view(np.uint64)
         words = memory[_HEAD_BYTES:].view(np.uint64)
         self._addresses[name] = int(words.ctypes.data)
-        self._held[name] = memoryview(words)
-        return self._held[name]
+        self.held[name] = memoryview(words)
+        return self.held[name]
 
     def _shared(self, name: str) -> Any:
         file, key = self.file(), name.encode()[:_NAME_BYTES]

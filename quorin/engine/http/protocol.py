@@ -9,33 +9,23 @@ goes uvicorn's way with what was received.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import httptools
-import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from quorin.engine.http.reply import Direct, Reply, error_reply
 
 if TYPE_CHECKING:
     import asyncio
 
     from quorin.engine.http.limits import Limits
+    from quorin.engine.http.observed import Observed
 
-Headers = list[tuple[bytes, bytes]]
 _AROUND_HEADER = len(b": \r\n")
 _OPEN_PATHS = (b"/health", b"/ready")
-
-
-class Reply(NamedTuple):
-    """A whole answer."""
-
-    status: int
-    content_type: bytes
-    body: bytes
-
-
-Direct = Callable[[bytes, Headers], Reply | None]
-"""Answers the body and the headers of a request; None if the application must."""
 
 
 class RefusedRequestError(Exception):
@@ -47,13 +37,15 @@ class RefusedRequestError(Exception):
 
 
 class DirectProtocol(HttpToolsProtocol):
-    """One connection. The application has the attributes ``direct`` (functions by path), ``limits`` and ``token``."""
+    """One connection to an application with the attributes ``direct`` (functions by path), ``limits`` and ``token``."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._direct: Mapping[bytes, Direct] = getattr(self.app, "direct", {})
-        self._limits: Limits = self.app.limits
-        self._token: bytes | None = getattr(self.app, "token", None)
+        self._observed: Observed = self.app
+        self._direct: Mapping[bytes, Direct] = self._observed.direct
+        self._limits: Limits = self._observed.limits
+        self._token: bytes | None = self._observed.token
+        self.url = b""
         self._function: Direct | None = None
         self._chunks: list[bytes] = []
         self._body_size = 0
@@ -128,7 +120,7 @@ class DirectProtocol(HttpToolsProtocol):
             or self.flow.write_paused
             or len(self.connections) > self._limits.connections
         ):
-            super().on_headers_complete()
+            self._hand_over()
             return
         self._function = function
         self._chunks = []
@@ -151,16 +143,31 @@ class DirectProtocol(HttpToolsProtocol):
             return
         if self.transport.is_closing():
             return  # What a client sends behind a request that ends the connection has no answer.
-        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        trace = self._observed.enter(self.headers)
+        try:
+            self._answer(function, self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks))
+        finally:
+            if trace is not None:
+                trace.close()
+
+    def _answer(self, function: Direct, body: bytes) -> None:
+        started = time.perf_counter_ns()
         reply = function(body, self.headers)
         if reply is None:
-            super().on_headers_complete()
+            self._hand_over()
             super().on_body(body)
             super().on_message_complete()
             return
         is_kept = not self._is_closing and self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
         self._write(reply, is_kept=is_kept)
+        self._observed.answered(self.url, reply, len(body), time.perf_counter_ns() - started)
         self.on_response_complete()
+
+    def _hand_over(self) -> None:
+        """Have the application answer; uvicorn refuses what is beyond the limit of connections."""
+        if max(len(self.connections), len(self.tasks)) >= self._limits.connections:
+            self._count_refused(503)
+        super().on_headers_complete()
 
     def shutdown(self) -> None:
         """Close when the request that is being received is answered; at once if there is none."""
@@ -194,6 +201,7 @@ class DirectProtocol(HttpToolsProtocol):
         self._end_patience()
         if self.transport.is_closing():
             return
+        self._count_refused(refused.status)
         is_unanswered = self.cycle is not None and not self.cycle.response_complete
         if is_unanswered and self.cycle.response_started:
             self.transport.close()  # In the middle of another answer, no other can be given.
@@ -202,6 +210,10 @@ class DirectProtocol(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self._write(error_reply(refused.status, str(refused)), is_kept=False)
+
+    def _count_refused(self, status: int) -> None:
+        method = None if self._in_head or not self._requests else self.parser.get_method().decode()
+        self._observed.refused(status, method, self.url, self._body_size)
 
     def _write(self, reply: Reply, *, is_kept: bool) -> None:
         parts = [STATUS_LINE[reply.status]]
@@ -214,8 +226,3 @@ class DirectProtocol(HttpToolsProtocol):
         self.transport.write(b"".join(parts))
         if not is_kept:
             self.transport.close()
-
-
-def error_reply(status: int, reason: str) -> Reply:
-    """An error in the form of FastAPI: ``{"detail": reason}``."""
-    return Reply(status, b"application/json", orjson.dumps({"detail": reason}))

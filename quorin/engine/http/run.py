@@ -12,6 +12,7 @@ from uvicorn import Config, Server
 from uvicorn.supervisors import Multiprocess
 
 from quorin.engine.http.limits import Limits
+from quorin.engine.http.observed import Observing
 from quorin.engine.http.protocol import DirectProtocol
 
 _BACKLOG = 2048
@@ -19,7 +20,9 @@ _BACKLOG = 2048
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where and how to listen. ``drain_seconds`` is how long a stop waits for the requests that are being answered."""
+    """Where and how to listen. ``drain_seconds`` is how long a stop waits for the requests that are being answered.
+    With ``access_log`` each worker configures :mod:`quorin.logging`, and logs a line for each request.
+    """
 
     host: str = "127.0.0.1"
     port: int = 6566
@@ -63,7 +66,7 @@ class _Workers(Multiprocess):
 
 def _config(create: Callable[[], Any], address: Address) -> Config:
     return Config(
-        create,
+        Observing(create, address.access_log),
         factory=True,
         http=DirectProtocol,
         loop="uvloop",
@@ -79,6 +82,6 @@ def _config(create: Callable[[], Any], address: Address) -> Config:
         timeout_worker_healthcheck=60,
         proxy_headers=False,
         server_header=False,
-        access_log=address.access_log,
+        access_log=False,
         log_level=logging.INFO,
     )

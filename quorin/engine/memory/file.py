@@ -14,6 +14,7 @@ import mmap
 import os
 import re
 import secrets
+import struct
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ SHM_DIR = "/dev/shm"  # noqa: S108 - where POSIX shared memory lives on Linux; f
 SHM_DIR_VARIABLE = "QUORIN_SHM_DIR"
 
 _PRIVATE = Access()
+_RECORD_LOCK = "hhqqi"  # struct flock of 64-bit Linux: type, whence, start, length, process
 _MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
 _PENDING_NAME = re.compile(r"(?P<name>.+)\.(?P<owner>[0-9a-f]{16})-[0-9a-f]{8}\.pending\Z")
@@ -239,8 +241,15 @@ class SlotFile:
         """The first bytes of any slot."""
         return os.pread(self._descriptor, size, slot * self._slot_bytes)
 
-    def used(self) -> Iterator[bytes]:
-        """The contents of all slots that ever got room, and perhaps of some beside them."""
+    def is_held(self, slot: int) -> bool:
+        """Whether another process holds a slot."""
+        start = slot * self._slot_bytes
+        asked = struct.pack(_RECORD_LOCK, fcntl.F_WRLCK, os.SEEK_SET, start, self._slot_bytes, 0)
+        kind: int = struct.unpack(_RECORD_LOCK, fcntl.fcntl(self._descriptor, fcntl.F_GETLK, asked))[0]
+        return kind != fcntl.F_UNLCK
+
+    def used(self) -> Iterator[tuple[int, bytes]]:
+        """The numbers and contents of all slots that ever got room, and perhaps of some beside them."""
         size, end = self._slot_bytes, 0
         while True:
             try:
@@ -251,7 +260,8 @@ class SlotFile:
             if end <= start:
                 return
             content = os.pread(self._descriptor, end - start, start)
-            yield from (content[at : at + size] for at in range(0, len(content) - size + 1, size))
+            for at in range(0, len(content) - size + 1, size):
+                yield (start + at) // size, content[at : at + size]
 
 
 def unlink(path: Path) -> None:

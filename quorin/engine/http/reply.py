@@ -1,0 +1,29 @@
+"""What the function of a path gets and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import orjson
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Reply(NamedTuple):
+    """A whole answer; ``rows`` and ``features`` are those of the request, for metrics."""
+
+    status: int
+    content_type: bytes
+    body: bytes
+    rows: int = 0
+    features: int = 0
+
+
+Direct = Callable[[bytes, Headers], Reply | None]
+"""Answers the body and the headers of a request; None if the application must."""
+
+
+def error_reply(status: int, reason: str) -> Reply:
+    """An error in the form of FastAPI: ``{"detail": reason}``."""
+    return Reply(status, b"application/json", orjson.dumps({"detail": reason}))
