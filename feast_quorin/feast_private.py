@@ -165,12 +165,21 @@ def has_metrics(store: Any) -> bool:
     return bool(getattr(getattr(store.config.feature_server, "metrics", None), "enabled", False))
 
 
+async def assert_readable(store: Any, choice: str | tuple[str, ...]) -> None:
+    """Check that the current user of Feast's security manager may read the features of a service, or by reference.
+
+    :raises Exception: what Feast's server raises for the request, such as ``FeastPermissionError``.
+    """
+    from feast import feature_server
+
+    named = {"feature_service": choice} if isinstance(choice, str) else {"features": list(choice)}
+    await feature_server._get_features(feature_server.GetOnlineFeaturesRequest(entities={}, **named), store)
+
+
 def allows_short_way(store: Any) -> bool:
-    """Whether Feast's server does nothing with a request but answer it: no authentication, audit log or metrics."""
+    """Whether Feast's server only authenticates a request and answers it: no audit log or metrics."""
     from feast import metrics
-    from feast.permissions.security_manager import get_security_manager, is_auth_necessary
 
     audit = getattr(store.config.feature_server, "audit_logging", None)
     counts = metrics._config
-    watches = counts.request or counts.online_features or counts.audit_logging or getattr(audit, "enabled", False)
-    return not watches and not is_auth_necessary(get_security_manager())
+    return not (counts.request or counts.online_features or counts.audit_logging or getattr(audit, "enabled", False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,16 @@ from feast import FeatureStore
 from feast import feature_server as feast_server
 
 from feast_quorin import feast_private
+from feast_quorin.server.authentication import gate
 from feast_quorin.server.online_features import PATH, OnlineFeatures
 from feast_quorin.server.ready import online_store, ready
 from quorin.http import Limits, Reply
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from feast_quorin.server.authentication import Choice
     from quorin.http import Direct
 
 _log = get_logger(__name__)
@@ -34,6 +39,7 @@ class RepositoryServer:
     feature_store_yaml: Path | None = None
     registry_ttl_seconds: int = 60
     metrics: bool = False
+    auth_cache_seconds: int = 30
     token: str | None = field(default=None, repr=False)
     max_lag_seconds: float | None = None
     limits: Limits = field(default_factory=Limits)
@@ -41,8 +47,9 @@ class RepositoryServer:
     def check(self, workers: int) -> None:
         """Refuse now what every worker would.
 
-        :raises ValueError: if there is no repository, if its online store is not Quorin's, and for several workers with
-            Feast's metrics, which have one port.
+        :raises ValueError: if there is no repository, if its online store is not Quorin's, for several workers with
+            Feast's metrics, which have one port, and for a token beside Feast's authentication, which reads the same
+            header.
         """
         try:
             store = self._store()
@@ -51,6 +58,9 @@ class RepositoryServer:
             raise ValueError(f"{self.repository}: {error}") from error
         if workers > 1 and (self.metrics or feast_private.has_metrics(store)):
             raise ValueError(f"expected one worker with Feast's metrics, which listen on one port, got {workers}")
+        kind = store.config.auth_config.type
+        if self.token is not None and kind != "no_auth":
+            raise ValueError(f"expected a token or `auth` in feature_store.yaml, got both: `auth: {{type: {kind}}}`")
 
     def __call__(self) -> Application:
         """The application of this process."""
@@ -70,7 +80,8 @@ class Application:
     def __init__(self, store: Any, feast_app: Any, options: RepositoryServer) -> None:
         self._store = store
         self._feast_app = _that_answers(feast_app)
-        self._online_features = OnlineFeatures(store, options.limits)
+        self._gate = gate(store, options.auth_cache_seconds)
+        self._online_features = OnlineFeatures(store, options.limits, self._gate)
         self._max_lag_seconds = options.max_lag_seconds
         self.limits = options.limits
         self.token = None if options.token is None else options.token.encode()
@@ -94,11 +105,21 @@ class Application:
         body = await _received(receive)
         if body is None:
             return
-        reply = await asyncio.to_thread(self._online_features.reply, body, scope["headers"])
+        may_read = await self._reader(scope)
+        answer = self._online_features.reply
+        reply = None if may_read is None else await asyncio.to_thread(answer, body, scope["headers"], may_read)
         if reply is None:
             await self._feast_app(scope, _replayed(body, receive), send)
         else:
             await _send(send, reply)
+
+    async def _reader(self, scope: Any) -> Callable[[Choice], bool] | None:
+        """Whether a choice of features may be read, for whoever is asking; None if Feast must say who that is."""
+        if self._gate is None:
+            return lambda _: True
+        # A query may name another project, whose permissions then count.
+        known = None if scope["query_string"] else await self._gate.bearer(scope["headers"])
+        return None if known is None else partial(self._gate.may_read, known)
 
 
 def _that_answers(app: Any) -> Any:

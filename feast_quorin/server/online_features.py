@@ -16,6 +16,9 @@ from feast_quorin.server.services import Services
 from quorin.http import Reply, error_reply
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from feast_quorin.server.authentication import Choice, Gate
     from quorin.http import Headers, Limits
 
 PATH = b"/get-online-features"
@@ -40,6 +43,11 @@ class Request(NamedTuple):
     def row_count(self) -> int:
         """The length of the longest column."""
         return max(map(len, self.entities.values()), default=0)
+
+    @property
+    def choice(self) -> Choice:
+        """The features that are asked for: the name of a service, or references."""
+        return self.feature_service or tuple(self.features)
 
 
 def parsed(body: bytes) -> Request | None:
@@ -102,8 +110,9 @@ def _is_plain(values: Any) -> bool:
 class OnlineFeatures:
     """Answers requests from one feature store. Threads may share it."""
 
-    def __init__(self, store: Any, limits: Limits) -> None:
+    def __init__(self, store: Any, limits: Limits, gate: Gate | None) -> None:
         self._store = store
+        self._gate = gate
         self._services = Services(store)
         self._limits = limits
         self._direct_rows = min(DIRECT_ROWS, limits.rows)
@@ -121,9 +130,11 @@ class OnlineFeatures:
         request = parsed(body)
         if request is None or not self._is_small(request):
             return None
+        if self._gate is not None and not self._gate.is_open(headers, request.choice):
+            return None
         return self._answer(request, json_body)
 
-    def reply(self, body: bytes, headers: Headers) -> Reply | None:
+    def reply(self, body: bytes, headers: Headers, may_read: Callable[[Choice], bool]) -> Reply | None:
         """The answer to a request of any size, or its refusal if it is beyond the limits. It may take seconds."""
         too_much = excess(body, self._limits)
         if too_much is not None:
@@ -131,7 +142,7 @@ class OnlineFeatures:
         fields = dict(headers)
         request = parsed(body) if fields.get(b"content-type", b"").startswith(b"application/json") else None
         form = arrow_body if arrow_body.CONTENT_TYPE in fields.get(b"accept", b"") else json_body
-        return None if request is None else self._answer(request, form)
+        return self._answer(request, form) if request is not None and may_read(request.choice) else None
 
     def _answer(self, request: Request, form: Any) -> Reply | None:
         """The answer in a form: a module with ``body`` and ``CONTENT_TYPE``."""

@@ -12,6 +12,7 @@ from quorin.cli.durations import seconds
 
 _GROUP = "quorin.repository_server"
 _LARGEST_PORT = 65_535
+_MAX_AUTH_CACHE_SECONDS = 60
 
 Repository = Annotated[
     Path,
@@ -39,6 +40,15 @@ RegistryTtl = Annotated[
     int, typer.Option("--registry-ttl-sec", "--registry_ttl_sec", help="Seconds between refreshes of the registry.")
 ]
 Metrics = Annotated[bool, typer.Option("--metrics", "-m", help="Feast's metrics too, on port 8000; for one worker.")]
+AuthCache = Annotated[
+    int,
+    typer.Option(
+        "--auth-cache-seconds",
+        min=0,
+        max=_MAX_AUTH_CACHE_SECONDS,
+        help="How long what Feast's `auth` decided about a token is kept; 0: every request asks.",
+    ),
+]
 TokenFile = Annotated[
     Path | None,
     typer.Option(
@@ -70,6 +80,7 @@ def serve(
     tls_cert: TlsCert = None,
     registry_ttl_sec: RegistryTtl = 60,
     metrics: Metrics = False,
+    auth_cache_seconds: AuthCache = 30,
     token_file: TokenFile = None,
     max_lag: MaxLag = None,
     max_body_mib: MaxBody = 64,
@@ -104,6 +115,7 @@ def serve(
         feature_store_yaml=feature_store_yaml,
         registry_ttl_seconds=registry_ttl_sec,
         metrics=metrics,
+        auth_cache_seconds=auth_cache_seconds,
         token=None if token_file is None else _token(token_file),
         max_lag_seconds=None if max_lag is None else seconds(max_lag),
         limits=limits,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import datetime as dt
 import uuid
@@ -195,6 +196,34 @@ def test_a_precomputed_service_answers_from_the_rows_of_now(embedded: FeatureSto
     put(embedded, "customer_stats", [({"customer": Value(string_val="alice")}, {"score": Value(double_val=-1)}, END)])
     assert embedded.get_online_features(service, rows).to_dict()["score"] == [-1, None]
     assert generic(embedded, features=service, entity_rows=rows).to_dict()["score"] == [-1, None]
+
+
+@pytest.mark.parametrize("order", [[2, 0, 2, 1], [3, 2, 1, 0], [1, 1, 1], [0, 9, 0, 2, 9, 1]], ids=str)
+def test_a_precomputed_service_keeps_rows_in_their_order(embedded: FeatureStore, order: list[int]) -> None:
+    """Feast's own precomputed path does not (issue 6805 of Feast): it gives rows the values of other entities."""
+    service = FeatureService(
+        name="ready", features=[embedded.get_feature_view("customer_stats")], precompute_online=True
+    )
+    embedded.apply([service])
+    hour = dt.timedelta(hours=1)
+    for number in range(4):
+        key = {"customer": Value(string_val=f"customer-{number}")}
+        put(embedded, "customer_stats", [(key, {"score": Value(double_val=number * 10)}, END + number * hour)])
+        entity = EntityKey(join_keys=["customer"], entity_values=[key["customer"]])
+        stored = embedded._get_provider().online_store
+        stored.write_precomputed_vector(embedded.config, "ready", "shop", entity, b"nobody reads this")
+    asked = {"customer": [f"customer-{number}" for number in order]}
+    for answer in (
+        embedded.get_online_features(service, asked),
+        embedded.get_online_features(service, [{"customer": name} for name in asked["customer"]]),
+        generic(embedded, features=service, entity_rows=asked),
+        asyncio.run(embedded.get_online_features_async(service, asked)),
+    ):
+        found = answer.to_dict(include_event_timestamps=True)
+        assert found["customer"] == asked["customer"]
+        assert found["score"] == [number * 10 if number < 4 else None for number in order]
+        times = [END + number * hour if number < 4 else dt.datetime.fromtimestamp(0, dt.UTC) for number in order]
+        assert found["score__ts"] == [time.timestamp() for time in times]
 
 
 def test_feasts_metrics_count_what_a_compiled_request_reads(

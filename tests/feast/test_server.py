@@ -15,9 +15,9 @@ import pyarrow as pa
 import pytest
 import requests
 import yaml
-from feast import FeatureStore
+from feast import FeatureService, FeatureStore
 
-from tests.feast.repos import DRIVER_FEATURES, END, REQUESTS, START, day, definitions
+from tests.feast.repos import CUSTOMERS, DRIVER_FEATURES, END, REQUESTS, START, day, definitions
 from tests.support.commands import run_quorin
 from tests.support.http import Running, make_certificate, serving
 
@@ -32,7 +32,7 @@ class Servers(NamedTuple):
     repository: Path
 
 
-def make_repository(folder: Path, data: Path, segments: Path) -> FeatureStore:
+def make_repository(folder: Path, data: Path, segments: Path, **further: Any) -> FeatureStore:
     folder.mkdir()
     segments.mkdir()
     online_store = {"type": "quorin", "path": str(folder / "quorin"), "shm_dir": str(segments), "capacity": 64}
@@ -42,10 +42,13 @@ def make_repository(folder: Path, data: Path, segments: Path) -> FeatureStore:
         "registry": str(folder / "registry.db"),
         "online_store": online_store,
         "entity_key_serialization_version": 3,
+        **further,
     }
     (folder / "feature_store.yaml").write_text(yaml.safe_dump(settings))
     store = FeatureStore(repo_path=str(folder))
     store.apply(definitions(data))
+    views = [store.get_feature_view("customer_stats")]
+    store.apply([FeatureService(name="precomputed", features=views, precompute_online=True)])
     store.materialize(START, END)
     strange = {"customer": ["odd", "high", "low", "🦊"], "at": [day(9)] * 4}
     scores = [float("nan"), float("inf"), float("-inf"), 0.1]
@@ -184,6 +187,20 @@ def test_a_push_is_served_by_the_next_request(servers: Servers) -> None:
         )
         assert pushed.ok, pushed.text
         assert same(servers, request).json()["results"][1]["values"] == [number]
+
+
+@pytest.mark.parametrize("order", [[3, 1, 3, 2], [6, 5, 4, 3], [1, 1, 1], [2, 99, 0, 99, 2]], ids=str)
+def test_rows_of_a_precomputed_service_keep_their_order(servers: Servers, order: list[int]) -> None:
+    """Feast's own precomputed path gives rows the values of other entities (issue 6805 of Feast)."""
+    asked = [CUSTOMERS[number] if number < 99 else "nobody" for number in order]
+    found = same(servers, {"feature_service": "precomputed", "entities": {"customer": asked}}).json()
+    single = [
+        same(servers, {"feature_service": "precomputed", "entities": {"customer": [name]}}).json() for name in asked
+    ]
+    for column, result in enumerate(found["results"]):
+        for part, values in result.items():
+            assert values == [one["results"][column][part][0] for one in single]
+    assert found["results"][0]["values"] == asked
 
 
 def test_arrow_holds_what_the_json_does(servers: Servers) -> None:

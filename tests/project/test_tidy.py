@@ -44,6 +44,7 @@ REACH_INS = [
     "text._length",
     "made._environ",
     "OnlineStore._build_feature_types",
+    "feature_server._get_features",
     "metrics._config",
     "service._pending_feature_refs",
     "utils._apply_aggregations_to_response",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import requests
+from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parent.parent.parent
 START_SECONDS = 120.0
@@ -25,6 +26,26 @@ class Running(NamedTuple):
     url: str
     port: int
     process: subprocess.Popen[bytes]
+
+
+def request_series(shm: Path) -> dict[tuple[str, ...], float]:
+    """The metrics of requests as any process shows them whose counters are in a folder: values by name, without its
+    ``quorin_http_``, and values of labels in the order of their names.
+    """
+    script = "from prometheus_client import generate_latest as g; from quorin.metrics import registry as r; "
+    done = subprocess.run(
+        [sys.executable, "-c", script + "print(g(r).decode())"],
+        env={**os.environ, "QUORIN_SHM_DIR": str(shm)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    samples = (sample for family in text_string_to_metric_families(done.stdout) for sample in family.samples)
+    return {
+        (one.name.removeprefix("quorin_http_"), *(one.labels[name] for name in sorted(one.labels))): one.value
+        for one in samples
+    }
 
 
 def free_port() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -14,11 +13,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import requests
-from prometheus_client.parser import text_string_to_metric_families
 
 from quorin.engine.http.tracing import trace_context
 from tests.support.echo_server import BEARER
-from tests.support.http import ROOT, Running, serving
+from tests.support.http import ROOT, Running, request_series, serving
 
 ECHO = ["tests.support.echo_server", "{port}"]
 TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -34,21 +32,7 @@ class Machine(NamedTuple):
     log: Path
 
     def series(self) -> dict[tuple[str, ...], float]:
-        """The metrics of requests as any other process shows them: name and values of labels, by their names."""
-        script = "from prometheus_client import generate_latest as g; from quorin.metrics import registry as r; "
-        done = subprocess.run(
-            [sys.executable, "-c", script + "print(g(r).decode())"],
-            env={**os.environ, "QUORIN_SHM_DIR": str(self.shm)},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        samples = (sample for family in text_string_to_metric_families(done.stdout) for sample in family.samples)
-        return {
-            (one.name.removeprefix("quorin_http_"), *(one.labels[name] for name in sorted(one.labels))): one.value
-            for one in samples
-        }
+        return request_series(self.shm)
 
     def lines(self) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
