@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from quorin.cli.durations import seconds
+from quorin.cli.options import LogJson
 
 _GROUP = "quorin.repository_server"
 _LARGEST_PORT = 65_535
@@ -87,6 +88,7 @@ def serve(
     max_rows: MaxRows = 1_000_000,
     drain_seconds: DrainSeconds = 30,
     access_log: AccessLog = False,
+    log_json: LogJson = None,
 ) -> None:
     """Serve a Feast repository over HTTP, as `feast serve` does: the same paths, the same answers.
 
@@ -132,6 +134,7 @@ def serve(
         tls_cert=tls_cert,
         drain_seconds=drain_seconds,
         access_log=access_log,
+        log_json=log_json,
         limits=limits,
     )
     run(create, address)

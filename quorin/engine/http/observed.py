@@ -28,11 +28,12 @@ class Observing:
 
     create: Callable[[], Any]
     access_log: bool
+    log_json: bool | None
 
     def __call__(self) -> Observed:
         """The application of this process."""
         if self.access_log:
-            logging.configure(json=None)
+            logging.configure(json=self.log_json)
         return Observed(self.create(), access_log=self.access_log)
 
 

@@ -21,7 +21,7 @@ _BACKLOG = 2048
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where and how to listen. ``drain_seconds`` is how long a stop waits for the requests that are being answered.
-    With ``access_log`` each worker configures :mod:`quorin.logging`, and logs a line for each request.
+    With ``access_log`` each worker configures :mod:`quorin.logging`, with ``log_json``, and logs a line a request.
     """
 
     host: str = "127.0.0.1"
@@ -31,6 +31,7 @@ class Address:
     tls_cert: Path | None = None
     drain_seconds: int = 30
     access_log: bool = False
+    log_json: bool | None = None
     limits: Limits = field(default_factory=Limits)
 
 
@@ -66,7 +67,7 @@ class _Workers(Multiprocess):
 
 def _config(create: Callable[[], Any], address: Address) -> Config:
     return Config(
-        Observing(create, address.access_log),
+        Observing(create, access_log=address.access_log, log_json=address.log_json),
         factory=True,
         http=DirectProtocol,
         loop="uvloop",
