@@ -46,9 +46,9 @@ class PathCounter:
         counters.own_words(self._slot)[_IN_FLIGHT] = self._in_flight
 
     def count(self, status: int, rows: int, features: int, elapsed_ns: int) -> None:
-        """A request was answered with a status from 200 on."""
+        """A request was answered."""
         words = counters.own_words(self._slot)
-        words[_STATUSES + status // 100] += 1
+        words[_STATUSES + min(max(status // 100, 2), 5)] += 1  # An application may send any number.
         words[_TIMES + bisect_left(_BOUNDS_NS, elapsed_ns)] += 1
         words[_TIME] += elapsed_ns
         if rows:
