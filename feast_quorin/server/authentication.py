@@ -106,7 +106,7 @@ class CachedTokens(TokenParser):
                 user = await loop.run_in_executor(self._threads, lambda: ask(asyncio.run, _bearer(self._parser, token)))
             deadline = min(started + self._seconds, _expiry(token))
         except Exception as error:  # noqa: BLE001 - Feast makes any error of its parser a 401
-            deadline = started + min(self._seconds, _REFUSAL_SECONDS)
+            deadline = time.monotonic() + min(self._seconds, _REFUSAL_SECONDS)
             known = self._refused[key] = Known(None, type(error).__name__, deadline)
             return known
         known = self._users[key] = Known(user, "", deadline)
