@@ -110,7 +110,7 @@ def _is_plain(values: Any) -> bool:
 class OnlineFeatures:
     """Answers requests from one feature store. Threads may share it."""
 
-    def __init__(self, store: Any, limits: Limits, gate: Gate | None) -> None:
+    def __init__(self, store: Any, limits: Limits, gate: Gate | None = None) -> None:
         self._store = store
         self._gate = gate
         self._services = Services(store)

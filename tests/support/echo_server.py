@@ -1,7 +1,7 @@
 """A server that answers with what it got: POST /direct the short way, everything else through ASGI.
 
 The arguments are the port, the number of workers, and then the private key and the certificate, or none. GET /spans
-answers the spans that OpenTelemetry has recorded, one for each of the other requests.
+answers the spans that OpenTelemetry has recorded, one for each of the other requests, if ``WITH_SPANS`` is set.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Echo:
         self._spans = InMemorySpanExporter()
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self._spans))
-        self._tracer = trace.get_tracer(__name__, tracer_provider=provider)
+        self._tracer = trace.get_tracer(__name__, tracer_provider=provider if os.environ.get("WITH_SPANS") else None)
 
     def _direct(self, body: bytes, _: Headers) -> Reply | None:
         if body == b"not here":
@@ -67,7 +67,7 @@ class Echo:
         answer = b"asgi:" + body
         if scope["path"] == "/spans":
             answer = ("[" + ",".join(span.to_json() for span in self._spans.get_finished_spans()) + "]").encode()
-        elif scope["path"] == "/raise":
+        elif scope["path"] == "/raise" and os.environ.get("WITH_ERRORS"):
             raise ValueError("as asked")
         else:
             self._tracer.start_span("asgi").end()

@@ -17,6 +17,7 @@ from typing import Any
 import atheris
 
 with atheris.instrument_imports(include=["quorin.engine.http", "feast_quorin.server", "uvicorn.protocols"]):
+    import quorin.engine.http.observed
     import quorin.engine.http.protocol
     from feast_quorin.server import online_features
     from quorin.http import Limits
@@ -74,7 +75,7 @@ def protocol() -> Callable[[bytes], None]:
     """A connection takes any bytes: it answers with 2xx or 4xx, or waits for more."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    app = Echo()
+    app = quorin.engine.http.observed.Observed(Echo())
     config = Config(
         app, http=quorin.engine.http.protocol.DirectProtocol, ws="none", proxy_headers=False, log_level="critical"
     )

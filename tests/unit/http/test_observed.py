@@ -48,8 +48,11 @@ class Machine(NamedTuple):
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
     (tmp_path / "shm").mkdir()
-    shm = str(tmp_path / "shm")
-    with serving([*ECHO, "1"], tmp_path / "log", QUORIN_SHM_DIR=shm, WITH_ACCESS_LOG="1") as server:
+    options = {
+        "QUORIN_SHM_DIR": str(tmp_path / "shm"),
+        **dict.fromkeys(("WITH_ACCESS_LOG", "WITH_SPANS", "WITH_ERRORS"), "1"),
+    }
+    with serving([*ECHO, "1"], tmp_path / "log", **options) as server:
         yield Machine(server, tmp_path / "shm", tmp_path / "log")
 
 
