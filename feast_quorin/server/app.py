@@ -15,7 +15,7 @@ from feast import feature_server as feast_server
 from feast_quorin import feast_private
 from feast_quorin.server.online_features import PATH, OnlineFeatures
 from feast_quorin.server.ready import online_store, ready
-from quorin.http import Limits, Reply
+from quorin.http import Limits, Reply, receive_body, send_reply
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
@@ -83,21 +83,21 @@ class Application:
         if path == "/ready" and scope["method"] == "GET":
             found = await asyncio.to_thread(ready, self._store, self._max_lag_seconds)
             reply = Reply(200 if found["ready"] else 503, b"application/json", orjson.dumps(found))
-            await _send(send, reply)
+            await send_reply(send, reply)
         elif path == PATH.decode() and scope["method"] == "POST" and self.is_short:
             await self._answer(scope, receive, send)
         else:
             await self._feast_app(scope, receive, send)
 
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
-        body = await _received(receive)
+        body = await receive_body(receive)
         if body is None:
             return
         reply = await asyncio.to_thread(self._online_features.reply, body, scope["headers"])
         if reply is None:
             await self._feast_app(scope, _replayed(body, receive), send)
         else:
-            await _send(send, reply)
+            await send_reply(send, reply)
 
 
 def _that_answers(app: Any) -> Any:
@@ -123,18 +123,6 @@ def _that_answers(app: Any) -> Any:
     return answer
 
 
-async def _received(receive: Any) -> bytes | None:
-    """The whole body; None if the client has gone."""
-    chunks = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        chunks.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(chunks)
-
-
 def _replayed(body: bytes, receive: Any) -> Any:
     """``receive`` for an application that reads the body once more."""
     messages = [{"type": "http.request", "body": body, "more_body": False}]
@@ -143,9 +131,3 @@ def _replayed(body: bytes, receive: Any) -> Any:
         return messages.pop() if messages else await receive()
 
     return again
-
-
-async def _send(send: Any, reply: Reply) -> None:
-    headers = [(b"content-type", reply.content_type), (b"content-length", str(len(reply.body)).encode())]
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": reply.body})

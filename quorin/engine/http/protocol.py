@@ -27,11 +27,12 @@ _OPEN_PATHS = (b"/health", b"/ready")
 
 
 class Reply(NamedTuple):
-    """A whole answer."""
+    """A whole answer. ``headers`` are those beside its type and length."""
 
     status: int
     content_type: bytes
     body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 Direct = Callable[[bytes, Headers], Reply | None]
@@ -152,7 +153,11 @@ class DirectProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return  # What a client sends behind a request that ends the connection has no answer.
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        reply = function(body, self.headers)
+        try:
+            reply = function(body, self.headers)
+        except Exception:
+            self.logger.exception("a request failed")
+            reply = error_reply(500, "Internal Server Error")
         if reply is None:
             super().on_headers_complete()
             super().on_body(body)
@@ -205,7 +210,7 @@ class DirectProtocol(HttpToolsProtocol):
 
     def _write(self, reply: Reply, *, is_kept: bool) -> None:
         parts = [STATUS_LINE[reply.status]]
-        for name, value in self.server_state.default_headers:
+        for name, value in (*self.server_state.default_headers, *reply.headers):
             parts += name, b": ", value, b"\r\n"
         parts += b"content-type: ", reply.content_type, b"\r\ncontent-length: %d\r\n" % len(reply.body)
         if not is_kept:
@@ -216,6 +221,6 @@ class DirectProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
-def error_reply(status: int, reason: str) -> Reply:
+def error_reply(status: int, reason: str, *headers: tuple[bytes, bytes]) -> Reply:
     """An error in the form of FastAPI: ``{"detail": reason}``."""
-    return Reply(status, b"application/json", orjson.dumps({"detail": reason}))
+    return Reply(status, b"application/json", orjson.dumps({"detail": reason}), headers)
