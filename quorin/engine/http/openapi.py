@@ -118,7 +118,12 @@ _SCHEMAS: dict[str, Any] = {
     ),
     "AssembleRequest": _object(
         {
-            "entities": {"type": "object", "additionalProperties": _IDS, "minProperties": 1},
+            "entities": {
+                "type": "object",
+                "propertyNames": {"minLength": 1},
+                "additionalProperties": _IDS,
+                "minProperties": 1,
+            },
             "schemas": _array(
                 _object(
                     {"schema": _NAME, "entity": {"type": ["string", "null"], "minLength": 1}, "fields": _FIELDS},

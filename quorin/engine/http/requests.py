@@ -79,7 +79,7 @@ def parse_assemble(body: bytes, content_type: bytes, max_rows: int) -> Assemble:
         _check_keys(request, "the request", needed=("schemas", "entities"))
         if type(request["entities"]) is not dict:
             raise _wrong("entities", "an object with a list of entity ids for each name", request["entities"])
-        entities = {name: _ids(f"entities.{name}", ids) for name, ids in request["entities"].items()}
+        entities = {_text("entities", name): _ids(f"entities.{name}", ids) for name, ids in request["entities"].items()}
     lengths = {name: len(ids) for name, ids in entities.items()}
     if len(set(lengths.values())) != 1:
         raise _wrong("entities", "columns of one length", lengths)
