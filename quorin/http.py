@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 from quorin.engine.http.asgi import receive_body, send_reply
+from quorin.engine.http.catalogue import Catalogue
 from quorin.engine.http.limits import Limits
+from quorin.engine.http.page import page
 from quorin.engine.http.protocol import Direct, Headers, Reply, error_reply
 from quorin.engine.http.run import Address, run
 from quorin.engine.http.segments import SegmentServer
@@ -14,6 +16,7 @@ from quorin.engine.ops.readiness import Readiness, readiness
 
 __all__ = [
     "Address",
+    "Catalogue",
     "Direct",
     "Headers",
     "Limits",
@@ -21,6 +24,7 @@ __all__ = [
     "Reply",
     "SegmentServer",
     "error_reply",
+    "page",
     "readiness",
     "receive_body",
     "run",

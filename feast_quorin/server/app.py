@@ -13,9 +13,10 @@ from feast import FeatureStore
 from feast import feature_server as feast_server
 
 from feast_quorin import feast_private
+from feast_quorin.server.described import described
 from feast_quorin.server.online_features import PATH, OnlineFeatures
 from feast_quorin.server.ready import online_store, ready
-from quorin.http import Limits, Reply, receive_body, send_reply
+from quorin.http import Catalogue, Limits, Reply, page, receive_body, send_reply
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Application:
         self._store = store
         self._feast_app = _that_answers(feast_app)
         self._online_features = OnlineFeatures(store, options.limits)
+        self._catalogue = Catalogue(online_store(store).registry(store.config))
         self._max_lag_seconds = options.max_lag_seconds
         self.limits = options.limits
         self.token = None if options.token is None else options.token.encode()
@@ -84,6 +86,11 @@ class Application:
             found = await asyncio.to_thread(ready, self._store, self._max_lag_seconds)
             reply = Reply(200 if found["ready"] else 503, b"application/json", orjson.dumps(found))
             await send_reply(send, reply)
+        elif path == "/" and scope["method"] == "GET" and self.is_short:
+            await send_reply(send, page())
+        elif path == "/v1/schemas" and scope["method"] == "GET" and self.is_short:
+            found = await asyncio.to_thread(described, self._store, self._catalogue)
+            await send_reply(send, Reply(200, b"application/json", orjson.dumps(found)))
         elif path == PATH.decode() and scope["method"] == "POST" and self.is_short:
             await self._answer(scope, receive, send)
         else:

@@ -51,9 +51,10 @@ class Catalogue:
 
     def describe(self) -> list[dict[str, Any]]:
         """Each schema that is served: its fields, rows and freshness, or the problem that keeps it from being read."""
-        return [self._describe(name) for name in sorted(self._names or schema_names(self._registry))]
+        return [self.describe_one(name) for name in sorted(self._names or schema_names(self._registry))]
 
-    def _describe(self, name: str) -> dict[str, Any]:
+    def describe_one(self, name: str) -> dict[str, Any]:
+        """One schema, likewise."""
         try:
             segment = self.segment(name)
             schema, stats, lag = segment.schema, segment.stats(), segment.confirmed_age_seconds()

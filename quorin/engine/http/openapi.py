@@ -8,6 +8,7 @@ from quorin import __version__
 
 _ARROW = "application/vnd.apache.arrow.stream"
 _JSON = "application/json"
+_PAGE = {"text/html": {"schema": {"type": "string"}}}
 _ARROW_BODY = {"schema": {"type": "string", "contentMediaType": _ARROW}}
 
 
@@ -22,9 +23,10 @@ def description(*, has_token: bool) -> dict[str, Any]:
                 "post": _post("assemble", "Rows of several schemas, joined to vectors.", "AssembleRequest", "Vectors")
             },
             "/v1/schemas": {"get": _get("schemas", "What is served: schemas, fields, rows and freshness.", "Schemas")},
+            "/": {"get": _get("page", "A page that shows in a browser what is served.", content=_PAGE)},
             "/health": {"get": _get("health", "Whether the process is up.", "Health")},
             "/ready": {
-                "get": _get("ready", "Whether this machine has a fresh segment of every schema.", "Ready", 200, 503)
+                "get": _get("ready", "Whether this machine has a fresh segment of every schema.", "Ready", also=503)
             },
             "/openapi.json": {"get": _get("openapi", "This description.", "OpenAPI")},
         },
@@ -33,16 +35,18 @@ def description(*, has_token: bool) -> dict[str, Any]:
     if has_token:
         about["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         for path, methods in about["paths"].items():
-            for operation in methods.values() if path not in ("/health", "/ready") else ():
+            for operation in methods.values() if path not in ("/", "/health", "/ready") else ():
                 operation["security"] = [{"token": []}]
                 operation["responses"]["401"] = _error("The token is missing or wrong.")
     return about
 
 
-def _get(name: str, summary: str, schema: str, *statuses: int) -> dict[str, Any]:
-    content = {_JSON: {"schema": _ref(schema)}}
-    answers = {str(status): {"description": summary, "content": content} for status in statuses or (200,)}
-    return {"operationId": name, "summary": summary, "responses": answers | _AWAY if not statuses else answers}
+def _get(
+    name: str, summary: str, schema: str = "", *, also: int | None = None, content: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    answer = {"description": summary, "content": content or {_JSON: {"schema": _ref(schema)}}}
+    answers = {"200": answer} | (_AWAY if also is None else {str(also): answer})
+    return {"operationId": name, "summary": summary, "responses": answers}
 
 
 def _post(name: str, summary: str, request: str, reply: str) -> dict[str, Any]:

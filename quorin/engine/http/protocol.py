@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Headers = list[tuple[bytes, bytes]]
 _AROUND_HEADER = len(b": \r\n")
-_OPEN_PATHS = (b"/health", b"/ready")
+_OPEN_PATHS = (b"/", b"/health", b"/ready")
 
 
 class Reply(NamedTuple):

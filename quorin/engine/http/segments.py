@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import orjson
+import pyarrow as pa
 
 from quorin import assembly
 from quorin.engine.http import asgi, replies
@@ -19,6 +21,7 @@ from quorin.engine.http.compression import accepted_encoding, compressed
 from quorin.engine.http.joined import join
 from quorin.engine.http.limits import Limits
 from quorin.engine.http.openapi import description
+from quorin.engine.http.page import page
 from quorin.engine.http.protocol import Reply, error_reply
 from quorin.engine.http.requests import ARROW, JSON, InvalidRequestError, check_values, parse_assemble, parse_read
 from quorin.errors import EntityIdError, InvalidRowError, QuorinError
@@ -64,6 +67,7 @@ class SegmentServer:
         """
         sys.setswitchinterval(_SWITCH_SECONDS)
         assembly.prewarm()
+        pa.array(np.empty(0))  # Arrow imports pandas, if there is one, at the first array from NumPy.
         registry = SegmentRegistry(self.connection, shm_dir=self.shm_dir, namespace=self.namespace)
         return SegmentApplication(Catalogue(registry, self.schemas), self)
 
@@ -79,6 +83,7 @@ class SegmentApplication:
         self.token = None if options.token is None else options.token.encode()
         self._posts: dict[str, Answer] = {"/v1/read": self._read, "/v1/assemble": self._assemble}
         self._gets: dict[str, Callable[[], Reply]] = {
+            "/": page,
             "/v1/schemas": self._schemas,
             "/health": partial(Reply, 200, JSON, b'{"status":"ok"}'),
             "/ready": self._ready,

@@ -13,7 +13,7 @@ from tests.support.described import check_operation
 from tests.support.http import Running
 from tests.support.segment_site import make_site, serving_site
 
-READS = ["/health", "/openapi.json", "/ready", "/v1/schemas"]
+READS = ["/", "/health", "/openapi.json", "/ready", "/v1/schemas"]
 QUERIES = ["/v1/assemble", "/v1/read"]
 
 
