@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import orjson
 import pyarrow as pa
 
-from quorin.engine.rows.intake import id_array
-from quorin.errors import EntityIdError
+from quorin.engine.http.arrow_stream import read_text_columns
 
 ARROW = b"application/vnd.apache.arrow.stream"
 JSON = b"application/json"
@@ -125,11 +124,11 @@ def _object(text: bytes) -> dict[str, Any]:
 
 def _arrow(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
-        with pa.ipc.open_stream(body) as stream:
-            table = stream.read_all()
-        table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
+        table = read_text_columns(body)
+    except (pa.ArrowException, OSError, StopIteration) as error:
         raise InvalidRequestError(400, f"expected a stream of Arrow's IPC format: {error}") from error
+    except ValueError as error:
+        raise InvalidRequestError(422, str(error)) from error
     text = (table.schema.metadata or {}).get(_METADATA_KEY)
     if text is None:
         raise InvalidRequestError(422, "the metadata of the stream's schema: expected the key 'request', with JSON")
@@ -139,11 +138,13 @@ def _arrow(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _arrow_ids(name: str, column: pa.ChunkedArray) -> pa.Array:
+    ids = column.combine_chunks()
+    if ids.null_count:
+        raise InvalidRequestError(422, f"column {name!r}: expected no nulls, got {ids.null_count}")
     try:
-        ids = id_array(column.combine_chunks())
         return ids if pa.types.is_string(ids.type) else ids.cast(pa.large_string())
-    except (EntityIdError, pa.ArrowException) as error:
-        raise InvalidRequestError(422, f"column {name!r}: {error}") from error
+    except pa.ArrowException as error:
+        raise InvalidRequestError(422, f"column {name!r}: expected text: {error}") from error
 
 
 def _ids(where: str, ids: Any) -> list[str]:

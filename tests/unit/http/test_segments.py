@@ -17,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import requests
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from quorin.assembly import assemble_batch, read
 from quorin.evolution import upgrade_schema
@@ -136,9 +138,9 @@ def test_vectors_as_arrow_are_those_of_the_json(server: Running) -> None:
     }
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int8(), pa.string())])
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary()])
 def test_requests_may_be_arrow(server: Running, kind: pa.DataType) -> None:
-    ids = pa.array(["1", "x", "2"]).cast(kind) if kind != pa.binary() else pa.array([b"1", b"x", b"2"])
+    ids = pa.array(["1", "x", "2"]).cast(kind)
     batch = pa.record_batch({"driver_id": ids})
     for path, rest, request in (
         ("/v1/read", {"schema": "Driver"}, {"entity_ids": ["1", "x", "2"], "schema": "Driver"}),
@@ -218,6 +220,35 @@ def test_bodies_that_are_none_are_refused(server: Running, kind: str, body: byte
     for path in ("/v1/read", "/v1/assemble"):
         refused = requests.post(server.url + path, data=body, headers={"Content-Type": kind}, timeout=60)
         assert (refused.status_code, [*refused.json()]) == (status, ["detail"])
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+def test_what_stands_for_more_bytes_than_it_has_is_refused(server: Running, compression: str) -> None:
+    schema = pa.schema({"id": pa.string()}, metadata={"request": '{"schema": "Driver"}'})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_batch(pa.record_batch([["x" * 1_000_000]], schema))
+    headers = {"Content-Type": ARROW}
+    refused = requests.post(server.url + "/v1/read", data=sink.getvalue().to_pybytes(), headers=headers, timeout=60)
+    assert (refused.status_code, "without compressed" in refused.json()["detail"]) == (422, True)
+    coded = pa.record_batch({"id": pa.array(["x"]).dictionary_encode()}, metadata=schema.metadata)
+    assert "got dictionary" in post(server, "/v1/read", coded).json()["detail"]
+
+
+@given(cuts=st.lists(st.tuples(st.floats(0, 0.999), st.binary(min_size=1, max_size=8)), min_size=1, max_size=4))
+@settings(max_examples=150, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+def test_streams_that_are_damaged_are_answered_or_refused(server: Running, cuts: list[tuple[float, bytes]]) -> None:
+    _, batch = streaming(id=["1", "none", "999"])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    body = bytearray(sink.getvalue().to_pybytes())
+    for share, damage in cuts:
+        start = int(share * len(body))
+        body[start : start + len(damage)] = damage
+    headers = {"Content-Type": ARROW}
+    answer = requests.post(server.url + "/v1/read", data=bytes(body), headers=headers, timeout=60)
+    assert answer.status_code in (200, 400, 404, 422), answer.text
 
 
 def test_paths_and_methods_that_are_not_there_are_refused(server: Running) -> None:
