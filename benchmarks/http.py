@@ -25,6 +25,8 @@ from benchmarks import feast_views, http_servers, machine, measuring, report, se
 
 ARROW = "application/vnd.apache.arrow.stream"
 QUORIN, ON_QUORIN, ON_REDIS = SERVERS = ("quorin serve", "feast serve on Quorin", "feast serve on Redis")
+CONSTANT = "a constant answer"
+HALF = "1 row × 4, half of the highest rate"
 _PATH = "/get-online-features"
 _BODIES = 20
 _WAIT = 120
@@ -93,6 +95,7 @@ def _figures(arguments: argparse.Namespace, repositories: dict[str, Path], conso
         with console.status(f"measuring, turn {turn + 1} of {arguments.processes} ..."), ExitStack() as stack:
             urls = {name: stack.enter_context(_server(name, repositories)).url for name in SERVERS}
             _check_equal(urls, arguments.entities)
+            urls[CONSTANT] = stack.enter_context(http_servers.constant_server(core=0)).url
             for name, answers in _interleaved(arguments, urls, seed=turn):
                 taken.setdefault(name, []).append(answers)
     figures: dict[str, Any] = {name: _summary(wrk.together(parts)) for name, parts in taken.items()}
@@ -118,27 +121,28 @@ def _interleaved(
     for number in range(arguments.rounds + 1):
         loads = {case.name: _load(case.request, case.connections, rng, arguments) for case in CASES}
         for name, load in loads.items():
-            for server, url in urls.items():
-                answers = wrk.send(replace(load, url=url + _PATH), arguments.seconds, core=1)
+            for server in SERVERS:
+                answers = wrk.send(replace(load, url=urls[server] + _PATH), arguments.seconds, core=1)
                 if number:
                     yield f"{name}: {server}", answers
                 if name == CASES[1].name and server == QUORIN:
                     highest = max(highest, answers.rate)
         for name, load in _own_loads(arguments, rng, highest).items():
-            answers = wrk.send(replace(load, url=urls[QUORIN] + _PATH), arguments.seconds, core=1)
-            if number:
-                yield f"{name}: {QUORIN}", answers
+            for server in (QUORIN, CONSTANT) if name == HALF else (QUORIN,):
+                answers = wrk.send(replace(load, url=urls[server] + _PATH), arguments.seconds, core=1)
+                if number:
+                    yield f"{name}: {server}", answers
 
 
 def _own_loads(arguments: argparse.Namespace, rng: np.random.Generator, highest: float) -> dict[str, wrk.Load]:
-    """What is asked of `quorin serve` only."""
+    """What is not asked of `feast serve`."""
     wide = _load("1,000 rows × 50", 1, rng, arguments)
     small = _load(CASES[1].request, 16, rng, arguments)
     most_delay_ms = max(round(2 * 1_000 * small.connections / (highest / 2)), 1)
     return {
         "1,000 rows × 50, JSON": wide,
         "1,000 rows × 50, Arrow": replace(wide, headers=(("Accept", ARROW),)),
-        "1 row × 4, half of the highest rate": replace(small, most_delay_ms=most_delay_ms),
+        HALF: replace(small, most_delay_ms=most_delay_ms),
     }
 
 
@@ -230,7 +234,8 @@ def _beyond(figures: dict[str, Any]) -> Table:
     for heading in ("measured", "asked"):
         table.add_column(heading, justify="right")
     as_json, as_arrow = (figures[f"1,000 rows × 50, {form}: {QUORIN}"]["p50"] for form in ("JSON", "Arrow"))
-    half, full = figures[f"1 row × 4, half of the highest rate: {QUORIN}"], figures[f"{CASES[1].name}: {QUORIN}"]
+    half, constant = (figures[f"{HALF}: {server}"] for server in (QUORIN, CONSTANT))
+    full = figures[f"{CASES[1].name}: {QUORIN}"]
     one, two = (figures[f"100 rows × 50, 16 connections, {count} workers"]["rate"] for count in (1, 2))
     memory = figures["memory"]
     table.add_row(
@@ -239,7 +244,8 @@ def _beyond(figures: dict[str, Any]) -> Table:
         "3×",
     )
     table.add_row(
-        f"1 row × 4, p99 against p50 at {half['rate'] / full['rate']:.0%} of the highest rate",
+        f"1 row × 4, p99 against p50 at {half['rate'] / full['rate']:.0%} of the highest rate (a server that answers "
+        f"with constant bytes, at that rate: {constant['p99'] / constant['p50']:.1f}×)",
         f"{half['p99'] / half['p50']:.1f}×",
         "at most 5×",
     )

@@ -75,6 +75,13 @@ def feast_serve(repository: Path, *, core: int | None = None) -> Iterator[Runnin
         yield server
 
 
+@contextmanager
+def constant_server(*, core: int | None = None) -> Iterator[Running]:
+    """A server that gives an answer of 500 bytes to everything: what the machine and the load take by themselves."""
+    with _serving(["benchmarks.constant_server", "{port}", "500"], core) as server:
+        yield server
+
+
 def _write_repository(folder: Path, online_store: dict[str, Any]) -> None:
     folder.mkdir()
     settings = {

@@ -1,10 +1,32 @@
-"""Serving over HTTP: uvicorn on uvloop, with a short way for the requests that come most. Needs the extra ``serve``."""
+"""Serving over HTTP: uvicorn on uvloop, with a short way for the requests that come most. Needs the extra ``serve``.
+
+:class:`SegmentServer` serves the segments of a connection; ``run`` runs it, or another application.
+"""
 
 from __future__ import annotations
 
+from quorin.engine.http.asgi import receive_body, send_reply
+from quorin.engine.http.catalogue import Catalogue
 from quorin.engine.http.limits import Limits
+from quorin.engine.http.page import page
 from quorin.engine.http.reply import Direct, Headers, Reply, error_reply
 from quorin.engine.http.run import Address, run
+from quorin.engine.http.segments import SegmentServer
 from quorin.engine.ops.readiness import Readiness, readiness
 
-__all__ = ["Address", "Direct", "Headers", "Limits", "Readiness", "Reply", "error_reply", "readiness", "run"]
+__all__ = [
+    "Address",
+    "Catalogue",
+    "Direct",
+    "Headers",
+    "Limits",
+    "Readiness",
+    "Reply",
+    "SegmentServer",
+    "error_reply",
+    "page",
+    "readiness",
+    "receive_body",
+    "run",
+    "send_reply",
+]

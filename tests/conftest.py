@@ -32,12 +32,17 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_report_header() -> list[str]:
     networks = [] if has_networks() else ["tests of networks are left out: only root can make network namespaces"]
     users = [] if os.geteuid() == 0 else ["tests of other users are left out: only root can start their processes"]
-    return users + networks
+    browser = [] if shutil.which("chromium") else ["tests in a browser are left out: there is no chromium on PATH"]
+    return users + networks + browser
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests that need processes of other users, or networks, which only root can make."""
-    unable = {"other_users": os.geteuid() != 0, "networks": not has_networks()}
+    """Leave out tests that need processes of other users, or networks, which only root can make, or Chromium."""
+    unable = {
+        "other_users": os.geteuid() != 0,
+        "networks": not has_networks(),
+        "browser": shutil.which("chromium") is None,
+    }
     left_out = [item for item in items if any(unable[name] and item.get_closest_marker(name) for name in unable)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

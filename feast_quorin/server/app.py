@@ -15,9 +15,10 @@ from feast import feature_server as feast_server
 
 from feast_quorin import feast_private
 from feast_quorin.server.authentication import gate
+from feast_quorin.server.described import described
 from feast_quorin.server.online_features import PATH, OnlineFeatures
 from feast_quorin.server.ready import online_store, ready
-from quorin.http import Limits, Reply
+from quorin.http import Catalogue, Limits, Reply, page, receive_body, send_reply
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ class RepositoryServer:
     feature_store_yaml: Path | None = None
     registry_ttl_seconds: int = 60
     metrics: bool = False
-    auth_cache_seconds: int = 30
     token: str | None = field(default=None, repr=False)
     max_lag_seconds: float | None = None
     limits: Limits = field(default_factory=Limits)
+    auth_cache_seconds: int = 30
 
     def check(self, workers: int) -> None:
         """Refuse now what every worker would.
@@ -82,6 +83,7 @@ class Application:
         self._feast_app = _that_answers(feast_app)
         self._gate = gate(store, options.auth_cache_seconds)
         self._online_features = OnlineFeatures(store, options.limits, self._gate)
+        self._catalogue = Catalogue(online_store(store).registry(store.config))
         self._max_lag_seconds = options.max_lag_seconds
         self.limits = options.limits
         self.token = None if options.token is None else options.token.encode()
@@ -95,14 +97,19 @@ class Application:
         if path == "/ready" and scope["method"] == "GET":
             found = await asyncio.to_thread(ready, self._store, self._max_lag_seconds)
             reply = Reply(200 if found["ready"] else 503, b"application/json", orjson.dumps(found))
-            await _send(send, reply)
+            await send_reply(send, reply)
+        elif path == "/" and scope["method"] == "GET" and self.is_short:
+            await send_reply(send, page())
+        elif path == "/v1/schemas" and scope["method"] == "GET" and self.is_short:
+            found = await asyncio.to_thread(described, self._store, self._catalogue)
+            await send_reply(send, Reply(200, b"application/json", orjson.dumps(found)))
         elif path == PATH.decode() and scope["method"] == "POST" and self.is_short:
             await self._answer(scope, receive, send)
         else:
             await self._feast_app(scope, receive, send)
 
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
-        body = await _received(receive)
+        body = await receive_body(receive)
         if body is None:
             return
         may_read = await self._reader(scope)
@@ -111,7 +118,7 @@ class Application:
         if reply is None:
             await self._feast_app(scope, _replayed(body, receive), send)
         else:
-            await _send(send, reply)
+            await send_reply(send, reply)
 
     async def _reader(self, scope: Any) -> Callable[[Choice], bool] | None:
         """Whether a choice of features may be read, for whoever is asking; None if Feast must say who that is."""
@@ -151,18 +158,6 @@ def _fixed_paths(app: Any) -> set[str]:
     return {path for path in paths if path and "{" not in path}
 
 
-async def _received(receive: Any) -> bytes | None:
-    """The whole body; None if the client has gone."""
-    chunks = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        chunks.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(chunks)
-
-
 def _replayed(body: bytes, receive: Any) -> Any:
     """``receive`` for an application that reads the body once more."""
     messages = [{"type": "http.request", "body": body, "more_body": False}]
@@ -171,10 +166,3 @@ def _replayed(body: bytes, receive: Any) -> Any:
         return messages.pop() if messages else await receive()
 
     return again
-
-
-async def _send(send: Any, reply: Reply) -> None:
-    headers = [(b"content-type", reply.content_type), (b"content-length", str(len(reply.body)).encode())]
-    counts = {"rows": reply.rows, "features": reply.features}
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers, **counts})
-    await send({"type": "http.response.body", "body": reply.body})

@@ -154,7 +154,9 @@ class OnlineFeatures:
                 full_feature_names=request.full_names,
                 include_feature_view_version_metadata=request.with_versions,
             )
-            return Reply(200, form.CONTENT_TYPE, form.body(response), request.row_count, _feature_count(features))
+            return Reply(
+                200, form.CONTENT_TYPE, form.body(response), rows=request.row_count, features=_feature_count(features)
+            )
         except Exception:  # noqa: BLE001 - Feast's application raises it again, and says it in its own way
             return None
 

@@ -41,6 +41,12 @@ _CONNECTION_HELP = (
 Connection = Annotated[
     str, typer.Option(*_CONNECTION_WORDS, envvar="QUORIN_CONNECTION", help=_CONNECTION_HELP, callback=existing)
 ]
+OptionalConnection = Annotated[
+    str | None,
+    typer.Option(
+        *_CONNECTION_WORDS, envvar="QUORIN_CONNECTION", help=_CONNECTION_HELP, callback=existing, show_default=False
+    ),
+]
 NewConnection = Annotated[str, typer.Option(*_CONNECTION_WORDS, envvar="QUORIN_CONNECTION", help=_CONNECTION_HELP)]
 """For commands that may create the directory."""
 
@@ -133,16 +139,21 @@ def resolve_schema(backend: Backend, requested: str) -> str:
 
     :raises typer.BadParameter: naming the schemas that exist.
     """
-    names = sorted(backend.control.schemas())
+    return resolve_name(sorted(backend.control.schemas()), requested, backend.address)
+
+
+def resolve_name(names: list[str], requested: str, address: str) -> str:
+    """That of the names of schemas, else of feature views, which is requested.
+
+    :raises typer.BadParameter: naming the schemas that exist.
+    """
     if requested in names:
         return requested
     views = [name for name in names if name.endswith(f"__{requested}")]
     if len(views) == 1:
         return views[0]
     shown = ", ".join(views or names) or "none"
-    raise typer.BadParameter(
-        f"expected the name of one schema at {backend.address}, got {requested!r}; there are: {shown}"
-    )
+    raise typer.BadParameter(f"expected the name of one schema at {address}, got {requested!r}; there are: {shown}")
 
 
 def resolve_field(schema: Schema, requested: str) -> str:

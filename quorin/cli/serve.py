@@ -1,4 +1,4 @@
-"""``quorin serve``: Feast's feature server, from shared memory."""
+"""``quorin serve``: a Feast repository or the segments of a connection, over HTTP."""
 
 from __future__ import annotations
 
@@ -9,16 +9,35 @@ from typing import Annotated, Any
 import typer
 
 from quorin.cli.durations import seconds
-from quorin.cli.options import LogJson
+from quorin.cli.options import LogJson, Namespace, OptionalConnection, ShmDir, resolve_name
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE
 
 _GROUP = "quorin.repository_server"
 _LARGEST_PORT = 65_535
 _MAX_AUTH_CACHE_SECONDS = 60
+_OF_REPOSITORIES = {"feature_store_yaml", "registry_ttl_sec", "metrics", "auth_cache_seconds"}
+_OF_CONNECTIONS = {"schema", "namespace", "shm_dir"}
 
 Repository = Annotated[
-    Path,
+    Path | None,
     typer.Option(
-        "--repo", "-r", envvar="QUORIN_REPO", help="The Feast repository.", exists=True, file_okay=False, readable=True
+        "--repo",
+        "-r",
+        envvar="QUORIN_REPO",
+        help="The Feast repository to serve. Default: this directory, unless --connection is given.",
+        exists=True,
+        file_okay=False,
+        readable=True,
+        show_default=False,
+    ),
+]
+SchemaNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--schema",
+        "-s",
+        help="With --connection: a schema to serve; may be repeated. Default: all.",
+        show_default=False,
     ),
 ]
 FeatureStoreYaml = Annotated[
@@ -71,7 +90,10 @@ AccessLog = Annotated[bool, typer.Option("--access-log/--no-access-log", help="L
 
 
 def serve(
-    repo: Repository = Path(),
+    context: typer.Context,
+    repo: Repository = None,
+    connection: OptionalConnection = None,
+    schema: SchemaNames = None,
     feature_store_yaml: FeatureStoreYaml = None,
     host: Host = "127.0.0.1",
     port: Port = 6566,
@@ -89,55 +111,87 @@ def serve(
     drain_seconds: DrainSeconds = 30,
     access_log: AccessLog = False,
     log_json: LogJson = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    shm_dir: ShmDir = None,
 ) -> None:
-    """Serve a Feast repository over HTTP, as `feast serve` does: the same paths, the same answers.
+    """Serve features over HTTP: those of a Feast repository (`--repo`), or the segments of a connection without Feast
+    (`--connection`).
 
-    `POST /get-online-features` is answered from shared memory without protobuf; with
-    `Accept: application/vnd.apache.arrow.stream`, as Arrow. Every other path is Feast's own. `GET /ready` is 200 when
-    this machine has a fresh segment of every view.
+    `--repo` takes the place of `feast serve`: the same paths, the same answers. `POST /get-online-features` is answered
+    from shared memory without protobuf.
 
-    SIGTERM stops: requests that are being answered are answered first.
+    `--connection` serves `POST /v1/read` (rows of one schema), `POST /v1/assemble` (vectors of several) and
+    `GET /v1/schemas`; `GET /openapi.json` describes them. It reads what consumers on this machine apply.
+
+    With `Accept: application/vnd.apache.arrow.stream` both answer as Arrow. `GET /ready` is 200 when this machine has a
+    fresh segment of every schema. SIGTERM stops: requests that are being answered are answered first.
 
     Examples:
     - `quorin serve --repo feature_repo --workers 2`
+
+    - `quorin serve --connection redis://localhost:6379 --schema Driver --schema Trip`
 
     - `quorin serve --host 0.0.0.0 --tls-key key.pem --tls-cert cert.pem --token-file token`
     """
     if (tls_key is None) != (tls_cert is None):
         raise typer.BadParameter("expected both --tls-key and --tls-cert, or neither")
-    server = _repository_server()
     try:
-        from quorin.http import Address, Limits, run
+        from quorin.http import Address, Limits, SegmentServer, run
     except ModuleNotFoundError as error:
-        raise typer.BadParameter(f"{error}: `pip install '.[feast,serve]'` brings what serving needs") from error
+        raise typer.BadParameter(f"{error}: `pip install '.[serve]'` brings what serving needs") from error
 
     limits = Limits(body_bytes=max_body_mib * 1024**2, rows=max_rows, idle_seconds=keep_alive)
-    create = server(
-        repository=repo.absolute(),
-        feature_store_yaml=feature_store_yaml,
-        registry_ttl_seconds=registry_ttl_sec,
-        metrics=metrics,
-        auth_cache_seconds=auth_cache_seconds,
-        token=None if token_file is None else _token(token_file),
-        max_lag_seconds=None if max_lag is None else seconds(max_lag),
-        limits=limits,
-    )
-    try:
-        create.check(workers)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    address = Address(
-        host=host,
-        port=port,
-        workers=workers,
-        tls_key=tls_key,
-        tls_cert=tls_cert,
-        drain_seconds=drain_seconds,
-        access_log=access_log,
-        log_json=log_json,
-        limits=limits,
-    )
+    token = None if token_file is None else _token(token_file)
+    max_lag_seconds = None if max_lag is None else seconds(max_lag)
+    create: Any
+    if _serves_segments(context):
+        names = _schemas(str(connection), schema or [], namespace, shm_dir)
+        create = SegmentServer(str(connection), names, namespace, shm_dir, token, max_lag_seconds, limits)
+    else:
+        server, folder = _repository_server(), (repo or Path()).absolute()
+        options = registry_ttl_sec, metrics, token, max_lag_seconds, limits, auth_cache_seconds
+        create = server(folder, feature_store_yaml, *options)
+        try:
+            create.check(workers)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+    address = Address(host, port, workers, tls_key, tls_cert, drain_seconds, access_log, limits, log_json)
     run(create, address)
+
+
+def _serves_segments(context: typer.Context) -> bool:
+    """Whether a connection is to be served. What is on the command line goes before variables of the environment.
+
+    :raises typer.BadParameter: for both, and for options that belong to the other.
+    """
+    given = _given(context, "COMMANDLINE")
+    named = {"repo", "connection"} & given or {"repo", "connection"} & _given(context, "ENVIRONMENT")
+    if len(named) > 1:
+        raise typer.BadParameter("expected --repo (a Feast repository) or --connection (segments), got both")
+    is_segments = named == {"connection"}
+    foreign = given & (_OF_REPOSITORIES if is_segments else _OF_CONNECTIONS)
+    if foreign:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(foreign))
+        raise typer.BadParameter(f"{options}: expected --{'repo' if is_segments else 'connection'} with it")
+    return is_segments
+
+
+def _given(context: typer.Context, source: str) -> set[str]:
+    """The parameters that were given on the command line, or in the environment."""
+    found = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, one in found.items() if one is not None and one.name == source}
+
+
+def _schemas(connection: str, requested: list[str], namespace: str, shm_dir: Path | None) -> tuple[str, ...]:
+    from quorin.engine.ops.readiness import schema_names
+    from quorin.shm import SegmentRegistry
+
+    registry = SegmentRegistry(connection, shm_dir=shm_dir, namespace=namespace)
+    try:
+        names = sorted(schema_names(registry))
+        return tuple(resolve_name(names, name, registry.backend.address) for name in requested)
+    finally:
+        registry.backend.close()
 
 
 def _repository_server() -> Any:

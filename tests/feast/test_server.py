@@ -16,9 +16,12 @@ import pytest
 import requests
 import yaml
 from feast import FeatureService, FeatureStore
+from schemathesis import Case
+from schemathesis.specs.openapi.checks import positive_data_acceptance, status_code_conformance
 
 from tests.feast.repos import CUSTOMERS, DRIVER_FEATURES, END, REQUESTS, START, day, definitions
 from tests.support.commands import run_quorin
+from tests.support.described import check_operation
 from tests.support.http import Running, make_certificate, serving
 
 PATH = "/get-online-features"
@@ -331,6 +334,18 @@ def test_options_of_the_command_hold(servers: Servers, tmp_path: Path) -> None:
         assert requests.get(server.url + "/ready", timeout=60, **options).ok
         with pytest.raises(requests.exceptions.SSLError):
             requests.get(server.url + "/ready", timeout=60)
+
+
+def test_the_short_way_is_as_feast_describes_it(servers: Servers) -> None:
+    """Feast describes no answer but 200 and 422, and gives others to features that it does not know."""
+
+    def amend(case: Case) -> None:
+        if isinstance(case.body, dict):
+            case.body |= {"features": NUMBERS, "feature_service": None, "entities": {"driver_id": [1001, 7]}}
+
+    options: dict[str, Any] = {"excluded_checks": [positive_data_acceptance, status_code_conformance]}
+    answered = check_operation(servers.quorin.url, "POST", PATH, amend=amend, **options)
+    assert len([status for case, status in answered if isinstance(case.body, dict) and status == 200]) > 5
 
 
 @pytest.mark.parametrize(

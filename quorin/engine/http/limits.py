@@ -10,9 +10,10 @@ class Limits:
     """Sizes in bytes, times in seconds. A request beyond one is refused with a 4xx and its connection closed.
 
     ``rows``, ``columns`` and ``features`` are those of one request for features: its entities, what it gives of each
-    (join keys and request data), and what it asks for. ``request_seconds`` is the longest time from the first byte of
-    a request to its last, ``idle_seconds`` the longest silence before a request. ``connections`` are those of one
-    worker; further ones are answered with 503.
+    (join keys and request data), and what it asks for; ``values`` are the rows times the values of each row in one
+    reply about segments. ``request_seconds`` is the longest time from the first byte of a request to its last,
+    ``idle_seconds`` the longest silence before a request. ``connections`` are those of one worker; further ones are
+    answered with 503.
     """
 
     head_bytes: int = 64 * 1024
@@ -20,6 +21,7 @@ class Limits:
     rows: int = 1_000_000
     columns: int = 1_000
     features: int = 10_000
+    values: int = 50_000_000
     request_seconds: float = 30.0
     idle_seconds: int = 60
     connections: int = 10_000

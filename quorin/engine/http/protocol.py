@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from quorin.engine.http.observed import Observed
 
 _AROUND_HEADER = len(b": \r\n")
-_OPEN_PATHS = (b"/health", b"/ready")
+_OPEN_PATHS = (b"/", b"/health", b"/ready")
 
 
 class RefusedRequestError(Exception):
@@ -152,7 +152,11 @@ class DirectProtocol(HttpToolsProtocol):
 
     def _answer(self, function: Direct, body: bytes) -> None:
         started = time.perf_counter_ns()
-        reply = function(body, self.headers)
+        try:
+            reply = function(body, self.headers)
+        except Exception:
+            self.logger.exception("a request failed")
+            reply = error_reply(500, "Internal Server Error")
         if reply is None:
             self._hand_over()
             super().on_body(body)
@@ -217,7 +221,7 @@ class DirectProtocol(HttpToolsProtocol):
 
     def _write(self, reply: Reply, *, is_kept: bool) -> None:
         parts = [STATUS_LINE[reply.status]]
-        for name, value in self.server_state.default_headers:
+        for name, value in (*self.server_state.default_headers, *reply.headers):
             parts += name, b": ", value, b"\r\n"
         parts += b"content-type: ", reply.content_type, b"\r\ncontent-length: %d\r\n" % len(reply.body)
         if not is_kept:

@@ -11,11 +11,14 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Reply(NamedTuple):
-    """A whole answer; ``rows`` and ``features`` are those of the request, for metrics."""
+    """A whole answer. ``headers`` are those beside its type and length; ``rows`` and ``features`` are those of the
+    request, for metrics.
+    """
 
     status: int
     content_type: bytes
     body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ()
     rows: int = 0
     features: int = 0
 
@@ -24,6 +27,6 @@ Direct = Callable[[bytes, Headers], Reply | None]
 """Answers the body and the headers of a request; None if the application must."""
 
 
-def error_reply(status: int, reason: str) -> Reply:
+def error_reply(status: int, reason: str, *headers: tuple[bytes, bytes]) -> Reply:
     """An error in the form of FastAPI: ``{"detail": reason}``."""
-    return Reply(status, b"application/json", orjson.dumps({"detail": reason}))
+    return Reply(status, b"application/json", orjson.dumps({"detail": reason}), headers)

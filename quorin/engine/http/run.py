@@ -31,8 +31,8 @@ class Address:
     tls_cert: Path | None = None
     drain_seconds: int = 30
     access_log: bool = False
-    log_json: bool | None = None
     limits: Limits = field(default_factory=Limits)
+    log_json: bool | None = None
 
 
 def run(create: Callable[[], Any], address: Address) -> None:

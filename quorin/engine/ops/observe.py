@@ -136,7 +136,7 @@ class Observer:
         self._node = Node(self._directory, backend)
         self._log = backend.log(stream_key)
         self._segments: dict[str, Segment] = {}
-        self._events: dict[str, _Scanned] = {}
+        self._events = EventScans()
 
     def __enter__(self) -> Observer:
         return self
@@ -199,7 +199,7 @@ class Observer:
             segment.schema,
             segment.stats(),
             self._lag(name, segment.position if follows else 0, bounds),
-            self._scan(name, segment) if events else None,
+            self._events.of(name, segment) if events else None,
             _other_holders(view.path) if readers else (),
         )
 
@@ -216,13 +216,21 @@ class Observer:
         waiting = max(0.0, (time.time_ns() - found.headers[0].written_ns) / 1e9)
         return Lag(len(found.headers), found.rows, waiting, is_exact=found.is_all)
 
-    def _scan(self, name: str, segment: Segment) -> Events:
-        cached = self._events.get(name)
+
+class EventScans:
+    """The event times of segments, scanned in at most one percent of the time and kept meanwhile."""
+
+    def __init__(self) -> None:
+        self._scanned: dict[str, _Scanned] = {}
+
+    def of(self, schema_name: str, segment: Segment) -> Events:
+        """The event times of a schema's segment, which may be those of its last scan."""
+        cached = self._scanned.get(schema_name)
         now = time.monotonic()
         if cached is None or now >= cached.next_at:
             events = event_times(segment)
             took = time.monotonic() - now
-            cached = self._events[name] = _Scanned(events, now + took / _SCAN_SHARE)
+            cached = self._scanned[schema_name] = _Scanned(events, now + took / _SCAN_SHARE)
         return cached.events
 
 

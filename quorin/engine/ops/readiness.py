@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,21 +29,30 @@ class Readiness:
         return {"schema": self.schema_name, "lag_seconds": lag, "ready": not self.problem, "problem": self.problem}
 
 
-def readiness(registry: SegmentRegistry, *, max_lag_seconds: float | None) -> list[Readiness]:
-    """The readiness of each schema, by name; none if the deployment has no schema.
+def readiness(
+    registry: SegmentRegistry, *, max_lag_seconds: float | None, names: Collection[str] = ()
+) -> list[Readiness]:
+    """The readiness of each of the schemas ``names``, if any, else of the deployment's (see :func:`schema_names`).
 
-    While the control plane is away, the schemas are those that the node has segments of. Without ``max_lag_seconds`` a
-    segment need not be fresh.
+    Without ``max_lag_seconds`` a segment need not be fresh.
+
+    :raises ConnectionFailedError: if the control plane is away, and the node has never met the deployment.
+    """
+    return [_readiness(registry, name, max_lag_seconds) for name in sorted(names or schema_names(registry))]
+
+
+def schema_names(registry: SegmentRegistry) -> set[str]:
+    """The deployment's schemas; while the control plane is away, those that the node has segments of.
 
     :raises ConnectionFailedError: if the control plane is away, and the node has never met the deployment.
     """
     names = set(registry.node.currents())
     try:
-        names = set(registry.backend.control.schemas())
+        return set(registry.backend.control.schemas())
     except ConnectionFailedError:
         if not registry.node.is_known:
             raise
-    return [_readiness(registry, name, max_lag_seconds) for name in sorted(names)]
+        return names
 
 
 def _readiness(registry: SegmentRegistry, name: str, max_lag_seconds: float | None) -> Readiness:

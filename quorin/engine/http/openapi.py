@@ -1,0 +1,198 @@
+"""The OpenAPI description of the server of segments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quorin import __version__
+
+_ARROW = "application/vnd.apache.arrow.stream"
+_JSON = "application/json"
+_PAGE = {"text/html": {"schema": {"type": "string"}}}
+_ARROW_BODY = {"schema": {"type": "string", "contentMediaType": _ARROW}}
+
+
+def description(*, has_token: bool) -> dict[str, Any]:
+    """OpenAPI 3.1, for JSON. With ``has_token`` requests must carry it."""
+    about: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {"title": "Quorin", "version": __version__, "description": _ABOUT},
+        "paths": {
+            "/v1/read": {"post": _post("read", "The rows of entities in one schema.", "ReadRequest", "Rows")},
+            "/v1/assemble": {
+                "post": _post("assemble", "Rows of several schemas, joined to vectors.", "AssembleRequest", "Vectors")
+            },
+            "/v1/schemas": {"get": _get("schemas", "What is served: schemas, fields, rows and freshness.", "Schemas")},
+            "/": {"get": _get("page", "A page that shows in a browser what is served.", content=_PAGE)},
+            "/health": {"get": _get("health", "Whether the process is up.", "Health")},
+            "/ready": {
+                "get": _get("ready", "Whether this machine has a fresh segment of every schema.", "Ready", also=503)
+            },
+            "/openapi.json": {"get": _get("openapi", "This description.", "OpenAPI")},
+        },
+        "components": {"schemas": _SCHEMAS},
+    }
+    if has_token:
+        about["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        for path, methods in about["paths"].items():
+            for operation in methods.values() if path not in ("/", "/health", "/ready") else ():
+                operation["security"] = [{"token": []}]
+                operation["responses"]["401"] = _error("The token is missing or wrong.")
+    return about
+
+
+def _get(
+    name: str, summary: str, schema: str = "", *, also: int | None = None, content: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    answer = {"description": summary, "content": content or {_JSON: {"schema": _ref(schema)}}}
+    answers = {"200": answer} | (_AWAY if also is None else {str(also): answer})
+    return {"operationId": name, "summary": summary, "responses": answers}
+
+
+def _post(name: str, summary: str, request: str, reply: str) -> dict[str, Any]:
+    return {
+        "operationId": name,
+        "summary": summary,
+        "requestBody": {"required": True, "content": {_JSON: {"schema": _ref(request)}, _ARROW: _ARROW_BODY}},
+        "responses": {
+            "200": {"description": summary, "content": {_JSON: {"schema": _ref(reply)}, _ARROW: _ARROW_BODY}},
+            "400": _error("The body is no JSON, or no stream of Arrow."),
+            "404": _error("There is no such schema."),
+            "413": _error("The request has too many bytes or rows, or its reply would have too many values."),
+            "415": _error("The content type is neither JSON nor Arrow."),
+            "422": _error("A value of the request is wrong; the text names it, and what was expected."),
+            **_AWAY,
+        },
+    }
+
+
+def _error(text: str) -> dict[str, Any]:
+    return {"description": text, "content": {_JSON: {"schema": _ref("Error")}}}
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _object(properties: dict[str, Any], *optional: str, **more: Any) -> dict[str, Any]:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False, **more}
+
+
+def _array(items: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "array", "items": items, **more}
+
+
+def _or_null(kind: str) -> dict[str, Any]:
+    return {"type": [kind, "null"]}
+
+
+_ABOUT = (
+    "Features from shared memory. In JSON an integer has all its digits, bytes are base64, and null stands for a null "
+    f"and for NaN and infinities; {_ARROW} has the stored types. A request in Arrow is a stream whose columns are the "
+    "entity ids; the metadata of its schema has the rest of the request as JSON under `request`. gzip and zstd if "
+    "Accept-Encoding names them."
+)
+_AWAY = {"503": {"description": "The segment, or the control plane, cannot be read, or there are too many requests."}}
+_TEXT, _INTEGER, _BOOLEAN = {"type": "string"}, {"type": "integer"}, {"type": "boolean"}
+_NAME = {"type": "string", "minLength": 1}
+_IDS = _array({"type": "string", "minLength": 1})
+_FIELDS = {
+    "type": ["array", "null"],
+    "items": _NAME,
+    "minItems": 1,
+    "uniqueItems": True,
+    "description": "Default: all.",
+}
+_SCHEMAS: dict[str, Any] = {
+    "ReadRequest": _object(
+        {"schema": _NAME, "entity_ids": _IDS, "fields": _FIELDS},
+        "fields",
+        examples=[{"schema": "Driver", "entity_ids": ["1001", "1002"], "fields": ["conv_rate"]}],
+    ),
+    "Rows": _object(
+        {
+            "schema": _TEXT,
+            "version": _INTEGER,
+            "entity_ids": _IDS,
+            "found": _array(_BOOLEAN),
+            "event_time_ns": _array(_or_null("integer")),
+            "features": {"type": "object", "additionalProperties": _array({}), "description": "By name, a list each."},
+        }
+    ),
+    "AssembleRequest": _object(
+        {
+            "entities": {
+                "type": "object",
+                "propertyNames": {"minLength": 1},
+                "additionalProperties": _IDS,
+                "minProperties": 1,
+            },
+            "schemas": _array(
+                _object(
+                    {"schema": _NAME, "entity": {"type": ["string", "null"], "minLength": 1}, "fields": _FIELDS},
+                    "entity",
+                    "fields",
+                ),
+                minItems=1,
+            ),
+        },
+        description="Columns of entity ids, of one length, and schemas. `entity` names the column of a schema; it may "
+        "be left out if there is one column, or if the schema itself names its entity.",
+        examples=[{"entities": {"driver": ["1001"]}, "schemas": [{"schema": "Driver", "fields": ["conv_rate"]}]}],
+    ),
+    "Vectors": _object(
+        {
+            "schemas": _array(_object({"schema": _TEXT, "version": _INTEGER})),
+            "columns": _array(_object({"schema": _TEXT, "field": _TEXT, "first": _INTEGER, "count": _INTEGER})),
+            "found": _array(_array(_BOOLEAN), description="For each row, whether each schema has it."),
+            "vectors": _array(_array(_or_null("number")), description="float32; null where there is no row."),
+        }
+    ),
+    "Schemas": _object({"schemas": _array(_ref("Schema"))}),
+    "Schema": _object(
+        {
+            "schema": _TEXT,
+            "version": _INTEGER,
+            "entity": _or_null("string"),
+            "fields": _array(
+                _object(
+                    {"name": _TEXT, "dtype": _TEXT, "shape": _array(_or_null("integer")), "default": _or_null("number")}
+                )
+            ),
+            "rows": _INTEGER,
+            "capacity": {"type": "integer", "description": "Rows before the segment grows."},
+            "bytes": _INTEGER,
+            "position": {"type": "integer", "description": "The log position up to which everything is applied."},
+            "lag_seconds": {
+                "type": ["number", "null"],
+                "description": "How long ago the log had nothing that the rows lack; null if that was never known.",
+            },
+            "newest_event_time_ns": _or_null("integer"),
+            "problem": {
+                "type": ["string", "null"],
+                "description": "Why the schema cannot be read; the rest is then absent.",
+            },
+        },
+        "version",
+        "entity",
+        "fields",
+        "rows",
+        "capacity",
+        "bytes",
+        "position",
+        "lag_seconds",
+        "newest_event_time_ns",
+    ),
+    "Health": _object({"status": {"const": "ok"}}),
+    "Ready": _object(
+        {
+            "ready": _BOOLEAN,
+            "schemas": _array(
+                _object({"schema": _TEXT, "lag_seconds": _or_null("number"), "ready": _BOOLEAN, "problem": _TEXT})
+            ),
+        }
+    ),
+    "OpenAPI": {"type": "object"},
+    "Error": _object({"detail": _TEXT}),
+}

@@ -1,0 +1,148 @@
+"""Replies about rows of segments, as JSON or Arrow.
+
+JSON has every digit of an integer, ``null`` for a null and for a number that JSON lacks (NaN and infinities), and
+base64 for bytes. Arrow has the stored types.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from quorin.schema import dtype
+
+if TYPE_CHECKING:
+    from quorin.assembly import Columns
+    from quorin.engine.arrays import AnyArray, Float32s, Mask
+    from quorin.schema import FeatureField, Schema
+
+_BLOCK_VALUES = 100_000
+"""Values of one call of orjson, which holds the interpreter's lock."""
+
+
+class Vectors(NamedTuple):
+    """The joined vectors, float32 of shape ``(rows, values)``, which rows were found in which schema, bool of shape
+    ``(rows, schemas)``, and the schemas with the fields that the vectors hold.
+    """
+
+    values: Float32s
+    found: Mask
+    parts: list[tuple[Schema, list[FeatureField]]]
+
+
+def rows_json(schema: Schema, ids: Any, columns: Columns) -> bytes:
+    """The rows of one schema, column by column."""
+    times = columns.event_time_ns
+    return _dumps(
+        {
+            "schema": schema.__name__,
+            "version": schema.version,
+            "entity_ids": _fragment(ids if isinstance(ids, list) else ids.cast(pa.large_string()).to_pylist()),
+            "found": _fragment(columns.found),
+            "event_time_ns": _fragment(times if columns.all_found else _with_nulls(times, columns.found)),
+            "features": {field.name: _fragment(_values(columns, i)) for i, field in enumerate(columns.fields)},
+        }
+    )
+
+
+def rows_arrow(schema: Schema, columns: Columns) -> bytes:
+    """The rows of one schema as one record batch, like that of :func:`quorin.assembly.read`."""
+    metadata = {"schema": schema.__name__, "version": str(schema.version)}
+    return _stream(columns.to_batch().replace_schema_metadata(metadata))
+
+
+def vectors_json(vectors: Vectors) -> bytes:
+    """The joined vectors, a list for each row."""
+    return _dumps(
+        {
+            "schemas": _schemas(vectors),
+            "columns": _columns(vectors),
+            "found": _fragment(vectors.found),
+            "vectors": _fragment(vectors.values),
+        }
+    )
+
+
+def vectors_arrow(vectors: Vectors) -> bytes:
+    """The joined vectors as one record batch of fixed-size lists; the metadata has ``schemas`` and ``columns``."""
+    values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.values.reshape(-1)), vectors.values.shape[1])
+    found = pa.FixedSizeListArray.from_arrays(pa.array(vectors.found.reshape(-1)), vectors.found.shape[1])
+    metadata = {"schemas": _dumps(_schemas(vectors)), "columns": _dumps(_columns(vectors))}
+    return _stream(pa.record_batch({"found": found, "vector": values}).replace_schema_metadata(metadata))
+
+
+def _schemas(vectors: Vectors) -> list[dict[str, Any]]:
+    return [{"schema": schema.__name__, "version": schema.version} for schema, _ in vectors.parts]
+
+
+def _columns(vectors: Vectors) -> list[dict[str, Any]]:
+    """Where each field is in a vector."""
+    columns, first = [], 0
+    for schema, fields in vectors.parts:
+        for field in fields:
+            columns.append(
+                {"schema": schema.__name__, "field": field.name, "first": first, "count": field.element_count}
+            )
+            first += field.element_count
+    return columns
+
+
+def _values(columns: Columns, index: int) -> Any:
+    """A field's values as orjson takes them."""
+    field = columns.fields[index]
+    if field.is_variable:
+        return _variable(field, columns.arrow(index))
+    values, valid = columns.values(index), columns.valid(index)
+    if valid.all():
+        return values
+    if field.dtype.numpy.kind == "f" and not field.shape:
+        return np.where(valid, values, field.dtype.numpy.type(np.nan))
+    return _with_nulls(values, valid)
+
+
+def _variable(field: FeatureField, values: pa.Array) -> list[Any]:
+    if field.is_list and field.dtype.is_numeric and field.dtype is not dtype.bool:
+        ends, numbers = values.offsets.to_numpy(), values.values.to_numpy()
+        rows = [numbers[start:end] for start, end in pairwise(ends.tolist())]
+        return [row if is_valid else None for row, is_valid in zip(rows, values.is_valid().to_pylist(), strict=True)]
+    rows = values.to_pylist()
+    return [_base64(row) for row in rows] if field.dtype is dtype.bytes else rows
+
+
+def _base64(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_base64(item) for item in value]
+    return None if value is None else b64encode(value).decode()
+
+
+def _with_nulls(values: AnyArray, valid: Mask) -> list[Any]:
+    """Rows stay arrays of NumPy, whose float32 are written with as few digits as they need."""
+    rows = values.tolist() if values.ndim == 1 else list(values)
+    return [row if is_valid else None for row, is_valid in zip(rows, valid.tolist(), strict=True)]
+
+
+def _fragment(rows: Any) -> orjson.Fragment:
+    """Rows as JSON, written in blocks, between which other threads run."""
+    width = rows[0].size if isinstance(rows, np.ndarray) and rows.ndim > 1 and len(rows) else 1
+    step = max(1, _BLOCK_VALUES // max(1, width))
+    if len(rows) <= step:
+        return orjson.Fragment(_dumps(rows))
+    blocks = [_dumps(rows[start : start + step])[1:-1] for start in range(0, len(rows), step)]
+    return orjson.Fragment(b"[" + b",".join(blocks) + b"]")
+
+
+def _dumps(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _stream(batch: pa.RecordBatch) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    body: bytes = sink.getvalue().to_pybytes()
+    return body

@@ -1,0 +1,177 @@
+"""The application that serves the segments of a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from quorin import assembly
+from quorin.engine.http import asgi, replies
+from quorin.engine.http.catalogue import Catalogue
+from quorin.engine.http.compression import accepted_encoding, compressed
+from quorin.engine.http.joined import join
+from quorin.engine.http.limits import Limits
+from quorin.engine.http.openapi import description
+from quorin.engine.http.page import page
+from quorin.engine.http.reply import Reply, error_reply
+from quorin.engine.http.requests import ARROW, JSON, InvalidRequestError, check_values, parse_assemble, parse_read
+from quorin.errors import EntityIdError, InvalidRowError, QuorinError
+from quorin.logging import get_logger
+from quorin.shm import SegmentRegistry
+
+if TYPE_CHECKING:
+    from quorin.engine.http.reply import Direct, Headers
+    from quorin.schema import Schema
+
+_DIRECT_BYTES = 16 * 1024
+_DIRECT_VALUES, _DIRECT_VALUES_COMPRESSED = 50_000, 5_000
+"""Larger requests, and those of more values, are answered in a thread: other requests are answered meanwhile."""
+_TOO_LARGE = 413
+_SWITCH_SECONDS = 0.001
+"""How long a thread keeps the interpreter's lock from the thread that answers small requests."""
+
+_log = get_logger(__name__)
+
+Answer = Callable[[bytes, bytes, bool, int], bytes]
+"""Body and content type of a request, whether the reply is to be Arrow, and the most values in it, to its body."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentServer:
+    """Makes the application that serves a connection's segments, in each worker: what :func:`quorin.http.run` takes.
+
+    ``schemas`` are the names of those to serve, all if empty. ``connection`` must be a text, for the other processes.
+    """
+
+    connection: str = field(repr=False)
+    schemas: tuple[str, ...] = ()
+    namespace: str = "quorin"
+    shm_dir: str | os.PathLike[str] | None = None
+    token: str | None = field(default=None, repr=False)
+    max_lag_seconds: float | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    def __call__(self) -> SegmentApplication:
+        """The application of this process.
+
+        :raises ConnectionFailedError: if the control plane is away, and the node has never met the deployment.
+        """
+        sys.setswitchinterval(_SWITCH_SECONDS)
+        assembly.prewarm()
+        pa.array(np.empty(0))  # Arrow imports pandas, if there is one, at the first array from NumPy.
+        registry = SegmentRegistry(self.connection, shm_dir=self.shm_dir, namespace=self.namespace)
+        return SegmentApplication(Catalogue(registry, self.schemas), self)
+
+
+class SegmentApplication:
+    """ASGI, and what the protocol needs beyond it: ``direct``, ``limits`` and ``token``."""
+
+    def __init__(self, catalogue: Catalogue, options: SegmentServer) -> None:
+        self._catalogue = catalogue
+        self._max_lag_seconds = options.max_lag_seconds
+        self._openapi = orjson.dumps(description(has_token=options.token is not None))
+        self.limits = options.limits
+        self.token = None if options.token is None else options.token.encode()
+        self._posts: dict[str, Answer] = {"/v1/read": self._read, "/v1/assemble": self._assemble}
+        self._gets: dict[str, Callable[[], Reply]] = {
+            "/": page,
+            "/v1/schemas": self._schemas,
+            "/health": partial(Reply, 200, JSON, b'{"status":"ok"}'),
+            "/ready": self._ready,
+            "/openapi.json": partial(Reply, 200, JSON, self._openapi),
+        }
+        self.direct: dict[bytes, Direct] = {
+            path.encode(): partial(self._direct, answer) for path, answer in self._posts.items()
+        }
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request."""
+        if scope["type"] == "lifespan":
+            await asgi.live(receive, send)
+            return
+        path, method, headers = scope["path"], scope["method"], scope["headers"]
+        if path in self._posts and method == "POST":
+            body = await asgi.receive_body(receive)
+            if body is None:
+                return
+            reply = await asyncio.to_thread(self._answer, self._posts[path], body, headers, self.limits.values)
+        elif path in self._gets and method in ("GET", "HEAD"):
+            reply = await asyncio.to_thread(_guarded, self._gets[path])
+        elif path in self._posts or path in self._gets:
+            allowed = b"POST" if path in self._posts else b"GET, HEAD"
+            detail = f"{path}: expected {allowed.decode()}, got {method}"
+            reply = error_reply(405, detail, (b"allow", allowed))
+        else:
+            paths = ", ".join([*self._posts, *self._gets])
+            reply = error_reply(404, f"there is no {path}; there are: {paths}")
+        await asgi.send_reply(send, reply)
+
+    def _direct(self, answer: Answer, body: bytes, headers: Headers) -> Reply | None:
+        if len(body) > _DIRECT_BYTES:
+            return None
+        limit = _DIRECT_VALUES if accepted_encoding(headers) is None else _DIRECT_VALUES_COMPRESSED
+        reply = self._answer(answer, body, headers, min(limit, self.limits.values))
+        return None if reply.status == _TOO_LARGE else reply
+
+    def _answer(self, answer: Answer, body: bytes, headers: Headers, max_values: int) -> Reply:
+        content_type = accept = b""
+        for name, value in headers:
+            if name == b"content-type":
+                content_type = value
+            elif name == b"accept":
+                accept = value
+        as_arrow = ARROW in accept
+        reply = _guarded(
+            lambda: Reply(200, ARROW if as_arrow else JSON, answer(body, content_type, as_arrow, max_values))
+        )
+        return compressed(reply, accepted_encoding(headers))
+
+    def _read(self, body: bytes, content_type: bytes, as_arrow: bool, max_values: int) -> bytes:
+        request = parse_read(body, content_type, self.limits.rows)
+        segment = self._catalogue.segment(request.schema)
+        check_values(len(request.entity_ids) * _width(segment.schema, request.fields), max_values)
+        columns = assembly.column_reader(segment, request.fields)(request.entity_ids)
+        if as_arrow:
+            return replies.rows_arrow(segment.schema, columns)
+        return replies.rows_json(segment.schema, request.entity_ids, columns)
+
+    def _assemble(self, body: bytes, content_type: bytes, as_arrow: bool, max_values: int) -> bytes:
+        request = parse_assemble(body, content_type, self.limits.rows)
+        vectors = join(self._catalogue, request, max_values)
+        return replies.vectors_arrow(vectors) if as_arrow else replies.vectors_json(vectors)
+
+    def _schemas(self) -> Reply:
+        return Reply(200, JSON, orjson.dumps({"schemas": self._catalogue.describe()}))
+
+    def _ready(self) -> Reply:
+        found = self._catalogue.readiness(self._max_lag_seconds)
+        is_ready = bool(found) and not any(one.problem for one in found)
+        text = orjson.dumps({"ready": is_ready, "schemas": [one.as_dict() for one in found]})
+        return Reply(200 if is_ready else 503, JSON, text)
+
+
+def _guarded(answer: Callable[[], Reply]) -> Reply:
+    """The answer, or the reason why there is none."""
+    try:
+        return answer()
+    except InvalidRequestError as error:
+        return error_reply(error.status, str(error))
+    except (InvalidRowError, EntityIdError) as error:
+        return error_reply(422, str(error))
+    except QuorinError as error:
+        _log.exception("request_failed")
+        return error_reply(503, f"{type(error).__name__}: the server's log has the reason")
+
+
+def _width(schema: Schema, names: list[str] | None) -> int:
+    """The values of a row; one of a variable size counts as one."""
+    return sum(max(1, field.element_count) for field in schema.fields if names is None or field.name in names)
