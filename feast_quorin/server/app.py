@@ -88,7 +88,7 @@ class Application:
         self.limits = options.limits
         self.token = None if options.token is None else options.token.encode()
         self.is_short = feast_private.allows_short_way(store)
-        self.paths = {"/ready", *_fixed_paths(feast_app)}
+        self.paths = {"/", "/ready", *_fixed_paths(feast_app)}
         self.direct: dict[bytes, Direct] = {PATH: self._online_features.direct} if self.is_short else {}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

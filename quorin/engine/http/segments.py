@@ -89,6 +89,7 @@ class SegmentApplication:
             "/ready": self._ready,
             "/openapi.json": partial(Reply, 200, JSON, self._openapi),
         }
+        self.paths = (*self._posts, *self._gets)
         self.direct: dict[bytes, Direct] = {
             path.encode(): partial(self._direct, answer) for path, answer in self._posts.items()
         }
