@@ -48,7 +48,7 @@ def repositories(directory: Path, redis: str, *, entities: int) -> Iterator[dict
     }
     try:
         for name, settings in online.items():
-            _write_repository(directory / name, settings)
+            write_repository(directory / name, settings)
             stores[name] = FeatureStore(repo_path=str(directory / name))
             feast_views.fill(stores[name], directory, entities=entities)
         yield {name: directory / name for name in stores}
@@ -82,7 +82,8 @@ def constant_server(*, core: int | None = None) -> Iterator[Running]:
         yield server
 
 
-def _write_repository(folder: Path, online_store: dict[str, Any]) -> None:
+def write_repository(folder: Path, online_store: dict[str, Any]) -> None:
+    """A folder with a `feature_store.yaml`."""
     folder.mkdir()
     settings = {
         "project": "benchmark",

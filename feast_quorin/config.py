@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,6 +28,8 @@ from quorin.shm import default_shm_dir
 DEFAULT_PATH = "data/quorin"
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 _MAX_SHOWN = 200
+_HTTP_URL = re.compile(r"https?://([\w.-]+|\[[\w:.]+\])(:[0-9]{1,5})?(/[\w./~-]*)?")
+_REMOTE_ONLY = frozenset(("token_file", "tls_ca"))
 
 
 class ConfigError(QuorinError, FeastConfigError):
@@ -83,7 +86,8 @@ class StoreSettings(FeastConfigBaseModel):
     once readers of every machine that is alive see it (``fleet``, which takes about a second)."""
 
     timeout_ms: int = 10_000
-    """Milliseconds after which a write stops waiting if nothing is applied meanwhile."""
+    """Milliseconds after which a write stops waiting if nothing is applied meanwhile. With ``remote``, after which a
+    request fails that gets no connection or no further byte of its answer."""
 
     enforce_ttl: StrictBool = False
     """Whether rows older than their view's ``ttl`` read as null with the status ``OUTSIDE_MAX_AGE``. Feast itself
@@ -99,6 +103,16 @@ class StoreSettings(FeastConfigBaseModel):
     stale_reads: Literal["raise", "serve"] = "raise"
     """What stale reads do: raise ``StaleReplicaError``, or serve the rows and count them in
     ``quorin_stale_reads_total``."""
+
+    remote: StrictStr | None = None
+    """URL of a ``quorin serve`` on a machine that has the segments: ``http://`` or ``https://``. Reads and writes go
+    there; settings of segments and of the log are that machine's, and exclude ``remote``."""
+
+    token_file: StrictStr | None = None
+    """With ``remote``: the file, relative to the repo, with the token that the server expects."""
+
+    tls_ca: StrictStr | None = None
+    """With ``remote``: a file, relative to the repo, with the certificates to trust in PEM; by default the system's."""
 
     _working_directory: Path = PrivateAttr(default_factory=lambda: _working_directory())
 
@@ -120,11 +134,18 @@ class StoreSettings(FeastConfigBaseModel):
             raise ValueError("expected a group's name or a gid")
         return value
 
-    @field_validator("path", "shm_dir", "offline_path", "snapshots")
+    @field_validator("remote")
     @classmethod
-    def _not_empty(cls, value: str | None) -> str | None:
+    def _http_url(cls, value: str | None) -> str | None:
+        if value is not None and (is_malformed(value) or not _HTTP_URL.fullmatch(value)):
+            raise ValueError("expected http://host:port or https://host:port, without user, password and query")
+        return value
+
+    @field_validator("path", "shm_dir", "offline_path", "snapshots", "token_file", "tls_ca")
+    @classmethod
+    def _not_empty(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and not value.strip():
-            raise ValueError("expected a directory")
+            raise ValueError(f"expected a {'file' if info.field_name in _REMOTE_ONLY else 'directory'}")
         return value
 
     @field_validator("path", "shm_dir")
@@ -168,6 +189,13 @@ class StoreSettings(FeastConfigBaseModel):
                 return settings
         raise ConfigError("; ".join(problems))
 
+    def remote_files(self, repo_path: Path | None) -> tuple[Path | None, Path | None]:
+        """``token_file`` and ``tls_ca`` as absolute paths."""
+        token, ca = (
+            None if path is None else Path(self._in_repo(repo_path, path)) for path in (self.token_file, self.tls_ca)
+        )
+        return token, ca
+
     @property
     def follows(self) -> bool:
         """Whether this process may apply, in the background, what other machines write."""
@@ -194,6 +222,12 @@ class StoreSettings(FeastConfigBaseModel):
 def _conflicts(settings: StoreSettings) -> list[str]:
     """What settings that are right by themselves get wrong together."""
     conflicts = []
+    given = sorted(settings.model_fields_set)
+    if settings.remote is None:
+        conflicts += [f"{name} {getattr(settings, name)!r} needs remote" for name in given if name in _REMOTE_ONLY]
+    else:
+        local = [name for name in given if name not in {"type", "remote", "timeout_ms", *_REMOTE_ONLY}]
+        conflicts += [f"{name} and remote exclude each other: set {name} where the segments are" for name in local]
     if settings.path is not None and settings.redis_url is not None:
         shown_url = shown(settings.redis_url)
         conflicts.append(f"path {settings.path!r} and redis_url {shown_url!r} exclude each other: set one")

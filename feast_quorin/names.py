@@ -57,6 +57,15 @@ def schema_names(names: Collection[str], project: str, view: str) -> set[str]:
     return hashed & versions | {schema_name(project, view)}.intersection(names)
 
 
+def version_of(name: str, project: str, view: str) -> int | None:
+    """The version, up to :data:`MAX_VERSIONS`, of a view to which a schema name belongs; None for another view's."""
+    prefix = project_prefix(project)
+    if name == prefix + identifier(view):
+        return 0
+    versions = range(1, MAX_VERSIONS) if name.startswith(prefix) and _HASHED.match(name) else ()
+    return next((number for number in versions if prefix + identifier(f"{view}@v{number}") == name), None)
+
+
 def table_schema_name(config: RepoConfig, table: Any) -> str:
     """The schema name for a Feast view object. Versions have names of their own only if the registry enables them.
 

@@ -25,6 +25,7 @@ from feast_quorin.read.precomputed import from_live_rows
 from feast_quorin.read.refused import naming_refused_keys
 from feast_quorin.read.request import key_columns
 from feast_quorin.read.tensors import TensorResponse
+from feast_quorin.remote.store import RemoteStore
 from feast_quorin.search import documents
 from feast_quorin.session import Session, new_session
 from feast_quorin.views import max_age_ns, stored_view
@@ -41,7 +42,14 @@ if TYPE_CHECKING:
 
 
 class QuorinOnlineStoreConfig(StoreSettings):
-    """The keys under ``online_store``; :class:`feast_quorin.config.StoreSettings` documents and checks them."""
+    """The keys under ``online_store``; :class:`feast_quorin.config.StoreSettings` documents and checks them.
+
+    Feast makes the store whose name is that of the settings' class, so settings with ``remote`` are of another class.
+    """
+
+    def __new__(cls, *_: Any, **settings: Any) -> QuorinOnlineStoreConfig:  # noqa: D102
+        is_remote = cls is QuorinOnlineStoreConfig and settings.get("remote") is not None
+        return super().__new__(QuorinRemoteOnlineStoreConfig if is_remote else cls)
 
 
 class QuorinOnlineStore(OnlineStore):
@@ -267,6 +275,10 @@ class QuorinOnlineStore(OnlineStore):
         """:meth:`_read_features_per_fv`, which never waits."""
         self._read_features_per_fv(*args, **kwargs)
 
+    def session(self, config: RepoConfig) -> Session:
+        """What this process has open of the store."""
+        return self._session_for(config)
+
     def registry(self, config: RepoConfig) -> SegmentRegistry:
         """The segments that this process serves, and where they stand."""
         return self._session_for(config).registry
@@ -286,3 +298,12 @@ class QuorinOnlineStore(OnlineStore):
         if session is None or session.pid != os.getpid():
             session = self._session = new_session(config.online_store, config.repo_path, inherited=session)
         return session
+
+
+class QuorinRemoteOnlineStoreConfig(QuorinOnlineStoreConfig):
+    """The keys under ``online_store`` with ``remote``."""
+
+
+# Its session is of another class: connections instead of segments.
+class QuorinRemoteOnlineStore(RemoteStore, QuorinOnlineStore):  # type: ignore[misc]
+    """Feature views in the shared memory of another machine, see :mod:`feast_quorin.remote`."""

@@ -238,6 +238,7 @@ _CODECS: dict[ValueType, Codec] = {
     **{value_type: ScalarCodec(code, kind) for value_type, (code, kind) in _SCALARS.items()},
     **{value_type: ListCodec(code, kind, message) for value_type, (code, kind, message) in _LISTS.items()},
 }
+_TYPES_OF_KINDS = {codec.kind: value_type for value_type, codec in reversed(_CODECS.items())}
 _PROTO_CODEC = ProtoCodec(dtype.bytes)
 _NUMBER_LISTS = {
     codec.kind: codec
@@ -249,6 +250,15 @@ _NUMBER_LISTS = {
 def codec_for(value_type: ValueType) -> Codec:
     """The codec of a Feast type; every type has one."""
     return _CODECS.get(value_type, _PROTO_CODEC)
+
+
+def value_column(values: Sequence[Any]) -> tuple[ValueType, pa.Array]:
+    """``Value`` protos of unknown type as an Arrow array, and the type whose codec decodes it: ``UNKNOWN``, as
+    serialized protos, unless all are scalars or lists of one kind.
+    """
+    kinds = {value.WhichOneof("val") for value in values} - _NULL_KINDS
+    value_type = _TYPES_OF_KINDS.get(kinds.pop(), ValueType.UNKNOWN) if len(kinds) == 1 else ValueType.UNKNOWN
+    return value_type, codec_for(value_type).to_arrow(values)
 
 
 def number_lists(values: Sequence[Any], value_type: ValueType | None) -> pa.ListArray | None:

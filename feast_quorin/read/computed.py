@@ -5,19 +5,17 @@ Feast converts results to protobuf and back. Quorin skips that where it changes 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from feast.type_map import feast_value_type_to_python_type, python_values_to_proto_values
 from feast.value_type import ValueType
 
 from feast_quorin import feast_private
 from feast_quorin.convert import response_wire as wire
-from feast_quorin.convert.codecs import number_lists
+from feast_quorin.convert.codecs import codec_for, number_lists, value_column
 from feast_quorin.read.request import INTEGER_RANGES
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _PYTHON_TYPES = {
     ValueType.DOUBLE: float,
@@ -44,6 +42,17 @@ class Computed:
         self._type = value_type
         self._values = _without_protobuf(results, value_type)
         self._protos: list[Any] = [] if self._values else python_values_to_proto_values(results, value_type)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the values are known without their protobuf."""
+        return bool(self._values)
+
+    def arrow(self) -> tuple[ValueType, pa.Array]:
+        """The values in the type in which they would be stored."""
+        if self._values:
+            return self._type, pa.array(self._values, codec_for(self._type).arrow_type)
+        return value_column(self._protos)
 
     def __len__(self) -> int:
         return len(self._values or self._protos)

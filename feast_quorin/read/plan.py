@@ -107,7 +107,7 @@ class Plans:
             return None
         return Resolved(
             full_names=full_names,
-            with_versions=with_versions,
+            versions=_versions(views) if with_versions else None,
             views=views,
             inputs=inputs,
             features=tuple(feature for feature in inputs if feature.name in context.result_names),
@@ -141,6 +141,15 @@ def _is_stored(table: Any) -> bool:
 
 def _has_fields(table: Any, names: Iterable[str]) -> bool:
     return {*names} <= {field.name for field in table.features}
+
+
+def _versions(views: Iterable[ViewPlan]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for view in views:
+        projection = view.table.projection
+        version = getattr(view.table, "current_version_number", 0) or 0
+        found.setdefault(projection.name_alias or projection.name, version)
+    return found
 
 
 def _features(index: int, view: ViewPlan, full_names: bool) -> Iterator[tuple[Feature, ValueType]]:

@@ -17,6 +17,7 @@ from feast.value_type import ValueType
 
 from feast_quorin import feast_private
 from feast_quorin.convert import response_wire as wire
+from feast_quorin.convert.codecs import codec_for, value_column
 from feast_quorin.convert.entity_ids import EMPTY, SEPARATOR, component, escaped
 from quorin.assembly import number_ids
 
@@ -88,6 +89,14 @@ class Column(ABC):
     def json(self, values: list[Any]) -> list[Any]:
         """Normalised values as Feast's feature server writes them."""
 
+    @abstractmethod
+    def arrow(self, values: list[Any]) -> tuple[ValueType, pa.Array]:
+        """Normalised values in the type in which they would be stored."""
+
+    @abstractmethod
+    def received(self, column: pa.Array) -> list[Any]:
+        """Normalised values from what :meth:`arrow` returned."""
+
 
 class ScalarKey(Column):
     """Join keys that are integers or strings: normalised, they are what Feast returns."""
@@ -100,6 +109,13 @@ class ScalarKey(Column):
         return values[:]
 
     def json(self, values: list[Any]) -> list[Any]:  # noqa: D102
+        return values
+
+    def arrow(self, values: list[Any]) -> tuple[ValueType, pa.Array]:  # noqa: D102
+        return self.value_type, pa.array(values, codec_for(self.value_type).arrow_type)
+
+    def received(self, column: pa.Array) -> list[Any]:  # noqa: D102
+        values: list[Any] = column.to_pylist()
         return values
 
     def _converted(self, values: list[Any]) -> list[Any] | None:
@@ -181,6 +197,12 @@ class ProtoColumn(Column):
 
     def json(self, values: list[Any]) -> list[Any]:  # noqa: D102
         return feast_private.json_values(values)
+
+    def arrow(self, values: list[Any]) -> tuple[ValueType, pa.Array]:  # noqa: D102
+        return value_column(values)
+
+    def received(self, column: pa.Array) -> list[Any]:  # noqa: D102
+        return codec_for(self.value_type).to_protos(column)
 
 
 class RequestData(ProtoColumn):

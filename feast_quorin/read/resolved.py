@@ -60,12 +60,13 @@ class Resolved:
     """One choice of features. Threads may share it.
 
     ``features`` are those of the response, in its order. ``inputs`` are all that are read: on-demand views see them.
-    ``feature_types`` are the types that the response knows, by name. ``row_templates`` are kept here by
-    :mod:`feast_quorin.server.json_row`, by the names of the join keys.
+    ``versions`` are those of the views by their names in the response, None if they are not part of it.
+    ``feature_types`` are the types that the response knows, by name. ``row_templates`` and ``arrow_schemas`` are kept
+    here by :mod:`feast_quorin.server.json_row` and :mod:`feast_quorin.server.arrow_body`.
     """
 
     full_names: bool
-    with_versions: bool
+    versions: dict[str, int] | None
     views: tuple[ViewPlan, ...]
     inputs: tuple[Feature, ...]
     features: tuple[Feature, ...]
@@ -73,7 +74,13 @@ class Resolved:
     feature_types: dict[str, ValueType]
     has_numbers_only: bool
     row_templates: dict[tuple[str, ...], bytes] = field(default_factory=dict, init=False, repr=False, compare=False)
+    arrow_schemas: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _slots: tuple[Any, list[tuple[str, int]]] = field(default=(None, []), init=False, repr=False, compare=False)
+
+    @property
+    def with_versions(self) -> bool:
+        """Whether the versions of views are part of the response."""
+        return self.versions is not None
 
     def slots(self, layout: RowsLayout) -> list[tuple[str, int]]:
         """The names in the response, each with the index of the feature's first value in rows of a layout."""

@@ -19,6 +19,8 @@ from feast_quorin.read.tensors import TensorResponse, tensor_of
 from quorin.assembly import OneRow
 
 if TYPE_CHECKING:
+    from feast.value_type import ValueType
+
     from feast_quorin.read.computed import Computed
     from feast_quorin.read.request import Column
     from feast_quorin.read.resolved import Feature, Resolved
@@ -39,6 +41,19 @@ class Vector(NamedTuple):
     name: str
     values: Any
     read: OneRow | Columns | None
+
+
+class ArrowVector(NamedTuple):
+    """A column of the response in its stored type: its kind (``key``, ``feature``, or for computed ones ``exact`` or
+    ``converted``, see :class:`feast_quorin.read.computed.Computed`), name, Feast type, and the index of its view, -1
+    for none.
+    """
+
+    kind: str
+    name: str
+    value_type: ValueType
+    column: pa.Array
+    view: int = -1
 
 
 class LazyResponse(TensorResponse):
@@ -163,19 +178,11 @@ class LazyResponse(TensorResponse):
         for name, view, index, decoder in self._features:
             lists = decoder.lists(self._many(view), index) if name in requested else None
             if lists is not None:
-                yield name, lists, self._vector_length(name)
+                yield name, lists, self.vector_length(name)
         for column in self._computed:
             lists = column.lists() if column.name in requested else None
             if lists is not None:
                 yield column.name, lists, 0
-
-    def _vector_length(self, name: str) -> int:
-        for feature in self._features:
-            if feature.name == name:
-                view = self._resolved.views[feature.view]
-                field_name = list(view.codecs)[feature.column]
-                return next((field.vector_length for field in view.table.features if field.name == field_name), 0)
-        return 0
 
     def _columns(self, form: str, with_times: bool) -> Iterator[tuple[str, Any]]:
         """Every column in order, in the form that the decoder's method ``form`` returns."""
@@ -225,19 +232,33 @@ class LazyResponse(TensorResponse):
         columns = json_numbers.floats([reads[view].values(index) for view, index in places])
         return dict(zip(places, columns, strict=True))
 
-    def arrow_vectors(self) -> Iterator[tuple[str, pa.Array, int]] | None:
-        """Every column in order in its stored type, with the index of its view, -1 for those of none; None if only the
-        protobuf has all of them.
-        """
-        return None if self._proto is not None or self._resolved.with_versions else self._arrow_vectors()
+    def arrow_vectors(self) -> Iterator[ArrowVector] | None:
+        """Every column in order; None if only the protobuf has all of them."""
+        has_unknown = any(column.name in self._feature_types for column in self._computed)
+        return None if self._proto is not None or has_unknown else self._arrow_vectors()
 
-    def _arrow_vectors(self) -> Iterator[tuple[str, pa.Array, int]]:
+    def _arrow_vectors(self) -> Iterator[ArrowVector]:
         for key, values in zip(self._keys, self._key_values, strict=True):
-            yield key.name, pa.array(key.python(values)), -1
+            yield ArrowVector("key", key.name, *key.arrow(values))
         for name, view, index, decoder in self._features:
-            yield name, decoder.arrow(self._many(view), index), view
-        for column in self._computed:
-            yield column.name, pa.array(column.values(self._feature_types.get(column.name))), -1
+            column = decoder.arrow(self._many(view), index)
+            yield ArrowVector("feature", name, self._feature_types[name], column, view)
+        for computed in self._computed:
+            yield ArrowVector("exact" if computed.is_exact else "converted", computed.name, *computed.arrow())
+
+    @property
+    def resolved(self) -> Resolved:
+        """The choice of features that this answers."""
+        return self._resolved
+
+    def vector_length(self, name: str) -> int:
+        """The declared length of a feature's vectors, 0 for any."""
+        for feature in self._features:
+            if feature.name == name:
+                view = self._resolved.views[feature.view]
+                field_name = list(view.codecs)[feature.column]
+                return next((field.vector_length for field in view.table.features if field.name == field_name), 0)
+        return 0
 
     def view_columns(self, view: int) -> tuple[str, Columns]:
         """The name of a view in the response, and what was read of it."""
@@ -265,8 +286,8 @@ class LazyResponse(TensorResponse):
             names.append(column.name)
             present = wire.row_states([FieldStatus.PRESENT] * len(column), None)
             vectors.append(wire.vector(column.wire(), present))
-        if self._resolved.with_versions:
-            self._add_versions(response.metadata.feature_view_metadata)
+        for name, version in (self._resolved.versions or {}).items():
+            response.metadata.feature_view_metadata.add(name=name, version=version)
         response.MergeFromString(b"".join(vectors))
         return response
 
@@ -284,13 +305,6 @@ class LazyResponse(TensorResponse):
         count = len(columns.found)
         absent = wire.row_states([FieldStatus.NOT_FOUND] * count, columns.event_time_ns)
         return wire.vector(wire.nulls(count), absent)
-
-    def _add_versions(self, metadata: Any) -> None:
-        for view in self._resolved.views:
-            projection = view.table.projection
-            name = projection.name_alias or projection.name
-            if name not in [entry.name for entry in metadata]:
-                metadata.add(name=name, version=getattr(view.table, "current_version_number", 0) or 0)
 
 
 def _state(row: OneRow) -> bytes:

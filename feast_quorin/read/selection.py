@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from feast.feature_service import FeatureService
@@ -10,6 +11,11 @@ from feast_quorin import feast_private
 from feast_quorin.cache import BoundedCache
 
 _MAX_SERVICES = 256
+
+
+def digest(key: Any) -> str:
+    """A text that is equal for equal keys of services, in every process."""
+    return blake2b(repr(key[1:]).encode(), digest_size=16).hexdigest()
 
 
 class ChoiceKeys:
@@ -44,7 +50,7 @@ class _ServiceCopy(NamedTuple):
             for view in service.feature_view_projections
         ]
         names = [
-            (view.name, alias, version, *keys.items(), *[field.name for field in fields])
+            (view.name, alias, version, *sorted(keys.items()), *[field.name for field in fields])
             for view, alias, version, keys, fields in projections
         ]
         return cls(service, projections, (FeatureService, service.name, *names))

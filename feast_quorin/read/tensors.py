@@ -81,9 +81,9 @@ class TensorResponse(OnlineResponse):
         for name, vector in zip(self._names(), self.proto.results, strict=True):
             lists = number_lists(vector.values, self._feature_types.get(name)) if name in requested else None
             if lists is not None:
-                yield name, lists, self._vector_length(name)
+                yield name, lists, self.vector_length(name)
 
-    def _vector_length(self, name: str) -> int:  # noqa: ARG002
+    def vector_length(self, name: str) -> int:  # noqa: ARG002
         """The declared length of a feature's lists, 0 if it is not declared."""
         return 0
 

@@ -16,9 +16,10 @@ from feast import feature_server as feast_server
 from feast_quorin import feast_private
 from feast_quorin.server.authentication import gate
 from feast_quorin.server.described import described
-from feast_quorin.server.online_features import PATH, OnlineFeatures
+from feast_quorin.server.online_features import NO_REMOTE_STORES, PATH, OnlineFeatures
 from feast_quorin.server.ready import online_store, ready
-from quorin.http import Catalogue, Limits, Reply, page, receive_body, send_reply
+from feast_quorin.server.remote_rows import RemoteRows
+from quorin.http import Catalogue, Limits, Reply, error_reply, page, receive_body, send_reply
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
@@ -84,10 +85,13 @@ class Application:
         self._gate = gate(store, options.auth_cache_seconds)
         self._online_features = OnlineFeatures(store, options.limits, self._gate)
         self._catalogue = Catalogue(online_store(store).registry(store.config))
+        self._remote_rows = RemoteRows(store, options.limits.rows)
         self._max_lag_seconds = options.max_lag_seconds
         self.limits = options.limits
         self.token = None if options.token is None else options.token.encode()
         self.is_short = feast_private.allows_short_way(store)
+        # What Feast's server does not have, its permissions do not cover.
+        self._is_open = self.is_short and self._gate is None
         self.paths = {"/", "/ready", *_fixed_paths(feast_app)}
         self.direct: dict[bytes, Direct] = {PATH: self._online_features.direct} if self.is_short else {}
 
@@ -98,13 +102,15 @@ class Application:
             found = await asyncio.to_thread(ready, self._store, self._max_lag_seconds)
             reply = Reply(200 if found["ready"] else 503, b"application/json", orjson.dumps(found))
             await send_reply(send, reply)
-        elif path == "/" and scope["method"] == "GET" and self.is_short:
+        elif path == "/" and scope["method"] == "GET" and self._is_open:
             await send_reply(send, page())
-        elif path == "/v1/schemas" and scope["method"] == "GET" and self.is_short:
+        elif path == "/v1/schemas" and scope["method"] == "GET" and self._is_open:
             found = await asyncio.to_thread(described, self._store, self._catalogue)
             await send_reply(send, Reply(200, b"application/json", orjson.dumps(found)))
         elif path == PATH.decode() and scope["method"] == "POST" and self.is_short:
             await self._answer(scope, receive, send)
+        elif path in self._remote_rows.actions and scope["method"] == "POST":
+            await self._answer_rows(self._remote_rows.actions[path], receive, send)
         else:
             await self._feast_app(scope, receive, send)
 
@@ -127,6 +133,14 @@ class Application:
         # A query may name another project, whose permissions then count.
         known = None if scope["query_string"] else await self._gate.bearer(scope["headers"])
         return None if known is None else partial(self._gate.may_read, known)
+
+    async def _answer_rows(self, action: Callable[[bytes], Reply], receive: Any, send: Any) -> None:
+        if not self._is_open:
+            await send_reply(send, error_reply(501, NO_REMOTE_STORES))
+            return
+        body = await receive_body(receive)
+        if body is not None:
+            await send_reply(send, await asyncio.to_thread(action, body))
 
 
 def _that_answers(app: Any) -> Any:

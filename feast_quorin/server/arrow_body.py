@@ -2,45 +2,80 @@
 
 Statuses and event times are columns of their own, once for each view: ``<view>__status`` and
 ``<view>__event_timestamp``. The metadata of a feature's field names them as ``status`` and ``event_timestamp``; join
-keys and computed features, which are always present, have neither.
+keys and computed features, which are always present, have neither. The metadata of the schema is for
+:mod:`feast_quorin.remote.response`.
 """
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from feast_quorin.read.response import LazyResponse
+from feast_quorin.remote import messages
 
 if TYPE_CHECKING:
+    from feast_quorin.read.response import ArrowVector
     from quorin.assembly import Columns
 
-CONTENT_TYPE = b"application/vnd.apache.arrow.stream"
+CONTENT_TYPE = messages.CONTENT_TYPE.encode()
 _STATUSES = pa.array(["PRESENT", "NOT_FOUND", "OUTSIDE_MAX_AGE"])
 _STATUS_TYPE = pa.dictionary(pa.int8(), pa.string())
 _TIME_TYPE = pa.timestamp("ns", "UTC")
+_MAX_SCHEMAS = 256
 
 
 def body(response: Any) -> bytes:
-    """The response as one record batch."""
-    vectors = response.arrow_vectors() if isinstance(response, LazyResponse) else None
-    fields, columns = [], []
-    views: dict[int, tuple[str, Columns]] = {}
-    if vectors is None:
-        return _stream(response.to_arrow().combine_chunks().to_batches())
-    for name, column, view in vectors:
-        metadata = None
-        if view >= 0:
-            view_name, read = views.setdefault(view, response.view_columns(view))
-            metadata = {"status": f"{view_name}__status", "event_timestamp": f"{view_name}__event_timestamp"}
-        fields.append(pa.field(name, column.type, metadata=metadata))
-        columns.append(column)
-    for view_name, read in views.values():
-        fields += pa.field(f"{view_name}__status", _STATUS_TYPE), pa.field(f"{view_name}__event_timestamp", _TIME_TYPE)
+    """The response as one record batch. One that only Feast's protobuf has all of is what ``to_arrow`` returns."""
+    exact = exact_body(response)
+    return messages.encoded(_as_table(response)) if exact is None else exact
+
+
+def exact_body(response: Any) -> bytes | None:
+    """The response as one record batch that a remote store makes the same response of; None if that cannot be."""
+    found = response.arrow_vectors() if isinstance(response, LazyResponse) else None
+    if found is None:
+        return None
+    vectors = [*found]
+    columns = [vector.column for vector in vectors]
+    order = dict.fromkeys([vector.view for vector in vectors if vector.view >= 0])
+    views = {view: response.view_columns(view) for view in order}
+    for _, read in views.values():
         columns += _statuses(read), pa.array(read.event_time_ns, _TIME_TYPE, mask=~read.found)
-    return _stream([pa.record_batch(columns, pa.schema(fields))])
+    names = {view: name for view, (name, _) in views.items()}
+    return messages.encoded(pa.record_batch(columns, schema=_schema(response, vectors, names)))
+
+
+def _schema(response: LazyResponse, vectors: list[ArrowVector], views: dict[int, str]) -> pa.Schema:
+    """The schema, which is the same for all responses with the same join keys and types of computed features."""
+    schemas = response.resolved.arrow_schemas
+    known = tuple((vector.kind, vector.name, vector.value_type) for vector in vectors if vector.view < 0)
+    schema = schemas.get(known)
+    if schema is None:
+        if len(schemas) >= _MAX_SCHEMAS:
+            schemas.clear()
+        schema = schemas[known] = _new_schema(response, vectors, views)
+    return schema
+
+
+def _new_schema(response: LazyResponse, vectors: list[ArrowVector], views: dict[int, str]) -> pa.Schema:
+    order = list(views)
+    fields: list[pa.Field] = []
+    described: list[list[Any]] = []
+    for kind, name, value_type, column, view in vectors:
+        metadata = None
+        described.append([kind, name, value_type.name])
+        if view >= 0:
+            metadata = {"status": f"{views[view]}__status", "event_timestamp": f"{views[view]}__event_timestamp"}
+            described[-1] += order.index(view), response.vector_length(name)
+        fields.append(pa.field(name, column.type, metadata=metadata))
+    for name in views.values():
+        fields += pa.field(f"{name}__status", _STATUS_TYPE), pa.field(f"{name}__event_timestamp", _TIME_TYPE)
+    about = {"columns": described, "versions": response.resolved.versions}
+    return pa.schema(fields, metadata={messages.METADATA: json.dumps(about)})
 
 
 def _statuses(read: Columns) -> pa.Array:
@@ -50,9 +85,7 @@ def _statuses(read: Columns) -> pa.Array:
     return pa.DictionaryArray.from_arrays(codes, _STATUSES)
 
 
-def _stream(batches: list[pa.RecordBatch]) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batches[0].schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
+def _as_table(response: Any) -> pa.RecordBatch:
+    table = response.to_arrow().combine_chunks()
+    columns = [column.combine_chunks() for column in table.columns]
+    return pa.record_batch(columns, schema=table.schema)

@@ -7,11 +7,13 @@ status and body are Feast's own.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
 from feast_quorin.server import arrow_body, json_body
+from feast_quorin.server.remote_features import RemoteFeatures
 from feast_quorin.server.services import Services
 from quorin.http import Reply, error_reply
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from quorin.http import Headers, Limits
 
 PATH = b"/get-online-features"
+NO_REMOTE_STORES = "a remote store needs a server without Feast's authentication, audit log and metrics"
 DIRECT_ROWS, DIRECT_FEATURES = 1_000, 1_000
 """Requests for more are answered in a thread: other requests are answered meanwhile."""
 
@@ -114,8 +117,10 @@ class OnlineFeatures:
         self._store = store
         self._gate = gate
         self._services = Services(store)
+        self._remote = RemoteFeatures(store, self._services, limits)
         self._limits = limits
         self._direct_rows = min(DIRECT_ROWS, limits.rows)
+        self._direct_limits = replace(limits, rows=self._direct_rows, features=DIRECT_FEATURES)
 
     def direct(self, body: bytes, headers: Headers) -> Reply | None:
         """The answer to a small request in JSON, at once."""
@@ -125,6 +130,8 @@ class OnlineFeatures:
                 content_type = value
             elif name == b"accept":
                 accept = value
+        if content_type == arrow_body.CONTENT_TYPE:
+            return None if self._gate is not None else self._remote.direct(body, self._direct_limits)
         if not content_type.startswith(b"application/json") or arrow_body.CONTENT_TYPE in accept:
             return None
         request = parsed(body)
@@ -136,10 +143,12 @@ class OnlineFeatures:
 
     def reply(self, body: bytes, headers: Headers, may_read: Callable[[Choice], bool]) -> Reply | None:
         """The answer to a request of any size, or its refusal if it is beyond the limits. It may take seconds."""
+        fields = dict(headers)
+        if fields.get(b"content-type") == arrow_body.CONTENT_TYPE:
+            return error_reply(501, NO_REMOTE_STORES) if self._gate is not None else self._remote.reply(body)
         too_much = excess(body, self._limits)
         if too_much is not None:
             return error_reply(413, too_much)
-        fields = dict(headers)
         request = parsed(body) if fields.get(b"content-type", b"").startswith(b"application/json") else None
         form = arrow_body if arrow_body.CONTENT_TYPE in fields.get(b"accept", b"") else json_body
         return self._answer(request, form) if request is not None and may_read(request.choice) else None

@@ -1,42 +1,49 @@
-"""Feature services by name. Feast makes one from protobuf for each request, which takes milliseconds."""
+"""Objects of the registry by name. Feast makes one from protobuf for each request, which takes milliseconds."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from feast_quorin.cache import BoundedCache
 from feast_quorin.read.freshness import RegistryState, can_tell_changes, current_state
 
-_MAX_SERVICES = 256
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+_MAX_OBJECTS = 256
 
 
-class Services:
-    """The feature services of one store, each kept while the registry stays the same. Threads may share them."""
+class RegistryObjects(Generic[Key, Value]):
+    """What ``read`` makes of one store's registry for a key, kept while the registry stays the same. Threads may share
+    it.
+    """
+
+    def __init__(self, store: Any, read: Callable[[Key], Value]) -> None:
+        self._store = store
+        self._read = read
+        self._objects: BoundedCache[Key, _Object[Value]] = BoundedCache(_MAX_OBJECTS)
+
+    def get(self, key: Key) -> Value:
+        """The object for this key; raises what ``read`` does."""
+        registry = self._store.registry
+        cached = self._objects.get(key)
+        if cached is not None and cached.state.holds(registry):
+            return cached.value
+        if not can_tell_changes(registry):
+            return self._read(key)
+        state = current_state(registry, self._store.project)
+        value = cached.value if cached is not None and cached.state.is_same(state) else self._read(key)
+        self._objects[key] = _Object(value, state)
+        return value
+
+
+class Services(RegistryObjects[str, Any]):
+    """The feature services of a store by name. ``get`` raises ``FeatureServiceNotFoundException`` for another one."""
 
     def __init__(self, store: Any) -> None:
-        self._store = store
-        self._services: BoundedCache[str, _Service] = BoundedCache(_MAX_SERVICES)
-
-    def get(self, name: str) -> Any:
-        """The service with this name.
-
-        :raises FeatureServiceNotFoundException: if the registry has none.
-        """
-        registry = self._store.registry
-        cached = self._services.get(name)
-        if cached is not None and cached.state.holds(registry):
-            return cached.service
-        if not can_tell_changes(registry):
-            return self._read(name)
-        state = current_state(registry, self._store.project)
-        service = cached.service if cached is not None and cached.state.is_same(state) else self._read(name)
-        self._services[name] = _Service(service, state)
-        return service
-
-    def _read(self, name: str) -> Any:
-        return self._store.get_feature_service(name, allow_cache=True)
+        super().__init__(store, lambda name: store.get_feature_service(name, allow_cache=True))
 
 
-class _Service(NamedTuple):
-    service: Any
+class _Object(NamedTuple, Generic[Value]):
+    value: Value
     state: RegistryState

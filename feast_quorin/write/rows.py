@@ -47,27 +47,33 @@ def write_rows(
         feature. The chunks before it are in the log.
     """
     position, tail = 0, None
-    for first in range(0, len(rows), CHUNK_ROWS):
-        chunk = rows[first : first + CHUNK_ROWS]
+    for first, chunk in chunks(rows):
         if len(chunk) == 1 and view.features.keys() <= chunk[0][1].keys():
             position, tail = log.write_row(session, view, *row_values(view, chunk[0], first))
         else:
-            position = _write_chunk(session, view, chunk, first) or position
+            for batch, partial in chunk_batches(view, chunk, first):
+                position = log.write(session, view, batch, partial=partial)
         if progress is not None:
             progress(len(chunk))
     if position:
         log.settle(session, view, position, tail)
 
 
-def _write_chunk(session: Session, view: StoredView, rows: Sequence[FeastRow], first: int) -> int:
-    position, features = 0, list(view.features)
-    columns = _columns(features, rows)
+def chunks(rows: Sequence[FeastRow]) -> Iterator[tuple[int, Sequence[FeastRow]]]:
+    """The index of each chunk's first row, and the chunk."""
+    for first in range(0, len(rows), CHUNK_ROWS):
+        yield first, rows[first : first + CHUNK_ROWS]
+
+
+def chunk_batches(view: StoredView, chunk: Sequence[FeastRow], first: int) -> Iterator[tuple[pa.RecordBatch, bool]]:
+    """A chunk's rows as batches of :func:`rows_to_batch`, and whether each is partial: lacks features of the view."""
+    features = list(view.features)
+    columns = _columns(features, chunk)
     if columns is not None:
-        return log.write(session, view, _batch(view, rows, dict(zip(features, columns, strict=True)), first))
-    for names, start, part in _by_features(view, rows):
-        partial = len(names) < len(features)
-        position = log.write(session, view, rows_to_batch(view, part, names, first + start), partial=partial)
-    return position
+        yield _batch(view, chunk, dict(zip(features, columns, strict=True)), first), False
+        return
+    for names, start, part in _by_features(view, chunk):
+        yield rows_to_batch(view, part, names, first + start), len(names) < len(features)
 
 
 def row_values(view: StoredView, row: FeastRow, number: int = 0) -> tuple[str, dict[str, Any], int]:
@@ -102,16 +108,21 @@ def write_table(
     :raises ValueError: for a missing column. :raises InvalidRowError: for a key, time or value that the view cannot
         hold; the text names view, row, join keys and feature. The chunks before it are in the log.
     """
-    reader = TableReader(view, table)
-    reader.check(rows)
     position = 0
-    for start in range(0, rows.num_rows, TABLE_CHUNK_ROWS):
-        batch = reader(rows.slice(start, TABLE_CHUNK_ROWS), start)
+    for batch in table_batches(view, table, rows):
         position = log.write(session, view, batch)
         if progress is not None:
             progress(batch.num_rows)
     if position:
         log.settle(session, view, position)
+
+
+def table_batches(view: StoredView, table: Any, rows: pa.Table) -> Iterator[pa.RecordBatch]:
+    """An Arrow table's rows as batches; raises as :func:`write_table`."""
+    reader = TableReader(view, table)
+    reader.check(rows)
+    for start in range(0, rows.num_rows, TABLE_CHUNK_ROWS):
+        yield reader(rows.slice(start, TABLE_CHUNK_ROWS), start)
 
 
 def write_plain_row(

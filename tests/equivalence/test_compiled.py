@@ -16,7 +16,6 @@ from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
 from feast.type_map import python_values_to_proto_values
 from feast.types import from_value_type
 
-from feast_quorin import QuorinOnlineStore
 from feast_quorin.read.response import LazyResponse
 from tests.feast.conftest import make_sqlite_store
 from tests.feast.repos import CUSTOMERS, DRIVER_FEATURES, DRIVERS, END, REQUESTS, START, ask, day, make_store
@@ -35,7 +34,7 @@ VALUES: dict[str, list[Any]] = {"driver_id": [*DRIVERS, 7, -1], "customer": [*CU
 def generic(store: FeatureStore, **request: Any) -> Any:
     """The answer of Feast's own path over Quorin."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(QuorinOnlineStore, "_run", lambda *_: None)
+        patch.setattr(type(store.provider.online_store), "_run", lambda *_: None)
         return store.get_online_features(**request)
 
 
@@ -102,17 +101,21 @@ def test_every_common_request_is_compiled(store: FeatureStore, sqlite_store: Fea
             assert isinstance(answer, LazyResponse)
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_every_type_in_every_form(online_store: dict[str, Any], data: Path, tmp_path: Path, count: int) -> None:
-    kinds = SAMPLES
+def things(data: Path) -> list[Any]:
+    """A view with a feature of every type."""
     entity = Entity(name="thing", join_keys=["thing"], value_type=ValueType.INT32)
     view = FeatureView(
         name="things",
         entities=[entity],
-        schema=[Field(name=kind.name.lower(), dtype=from_value_type(kind)) for kind in kinds],
+        schema=[Field(name=kind.name.lower(), dtype=from_value_type(kind)) for kind in SAMPLES],
         source=FileSource(path=str(data / "drivers.parquet"), timestamp_field="at"),
     )
-    protos = {kind.name.lower(): python_values_to_proto_values(values, kind) for kind, values in kinds.items()}
+    return [entity, view]
+
+
+def put_things(store: FeatureStore) -> None:
+    """Five rows of every sample."""
+    protos = {kind.name.lower(): python_values_to_proto_values(values, kind) for kind, values in SAMPLES.items()}
     rows = [
         (
             EntityKey(join_keys=["thing"], entity_values=[Value(int32_val=number)]),
@@ -122,21 +125,31 @@ def test_every_type_in_every_form(online_store: dict[str, Any], data: Path, tmp_
         )
         for number in range(5)
     ]
+    store._get_provider().online_write_batch(store.config, store.get_feature_view("things"), rows, None)
+
+
+def same_things(ours: FeatureStore, theirs: FeatureStore, count: int) -> None:
+    """The things of ``count`` entities are the same in every form."""
+    everything = [f"things:{kind.name.lower()}" for kind in SAMPLES]
+    for start in range(6):
+        for features in (everything, everything[::-3]):
+            keys = {"thing": [start % 6, *range(1, count)]}
+            answers = [store.get_online_features(features, keys) for store in (ours, theirs)]
+            assert isinstance(answers[0], LazyResponse)
+            same(*answers)
+            same(generic(ours, features=features, entity_rows=keys), answers[1])
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_every_type_in_every_form(online_store: dict[str, Any], data: Path, tmp_path: Path, count: int) -> None:
     stores = [
         make_store(tmp_path / "quorin", online_store, data=data),
         make_sqlite_store(tmp_path / "sqlite", data),
     ]
     for store in stores:
-        store.apply([entity, view])
-        store._get_provider().online_write_batch(store.config, store.get_feature_view("things"), rows, None)
-    everything = [f"things:{name}" for name in protos]
-    for start in range(6):
-        for features in (everything, everything[::-3]):
-            keys = {"thing": [start % 6, *range(1, count)]}
-            answers = [store.get_online_features(features, keys) for store in stores]
-            assert isinstance(answers[0], LazyResponse)
-            same(*answers)
-            same(generic(stores[0], features=features, entity_rows=keys), answers[1])
+        store.apply(things(data))
+        put_things(store)
+    same_things(*stores, count)
     stores[0].teardown()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -213,25 +214,30 @@ def winner(rows: list[Row], *, has_created: bool, step: int) -> int:
     return max(rows, key=order).n
 
 
-@pytest.fixture(scope="module")
-def views(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FeatureStore, dict[bool, FeatureView]]]:
-    """A store with two views, by whether their source has a column of created times."""
-    folder = tmp_path_factory.mktemp("same_row")
-    (folder / "segments").mkdir()
+NAMES = {True: "with_created", False: "without"}
+"""The views by whether their source has a column of created times."""
+
+
+def definitions(folder: Path) -> list[Any]:
+    """The two views."""
     pq.write_table(pa.table({"thing": [1], "n": [0], "at": [day(0)], "created": [day(0)]}), folder / "made.parquet")
     thing = Entity(name="thing", join_keys=["thing"], value_type=ValueType.INT64)
-    made = {}
-    for has_created in (True, False):
+    made: list[Any] = [thing]
+    for has_created, name in NAMES.items():
         created = {"created_timestamp_column": "created"} if has_created else {}
         source = FileSource(path=str(folder / "made.parquet"), timestamp_field="at", **created)
-        name = "with_created" if has_created else "without"
-        made[has_created] = FeatureView(
-            name=name, entities=[thing], schema=[Field(name="n", dtype=Int64)], source=source
-        )
+        made.append(FeatureView(name=name, entities=[thing], schema=[Field(name="n", dtype=Int64)], source=source))
+    return made
+
+
+@pytest.fixture(scope="module")
+def views(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FeatureStore, dict[bool, FeatureView]]]:
+    folder = tmp_path_factory.mktemp("same_row")
+    (folder / "segments").mkdir()
     settings_ = {"type": "feast_quorin.QuorinOnlineStore", "shm_dir": str(folder / "segments")}
     store = make_store(folder / "repo", settings_, data=folder)
-    store.apply([thing, *made.values()])
-    yield store, {has_created: store.get_feature_view(view.name) for has_created, view in made.items()}
+    store.apply(definitions(folder))
+    yield store, {has_created: store.get_feature_view(name) for has_created, name in NAMES.items()}
     store.teardown()
 
 

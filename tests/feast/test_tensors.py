@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,14 +62,8 @@ KEYS = range(KEPT + 4)
 """The keys below ``WITHOUT_NULLS`` have no nulls, those from ``KEPT`` on no rows."""
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FeatureStore]:
-    """A view with lists and single values of every type; where the log is makes no difference here."""
-    folder = tmp_path_factory.mktemp("tensors")
-    segments = folder / "segments"
-    segments.mkdir()
-    online = {"type": "feast_quorin.QuorinOnlineStore", "shm_dir": str(segments), "capacity": 64}
-    store = make_store(folder / "repo", online, data=folder)
+def definitions(folder: Path) -> list[Any]:
+    """A view with lists and single values of every type, one that is computed, and a service."""
     entity = Entity(name="thing", join_keys=["thing_id"], value_type=ValueType.INT64)
     more = {"declared": {"vector_length": DECLARED, "vector_index": True}}
     view = FeatureView(
@@ -83,8 +78,24 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FeatureStore]:
         return {"doubled": [None if values is None else [2.0 * v for v in values] for values in inputs["wholes"]]}
 
     aliased = FeatureService(name="aliased", features=[view[["halves", "small", "half"]].with_name("other")])
-    store.apply([entity, view, computed, aliased])
+    return [entity, view, computed, aliased]
+
+
+def fill(store: FeatureStore) -> None:
+    """Write the rows of all keys that have one."""
     write(store, {name: [value_of(name, key) for key in range(KEPT)] for name in SCHEMA})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FeatureStore]:
+    """A filled store; where the log is makes no difference here."""
+    folder = tmp_path_factory.mktemp("tensors")
+    segments = folder / "segments"
+    segments.mkdir()
+    online = {"type": "feast_quorin.QuorinOnlineStore", "shm_dir": str(segments), "capacity": 64}
+    store = make_store(folder / "repo", online, data=folder)
+    store.apply(definitions(folder))
+    fill(store)
     yield store
     store.teardown()
     assert list(segments.glob("quorin_*")) == []

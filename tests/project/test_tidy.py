@@ -66,6 +66,7 @@ CALLED_FROM_OUTSIDE = [
     "_not_empty",
     "_no_url",
     "_directory_or_url",
+    "_http_url",
     "_redis_form",
     "_one_clear_error",
     "list_dead_letters",

@@ -94,7 +94,7 @@ def _wait_until_up(
             verify = True if certificate is None else str(certificate)
             if requests.get(url + "/health", timeout=5, verify=verify).status_code == status:
                 return
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             time.sleep(0.05)
     raise AssertionError(f"no answer of {url} in {START_SECONDS} s: {log.read_text()}")
 
