@@ -20,6 +20,7 @@ from feast.permissions.auth_model import OidcAuthConfig
 from feast.permissions.permission import Permission
 from feast.permissions.policy import RoleBasedPolicy
 
+from feast_quorin.remote import messages
 from feast_quorin.server.authentication import CachedTokens
 from tests.feast.repos import REQUESTS as SHARED_REQUESTS
 from tests.feast.test_server import PATH, as_json, make_repository
@@ -214,6 +215,22 @@ def test_arrow_is_for_readers_only(cluster: Servers) -> None:
     with pa.ipc.open_stream(answer.content) as stream:
         assert stream.read_all().num_rows == 3
     assert ask(cluster.quorin, api.account("no-columns", "other"), Accept=arrow).status_code == 403
+
+
+@pytest.mark.parametrize("path", [PATH, "/quorin/read", "/quorin/write"])
+@pytest.mark.parametrize("role", ["reader", "writer", None])
+def test_remote_stores_are_refused(cluster: Servers, path: str, role: str | None) -> None:
+    headers = {"Content-Type": "application/vnd.apache.arrow.stream"}
+    if role is not None:
+        headers["Authorization"] = f"Bearer {cluster.authority.account(f'remote-{role}', role)}"
+    message = messages.message({"driver_id": pa.array([1001])}, features=["driver_stats:acc"])
+    answer = requests.post(cluster.quorin.url + path, message, headers=headers, timeout=60)
+    assert answer.status_code == (401 if path == PATH and role is None else 501)
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/schemas"])
+def test_the_page_is_not_served(cluster: Servers, path: str) -> None:
+    assert requests.get(cluster.quorin.url + path, timeout=60).status_code == 404
 
 
 def test_a_revoked_token_is_refused_within_the_stated_time(cluster: Servers) -> None:
