@@ -21,7 +21,7 @@ import requests
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import feast_views, http_servers, machine, measuring, report, servers, wrk
+from benchmarks import feast_views, http_clients, http_servers, machine, measuring, report, servers, wrk
 
 ARROW = "application/vnd.apache.arrow.stream"
 QUORIN, ON_QUORIN, ON_REDIS = SERVERS = ("quorin serve", "feast serve on Quorin", "feast serve on Redis")
@@ -101,6 +101,8 @@ def _figures(arguments: argparse.Namespace, repositories: dict[str, Path], conso
     figures: dict[str, Any] = {name: _summary(wrk.together(parts)) for name, parts in taken.items()}
     with console.status("two workers ..."):
         figures |= _workers(arguments, repositories)
+    with console.status("clients ..."), _server(QUORIN, repositories) as server:
+        figures["clients"] = http_clients.to_dict_times(repositories["quorin"], server.url, entities=arguments.entities)
     with console.status(f"memory over {arguments.requests:,} requests ..."):
         figures["memory"] = _memory(arguments, repositories)
     return figures
@@ -250,6 +252,12 @@ def _beyond(figures: dict[str, Any]) -> Table:
         "at most 5×",
     )
     table.add_row(f"100 rows × 50, two workers ({two:,.0f}/s) against one ({one:,.0f}/s)", f"{two / one:.2f}×", "1.7×")
+    ours, theirs = (measuring.duration(figures["clients"][client]["p50"]) for client in http_clients.CLIENTS)
+    table.add_row(
+        f"{http_clients.REQUEST} to_dict by a remote store of Quorin ({ours}) against Feast's ({theirs})",
+        f"{http_clients.ratio(figures['clients']):.1f}×",
+        f"{http_clients.TARGET:g}×",
+    )
     growth = (memory["after"] - memory["before"]) / 2**20
     table.add_row(
         f"growth of {memory['before'] / 2**20:.0f} MiB from request {memory['requests'] / 10:,.0f} to "
@@ -265,7 +273,7 @@ def _quantiles(figures: dict[str, Any]) -> Table:
     for heading in (*wrk.QUANTILES, "requests/s"):
         table.add_column(heading, justify="right")
     for name, row in figures.items():
-        if name != "memory":
+        if name not in ("memory", "clients"):
             times = (measuring.duration(row[label]) for label in wrk.QUANTILES)
             table.add_row(name, *times, f"{row['rate']:,.0f}")
     return table
