@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +43,7 @@ def run(create: Callable[[], Any], address: Address) -> None:
     """Serve what ``create`` returns, an ASGI application with the attributes that :class:`DirectProtocol` needs.
 
     With several workers each is a fresh process that calls ``create``, so it must be picklable; one that dies is
-    replaced. SIGTERM and SIGINT stop: what is being answered is answered.
+    replaced, and if this process dies they stop. SIGTERM and SIGINT stop: what is being answered is answered.
 
     :raises OSError: if the port cannot be bound.
     """
@@ -65,9 +69,28 @@ class _Workers(Multiprocess):
         super().keep_subprocess_alive()
 
 
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    """Makes the application of a worker, which stops if the process that would replace it dies."""
+
+    create: Callable[[], Any]
+
+    def __call__(self) -> Any:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            threading.Thread(target=_stop_after, args=(parent,), daemon=True).start()
+        return self.create()
+
+
+def _stop_after(parent: Any) -> None:
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _config(create: Callable[[], Any], address: Address) -> Config:
+    observing = Observing(create, access_log=address.access_log, log_json=address.log_json)
     return Config(
-        Observing(create, access_log=address.access_log, log_json=address.log_json),
+        observing if address.workers == 1 else _Worker(observing),
         factory=True,
         http=DirectProtocol,
         loop="uvloop",

@@ -217,3 +217,20 @@ def test_a_worker_that_dies_while_it_is_asked_whether_it_lives_is_replaced_at_on
         while f"Child process [{worker}] died" not in (tmp_path / "log").read_text():
             assert time.monotonic() < end
             time.sleep(0.1)
+
+
+def test_workers_end_with_the_process_that_replaces_them(tmp_path: Path) -> None:
+    with serving([*ECHO, "2"], tmp_path / "log") as server:
+        server.process.kill()
+        server.process.wait()
+        end = time.monotonic() + 45
+        while is_up(server):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+
+def is_up(server: Running) -> bool:
+    try:
+        return requests.post(server.url + "/direct", data=b"a", timeout=5).ok
+    except requests.ConnectionError:
+        return False
