@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from quorin.engine.http.arrow_stream import InvalidStreamError, read_stream
 from quorin.engine.http.asgi import receive_body, send_reply
 from quorin.engine.http.catalogue import Catalogue
 from quorin.engine.http.limits import Limits
@@ -19,12 +20,14 @@ __all__ = [
     "Catalogue",
     "Direct",
     "Headers",
+    "InvalidStreamError",
     "Limits",
     "Readiness",
     "Reply",
     "SegmentServer",
     "error_reply",
     "page",
+    "read_stream",
     "readiness",
     "receive_body",
     "run",

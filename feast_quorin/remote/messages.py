@@ -1,13 +1,12 @@
 """Messages between a remote store and ``quorin serve``: one record batch as a stream of Arrow's IPC format.
 
-What is not a column is JSON in the metadata of the schema, under the key ``quorin``. What arrives is checked before it
-is used: a message cannot make its reader allocate more than the message has bytes, nor read outside of it.
+What is not a column is JSON in the metadata of the schema, under the key ``quorin``. The server reads messages with
+:mod:`feast_quorin.server.received`.
 """
 
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,9 +29,6 @@ _REFUSALS = (
 ERRORS: dict[str, type[errors.QuorinError]] = {kind.__name__: kind for kind in _REFUSALS}
 """What the server refuses and the client raises again."""
 
-_HEADER_FIELD, _COMPRESSION_FIELD = 2, 3
-"""The numbers of the fields ``header`` of ``Message`` and ``compression`` of ``RecordBatch`` in Arrow's IPC format."""
-
 
 class BadMessageError(ValueError):
     """Bytes that are not a message; the text says what was expected."""
@@ -51,32 +47,6 @@ def message(columns: Mapping[str, pa.Array], **about: Any) -> bytes:
     fields = [pa.field(name, column.type) for name, column in columns.items()]
     schema = pa.schema(fields, metadata={METADATA: json.dumps(about)})
     return encoded(pa.record_batch([*columns.values()], schema=schema))
-
-
-def decoded(body: bytes) -> tuple[pa.RecordBatch, dict[str, Any]]:
-    """The record batch of a stream, valid in all its parts, and the JSON.
-
-    :raises BadMessageError: for anything but one batch without compression and dictionaries, with such metadata.
-    """
-    try:
-        messages = pa.ipc.MessageReader.open_stream(pa.py_buffer(body))
-        # Arrow verifies a part by its type, and reads one of an unknown type unverified.
-        head = messages.read_next_message()
-        if head.type != "schema":
-            raise BadMessageError(f"expected a schema first, got {head.type}")
-        schema = pa.ipc.read_schema(head)
-        part = messages.read_next_message()
-        if part.type != "record batch" or _is_compressed(part.metadata):
-            raise BadMessageError("expected a record batch without dictionaries and compression")
-        batch = pa.ipc.read_record_batch(part, schema)
-        batch.validate(full=True)
-    except StopIteration:
-        raise BadMessageError("expected an Arrow stream of one record batch, got an end") from None
-    except (pa.ArrowException, OSError, struct.error) as error:
-        raise BadMessageError(f"expected an Arrow stream: {error}") from None
-    if _has_more(messages):
-        raise BadMessageError("expected one record batch, got more")
-    return batch, about(schema)
 
 
 def answer(body: bytes) -> pa.RecordBatch:
@@ -108,34 +78,3 @@ def parsed(metadata: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise BadMessageError(f"expected a JSON object as the schema's metadata {METADATA.decode()!r}")
     return found
-
-
-def _has_more(messages: pa.ipc.MessageReader) -> bool:
-    try:
-        messages.read_next_message()
-    except (StopIteration, pa.ArrowException, OSError):
-        return False
-    return True
-
-
-def _is_compressed(metadata: pa.Buffer) -> bool:
-    """Whether the flatbuffer of a record batch, which Arrow has verified, names a compression.
-
-    pyarrow shows it nowhere, and decompresses whatever size a batch declares.
-    """
-    data = metadata.to_pybytes()
-    (message_table,) = struct.unpack_from("<I", data)
-    header = _field(data, message_table, _HEADER_FIELD)
-    if header is None:
-        return False
-    batch_table = header + struct.unpack_from("<I", data, header)[0]
-    return _field(data, batch_table, _COMPRESSION_FIELD) is not None
-
-
-def _field(data: bytes, table: int, number: int) -> int | None:
-    """The position of a field of a flatbuffer's table; None if the table lacks it."""
-    vtable = table - struct.unpack_from("<i", data, table)[0]
-    (size,) = struct.unpack_from("<H", data, vtable)
-    entry = 4 + 2 * number
-    offset = struct.unpack_from("<H", data, vtable + entry)[0] if entry < size else 0
-    return table + offset if offset else None

@@ -123,7 +123,7 @@ class OnlineFeatures:
         self._direct_limits = replace(limits, rows=self._direct_rows, features=DIRECT_FEATURES)
 
     def direct(self, body: bytes, headers: Headers) -> Reply | None:
-        """The answer to a small request in JSON, at once."""
+        """The answer to a small request, at once."""
         content_type = accept = b""
         for name, value in headers:
             if name == b"content-type":
@@ -132,14 +132,12 @@ class OnlineFeatures:
                 accept = value
         if content_type == arrow_body.CONTENT_TYPE:
             return None if self._gate is not None else self._remote.direct(body, self._direct_limits)
-        if not content_type.startswith(b"application/json") or arrow_body.CONTENT_TYPE in accept:
-            return None
-        request = parsed(body)
+        request = parsed(body) if content_type.startswith(b"application/json") else None
         if request is None or not self._is_small(request):
             return None
         if self._gate is not None and not self._gate.is_open(headers, request.choice):
             return None
-        return self._answer(request, json_body)
+        return self._answer(request, arrow_body if arrow_body.CONTENT_TYPE in accept else json_body)
 
     def reply(self, body: bytes, headers: Headers, may_read: Callable[[Choice], bool]) -> Reply | None:
         """The answer to a request of any size, or its refusal if it is beyond the limits. It may take seconds."""

@@ -13,6 +13,7 @@ import pyarrow.types as pt
 from feast_quorin.read.selection import ChoiceKeys, digest
 from feast_quorin.remote import messages
 from feast_quorin.server import arrow_body
+from feast_quorin.server.received import decoded
 from feast_quorin.server.remote_rows import ProjectMismatchError, check_project
 from quorin.http import Limits, Reply, error_reply
 
@@ -37,7 +38,7 @@ class RemoteFeatures:
     def direct(self, body: bytes, most: Limits) -> Reply | None:
         """The answer to a small message; None to one of more rows, columns or features."""
         try:
-            batch, about = messages.decoded(body)
+            batch, about = decoded(body)
         except messages.BadMessageError as error:
             return error_reply(400, str(error))
         return None if _excess(batch, about, most) else self._answer(batch, about)
@@ -45,7 +46,7 @@ class RemoteFeatures:
     def reply(self, body: bytes) -> Reply:
         """The answer to a message of any size within the limits."""
         try:
-            batch, about = messages.decoded(body)
+            batch, about = decoded(body)
         except messages.BadMessageError as error:
             return error_reply(400, str(error))
         excess = _excess(batch, about, self._limits)

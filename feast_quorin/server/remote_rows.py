@@ -12,6 +12,7 @@ from feast.errors import FeastError
 
 from feast_quorin.names import table_schema_name, version_of
 from feast_quorin.remote import messages
+from feast_quorin.server.received import decoded
 from feast_quorin.server.services import RegistryObjects
 from feast_quorin.views import stored_view
 from feast_quorin.write import log
@@ -44,7 +45,7 @@ class RemoteRows:
 
     def _answer(self, action: Callable[[pa.RecordBatch, dict[str, Any]], bytes], body: bytes) -> Reply:
         try:
-            batch, about = messages.decoded(body)
+            batch, about = decoded(body)
             if batch.num_rows > self._most_rows:
                 return error_reply(413, f"expected at most {self._most_rows} rows, got {batch.num_rows}")
             check_project(self._store, about)

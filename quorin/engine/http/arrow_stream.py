@@ -1,7 +1,6 @@
 """Streams of Arrow's IPC format from a client, read without taking more memory than they have bytes.
 
-Compressed buffers, dictionaries, views and runs stand for more bytes than they have, so they are refused before they
-are read.
+Compressed buffers and dictionaries stand for more bytes than they have, so they are refused before they are read.
 """
 
 from __future__ import annotations
@@ -16,29 +15,51 @@ _HEADER, _COMPRESSION = 2, 3
 """Fields of the FlatBuffers ``Message`` and ``RecordBatch``, by their place in Arrow's ``Message.fbs``."""
 
 
-def read_text_columns(body: bytes) -> pa.Table:
-    """The columns of a stream, each of text or bytes, checked whole.
+class InvalidStreamError(ValueError):
+    """Bytes that are no stream, or one that is refused."""
 
-    :raises ArrowException, OSError, StopIteration: if it is no stream.
-    :raises ValueError: naming a column of another type; for compressed buffers.
+
+def read_stream(body: bytes) -> tuple[pa.Schema, list[pa.RecordBatch]]:
+    """The schema and the record batches of a stream, valid in all their parts.
+
+    :raises InvalidStreamError: for anything else, and for compressed buffers and dictionaries.
     """
-    messages = pa.ipc.MessageReader.open_stream(body)
-    schema = pa.ipc.read_schema(messages.read_next_message())
+    try:
+        messages = pa.ipc.MessageReader.open_stream(pa.py_buffer(body))
+        head = messages.read_next_message()
+        if head.type != "schema":  # Arrow verifies a message by its type, and reads one of an unknown type unverified.
+            raise InvalidStreamError(f"expected a schema first, got {head.type}")
+        schema = pa.ipc.read_schema(head)
+        batches = [_batch(message, schema) for message in messages]
+    except StopIteration:
+        raise InvalidStreamError("expected a stream of Arrow's IPC format, got an end") from None
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidStreamError(f"expected a stream of Arrow's IPC format: {error}") from error
+    return schema, batches
+
+
+def read_text_columns(body: bytes) -> pa.Table:
+    """The columns of a stream, each of text or bytes.
+
+    :raises InvalidStreamError: if it is no stream. :raises ValueError: naming a column of another type.
+    """
+    schema, batches = read_stream(body)
     for field in schema:
         if field.type not in _TYPES:
             raise ValueError(f"column {field.name!r}: expected string, large_string or binary, got {field.type}")
-    batches = []
-    for message in messages:
-        if message.type != "record batch" or _is_compressed(bytes(message.metadata)):
-            raise ValueError("expected record batches without compressed buffers")
-        batches.append(pa.ipc.read_record_batch(message, schema))
-    table = pa.Table.from_batches(batches, schema)
-    table.validate(full=True)
-    return table
+    return pa.Table.from_batches(batches, schema)
+
+
+def _batch(message: pa.Message, schema: pa.Schema) -> pa.RecordBatch:
+    if message.type != "record batch" or _is_compressed(message.metadata.to_pybytes()):
+        raise InvalidStreamError("expected record batches without dictionaries and compression")
+    batch = pa.ipc.read_record_batch(message, schema)
+    batch.validate(full=True)
+    return batch
 
 
 def _is_compressed(metadata: bytes) -> bool:
-    """Whether the FlatBuffer of a record batch has the field ``compression``."""
+    """Whether the FlatBuffer of a record batch has the field ``compression``, which pyarrow shows nowhere."""
     try:
         message = _U32.unpack_from(metadata)[0]
         header = message + _field(metadata, message, _HEADER)

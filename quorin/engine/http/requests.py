@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import orjson
 import pyarrow as pa
 
-from quorin.engine.http.arrow_stream import read_text_columns
+from quorin.engine.http.arrow_stream import InvalidStreamError, read_text_columns
 
 ARROW = b"application/vnd.apache.arrow.stream"
 JSON = b"application/json"
@@ -125,8 +125,8 @@ def _object(text: bytes) -> dict[str, Any]:
 def _arrow(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         table = read_text_columns(body)
-    except (pa.ArrowException, OSError, StopIteration) as error:
-        raise InvalidRequestError(400, f"expected a stream of Arrow's IPC format: {error}") from error
+    except InvalidStreamError as error:
+        raise InvalidRequestError(400, str(error)) from error
     except ValueError as error:
         raise InvalidRequestError(422, str(error)) from error
     text = (table.schema.metadata or {}).get(_METADATA_KEY)
