@@ -146,9 +146,9 @@ def test_documents_are_searched_on_the_machine_of_the_segments(store: FeatureSto
 @pytest.mark.parametrize(
     ("body", "status", "reason"),
     [
-        (b"", 400, "expected an Arrow stream"),
-        (b"\xff" * 100, 400, "expected an Arrow stream"),
-        (messages.message({})[:-40], 400, "expected an Arrow stream"),
+        (b"", 400, "expected a stream of Arrow"),
+        (b"\xff" * 100, 400, "expected a stream of Arrow"),
+        (messages.message({})[:-40], 400, "expected a stream of Arrow"),
         (messages.message({}, project="other"), 409, "this server has the project 'shop', not 'other'"),
     ],
     ids=["nothing", "noise", "cut", "project"],
