@@ -10,7 +10,7 @@ from quorin.engine.http.asgi import receive_body, send_reply
 from quorin.engine.http.catalogue import Catalogue
 from quorin.engine.http.limits import Limits
 from quorin.engine.http.page import page
-from quorin.engine.http.reply import Direct, Headers, Reply, error_reply
+from quorin.engine.http.reply import Direct, Headers, Reply, error_reply, forms
 from quorin.engine.http.run import Address, run
 from quorin.engine.http.segments import SegmentServer
 from quorin.engine.ops.readiness import Readiness, readiness
@@ -26,6 +26,7 @@ __all__ = [
     "Reply",
     "SegmentServer",
     "error_reply",
+    "forms",
     "page",
     "read_stream",
     "readiness",

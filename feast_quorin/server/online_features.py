@@ -15,7 +15,7 @@ import orjson
 from feast_quorin.server import arrow_body, json_body
 from feast_quorin.server.remote_features import RemoteFeatures
 from feast_quorin.server.services import Services
-from quorin.http import Reply, error_reply
+from quorin.http import Reply, error_reply, forms
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,14 +89,13 @@ def excess(body: bytes, limits: Limits) -> str | None:
         return None
     entities, features = fields.get("entities"), fields.get("features")
     columns = entities if type(entities) is dict else {}
-    counts = {
-        "keys": (len(fields), limits.columns),
-        "columns": (len(columns), limits.columns),
-        "rows": (max((len(values) for values in columns.values() if type(values) is list), default=0), limits.rows),
-        "features": (len(features) if type(features) is list else 0, limits.features),
-    }
-    found = ((of, count, most) for of, (count, most) in counts.items() if count > most)
-    return next((f"expected at most {most} {of}, got {count}" for of, count, most in found), None)
+    if len(fields) > limits.columns:
+        return f"expected at most {limits.columns} keys, got {len(fields)}"
+    return limits.excess(
+        rows=max((len(values) for values in columns.values() if type(values) is list), default=0),
+        columns=len(columns),
+        features=len(features) if type(features) is list else 0,
+    )
 
 
 def _is_plain(values: Any) -> bool:
@@ -124,12 +123,7 @@ class OnlineFeatures:
 
     def direct(self, body: bytes, headers: Headers) -> Reply | None:
         """The answer to a small request, at once."""
-        content_type = accept = b""
-        for name, value in headers:
-            if name == b"content-type":
-                content_type = value
-            elif name == b"accept":
-                accept = value
+        content_type, accept = forms(headers)
         if content_type == arrow_body.CONTENT_TYPE:
             return None if self._gate is not None else self._remote.direct(body, self._direct_limits)
         request = parsed(body) if content_type.startswith(b"application/json") else None
@@ -141,14 +135,14 @@ class OnlineFeatures:
 
     def reply(self, body: bytes, headers: Headers, may_read: Callable[[Choice], bool]) -> Reply | None:
         """The answer to a request of any size, or its refusal if it is beyond the limits. It may take seconds."""
-        fields = dict(headers)
-        if fields.get(b"content-type") == arrow_body.CONTENT_TYPE:
+        content_type, accept = forms(headers)
+        if content_type == arrow_body.CONTENT_TYPE:
             return error_reply(501, NO_REMOTE_STORES) if self._gate is not None else self._remote.reply(body)
         too_much = excess(body, self._limits)
         if too_much is not None:
             return error_reply(413, too_much)
-        request = parsed(body) if fields.get(b"content-type", b"").startswith(b"application/json") else None
-        form = arrow_body if arrow_body.CONTENT_TYPE in fields.get(b"accept", b"") else json_body
+        request = parsed(body) if content_type.startswith(b"application/json") else None
+        form = arrow_body if arrow_body.CONTENT_TYPE in accept else json_body
         return self._answer(request, form) if request is not None and may_read(request.choice) else None
 
     def _answer(self, request: Request, form: Any) -> Reply | None:

@@ -109,10 +109,5 @@ class RemoteFeatures:
 def _excess(batch: pa.RecordBatch, about: dict[str, Any], limits: Limits) -> str | None:
     """What a message has more of than the limits allow."""
     features = about.get("features")
-    counts = {
-        "rows": (batch.num_rows, limits.rows),
-        "columns": (batch.num_columns, limits.columns),
-        "features": (len(features) if isinstance(features, list) else 0, limits.features),
-    }
-    found = ((of, count, most) for of, (count, most) in counts.items() if count > most)
-    return next((f"expected at most {most} {of}, got {count}" for of, count, most in found), None)
+    count = len(features) if isinstance(features, list) else 0
+    return limits.excess(rows=batch.num_rows, columns=batch.num_columns, features=count)

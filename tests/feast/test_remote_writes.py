@@ -22,7 +22,7 @@ from quorin.errors import InvalidRowError
 from tests.feast import test_same_row
 from tests.feast.repos import END, START, day, definitions
 from tests.feast.served import Served, served
-from tests.feast.test_same_row import CUT_TO_MICROSECONDS, NUMBERS, Case, cases, winner
+from tests.feast.test_same_row import Case, cases
 from tests.feast.test_store import (  # noqa: F401 - the tests of local stores
     test_a_key_that_is_too_long_is_refused_before_the_log,
     test_a_value_of_another_type_names_feature_and_view,
@@ -74,16 +74,7 @@ def views(
 def test_every_way_to_write_keeps_the_same_row(
     views: tuple[FeatureStore, dict[bool, FeatureView]], case: Case, has_created: bool
 ) -> None:
-    store, by_created = views
-    view = by_created[has_created]
-    things = {way: next(NUMBERS) for way in WAYS}
-    for way, thing in things.items():
-        way(store, view, case, thing)
-    found = store.get_online_features([f"{view.name}:n"], {"thing": list(things.values())}).to_dict()["n"]
-    expected = [
-        winner(case.rows, has_created=has_created, step=1000 if way in CUT_TO_MICROSECONDS else 1) for way in WAYS
-    ]
-    assert found == expected
+    test_same_row.check_that_ways_keep_the_same_row(WAYS, *views, case, has_created=has_created)
 
 
 def test_what_was_written_is_there_for_the_machine_itself(machine: Served, store: FeatureStore, data: Path) -> None:

@@ -230,6 +230,23 @@ def definitions(folder: Path) -> list[Any]:
     return made
 
 
+def check_that_ways_keep_the_same_row(
+    ways: Any, store: FeatureStore, by_created: dict[bool, FeatureView], case: Case, *, has_created: bool
+) -> None:
+    """Write a case in each of some ways, each time for another thing: all keep the row that wins."""
+    view = by_created[has_created]
+    things = {way: next(NUMBERS) for way in ways}
+    for way, thing in things.items():
+        way(store, view, case, thing)
+    answer = store.get_online_features([f"{view.name}:n"], {"thing": list(things.values())}).to_dict()["n"]
+    expected = [
+        winner(case.rows, has_created=has_created, step=1000 if way in CUT_TO_MICROSECONDS else 1) for way in ways
+    ]
+    assert dict(zip([way.__name__ for way in ways], answer, strict=True)) == dict(
+        zip([way.__name__ for way in ways], expected, strict=True)
+    )
+
+
 @pytest.fixture(scope="module")
 def views(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FeatureStore, dict[bool, FeatureView]]]:
     folder = tmp_path_factory.mktemp("same_row")
@@ -246,15 +263,4 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FeatureSto
 def test_every_way_to_write_keeps_the_same_row(
     views: tuple[FeatureStore, dict[bool, FeatureView]], case: Case, has_created: bool
 ) -> None:
-    store, by_created = views
-    view = by_created[has_created]
-    things = {way: next(NUMBERS) for way in WAYS}
-    for way, thing in things.items():
-        way(store, view, case, thing)
-    answer = store.get_online_features([f"{view.name}:n"], {"thing": list(things.values())}).to_dict()["n"]
-    expected = [
-        winner(case.rows, has_created=has_created, step=1000 if way in CUT_TO_MICROSECONDS else 1) for way in WAYS
-    ]
-    assert dict(zip([way.__name__ for way in WAYS], answer, strict=True)) == dict(
-        zip([way.__name__ for way in WAYS], expected, strict=True)
-    )
+    check_that_ways_keep_the_same_row(WAYS, *views, case, has_created=has_created)

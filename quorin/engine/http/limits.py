@@ -25,3 +25,8 @@ class Limits:
     request_seconds: float = 30.0
     idle_seconds: int = 60
     connections: int = 10_000
+
+    def excess(self, *, rows: int, columns: int, features: int) -> str | None:
+        """What a request for features has more of than allowed; None if nothing."""
+        counts = (("rows", rows, self.rows), ("columns", columns, self.columns), ("features", features, self.features))
+        return next((f"expected at most {most} {of}, got {count}" for of, count, most in counts if count > most), None)

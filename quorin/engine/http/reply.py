@@ -27,6 +27,17 @@ Direct = Callable[[bytes, Headers], Reply | None]
 """Answers the body and the headers of a request; None if the application must."""
 
 
+def forms(headers: Headers) -> tuple[bytes, bytes]:
+    """The type of the body, and the types that the sender takes: of several headers the last, empty without one."""
+    content_type = accept = b""
+    for name, value in headers:
+        if name == b"content-type":
+            content_type = value
+        elif name == b"accept":
+            accept = value
+    return content_type, accept
+
+
 def error_reply(status: int, reason: str, *headers: tuple[bytes, bytes]) -> Reply:
     """An error in the form of FastAPI: ``{"detail": reason}``."""
     return Reply(status, b"application/json", orjson.dumps({"detail": reason}), headers)

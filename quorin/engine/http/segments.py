@@ -22,7 +22,7 @@ from quorin.engine.http.joined import join
 from quorin.engine.http.limits import Limits
 from quorin.engine.http.openapi import description
 from quorin.engine.http.page import page
-from quorin.engine.http.reply import Reply, error_reply
+from quorin.engine.http.reply import Reply, error_reply, forms
 from quorin.engine.http.requests import ARROW, JSON, InvalidRequestError, check_values, parse_assemble, parse_read
 from quorin.errors import EntityIdError, InvalidRowError, QuorinError
 from quorin.logging import get_logger
@@ -124,12 +124,7 @@ class SegmentApplication:
         return None if reply.status == _TOO_LARGE else reply
 
     def _answer(self, answer: Answer, body: bytes, headers: Headers, max_values: int) -> Reply:
-        content_type = accept = b""
-        for name, value in headers:
-            if name == b"content-type":
-                content_type = value
-            elif name == b"accept":
-                accept = value
+        content_type, accept = forms(headers)
         as_arrow = ARROW in accept
         reply = _guarded(
             lambda: Reply(200, ARROW if as_arrow else JSON, answer(body, content_type, as_arrow, max_values))
