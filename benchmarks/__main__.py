@@ -40,7 +40,9 @@ BENCHMARKS = {
     "http": Benchmark("http", "--processes 1 --rounds 1 --entities 100 --requests 5000"),
     "log": Benchmark("log", "--rows 20000 --entities 5000 --writes 100 --syncs 50"),
     "fleet": Benchmark(
-        "fleet", "--seconds 2 --rows 20000 --entities 5000 --kills 1 --feast-pushes 5 --rate 200 --nodes 2"
+        "fleet",
+        "--nodes 2 --many-nodes 2 --rate 200 --seconds 1 --many-seconds 1 --away-seconds 4 --entities 5000 --rows 5000 "
+        "--trim-rows 20000 --trim-rate 20000 --starts 1 --tail 500 --kills 1 --feast-pushes 5",
     ),
     "evolution": Benchmark("evolution", "--entities 20000 --quiet-seconds 0.5 --holders 2"),
     "gc_pauses": Benchmark("gc", "--objects 2000 --requests 500 --processes 1"),

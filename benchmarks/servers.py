@@ -15,24 +15,65 @@ import redis
 from benchmarks.machine import free_port
 
 
+class Server:
+    """A server of our own, without persistence but for what `stop` saves for `start`."""
+
+    def __init__(self, directory: str, socket_path: Path | None) -> None:
+        self.port = free_port()
+        self._options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", directory]
+        if socket_path is not None:
+            self._options += ["--unixsocket", str(socket_path), "--unixsocketperm", "600"]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """Its `host:port`."""
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it, with what it saved when it was stopped; returns when it answers."""
+        self.process = subprocess.Popen([_executable(), *self._options], stdout=subprocess.DEVNULL)
+        _wait(self.port, self.process)
+
+    def stop(self) -> None:
+        """Save everything to its disk, and end."""
+        with redis.Redis(port=self.port) as client:
+            client.shutdown(save=True)
+        self.end()
+
+    def end(self) -> None:
+        """End, whatever is lost."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait()
+            self.process = None
+
+    def used_memory(self) -> int:
+        """Bytes of its data, as it counts them."""
+        with redis.Redis(port=self.port) as client:
+            return int(client.info("memory")["used_memory"])
+
+
+@contextmanager
+def running(*, socket_path: Path | None = None) -> Iterator[Server]:
+    """A server that ends with the block."""
+    with tempfile.TemporaryDirectory() as directory:
+        server = Server(directory, socket_path)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.end()
+
+
 @contextmanager
 def redis_server(*, socket_path: Path | None = None) -> Iterator[str]:
     """The `host:port` of a server of our own, without persistence, which ends with the block.
 
     With a path it listens on a Unix socket there as well.
     """
-    port = free_port()
-    with tempfile.TemporaryDirectory() as directory:
-        options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", directory]
-        if socket_path is not None:
-            options += ["--unixsocket", str(socket_path), "--unixsocketperm", "600"]
-        process = subprocess.Popen([_executable(), *options], stdout=subprocess.DEVNULL)
-        try:
-            _wait(port, process)
-            yield f"127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait()
+    with running(socket_path=socket_path) as server:
+        yield server.address
 
 
 def _executable() -> str:
