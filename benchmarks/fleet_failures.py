@@ -14,6 +14,7 @@ import numpy as np
 
 from benchmarks.fleet_nodes import NAMES, Fleet, FleetRow, Node, is_ready, node, opened, seconds_until
 from quorin.engine.ops.nodes import observed_nodes
+from quorin.follower import PREPARE_SECONDS
 
 FIRST_READ = """
 import time
@@ -41,13 +42,14 @@ def many_nodes(fleet: Fleet, count: int, rate: int, seconds: float) -> dict[str,
 
 
 def takeovers(fleet: Fleet, kills: int) -> dict[str, float]:
-    """Seconds from SIGKILL of the process that applies to the first write that another process of its node applies."""
+    """Seconds from SIGKILL of the process that applies to the first write that another applies, which waited for it."""
     gaps = []
     with ExitStack() as stack:
         first, shm_dir = fleet.nodes[0], fleet.nodes[0].shm_dir
         appliers = [first, *(stack.enter_context(node(fleet.url, shm_dir)) for _ in range(kills))]
         for applier in appliers[1:]:
             applier.ask("applies")
+        time.sleep(2 * PREPARE_SECONDS)
         segment = opened(fleet.registry)
         for _ in range(kills):
             victim = _applier(appliers)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Follower"]
 
 LOOK_SECONDS = 0.1
+PREPARE_SECONDS = 2.0
+"""A process that waits for its turn this long loads what applying needs: not while it starts to serve."""
 FRESH_SECONDS = 1.0
 MAX_WAIT_SECONDS = 10.0
 _PAUSE_SECONDS = 0.005
@@ -121,6 +123,8 @@ class _Worker(threading.Thread):
         self._registry = registry
         self._options = options
         self._ending = threading.Event()
+        self._begun = time.monotonic()
+        self._is_prepared = False
 
     def end(self) -> None:
         """Let the thread end; it does within a second."""
@@ -146,6 +150,7 @@ class _Worker(threading.Thread):
     def _apply_if_free(self) -> None:
         lock = try_apply(self._registry.node)
         if lock is None:
+            self._prepare()
             return
         try:
             self.consumer = consumer = WALConsumer(
@@ -157,3 +162,12 @@ class _Worker(threading.Thread):
         finally:
             self.consumer = None
             lock.release()
+
+    def _prepare(self) -> None:
+        """Load kernels while another process applies: half a second that its successor would be late by."""
+        if self._is_prepared or time.monotonic() < self._begun + PREPARE_SECONDS:
+            return
+        from quorin.engine import kernels
+
+        kernels.load(kernels.APPLYING)
+        self._is_prepared = True

@@ -13,6 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from quorin import follower as module
+from quorin.engine import kernels
 from quorin.engine.consumer.precedence import try_apply
 from quorin.engine.memory.lock import FileLock, is_locked
 from quorin.errors import NotPicklableError
@@ -87,6 +88,20 @@ def test_it_waits_while_a_consumer_has_claimed_the_node(registry: SegmentRegistr
     with Follower(registry) as follower:
         claim.release()
         until(lambda: follower.applies)
+
+
+def test_while_it_waits_it_loads_what_applying_needs(
+    registry: SegmentRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PREPARE_SECONDS", 0.0)
+    monkeypatch.delitem(vars(kernels), "apply_rows", raising=False)
+    lock = try_apply(registry.node)
+    assert lock is not None
+    with Follower(registry) as follower:
+        follower.start()
+        until(lambda: "apply_rows" in vars(kernels))
+        assert not follower.applies
+    lock.release()
 
 
 def test_those_that_look_at_the_same_moment_do_not_take_each_other_for_a_consumer(registry: SegmentRegistry) -> None:

@@ -54,6 +54,8 @@ _KERNELS: dict[str, tuple[str, str, tuple[Any, ...]]] = {
 }
 READING = ("assemble_one", "read_one", "read_each", "read_many", "gather_values", "gather_texts", "write_decimals")
 """What reads use."""
+APPLYING = ("apply_rows", "recover", "load_acquire", "store_release", "compare_and_exchange", "longest_id")
+"""What applying the log uses, but for growth and upgrades."""
 
 
 def __getattr__(name: str) -> Any:
