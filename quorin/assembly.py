@@ -54,6 +54,8 @@ _Plan = Int64s
 _FLOAT32, _UINT8 = np.dtype(np.float32), np.dtype(np.uint8)
 _empty = np.empty
 _MAX_DIGITS = len(str(-(2**63)))
+_FEW = 16
+"""Ids up to which single reads of a list are quicker than the batch kernel, which wants them as an Arrow array."""
 _MAX_ROUNDS = 1000
 """Times that the kernel returns from a row that keeps changing, each after many attempts of its own, before the row
 counts as damaged: a writer replaces a row at most once in the time of an attempt."""
@@ -90,7 +92,7 @@ def assemble_batch(
 
     ``entity_ids`` is a list of str, a NumPy array of str or bytes, a series of pandas or Polars, categories included,
     or an Arrow array of text, which is not copied (see :func:`quorin.engine.rows.intake.id_array`). Rows that are not
-    found are filled with ``missing``. Releases the GIL.
+    found are filled with ``missing``. Releases the GIL, but for a list of few ids.
 
     :raises EntityIdError: naming the first id that is empty, null or no text, with its row.
     :raises InvalidBufferError: for buffers that don't fit.
@@ -341,6 +343,12 @@ def _assemble_many(
     found_mask: Mask | None,
     missing: float,
 ) -> tuple[Float32s, Mask]:
+    if type(entity_ids) is list and 0 < len(entity_ids) <= _FEW:
+        plan = plan_for(segment._view)
+        out, found_mask = buffers.batch_out(out, found_mask, len(entity_ids), plan.item(P_OUT_BYTES) // 4)
+        if _assemble_few(plan, entity_ids, out):
+            found_mask.fill(True)
+            return out, found_mask
     ids = id_array(entity_ids)
     while True:
         view = segment.current_view()
@@ -348,6 +356,14 @@ def _assemble_many(
         out, found_mask = buffers.batch_out(out, found_mask, len(ids), int(plan[P_OUT_BYTES]) // 4)
         if _read_many(view, plan, ids, out.reshape(-1).view(np.uint8), found_mask, missing):
             return out, found_mask
+
+
+def _assemble_few(plan: _Plan, entity_ids: list[Any], out: Float32s) -> bool:
+    """Fill rows one by one; False if one is not to be had so, for the reasons of :func:`_assemble_slowly`."""
+    for entity_id, row in zip(entity_ids, out, strict=True):
+        if type(entity_id) is not str or _assemble_one(plan, entity_id, row) != FOUND:
+            return False
+    return True
 
 
 def _read_many(view: SegmentView, plan: _Plan, ids: pa.Array, out: Bytes, found: Mask, missing: float) -> bool:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,21 @@ def test_batches_take_ids_in_many_forms(scalars: Segment, form: str) -> None:
     out, found = assembly.assemble_batch(scalars, FORMS[form], missing=-1)
     assert found.tolist() == [True, False, True]
     assert out[:, 0].tolist() == [3, -1, 5]
+
+
+@pytest.mark.parametrize("count", [1, 16, 17])
+@pytest.mark.parametrize("last", ["id1", "nobody", "ü", b"id2"])
+def test_lists_of_few_ids_read_as_arrow_arrays_do(registry: SegmentRegistry, count: int, last: Any) -> None:
+    with registry.create(Scalars, capacity=2) as writer, registry.open_current(Scalars) as segment:
+        reader = assembly.reader(segment)
+        for i, entity_id in enumerate([*(f"id{i}" for i in range(20)), "ü"]):  # It grows: `segment` has a successor.
+            layout.insert(writer, entity_id, layout.pack_row(Scalars, a=i, b=2, c=3, d=None))
+        ids = [*(f"id{i}" for i in range(count - 1)), last]
+        as_bytes = pa.array([each if isinstance(each, bytes) else each.encode() for each in ids])
+        for read in (reader.batch, partial(assembly.assemble_batch, segment)):
+            (values, found), (expected, expected_found) = read(ids, missing=-1), read(as_bytes, missing=-1)
+            assert values.tobytes() == expected.tobytes()
+            assert found.tolist() == expected_found.tolist() == [*[True] * (count - 1), last != "nobody"]
 
 
 @pytest.mark.parametrize(
