@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import pyarrow as pa
 
 Numbers = np.ndarray[Any, Any]
@@ -29,9 +27,9 @@ def of(values: Numbers) -> Numbers | list[Any]:
     return np.ascontiguousarray(values)
 
 
-def floats(columns: Sequence[Numbers]) -> list[Numbers | list[Any]]:
-    """:func:`of` of columns of equal length, converted and checked together: of few rows, that takes longest."""
-    matrix = np.array(columns, np.float64)
+def floats(columns: Numbers) -> list[Numbers | list[Any]]:
+    """:func:`of` of columns, shape ``(columns, N)``, all in one step: of few rows, the steps take longest."""
+    matrix = columns.astype(np.float64)
     return [*matrix] if np.isfinite(matrix).all() else [*map(of, matrix)]
 
 

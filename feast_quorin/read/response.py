@@ -228,9 +228,12 @@ class LazyResponse(TensorResponse):
         reads = self._reads
         if any(type(read) is OneRow or len(read.found) > _FEW_ROWS for read in reads):
             return {}
-        places = [(view, index) for _, view, index, decoder in self._features if decoder.is_float]
-        columns = json_numbers.floats([reads[view].values(index) for view, index in places])
-        return dict(zip(places, columns, strict=True))
+        columns: dict[tuple[int, int], Any] = {}
+        for view in dict.fromkeys(view for _, view, _, decoder in self._features if decoder.is_float):
+            for indexes, values in reads[view].runs():
+                if values.dtype.kind == "f":
+                    columns |= zip([(view, index) for index in indexes], json_numbers.floats(values), strict=True)
+        return columns
 
     def arrow_vectors(self) -> Iterator[ArrowVector] | None:
         """Every column in order; None if only the protobuf has all of them."""

@@ -7,7 +7,7 @@ the cells, largest alignment first, the validity bits last. :class:`Columns` is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,6 +45,15 @@ class Gather(NamedTuple):
     texts: Callable[[SegmentView, AnyArray, Int64s, Int64s, Bytes], None]
 
 
+class Run(NamedTuple):
+    """Columns of single numbers of one dtype that lie behind each other in the buffer: the fields, by their index, and
+    where the first begins in a row.
+    """
+
+    fields: list[int]
+    start: int
+
+
 class ColumnPlan:
     """A choice of fields of one view: where each column begins, in bytes a row, and the kernel's plan for any count.
 
@@ -65,11 +74,14 @@ class ColumnPlan:
         if positions:
             sources.append((fmt.row_offset("position"), _POSITION_BYTES, RAW_BYTES))
             end += _POSITION_BYTES
-        for index in sorted(range(len(self.fields)), key=lambda i: -fmt.alignment(self.fields[i])):
+        order = sorted(range(len(self.fields)), key=lambda i: -fmt.alignment(self.fields[i]))
+        for index in order:
             cell = self.cells[index]
             sources.append((body + cell.offset, cell.byte_count, RAW_BYTES if cell.null_mask else ZEROS))
             self.starts[index] = end
             end += cell.byte_count
+        self.runs = _runs(self.fields, order, self.starts)
+        self.places = {index: (run, place) for run in self.runs for place, index in enumerate(run.fields)}
         self.bits_start, self.bits_count = end, layout.bitmap_bytes
         sources.append((body + layout.bitmap_offset, layout.bitmap_bytes, RAW_BYTES))
         self.row_bytes = end + layout.bitmap_bytes
@@ -107,6 +119,20 @@ class ColumnPlan:
         ]
 
 
+def _runs(fields: Sequence[FeatureField], order: Sequence[int], starts: Sequence[int]) -> list[Run]:
+    runs: list[Run] = []
+    last = None
+    for index in order:
+        field = fields[index]
+        is_number = not (field.is_variable or field.shape or field.dtype is dtype.bool)
+        if is_number and field.dtype is last:
+            runs[-1].fields.append(index)
+        elif is_number:
+            runs.append(Run([index], starts[index]))
+        last = field.dtype if is_number else None
+    return runs
+
+
 def _cell(stored: fmt.Cell | None, field: FeatureField, layout: fmt.BodyLayout) -> fmt.Cell:
     """Where a field is stored; for one that is not (any more), a cell without a null bit, so that it is always null."""
     if stored is not None and fits(stored.field, field):
@@ -140,7 +166,7 @@ class Columns:
     :meth:`hide` took away. Fields are named by their index in the choice of fields.
     """
 
-    __slots__ = ("_complete", "_gather", "_ids", "_plan", "_view", "buffer", "found", "hidden")
+    __slots__ = ("_complete", "_gather", "_ids", "_plan", "_run_arrays", "_view", "buffer", "found", "hidden")
 
     def __init__(self, plan: ColumnPlan, view: SegmentView, ids: Any, gather: Gather) -> None:
         self._plan = plan
@@ -148,6 +174,7 @@ class Columns:
         self._gather = gather
         self._complete: bool | None = None
         self._ids = ids
+        self._run_arrays: dict[int, pa.Array] = {}
         self.buffer: Bytes = np.empty(plan.row_bytes * len(ids), np.uint8)
         self.found: Mask = np.empty(len(ids), np.bool_)
         self.hidden: Mask | None = None
@@ -199,6 +226,17 @@ class Columns:
         column = self._column(index).view(field.dtype.numpy)
         return column.reshape(len(self.found), *field.shape) if field.shape else column
 
+    def runs(self) -> Iterator[tuple[list[int], AnyArray]]:
+        """Single numbers of the same dtype together, without copying: the fields by their index, and their values,
+        shape ``(fields, N)``.
+        """
+        count = len(self.found)
+        for run in self._plan.runs:
+            kind = self._plan.fields[run.fields[0]].dtype
+            size = kind.item_size * len(run.fields) * count
+            values = self.buffer[run.start * count : run.start * count + size].view(kind.numpy)
+            yield run.fields, values.reshape(len(run.fields), count)
+
     def valid(self, index: int) -> Mask:
         """Where a field has a value: found, and not null."""
         byte, mask = self._plan.null_bits[index]
@@ -207,10 +245,11 @@ class Columns:
 
     def arrow(self, index: int) -> pa.Array:
         """A field's values in its exact Arrow type, null where null or not found."""
+        if self.complete and index in self._plan.places:
+            return self._slice_of_run(index)
         field = self._plan.fields[index]
-        validity = None if self.complete else self.valid(index)
-        if validity is not None and validity.all():
-            validity = None
+        valid = None if self.complete else self.valid(index)
+        validity = None if valid is None or valid.all() else _packed(valid)
         if field.is_variable:
             return self._variable(field, self._column(index).view(fmt.VAR_CELL), validity)
         return self._fixed(field, index, validity)
@@ -250,9 +289,11 @@ class Columns:
 
     def to_batch(self) -> pa.RecordBatch:
         """The columns ``entity_id`` (as passed), ``found``, ``event_time_ns`` (null if not found), and the fields."""
-        missing = None if self.all_found else ~self.found
-        times = pa.array(self.event_time_ns, pa.int64(), mask=missing)
-        arrays = [id_array(self._ids), pa.array(self.found), times, *(self.arrow(i) for i in range(len(self.fields)))]
+        count, bits = len(self.found), _packed(self.found)
+        found = pa.Array.from_buffers(pa.bool_(), count, [None, bits])
+        validity = None if self.all_found else bits
+        times = pa.Array.from_buffers(pa.int64(), count, [validity, pa.py_buffer(self.event_time_ns)])
+        arrays = [id_array(self._ids), found, times, *(self.arrow(i) for i in range(len(self.fields)))]
         names = ["entity_id", "found", "event_time_ns", *(field.name for field in self.fields)]
         return pa.RecordBatch.from_arrays(arrays, names=names)
 
@@ -264,7 +305,18 @@ class Columns:
     def _bits(self) -> Bytes:
         return self.buffer[self._plan.bits_start * len(self.found) :].reshape(len(self.found), self._plan.bits_count)
 
-    def _fixed(self, field: FeatureField, index: int, validity: Mask | None) -> pa.Array:
+    def _slice_of_run(self, index: int) -> pa.Array:
+        """A column of numbers without nulls: a slice is had in a tenth of the time of an array of its own."""
+        run, place = self._plan.places[index]
+        count = len(self.found)
+        values = self._run_arrays.get(run.start)
+        if values is None:
+            buffers = [None, pa.py_buffer(self.buffer[run.start * count :])]
+            kind = arrow_type_of(self._plan.fields[index])
+            values = self._run_arrays[run.start] = pa.Array.from_buffers(kind, len(run.fields) * count, buffers)
+        return values.slice(place * count, count)
+
+    def _fixed(self, field: FeatureField, index: int, validity: pa.Buffer | None) -> pa.Array:
         count = len(self.found)
         kind = arrow_type_of(field)
         column = self._column(index)
@@ -272,10 +324,10 @@ class Columns:
             # Arrow keeps booleans as bits.
             column = np.packbits(column, bitorder="little")
         if not field.shape:
-            return pa.Array.from_buffers(kind, count, [_packed(validity), pa.py_buffer(column)])
+            return pa.Array.from_buffers(kind, count, [validity, pa.py_buffer(column)])
         return _nested(kind, pa.py_buffer(column), count, validity)
 
-    def _variable(self, field: FeatureField, cells: AnyArray, validity: Mask | None) -> pa.Array:
+    def _variable(self, field: FeatureField, cells: AnyArray, validity: pa.Buffer | None) -> pa.Array:
         count = len(cells)
         kind = arrow_type_of(field)
         if field.is_list and not field.dtype.is_numeric:
@@ -283,7 +335,7 @@ class Columns:
         ends = _ends(cells["bytes"])
         data = self._gathered(cells, ends)
         if not field.is_list:
-            buffers = [_packed(validity), pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(data)]
+            buffers = [validity, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(data)]
             return pa.Array.from_buffers(kind, count, buffers)
         child = pa.array(data.view(field.dtype.numpy), kind.value_type)
         return _list_array(kind, _ends(cells["count"]), child, validity)
@@ -294,7 +346,7 @@ class Columns:
         self._gather.values(self._view, cells, ends, data)
         return data
 
-    def _texts(self, kind: pa.DataType, cells: AnyArray, validity: Mask | None) -> pa.Array:
+    def _texts(self, kind: pa.DataType, cells: AnyArray, validity: pa.Buffer | None) -> pa.Array:
         item_starts = _ends(cells["count"])
         ends = _ends(cells["bytes"] - 4 * cells["count"])
         item_ends = np.zeros(int(item_starts[-1]) + 1, np.int64)
@@ -337,18 +389,19 @@ def _ends(sizes: AnyArray) -> Int64s:
     return ends
 
 
-def _packed(validity: Mask | None) -> pa.Buffer | None:
-    return None if validity is None else pa.py_buffer(np.packbits(validity, bitorder="little"))
+def _packed(mask: Mask) -> pa.Buffer:
+    """A mask as Arrow keeps it, in bits."""
+    return pa.py_buffer(np.packbits(mask, bitorder="little"))
 
 
-def _nested(kind: pa.DataType, data: pa.Buffer, count: int, validity: Mask | None) -> pa.Array:
+def _nested(kind: pa.DataType, data: pa.Buffer, count: int, validity: pa.Buffer | None) -> pa.Array:
     """Numbers as (nested) fixed-size lists; the validity is the outermost's."""
     if not pa.types.is_fixed_size_list(kind):
         return pa.Array.from_buffers(kind, count, [None, data])
     child = _nested(kind.value_type, data, count * kind.list_size, None)
-    return pa.Array.from_buffers(kind, count, [_packed(validity)], children=[child])
+    return pa.Array.from_buffers(kind, count, [validity], children=[child])
 
 
-def _list_array(kind: pa.DataType, ends: Int64s, child: pa.Array, validity: Mask | None) -> pa.Array:
+def _list_array(kind: pa.DataType, ends: Int64s, child: pa.Array, validity: pa.Buffer | None) -> pa.Array:
     offsets = pa.py_buffer(ends.astype(np.int32))
-    return pa.Array.from_buffers(kind, len(ends) - 1, [_packed(validity), offsets], children=[child])
+    return pa.Array.from_buffers(kind, len(ends) - 1, [validity, offsets], children=[child])
