@@ -33,12 +33,12 @@ def known(registry: SegmentRegistry, tmp_path: Path) -> set[str]:
     segment = registry.create(Scalars, capacity=10)
     with Observer(registry.backend, shm_dir=tmp_path / "shm") as observer:
         collector = SegmentCollector(observer)
-        counted = [*metrics._Reads().families({}), *metrics._Requests().families({})]
-        families = [*collector.collect(), *counted, *(m.family({}) for m in metrics._SHOWN)]
+        counted = [family for family, _ in metrics.counted()]
+        families = [*collector.collect(), *counted, metrics.requests_in_flight()]
         collector.close()
     registry.discard(segment)
     suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
-    return {family.name + suffix for family in families for suffix in suffixes[family.type]}
+    return {family.name + suffix for family in families for suffix in suffixes[getattr(family, "kind", "gauge")]}
 
 
 def series_in(expression: str) -> set[str]:
