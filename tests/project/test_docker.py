@@ -55,8 +55,10 @@ def test_every_panel_shows_series_that_exist(known: set[str]) -> None:
             assert names, target
             assert names <= known, f"{panel['title']}: {names - known}"
             assert target["expr"].count("(") == target["expr"].count(")")
-    variable = DASHBOARD["templating"]["list"][0]["query"]["query"]
-    assert series_in(variable) <= known
+    variables = {variable["name"]: variable["query"] for variable in DASHBOARD["templating"]["list"]}
+    assert variables.pop("datasource") == "prometheus"
+    assert set(variables) == {"instance", "schema"}
+    assert all(series_in(query["query"]) <= known for query in variables.values())
 
 
 def test_panels_do_not_overlap() -> None:
@@ -80,6 +82,21 @@ def test_every_alert_is_about_series_that_exist_and_says_what_it_means(known: se
         assert series_in(rule["expr"]) or rule["expr"].startswith("up{")
         assert rule["labels"]["severity"] in ("info", "warning", "critical")
         assert rule["annotations"]["summary"]
+
+
+def test_every_alert_has_its_section_in_troubleshooting() -> None:
+    text = (DOCKER.parent / "docs" / "troubleshooting.md").read_text()
+    sections = re.findall(r"^### (Quorin\w+)$", text, flags=re.MULTILINE)
+    assert sections == [rule["alert"] for rule in RULES]
+    for rule in RULES:
+        assert rule["annotations"]["runbook_url"] == f"docs/troubleshooting.md#{rule['alert'].lower()}"
+
+
+def test_percentiles_are_named_by_their_quantile() -> None:
+    for panel in panels():
+        for target in panel["targets"]:
+            quantile = re.match(r"histogram_quantile\(0\.(\d+),", target["expr"])
+            assert not quantile or target["legendFormat"].endswith(f"p{quantile[1]:0<2}"), panel["title"]
 
 
 def test_compose_brings_everything_up_in_order_and_shares_memory() -> None:
@@ -108,7 +125,10 @@ def test_prometheus_and_grafana_find_each_other() -> None:
     provisioning = DOCKER / "grafana" / "provisioning"
     (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
     assert source["url"] == "http://prometheus:9090"
-    assert {panel["datasource"]["uid"] for panel in panels()} == {source["uid"]}
+    assert source["isDefault"]
+    assert {panel["datasource"]["uid"] for panel in panels()} == {"${datasource}"}
+    for panel in panels():
+        assert all('instance=~"$instance"' in target["expr"] for target in panel["targets"]), panel["title"]
     (provider,) = yaml.safe_load((provisioning / "dashboards" / "quorin.yml").read_text())["providers"]
     mounts = [volume.split(":")[1] for volume in COMPOSE["services"]["grafana"]["volumes"]]
     assert provider["options"]["path"] in mounts

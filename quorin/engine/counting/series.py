@@ -84,7 +84,7 @@ def gauge_text(gauge: Metric) -> str:
 
 def counter(name: str, text: str, word: int, *, scale: float = 1) -> Family:
     """A family of one counter a slot."""
-    return Family(name, text, "counter", (("_total", ()),), lambda words: words[:, [word]] * float(scale))
+    return Family(name, text, "counter", (("_total", ()),), lambda words: (words[:, [word]] * scale).astype(np.float64))
 
 
 def counter_by(name: str, text: str, label: str, words: dict[str, int]) -> Family:
