@@ -58,6 +58,8 @@ class SegmentCollector:
     def collect(self) -> Iterator[Metric]:
         """Observe once and yield the gauges."""
         up = GaugeMetricFamily("quorin_control_plane_up", "Whether the control plane is reachable.")
+        if self._scanning.done():
+            self._scanning.result()
         try:
             seen = self._thread.submit(self._observer.observe, readers=False, events=False).result()
         except QuorinError as error:

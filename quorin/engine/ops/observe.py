@@ -269,8 +269,9 @@ class EventScans:
     def of(self, schema_name: str, segment: Segment) -> Events:
         """The event times of a schema's segment, which may be those of its last scan."""
         cached = self._scanned.get(schema_name)
-        started = time.monotonic()
-        if cached is None or started >= cached.next_at:
+        if cached is None or time.monotonic() >= cached.next_at:
+            event_times(segment, slot_count=0)  # Loads the kernel, which takes longer than most scans.
+            started = time.monotonic()
             events = event_times(segment)
             now = time.monotonic()
             cached = self._scanned[schema_name] = _Scanned(events, now + (now - started) / _SCAN_SHARE)
@@ -288,14 +289,15 @@ class _Scanned:
     next_at: float
 
 
-def event_times(segment: Segment) -> Events:
-    """The oldest and the newest event time of a segment's rows. Scans every row, without the GIL."""
+def event_times(segment: Segment, slot_count: int | None = None) -> Events:
+    """The oldest and the newest event time of a segment's rows, or of those in its first slots. Without the GIL."""
     from quorin.engine import kernels
 
     view = segment.current_view()
     result = np.array([np.iinfo(np.int64).max, np.iinfo(np.int64).min], np.int64)
-    for first in range(0, view.layout.slot_count, _SCAN_SLOTS):
-        last = min(first + _SCAN_SLOTS, view.layout.slot_count)
+    slots = view.layout.slot_count if slot_count is None else slot_count
+    for first in range(0, max(slots, 1), _SCAN_SLOTS):
+        last = min(first + _SCAN_SLOTS, slots)
         kernels.event_times(view.descriptor, first, last, result)
     oldest, newest = int(result[0]), int(result[1])
     return Events(None, None) if oldest > newest else Events(oldest, newest)
