@@ -1,19 +1,21 @@
-"""Prometheus metrics, in a separate registry. A series appears with its first event.
+"""Prometheus metrics, in a separate registry.
 
 Counters cover all processes of this machine and user, dead ones included (:mod:`quorin.engine.counting.counters`), so
-every process serves the same values. They restart from zero only when the machine restarts.
+every process serves the same values. They restart from zero only when the machine restarts, or when the watchdog
+retires those of a schema that is gone.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import GaugeMetricFamily
 
 from quorin import logging
-from quorin.engine.counting import counters, requests
+from quorin.engine.counting import counters, requests, series
 from quorin.engine.format.abi import (
     FIRST_BUCKET,
     TIME_BUCKETS,
@@ -29,12 +31,12 @@ from quorin.engine.format.abi import (
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from wsgiref.simple_server import WSGIServer
 
     from prometheus_client.metrics_core import Metric
 
-    from quorin.engine.arrays import UInt64s
+    from quorin.engine.counting.series import Family, Slots
 
 registry = CollectorRegistry()
 
@@ -58,7 +60,7 @@ class _Series:
     @property
     def value(self) -> int:
         """The sum over all processes."""
-        words = counters.totals().get(self._schema)
+        words = counters.totals(lambda name: name == self._schema).get(self._schema)
         return 0 if words is None else int(words[self._index])
 
 
@@ -66,11 +68,9 @@ class SharedCounter:
     """A counter, by schema unless ``by_schema`` is False. Served values are counts times ``scale``."""
 
     def __init__(self, name: str, text: str, word: str, *, by_schema: bool = True, scale: float = 1) -> None:
-        self.name = name
-        self._text = text
         self._index = counters.word(word)
-        self._by_schema = by_schema
-        self._scale = scale
+        self.by_schema = by_schema
+        self.family = series.counter(name.removesuffix("_total"), text, self._index, scale=scale)
 
     def labels(self, schema: str) -> _Series:
         """The series of a schema."""
@@ -80,123 +80,19 @@ class SharedCounter:
         """Add ``count`` to the series without a schema."""
         self.labels(counters.EVERYWHERE).inc(count)
 
-    def family(self, totals: dict[str, UInt64s]) -> Metric:
-        """The series as a Prometheus metric family."""
-        family = CounterMetricFamily(self.name, self._text, labels=["schema"] if self._by_schema else [])
-        for schema, words in sorted(totals.items()):
-            if value := int(words[self._index]):
-                family.add_metric([schema] if self._by_schema else [], value * self._scale)
-        return family
-
 
 class SharedCounterByReason:
     """A counter by reason and, unless ``by_schema`` is False, by schema."""
 
     def __init__(self, name: str, text: str, word: str, reasons: tuple[str, ...], *, by_schema: bool = True) -> None:
-        self.name = name
-        self._text = text
         self._indexes = {reason: counters.word(f"{word}.{reason}") for reason in reasons}
-        self._by_schema = by_schema
+        self.by_schema = by_schema
+        self.family = series.counter_by(name.removesuffix("_total"), text, "reason", self._indexes)
 
     def labels(self, *labels: str) -> _Series:
         """The series of a schema (if by schema) and a reason."""
-        schema = labels[0] if self._by_schema else counters.EVERYWHERE
+        schema = labels[0] if self.by_schema else counters.EVERYWHERE
         return _Series(schema, self._indexes[labels[-1]])
-
-    def family(self, totals: dict[str, UInt64s]) -> Metric:
-        """The series as a Prometheus metric family."""
-        family = CounterMetricFamily(self.name, self._text, labels=["schema", "reason"][not self._by_schema :])
-        for schema, words in sorted(totals.items()):
-            for reason, index in self._indexes.items():
-                if value := int(words[index]):
-                    family.add_metric([schema, reason][not self._by_schema :], value)
-        return family
-
-
-class _Delay:
-    """The time of rows from the producer to the segment."""
-
-    name = "quorin_apply_delay_seconds"
-
-    def family(self, totals: dict[str, UInt64s]) -> Metric:
-        text = "Time from the creation of an entry until it is visible in the segment, for each round's newest entry."
-        indexes = range(counters.word("apply_delay.0"), counters.word("apply_delay.0") + len(counters.DELAY_BOUNDS) + 1)
-        family = HistogramMetricFamily(self.name, text, labels=["schema"])
-        for schema, words in sorted(totals.items()):
-            counts = [int(words[index]) for index in indexes]
-            if any(counts):
-                total = int(words[counters.word("apply_delay_ns")]) / _NS
-                family.add_metric([schema], _cumulated(counters.DELAY_BOUNDS, counts), total)
-        return family
-
-
-class _Reads:
-    """The kernels' counters: single-row reads, batch reads and their rows, and the duration of sampled reads."""
-
-    def families(self, totals: dict[str, UInt64s]) -> Iterator[Metric]:
-        for name, text, index in (
-            ("quorin_reads_total", "Single-row reads that found their row.", W_READS),
-            ("quorin_batch_reads_total", "Batch reads.", W_BATCHES),
-            ("quorin_batch_read_rows_total", "Rows that batch reads requested.", W_BATCH_ROWS),
-            ("quorin_rows_missing_total", "Requested rows that do not exist, single and in batches.", W_MISSING),
-        ):
-            family = CounterMetricFamily(name, text, labels=["schema"])
-            for schema, words in sorted(totals.items()):
-                if value := int(words[index]):
-                    family.add_metric([schema], value)
-            yield family
-        for name, text, buckets, total, octaves in (
-            (
-                "quorin_read_seconds",
-                "Duration of the compiled part of every 64th single-row read.",
-                W_READ_TIMES, W_READ_NS, range(1, 14),
-            ),
-            ("quorin_batch_read_seconds", "Duration of the compiled part of every 8th batch read.",
-             W_BATCH_TIMES, W_BATCH_NS, range(5, 25)),
-        ):  # fmt: skip
-            histogram = HistogramMetricFamily(name, text, labels=["schema"])
-            for schema, words in sorted(totals.items()):
-                counts = [int(words[buckets + number]) for number in range(TIME_BUCKETS)]
-                if any(counts):
-                    bounds, merged = _merged(counts, octaves)
-                    histogram.add_metric([schema], _cumulated(bounds, merged), int(words[total]) / _NS)
-            yield histogram
-
-
-class _Requests:
-    """What servers count of requests, by path and way."""
-
-    def families(self, totals: dict[str, UInt64s]) -> Iterator[Metric]:
-        counted = requests.paths(totals)
-        answered = CounterMetricFamily("quorin_http_requests", "Answered requests.", labels=["path", "way", "status"])
-        for path, way, words in counted:
-            for status in counters.STATUS_CLASSES:
-                if value := int(words[counters.word(f"requests.{status}")]):
-                    answered.add_metric([path, way, status], value)
-        yield answered
-        for name, text, word in (
-            ("quorin_http_rows", "Entities of the requests that Quorin answered.", "request_rows"),
-            ("quorin_http_features", "Features of the requests that Quorin answered, for each request.",
-             "request_features"),
-        ):  # fmt: skip
-            family = CounterMetricFamily(name, text, labels=["path", "way"])
-            for path, way, words in counted:
-                if value := int(words[counters.word(word)]):
-                    family.add_metric([path, way], value)
-            yield family
-        seconds = HistogramMetricFamily("quorin_http_request_seconds", "Time to answer.", labels=["path", "way"])
-        first, size = counters.word("request_time.0"), len(counters.REQUEST_BOUNDS) + 1
-        for path, way, words in counted:
-            counts = [int(count) for count in words[first : first + size]]
-            if any(counts):
-                total = int(words[counters.word("request_ns")]) / _NS
-                seconds.add_metric([path, way], _cumulated(counters.REQUEST_BOUNDS, counts), total)
-        yield seconds
-        text = "Requests that an application is answering at this moment."
-        in_flight = GaugeMetricFamily("quorin_http_requests_in_flight", text, labels=["path"])
-        for path, count in requests.in_flight().items():
-            in_flight.add_metric([path], count)
-        yield in_flight
 
 
 entries_appended = SharedCounter(
@@ -240,6 +136,12 @@ writers_fenced = SharedCounter(
     "quorin_writers_fenced_total", "Times a writer learned that it had been overtaken.", "writers_fenced"
 )
 flushes = SharedCounter("quorin_flushes_total", "Flushes of the history.", "flushes", by_schema=False)
+flush_failures = SharedCounter(
+    "quorin_flush_failures_total",
+    "Flushes of the history that failed; they are repeated, and nothing is trimmed meanwhile.",
+    "flush_failures",
+    by_schema=False,
+)
 flush_seconds = SharedCounter(
     "quorin_flush_seconds_total", "Time spent in flushes of the history.", "flush_ns", by_schema=False, scale=1 / _NS
 )
@@ -297,7 +199,6 @@ requests_refused = SharedCounterByReason(
     counters.REFUSAL_REASONS,
     by_schema=False,
 )
-apply_delay_seconds = _Delay()
 logging.count_dropped_with(log_events_dropped.inc)
 
 
@@ -321,47 +222,106 @@ _DELAY_NS, _DELAY_BUCKETS = counters.word("apply_delay_ns"), counters.word("appl
 def start_metrics_server(port: int = 9100, *, address: str = "127.0.0.1") -> tuple[WSGIServer, threading.Thread]:
     """Serve :data:`registry` over HTTP at ``/metrics``, from a daemon thread; return the server and its thread.
 
-    The counters cover all processes of this machine and user. By default only this machine can connect; ``address``
-    ``0.0.0.0`` lets other machines connect.
+    The counters cover all processes of this machine and user, and all their deployments. By default only this machine
+    can connect; ``address`` ``0.0.0.0`` lets other machines connect.
 
     :raises OSError: if the port is taken.
     """
     return start_http_server(port, address, registry=registry)
 
 
+def counted(schemas: Collection[str] = (), *, others: bool = True) -> Iterator[tuple[Family, Slots]]:
+    """The families of all counters, each with the labels and words of its slots.
+
+    ``schemas`` have slots even if nothing was counted for them; with ``others`` follow all schemas that this user ever
+    counted for on this machine.
+    """
+    shown = {*schemas, counters.EVERYWHERE, counters.UNKNOWN}
+    totals = counters.totals(None if others else lambda name: name in shown or requests.is_request(name))
+    nothing = np.zeros(counters.WORD_COUNT, np.uint64)
+    names = {name for name in totals if name == counters.UNKNOWN or requests.is_schema(name)}
+    by_schema = [((("schema", name),), totals.get(name, nothing)) for name in sorted(names.union(schemas))]
+    overall = [((), totals.get(counters.EVERYWHERE, nothing))]
+    by_request = [((("path", path), ("way", way)), words) for path, way, words in requests.paths(totals)]
+    for one in _COUNTERS:
+        yield one.family, by_schema if one.by_schema else overall
+    yield from ((family, by_schema) for family in _OF_SCHEMAS)
+    yield from ((family, by_request) for family in _OF_REQUESTS)
+
+
+def requests_in_flight() -> Metric:
+    """The gauge of requests that applications are answering."""
+    text = "Requests that an application is answering at this moment."
+    gauge = GaugeMetricFamily("quorin_http_requests_in_flight", text, labels=["path"])
+    for path, count in requests.in_flight().items():
+        gauge.add_metric([path], count)
+    return gauge
+
+
 class _SharedCollector:
     """Collects all metrics above, summed at each scrape."""
 
     def collect(self) -> Iterator[Metric]:
-        totals = counters.totals()
-        shown = [metric.family(totals) for metric in _SHOWN]
-        for family in [*shown, *_Reads().families(totals), *_Requests().families(totals)]:
-            if family.samples:
-                yield family
+        for family, slots in counted():
+            yield family.metric(slots)
+        yield requests_in_flight()
 
 
-def _merged(counts: list[int], octaves: range) -> tuple[list[float], list[int]]:
-    """Merge half octaves into octaves: upper bounds in seconds, and counts, with one more beyond the last bound."""
+def _octaves(name: str, text: str, first: int, total: int, octaves: range) -> Family:
+    """A histogram in octaves, of a kernel's counts in half octaves."""
+    buckets: list[list[int]] = [[] for _ in range(len(octaves) + 1)]
+    for number in range(TIME_BUCKETS):
+        buckets[min(max(0, number // 2 + 1 - octaves.start), len(octaves))].append(first + number)
     bounds = [2 ** (FIRST_BUCKET + octave) / _NS for octave in octaves]
-    merged = [0] * (len(bounds) + 1)
-    for number, count in enumerate(counts):
-        merged[min(max(0, number // 2 + 1 - octaves.start), len(bounds))] += count
-    return bounds, merged
+    return series.histogram(name, text, bounds, buckets, total)
 
 
-def _cumulated(bounds: Any, counts: list[int]) -> list[tuple[str, float]]:
-    buckets, so_far = [], 0
-    for bound, count in zip([*bounds, float("inf")], counts, strict=True):
-        so_far += count
-        buckets.append(("+Inf" if bound == float("inf") else repr(float(bound)), float(so_far)))
-    return buckets
+def _bounded(name: str, text: str, bounds: tuple[float, ...], first: str, total: str) -> Family:
+    """A histogram of words that count up to a bound each."""
+    begin = counters.word(first)
+    buckets = [[begin + number] for number in range(len(bounds) + 1)]
+    return series.histogram(name, text, bounds, buckets, counters.word(total))
 
 
-_SHOWN = (
+_COUNTERS = (
     entries_appended, rows_appended, rows_applied, rows_ignored, dead_letters, dead_letters_dropped, attaches, growths,
-    flips, writer_leases, writer_recoveries, writers_overtaken, writers_fenced, flushes, flush_seconds, entries_trimmed,
-    history_files_skipped, upgrades, watchdog_ticks, watchdog_dead_processes, watchdog_reclaimed_files,
+    flips, writer_leases, writer_recoveries, writers_overtaken, writers_fenced, flushes, flush_failures, flush_seconds,
+    entries_trimmed, history_files_skipped, upgrades, watchdog_ticks, watchdog_dead_processes, watchdog_reclaimed_files,
     watchdog_reclaimed_bytes, reanchored, log_events_dropped, requests_refused, stale_reads,
-    apply_delay_seconds,
+)  # fmt: skip
+_OF_SCHEMAS = (
+    _bounded(
+        "quorin_apply_delay_seconds",
+        "Time from the creation of an entry until it is visible in the segment, for each round's newest entry.",
+        counters.DELAY_BOUNDS, "apply_delay.0", "apply_delay_ns",
+    ),
+    series.counter("quorin_reads", "Single-row reads that found their row.", W_READS),
+    series.counter("quorin_batch_reads", "Batch reads.", W_BATCHES),
+    series.counter("quorin_batch_read_rows", "Rows that batch reads requested.", W_BATCH_ROWS),
+    series.counter("quorin_rows_missing", "Requested rows that do not exist, single and in batches.", W_MISSING),
+    _octaves(
+        "quorin_read_seconds", "Duration of the compiled part of every 64th single-row read.",
+        W_READ_TIMES, W_READ_NS, range(1, 14),
+    ),
+    _octaves(
+        "quorin_batch_read_seconds", "Duration of the compiled part of every 8th batch read.",
+        W_BATCH_TIMES, W_BATCH_NS, range(5, 25),
+    ),
+)  # fmt: skip
+_OF_REQUESTS = (
+    series.counter_by(
+        "quorin_http_requests", "Answered requests.", "status",
+        {status: counters.word(f"requests.{status}") for status in counters.STATUS_CLASSES},
+    ),
+    series.counter(
+        "quorin_http_rows", "Entities of the requests that Quorin answered.", counters.word("request_rows")
+    ),
+    series.counter(
+        "quorin_http_features", "Features of the requests that Quorin answered, for each request.",
+        counters.word("request_features"),
+    ),
+    _bounded(
+        "quorin_http_request_seconds", "Time to answer.", counters.REQUEST_BOUNDS, "request_time.0", "request_ns"
+    ),
 )  # fmt: skip
 registry.register(_SharedCollector())

@@ -5,6 +5,9 @@ the entries of dead processes, and segment files of its own namespace that no pr
 read can reach: unfinished files, replaced generations, generations that never came into force, and lines that the
 node's file does not name. :mod:`quorin.engine.ops.reclaim_plan` decides what to do.
 
+It also retires the counters of schemas that are gone: those that the control plane does not have, that no deployment
+has a segment of on this machine, and that no process counts for.
+
 It sees the processes of its own host, user and process-id namespace. Run it where it sees the processes to watch.
 """
 
@@ -20,6 +23,8 @@ from typing import TYPE_CHECKING
 from quorin import metrics
 from quorin.engine.backend import connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
+from quorin.engine.counting import counters
+from quorin.engine.counting.requests import is_schema
 from quorin.engine.format.name import SegmentName
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.lock import FileLock, is_locked
@@ -53,7 +58,7 @@ class Reclaimed:
 
 @dataclass(frozen=True, slots=True)
 class TickResult:
-    """What one tick did, or would have done in a dry run.
+    """What one tick did, or would have done in a dry run. ``retired`` has the schemas whose counters went.
 
     ``suspected`` counts what will be reclaimed if the following ticks find it orphaned too.
     """
@@ -61,6 +66,7 @@ class TickResult:
     reclaimed: tuple[Reclaimed, ...]
     dead_processes: tuple[str, ...]
     repointed: tuple[str, ...]
+    retired: tuple[str, ...]
     suspected: int
     foreign_files: int
     elapsed_seconds: float
@@ -122,16 +128,20 @@ class WatchdogState:
             currents=currents,
             files=_files(self._directory, set(currents.values())),
             processes=presence.announced(control),
+            schemas=frozenset(control.schemas()) | _schemas_of_segments({self._directory, absolute(default_shm_dir())}),
+            counted=frozenset(filter(is_schema, counters.idle_names())),
         )
         decision = decide(state, self._misses, threshold=self._miss_threshold)
         self._misses = dict(decision.misses)
+        retired = decision.retire if self._dry_run else tuple(counters.retire(decision.retire))
         reclaimed, withdrawn, repointed = self._act(decision)
         metrics.watchdog_ticks.inc()
         return TickResult(
             reclaimed=reclaimed,
             dead_processes=withdrawn,
             repointed=repointed,
-            suspected=len(decision.misses) - len(reclaimed) - len(withdrawn) - len(repointed),
+            retired=retired,
+            suspected=len(decision.misses) - len(reclaimed) - len(withdrawn) - len(repointed) - len(retired),
             foreign_files=decision.foreign_files,
             elapsed_seconds=time.monotonic() - started,
             dry_run=self._dry_run,
@@ -181,6 +191,13 @@ def run_forever(
                     _log.warning("control_plane_unreachable", error=str(error))
                 unreachable = True
             stop.wait(tick_interval_seconds)
+
+
+def _schemas_of_segments(directories: set[Path]) -> frozenset[str]:
+    """The schemas that have a segment's file, finished or not, of any deployment."""
+    entries = (entry.name for directory in directories if directory.is_dir() for entry in os.scandir(directory))
+    names = (SegmentName.match(mapping.parse_pending(name)[0]) for name in entries)
+    return frozenset(name.schema for name in names if name is not None)
 
 
 def _files(directory: Path, currents: set[str]) -> tuple[SegmentFile, ...]:

@@ -33,20 +33,30 @@ def pytest_report_header() -> list[str]:
     networks = [] if has_networks() else ["tests of networks are left out: only root can make network namespaces"]
     users = [] if os.geteuid() == 0 else ["tests of other users are left out: only root can start their processes"]
     browser = [] if shutil.which("chromium") else ["tests in a browser are left out: there is no chromium on PATH"]
-    return users + networks + browser
+    prometheus = [] if _has_prometheus() else ["tests in Prometheus are left out: it is not on PATH with promtool"]
+    systemd = [] if shutil.which("systemd-analyze") else ["the test of systemd's units is left out: it is not on PATH"]
+    return users + networks + browser + prometheus + systemd
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests that need processes of other users, or networks, which only root can make, or Chromium."""
+    """Leave out tests that need what is not here: processes of other users or networks, which only root can make,
+    Chromium, Prometheus, or systemd.
+    """
     unable = {
         "other_users": os.geteuid() != 0,
         "networks": not has_networks(),
         "browser": shutil.which("chromium") is None,
+        "prometheus": not _has_prometheus(),
+        "systemd": shutil.which("systemd-analyze") is None,
     }
     left_out = [item for item in items if any(unable[name] and item.get_closest_marker(name) for name in unable)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+def _has_prometheus() -> bool:
+    return all(shutil.which(name) for name in ("prometheus", "promtool"))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

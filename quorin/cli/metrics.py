@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,10 +24,14 @@ def metrics(
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     shm_dir: ShmDir = None,
+    others: Annotated[
+        bool, typer.Option("--all", help="Show the counters of all deployments of this machine and user.")
+    ] = False,
     log_level: LogLevel = Level.INFO,
     log_json: LogJson = None,
 ) -> None:
-    """Serve `/metrics`: the counters of all processes of this machine and user, and the state of segments and log.
+    """Serve `/metrics`: what all processes of this machine and user count for this deployment's schemas, and the state
+    of segments and log.
 
     `quorin consumer --metrics-port` does the same in the consumer's process. Stops on SIGTERM and Ctrl-C.
 
@@ -48,28 +52,26 @@ def metrics(
     with (
         Opened(connection, namespace) as backend,
         Observer(backend, shm_dir=shm_dir, stream_key=stream_key) as looking,
-        serving(looking, port, address),
+        serving(looking, port, address, others=others),
     ):
         stop.wait()
 
 
 @contextmanager
-def serving(looking: Observer, port: int, address: str) -> Iterator[None]:
-    """Serve the metrics inside a ``with`` block, including the observer's."""
+def serving(looking: Observer, port: int, address: str, *, others: bool = False) -> Iterator[None]:
+    """Serve the metrics of an observer's deployment inside a ``with`` block; ``others``: of all schemas."""
     from quorin import logging
-    from quorin.engine.ops.gauges import exposed
-    from quorin.metrics import start_metrics_server
+    from quorin.engine.ops.exposition import Page, served
 
-    with exposed(looking):
-        try:
-            server, thread = start_metrics_server(port, address=address)
-        except OSError as error:
-            typer.echo(f"error: cannot serve metrics at {address}:{port}: {error.strerror}", err=True)
-            raise typer.Exit(1) from error
-        logging.get_logger(__name__).info("metrics_served", address=address, port=server.server_port)
-        try:
+    page = Page(looking, others=others)
+    try:
+        with ExitStack() as stack:
+            try:
+                listening = stack.enter_context(served(page, port, address))
+            except OSError as error:
+                typer.echo(f"error: cannot serve metrics at {address}:{port}: {error.strerror}", err=True)
+                raise typer.Exit(1) from error
+            logging.get_logger(__name__).info("metrics_served", address=address, port=listening)
             yield
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
+    finally:
+        page.close()

@@ -34,10 +34,11 @@ def watchdog(
     log_level: LogLevel = Level.INFO,
     log_json: LogJson = None,
 ) -> None:
-    """Remove segment files that no process holds and no read can reach, and the entries of dead processes.
+    """Remove segment files that no process holds and no read can reach, the entries of dead processes, and the counters
+    of schemas that are gone.
 
-    It touches this namespace only. Serving works without it, but it frees memory. Run it with the same host, user and
-    process-id namespace as the processes that it watches. Stops on SIGTERM and Ctrl-C.
+    Files and entries are those of this namespace only. Serving works without it, but it frees memory. Run it with the
+    same host, user and process-id namespace as the processes that it watches. Stops on SIGTERM and Ctrl-C.
 
     Examples:
     - `quorin watchdog -c redis://localhost:6379`: beside the consumer, forever
@@ -92,6 +93,8 @@ def _print(result: TickResult) -> None:
         add_row(shown, process, "", "the process is dead")
     for name in result.repointed:
         add_row(shown, name, "", "made current: the control plane named an older generation")
+    for name in result.retired:
+        add_row(shown, f"counters of {name}", "", "the schema is gone, and no process counts for it")
     if shown.row_count:
         console().print(shown)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ DOCKER = Path(__file__).parents[2] / "docker"
 FILES = sorted((DOCKER / "kubernetes").glob("*.yaml"))
 MANIFESTS = [(file.name, document) for file in FILES for document in yaml.safe_load_all(file.read_text())]
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
+DOCKERFILE = (DOCKER / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((DOCKER / "docker-compose.yml").read_text())["services"]
 UNITS = {"Mi": 2**20, "Gi": 2**30}
 LEAST_PROCESS_BYTES = 2**30
@@ -122,7 +124,7 @@ def test_secrets_and_images_are_named_as_elsewhere(name: str) -> None:
     cache = variables.get("XDG_CACHE_HOME", {}).get("value")
     if container["image"] == "quorin":  # Its kernels are in the image.
         assert cache is None
-        assert f"XDG_CACHE_HOME={'/var/cache/quorin'}" in (DOCKER / "Dockerfile").read_text()
+        assert f"XDG_CACHE_HOME={'/var/cache/quorin'}" in DOCKERFILE
     else:
         assert cache in [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")]
 
@@ -136,7 +138,7 @@ def test_commands_and_options_exist(name: str, monkeypatch: pytest.MonkeyPatch) 
         if command == "ready":
             assert seconds(context.params["max_lag"]) > 0
         if command == "consumer":
-            assert words == COMPOSE["consumer"]["command"][1:]
+            assert [command, *words] == json.loads(re.findall(r"^CMD (.*)$", DOCKERFILE, re.MULTILINE)[0])
             (port,) = container["ports"]
             assert port["containerPort"] == context.params["metrics_port"]
             assert container["livenessProbe"]["httpGet"] == {"path": "/metrics", "port": port["name"]}

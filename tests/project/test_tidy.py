@@ -82,8 +82,12 @@ CALLED_FROM_OUTSIDE = [
     "action_sort",
     "action_reverse",
     "action_pause",
+    "log_message",
+    "daemon_threads",
+    "address_family",
 ]
-"""Names that nothing here uses, because a library calls them: Feast, pydantic, Typer, Textual, numba, asyncio."""
+"""Names that nothing here uses, because a library calls them: Feast, pydantic, Typer, Textual, numba, asyncio, wsgiref.
+"""
 SOURCES = sorted(path for name in ("quorin", "feast_quorin") for path in (ROOT / name).rglob("*.py"))
 TRACKED = [
     ROOT / name for name in subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split("\n") if name

@@ -17,14 +17,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
 from quorin import assembly, metrics
 from quorin.engine.consumer.plan import Fit
 from quorin.engine.counting import counters
+from quorin.engine.counting.series import Text, gauge_text
 from quorin.engine.kernels import counting
 from quorin.engine.kernels.compiling import kernel
+from quorin.engine.ops.exposition import Page
 from quorin.engine.ops.gauges import SegmentCollector
 from quorin.engine.ops.observe import Observer
 from quorin.engine.ops.reclaim_plan import Reason
@@ -168,7 +171,7 @@ def test_any_process_shows_the_sum_of_all(registry: SegmentRegistry, schema: Sch
             f"print(metrics.registry.get_sample_value('quorin_reads_total', {{'schema': {schema.__name__!r}}}))"
         )
         done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-        assert done.stdout == "100\n"
+        assert done.stdout == "100.0\n"
         assert value("quorin_rows_applied_total", schema) == 5
         registry.discard(segment)
 
@@ -183,7 +186,7 @@ def test_where_nothing_can_be_shared_a_process_counts_for_itself(tmp_path: Path)
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert done.stdout == "5\n"
+    assert done.stdout == "5.0\n"
     assert "counters_not_shared" in done.stderr
 
 
@@ -318,3 +321,128 @@ def test_gauges_say_how_segments_and_the_log_are(registry: SegmentRegistry, sche
     assert (found["quorin_segment_rows"], found["quorin_segment_capacity"]) == (3, 8)
     for name in ("lag_seconds", "writer_heartbeat_age_seconds", "newest_event_age_seconds", "oldest_event_age_seconds"):
         assert 0 <= found[f"quorin_{name}"] < 60, name
+
+
+def page(registry: SegmentRegistry, tmp_path: Path, *, others: bool = False) -> dict[tuple[str, str], float]:
+    """The page of the registry's deployment: values by name and schema, as Prometheus parses them."""
+    with Observer(registry.backend, shm_dir=tmp_path / "shm") as observer:
+        shown = Page(observer, others=others)
+        try:
+            text = shown.text().decode()
+        finally:
+            shown.close()
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    keys = [(sample.name, *sorted(sample.labels.items())) for sample in samples]
+    assert len(keys) == len(set(keys)), "a series is twice on the page"
+    return {(sample.name, sample.labels.get("schema", "")): sample.value for sample in samples}
+
+
+def test_a_page_has_the_deployments_schemas_from_the_start_and_others_on_request(
+    registry: SegmentRegistry, schema: Schema, tmp_path: Path
+) -> None:
+    other = f"{schema.__name__}_of_another"
+    metrics.rows_applied.labels(other).inc(3)
+    with registry.create(schema, capacity=8) as segment:
+        shown = page(registry, tmp_path)
+        for series in ("quorin_reads_total", "quorin_dead_letters_total", "quorin_batch_read_seconds_count"):
+            assert shown[series, schema.__name__] == 0
+        for series in ("quorin_flush_failures_total", "quorin_dead_letters_dropped_total"):
+            assert shown[series, ""] >= 0
+        assert 0 < shown["quorin_shm_free_bytes", ""] <= shown["quorin_shm_bytes", ""]
+        assert not any(name == other for _, name in shown)
+        everything = page(registry, tmp_path, others=True)
+        assert everything["quorin_rows_applied_total", other] == 3
+        assert everything["quorin_reads_total", schema.__name__] == 0
+        registry.discard(segment)
+
+
+def test_the_page_is_what_the_registry_serves(registry: SegmentRegistry, schema: Schema, tmp_path: Path) -> None:
+    odd = 'odd"\\%s\n'
+    metrics.rows_applied.labels(odd).inc(3)
+    metrics.reanchored.labels(schema.__name__, "shorter").inc(2)
+    metrics.flush_seconds.inc(1_500_000_000)
+    metrics.count_applied(schema.__name__, 5, 1, 20_000_000)
+    text = Text()
+    for _ in range(2):
+        families = list(metrics.counted())
+        whole = CollectorRegistry()
+        whole.register(Fixed([family.metric(slots) for family, slots in families if slots]))
+        page = "".join(text.of(family, slots) for family, slots in families)
+        assert parsed(page) == parsed(generate_latest(whole).decode())
+        metrics.rows_applied.labels(schema.__name__).inc(1)
+    gauge = GaugeMetricFamily("quorin_x", "100% of it.", labels=["schema", "node"])
+    gauge.add_metric([odd, "n"], 1)
+    gauge.add_metric(["b", "n"], 1.5e-9)
+    whole = CollectorRegistry()
+    whole.register(Fixed([gauge]))
+    assert gauge_text(gauge) == generate_latest(whole).decode()
+
+
+def parsed(text: str) -> list[Any]:
+    """Families as Prometheus reads them: names, texts, types and samples, in their order."""
+    families = text_string_to_metric_families(text)
+    return [(family.name, family.documentation, family.type, family.samples) for family in families]
+
+
+class Fixed:
+    """A collector of families that are there."""
+
+    def __init__(self, families: list[Any]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Any]:
+        return self._families
+
+
+def test_a_page_without_the_control_plane_says_so_and_keeps_counting(
+    registry: SegmentRegistry, schema: Schema, tmp_path: Path
+) -> None:
+    with registry.create(schema, capacity=8) as segment, Observer(registry.backend, shm_dir=tmp_path / "shm") as seen:
+        shown = Page(seen)
+        assert f'quorin_reads_total{{schema="{schema.__name__}"}} 0.0' in shown.text().decode()
+        database = tmp_path / "control" / "quorin.db"
+        database.rename(tmp_path / "away.db")
+        database.mkdir()
+        text = shown.text().decode()
+        database.rmdir()
+        (tmp_path / "away.db").rename(database)
+        shown.close()
+        assert "quorin_control_plane_up 0.0" in text
+        assert f'quorin_reads_total{{schema="{schema.__name__}"}} 0.0' in text
+        registry.discard(segment)
+
+
+def test_counters_of_schemas_that_are_gone_are_retired_unless_a_process_counts_in_them(
+    registry: SegmentRegistry, schema: Schema, tmp_path: Path
+) -> None:
+    name = schema.__name__
+    gone, held, kept = f"{name}_gone", f"{name}_held", name
+    script = (
+        "import sys; from quorin import metrics\n"
+        "for name in sys.argv[1:]: metrics.rows_applied.labels(name).inc(5)\n"
+        "print('counted', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, gone, held, kept], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    metrics.rows_applied.labels(held).inc(1)
+    with (
+        registry.create(schema, capacity=8) as segment,
+        process,
+        WatchdogState(registry.backend, shm_dir=tmp_path / "shm") as watchdog,
+    ):
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"counted\n"
+        for _ in range(3):
+            assert gone not in watchdog.run_one_tick().retired
+        assert counters.retire([gone, held]) == {}, "a living process counts in them"
+        process.communicate()
+        assert gone not in watchdog.run_one_tick().retired, "one tick is not enough"
+        assert gone in watchdog.run_one_tick().retired
+        registry.discard(segment)
+    totals = counters.totals()
+    assert gone not in totals
+    assert totals[held][counters.word("rows_applied")] == 6, "this process counts in one of its slots"
+    assert totals[kept][counters.word("rows_applied")] == 5, "the deployment has it"
+    metrics.rows_applied.labels(gone).inc(1)
+    assert counters.totals()[gone][counters.word("rows_applied")] == 1

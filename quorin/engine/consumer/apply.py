@@ -14,6 +14,7 @@ from quorin import metrics
 from quorin.engine.consumer.plan import Cursors, is_all
 from quorin.engine.consumer.run import Run
 from quorin.engine.consumer.single_rows import SingleRows
+from quorin.engine.counting import counters
 from quorin.engine.log.record import Kind, decode, encode, fingerprint_bytes, peek, translate, written_at
 from quorin.engine.log.record_fast import decode_alike, likeness, template_of
 from quorin.errors import EntityIdError, EntityIdTooLongError, InvalidEntryError, InvalidRowError
@@ -233,9 +234,9 @@ class Applier:
         try:
             name = peek(payload).schema_name
         except InvalidEntryError:
-            name = "?"
+            name = counters.UNKNOWN
         # The name of an unknown schema must not become a metric series: producers can make up any number of names.
-        metrics.dead_letters.labels(name if name in self._applied_here else "?").inc()
+        metrics.dead_letters.labels(name if name in self._applied_here else counters.UNKNOWN).inc()
         _log.error("dead_letter", schema=name, position=position, reason=str(error))
         if dropped:
             metrics.dead_letters_dropped.inc(dropped)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from quorin import metrics
 from quorin.engine.ops.presence import FORGET_SECONDS
-from quorin.errors import WriterFencedError
+from quorin.errors import HistoryUnavailableError, WriterFencedError
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
@@ -56,7 +56,11 @@ class Trimming:
         if self._history is None:
             return
         started = time.monotonic_ns()
-        self._history.flush()
+        try:
+            self._history.flush()
+        except HistoryUnavailableError:
+            metrics.flush_failures.inc()
+            raise
         metrics.flushes.inc()
         metrics.flush_seconds.inc(time.monotonic_ns() - started)
         if self._node_timeout_seconds is not None:

@@ -24,7 +24,7 @@ from quorin.engine.memory.file import SlotFile, default_shm_dir
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from quorin.engine.arrays import Int64s, UInt64s
 
@@ -57,6 +57,7 @@ NAMES = (
     "stale_reads", *(f"requests_refused.{reason}" for reason in REFUSAL_REASONS),
     *(f"requests.{status}" for status in STATUS_CLASSES), "request_rows", "request_features", "request_ns",
     *(f"request_time.{number}" for number in range(len(REQUEST_BOUNDS) + 1)), "requests_in_flight",
+    "flush_failures",
 )  # fmt: skip
 """What the words of a slot count, behind those of :mod:`quorin.engine.format.abi` that kernels count in. Only ever add
 to the end.
@@ -65,9 +66,12 @@ to the end.
 EVERYWHERE = "*"
 """The name of the slot for what belongs to no schema."""
 
+UNKNOWN = "?"
+"""The name of the slot for entries of schemas that are unknown."""
+
 _WORD = {name: READ_WORDS + index for index, name in enumerate(NAMES)}
 _NAME_BYTES, _HEAD_BYTES, _SLOT_BYTES, _SLOT_COUNT = 192, 256, 2048, 8192
-_WORD_COUNT = (_SLOT_BYTES - _HEAD_BYTES) // 8
+WORD_COUNT = (_SLOT_BYTES - _HEAD_BYTES) // 8
 _MAX_PROBES = 512
 _LAYOUT = zlib.crc32(repr((READ_WORDS, W_READS, W_BATCHES, NAMES, _SLOT_BYTES, _SLOT_COUNT)).encode())
 
@@ -113,37 +117,70 @@ def cell(schema_name: str) -> int:
         return state.cell(schema_name)
 
 
-def totals() -> dict[str, UInt64s]:
-    """The sums over all processes of this machine's user, dead ones included, by schema name."""
+def totals(is_wanted: Callable[[str], bool] | None = None) -> dict[str, UInt64s]:
+    """The sums over all processes of this machine's user, dead ones included, by the name of the slot; of wanted names,
+    or of all.
+    """
     sums: dict[str, UInt64s] = {}
-    for name, words in _slots(live_only=False):
+    for name, words in _slots(is_wanted, live_only=False):
         sums[name] = sums[name] + words if name in sums else words
     return sums
 
 
-def live_totals(place: int) -> dict[str, int]:
-    """The sums of one word over all processes of this machine's user that live, by the name of the slot. For words that
-    say what holds at this moment.
+def live_totals(place: int, is_wanted: Callable[[str], bool]) -> dict[str, int]:
+    """The sums of one word over all processes of this machine's user that live, by the wanted names of slots. For words
+    that say what holds at this moment.
     """
     sums: dict[str, int] = {}
-    for name, words in _slots(live_only=True):
+    for name, words in _slots(is_wanted, live_only=True):
         sums[name] = sums.get(name, 0) + int(words[place])
     return sums
 
 
-def _slots(*, live_only: bool) -> Iterator[tuple[str, UInt64s]]:
-    """The names and words of all slots, or of those that a living process holds."""
+def retire(names: Collection[str]) -> dict[str, int]:
+    """Free those slots of these names that no process counts in; what they counted is lost. How many, by name.
+
+    A slot's name is compared while the slot is held, and a process takes a slot only by holding it: so one that is
+    taken meanwhile, for whatever name, stays.
+    """
+    state, retired = _state, dict.fromkeys(names, 0)
+    with state.lock:
+        file = state.file()
+        for number, slot in [] if file is None else file.used():
+            if file is None or _name_of(slot) not in retired or (number, os.getpid()) in _held_here:
+                continue
+            if file.try_hold(number):
+                try:
+                    name = _name_of(file.head(number, _NAME_BYTES))
+                    if name in retired:
+                        file.memory(number)[:] = 0
+                        retired[name] += 1
+                finally:
+                    file.let_go(number)
+    return {name: count for name, count in retired.items() if count}
+
+
+def idle_names() -> set[str]:
+    """The names of slots that no process counts in."""
+    counted = {name for name, _ in _slots(None, live_only=False)}
+    return counted.difference(name for name, _ in _slots(None, live_only=True))
+
+
+def _slots(is_wanted: Callable[[str], bool] | None, *, live_only: bool) -> Iterator[tuple[str, UInt64s]]:
+    """The names and words of all slots that are wanted, or of those among them that a living process holds."""
     state = _state
     with state.lock:
         file = state.file()
         private = [(name, np.array(words)) for name, words in state.private.items()]
-    yield from private
+    yield from (one for one in private if is_wanted is None or is_wanted(one[0]))
     if file is None:
         return
     for number, slot in file.used():
         name = _name_of(slot)
-        if name and (not live_only or (number, os.getpid()) in _held_here or file.is_held(number)):
-            yield name, np.frombuffer(slot, np.uint64, _WORD_COUNT, _HEAD_BYTES)
+        if not name or (is_wanted is not None and not is_wanted(name)):
+            continue
+        if not live_only or (number, os.getpid()) in _held_here or file.is_held(number):
+            yield name, np.frombuffer(slot, np.uint64, WORD_COUNT, _HEAD_BYTES)
 
 
 class _State:

@@ -34,6 +34,7 @@ class PathCounter:
     def __init__(self, path: str, way: str) -> None:
         self._slot = f"{_PREFIX} {way} {path}"
         self._in_flight = 0
+        counters.own_words(self._slot)  # So that its series exist before the first request.
 
     def begin(self) -> None:
         """A request is in flight until :meth:`end`."""
@@ -61,21 +62,31 @@ def count_refused(reason: str) -> None:
     counters.add(counters.EVERYWHERE, _REFUSED[reason])
 
 
+def is_request(name: str) -> bool:
+    """Whether a slot of this name counts requests."""
+    return name.startswith(f"{_PREFIX} ")
+
+
+def is_schema(name: str) -> bool:
+    """Whether a slot of this name counts for a schema."""
+    return name not in (counters.EVERYWHERE, counters.UNKNOWN) and not is_request(name)
+
+
 def paths(totals: dict[str, UInt64s]) -> list[tuple[str, str, UInt64s]]:
     """Path, way and words of the slots of requests."""
-    return [(*labels, words) for name, words in sorted(totals.items()) if (labels := _labels(name))]
+    return [(*_labels(name), words) for name, words in sorted(totals.items()) if is_request(name)]
 
 
 def in_flight() -> dict[str, int]:
     """The requests that applications are answering at this moment, by path."""
     sums: dict[str, int] = {}
-    for name, count in sorted(counters.live_totals(_IN_FLIGHT).items()):
-        if (labels := _labels(name)) and labels[1] == APPLICATION:
-            sums[labels[0]] = sums.get(labels[0], 0) + count
+    for name, count in sorted(counters.live_totals(_IN_FLIGHT, is_request).items()):
+        path, way = _labels(name)
+        if way == APPLICATION:
+            sums[path] = sums.get(path, 0) + count
     return sums
 
 
-def _labels(name: str) -> tuple[str, str] | None:
-    prefix, _, rest = name.partition(" ")
-    way, _, path = rest.partition(" ")
-    return (path, way) if prefix == _PREFIX and path else None
+def _labels(name: str) -> tuple[str, str]:
+    _, way, path = name.split(" ", 2)
+    return path, way

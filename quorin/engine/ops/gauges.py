@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import GaugeMetricFamily
 
-from quorin import metrics
 from quorin.errors import QuorinError
 from quorin.logging import get_logger
 
@@ -38,25 +37,19 @@ _STATS = {
 }
 
 
-@contextmanager
-def exposed(observer: Observer) -> Iterator[None]:
-    """Register an observer's gauges in :data:`quorin.metrics.registry` inside a ``with`` block."""
-    collector = SegmentCollector(observer)
-    metrics.registry.register(collector)
-    try:
-        yield
-    finally:
-        metrics.registry.unregister(collector)
-        collector.close()
-
-
 class SegmentCollector:
-    """Observes at each scrape. If the control plane is unreachable, the only gauge is ``quorin_control_plane_up`` 0."""
+    """Observes at each scrape. If the control plane is unreachable, the only gauge is ``quorin_control_plane_up`` 0.
+
+    Readers and event times are found after a scrape, for the next one: with many rows and processes that takes long.
+    """
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
         # Each scrape runs in its own thread, but an observer is for one thread.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="quorin-metrics")
+        self._scanning = self._thread.submit(self._scan)
+        self.schema_names: tuple[str, ...] = ()
+        """The schemas of the last observation."""
 
     def close(self) -> None:
         """Stop the observing thread."""
@@ -65,18 +58,34 @@ class SegmentCollector:
     def collect(self) -> Iterator[Metric]:
         """Observe once and yield the gauges."""
         up = GaugeMetricFamily("quorin_control_plane_up", "Whether the control plane is reachable.")
+        if self._scanning.done():
+            self._scanning.result()
         try:
-            seen = self._thread.submit(self._observer.observe).result()
+            seen = self._thread.submit(self._observer.observe, readers=False, events=False).result()
         except QuorinError as error:
             _log.warning("control_plane_unreachable", error=str(error))
             up.add_metric([], 0)
             yield up
             return
+        finally:
+            if self._scanning.done():
+                self._scanning = self._thread.submit(self._scan)
+        self.schema_names = tuple(state.schema_name for state in seen.segments)
         up.add_metric([], 1)
         yield up
+        yield from _of_memory(seen)
         yield from _of_log(seen)
         yield from _of_nodes(seen)
         yield from _of_segments(seen.segments)
+
+    def _scan(self) -> None:
+        with suppress(QuorinError):  # The next observation meets the same error, and reports it.
+            self._observer.scan()
+
+
+def _of_memory(seen: Deployment) -> Iterator[Metric]:
+    yield GaugeMetricFamily("quorin_shm_bytes", "Size of the file system of segments.", value=seen.shm_bytes)
+    yield GaugeMetricFamily("quorin_shm_free_bytes", "Free bytes there.", value=seen.shm_free_bytes)
 
 
 def _of_log(seen: Deployment) -> Iterator[Metric]:

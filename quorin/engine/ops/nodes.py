@@ -128,8 +128,21 @@ def observed_nodes(
 
 def with_behind(nodes: Iterable[NodeReport], log: Log, bounds: Bounds) -> list[NodeReport]:
     """Nodes with what each is behind by, counted in the log, whose bounds are ``bounds``."""
-    counted: dict[tuple[str, int], Behind] = {}
-    return [_with_behind(node, log, bounds, counted) for node in nodes]
+    nodes = list(nodes)
+    wanted = {(replica.schema_name, replica.position) for node in nodes for replica in node.replicas}
+    found = unread(log, bounds, wanted, max_entries=_MAX_ENTRIES, max_bytes=_MAX_BYTES)
+    # Trimmed entries are not counted.
+    behind = {
+        (name, position): Behind(one.entries, one.rows, one.bytes, is_exact=one.is_all and position >= bounds.trimmed)
+        for (name, position), one in found.items()
+    }
+    return [
+        replace(
+            node,
+            replicas=tuple(replace(one, behind=behind[one.schema_name, one.position]) for one in node.replicas),
+        )
+        for node in nodes
+    ]
 
 
 def late_nodes(
@@ -168,19 +181,3 @@ def _replicas(reports: list[Report]) -> list[Replica]:
             if known is None or replica.position > known.position:
                 furthest[name] = replica
     return [furthest[name] for name in sorted(furthest)]
-
-
-def _with_behind(node: NodeReport, log: Log, bounds: Bounds, counted: dict[tuple[str, int], Behind]) -> NodeReport:
-    replicas = []
-    for replica in node.replicas:
-        key = replica.schema_name, replica.position
-        if key not in counted:
-            counted[key] = _behind(log, bounds, *key)
-        replicas.append(replace(replica, behind=counted[key]))
-    return replace(node, replicas=tuple(replicas))
-
-
-def _behind(log: Log, bounds: Bounds, schema_name: str, position: int) -> Behind:
-    found = unread(log, bounds, schema_name, position, max_entries=_MAX_ENTRIES, max_bytes=_MAX_BYTES)
-    # Trimmed entries are not counted.
-    return Behind(found.entries, found.rows, found.bytes, is_exact=found.is_all and position >= bounds.trimmed)

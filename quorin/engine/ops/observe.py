@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,16 +26,19 @@ from quorin.schema import Schema, schema_from_json
 from quorin.shm import default_shm_dir
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from quorin.engine.backend import Backend, Bounds
     from quorin.engine.ops.nodes import NodeReport
     from quorin.engine.ops.presence import Process, Report
+    from quorin.engine.ops.unread import Unread
 
 _MAX_ENTRIES, _MAX_BYTES = 256, 4 << 20
 """How much of the log is read to count a segment's lag; beyond that the count is a lower bound."""
 
 _SCAN_SLOTS = 1 << 20
 _SCAN_SHARE = 0.01
-"""The maximum share of time to spend on scanning rows for their event times."""
+"""The maximum share of time to spend on scanning rows for their event times, and again on finding readers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,8 @@ class Deployment:
     log: Bounds
     log_entries: int
     dead_letters: int
+    shm_bytes: int
+    shm_free_bytes: int
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -121,6 +125,7 @@ class Deployment:
             ],
             "node": self.node,
             "nodes": [node.as_dict() for node in self.nodes],
+            "shared_memory": {"bytes": self.shm_bytes, "free_bytes": self.shm_free_bytes},
             "log": {**asdict(self.log), "entries": self.log_entries, "dead_letters": self.dead_letters},
         }
 
@@ -137,6 +142,8 @@ class Observer:
         self._log = backend.log(stream_key)
         self._segments: dict[str, Segment] = {}
         self._events = EventScans()
+        self._readers: dict[str, tuple[Process, ...]] = {}
+        self._next_readers_at = 0.0
 
     def __enter__(self) -> Observer:
         return self
@@ -153,32 +160,58 @@ class Observer:
     def observe(self, *, schema_name: str | None = None, readers: bool = True, events: bool = True) -> Deployment:
         """Observe all segments, or only that of ``schema_name``.
 
-        ``readers`` finds the processes that have a segment mapped. ``events`` scans rows for their event times, in at
-        most one percent of the time.
+        ``readers`` finds the processes that have a segment mapped. ``events`` scans rows for their event times. Each
+        takes at most one percent of the time, so what is not due is kept, as it is without them.
 
         :raises ConnectionFailedError: if the control plane cannot be reached.
         """
         control, bounds = self._backend.control, self._log.bounds()
         identity = self._log.identity() if bounds.last else 0
         names = [name for name in sorted(control.schemas()) if schema_name in (None, name)]
+        opened, problems = self._opened(names)
+        self._scan(opened, readers=readers, events=events)
+        positions = {name: one.position if one.log_identity == identity else 0 for name, one in opened.items()}
+        found = unread(self._log, bounds, positions.items(), max_entries=_MAX_ENTRIES, max_bytes=_MAX_BYTES)
         states = []
         for name in names:
             try:
-                states.append(self._state(name, bounds, identity, readers=readers, events=events))
+                if name in problems:
+                    raise problems[name]
+                states.append(self._state(name, opened[name], _lag(found[name, positions[name]])))
             except QuorinError as error:
                 states.append(SegmentState(name, self._stored_schema(name), problem=str(error)))
         entries, letters = self._log.sizes()
         reports = tuple(presence.reports(control))
         nodes = tuple(with_behind(nodes_of(reports), self._log, bounds))
-        own = self._node.id
-        return Deployment(self._backend.address, tuple(states), reports, nodes, own, bounds, entries, letters)
+        memory = os.statvfs(self._directory)
+        return Deployment(
+            address=self._backend.address,
+            segments=tuple(states),
+            processes=reports,
+            nodes=nodes,
+            node=self._node.id,
+            log=bounds,
+            log_entries=entries,
+            dead_letters=letters,
+            shm_bytes=memory.f_blocks * memory.f_frsize,
+            shm_free_bytes=memory.f_bavail * memory.f_frsize,
+        )
+
+    def scan(self) -> None:
+        """Find readers and event times for later observations without them.
+
+        :raises ConnectionFailedError: if the control plane cannot be reached.
+        """
+        self._scan(self._opened(self._backend.control.schemas())[0], readers=True, events=True)
 
     def segment(self, schema_name: str) -> Segment:
         """The current segment of a schema, read-only; the observer closes it.
 
         :raises SegmentNotFoundError: if there is none, or its file is gone.
         """
-        current = self._node.current(schema_name)
+        return self._segment(schema_name, self._node.current(schema_name))
+
+    def _segment(self, schema_name: str, current: str | None) -> Segment:
         cached = self._segments.get(schema_name)
         if cached is not None and cached.name == current:
             return cached
@@ -190,31 +223,41 @@ class Observer:
         self._segments[schema_name] = Segment(view, None, read_only=True)
         return self._segments[schema_name]
 
-    def _state(self, name: str, bounds: Bounds, identity: int, *, readers: bool, events: bool) -> SegmentState:
-        segment = self.segment(name)
+    def _opened(self, names: Iterable[str]) -> tuple[dict[str, Segment], dict[str, QuorinError]]:
+        """The current segments of schemas, and why others have none that can be read."""
+        opened, problems = {}, {}
+        currents = self._node.currents()
+        for name in names:
+            try:
+                opened[name] = self._segment(name, currents.get(name))
+                opened[name].current_view()
+            except QuorinError as error:
+                problems[name] = error
+        return opened, problems
+
+    def _scan(self, segments: dict[str, Segment], *, readers: bool, events: bool) -> None:
+        started = time.monotonic()
+        if readers and started >= self._next_readers_at:
+            this = presence.Process.this()
+            self._readers = {
+                name: tuple(process for process in processes if process != this)
+                for name, processes in presence.holders(self._directory).items()
+            }
+            now = time.monotonic()
+            self._next_readers_at = now + (now - started) / _SCAN_SHARE
+        for name, segment in segments.items() if events else ():
+            self._events.of(name, segment)
+
+    def _state(self, name: str, segment: Segment, lag: Lag) -> SegmentState:
         view = segment.current_view()
-        follows = segment.log_identity == identity
-        return SegmentState(
-            name,
-            segment.schema,
-            segment.stats(),
-            self._lag(name, segment.position if follows else 0, bounds),
-            self._events.of(name, segment) if events else None,
-            _other_holders(view.path) if readers else (),
-        )
+        readers = self._readers.get(view.path.name, ())
+        return SegmentState(name, segment.schema, segment.stats(), lag, self._events.last(name), readers)
 
     def _stored_schema(self, name: str) -> Schema | None:
         try:
             return schema_from_json(self._backend.control.schemas()[name])
         except (QuorinError, ValueError, TypeError, KeyError):
             return None
-
-    def _lag(self, name: str, position: int, bounds: Bounds) -> Lag:
-        found = unread(self._log, bounds, name, position, max_entries=_MAX_ENTRIES, max_bytes=_MAX_BYTES)
-        if not found.headers:
-            return Lag(is_exact=found.is_all)
-        waiting = max(0.0, (time.time_ns() - found.headers[0].written_ns) / 1e9)
-        return Lag(len(found.headers), found.rows, waiting, is_exact=found.is_all)
 
 
 class EventScans:
@@ -226,12 +269,18 @@ class EventScans:
     def of(self, schema_name: str, segment: Segment) -> Events:
         """The event times of a schema's segment, which may be those of its last scan."""
         cached = self._scanned.get(schema_name)
-        now = time.monotonic()
-        if cached is None or now >= cached.next_at:
+        if cached is None or time.monotonic() >= cached.next_at:
+            event_times(segment, slot_count=0)  # Loads the kernel, which takes longer than most scans.
+            started = time.monotonic()
             events = event_times(segment)
-            took = time.monotonic() - now
-            cached = self._scanned[schema_name] = _Scanned(events, now + took / _SCAN_SHARE)
+            now = time.monotonic()
+            cached = self._scanned[schema_name] = _Scanned(events, now + (now - started) / _SCAN_SHARE)
         return cached.events
+
+    def last(self, schema_name: str) -> Events | None:
+        """The event times that the last scan found; None before the first."""
+        cached = self._scanned.get(schema_name)
+        return None if cached is None else cached.events
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,19 +289,22 @@ class _Scanned:
     next_at: float
 
 
-def event_times(segment: Segment) -> Events:
-    """The oldest and the newest event time of a segment's rows. Scans every row, without the GIL."""
+def event_times(segment: Segment, slot_count: int | None = None) -> Events:
+    """The oldest and the newest event time of a segment's rows, or of those in its first slots. Without the GIL."""
     from quorin.engine import kernels
 
     view = segment.current_view()
     result = np.array([np.iinfo(np.int64).max, np.iinfo(np.int64).min], np.int64)
-    for first in range(0, view.layout.slot_count, _SCAN_SLOTS):
-        last = min(first + _SCAN_SLOTS, view.layout.slot_count)
+    slots = view.layout.slot_count if slot_count is None else slot_count
+    for first in range(0, max(slots, 1), _SCAN_SLOTS):
+        last = min(first + _SCAN_SLOTS, slots)
         kernels.event_times(view.descriptor, first, last, result)
     oldest, newest = int(result[0]), int(result[1])
     return Events(None, None) if oldest > newest else Events(oldest, newest)
 
 
-def _other_holders(path: Path) -> tuple[Process, ...]:
-    this = presence.Process.this()
-    return tuple(process for process in presence.holders(path) if process != this)
+def _lag(found: Unread) -> Lag:
+    if not found.headers:
+        return Lag(is_exact=found.is_all)
+    waiting = max(0.0, (time.time_ns() - found.headers[0].written_ns) / 1e9)
+    return Lag(len(found.headers), found.rows, waiting, is_exact=found.is_all)

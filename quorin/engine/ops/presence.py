@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quorin.engine.memory.file import parse_pending
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -142,18 +144,25 @@ def _is_zombie(process: Path) -> bool:
         return False
 
 
-def holders(path: str | os.PathLike[str]) -> list[Process]:
-    """The processes of this machine that have a segment's file mapped, as far as this user can see."""
-    name, host, processes = os.fspath(path), _this_host(), []
+def holders(directory: str | os.PathLike[str]) -> dict[str, list[Process]]:
+    """The processes of this machine that have files of a directory mapped, as far as this user can see, by the name of
+    the file, which may have been removed since. Reads the mappings of every process once.
+    """
+    prefix, host = f" {os.fspath(directory)}/", _this_host()
+    found: dict[str, list[Process]] = {}
     for maps in Path("/proc").glob("[0-9]*/maps"):
         try:
-            mapped = name in maps.read_text()
+            text = maps.read_text()
         except OSError:  # The process ended meanwhile, or belongs to another user.
             continue
-        start = _start_of(int(maps.parent.name)) if mapped else None
+        mapped = [line.partition(prefix)[2] for line in text.splitlines() if prefix in line]
+        # The kernel shows the name that a file had when it was mapped.
+        names = {parse_pending(name.removesuffix(" (deleted)"))[0] for name in mapped}
+        start = _start_of(int(maps.parent.name)) if names else None
         if start is not None:
-            processes.append(Process(host, int(maps.parent.name), start))
-    return processes
+            for name in names:
+                found.setdefault(name, []).append(Process(host, int(maps.parent.name), start))
+    return found
 
 
 @cache

@@ -45,13 +45,16 @@ class SegmentFile:
 @dataclass(frozen=True, slots=True)
 class State:
     """The input of one tick: the deployment's identity and those it had before, the node's current segments by schema,
-    the files, and the processes with an entry, each with whether it is dead.
+    the files, the processes with an entry, each with whether it is dead, the schemas of the control plane and of
+    any deployment's segments here, and those with counters that no process counts in.
     """
 
     identities: frozenset[int]
     currents: Mapping[str, str]
     files: tuple[SegmentFile, ...]
     processes: Mapping[str, bool]
+    schemas: frozenset[str] = frozenset()
+    counted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class Decision:
     """What to do in this tick, and for how many consecutive ticks each thing has been orphaned (``misses``).
 
     ``repoint`` holds the schema name, the segment that the node's file names, and the segment that is in force.
+    ``retire`` has the schemas whose counters go: they are unknown here, and no deployment has a segment of them.
     """
 
     unlink: tuple[tuple[SegmentFile, Reason], ...]
@@ -66,6 +70,7 @@ class Decision:
     repoint: tuple[tuple[str, str, str], ...]
     misses: Mapping[str, int]
     foreign_files: int
+    retire: tuple[str, ...] = ()
 
 
 def decide(state: State, misses: Mapping[str, int], *, threshold: int) -> Decision:
@@ -98,9 +103,11 @@ def decide(state: State, misses: Mapping[str, int], *, threshold: int) -> Decisi
     ours = {file.name for file in state.files if _is_ours(file, state.identities, named)}
     orphans = [(file, reason) for file, reason in orphans if file.name in ours and not file.held]
     dead = [process for process, is_dead in state.processes.items() if is_dead]
+    gone = sorted(state.counted - state.schemas)
     keys = [f"file {file.name} {file.inode}" for file, _ in orphans]
     keys += [f"process {process}" for process in dead]
     keys += [f"current {name}" for _, name, _ in repoint]
+    keys += [f"counters {name}" for name in gone]
     counted = {key: misses.get(key, 0) + 1 for key in keys}
     return Decision(
         unlink=tuple(o for o in orphans if counted[f"file {o[0].name} {o[0].inode}"] >= threshold),
@@ -108,6 +115,7 @@ def decide(state: State, misses: Mapping[str, int], *, threshold: int) -> Decisi
         repoint=tuple(entry for entry in repoint if counted[f"current {entry[1]}"] >= threshold),
         misses=counted,
         foreign_files=len(state.files) - len(ours),
+        retire=tuple(name for name in gone if counted[f"counters {name}"] >= threshold),
     )
 
 

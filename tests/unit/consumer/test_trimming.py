@@ -10,6 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from quorin import metrics
+from quorin.engine.counting import counters
 from quorin.engine.log.dead_letters import replay
 from quorin.engine.log.record import Kind
 from quorin.engine.ops import presence
@@ -40,6 +42,8 @@ class History:
 def test_a_history_that_cannot_be_written_is_named_and_tried_again(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    failures = metrics.flush_failures.labels(counters.EVERYWHERE)
+    before = failures.value
     obstacle = tmp_path / "file"
     obstacle.touch()
     history = ParquetDatasetStore(obstacle / "history")
@@ -61,6 +65,7 @@ def test_a_history_that_cannot_be_written_is_named_and_tried_again(
     assert said.count("history_unavailable") == 1, said
     assert f"the history at {obstacle}" in said
     assert "log_unreachable" not in said
+    assert failures.value > before
 
 
 def test_without_history_the_log_keeps_everything(world: World) -> None:
