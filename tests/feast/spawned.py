@@ -8,8 +8,7 @@ from typing import IO, Any
 
 from tests.support.forking import Forked, context, preload
 
-# Not Feast's command line: with it comes Polars, whose threads a forked process lacks.
-preload("feast", "feast_quorin.online_store", "tests.feast.repos", __name__)
+preload(__name__)
 
 QUICK_IMPORT = {"PYTHONOPTIMIZE": "1"}
 """For the environment of a process that imports Feast itself. Most of that import is typeguard's preparing of checks,

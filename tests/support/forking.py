@@ -1,24 +1,53 @@
 """Processes forked from a server that has imported what they need, as a process is mostly its imports.
 
 The server starts with the first process. What it imports must start no thread that a forked process would miss, see
-`tests/feast/test_processes.py`.
+`tests/feast/test_processes.py`. All its processes have one seed for the hashes of strings: Feast orders the features of
+a view by a set, and answers of two servers are compared.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import IO, Any
 
-context = multiprocessing.get_context("forkserver")
+import pytest
+
 _preloaded: list[str] = []
+
+
+class Process(ForkServerProcess):
+    """A process with the environment of the moment when it was started, as a spawned one has."""
+
+    def start(self) -> None:
+        self._environment = dict(os.environ)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONHASHSEED", "0")
+            forkserver.ensure_running()
+        super().start()
+
+    def run(self) -> None:
+        os.environ.clear()
+        os.environ.update(self._environment)
+        super().run()
+
+
+class Context(ForkServerContext):
+    """The start method ``forkserver``, whose processes are of the class :class:`Process`."""
+
+    Process: Any = Process
+
+
+context = Context()
 
 
 def preload(*modules: str) -> None:
@@ -122,12 +151,21 @@ def _become(
     directory: str,
     streams: list[Connection],
 ) -> None:
+    os.dup2(sys.stdin.fileno(), 0)  # its own, which reads nothing; Uvicorn gives it to its workers
     for number, stream in enumerate(streams, start=1):
         os.dup2(stream.fileno(), number)
         stream.close()
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(directory)
     sys.argv = words
     main()
+
+
+def run_module() -> None:
+    """What ``python -m`` does with a module and its arguments."""
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
