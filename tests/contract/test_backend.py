@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -14,8 +13,9 @@ import pytest
 
 from quorin.engine.backend import Backend, Beginning, Bounds, DeadLetter, Fence, Log, connect
 from quorin.errors import ConnectionFailedError, LogFullError, WriterFencedError
+from tests.support.forking import context, preload
 
-spawn = multiprocessing.get_context("spawn")
+preload(__name__)
 
 
 # The control plane
@@ -571,7 +571,7 @@ def append_many(connection: str, name: str, count: int) -> None:
 
 def test_processes_append_at_once_and_nothing_is_lost_or_torn_apart(connection: str, backend: Backend) -> None:
     names = [f"W{i}" for i in range(3)]
-    writers = [spawn.Process(target=append_many, args=(connection, name, 40)) for name in names]
+    writers = [context.Process(target=append_many, args=(connection, name, 40)) for name in names]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -594,8 +594,8 @@ def set_first(connection: str, name: str, results: object) -> None:
 
 
 def test_one_of_several_processes_wins(connection: str, backend: Backend) -> None:
-    results = spawn.Queue()
-    racers = [spawn.Process(target=set_first, args=(connection, f"segment{i}", results)) for i in range(3)]
+    results = context.Queue()
+    racers = [context.Process(target=set_first, args=(connection, f"segment{i}", results)) for i in range(3)]
     for racer in racers:
         racer.start()
     for racer in racers:
@@ -647,8 +647,8 @@ def append_until_killed(connection: str, acknowledged: object) -> None:
 
 def test_what_a_killed_producer_was_told_is_there(connection: str, backend: Backend) -> None:
     for _ in range(3):
-        receiver, sender = spawn.Pipe(duplex=False)
-        writer = spawn.Process(target=append_until_killed, args=(connection, sender))
+        receiver, sender = context.Pipe(duplex=False)
+        writer = context.Process(target=append_until_killed, args=(connection, sender))
         writer.start()
         told = [receiver.recv() for _ in range(30)]
         assert writer.pid is not None

@@ -10,6 +10,9 @@ import pytest
 from feast import FeatureStore
 
 from tests.feast.repos import END, START, definitions, make_store, write_data
+from tests.support.forking import preload
+
+preload("tests.feast.preloaded", "tests.feast.repos")
 
 
 @pytest.fixture(params=["embedded", "redis"])

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from feast_quorin.hook import NAME
 from quorin import metrics
 from tests.feast.repos import END, START, write_data
-from tests.feast.spawned import QUICK_IMPORT
+from tests.feast.spawned import QUICK_IMPORT, start_feast
 
 ROOT = Path(__file__).parents[2]
 DEFINITIONS = """
@@ -44,14 +44,6 @@ EARLIER_ALICE = {**ALICE, "trips": [1001 * 10**12 + 1], "score": [1.25]}
 ARROW = {
     "provider": "feast_quorin.QuorinProvider", "batch_engine": {"type": "feast_quorin.QuorinComputeEngine"},
 }  # fmt: skip
-SEVERAL = """
-import json, sys
-from feast.cli.cli import cli
-for arguments in json.loads(sys.argv[1]):
-    cli(arguments, standalone_mode=False)
-"""
-"""Several commands in one process, as a command is mostly its imports."""
-
 TIMEOUT_SECONDS = 300
 
 
@@ -87,35 +79,34 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "feast.cli.cli", *arguments]
 
 
-def commands(*each: list[str]) -> list[str]:
-    """One after the other in one process; :func:`command` is for those that have to begin anew."""
-    return [sys.executable, "-c", SEVERAL, json.dumps(each)]
-
-
 def run(repo: Path, *arguments: str) -> str:
-    return finished(begun(repo, *arguments))[0]
-
-
-def begun(repo: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*arguments], cwd=repo, env=environment(repo), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    """What a whole command says: Python starts, runs the hook's line and imports Feast."""
+    done = subprocess.run(
+        command(*arguments), cwd=repo, env=environment(repo), capture_output=True, text=True, timeout=TIMEOUT_SECONDS
     )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
-def finished(process: subprocess.Popen[str]) -> tuple[str, str]:
-    with process:
-        try:
-            out, err = process.communicate(timeout=TIMEOUT_SECONDS)
-        except BaseException:
-            process.kill()
-            raise
-    assert process.returncode == 0, out + err
-    return out, err
+def beside_each_other(repos: list[Path], *words: str) -> list[str]:
+    """What the same command says in several repositories at once."""
+    with ExitStack() as stack:
+        logs = [stack.enter_context((repo / f"{words[0]}.log").open("w+")) for repo in repos]
+        running = [
+            start_feast([*words], environment(repo), directory=repo, out=log, err=log)
+            for repo, log in zip(repos, logs, strict=True)
+        ]
+        for process in running:
+            stack.callback(process.close)
+        codes = [process.wait(TIMEOUT_SECONDS) for process in running]
+        said = [(repo / f"{words[0]}.log").read_text() for repo in repos]
+    assert codes == [0] * len(repos), said
+    return said
 
 
-def beside_each_other(repos: list[Path], *arguments: str) -> list[str]:
-    """What the same command says on standard error in several repositories at once."""
-    return [finished(process)[1] for process in [begun(repo, *arguments) for repo in repos]]
+def feast(repo: Path, *words: str) -> None:
+    """A command in a forked process that has Feast imported already."""
+    beside_each_other([repo], *words)
 
 
 def read(repo: Path) -> Any:
@@ -126,12 +117,12 @@ def read(repo: Path) -> Any:
 
 @pytest.mark.parametrize("online_store", ["embedded"], indirect=True)
 def test_the_whole_life_of_a_repository(repo: Path, online_store: dict[str, Any]) -> None:
-    assert "customer_stats" in run(repo, *command("plan"))
+    assert "customer_stats" in run(repo, "plan")
     assert list(Path(online_store["shm_dir"]).glob("quorin_*")) == []
-    most = ["materialize", START.isoformat(), (END - dt.timedelta(days=1)).isoformat()]
-    run(repo, *commands(["apply"], most))
+    feast(repo, "apply")
+    feast(repo, "materialize", START.isoformat(), (END - dt.timedelta(days=1)).isoformat())
     assert read(repo) == EARLIER_ALICE
-    run(repo, *command("materialize-incremental", END.isoformat()))
+    feast(repo, "materialize-incremental", END.isoformat())
     assert read(repo) == ALICE
     with served(repo, workers=2) as url:
         for _ in range(20):
@@ -139,7 +130,7 @@ def test_the_whole_life_of_a_repository(repo: Path, online_store: dict[str, Any]
         push(url)
         for _ in range(20):
             assert ask(url, ["customer_stats:score"], {"customer": ["alice", "new"]}) == [7.0, 8.0]
-    run(repo, *command("teardown"))
+    feast(repo, "teardown")
     assert list(Path(online_store["shm_dir"]).glob("quorin_*")) == []
 
 
@@ -148,7 +139,8 @@ def test_two_projects_live_side_by_side(online_store: dict[str, Any], tmp_path: 
     """Both on one Redis and in one directory of segments, both written as Arrow; one goes, and the other stays."""
     repos = [make_repo(tmp_path / name, online_store, name, **ARROW) for name in ("shop", "market")]
     shop, market = repos
-    said = beside_each_other(repos, *commands(["apply"], ["materialize", START.isoformat(), END.isoformat()]))
+    beside_each_other(repos, "apply")
+    said = beside_each_other(repos, "materialize", START.isoformat(), END.isoformat())
     assert all("12/12" in text for text in said)  # Feast's progress bars
     with served(shop, workers=2) as url:
         push(url)
@@ -158,7 +150,7 @@ def test_two_projects_live_side_by_side(online_store: dict[str, Any], tmp_path: 
         assert counted("shop__customer_stats") >= reads + 20
     assert in_feasts_metrics(shop, "feast_online_features_status_total", "customer_stats") == {"present": 40.0}
     assert [read(repo) for repo in repos] == [{**ALICE, "score": [7.0]}, ALICE]
-    run(shop, *command("teardown"))
+    feast(shop, "teardown")
     left = [path.name for path in Path(online_store["shm_dir"]).glob("quorin_*")]
     assert len(left) == 4
     assert all(name.startswith("quorin_market__") for name in left)
@@ -189,7 +181,7 @@ def in_feasts_metrics(repo: Path, name: str, view: str) -> dict[str, float]:
 
 @contextmanager
 def served(repo: Path, *, workers: int) -> Iterator[str]:
-    """``feast serve`` on a free port."""
+    """``feast serve`` on a free port; a new Python, as its exporter reads the environment when it is imported."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import multiprocessing
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from quorin.shm import SegmentRegistry
 from tests.feast.repos import END, START, day, make_store
 from tests.feast.spawned import spawned
 from tests.feast.test_command_line import repo as repo
+from tests.support.forking import context
 
 ENGINE = {"type": "feast_quorin.QuorinComputeEngine"}
 ROWS = 200_000
@@ -126,7 +126,6 @@ def beside_each_other(folder: Path, online_store: dict[str, Any], numbers: Featu
     """A process that materializes and one that pushes; here rows are read: whole ones, and never older than before."""
     write_source(folder / "numbers.parquet", 20_000, day(0), 1)
     numbers.materialize(START, END)
-    context = multiprocessing.get_context("spawn")
     end, begun, times = context.Event(), context.Event(), context.Value("i", 0)
     others = [
         spawned(push_until, folder, online_store, end),

@@ -19,7 +19,8 @@ from feast_quorin.read.response import LazyResponse
 from feast_quorin.read.view_reader import LOOK_SECONDS
 from quorin.errors import SegmentNotFoundError
 from tests.feast.repos import CUSTOMERS, END, START, definitions, make_store
-from tests.feast.test_processes import start, succeed
+from tests.feast.spawned import spawned
+from tests.feast.test_processes import succeed
 
 ROWS = [{"customer": "alice"}, {"customer": "nobody"}]
 
@@ -102,7 +103,7 @@ def test_an_apply_in_another_process_is_seen_after_a_refresh(
     store: FeatureStore, other: FeatureStore, online_store: dict[str, Any], data: Path
 ) -> None:
     before = read(store, "score", "city")
-    succeed(start("spawn", apply_changed, Path(store.repo_path), online_store, data))
+    succeed(spawned(apply_changed, Path(store.repo_path), online_store, data))
     time.sleep(LOOK_SECONDS)
     assert read(store, "score") == {name: before[name] for name in ("customer", "score")}
     gone = store.get_online_features(["customer_stats:score", "customer_stats:city"], ROWS)

@@ -96,7 +96,7 @@ def test_a_forked_child_reads_and_writes_beside_its_parent(store: FeatureStore) 
 def test_readers_and_writers_go_on_while_a_view_changes(store: FeatureStore, online_store: dict[str, Any]) -> None:
     times = 25
     write(store, 0)
-    reader = start("spawn", read_until, store.repo_path, online_store, times - 1)
+    reader = spawned(read_until, store.repo_path, online_store, times - 1)
     writer = spawned(write_many_times, store.repo_path, online_store, 1, 1, times)
     changed, plain = store.get_feature_view("pair_stats"), store.get_feature_view("pair_stats")
     changed.features = [*changed.features, Field(name="more", dtype=Int64)]
@@ -124,3 +124,16 @@ def test_a_killed_writer_leaves_whole_rows_and_no_lock(
     write(store, 10**7, NOON + dt.timedelta(days=100))
     assert last < 10**7
     assert read(store) == [10**7] * KEYS
+
+
+def report_threads_of_parent(pipe: Any) -> None:
+    pipe.send([path.read_text().strip() for path in Path(f"/proc/{os.getppid()}/task").glob("*/comm")])
+
+
+def test_the_server_that_forks_processes_has_no_thread_that_they_would_miss() -> None:
+    """OpenBLAS and jemalloc, which have threads too, prepare theirs for a fork; Polars does not."""
+    ours, theirs = multiprocessing.Pipe()
+    process = spawned(report_threads_of_parent, theirs)
+    assert ours.poll(120)
+    assert [name for name in ours.recv() if name.startswith("polars")] == []
+    succeed(process)

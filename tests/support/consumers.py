@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -21,14 +20,14 @@ from quorin.schema import FeatureField, dtype, make_schema
 from quorin.shm import SegmentRegistry
 from quorin.wal import WALProducer
 from quorin.wal_consumer import WALConsumer
+from tests.support.forking import context, preload
 
 ROW = make_schema("Row", [FeatureField("number", dtype.int64), FeatureField("text", dtype.string)])
 IDS = 20
 
 kernels.load()  # once by the server that forks the consumers
 
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["tests.support.consumers"])
+preload(__name__)
 
 
 class FileHistory:

@@ -1,17 +1,18 @@
-"""Writers that die or freeze at a named point; run as ``python -m tests.support.crash_points kill|stop|flip|upgrade|
-commit COUNT``.
+"""Writers that die or freeze at a named point; run as ``python -m tests.support.crash_points MODE COUNT ...``, with one
+mode or several of kill, stop, flip, upgrade and commit.
 
-It prints how many died or froze.
+It prints how many died or froze in each.
 
 The write kernel is compiled once more, with a step before and after each store that matters: taking a free row, the odd
 stamp, every copy into the row, the even stamp, the slot word, giving the old row back. A countdown in shared memory
 says at which step the process gets its signal. Each case forks, so that hundreds of writers can die for one
-compilation.
+compilation, which takes most of the time.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import os
 import signal
@@ -98,6 +99,7 @@ def stepping(original: Any, arguments: int) -> Any:
     return three
 
 
+@functools.cache
 def compile_stepping_kernel() -> Any:
     """``apply_rows`` with steps; each helper that stores is compiled anew, so that it sees them."""
     write.store_release = stepping(memory.store_release, 2)
@@ -388,4 +390,5 @@ if __name__ == "__main__":
         "upgrade": kill_in_mid_upgrade,
         "commit": kill_in_mid_commit,
     }
-    sys.stdout.write(f"{modes[sys.argv[1]](int(sys.argv[2]))}\n")
+    for mode, count in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        sys.stdout.write(f"{mode} {modes[mode](int(count))}\n")

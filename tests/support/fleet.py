@@ -15,7 +15,7 @@ from quorin.errors import ConnectionFailedError, QuorinError
 from quorin.follower import Follower
 from quorin.layout import iterate_occupied
 from quorin.shm import Segment, SegmentRegistry
-from tests.support.consumers import context
+from tests.support.forking import context
 
 
 def serve(url: str, shm_dir: str, follows: bool, clock_seconds: float, pipe: Connection) -> None:

@@ -17,7 +17,7 @@ from quorin.engine.rows.batch import rows_batch
 from quorin.offline import ParquetDatasetStore
 from quorin.schema import FeatureField, dtype, make_schema
 from quorin.shm import SegmentRegistry
-from tests.support.consumers import context
+from tests.support.forking import context
 
 CRASH = make_schema("CrashRow", [FeatureField("number", dtype.int64), FeatureField("text", dtype.string)])
 IDS = 40

@@ -16,6 +16,10 @@ from typing import NamedTuple
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.forking import Forked, preload, run_module
+
+preload("quorin.cli", "quorin.http", __name__)
+
 ROOT = Path(__file__).parent.parent.parent
 START_SECONDS = 120.0
 
@@ -25,7 +29,7 @@ class Running(NamedTuple):
 
     url: str
     port: int
-    process: subprocess.Popen[bytes]
+    process: Forked
 
 
 def request_series(shm: Path) -> dict[tuple[str, ...], float]:
@@ -61,18 +65,11 @@ def serving(
 ) -> Iterator[Running]:
     """A module of Python as a server; ``{port}`` in the words is its port. It is stopped by SIGTERM, and must obey
     unless the test has killed it. It is up when ``/health`` has the status ``until``.
-
-    Feast orders the features of a view by a set, so all servers have one seed for the hashes of strings.
     """
     port = free_port()
-    command = [sys.executable, "-m", *(word.replace("{port}", str(port)) for word in words)]
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            command,
-            stdout=file,
-            stderr=file,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0", **environment},
-        )
+    command = ["python", *(word.replace("{port}", str(port)) for word in words)]
+    with log.open("w") as file:
+        process = Forked(run_module, command, {**os.environ, **environment}, out=file, err=file)
     try:
         url = f"http{'' if certificate is None else 's'}://127.0.0.1:{port}"
         _wait_until_up(url, process, log, certificate, until)
@@ -80,13 +77,10 @@ def serving(
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) in (0, -signal.SIGTERM, -signal.SIGKILL), log.read_text()
     finally:
-        process.kill()
-        process.wait()
+        process.close()
 
 
-def _wait_until_up(
-    url: str, process: subprocess.Popen[bytes], log: Path, certificate: Path | None, status: int
-) -> None:
+def _wait_until_up(url: str, process: Forked, log: Path, certificate: Path | None, status: int) -> None:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         assert process.poll() is None, log.read_text()

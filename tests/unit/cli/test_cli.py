@@ -26,7 +26,8 @@ from quorin.layout import insert, pack_row
 from quorin.schema import FeatureField, dtype, make_schema, schema_to_json
 from quorin.shm import SegmentRegistry
 from quorin.wal import WALProducer
-from tests.support.commands import run_quorin
+from tests.support.commands import run_quorin, start_quorin
+from tests.support.forking import Forked
 
 ROOT = Path(__file__).parents[3]
 TRIP = make_schema("Trip", [FeatureField("score", dtype.float64)])
@@ -57,13 +58,12 @@ def output(*arguments: str) -> str:
 
 
 @pytest.fixture
-def consumer(connection: str, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def consumer(connection: str, tmp_path: Path) -> Iterator[Forked]:
     (tmp_path / "shm").mkdir()
     words, environment = command("consumer", "--connection", connection, shm_dir=tmp_path / "shm")
-    process = subprocess.Popen(words, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = start_quorin(words[3:], environment, directory=ROOT)
     yield process
-    process.kill()
-    process.communicate()
+    process.close()
 
 
 def test_help_teaches() -> None:
@@ -118,7 +118,7 @@ def test_what_is_no_directory_is_told_as_by_all_others(tmp_path: Path) -> None:
 
 
 def test_the_consumer_serves_schemas_as_they_come_and_ends_on_sigterm(
-    connection: str, consumer: subprocess.Popen[str], tmp_path: Path
+    connection: str, consumer: Forked, tmp_path: Path
 ) -> None:
     backend = connect(connection)
     registry = SegmentRegistry(backend, shm_dir=tmp_path / "shm")

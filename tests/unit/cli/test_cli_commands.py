@@ -26,7 +26,7 @@ from quorin.schema import FeatureField, dtype, make_schema, schema_to_json
 from quorin.shm import SegmentRegistry
 from quorin.wal import WALProducer
 from quorin.wal_consumer import WALConsumer
-from tests.support.commands import run_quorin
+from tests.support.commands import run_quorin, start_quorin
 from tests.support.schemas import Everything
 from tests.support.world import until
 
@@ -274,19 +274,15 @@ def scraped(port: int) -> dict[str, dict[str, float]]:
 @contextmanager
 def serving(place: Place, *words: str) -> Iterator[int]:
     """A command that serves metrics, for a block; its port."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "quorin", *words],
-        env={**os.environ, "QUORIN_CONNECTION": place.connection, "QUORIN_SHM_DIR": str(place.shm_dir)},
-        cwd=ROOT, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    own = {"QUORIN_CONNECTION": place.connection, "QUORIN_SHM_DIR": str(place.shm_dir)}
+    process = start_quorin(list(words), {**os.environ, **own}, directory=ROOT)
     try:
         lines = (json.loads(line) for line in process.stderr or [])
         yield next(line["port"] for line in lines if line["event"] == "metrics_served")
         process.terminate()
         assert process.wait(60) == 0
     finally:
-        process.kill()
-        process.communicate()
+        process.close()
 
 
 def test_a_consumer_serves_metrics_of_the_whole_machine(place: Place) -> None:

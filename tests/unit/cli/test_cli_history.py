@@ -20,7 +20,7 @@ from quorin.offline import ParquetDatasetStore
 from quorin.schema import schema_to_json
 from quorin.shm import SegmentRegistry
 from quorin.wal import WALProducer
-from tests.support.commands import run_quorin
+from tests.support.commands import run_quorin, start_quorin
 from tests.unit.cli.test_cli import TRIP, command, run
 
 
@@ -42,7 +42,7 @@ class Deployment:
     def consume(self, scores: list[float]) -> None:
         """Write rows, and let a consumer run until they are served and durable."""
         words, environment = command("consumer", "-c", self.connection, "--offline", str(self.base), shm_dir=self.shm)
-        process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+        process = start_quorin(words[3:], environment)
         with WALProducer(self.backend, registry=self.registry) as producer:
             for number, score in enumerate(scores):
                 producer.write_sync(TRIP, f"id{number}", {"score": score}, timeout_ms=120_000)

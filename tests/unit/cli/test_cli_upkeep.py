@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from quorin.assembly import assemble
 from quorin.engine.ops import presence
 from quorin.schema import schema_to_json
 from quorin.shm import SegmentRegistry
-from tests.support.commands import run_quorin
+from tests.support.commands import run_quorin, start_quorin
 from tests.support.upgrades import IDS, table, version
 
 ROOT = Path(__file__).parents[3]
@@ -35,12 +34,10 @@ class Place:
 
     def words(self, *arguments: str) -> dict[str, Any]:
         environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "QUORIN_CONNECTION": str(self.store)}
-        command = [sys.executable, "-m", "quorin", *arguments, "--shm-dir", str(self.shm_dir)]
-        return {"args": command, "env": environment, "cwd": ROOT, "text": True}
+        return {"words": [*arguments, "--shm-dir", str(self.shm_dir)], "environment": environment, "directory": ROOT}
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        words = self.words(*arguments)
-        return run_quorin(words["args"][3:], words["env"], directory=ROOT)
+        return run_quorin(**self.words(*arguments))
 
     def files(self) -> int:
         return len(list(self.shm_dir.glob("quorin_*")))
@@ -134,7 +131,7 @@ def test_the_watchdog_looks_once_or_runs_until_it_is_told_to_end(place: Place) -
     assert place.run("watchdog", "--dry-run").returncode == 2
 
     place.registry.create(version(1), capacity=100, set_current=False).close()
-    process = subprocess.Popen(**place.words("watchdog", "--interval", "0.05"), stderr=subprocess.PIPE)
+    process = start_quorin(**place.words("watchdog", "--interval", "0.05"))
     deadline = time.monotonic() + 60
     while place.files() > 1:
         assert time.monotonic() < deadline

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -20,10 +19,11 @@ from quorin.schema import FeatureField, dtype, make_schema, schema_to_json
 from quorin.shm import SegmentRegistry
 from quorin.wal import WALProducer
 from quorin.wal_consumer import WALConsumer
+from tests.support.forking import context, preload
 from tests.support.redis_server import RedisServer, emptied
 from tests.support.world import STOP, TRIP, World, row, until
 
-spawn = multiprocessing.get_context("spawn")
+preload("tests.support.consumers", __name__)
 
 
 def test_segments_may_be_given_open(world: World) -> None:
@@ -164,7 +164,7 @@ def consume(connection: str, shm_dir: str) -> None:
 
 
 def start_consumer(world: World) -> Any:
-    process = spawn.Process(target=consume, args=(world.connection, str(world.shm_dir)), daemon=True)
+    process = context.Process(target=consume, args=(world.connection, str(world.shm_dir)), daemon=True)
     process.start()
     return process
 
@@ -185,8 +185,8 @@ def produce(connection: str, worker: int, rounds: int, acknowledged: Any) -> Non
 
 
 def test_killed_consumers_leave_every_acknowledged_row_served(world: World) -> None:
-    acknowledged = spawn.Queue()
-    producers = [spawn.Process(target=produce, args=(world.connection, w, 40, acknowledged)) for w in range(2)]
+    acknowledged = context.Queue()
+    producers = [context.Process(target=produce, args=(world.connection, w, 40, acknowledged)) for w in range(2)]
     consumer = start_consumer(world)
     for producer in producers:
         producer.start()

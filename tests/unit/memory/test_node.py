@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import stat
@@ -20,11 +19,13 @@ from quorin.engine.memory.node import FORMAT, Node, NodeState
 from quorin.errors import ConnectionFailedError, CorruptSegmentError, SharedMemoryError
 from quorin.schema import FeatureField, dtype, make_schema
 from quorin.shm import SegmentRegistry
+from tests.support.forking import context, preload
 from tests.support.redis_server import RedisServer, emptied
 
 STOP = make_schema("Stop", [FeatureField("count", dtype.int64)])
 FIRST, SECOND = "quorin_Stop_0123456789ab00000001", "quorin_Stop_0123456789ab00000002"
-spawn = multiprocessing.get_context("spawn")
+
+preload(__name__)
 
 
 def publish(node: Node, name: str, *, expected: str | None = None, beginning: Beginning | None = None) -> bool:
@@ -126,9 +127,9 @@ def _race(connection: str, shm_dir: str, name: str, results: Any) -> None:
 
 def test_of_several_processes_one_wins(shm: Path, backend: Backend) -> None:
     connection = f"{backend.address}".partition("?")[0]
-    results = spawn.Queue()
+    results = context.Queue()
     names = [f"quorin_Stop_0123456789ab0000000{number}" for number in range(1, 4)]
-    racers = [spawn.Process(target=_race, args=(connection, str(shm), name, results)) for name in names]
+    racers = [context.Process(target=_race, args=(connection, str(shm), name, results)) for name in names]
     for racer in racers:
         racer.start()
     outcomes = dict(results.get(timeout=120) for _ in racers)
@@ -262,8 +263,8 @@ def test_processes_that_take_another_identity_at_once_keep_one_file(shm: Path, r
     before = Node(shm, backend).state()
     emptied(redis_server)
     new = backend.control.identity()
-    results = spawn.Queue()
-    racers = [spawn.Process(target=_confirm, args=(redis_server.url, str(shm), results)) for _ in range(3)]
+    results = context.Queue()
+    racers = [context.Process(target=_confirm, args=(redis_server.url, str(shm), results)) for _ in range(3)]
     for racer in racers:
         racer.start()
     outcomes = [results.get(timeout=120) for _ in racers]
