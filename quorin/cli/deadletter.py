@@ -32,7 +32,7 @@ def list_dead_letters(
     with Opened(connection, namespace) as backend:
         letters = backend.log(stream_key).dead_letters()
     if as_json:
-        print_json([_summary(letter) for letter in letters])
+        print_json({"dead_letters": [_summary(letter) for letter in letters]})
         return
     if not letters:
         typer.echo("no dead letters")

@@ -112,15 +112,17 @@ def test_get_shows_typed_values_and_ages(place: Place) -> None:
         {"score": 1.5, "tags": ["x", "[red]"]},
         {"score": "NaN", "tags": None},
     ]
-    assert answer["rows"][0]["types"]["score"] == "double"
+    assert answer["rows"][0]["types"]["score"] == "float64"
     assert answer["rows"][0]["event_time_ns"] == EVENT_NS
     assert answer["rows"][0]["age_seconds"] > 3600
     assert answer["missing"] == [{"schema": None, "entity_id": "nobody"}]
     text = place.run("get", "a", "--schema", "trip", "--field", "tags")
     assert "['x', '[red]']" in text.stdout
     assert "score" not in text.stdout
-    refused = place.run("get", "a", "-s", "trip", "-f", "colour", code=2)
-    assert "shop__trip has no field 'colour'; there are: score, tags" in refused.stderr
+    for words in (("-s", "trip"), ()):
+        refused = place.run("get", "a", *words, "-f", "colour", code=2)
+        assert "shop__trip has no field 'colour'; there are: score, tags" in refused.stderr
+        assert "no row" not in refused.stderr
 
 
 def test_put_is_typed_and_goes_through_the_log(place: Place) -> None:
