@@ -16,6 +16,8 @@ import typer
 from quorin.cli import app, main
 from quorin.cli.repository import repository
 from quorin.engine.backend import connect
+from quorin.engine.log.record import Kind, encode
+from quorin.engine.rows.batch import delete_batch
 from quorin.offline import ParquetDatasetStore
 from quorin.schema import FeatureField, Schema, dtype, make_schema, schema_to_json
 from quorin.shm import SegmentRegistry
@@ -70,6 +72,8 @@ class FeastRepository:
                 row = {"conv_rate__float": number / 2, "tags__string_list": ["a"]}
                 producer.write(DRIVERS, str(number), row, EVENT_NS)
             producer.write(USERS, "user_001", {"age_normalized": 1, "session_count_7d": 2, "ltv_score": 3}, EVENT_NS)
+        letter = encode(Kind.delete, DRIVERS, delete_batch(["1001"], EVENT_NS))
+        backend.log().bury(1873942786347008000, letter, "a test")
         with WALConsumer(backend, schemas, registry=registry, offline=history) as consumer:
             consumer.drain()
         backend.close()
@@ -192,7 +196,7 @@ def next_version(schema: Schema, version: int) -> str:
     return schema_to_json(make_schema(schema.__name__, fields, version=version))
 
 
-@pytest.mark.parametrize("name", [name for name in LEAVES if name[0] != "deadletter"], ids="-".join)
+@pytest.mark.parametrize("name", LEAVES, ids="-".join)
 def test_examples_run_as_printed(name: tuple[str, ...], repo: FeastRepository, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = repo.directory
     (directory / "feature_repo").mkdir()
@@ -209,6 +213,8 @@ def test_examples_run_as_printed(name: tuple[str, ...], repo: FeastRepository, m
     for line in BEFORE.get(name, []):
         repo.run(*shlex.split(line))
     for line in printed:
+        if line == "quorin deadletter replay --all":
+            continue  # the first example has replayed it
         words = shlex.split(line, comments=True)[1:]
         words = words[: words.index(">")] if ">" in words else words
         if name in UNENDING and "--once" not in words:
@@ -240,4 +246,5 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
         assert (end.value.code, said.out) == (2, ""), words
         first, *hint = said.err.strip().splitlines()
         assert first.startswith("error: ")
-        assert hint in ([], [f"try `quorin {' '.join(name)} --help`"])
+        assert len(hint) < 2
+        assert all(line.endswith(f"quorin {' '.join(name)} --help`") for line in hint)
