@@ -87,6 +87,7 @@ CALLED_FROM_OUTSIDE = [
     "on_input_changed",
     "on_input_submitted",
     "on_key",
+    "_repr_html_",
 ]
 """Names that nothing here uses, because a library calls them: Feast, pydantic, Typer, Textual, numba, asyncio, wsgiref.
 """
