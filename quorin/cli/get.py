@@ -19,7 +19,7 @@ from quorin.cli.options import (
     resolve_schema,
 )
 from quorin.cli.output import Json, add_row, console, plain, print_json, table
-from quorin.cli.repository import Names
+from quorin.cli.repository import Names, readable_schemas
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
 from quorin.engine.words import ago, moment
 
@@ -93,9 +93,9 @@ def _with_fields(backend: Backend, requested: list[str]) -> list[str]:
 
     :raises typer.BadParameter: if none has.
     """
-    from quorin.schema import schema_from_json
-
-    schemas = [schema_from_json(text) for _, text in sorted(backend.control.schemas().items())]
+    if not requested:
+        return sorted(backend.control.schemas())
+    schemas = list(readable_schemas(backend).values())
     having = [one.__name__ for one in schemas if all(find_field(one, name) for name in requested)]
     if schemas and not having:
         for one in schemas if len(schemas) == 1 else ():

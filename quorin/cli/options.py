@@ -62,8 +62,8 @@ def _optional_connection_of(context: typer.Context, connection: str | None) -> s
 def of_repository(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
     """An option's value, else the repository's setting of that name if the connection is the repository's too."""
     source = context.get_parameter_source("connection")
-    is_passed = source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
-    here = None if value or is_passed or context.resilient_parsing else repository()
+    is_default = source is not None and source.name not in ("COMMANDLINE", "ENVIRONMENT")
+    here = repository() if not value and is_default and context.params.get("connection") else None
     setting = None if here is None else getattr(here, str(parameter.name))
     return Path(setting) if setting and parameter.name == "shm_dir" else setting or value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -55,6 +56,18 @@ def feature_of(field: str) -> tuple[str, str] | None:
     return None if known is None else known.shown_feature(field)
 
 
+def readable_schemas(backend: Backend) -> dict[str, Schema]:
+    """The schemas of a deployment, without those that this version cannot read: commands on the others go on."""
+    from quorin.errors import QuorinError
+    from quorin.schema import schema_from_json
+
+    schemas = {}
+    for name, text in sorted(backend.control.schemas().items()):
+        with suppress(QuorinError, ValueError, TypeError, KeyError):
+            schemas[name] = schema_from_json(text)
+    return schemas
+
+
 class Names:
     """What schemas, fields and types are called in a command's output: as Feast's users know them, unless ``raw``.
 
@@ -73,10 +86,7 @@ class Names:
     @classmethod
     def of(cls, backend: Backend, *, raw: bool = False) -> Names:
         """The names of a deployment's schemas."""
-        from quorin.schema import schema_from_json
-
-        texts = {} if raw else backend.control.schemas()
-        return cls({name: schema_from_json(text) for name, text in texts.items()}, raw=raw)
+        return cls({} if raw else readable_schemas(backend), raw=raw)
 
     def schema(self, name: str) -> str:
         """What a schema is called."""

@@ -153,7 +153,7 @@ def test_features_go_by_their_names_in_feast(place: Place) -> None:
     place.drain(TRIP, rides)
     found = place.run("get", "a", "-f", "rate", "--json")
     assert [row["values"] for row in json.loads(found.stdout)["rows"]] == [{"rate__float": 0.5}]
-    assert "shop__trip has no field 'rate'" in found.stderr
+    assert found.stderr == \"\"
     for asked, text in (("a", "a__x or a__y"), ("ratte", "rate__float")):
         refused = place.run("get", "a", "-s", "rides", "-f", asked, code=2)
         assert f"has no field {asked!r}; did you mean {text}?" in refused.stderr
