@@ -12,8 +12,6 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from feast.value_type import ValueType
-
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -21,6 +19,20 @@ if TYPE_CHECKING:
 
 MAX_PART_CHARS = 60
 MAX_VERSIONS = 10_000
+FEAST_TYPES = {
+    f"{kind}{suffix}": form.format(name)
+    for kind, name in {
+        "bytes": "Bytes", "string": "String", "int32": "Int32", "int64": "Int64", "double": "Float64",
+        "float": "Float32", "bool": "Bool", "unix_timestamp": "UnixTimestamp", "map": "Map", "json": "Json",
+        "struct": "Struct", "uuid": "Uuid", "time_uuid": "TimeUuid", "value": "Value", "decimal": "Decimal",
+    }.items()
+    for suffix, form in {"": "{}", "_list": "Array({})", "_set": "Set({})"}.items()
+} | {
+    "pdf_bytes": "PdfBytes", "image_bytes": "ImageBytes", "scalar_map": "ScalarMap",
+    "zoned_timestamp": "ZonedTimestamp", "unknown": "Invalid", "null": "Null",
+}  # fmt: skip
+"""Feast's types as its users write them, by the ends of fields' names: Feast's value types in lower case. Kept here, as
+importing Feast takes seconds."""
 _SIMPLE = re.compile(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*\Z")
 _HASHED = re.compile(r".*_h[0-9a-f]{16}\Z")
 
@@ -91,4 +103,4 @@ def field_name(feature: str, type_name: str) -> str:
 def is_field_name(name: str) -> bool:
     """Whether :func:`field_name` may have returned this name."""
     _, parted, kind = name.rpartition("__")
-    return bool(parted) and kind.upper() in ValueType.__members__ and kind.islower()
+    return bool(parted) and kind in FEAST_TYPES

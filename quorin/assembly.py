@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from quorin.engine.arrays import AnyArray, Bytes, Float32s, Int64s, Mask
+from quorin.engine.arrays import Bytes, Float32s, Int64s, Mask
 from quorin.engine.format.abi import BAD_ID, CODES, CORRUPT, FOUND, MOVED, P_OUT_BYTES, STOPPED
 from quorin.engine.memory.plans import vector_plan
 from quorin.engine.reads import arguments as buffers
-from quorin.engine.reads.columns import Columns, Gather, column_plan
+from quorin.engine.reads.columns import Columns, column_plan
+from quorin.engine.reads.gather import COMPILED_GATHER, points_nowhere
 from quorin.engine.reads.row import OneRow, RowLayout, Rows, RowsLayout
+from quorin.engine.reads.scan import scan_view
 from quorin.engine.rows.intake import id_array
 from quorin.engine.rows.packed import text_addresses
 from quorin.engine.rows.value import check_entity_id
@@ -48,6 +50,7 @@ __all__ = [
     "read",
     "reader",
     "row_reader",
+    "scan",
 ]
 
 _Plan = Int64s
@@ -111,6 +114,22 @@ def read(segment: Segment, entity_ids: Any, fields: Sequence[str] | None = None)
         fields.
     """
     return column_reader(segment, fields)(entity_ids).to_batch()
+
+
+def scan(
+    segment: Segment, prefix: str | None = None, limit: int | None = None, fields: Sequence[str] | None = None
+) -> pa.RecordBatchReader:
+    """All rows, or those whose ids begin with ``prefix``, at most ``limit``, in no particular order: the columns
+    ``entity_id``, ``event_time_ns`` and the fields, as :func:`read` returns them and writes take them.
+
+    Batches are read as they are consumed, beside a writer: each row is one whole version, each entity comes at most
+    once, and one that has a row throughout comes. All are of the generation at the call, as a flip leaves it, whose
+    memory stays until the reader is released. Releases the GIL.
+
+    :raises InvalidRowError: for unknown fields. :raises EntityIdError: for a prefix that is no text. :raises
+        ValueError: for a limit that is no number of rows.
+    """
+    return scan_view(segment.current_view(), prefix, limit, fields)
 
 
 def column_reader(segment: Segment, fields: Sequence[str] | None = None, *, positions: bool = False) -> ColumnReader:
@@ -239,7 +258,7 @@ class ColumnReader:
         if type(entity_ids) is list and len(entity_ids) == 1 and type(entity_ids[0]) is str:
             view = self._segment.current_view()
             plan = column_plan(view, self._names, positions=self._positions)
-            columns = Columns(plan, view, entity_ids, _COMPILED_GATHER)
+            columns = Columns(plan, view, entity_ids, COMPILED_GATHER)
             if _read_one(plan.words(1), entity_ids[0], columns.buffer) == FOUND:
                 columns.found[0] = True
                 return columns
@@ -247,7 +266,7 @@ class ColumnReader:
         while True:
             view = self._segment.current_view()
             plan = column_plan(view, self._names, positions=self._positions)
-            columns = Columns(plan, view, ids, _COMPILED_GATHER)
+            columns = Columns(plan, view, ids, COMPILED_GATHER)
             if _read_many(view, plan.words(len(ids)), ids, columns.buffer, columns.found, math.nan):
                 return columns
 
@@ -382,28 +401,5 @@ def _read_many(view: SegmentView, plan: _Plan, ids: pa.Array, out: Bytes, found:
         if code == MOVED:
             return False
         if code == CORRUPT:
-            raise _points_nowhere(view)
+            raise points_nowhere(view)
     raise CorruptSegmentError(f"segment {view.name!r} is damaged: the row of entity id {ids[first]} never holds still")
-
-
-def _gather_values(view: SegmentView, cells: AnyArray, ends: Int64s, data: Bytes) -> None:
-    from quorin.engine import kernels
-
-    heap, heap_bytes = view.mapping.address + view.layout.heap_offset, view.layout.heap_bytes
-    if kernels.gather_values(cells.ctypes.data, heap, heap_bytes, ends, data.ctypes.data) == CORRUPT:
-        raise _points_nowhere(view)
-
-
-def _gather_texts(view: SegmentView, cells: AnyArray, ends: Int64s, item_ends: Int64s, data: Bytes) -> None:
-    from quorin.engine import kernels
-
-    heap, heap_bytes = view.mapping.address + view.layout.heap_offset, view.layout.heap_bytes
-    if kernels.gather_texts(cells.ctypes.data, heap, heap_bytes, ends, item_ends, data.ctypes.data) == CORRUPT:
-        raise _points_nowhere(view)
-
-
-def _points_nowhere(view: SegmentView) -> CorruptSegmentError:
-    return CorruptSegmentError(f"segment {view.name!r} is damaged: a row points outside the file; fill a new one")
-
-
-_COMPILED_GATHER = Gather(_gather_values, _gather_texts)

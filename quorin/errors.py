@@ -222,3 +222,7 @@ class WriteSyncTimeoutError(QuorinError, TimeoutError):
             f"the write to {self.schema_name!r} is in the log at position {self.position}, but no consumer applied it "
             f"within {self.timeout_ms} ms; it is not lost: it shows once a consumer runs"
         )
+
+
+class RepositoryError(QuorinError, ValueError):
+    """The ``feature_store.yaml`` where a command runs cannot be read, or names no store that the command can use."""

@@ -20,7 +20,7 @@ from quorin.engine.rows.compatibility import fits
 from quorin.engine.rows.intake import id_array
 from quorin.engine.rows.value import check_entity_id
 from quorin.errors import EntityNotFoundError
-from quorin.layout import find_row
+from quorin.layout import find_row, iterate_occupied
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,6 +81,16 @@ def read(segment: Segment, entity_ids: Any, fields: Sequence[str] | None = None)
             target = start * count + i * size
             columns.buffer[target : target + size] = row[source : source + size]
     return columns.to_batch()
+
+
+def scan(
+    segment: Segment, prefix: str | None = None, limit: int | None = None, fields: Sequence[str] | None = None
+) -> pa.RecordBatchReader:
+    """All rows, or those whose ids begin with ``prefix``; see :func:`quorin.assembly.scan`."""
+    ids = [entity_id for entity_id, _ in iterate_occupied(segment) if entity_id.startswith(prefix or "")]
+    rows = read(segment, ids[:limit], fields)
+    found = rows.filter(rows.column("found")).drop_columns(["found"])
+    return pa.RecordBatchReader.from_batches(found.schema, [found])
 
 
 def _keys(entity_ids: Any) -> list[bytes]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _MAX_SHOWN = 10
+_MAX_HTML_ROWS = _MAX_HTML_COLUMNS = 20
 
 
 class Stack(NamedTuple):
@@ -35,6 +36,11 @@ class TensorResponse(OnlineResponse):
     def of_feast(cls, response: OnlineResponse) -> TensorResponse:
         """The same response with the tensors of this class."""
         return cls(response.proto, feast_private.feature_types_of(response))
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the frame, shortened."""
+        html: str = self.to_df().to_html(max_rows=_MAX_HTML_ROWS, max_cols=_MAX_HTML_COLUMNS, escape=True)
+        return html
 
     def to_tensor(
         self, kind: str = "torch", default_value: Any = float("nan"), *, stack_lists: bool | Collection[str] = False

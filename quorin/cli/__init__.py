@@ -1,6 +1,6 @@
 """The command ``quorin``. One module per command or group.
 
-Exit codes: 0 done, 1 refused or failed (with the reason on stderr), 2 wrong usage.
+Exit codes: 0 done, 1 refused or failed (with the reason on stderr), 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import Annotated, TextIO, cast
+from typing import Annotated, Any, TextIO, cast
 
 import typer
 from rich.console import Console
@@ -19,23 +19,33 @@ from quorin.cli import (
     compact,
     consumer,
     deadletter,
+    delete,
+    discard,
     doctor,
+    export,
     get,
     hydrate,
     inspect,
+    log,
     metrics,
     nodes,
     put,
     ready,
     restore,
+    scan,
+    schema,
     serve,
     snapshot,
     top,
     upgrade,
     watchdog,
 )
+from quorin.cli.help import add_command
 from quorin.cli.options import escaped
 from quorin.errors import QuorinError
+
+_ClickError: type[Any] = typer.BadParameter.__mro__[2]
+"""``click.ClickException``: of the package click, or of the copy that newer releases of Typer bring."""
 
 app = typer.Typer(
     name="quorin",
@@ -44,27 +54,36 @@ app = typer.Typer(
     "instead of the URL). `export QUORIN_CONNECTION=…` saves repeating it. Exit codes: 0 done, 1 refused, failed or "
     "not found, 2 wrong usage. `quorin --install-completion` installs shell completion.",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command()(consumer.consumer)
-app.command()(upgrade.upgrade)
-app.command()(watchdog.watchdog)
-app.command()(inspect.inspect)
-app.command()(get.get)
-app.command()(put.put)
-app.command()(doctor.doctor)
-app.command()(nodes.nodes)
-app.command()(ready.ready)
-app.command()(serve.serve)
-app.command()(bench.bench)
-app.command()(metrics.metrics)
-app.command()(hydrate.hydrate)
-app.command()(snapshot.snapshot)
-app.command()(restore.restore)
-app.command()(compact.compact)
-app.command()(top.top)
+for _command in (
+    consumer.consumer,
+    upgrade.upgrade,
+    watchdog.watchdog,
+    inspect.inspect,
+    schema.schema,
+    get.get,
+    scan.scan,
+    put.put,
+    delete.delete,
+    export.export,
+    doctor.doctor,
+    nodes.nodes,
+    ready.ready,
+    serve.serve,
+    bench.bench,
+    metrics.metrics,
+    hydrate.hydrate,
+    snapshot.snapshot,
+    restore.restore,
+    discard.discard,
+    compact.compact,
+    top.top,
+):
+    add_command(app, _command)
 app.add_typer(deadletter.app)
+app.add_typer(log.app)
 
 
 def _print_version(requested: bool) -> None:
@@ -87,20 +106,40 @@ def main() -> None:
     _escape_unencodable_text()
     code: int | str | None = 0
     try:
-        app()
+        code = app(standalone_mode=False)  # an int if the command raised typer.Exit
     except SystemExit as end:
         code = end.code
+    except _ClickError as error:
+        code = _report_wrong_usage(error)
+    except typer.Abort:
+        _print_error("aborted; nothing was changed")
+        code = 1
     except QuorinError as error:
         _print_error("\n".join([str(error), *getattr(error, "__notes__", [])]))
         code = 1
-    except OSError:
-        if not _has_failed(sys.stdout, probe=b"\n"):
+    except OSError as error:
+        if error.filename is not None:
+            _print_error(f"{os.fsdecode(error.filename)}: {error.strerror}")
+            code = 1
+        elif _has_failed(sys.stdout, probe=b"\n"):
+            code = _report_failed_output()
+        else:
             raise
-        code = _report_failed_output()
     if _has_failed(sys.stdout):
         code = _report_failed_output()
     _has_failed(sys.stderr)
     sys.exit(code)
+
+
+def _report_wrong_usage(error: Any) -> int:
+    """Print what is wrong with the words of a command, and where its help is."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return int(error.exit_code)
+    context = getattr(error, "ctx", None)
+    hint = "" if context is None else f"\ntry `{context.command_path} --help`"
+    _print_error(" ".join(error.format_message().removeprefix("Invalid value: ").split()) + hint)
+    return int(error.exit_code)
 
 
 def _escape_unencodable_text() -> None:

@@ -40,9 +40,8 @@ def bench(
     reading the clock costs about as much as a read, so percentiles are percentiles of means of twenty.
 
     Examples:
-    - `quorin bench`: five seconds
-
-    - `quorin bench --entities 1000000 --fields 50 --json`
+        quorin bench  # about five seconds
+        quorin bench --entities 1000000 --fields 50 --json
 
     Exit codes: 0 measured, 1 failed (with the reason on stderr), 2 wrong usage.
     """

@@ -19,8 +19,9 @@ def compact(
 ) -> None:
     """Merge the small files of the history while consumers and reads continue. Run it once an hour or a day.
 
-    Example:
-    - `quorin compact --offline data/history`
+    Examples:
+        quorin compact  # every schema's history
+        quorin compact driver_stats --offline data/history
 
     Exit codes: 0 done, 1 the history is unavailable (with the reason on stderr), 2 wrong usage.
     """

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quorin.cli.durations import seconds
-from quorin.cli.options import Level, LogJson, LogLevel, Namespace, NewConnection, ShmGroup, StreamKey
+from quorin.cli.options import (
+    Level,
+    LogJson,
+    LogLevel,
+    Namespace,
+    NewConnection,
+    ShmDir,
+    ShmGroup,
+    StreamKey,
+    of_repository,
+)
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
 if TYPE_CHECKING:
@@ -25,6 +35,7 @@ History = Annotated[
         envvar="QUORIN_OFFLINE",
         help="Keep a history in this directory or URL: lost segments are rebuilt from it, and the log is trimmed "
         "behind it.",
+        callback=of_repository,
         show_default=False,
     ),
 ]
@@ -46,6 +57,7 @@ Snapshots = Annotated[
     typer.Option(
         envvar="QUORIN_SNAPSHOTS",
         help="Save snapshots in this directory or URL, and start new segments from the newest that fits.",
+        callback=of_repository,
         show_default=False,
     ),
 ]
@@ -73,6 +85,7 @@ def consumer(
     trim: Trim = False,
     capacity: Capacity = 4096,
     max_id_bytes: MaxIdBytes = 64,
+    shm_dir: ShmDir = None,
     shm_group: ShmGroup = None,
     frozen_after: FrozenAfter = 30.0,
     node_timeout: NodeTimeout = "10m",
@@ -90,15 +103,10 @@ def consumer(
     SIGTERM and Ctrl-C.
 
     Examples:
-    - `quorin consumer -c redis://localhost:6379`: with Redis, forever
-
-    - `quorin consumer -c redis://localhost:6379 --metrics-port 9100`: also serve metrics to Prometheus
-
-    - `quorin consumer -c redis://localhost:6379 --offline data/history`: also keep a history in Parquet
-
-    - `quorin consumer -c redis://localhost:6379 --snapshots s3://bucket/snapshots`: also save snapshots
-
-    - `quorin consumer -c data/quorin`: for the embedded store of a Feast repository
+        quorin consumer --connection redis://localhost:6379                   # with Redis, forever
+        quorin consumer -c redis://localhost:6379 --metrics-port 9100         # also serve metrics
+        quorin consumer -c redis://localhost:6379 --offline data/history      # also keep a history
+        quorin consumer -c redis://localhost:6379 --snapshots data/snapshots  # also save snapshots
 
     Exit codes: 0 stopped by a signal, 1 could not continue (with the reason on stderr), 2 wrong usage.
     """
@@ -123,7 +131,7 @@ def consumer(
         backend,
         None,
         offline=history,
-        registry=SegmentRegistry(backend, shm_group=shm_group, namespace=namespace),
+        registry=SegmentRegistry(backend, shm_dir=shm_dir, shm_group=shm_group, namespace=namespace),
         stream_key=stream_key,
         capacity=capacity,
         max_id_bytes=max_id_bytes,

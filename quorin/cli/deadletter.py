@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quorin.cli.help import add_command
 from quorin.cli.options import Connection, Namespace, Opened, StreamKey
 from quorin.cli.output import Json, add_row, console, print_json, table
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SEQUENCE_BITS
@@ -21,18 +22,24 @@ app = typer.Typer(
 )
 
 
-@app.command("list")
 def list_dead_letters(
     connection: Connection,
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     as_json: Json = False,
 ) -> None:
-    """List position, time, schema and reason of every dead letter."""
+    """List position, time, schema and reason of every dead letter.
+
+    Examples:
+        quorin deadletter list
+        quorin deadletter list --json
+
+    Exit codes: 0 shown, also if there are none, 1 the control plane cannot be reached, 2 wrong usage.
+    """
     with Opened(connection, namespace) as backend:
         letters = backend.log(stream_key).dead_letters()
     if as_json:
-        print_json([_summary(letter) for letter in letters])
+        print_json({"dead_letters": [_summary(letter) for letter in letters]})
         return
     if not letters:
         typer.echo("no dead letters")
@@ -43,7 +50,6 @@ def list_dead_letters(
     console().print(listed)
 
 
-@app.command("show")
 def show_dead_letter(
     connection: Connection,
     position: Annotated[int, typer.Argument(help="Its position, as shown by `list`.")],
@@ -52,7 +58,14 @@ def show_dead_letter(
     rows: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 10,
     as_json: Json = False,
 ) -> None:
-    """Show one dead letter: its reason, and its rows if they can be decoded, else its first bytes."""
+    """Show one dead letter: its reason, and its rows if they can be decoded, else its first bytes.
+
+    Examples:
+        quorin deadletter show 1873942786347008000
+        quorin deadletter show 1873942786347008000 --rows 100 --json
+
+    Exit codes: 0 shown, 1 the control plane cannot be reached, 2 wrong usage, or no dead letter at this position.
+    """
     from quorin.engine.log.record import decode
     from quorin.errors import InvalidEntryError
 
@@ -75,7 +88,6 @@ def show_dead_letter(
             typer.echo(f"{_NAMES.get(name, name.replace('_', ' '))}: {'?' if value is None else value}")
 
 
-@app.command("replay")
 def replay_dead_letters(
     connection: Connection,
     positions: Annotated[list[int] | None, typer.Argument(help="Their positions, as shown by `list`.")] = None,
@@ -83,7 +95,14 @@ def replay_dead_letters(
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
 ) -> None:
-    """Append dead letters to the log again, after you fixed the cause. Newer rows stay."""
+    """Append dead letters to the log again, after you fixed the cause. Newer rows stay.
+
+    Examples:
+        quorin deadletter replay 1873942786347008000
+        quorin deadletter replay --all
+
+    Exit codes: 0 all are in the log again, 1 some cannot be decoded, 2 wrong usage, or no dead letter at a position.
+    """
     from quorin.engine.log.dead_letters import replay
     from quorin.errors import InvalidEntryError
 
@@ -99,6 +118,11 @@ def replay_dead_letters(
                 typer.echo(str(error), err=True)
     if failed:
         raise typer.Exit(1)
+
+
+add_command(app, list_dead_letters, "list")
+add_command(app, show_dead_letter, "show")
+add_command(app, replay_dead_letters, "replay")
 
 
 def _find(backend: Backend, stream_key: str, positions: list[int]) -> list[DeadLetter]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from quorin.cli.options import Namespace, ShmDir, StreamKey, escaped, existing
+from quorin.cli.options import Namespace, OptionalConnection, ShmDir, StreamKey, escaped, of_repository
 from quorin.cli.output import Json, console, print_json
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
@@ -14,17 +14,7 @@ _MARKS = {"ok": "[green]ok[/]     ", "warning": "[yellow]warning[/]", "problem":
 
 
 def doctor(
-    connection: Annotated[
-        str | None,
-        typer.Option(
-            "--connection",
-            "-c",
-            envvar="QUORIN_CONNECTION",
-            help="The control plane: a Redis URL or a directory. Without it, only this machine is checked.",
-            show_default=False,
-            callback=existing,
-        ),
-    ] = None,
+    connection: OptionalConnection = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     shm_dir: ShmDir = None,
@@ -34,6 +24,7 @@ def doctor(
             "--offline",
             envvar="QUORIN_OFFLINE",
             help="The history to look at as well: a directory, or a URL that pyarrow.fs knows.",
+            callback=of_repository,
             show_default=False,
         ),
     ] = None,
@@ -46,13 +37,8 @@ def doctor(
     trimming and dead letters; with `--offline` also whether the footer of each file of the history is whole.
 
     Examples:
-    - `quorin doctor`: this machine alone
-
-    - `quorin doctor -c redis://localhost:6379`: everything
-
-    - `quorin doctor --offline data/history`: this machine and the history
-
-    - `quorin doctor --json | jq '.checks[] | select(.status != "ok")'`
+        quorin doctor                                # this machine, and in a Feast repository its store
+        quorin doctor --offline data/history --json  # with the history, for a script
 
     Exit codes: 0 nothing worse than a warning, 1 a problem, 2 wrong usage.
     """

@@ -7,12 +7,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quorin.cli.options import Connection, Namespace, Opened, ShmDir, escaped, resolve_field, resolve_schema
+from quorin.cli.options import (
+    Connection,
+    Namespace,
+    Opened,
+    Raw,
+    ShmDir,
+    escaped,
+    find_field,
+    resolve_field,
+    resolve_schema,
+)
 from quorin.cli.output import Json, add_row, console, plain, print_json, table
+from quorin.cli.repository import Names, readable_schemas
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
 from quorin.engine.words import ago, moment
 
 if TYPE_CHECKING:
+    from quorin.engine.backend import Backend
     from quorin.shm import Segment
 
 
@@ -31,16 +43,15 @@ def get(
     ] = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
     shm_dir: ShmDir = None,
+    raw: Raw = False,
     as_json: Json = False,
 ) -> None:
     """Show the values of entities with their types, event time and age.
 
     Examples:
-    - `quorin get user_001`: the entity's row in every segment
-
-    - `quorin get 1001 1002 --schema driver_stats`: two entities of one feature view
-
-    - `quorin get 1001 -s driver_stats -f conv_rate --json`
+        quorin get user_001                         # the entity's row in every segment
+        quorin get 1001 1002 --schema driver_stats  # two entities of one feature view
+        quorin get 1001 -s driver_stats -f conv_rate --json
 
     Exit codes: 0 every entity has a row in each named schema (in any, without --schema), 1 some have none, 2 wrong
     usage.
@@ -51,18 +62,18 @@ def get(
     rows: list[dict[str, Any]] = []
     missing: set[tuple[str, str]] = set()
     with Opened(connection, namespace) as backend, Observer(backend, shm_dir=shm_dir) as looking:
-        names = [resolve_schema(backend, name) for name in schema or []] or sorted(backend.control.schemas())
+        shown = Names.of(backend, raw=raw)
+        names = [resolve_schema(backend, name) for name in schema or []] or _with_fields(backend, field or [])
         for name in names:
             try:
                 segment = looking.segment(name)
-                fields = [resolve_field(segment.schema, requested) for requested in field or []] or None
-            except (QuorinError, typer.BadParameter) as error:
+            except QuorinError as error:
                 if schema:
                     raise
                 typer.echo(f"{name}: {error}", err=True)
                 continue
-            rows += _rows(segment, ids, fields)
-    for name in names if schema else [""]:
+            rows += _rows(segment, ids, [resolve_field(segment.schema, one) for one in field or []] or None, shown)
+    for name in map(shown.schema, names) if schema else [""]:
         present = {row["entity_id"] for row in rows if name in ("", row["schema"])}
         missing |= {(name, entity_id) for entity_id in ids if entity_id not in present}
     if as_json:
@@ -77,24 +88,47 @@ def get(
         raise typer.Exit(1)
 
 
-def _rows(segment: Segment, ids: list[str], fields: list[str] | None) -> list[dict[str, Any]]:
+def _with_fields(backend: Backend, requested: list[str]) -> list[str]:
+    """The schemas that have all of some fields.
+
+    :raises typer.BadParameter: if none has.
+    """
+    if not requested:
+        return sorted(backend.control.schemas())
+    schemas = list(readable_schemas(backend).values())
+    having = [one.__name__ for one in schemas if all(find_field(one, name) for name in requested)]
+    if schemas and not having:
+        for one in schemas if len(schemas) == 1 else ():
+            for name in requested:
+                resolve_field(one, name)
+        raise typer.BadParameter(
+            f"no schema has {'the field ' if len(requested) == 1 else 'all of the fields '}"
+            f"{', '.join(map(repr, requested))}; `quorin schema` lists what they have"
+        )
+    return having
+
+
+def _rows(segment: Segment, ids: list[str], fields: list[str] | None, names: Names) -> list[dict[str, Any]]:
     from quorin.assembly import read
 
     batch = read(segment, ids, fields)
-    types = {field.name: str(field.type) for field in batch.schema}
+    schema = segment.schema
+    shown = names.fields(schema)
+    types = {shown[field.name]: names.type(schema.__name__, field) for field in schema.fields}
     rows = []
     for row in batch.to_pylist():
         if not row.pop("found"):
             continue
         entity_id, event_time_ns = row.pop("entity_id"), row.pop("event_time_ns")
+        values = {shown[name]: value for name, value in row.items()}
         rows.append(
             {
-                "schema": segment.schema.__name__,
+                "schema": names.schema(schema.__name__),
                 "entity_id": entity_id,
                 "event_time_ns": event_time_ns,
                 "age_seconds": (time.time_ns() - event_time_ns) / 1e9,
-                "values": row,
-                "types": {name: types[name] for name in row},
+                "values": values,
+                "types": {name: types[name] for name in values},
             }
         )
     return rows

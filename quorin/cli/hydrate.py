@@ -43,9 +43,8 @@ def hydrate(
     A consumer with `--offline` hydrates by itself; use this command before starting one.
 
     Examples:
-    - `quorin hydrate --offline data/history`: all schemas without a segment on this machine
-
-    - `quorin hydrate driver_stats --offline data/history --as-of 2024-05-01T00:00:00`: one schema, as of then
+        quorin hydrate driver_stats --as-of 2026-05-01T00:00:00  # one schema, as of then
+        quorin hydrate --offline data/history                    # all without a segment on this machine
 
     Exit codes: 0 built, or nothing to do, 1 a schema already has a segment or has no history (with the reason on
     stderr), 2 wrong usage.

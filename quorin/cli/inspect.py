@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quorin.cli.options import Connection, Namespace, Opened, ShmDir, StreamKey, resolve_schema
+from quorin.cli.options import Connection, Namespace, Opened, Raw, ShmDir, StreamKey, resolve_schema
 from quorin.cli.output import Json, add_row, console, print_json, table
+from quorin.cli.repository import Names
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
-from quorin.engine.words import ago, count, counted, duration, moment, size, type_text
+from quorin.engine.words import ago, count, counted, duration, moment, size
 
 if TYPE_CHECKING:
     from quorin.engine.ops.observe import Deployment, SegmentState
@@ -25,16 +26,15 @@ def inspect(
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     shm_dir: ShmDir = None,
+    raw: Raw = False,
     as_json: Json = False,
 ) -> None:
     """Show segments: rows, bytes, load, generation, lag, writer and readers.
 
     Examples:
-    - `quorin inspect`: every segment, and the running processes
-
-    - `quorin inspect driver_stats`: one feature view's fields, memory, writer and readers
-
-    - `quorin inspect --json | jq '.segments[].rows'`
+        quorin inspect               # every segment, and the running processes
+        quorin inspect driver_stats  # fields, memory, writer and readers of one
+        quorin inspect --json        # for a script
 
     Exit codes: 0 shown, 1 a segment is missing or damaged, 2 wrong usage.
     """
@@ -42,18 +42,30 @@ def inspect(
 
     with Opened(connection, namespace) as backend, Observer(backend, shm_dir=shm_dir, stream_key=stream_key) as looking:
         name = resolve_schema(backend, schema) if schema else None
-        seen = looking.observe(schema_name=name)
-    if as_json:
-        print_json(seen.segments[0].as_dict() if name else seen.as_dict())
+        seen, names = looking.observe(schema_name=name), Names.of(backend, raw=raw)
+    if as_json and name:
+        print_json(_as_dict(seen.segments[0], names))
+    elif as_json:
+        print_json(seen.as_dict() | {"segments": [_as_dict(state, names) for state in seen.segments]})
     elif name:
-        _print_one(seen.segments[0], seen)
+        _print_one(seen.segments[0], seen, names)
     else:
-        _print_all(seen)
+        _print_all(seen, names)
     if any(state.problem for state in seen.segments):
         raise typer.Exit(1)
 
 
-def _print_all(seen: Deployment) -> None:
+def _as_dict(state: SegmentState, names: Names) -> dict[str, Any]:
+    shown = state.as_dict() | {"schema": names.schema(state.schema_name)}
+    if state.schema:
+        for field, called, name in zip(
+            shown["fields"], names.fields(state.schema).values(), state.schema.fields, strict=True
+        ):
+            field |= {"name": called, "type": names.type(state.schema_name, name)}
+    return shown
+
+
+def _print_all(seen: Deployment, names: Names) -> None:
     out = console()
     segments = table(
         "schema", "version", "rows", "load", "bytes", "gen", "lag rows", "lag", "newest", "writer", "readers"
@@ -61,11 +73,11 @@ def _print_all(seen: Deployment) -> None:
     for state in seen.segments:
         stats = state.stats
         if stats is None:
-            add_row(segments, state.schema_name, "", state.problem)
+            add_row(segments, names.schema(state.schema_name), "", state.problem)
             continue
         add_row(
             segments,
-            state.schema_name,
+            names.schema(state.schema_name),
             stats["schema_version"],
             count(stats["rows"]),
             f"{stats['load']:.0%}",
@@ -93,17 +105,17 @@ def _print_all(seen: Deployment) -> None:
         )
 
 
-def _print_one(state: SegmentState, seen: Deployment) -> None:
+def _print_one(state: SegmentState, seen: Deployment, names: Names) -> None:
     out = console()
     facts = table("", "")
     facts.show_header = False
-    for name, value in detail(state, seen).items():
+    for name, value in (detail(state, seen) | {"schema": names.schema(state.schema_name)}).items():
         add_row(facts, name, value)
     out.print(facts)
     if state.schema:
         fields = table("field", "type", "null reads as")
-        for field in state.schema.fields:
-            add_row(fields, field.name, type_text(field), _default_text(field))
+        for field, name in zip(state.schema.fields, names.fields(state.schema).values(), strict=True):
+            add_row(fields, name, names.type(state.schema_name, field), default_text(field))
         out.print()
         out.print(fields)
 
@@ -153,7 +165,8 @@ def newest(state: SegmentState) -> str:
     return ago((time.time_ns() - state.events.newest_ns) / 1e9)
 
 
-def _default_text(field: FeatureField) -> str:
+def default_text(field: FeatureField) -> str:
+    """What a null of a field is in a vector."""
     if field.is_variable:
         return "not in vectors"
     return "NaN" if field.default is None else str(field.default)

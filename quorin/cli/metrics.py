@@ -36,9 +36,8 @@ def metrics(
     `quorin consumer --metrics-port` does the same in the consumer's process. Stops on SIGTERM and Ctrl-C.
 
     Examples:
-    - `quorin metrics -c redis://localhost:6379`: then `curl localhost:9100/metrics`
-
-    - `quorin metrics -c data/quorin --port 9200 --address 0.0.0.0`
+        quorin metrics  # then `curl localhost:9100/metrics`
+        quorin metrics --port 9200 --address 0.0.0.0
 
     Exit codes: 0 stopped by a signal, 1 could not start (with the reason on stderr), 2 wrong usage.
     """

@@ -34,11 +34,9 @@ def nodes(
     node does not. A node shows when a consumer, or a serving process that follows the log, has applied on it.
 
     Examples:
-    - `quorin nodes -c redis://localhost:6379`
-
-    - `quorin nodes -c redis://localhost:6379 --schemas`
-
-    - `quorin nodes --json | jq '.nodes[] | select(.lag_seconds > 5)'`
+        quorin nodes
+        quorin nodes --schemas  # one line for each schema of each node
+        quorin nodes --json
 
     Exit codes: 0 shown, 1 the control plane cannot be reached, 2 wrong usage.
     """

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from quorin.cli.repository import feature_of, project, repository, stored_name
 
 if TYPE_CHECKING:
     from quorin.engine.backend import Backend
@@ -33,36 +35,119 @@ def existing(connection: str | None) -> str | None:
     raise typer.BadParameter(f"there is no store at {connection}" + (f"; did you mean {below[0]}?" if below else ""))
 
 
+def connection_of(context: typer.Context, connection: str) -> str:
+    """The connection that was passed, else that of the Feast repository in the working directory; its store exists.
+
+    :raises typer.BadParameter: if there is none, or a directory has no store.
+    """
+    return str(existing(new_connection_of(context, connection)))
+
+
+def new_connection_of(context: typer.Context, connection: str) -> str:
+    """As :func:`connection_of`; the store may be one to create."""
+    here = None if connection or context.resilient_parsing else repository()
+    if here is None and not connection and not context.resilient_parsing:
+        raise typer.BadParameter(
+            "give --connection (a Redis URL or a directory), set QUORIN_CONNECTION, or run the command in a Feast "
+            "repository"
+        )
+    return connection or ("" if here is None else str(here.connection))
+
+
+def _optional_connection_of(context: typer.Context, connection: str | None) -> str | None:
+    here = None if connection or context.resilient_parsing else repository()
+    return existing(connection if here is None else str(here.connection))
+
+
+def of_repository(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
+    """An option's value, else the repository's setting of that name if the connection is the repository's too."""
+    source = context.get_parameter_source("connection")
+    is_default = source is not None and source.name not in ("COMMANDLINE", "ENVIRONMENT")
+    here = repository() if not value and is_default and context.params.get("connection") else None
+    setting = None if here is None else getattr(here, str(parameter.name))
+    return Path(setting) if setting and parameter.name == "shm_dir" else setting or value
+
+
+def _history_of(context: typer.Context, parameter: typer.CallbackParam, value: str) -> str:
+    offline = of_repository(context, parameter, value)
+    if not offline and not context.resilient_parsing:
+        raise typer.BadParameter("give --offline, the directory or URL of the history")
+    return str(offline)
+
+
+def _nothing() -> str:
+    return ""
+
+
 _CONNECTION_WORDS = "--connection", "-c"
 _CONNECTION_HELP = (
-    "The control plane: redis://, rediss:// or unix:// URL, or the directory of the embedded one "
-    "(Feast's default is data/quorin in the feature repository)."
+    "The control plane: redis://, rediss:// or unix:// URL, or the directory of the embedded one. Default: that of the "
+    "Feast repository in this directory."
 )
 Connection = Annotated[
-    str, typer.Option(*_CONNECTION_WORDS, envvar="QUORIN_CONNECTION", help=_CONNECTION_HELP, callback=existing)
+    str,
+    typer.Option(
+        *_CONNECTION_WORDS,
+        envvar="QUORIN_CONNECTION",
+        help=_CONNECTION_HELP,
+        callback=connection_of,
+        default_factory=_nothing,
+        show_default=False,
+    ),
 ]
 OptionalConnection = Annotated[
     str | None,
     typer.Option(
-        *_CONNECTION_WORDS, envvar="QUORIN_CONNECTION", help=_CONNECTION_HELP, callback=existing, show_default=False
+        *_CONNECTION_WORDS,
+        envvar="QUORIN_CONNECTION",
+        help=_CONNECTION_HELP,
+        callback=_optional_connection_of,
+        show_default=False,
     ),
 ]
-NewConnection = Annotated[str, typer.Option(*_CONNECTION_WORDS, envvar="QUORIN_CONNECTION", help=_CONNECTION_HELP)]
+ServedConnection = Annotated[
+    str | None,
+    typer.Option(
+        *_CONNECTION_WORDS,
+        envvar="QUORIN_CONNECTION",
+        help="The control plane: redis://, rediss:// or unix:// URL, or the directory of the embedded one.",
+        callback=existing,
+        show_default=False,
+    ),
+]
+NewConnection = Annotated[
+    str,
+    typer.Option(
+        *_CONNECTION_WORDS,
+        envvar="QUORIN_CONNECTION",
+        help=_CONNECTION_HELP,
+        callback=new_connection_of,
+        default_factory=_nothing,
+        show_default=False,
+    ),
+]
 """For commands that may create the directory."""
 
+Raw = Annotated[bool, typer.Option("--raw", help="Show the engine's names, not those of Feast's users.")]
 Namespace = Annotated[
     str, typer.Option(envvar="QUORIN_NAMESPACE", help="Separates deployments that share one Redis or directory.")
 ]
 StreamKey = Annotated[str, typer.Option(help="The name of the log.")]
 ShmDir = Annotated[
     Path | None,
-    typer.Option(envvar="QUORIN_SHM_DIR", help="The directory of segments, by default /dev/shm.", show_default=False),
+    typer.Option(
+        envvar="QUORIN_SHM_DIR",
+        help="The directory of segments, by default /dev/shm.",
+        callback=of_repository,
+        show_default=False,
+    ),
 ]
 ShmGroup = Annotated[
     str | None,
     typer.Option(
         envvar="QUORIN_SHM_GROUP",
         help="A group, by name or gid, whose members may read segments. Default: only the user that creates them.",
+        callback=of_repository,
         show_default=False,
     ),
 ]
@@ -72,6 +157,9 @@ Offline = Annotated[
         "--offline",
         envvar="QUORIN_OFFLINE",
         help="The history: a directory, or a URL that pyarrow.fs supports (file://, s3://, gs://).",
+        callback=_history_of,
+        default_factory=_nothing,
+        show_default=False,
     ),
 ]
 
@@ -143,36 +231,51 @@ def resolve_schema(backend: Backend, requested: str) -> str:
 
 
 def resolve_name(names: list[str], requested: str, address: str) -> str:
-    """That of the names of schemas, else of feature views, which is requested.
+    """That of the names of schemas, else of feature views, which is requested; of several projects' that of the
+    repository in the working directory.
 
     :raises typer.BadParameter: naming the schemas that exist.
     """
     if requested in names:
         return requested
-    views = [name for name in names if name.endswith(f"__{requested}")]
+    own, view = stored_name(project() or ""), stored_name(requested)
+    if f"{own}__{view}" in names:
+        return f"{own}__{view}"
+    views = [name for name in names if name.endswith(f"__{view}")]
     if len(views) == 1:
         return views[0]
     shown = ", ".join(views or names) or "none"
     raise typer.BadParameter(f"expected the name of one schema at {address}, got {requested!r}; there are: {shown}")
 
 
+def find_field(schema: Schema, requested: str) -> str | None:
+    """The schema's field of this name, else the field of the only Feast feature of this name; None if there is none."""
+    if any(field.name == requested for field in schema.fields):
+        return requested
+    matches = [name for name, feature in _features(schema).items() if feature in (requested, stored_name(requested))]
+    return matches[0] if len(matches) == 1 else None
+
+
 def resolve_field(schema: Schema, requested: str) -> str:
-    """The schema's field of this name, else the field of the only Feast feature of this name (``name__type``).
+    """The field that :func:`find_field` finds.
 
     :raises typer.BadParameter: naming similar fields, or all fields if none is similar.
     """
     from difflib import get_close_matches
 
-    features = {field.name: field.name.rpartition("__")[0] or field.name for field in schema.fields}
-    if requested in features:
-        return requested
+    if found := find_field(schema, requested):
+        return found
+    features = _features(schema)
     matches = [name for name, feature in features.items() if feature == requested]
-    if len(matches) == 1:
-        return matches[0]
     similar = get_close_matches(requested, {*features, *features.values()})
-    suggested = matches or [name for name, feature in features.items() if name in similar or feature in similar]
-    hint = f"did you mean {' or '.join(suggested)}?" if suggested else f"there are: {', '.join(features)}"
+    suggested = matches or [feature for name, feature in features.items() if name in similar or feature in similar]
+    hint = f"did you mean {' or '.join(suggested)}?" if suggested else f"there are: {', '.join(features.values())}"
     raise typer.BadParameter(f"{schema.__name__} has no field {requested!r}; {hint}")
+
+
+def _features(schema: Schema) -> dict[str, str]:
+    """What each field is called: the Feast feature, or itself."""
+    return {field.name: (feature_of(field.name) or (field.name,))[0] for field in schema.fields}
 
 
 def known_schema(backend: Backend, requested: str) -> Schema:

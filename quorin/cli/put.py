@@ -41,11 +41,9 @@ def put(
     """Write one row through the log. Name every field, or pass `--partial`.
 
     Examples:
-    - `quorin put UserFeatures user_001 age_normalized=0.5 session_count_7d=42 ltv_score=12.3 --sync`
-
-    - `quorin put UserFeatures user_001 ltv_score=13 --partial`
-
-    - `quorin put Items i7 'tags=["new", "red"]' --null price`
+        quorin put UserFeatures user_001 age_normalized=0.5 session_count_7d=42 ltv_score=12.3
+        quorin put UserFeatures user_001 ltv_score=13 --partial
+        quorin put Items i7 'tags=["new", "red"]' --null price
 
     Exit codes: 0 the row is in the log (with `--sync`: is served), 1 it was refused, or is in the log but was not
     applied in time, 2 wrong usage.
@@ -71,14 +69,14 @@ def put(
             )
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
         with WALProducer(backend, stream_key=stream_key, registry=registry) as producer:
-            time_ns = None if event_time is None else _time_ns(event_time)
-            position = producer.write(target, entity_id, row, time_ns, partial=partial)
+            at_ns = None if event_time is None else time_ns(event_time)
+            position = producer.write(target, entity_id, row, at_ns, partial=partial)
             if sync:
                 try:
                     producer.wait(target, position, timeout_ms=timeout_ms)
                 except (WriteSyncTimeoutError, SegmentNotFoundError) as error:
                     if not any(report.role == "consumer" for report in reports(backend.control)):
-                        error.add_note(_how_to_apply(backend.address, namespace, stream_key))
+                        error.add_note(how_to_apply(backend.address, namespace, stream_key))
                     raise
     if as_json:
         print_json({"schema": target.__name__, "entity_id": entity_id, "position": position, "is_served": sync or None})
@@ -86,7 +84,8 @@ def put(
         typer.echo(f"{'served' if sync else 'in the log'} at position {position}")
 
 
-def _how_to_apply(address: str, namespace: str, stream_key: str) -> str:
+def how_to_apply(address: str, namespace: str, stream_key: str) -> str:
+    """What to do where a row stays in the log because nothing applies it."""
     words = ["quorin", "consumer", "--connection", address]
     words += ["--namespace", namespace] if namespace != DEFAULT_NAMESPACE else []
     words += ["--stream-key", stream_key] if stream_key != DEFAULT_STREAM_KEY else []
@@ -131,7 +130,8 @@ def _elements(field: FeatureField, value: Any) -> Any:
     return value
 
 
-def _time_ns(text: str) -> int:
+def time_ns(text: str) -> int:
+    """An event time on the command line in ns since the epoch. :raises typer.BadParameter: for anything else."""
     if text.lstrip("-").isdigit():
         return int(text)
     try:

@@ -36,9 +36,8 @@ def ready(
     log has nothing more; if it cannot reach the log, the lag grows.
 
     Examples:
-    - `quorin ready -c redis://localhost:6379 --max-lag 1s`
-
-    - `quorin ready -c redis://localhost:6379 --max-lag 1m --json`
+        quorin ready                      # every schema has a segment
+        quorin ready --max-lag 1m --json  # and each is fresh
 
     Exit codes: 0 ready, 1 not ready (with the reasons on stderr), 2 wrong usage.
     """

@@ -25,8 +25,8 @@ def restore(
     A consumer then continues with the log from the snapshot's position. Entries that the log has trimmed come from the
     history, if the consumer has one.
 
-    Example:
-    - `quorin restore /var/backups/driver_stats.snapshot`
+    Examples:
+        quorin restore driver_stats.snapshot
 
     Exit codes: 0 restored, 1 refused (with the reason on stderr), 2 wrong usage.
     """

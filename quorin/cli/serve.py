@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from quorin.cli.durations import seconds
-from quorin.cli.options import LogJson, Namespace, OptionalConnection, ShmDir, resolve_name
+from quorin.cli.options import LogJson, Namespace, ServedConnection, ShmDir, resolve_name
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
 
 _GROUP = "quorin.repository_server"
@@ -92,7 +92,7 @@ AccessLog = Annotated[bool, typer.Option("--access-log/--no-access-log", help="L
 def serve(
     context: typer.Context,
     repo: Repository = None,
-    connection: OptionalConnection = None,
+    connection: ServedConnection = None,
     schema: SchemaNames = None,
     feature_store_yaml: FeatureStoreYaml = None,
     host: Host = "127.0.0.1",
@@ -127,11 +127,9 @@ def serve(
     fresh segment of every schema. SIGTERM stops: requests that are being answered are answered first.
 
     Examples:
-    - `quorin serve --repo feature_repo --workers 2`
-
-    - `quorin serve --connection redis://localhost:6379 --schema Driver --schema Trip`
-
-    - `quorin serve --host 0.0.0.0 --tls-key key.pem --tls-cert cert.pem --token-file token`
+        quorin serve --repo feature_repo --workers 2
+        quorin serve --connection redis://localhost:6379 --schema driver_stats --schema Items
+        quorin serve --host 0.0.0.0 --tls-key key.pem --tls-cert cert.pem --token-file token
     """
     if (tls_key is None) != (tls_cert is None):
         raise typer.BadParameter("expected both --tls-key and --tls-cert, or neither")

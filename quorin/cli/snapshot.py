@@ -22,8 +22,8 @@ def snapshot(
 ) -> None:
     """Save a segment and its log position to one checksummed file, while readers and the writer continue.
 
-    Example:
-    - `quorin snapshot driver_stats /var/backups/driver_stats.snapshot`
+    Examples:
+        quorin snapshot driver_stats driver_stats.snapshot
 
     Exit codes: 0 written, 1 failed (with the reason on stderr), 2 wrong usage.
     """

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Annotated
+import time
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quorin.cli.options import Connection, Namespace, Opened, ShmDir, StreamKey
+from quorin.cli.options import Connection, Namespace, Opened, Raw, ShmDir, StreamKey
+from quorin.cli.output import add_row, console, table
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+
+if TYPE_CHECKING:
+    from quorin.engine.ops.observe import Observer
 
 
 def top(
@@ -17,25 +22,45 @@ def top(
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     shm_dir: ShmDir = None,
+    once: Annotated[bool, typer.Option("--once", help="Observe for one interval, print it and stop.")] = False,
+    raw: Raw = False,
 ) -> None:
-    """Watch segments live: rows read per second, latency, rows written, lag, freshness, readers, growth, dead letters.
+    """Watch segments live: lag, freshness, readers, dead letters, reads and their latency, writes, growth.
 
     Counts the reads and writes of all processes of this machine and user. Keys: `s` sorts by the next column, `r`
-    reverses the order, `enter` shows a segment in detail, `p` pauses, `q` quits. Needs Textual: `pip install
-    'quorin[top]'`.
+    reverses the order, `/` filters, left and right scroll, `enter` shows a segment in detail, `p` pauses, `?` helps,
+    `q` quits. Needs Textual, except with --once.
 
     Examples:
-    - `quorin top -c redis://localhost:6379`
-
-    - `quorin top -c data/quorin -i 0.5`: twice a second
+        quorin top
+        quorin top --interval 0.5  # twice a second
+        quorin top --once          # print it once
 
     Exit codes: 0 quit, 1 could not start (with the reason on stderr), 2 wrong usage.
     """
-    if importlib.util.find_spec("textual") is None:
+    if not once and importlib.util.find_spec("textual") is None:
         typer.echo("error: `quorin top` needs Textual: pip install 'quorin[top]'", err=True)
         raise typer.Exit(1)
-    from quorin.cli.top_app import Top
     from quorin.engine.ops.observe import Observer
 
     with Opened(connection, namespace) as backend, Observer(backend, shm_dir=shm_dir, stream_key=stream_key) as looking:
-        Top(looking, interval).run()
+        if once:
+            _print(looking, interval, raw=raw)
+            return
+        from quorin.cli.top_app import Top
+
+        Top(looking, interval, raw=raw).run()
+
+
+def _print(looking: Observer, interval: float, *, raw: bool) -> None:
+    """Print what two observations, an interval apart, say."""
+    from quorin.cli.top_model import COLUMNS, lines, look, summary
+
+    before = look(looking)
+    time.sleep(interval)
+    now = look(looking)
+    shown = table(*COLUMNS)
+    for line in sorted(lines(before, now, raw=raw), key=lambda one: one.name):
+        add_row(shown, *line.cells)
+    console().print(summary(before, now), markup=False)
+    console().print(shown)

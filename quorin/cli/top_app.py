@@ -10,31 +10,32 @@ from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
-from textual.widgets import DataTable, Footer, Static
+from textual.widgets import DataTable, Footer, Input, Static
 
 from quorin.cli.inspect import detail
-from quorin.cli.top_model import COLUMNS, Line, Look, lines, look, summary
+from quorin.cli.top_model import COLUMNS, History, Line, Look, lines, look, summary
 from quorin.errors import QuorinError
 
 if TYPE_CHECKING:
+    from textual.events import Key
+
     from quorin.engine.ops.observe import Observer
 
 
-class Detail(ModalScreen[None]):
-    """One segment, as ``quorin inspect`` shows it."""
+class Facts(ModalScreen[None]):
+    """Names and texts, one per line."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,enter,q", "dismiss", "back"),
+        Binding("escape,enter,q,question_mark", "dismiss", "back"),
     ]
-    DEFAULT_CSS = "Detail { align: center middle; } Detail VerticalScroll { width: 90%; height: 80%; border: round; }"
+    DEFAULT_CSS = "Facts { align: center middle; } Facts VerticalScroll { width: 90%; height: 80%; border: round; }"
 
-    def __init__(self, name: str, facts: dict[str, str]) -> None:
+    def __init__(self, facts: dict[str, str]) -> None:
         super().__init__()
-        self._name_shown = name
         self._facts = facts
 
     def compose(self) -> ComposeResult:
-        """The segment's details, one per line."""
+        """The names in a column, the texts behind them."""
         width = max(map(len, self._facts), default=0)
         text = "\n".join(f"{name:<{width}}  {value}" for name, value in self._facts.items())
         yield VerticalScroll(Static(text, markup=False, id="facts"))
@@ -45,32 +46,40 @@ class Top(App[None]):
 
     TITLE = "quorin top"
     ENABLE_COMMAND_PALETTE = False
+    DEFAULT_CSS = "#status { color: $accent; } #filter { display: none; height: 3; } DataTable { height: 1fr; }"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "quit"),
-        Binding("s", "sort", "sort by next column"),
+        Binding("s", "sort", "sort"),
         Binding("r", "reverse", "reverse"),
+        Binding("slash", "filter", "filter", key_display="/"),
         Binding("p", "pause", "pause"),
         Binding("enter", "detail", "detail"),
+        Binding("question_mark", "help", "help", key_display="?"),
     ]
 
-    def __init__(self, observer: Observer, interval: float) -> None:
+    def __init__(self, observer: Observer, interval: float, *, raw: bool = False) -> None:
         super().__init__()
         self._observer = observer
         self._interval = interval
+        self._raw = raw
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="quorin-top")
         self._before: Look | None = None
         self._lines: list[Line] = []
+        self._history = History()
         self._sort_by, self._reversed, self._paused = 0, False, False
 
     def compose(self) -> ComposeResult:
-        """A summary, the table and the keys."""
+        """A summary, the last minutes, what is shown, the table and the keys."""
         yield Static("loading …", id="summary", markup=False)
-        yield DataTable[str](id="segments", cursor_type="row", zebra_stripes=True)
+        yield Static("", id="history", markup=False)
+        yield Static("", id="status", markup=False)
+        yield DataTable[str](id="segments", cursor_type="row", zebra_stripes=True, fixed_columns=1)
+        yield Input(placeholder="a part of the schema's name; escape shows all", id="filter")
         yield Footer()
 
     async def on_mount(self) -> None:
         """Start refreshing."""
-        self.query_one("#segments", DataTable).add_columns(*COLUMNS)
+        self.query_one("#segments", DataTable).focus()
         await self.look_again()
         self.set_interval(self._interval, self.look_again)
 
@@ -89,8 +98,10 @@ class Top(App[None]):
             return
         before = self._before or now
         self._before = now
-        self._lines = lines(before, now)
+        self._lines = lines(before, now, raw=self._raw)
+        self._history.add(before, now)
         self.query_one("#summary", Static).update(summary(before, now))
+        self.query_one("#history", Static).update(self._history.text(self.size.width))
         self._show()
 
     def action_sort(self) -> None:
@@ -109,27 +120,67 @@ class Top(App[None]):
         self._paused = not self._paused
         self._show()
 
+    def action_filter(self) -> None:
+        """Ask for a part of the names to show."""
+        asked = self.query_one("#filter", Input)
+        asked.display = True
+        asked.focus()
+
+    def action_help(self) -> None:
+        """Show the keys and what the columns mean."""
+        keys = {"q": "quit", "s, r": "sort by the next column, reverse", "/": "filter by name", "p": "pause or resume",
+                "← →": "scroll the columns", "enter": "a segment in detail", "?": "this help"}  # fmt: skip
+        self.push_screen(Facts({**keys, "": "", **COLUMNS}))
+
     def action_detail(self) -> None:
         """Show the selected segment in detail."""
         table = self.query_one("#segments", DataTable)
-        if self._lines and self._before is not None:
-            selected = self._lines[table.cursor_row]
-            self.push_screen(Detail(selected.schema_name, detail(selected.state, self._before.seen)))
+        selected = self._shown()
+        if selected and self._before is not None:
+            line = selected[table.cursor_row]
+            self.push_screen(Facts(detail(line.state, self._before.seen) | {"schema": line.name}))
 
     def on_data_table_row_selected(self) -> None:
         """Show the row's segment when enter is pressed."""
         self.action_detail()
 
+    def on_input_changed(self) -> None:
+        """Show the schemas whose names have the text."""
+        self._show()
+
+    def on_input_submitted(self) -> None:
+        """Go back to the table, which stays filtered."""
+        self.query_one("#segments", DataTable).focus()
+
+    def on_key(self, event: Key) -> None:
+        """Escape shows all schemas again."""
+        asked = self.query_one("#filter", Input)
+        if event.key == "escape" and asked.display:
+            asked.value, asked.display = "", False
+            self.query_one("#segments", DataTable).focus()
+
+    def _shown(self) -> list[Line]:
+        part = self.query_one("#filter", Input).value.lower()
+        return [line for line in self._lines if part in line.name.lower()]
+
     def _show(self) -> None:
         # Names break ties, ascending in either direction of the column.
-        self._lines.sort(key=lambda line: line.schema_name)
+        self._lines.sort(key=lambda line: line.name)
         self._lines.sort(key=lambda line: line.keys[self._sort_by], reverse=self._reversed)
-        table = self.query_one("#segments", DataTable)
-        row = table.cursor_row
-        table.clear()
-        for line in self._lines:
+        table, shown = self.query_one("#segments", DataTable), self._shown()
+        row, scrolled = table.cursor_row, table.scroll_x
+        table.clear(columns=True)
+        sorted_by, mark = list(COLUMNS)[self._sort_by], "▼" if self._reversed else "▲"
+        table.add_columns(*(f"{name} {mark}" if name == sorted_by else name for name in COLUMNS))
+        for line in shown:
             table.add_row(*line.cells)
-        if self._lines:
-            table.move_cursor(row=min(row, len(self._lines) - 1))
-        order = "descending" if self._reversed else "ascending"
-        table.border_title = f"by {COLUMNS[self._sort_by]}, {order}{', paused' if self._paused else ''}"
+        if shown:
+            table.move_cursor(row=min(row, len(shown) - 1))
+        table.scroll_to(x=scrolled, animate=False)
+        self.query_one("#status", Static).update(self._status(sorted_by, len(shown)))
+
+    def _status(self, sorted_by: str, shown: int) -> str:
+        part = self.query_one("#filter", Input).value
+        order = f"by {sorted_by}, {'descending' if self._reversed else 'ascending'}"
+        rest = [f"{shown} of {len(self._lines)} schemas have {part!r}"] if part else []
+        return "  |  ".join([order, *rest, *(["PAUSED"] if self._paused else [])])

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from quorin.cli.inspect import lag_rows, lag_time, newest
+from quorin.cli.repository import Names
 from quorin.engine.arrays import UInt64s
 from quorin.engine.counting import counters
-from quorin.engine.format.abi import FIRST_BUCKET, TIME_BUCKETS, W_BATCH_ROWS, W_MISSING, W_READ_TIMES, W_READS
+from quorin.engine.format.abi import (
+    FIRST_BUCKET,
+    TIME_BUCKETS,
+    W_BATCH_ROWS,
+    W_BATCH_TIMES,
+    W_MISSING,
+    W_READ_TIMES,
+    W_READS,
+)
 from quorin.engine.words import count, counted, duration, size
 
 if TYPE_CHECKING:
@@ -28,18 +38,67 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One segment: its cells and sort keys, in the order of :data:`COLUMNS`."""
+    """One segment: what its schema is called, its cells and sort keys, in the order of :data:`COLUMNS`."""
 
-    schema_name: str
+    name: str
     state: SegmentState
     cells: tuple[str, ...]
     keys: tuple[float | str, ...]
 
 
-COLUMNS = (
-    "schema", "rows", "load", "bytes", "rows read/s", "missing/s", "read p50", "read p99", "writes/s", "lag rows",
-    "lag", "newest", "readers", "gen", "dead",
-)  # fmt: skip
+COLUMNS = {
+    "schema": "the schema or feature view",
+    "lag": "how long the first row of the log that the segment lacks has been waiting",
+    "newest": "the age of the newest event",
+    "readers": "processes that have the segment mapped",
+    "dead": "dead letters since this machine started",
+    "reads/s": "rows read per second, one by one and in batches",
+    "p50": "half of the reads of one row take less",
+    "p99": "99 of 100 reads of one row take less",
+    "batch p50": "the same of reads of many rows, as Feast reads them",
+    "batch p99": "the same of reads of many rows",
+    "writes/s": "rows applied per second",
+    "rows": "entities with a row",
+    "load": "rows, live and deleted, relative to the capacity at which the segment grows",
+    "bytes": "the segment's memory",
+    "missing/s": "ids without a row that were read per second",
+    "lag rows": "rows that the segment lacks",
+    "gen": "the segment's generation",
+}
+"""What each column shows, those that matter most first: a terminal of 80 columns shows the first six."""
+
+_BARS = "▁▂▃▄▅▆▇█"
+_KEPT_LOOKS = 120
+
+
+@dataclass(slots=True)
+class History:
+    """The last rates of a whole deployment, and its lag, newest last."""
+
+    reads: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT_LOOKS))
+    writes: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT_LOOKS))
+    lags: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT_LOOKS))
+
+    def add(self, before: Look, now: Look) -> None:
+        """Add what two observations say."""
+        reads, writes, lag = _rates(before, now)
+        self.reads.append(reads)
+        self.writes.append(writes)
+        self.lags.append(lag or 0.0)
+
+    def text(self, width: int) -> str:
+        """All three as one line of at most ``width`` columns."""
+        bars = max(4, min(_KEPT_LOOKS, (width - 60) // 3))
+        parts = (("reads/s", self.reads, count), ("writes/s", self.writes, count), ("lag", self.lags, duration))
+        return "   ".join(
+            f"{name} {sparkline(list(values)[-bars:])} {shown(values[-1])}" for name, values, shown in parts if values
+        )
+
+
+def sparkline(values: list[float]) -> str:
+    """Values as bars from nothing up to the largest."""
+    most = max(values, default=0) or 1
+    return "".join(_BARS[round(max(0.0, value) / most * (len(_BARS) - 1))] for value in values)
 
 
 def look(observer: Observer) -> Look:
@@ -47,27 +106,32 @@ def look(observer: Observer) -> Look:
     return Look(observer.observe(), counters.totals(), time.monotonic())
 
 
-def lines(before: Look, now: Look) -> list[Line]:
+def lines(before: Look, now: Look, *, raw: bool = False) -> list[Line]:
     """One line per segment, with the rates between the two observations."""
-    return [_line(state, before, now) for state in now.seen.segments]
+    names = Names({state.schema_name: state.schema for state in now.seen.segments if state.schema}, raw=raw)
+    return [_line(state, names.schema(state.schema_name), before, now) for state in now.seen.segments]
 
 
 def summary(before: Look, now: Look) -> str:
     """The whole deployment in one line."""
+    read, written, lag = _rates(before, now)
+    alive = counted(sum(node.is_alive for node in now.seen.nodes), "node")
+    roles = ", ".join(sorted({f"{report.role} {report.process.pid}" for report in now.seen.processes})) or "no consumer"
+    return (
+        f"{now.seen.address}  |  {count(read)} rows read/s  |  {count(written)} rows written/s  |  "
+        f"{alive}{'' if lag is None else f', lag {duration(lag)}'}  |  "
+        f"{counted(now.seen.log_entries, 'log entry')}  |  {counted(now.seen.dead_letters, 'dead letter')}  |  {roles}"
+    )
+
+
+def _rates(before: Look, now: Look) -> tuple[float, float, float | None]:
+    """Rows read and written per second, and the largest lag of a node in seconds; None if no node has reported one."""
     seconds = max(now.at - before.at, 1e-9)
     names = [state.schema_name for state in now.seen.segments]
     read = sum(_grown(before, now, name, W_READS, W_BATCH_ROWS) for name in names) / seconds
     written = sum(_grown(before, now, name, counters.word("rows_applied")) for name in names) / seconds
     lags = [node.lag_seconds for node in now.seen.nodes if node.is_alive and node.lag_seconds is not None]
-    nodes = counted(sum(node.is_alive for node in now.seen.nodes), "node") + (
-        f", lag {duration(max(lags))}" if lags else ""
-    )
-    roles = ", ".join(sorted({f"{report.role} {report.process.pid}" for report in now.seen.processes})) or "no consumer"
-    return (
-        f"{now.seen.address}  |  {count(read)} rows read/s  |  {count(written)} rows written/s  |  "
-        f"{nodes}  |  {counted(now.seen.log_entries, 'log entry')}  |  "
-        f"{counted(now.seen.dead_letters, 'dead letter')}  |  {roles}"
-    )
+    return read, written, max(lags, default=None)
 
 
 def percentile(times: list[int], share: float) -> float | None:
@@ -80,32 +144,38 @@ def percentile(times: list[int], share: float) -> float | None:
     return octave * (1.75 if bucket % 2 else 1.25) / 1e9
 
 
-def _line(state: SegmentState, before: Look, now: Look) -> Line:
+def _line(state: SegmentState, shown: str, before: Look, now: Look) -> Line:
     name, seconds = state.schema_name, max(now.at - before.at, 1e-9)
     if state.stats is None:
-        cells = (name, state.problem or "") + ("",) * (len(COLUMNS) - 2)
-        return Line(name, state, cells, (name,) + (-1.0,) * (len(COLUMNS) - 1))
+        cells = (shown, state.problem or "") + ("",) * (len(COLUMNS) - 2)
+        return Line(shown, state, cells, (shown,) + (-1.0,) * (len(COLUMNS) - 1))
     stats = state.stats
     read = _grown(before, now, name, W_READS, W_BATCH_ROWS) / seconds
     missing = _grown(before, now, name, W_MISSING) / seconds
-    times = [_grown(before, now, name, W_READ_TIMES + bucket) for bucket in range(TIME_BUCKETS)]
-    p50, p99 = percentile(times, 0.5), percentile(times, 0.99)
+    p50, p99 = _percentiles(before, now, name, W_READ_TIMES)
+    batch_p50, batch_p99 = _percentiles(before, now, name, W_BATCH_TIMES)
     written = _grown(before, now, name, counters.word("rows_applied")) / seconds
     dead = _total(now, name, counters.word("dead_letters"))
     age = -1.0
     if state.events is not None and state.events.newest_ns is not None:
         age = (time.time_ns() - state.events.newest_ns) / 1e9
     cells = (
-        name, count(stats["rows"]), f"{stats['load']:.0%}", size(stats["bytes"]), count(read), count(missing),
-        duration(p50), duration(p99), count(written), lag_rows(state), lag_time(state), newest(state),
-        str(len(state.readers)), str(stats["generation"]), count(dead),
+        shown, lag_time(state), newest(state), str(len(state.readers)), count(dead), count(read),
+        duration(p50), duration(p99), duration(batch_p50), duration(batch_p99), count(written), count(stats["rows"]),
+        f"{stats['load']:.0%}", size(stats["bytes"]), count(missing), lag_rows(state), str(stats["generation"]),
     )  # fmt: skip
     keys = (
-        name, stats["rows"], stats["load"], stats["bytes"], read, missing, p50 or -1.0, p99 or -1.0, written,
-        state.lag.rows if state.lag else -1.0, state.lag.seconds if state.lag else -1.0, age, len(state.readers),
-        stats["generation"], dead,
+        shown, state.lag.seconds if state.lag else -1.0, age, len(state.readers), dead, read,
+        p50 or -1.0, p99 or -1.0, batch_p50 or -1.0, batch_p99 or -1.0, written, stats["rows"],
+        stats["load"], stats["bytes"], missing, state.lag.rows if state.lag else -1.0, stats["generation"],
     )  # fmt: skip
-    return Line(name, state, cells, keys)
+    return Line(shown, state, cells, keys)
+
+
+def _percentiles(before: Look, now: Look, name: str, first: int) -> tuple[float | None, float | None]:
+    """The median and the 99th percentile of the times that are counted from a word on."""
+    times = [_grown(before, now, name, first + bucket) for bucket in range(TIME_BUCKETS)]
+    return percentile(times, 0.5), percentile(times, 0.99)
 
 
 def _grown(before: Look, now: Look, name: str, *offsets: int) -> int:

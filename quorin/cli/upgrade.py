@@ -50,11 +50,9 @@ def upgrade(
     Upgrade first, then start the producers that write the new version.
 
     Examples:
-    - `quorin upgrade features.user:UserFeatures --dry-run`: what would change, with rows and bytes
-
-    - `quorin upgrade user_v2.json --json`: upgrade, and print the result for a script
-
-    - `quorin upgrade user_v2.json --wait-for nodes`: return when every machine or pod serves the new version
+        quorin upgrade user_v2.json --dry-run                       # what would change, with rows and bytes
+        quorin upgrade user_v2.json --json                          # upgrade, and print the result
+        quorin upgrade features.user:UserFeatures --wait-for nodes  # return when every machine or pod serves it
 
     Exit codes: 0 done, or possible, 1 refused or aborted (nothing has changed) or another node is late, 2 wrong usage.
     """

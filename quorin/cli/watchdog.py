@@ -41,9 +41,8 @@ def watchdog(
     same host, user and process-id namespace as the processes that it watches. Stops on SIGTERM and Ctrl-C.
 
     Examples:
-    - `quorin watchdog -c redis://localhost:6379`: beside the consumer, forever
-
-    - `quorin watchdog --once --dry-run`: what would be removed, and why
+        quorin watchdog                   # beside the consumer, forever
+        quorin watchdog --once --dry-run  # what would be removed, and why
 
     Exit codes: 0 done, or stopped by a signal, 1 failed (with the reason on stderr), 2 wrong usage.
     """

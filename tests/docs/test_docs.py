@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import code
 import gc
 import json
 import re
@@ -48,6 +49,29 @@ def test_code_can_be_read(document):
             yaml.safe_load(block)
         elif language == "bash":
             subprocess.run(["bash", "-n", "-c", block], check=True)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_blocks_can_be_pasted_into_pythons_prompt(document):
+    """There a blank line ends a block, and only a blank line does."""
+    for block in blocks(document, "python"):
+        prompt = Prompt()
+        pending = [prompt.push(line) for line in [*block.splitlines(), ""]]
+        assert (prompt.problems, pending[-1]) == ([], False), block
+
+
+class Prompt(code.InteractiveConsole):
+    """The prompt, which reads and does not run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.problems: list[str] = []
+
+    def runcode(self, code: Any) -> None:
+        del code
+
+    def showsyntaxerror(self, filename: str | None = None, **_: Any) -> None:
+        self.problems.append(f"{filename}: {sys.exc_info()[1]}")
 
 
 def test_the_sizes_of_deployment_are_those_of_segments(registry):

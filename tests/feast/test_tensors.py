@@ -198,6 +198,12 @@ def test_stacks_are_feasts_lists(store: FeatureStore) -> None:
                 assert stack.missing is None or stack.missing.tolist() == missing
 
 
+def test_notebooks_show_a_table(store: FeatureStore) -> None:
+    for answer in answers(store, generated(random.Random(11))):
+        assert answer._repr_html_().startswith("<table")
+        assert all(f"<th>{name}</th>" in answer._repr_html_() for name in list(answer.to_df())[:5])
+
+
 def test_a_list_that_was_hidden_leaves_no_element() -> None:
     """Rows past their time to live are null, though what they point to is still there."""
     elements, offsets = pa.array([1, 2, 3, 4, 5, 6], pa.int32()), pa.array([0, 2, 4, 6], pa.int32())

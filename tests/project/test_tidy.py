@@ -69,9 +69,6 @@ CALLED_FROM_OUTSIDE = [
     "_http_url",
     "_redis_form",
     "_one_clear_error",
-    "list_dead_letters",
-    "show_dead_letter",
-    "replay_dead_letters",
     "BINDINGS",
     "DEFAULT_CSS",
     "TITLE",
@@ -85,6 +82,12 @@ CALLED_FROM_OUTSIDE = [
     "log_message",
     "daemon_threads",
     "address_family",
+    "action_filter",
+    "action_help",
+    "on_input_changed",
+    "on_input_submitted",
+    "on_key",
+    "_repr_html_",
 ]
 """Names that nothing here uses, because a library calls them: Feast, pydantic, Typer, Textual, numba, asyncio, wsgiref.
 """

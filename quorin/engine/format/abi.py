@@ -52,6 +52,10 @@ FOUND, MISSING, MOVED, CONTENDED, NOT_ASCII, BAD_ID, BAD_OUT, CORRUPT = range(8)
 STOPPED, CODES = -1, 8
 """A batch that stopped says where and why in one negative number: ``STOPPED - CODES * row - code``."""
 
+# What a scan reports besides the slot that it stopped at: rows copied, and FOUND or why it stopped.
+S_ROWS, S_CODE = range(2)
+SCAN_ITEMS = 2
+
 # A column of a batch that is written, as an item of the column table.
 (
     C_CELL, C_NULL_BYTE, C_NULL_MASK, C_KIND, C_VALUES, C_ITEM_BYTES, C_VALIDITY, C_VALIDITY_OFFSET,

@@ -17,6 +17,7 @@ from quorin import metrics
 from quorin.engine.format import segment as fmt
 from quorin.engine.memory.generations import next_generation
 from quorin.engine.memory.lineage import newest
+from quorin.engine.memory.shown import Shown
 from quorin.engine.memory.view import SegmentView, segment_stats
 from quorin.engine.memory.writer import Writer
 from quorin.errors import (
@@ -39,7 +40,7 @@ _CLOCK_STEP_NS = 1_000_000_000
 _log = get_logger(__name__)
 
 
-class Segment:
+class Segment(Shown):
     """Rows of one schema in shared memory, open in this process.
 
     Any number of threads and processes may read; one process at a time writes, the one that holds the writer lease, and

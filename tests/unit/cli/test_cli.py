@@ -102,7 +102,7 @@ def test_a_mistyped_directory_is_told_and_not_made(words: list[str], tmp_path: P
     mistyped = tmp_path / "data"
     refused = CliRunner().invoke(app, [*words, "-c", str(mistyped)], env={"COLUMNS": "400"})
     assert refused.exit_code == 2
-    assert f"there is no store at {mistyped} " in refused.output
+    assert f"there is no store at {mistyped}\n" in refused.output
     assert not mistyped.exists()
     mistyped.mkdir()
     connect(mistyped / "quorin").close()
@@ -164,7 +164,7 @@ def test_dead_letters_are_listed_shown_and_replayed(connection: str) -> None:
     assert "[bold]QREC" in listed
     assert "'some-id'" in output("deadletter", "show", str(good), "-c", connection)
     assert "garbage" in output("deadletter", "show", str(bad), "-c", connection)
-    first, second = json.loads(output("deadletter", "list", "--json", "-c", connection))
+    first, second = json.loads(output("deadletter", "list", "--json", "-c", connection))["dead_letters"]
     assert (first["position"], first["schema"], first["rows"]) == (good, "Trip", 1)
     assert (second["schema"], second["reason"]) == (None, "a record begins with [bold]QREC")
     shown = json.loads(output("deadletter", "show", str(good), "--json", "-c", connection))

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 from textual.widgets import DataTable, Static
 
-from quorin.assembly import assemble
-from quorin.cli.top_app import Detail, Top
-from quorin.cli.top_model import COLUMNS, percentile
+from quorin.assembly import assemble, assemble_batch
+from quorin.cli.top_app import Facts, Top
+from quorin.cli.top_model import COLUMNS, percentile, sparkline
 from quorin.engine.ops.observe import Observer
 from quorin.layout import insert, pack_row
 from quorin.schema import FeatureField, dtype, make_schema
@@ -58,7 +58,7 @@ def names(app: Top) -> list[str]:
 def cell(app: Top, schema: str, column: str) -> str:
     table = app.query_one("#segments", DataTable)
     (row,) = [row for row in map(table.get_row_at, range(table.row_count)) if row[0] == schema]
-    return str(row[COLUMNS.index(column)])
+    return str(row[list(COLUMNS).index(column)])
 
 
 def test_keys_sort_pause_detail_and_quit(observer: Observer, segments: list[Segment]) -> None:
@@ -68,18 +68,19 @@ def test_keys_sort_pause_detail_and_quit(observer: Observer, segments: list[Segm
             assert names(app) == ["TopLarge", "TopSmall"]
             await pilot.press("r")
             assert names(app) == ["TopSmall", "TopLarge"]
-            await pilot.press("s")  # rows, most first
+            await pilot.press(*["s"] * list(COLUMNS).index("rows"))  # most first
             assert names(app) == ["TopLarge", "TopSmall"]
             await pilot.press("down", "enter")
             await pilot.pause()
-            assert isinstance(app.screen, Detail)
+            assert isinstance(app.screen, Facts)
             facts = str(app.screen.query_one("#facts", Static).render())
             assert "TopSmall" in facts
             assert "before it grows" in facts
             await pilot.press("escape")
             await pilot.pause()
-            assert not isinstance(app.screen, Detail)
+            assert not isinstance(app.screen, Facts)
             await pilot.press("p")
+            assert "by rows, descending  |  PAUSED" in text(app, "#status")
             insert(segments[0], "new", pack_row(SMALL, a=1))
             await app.look_again()
             assert cell(app, "TopSmall", "rows") == "2"
@@ -92,17 +93,58 @@ def test_keys_sort_pause_detail_and_quit(observer: Observer, segments: list[Segm
     asyncio.run(use())
 
 
+def text(app: Top, name: str) -> str:
+    return str(app.query_one(name, Static).render())
+
+
+def test_a_small_terminal_shows_what_matters_and_scrolls(observer: Observer) -> None:
+    async def use() -> None:
+        app = Top(observer, interval=60)
+        async with app.run_test(size=(80, 24)) as pilot:
+            table = app.query_one("#segments", DataTable)
+            first = list(table.ordered_columns)[:5]
+            assert [str(column.label).split(" ")[0] for column in first] == [
+                "schema",
+                "lag",
+                "newest",
+                "readers",
+                "dead",
+            ]
+            assert sum(column.get_render_width(table) for column in first) <= 80
+            await app.look_again()
+            assert text(app, "#history").startswith("reads/s ▁")
+            assert len(text(app, "#history")) <= 80
+            assert table.scroll_x == 0
+            await pilot.press("right", "right")
+            await pilot.pause()
+            assert table.scroll_x > 0
+            await pilot.press("slash", *"small", "enter")
+            assert names(app) == ["TopSmall"]
+            assert "1 of 2 schemas have 'small'" in text(app, "#status")
+            await pilot.press("escape")
+            assert names(app) == ["TopLarge", "TopSmall"]
+            await pilot.press("question_mark")
+            await pilot.pause()
+            assert "scroll the columns" in str(app.screen.query_one("#facts", Static).render())
+            await pilot.press("escape")
+
+    asyncio.run(use())
+
+
 def test_rates_are_those_since_the_last_look(observer: Observer, segments: list[Segment]) -> None:
     async def use() -> None:
         app = Top(observer, interval=60)
         async with app.run_test(size=(200, 40)):
-            assert cell(app, "TopLarge", "rows read/s") == "0"
+            assert cell(app, "TopLarge", "reads/s") == "0"
             for _ in range(5000):
                 assemble(segments[1], "id7")
+            for _ in range(50):
+                assemble_batch(segments[1], ["id7", "id8"])
             await app.look_again()
-            assert int(cell(app, "TopLarge", "rows read/s").replace(",", "")) > 100
-            assert cell(app, "TopLarge", "read p50").endswith(("ns", "µs"))
-            assert cell(app, "TopSmall", "rows read/s") == "0"
+            assert int(cell(app, "TopLarge", "reads/s").replace(",", "")) > 100
+            assert cell(app, "TopLarge", "p50").endswith(("ns", "µs"))
+            assert cell(app, "TopSmall", "reads/s") == "0"
+            assert cell(app, "TopLarge", "batch p99").endswith(("ns", "µs", "ms"))
             assert "rows read/s" in str(app.query_one("#summary", Static).render())
 
     asyncio.run(use())
@@ -113,6 +155,12 @@ def test_percentiles_come_from_buckets() -> None:
     times = [0, 0, 98, 0, 2, *[0] * 47]
     assert percentile(times, 0.5) == 40e-9
     assert percentile(times, 0.99) == 80e-9
+
+
+def test_sparklines_go_from_nothing_to_the_largest() -> None:
+    assert sparkline([0, 1, 2, 4]) == "▁▃▅█"
+    assert sparkline([0.0, 0.0]) == "▁▁"
+    assert sparkline([]) == ""
 
 
 def test_through_a_real_terminal(registry: SegmentRegistry, tmp_path: Path, segments: list[Segment]) -> None:

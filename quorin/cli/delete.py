@@ -1,0 +1,66 @@
+"""``quorin delete``: delete entities through the log."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from quorin.cli.options import Connection, Namespace, Opened, ShmDir, StreamKey, known_schema
+from quorin.cli.output import Json, print_json
+from quorin.cli.put import how_to_apply, time_ns
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.engine.words import counted
+
+
+def delete(
+    connection: Connection,
+    schema: Annotated[str, typer.Argument(help="A schema or feature view.")],
+    ids: Annotated[list[str], typer.Argument(help="The ids of the entities.")],
+    event_time: Annotated[
+        str | None,
+        typer.Option(
+            help="When they ended: ns since the epoch, or like 2026-05-01T12:00:00Z. Default: now.", show_default=False
+        ),
+    ] = None,
+    sync: Annotated[
+        bool, typer.Option("--sync", help="Wait until this machine's segment has applied the deletion.")
+    ] = False,
+    timeout_ms: Annotated[float, typer.Option(min=1, help="How long --sync waits.")] = 5000.0,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    stream_key: StreamKey = DEFAULT_STREAM_KEY,
+    shm_dir: ShmDir = None,
+    as_json: Json = False,
+) -> None:
+    """Delete the rows of entities through the log, on every machine. A row with a later event time stays.
+
+    Examples:
+        quorin delete UserFeatures user_001
+        quorin delete driver_stats 1001 1002 --event-time 2026-05-01T12:00:00Z
+
+    Exit codes: 0 the deletions are in the log (with `--sync`: are applied), 1 they were refused, or are in the log but
+    were not applied in time, 2 wrong usage.
+    """
+    from quorin.engine.ops.presence import reports
+    from quorin.errors import SegmentNotFoundError, WriteSyncTimeoutError
+    from quorin.shm import SegmentRegistry
+    from quorin.wal import WALProducer
+
+    at_ns = None if event_time is None else time_ns(event_time)
+    with Opened(connection, namespace) as backend:
+        target = known_schema(backend, schema)
+        registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
+        with WALProducer(backend, stream_key=stream_key, registry=registry) as producer:
+            position = max(producer.delete(target, entity_id, at_ns) for entity_id in ids)
+            if sync:
+                try:
+                    producer.wait(target, position, timeout_ms=timeout_ms)
+                except (WriteSyncTimeoutError, SegmentNotFoundError) as error:
+                    if not any(report.role == "consumer" for report in reports(backend.control)):
+                        error.add_note(how_to_apply(backend.address, namespace, stream_key))
+                    raise
+    if as_json:
+        deleted = {"schema": target.__name__, "entity_ids": ids, "position": position, "is_served": sync or None}
+        print_json(deleted)
+    else:
+        typer.echo(f"{counted(len(ids), 'deletion')} {'applied' if sync else 'in the log'} at position {position}")

@@ -1,0 +1,48 @@
+"""``quorin discard``: remove a segment and its rows from this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from quorin.cli.options import Connection, Namespace, Opened, ShmDir, resolve_schema
+from quorin.cli.output import Json, print_json
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE
+from quorin.engine.words import counted, size
+
+
+def discard(
+    connection: Connection,
+    schema: Annotated[str, typer.Argument(help="The schema or feature view.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    shm_dir: ShmDir = None,
+    as_json: Json = False,
+) -> None:
+    """Remove the segment of a schema from this machine, rows and memory, for example before `quorin restore`.
+
+    The schema, the log, the history, snapshots and other machines keep what they have. Stop the consumer first: it
+    holds the segment, and would build a new one.
+
+    Examples:
+        quorin discard UserFeatures --yes
+        quorin discard driver_stats --yes --json
+
+    Exit codes: 0 removed, 1 there is none, a process writes to it, or the answer was no, 2 wrong usage.
+    """
+    from quorin.shm import SegmentRegistry
+
+    with Opened(connection, namespace) as backend:
+        name = resolve_schema(backend, schema)
+        registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
+        with registry.open_stored(name, read_only=False) as segment:
+            stats = segment.stats()
+            what = f"{stats['name']}: {counted(stats['rows'], 'row')}, {size(stats['bytes'])}"
+            if not yes:
+                typer.confirm(f"remove {what}?", abort=True, err=True)
+            registry.discard(segment)
+    if as_json:
+        print_json({"schema": name, "segment": stats["name"], "rows": stats["rows"], "bytes": stats["bytes"]})
+    else:
+        typer.echo(f"removed {what}")

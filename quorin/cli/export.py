@@ -1,0 +1,107 @@
+"""``quorin export``: the rows of a segment as a Parquet, Arrow or CSV file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quorin.cli.options import Connection, Namespace, Opened, Raw, ShmDir, resolve_field, resolve_schema
+from quorin.cli.output import Json, print_json, progress_bar
+from quorin.cli.repository import Names
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE
+from quorin.engine.words import counted, size
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_FORMATS = (".parquet", ".arrow", ".csv")
+
+
+def export(
+    connection: Connection,
+    schema: Annotated[str, typer.Argument(help="The schema or feature view.")],
+    file: Annotated[Path, typer.Argument(help="The file to write: .parquet, .arrow or .csv; replaced if it exists.")],
+    prefix: Annotated[
+        str | None, typer.Option("--prefix", "-p", help="Only ids that begin with this text.", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", min=1, help="The most rows to write.", show_default=False)
+    ] = None,
+    field: Annotated[
+        list[str] | None, typer.Option("--field", "-f", help="A field or feature; may be repeated. Default: all.")
+    ] = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    shm_dir: ShmDir = None,
+    raw: Raw = False,
+    as_json: Json = False,
+) -> None:
+    """Write the rows of a segment to a file: the columns `entity_id`, `event_time_ns` and the fields.
+
+    The file gets its name when it is whole, and only its owner may read it. Writers and readers continue.
+
+    Examples:
+        quorin export driver_stats driver_stats.parquet
+        quorin export UserFeatures users.csv --prefix user_ --field ltv_score
+
+    Exit codes: 0 written, 1 the segment is missing or the file cannot be written, 2 wrong usage.
+    """
+    from pyarrow.types import is_nested
+
+    from quorin.assembly import scan
+    from quorin.shm import SegmentRegistry
+
+    if file.suffix not in _FORMATS:
+        raise typer.BadParameter(f"expected a file that ends in {', '.join(_FORMATS)}, got {str(file)!r}")
+    with Opened(connection, namespace) as backend:
+        names, name = Names.of(backend, raw=raw), resolve_schema(backend, schema)
+        registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
+        with registry.open_stored(name) as segment, progress_bar(str(file), hidden=as_json) as progress:
+            fields = [resolve_field(segment.schema, requested) for requested in field or []] or None
+            scanned, shown = scan(segment, prefix, limit, fields), names.fields(segment.schema)
+            nested = [shown[one.name] for one in scanned.schema if is_nested(one.type)]
+            if nested and file.suffix == ".csv":
+                hint = "choose other fields, or write .parquet"
+                raise typer.BadParameter(f"CSV has no lists, as in {', '.join(nested)}: {hint}")
+            rows = _write(scanned, shown, file, len(segment), progress)
+    if as_json:
+        print_json({"schema": names.schema(name), "file": str(file), "rows": rows, "bytes": file.stat().st_size})
+    else:
+        typer.echo(f"{file}: {counted(rows, 'row')}, {size(file.stat().st_size)}")
+
+
+def _write(scanned: pa.RecordBatchReader, shown: dict[str, str], file: Path, total: int, progress: Any) -> int:
+    """Write batches to a file that gets its name when it is whole; returns the number of rows."""
+    import pyarrow as pa
+
+    columns = [one.with_name(shown.get(one.name, one.name)) for one in scanned.schema]
+    pending, rows = file.with_name(f".{file.name}.{os.getpid()}.pending"), 0
+    try:
+        pending.touch(mode=0o600, exist_ok=False)
+        with pending.open("wb") as out, _writer(file.suffix, out, pa.schema(columns)) as writer:
+            for batch in scanned:
+                writer.write_batch(batch.rename_columns([one.name for one in columns]))
+                rows += batch.num_rows
+                progress(rows, max(rows, total))
+        pending.replace(file)
+    except OSError as error:
+        error.filename = str(file)
+        raise
+    finally:
+        pending.unlink(missing_ok=True)
+    return rows
+
+
+def _writer(suffix: str, out: Any, schema: pa.Schema) -> Any:
+    """A context manager that writes batches to a file in the format of a suffix."""
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    if suffix == ".parquet":
+        return pyarrow.parquet.ParquetWriter(out, schema, compression="zstd")
+    if suffix == ".csv":
+        return pyarrow.csv.CSVWriter(out, schema)
+    return pa.ipc.new_file(out, schema)

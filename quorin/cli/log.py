@@ -1,0 +1,134 @@
+"""``quorin log``: look at the log."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quorin.cli.help import add_command
+from quorin.cli.options import Connection, Namespace, Opened, Raw, StreamKey, resolve_schema
+from quorin.cli.output import Json, add_row, console, plain, print_json, table
+from quorin.cli.repository import Names
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SEQUENCE_BITS
+from quorin.engine.words import moment
+
+if TYPE_CHECKING:
+    from quorin.engine.backend import Log
+
+app = typer.Typer(name="log", help="The log: entries that producers append and consumers apply.", no_args_is_help=True)
+
+_FIRST_WINDOW_MS = 1000
+_WAIT_MS = 500
+
+
+def tail(
+    connection: Connection,
+    entries: Annotated[int, typer.Option("--entries", "-n", min=1, help="How many of the last entries.")] = 10,
+    schema: Annotated[
+        str | None, typer.Option("--schema", "-s", help="Only this schema or feature view.", show_default=False)
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-F", help="Show new entries too, until Ctrl-C.")] = False,
+    rows: Annotated[bool, typer.Option("--rows", help="Show the rows of each entry.")] = False,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    stream_key: StreamKey = DEFAULT_STREAM_KEY,
+    raw: Raw = False,
+    as_json: Json = False,
+) -> None:
+    """Show the last entries of the log: position, time, kind, schema, rows and bytes.
+
+    Entries that were trimmed are gone; the history has their rows.
+
+    Examples:
+        quorin log tail                             # the last ten
+        quorin log tail -n 3 --rows                 # with their rows
+        quorin log tail --schema driver_stats --json
+
+    Exit codes: 0 shown, 1 the control plane cannot be reached, 2 wrong usage, 130 ended by Ctrl-C.
+    """
+    if follow and as_json:
+        raise typer.BadParameter("--follow prints lines as they come; expected it without --json")
+    with Opened(connection, namespace) as backend:
+        names, name = Names.of(backend, raw=raw), None if schema is None else resolve_schema(backend, schema)
+        log = backend.log(stream_key)
+        last = log.bounds().last
+        shown = [_entry(*one, names=names, rows=rows or as_json) for one in last_entries(log, entries, name)]
+        if as_json:
+            print_json({"entries": shown, "last": last})
+            return
+        _print(shown, rows=rows)
+        while follow:
+            found = log.read(last, schema_names=None if name is None else [name], block_ms=_WAIT_MS)
+            _print([_entry(*one, names=names, rows=rows) for one in found.entries], rows=rows, header=False)
+            last = max(last, found.through)
+
+
+add_command(app, tail)
+
+
+def last_entries(log: Log, count: int, schema_name: str | None = None) -> Iterator[tuple[int, bytes]]:
+    """The last entries of a log, or of one schema, with their positions, oldest first.
+
+    A position begins with the time of its entry: the log is read from a second before its end, then from earlier and
+    earlier.
+    """
+    bounds = log.bounds()
+    names = None if schema_name is None else [schema_name]
+    window_ms = _FIRST_WINDOW_MS
+    while True:
+        start = max(bounds.trimmed, bounds.last - (window_ms << SEQUENCE_BITS))
+        kept: deque[tuple[int, bytes]] = deque(maxlen=count)
+        at = start
+        while at < bounds.last:
+            found = log.read(at, schema_names=names)
+            kept.extend(found.entries)
+            if found.through <= at:
+                break
+            at = found.through
+        if len(kept) == count or start == bounds.trimmed:
+            return iter(kept)
+        window_ms *= 10
+
+
+def _entry(position: int, payload: bytes, *, names: Names, rows: bool) -> dict[str, Any]:
+    """What an entry says of itself; a damaged one has its reason instead."""
+    from quorin.engine.log.record import decode, peek
+    from quorin.errors import InvalidEntryError
+
+    entry: dict[str, Any] = {"position": position, "bytes": len(payload)}
+    try:
+        header = peek(payload)
+        entry |= {
+            "written_ns": header.written_ns,
+            "kind": header.kind.name,
+            "schema": names.schema(header.schema_name),
+            "rows": header.row_count,
+        }
+        if rows:
+            entry["values"] = decode(payload).batch.to_pylist()
+    except InvalidEntryError as error:
+        entry["problem"] = str(error)
+    return entry
+
+
+def _print(entries: list[dict[str, Any]], *, rows: bool, header: bool = True) -> None:
+    if not entries:
+        if header:
+            typer.echo("no entries")
+        return
+    listed = table("position", "written", "kind", "schema", "rows", "bytes")
+    listed.show_header = header
+    for entry in entries:
+        if rows:
+            listed = table("position", "written", "kind", "schema", "rows", "bytes")
+            listed.show_header = False
+        cells = moment(entry.get("written_ns")), entry.get("kind"), entry.get("schema", entry.get("problem"))
+        add_row(listed, entry["position"], *cells, entry.get("rows"), entry["bytes"])
+        if rows:
+            console().print(listed)
+            for row in entry.get("values", []):
+                typer.echo(f"  {plain(row)}")
+    if not rows:
+        console().print(listed)

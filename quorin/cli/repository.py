@@ -1,0 +1,107 @@
+"""The Feast repository that a command runs in, and Feast's names: a plugin knows both, as the engine does not."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quorin.engine.words import type_text
+
+if TYPE_CHECKING:
+    from quorin.engine.backend import Backend
+    from quorin.schema import FeatureField, Schema
+
+_GROUP = "quorin.repository"
+
+
+@cache
+def plugin() -> Any | None:
+    """The module of the plugin that knows repositories; None if none is installed."""
+    return next((entry_point.load() for entry_point in metadata.entry_points(group=_GROUP)), None)
+
+
+@cache
+def repository() -> Any | None:
+    """The repository in the working directory; None if there is none.
+
+    :raises RepositoryError: if its ``feature_store.yaml`` names no store that commands can use.
+    """
+    known = plugin()
+    return None if known is None else known.find(Path.cwd())
+
+
+def project() -> str | None:
+    """The project of the repository in the working directory, if there is one that commands can use."""
+    from quorin.errors import RepositoryError
+
+    try:
+        here = repository()
+    except RepositoryError:
+        return None
+    return None if here is None else str(here.project)
+
+
+def stored_name(text: str) -> str:
+    """How the engine's names contain a name of Feast's."""
+    known = plugin()
+    return text if known is None else str(known.identifier(text))
+
+
+def feature_of(field: str) -> tuple[str, str] | None:
+    """A Feast feature's name and type, from the name of its field; None if the field is not Feast's."""
+    known = plugin()
+    return None if known is None else known.shown_feature(field)
+
+
+def readable_schemas(backend: Backend) -> dict[str, Schema]:
+    """The schemas of a deployment, without those that this version cannot read: commands on the others go on."""
+    from quorin.errors import QuorinError
+    from quorin.schema import schema_from_json
+
+    schemas = {}
+    for name, text in sorted(backend.control.schemas().items()):
+        with suppress(QuorinError, ValueError, TypeError, KeyError):
+            schemas[name] = schema_from_json(text)
+    return schemas
+
+
+class Names:
+    """What schemas, fields and types are called in a command's output: as Feast's users know them, unless ``raw``.
+
+    A view's name that two projects have is shown as the schema's, so that each name stands for one schema.
+    """
+
+    def __init__(self, schemas: dict[str, Schema], *, raw: bool = False) -> None:
+        known = None if raw else plugin()
+        views = {
+            name: known and known.shown_view(name, [field.name for field in schema.fields])
+            for name, schema in schemas.items()
+        }
+        counts = {view: list(views.values()).count(view) for view in views.values()}
+        self._views = {name: view for name, view in views.items() if view and counts[view] == 1 and view not in schemas}
+
+    @classmethod
+    def of(cls, backend: Backend, *, raw: bool = False) -> Names:
+        """The names of a deployment's schemas."""
+        return cls({} if raw else readable_schemas(backend), raw=raw)
+
+    def schema(self, name: str) -> str:
+        """What a schema is called."""
+        return str(self._views.get(name, name))
+
+    def type(self, schema_name: str, field: FeatureField) -> str:
+        """What the type of a field is called."""
+        return self._feature(schema_name, field.name)[1] or type_text(field)
+
+    def fields(self, schema: Schema) -> dict[str, str]:
+        """What each field of a schema is called, by the engine's names; none is that of another, of ids or times."""
+        shown = {field.name: self._feature(schema.__name__, field.name)[0] or field.name for field in schema.fields}
+        taken = [*shown.values(), "entity_id", "event_time_ns"]
+        return {name: name if taken.count(text) > 1 else text for name, text in shown.items()}
+
+    def _feature(self, schema_name: str, field: str) -> tuple[str, str]:
+        known = feature_of(field) if schema_name in self._views else None
+        return known or ("", "")

@@ -1,0 +1,29 @@
+"""How notebooks show a segment."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from quorin.engine.words import counted, size, type_text
+from quorin.errors import SegmentClosedError
+
+
+class Shown:
+    """What a segment is in a notebook: its rows and memory, and a table of its fields."""
+
+    __slots__ = ()
+
+    def _repr_html_(self: Any) -> str:
+        try:
+            stats, schema = self.stats(), self.schema
+        except SegmentClosedError:
+            return f"<code>{escape(repr(self))}</code>"
+        summary = f"{counted(stats['rows'], 'entity')}, {size(stats['bytes'])}, generation {stats['generation']}"
+        rows = "".join(
+            f"<tr><td>{escape(field.name)}</td><td>{escape(type_text(field))}</td></tr>" for field in schema.fields
+        )
+        return (
+            f"<table><caption>{escape(schema.__name__)} version {schema.version}: {escape(summary)}</caption>"
+            f"<thead><tr><th>field</th><th>type</th></tr></thead><tbody>{rows}</tbody></table>"
+        )

@@ -1,0 +1,250 @@
+"""Commands in a Feast repository without Feast: they find its store, show Feast's names, and run as their help says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import typer
+
+from quorin.cli import app, main
+from quorin.cli.repository import repository
+from quorin.engine.backend import connect
+from quorin.engine.log.record import Kind, encode
+from quorin.engine.rows.batch import delete_batch
+from quorin.offline import ParquetDatasetStore
+from quorin.schema import FeatureField, Schema, dtype, make_schema, schema_to_json
+from quorin.shm import SegmentRegistry
+from quorin.wal import WALProducer
+from quorin.wal_consumer import WALConsumer
+from tests.support.commands import run_quorin
+
+DRIVERS = make_schema(
+    "shop__driver_stats",
+    [FeatureField("conv_rate__float", dtype.float32), FeatureField("tags__string_list", dtype.string, (None,))],
+)
+HYPHENS = make_schema("shop__driver_stats_h0123456789abcdef", [FeatureField("trips__int64", dtype.int64)])
+USERS = make_schema(
+    "UserFeatures",
+    [
+        FeatureField("age_normalized", dtype.float32),
+        FeatureField("session_count_7d", dtype.int64),
+        FeatureField("ltv_score", dtype.float64),
+    ],
+)
+ITEMS = make_schema("Items", [FeatureField("tags", dtype.string, (None,)), FeatureField("price", dtype.float64)])
+YAML = """
+project: shop
+provider: local
+registry: data/registry.db
+online_store:
+    type: quorin
+    path: ${STORE_DIRECTORY}
+    shm_dir: shm
+    offline_path: data/history
+"""
+EVENT_NS = 1_700_000_000_000_000_000
+
+
+class FeastRepository:
+    """A repository whose store has rows, a history and log entries, as a process of Feast's would leave them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        (directory / "shm").mkdir()
+        (directory / "data").mkdir()
+        (directory / "feature_store.yaml").write_text(YAML)
+        self.store = directory / "data" / "store"
+        backend = connect(str(self.store))
+        registry = SegmentRegistry(backend, shm_dir=directory / "shm")
+        history = ParquetDatasetStore(directory / "data" / "history")
+        schemas = [DRIVERS, USERS, ITEMS]
+        for schema in schemas:
+            backend.control.put_schema(schema.__name__, schema_to_json(schema))
+        with WALProducer(backend, registry=registry) as producer:
+            for number in range(1001, 1004):
+                row = {"conv_rate__float": number / 2, "tags__string_list": ["a"]}
+                producer.write(DRIVERS, str(number), row, EVENT_NS)
+            producer.write(USERS, "user_001", {"age_normalized": 1, "session_count_7d": 2, "ltv_score": 3}, EVENT_NS)
+        letter = encode(Kind.delete, DRIVERS, delete_batch(["1001"], EVENT_NS))
+        backend.log().bury(1873942786347008000, letter, "a test")
+        with WALConsumer(backend, schemas, registry=registry, offline=history) as consumer:
+            consumer.drain()
+        backend.close()
+
+    def run(self, *words: str, code: int = 0, **environment: str) -> Any:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("QUORIN_")}
+        variables = {"STORE_DIRECTORY": "data/store", "COLUMNS": "200"}
+        done = run_quorin([*words], {**kept, **variables, **environment}, directory=self.directory)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    def json(self, *words: str, code: int = 0) -> Any:
+        answer = json.loads(self.run(*words, "--json", code=code).stdout)
+        assert isinstance(answer, dict)
+        return answer
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> FeastRepository:
+    return FeastRepository(tmp_path)
+
+
+def test_names_are_those_of_feasts_users_and_the_engines_with_raw(repo: FeastRepository) -> None:
+    seen = repo.run("inspect", "driver_stats").stdout
+    assert "conv_rate  Float32" in seen
+    assert "tags       Array(String)" in seen
+    assert "shop__" not in repo.run("schema").stdout
+    (row,) = repo.json("get", "1001")["rows"]
+    assert (row["schema"], row["values"]) == ("driver_stats", {"conv_rate": 500.5, "tags": ["a"]})
+    assert row["types"] == {"conv_rate": "Float32", "tags": "Array(String)"}
+    (row,) = repo.json("get", "1001", "--raw")["rows"]
+    assert row["schema"] == "shop__driver_stats"
+    assert row["types"] == {"conv_rate__float": "float32", "tags__string_list": "string[]"}
+    listed = {schema["schema"]: schema["fields"] for schema in repo.json("schema")["schemas"]}
+    assert listed["driver_stats"] == ["conv_rate", "tags"]
+    assert listed["UserFeatures"] == [field.name for field in USERS.fields]
+
+
+def test_a_field_that_does_not_exist_is_no_missing_row(repo: FeastRepository) -> None:
+    unknown = repo.run("get", "1001", "-f", "nope", code=2).stderr
+    assert "no schema has the field 'nope'" in unknown
+    assert "no row" not in unknown
+    unknown = repo.run("get", "1001", "-s", "driver_stats", "-f", "conv", code=2).stderr
+    assert "shop__driver_stats has no field 'conv'; did you mean conv_rate?" in unknown
+    assert [row["values"] for row in repo.json("get", "1001", "-f", "conv_rate")["rows"]] == [{"conv_rate": 500.5}]
+    assert "no row for entity id 'nobody'" in repo.run("get", "nobody", "-f", "conv_rate", code=1).stderr
+
+
+def test_the_connection_and_the_environment_win(repo: FeastRepository, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    connect(str(tmp_path / "other")).close()
+    other = str(tmp_path / "other")
+    for words, variables in ((("-c", other), {}), ((), {"QUORIN_CONNECTION": other})):
+        seen = json.loads(repo.run("inspect", "--json", *words, **variables).stdout)
+        assert (seen["address"], seen["segments"]) == (other, [])
+    file = repo.directory / "feature_store.yaml"
+    for text, problem in (
+        ("online_store: {type: sqlite}", "is 'sqlite', expected `type: quorin`"),
+        ("online_store: {type: quorin, remote: 'http://a:1'}", "is remote: run the command on a machine with segments"),
+        ("online_store: {redis_url: 'redis://:hunter2@a", "cannot be read: line"),
+        ("- a", "expected keys such as project and online_store, got list"),
+    ):
+        file.write_text(text)
+        said = repo.run("inspect", code=1).stderr
+        assert problem in said
+        assert "hunter2" not in said
+        repo.run("inspect", "-c", other)
+    file.unlink()
+    assert "set QUORIN_CONNECTION, or run the command in a Feast repository" in repo.run("inspect", code=2).stderr
+
+
+def test_rows_are_scanned_exported_deleted_discarded_and_restored(repo: FeastRepository) -> None:
+    found = repo.json("scan", "driver_stats", "--prefix", "100", "-f", "conv_rate")
+    values = {row["entity_id"]: row["values"] for row in found["rows"]}
+    assert values == {str(number): {"conv_rate": number / 2} for number in range(1001, 1004)}
+    assert len(repo.json("scan", "driver_stats", "--limit", "2")["rows"]) == 2
+    assert sorted(repo.run("scan", "driver_stats", "--ids").stdout.split()) == ["1001", "1002", "1003"]
+    assert repo.json("export", "driver_stats", "rows.parquet")["rows"] == 3
+    rows = pa.parquet.read_table(repo.directory / "rows.parquet")
+    assert rows.column_names == ["entity_id", "event_time_ns", "conv_rate", "tags"]
+    assert (repo.directory / "rows.parquet").stat().st_mode & 0o777 == 0o600
+    assert "CSV has no lists, as in tags" in repo.run("export", "driver_stats", "rows.csv", code=2).stderr
+    assert "No such file or directory" in repo.run("export", "driver_stats", "none/rows.arrow", code=1).stderr
+    repo.run("export", "UserFeatures", "rows.csv", "--field", "ltv_score")
+    assert (repo.directory / "rows.csv").read_text().splitlines()[1] == f'"user_001",{EVENT_NS},3'
+    repo.run("snapshot", "driver_stats", "drivers.snapshot")
+    assert "aborted" in repo.run("discard", "driver_stats", code=1).stderr
+    assert repo.json("discard", "driver_stats", "--yes")["rows"] == 3
+    repo.run("restore", "drivers.snapshot")
+    position = repo.json("delete", "driver_stats", "1001", "1002")["position"]
+    assert [entry["position"] for entry in repo.json("log", "tail", "-n", "1")["entries"]] == [position]
+    repo.run("put", "Items", "i7", "tags=[]", "price=1")
+    (entry,) = repo.json("log", "tail", "-n", "1", "-s", "driver_stats")["entries"]
+    assert (entry["kind"], entry["schema"], entry["rows"]) == ("delete", "driver_stats", 1)
+    assert "'1002'" in repo.run("log", "tail", "--rows").stdout
+    repo.run("delete", "driver_stats", "1003", "--sync", "--timeout-ms", "50", code=1)
+
+
+LEAVES = {
+    (name, inner) if inner else (name,): leaf
+    for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+    for inner, leaf in (getattr(command, "commands", None) or {"": command}).items()
+}
+UNENDING = {("consumer",), ("metrics",), ("serve",), ("top",), ("watchdog",), ("bench",)}
+"""Commands that run until they are stopped, or for long: their examples are only read."""
+BEFORE = {
+    ("hydrate",): ["discard driver_stats --yes"],
+    ("restore",): ["snapshot driver_stats driver_stats.snapshot", "discard driver_stats --yes"],
+}
+
+
+def examples(leaf: Any) -> list[str]:
+    lines = [line.strip() for line in leaf.help.splitlines()]
+    return [line for line in lines if line.startswith("quorin ")]
+
+
+def next_version(schema: Schema, version: int) -> str:
+    fields = [*schema.fields, *(FeatureField(f"new_{number}", dtype.float32) for number in range(1, version))]
+    return schema_to_json(make_schema(schema.__name__, fields, version=version))
+
+
+@pytest.mark.parametrize("name", LEAVES, ids="-".join)
+def test_examples_run_as_printed(name: tuple[str, ...], repo: FeastRepository, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = repo.directory
+    (directory / "feature_repo").mkdir()
+    for file in ("key.pem", "cert.pem", "token"):
+        (directory / file).write_text("secret")
+    (directory / "user_v2.json").write_text(next_version(USERS, 2))
+    (directory / "features").mkdir()
+    (directory / "features" / "user.py").write_text(
+        f"from quorin.schema import schema_from_json\nUserFeatures = schema_from_json('''{next_version(USERS, 3)}''')\n"
+    )
+    printed = examples(LEAVES[name])
+    assert printed, f"the help of {name} has no examples"
+    assert "Exit codes:" in LEAVES[name].help or name == ("serve",)
+    for line in BEFORE.get(name, []):
+        repo.run(*shlex.split(line))
+    for line in printed:
+        if line == "quorin deadletter replay --all":
+            continue  # the first example has replayed it
+        words = shlex.split(line, comments=True)[1:]
+        words = words[: words.index(">")] if ">" in words else words
+        if name in UNENDING and "--once" not in words:
+            monkeypatch.chdir(directory)
+            monkeypatch.setenv("STORE_DIRECTORY", "data/store")
+            repository.cache_clear()
+            LEAVES[name].make_context("quorin", words[len(name) :])
+        elif name == ("doctor",):
+            run_quorin(words, {**os.environ, "STORE_DIRECTORY": "data/store"}, directory=directory)
+        else:
+            answer = repo.run(*words)
+            assert "--json" not in words or isinstance(json.loads(answer.stdout), dict)
+    repository.cache_clear()
+
+
+@pytest.mark.parametrize("name", LEAVES, ids="-".join)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    name: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("QUORIN_CONNECTION", raising=False)
+    repository.cache_clear()
+    unknown, absent = (*name, "--no-such-option"), (*name, "--namespace")
+    for words in (unknown, absent) if name != ("bench",) else (unknown,):
+        monkeypatch.setattr("sys.argv", ["quorin", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = capsys.readouterr()
+        assert (end.value.code, said.out) == (2, ""), words
+        first, *hint = said.err.strip().splitlines()
+        assert first.startswith("error: ")
+        assert len(hint) < 2
+        assert all(line.endswith(f"quorin {' '.join(name)} --help`") for line in hint)
