@@ -18,11 +18,12 @@ from quorin.engine.arrays import Bytes, Float32s, Int64s, Mask
 from quorin.engine.format.abi import BAD_ID, CODES, CORRUPT, FOUND, MOVED, P_OUT_BYTES, STOPPED
 from quorin.engine.memory.plans import vector_plan
 from quorin.engine.reads import arguments as buffers
-from quorin.engine.reads.columns import Columns, column_plan
+from quorin.engine.reads.column_plan import column_plan
+from quorin.engine.reads.columns import Columns
 from quorin.engine.reads.gather import COMPILED_GATHER, points_nowhere
 from quorin.engine.reads.row import OneRow, RowLayout, Rows, RowsLayout
 from quorin.engine.reads.scan import scan_view
-from quorin.engine.rows.intake import id_array
+from quorin.engine.rows.intake import id_array, number_ids
 from quorin.engine.rows.packed import text_addresses
 from quorin.engine.rows.value import check_entity_id
 from quorin.errors import CorruptSegmentError, EntityNotFoundError, InvalidRowError
@@ -56,7 +57,6 @@ __all__ = [
 _Plan = Int64s
 _FLOAT32, _UINT8 = np.dtype(np.float32), np.dtype(np.uint8)
 _empty = np.empty
-_MAX_DIGITS = len(str(-(2**63)))
 _FEW = 16
 """Ids up to which single reads of a list are quicker than the batch kernel, which wants them as an Arrow array."""
 _MAX_ROUNDS = 1000
@@ -149,17 +149,6 @@ def row_reader(parts: Sequence[tuple[Segment, Sequence[str] | None]]) -> RowRead
     :raises InvalidRowError: for fields that a schema does not have.
     """
     return RowReader(parts)
-
-
-def number_ids(numbers: Int64s) -> pa.Array:
-    """The decimal texts of int64 numbers, shape ``(N,)`` and contiguous, as an Arrow array that reads take as ids."""
-    from quorin.engine import kernels
-
-    ends = _empty(len(numbers) + 1, np.int64)
-    text = _empty(_MAX_DIGITS * len(numbers), np.uint8)
-    kernels.write_decimals(numbers, ends, text.ctypes.data)
-    buffers = [None, pa.py_buffer(ends), pa.py_buffer(text)]
-    return pa.Array.from_buffers(pa.large_string(), len(numbers), buffers, 0)
 
 
 def reader(segment: Segment, fields: Sequence[str] | None = None) -> Reader:

@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from quorin.engine.format import segment as fmt
 from quorin.engine.reads import arguments as buffers
-from quorin.engine.reads.columns import NUMPY_GATHER, Columns, column_plan
+from quorin.engine.reads.column_plan import column_plan
+from quorin.engine.reads.columns import NUMPY_GATHER, Columns
 from quorin.engine.rows.compatibility import fits
 from quorin.engine.rows.intake import id_array
 from quorin.engine.rows.value import check_entity_id

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from quorin.engine.reads.columns import NUMPY_GATHER, ColumnPlan, Columns
+from quorin.engine.reads.columns import NUMPY_GATHER, Columns
 from quorin.schema import dtype
 
 if TYPE_CHECKING:
     from quorin.engine.arrays import Bytes
     from quorin.engine.memory.view import SegmentView
+    from quorin.engine.reads.column_plan import ColumnPlan
 
 _CODES = {dtype.float32: "f", dtype.float64: "d", dtype.int32: "i", dtype.int64: "q", dtype.uint8: "B", dtype.bool: "?"}
 _HEAP_CELL, _HEAP_CELL_ITEMS = "QII", 3

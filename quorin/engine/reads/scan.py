@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from quorin.engine.format.abi import CONTENDED, CORRUPT, S_CODE, S_ROWS, SCAN_ITEMS
-from quorin.engine.reads.columns import Columns, column_plan
+from quorin.engine.reads.column_plan import column_plan
+from quorin.engine.reads.columns import Columns
 from quorin.engine.reads.gather import COMPILED_GATHER
 from quorin.engine.rows.column import arrow_type_of
 from quorin.errors import CorruptSegmentError, EntityIdError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from quorin.engine.arrays import Bytes, Int64s
     from quorin.engine.memory.view import SegmentView
-    from quorin.engine.reads.columns import ColumnPlan
+    from quorin.engine.reads.column_plan import ColumnPlan
 
 _MAX_BATCH_ROWS = 1 << 16
 _MAX_BATCH_BYTES = 16 << 20

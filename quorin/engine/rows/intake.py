@@ -20,9 +20,10 @@ from quorin.engine.rows.value import check_each, check_entity_id, shown
 from quorin.errors import EntityIdError, InvalidRowError
 
 if TYPE_CHECKING:
-    from quorin.engine.arrays import AnyArray
+    from quorin.engine.arrays import AnyArray, Int64s
 
 _ID_TYPES = frozenset({pa.string(), pa.large_string(), pa.binary(), pa.large_binary()})
+_MAX_DIGITS = len(str(-(2**63)))
 _NUMBERS = {float, int}
 _BYTES_OR_BOOL = (bytes, bytearray, memoryview, bool, np.bool_)
 
@@ -87,6 +88,17 @@ def id_array(entity_ids: Any) -> pa.Array:
     if ids.null_count:
         raise EntityIdError(f"row {pc.index(pc.is_null(ids), True).as_py()}: expected an entity id, got null")
     return ids
+
+
+def number_ids(numbers: Int64s) -> pa.Array:
+    """The decimal texts of int64 numbers, shape ``(N,)`` and contiguous, as an Arrow array that reads take as ids."""
+    from quorin.engine import kernels
+
+    ends = np.empty(len(numbers) + 1, np.int64)
+    text = np.empty(_MAX_DIGITS * len(numbers), np.uint8)
+    kernels.write_decimals(numbers, ends, text.ctypes.data)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(text)]
+    return pa.Array.from_buffers(pa.large_string(), len(numbers), buffers, 0)
 
 
 def check_id_text(entity_id: object) -> None:
