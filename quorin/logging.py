@@ -1,5 +1,8 @@
 """Structured logging on structlog, and what of a URL may be shown.
 
+structlog is imported by :func:`configure`, or by the first event that is shown: it imports Rich where that is
+installed.
+
 Nothing is configured until an application calls :func:`configure`.
 
 Until then, events of level WARNING and above go to standard error as one readable line each; lower ones are discarded.
@@ -19,8 +22,6 @@ from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any, TextIO, cast
 
-import structlog
-
 from quorin.engine import forks
 from quorin.engine.urls import REDIS_FORM, URL_FORM, is_malformed, shown
 
@@ -39,6 +40,8 @@ def configure(level: str = "INFO", json: bool | None = True) -> None:
         raise ValueError(f"level must be one of {sorted(logging.getLevelNamesMapping())}, got {level!r}")
     if json is None:
         json = not _standard_error().isatty()
+    import structlog
+
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -59,6 +62,8 @@ def get_logger(name: str) -> Any:
 
 def bind(**context: Any) -> AbstractContextManager[Any]:
     """Add fields to every event that this thread or task logs inside a ``with`` block."""
+    import structlog
+
     return structlog.contextvars.bound_contextvars(**context)
 
 
@@ -73,6 +78,8 @@ def _ignore() -> None:
 
 
 _count_dropped = _ignore
+_QUIET = ("debug", "info")
+"""Events that are discarded until an application configures structlog, for which it has to import it."""
 _counting = threading.local()
 _writing = threading.RLock()
 """Held while an event is written, and during forks: structlog's lock of a stream, which a child would otherwise inherit
@@ -95,6 +102,10 @@ def _drop() -> None:
             _counting.is_on = False
 
 
+def _discard(*_: Any, **__: Any) -> None:
+    """Log nothing."""
+
+
 def _standard_error() -> TextIO:
     """Standard error; if the process has none, a stream that refuses writes."""
     return cast("TextIO", io.TextIOBase()) if sys.stderr is None else sys.stderr
@@ -109,6 +120,10 @@ class _Logger:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
+        if "structlog" not in sys.modules and attribute in _QUIET:
+            return _discard
+        import structlog
+
         if structlog.is_configured():
             logger = structlog.get_logger()
         else:

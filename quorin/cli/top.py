@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Annotated
 
 import typer
 
 from quorin.cli.options import Connection, Namespace, Opened, ShmDir, StreamKey
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.errors import needs_extra
 
 
 def top(
@@ -21,8 +21,7 @@ def top(
     """Watch segments live: rows read per second, latency, rows written, lag, freshness, readers, growth, dead letters.
 
     Counts the reads and writes of all processes of this machine and user. Keys: `s` sorts by the next column, `r`
-    reverses the order, `enter` shows a segment in detail, `p` pauses, `q` quits. Needs Textual: `pip install
-    'quorin[top]'`.
+    reverses the order, `enter` shows a segment in detail, `p` pauses, `q` quits. Needs the extra `top`.
 
     Examples:
     - `quorin top -c redis://localhost:6379`
@@ -31,10 +30,8 @@ def top(
 
     Exit codes: 0 quit, 1 could not start (with the reason on stderr), 2 wrong usage.
     """
-    if importlib.util.find_spec("textual") is None:
-        typer.echo("error: `quorin top` needs Textual: pip install 'quorin[top]'", err=True)
-        raise typer.Exit(1)
-    from quorin.cli.top_app import Top
+    with needs_extra("top"):
+        from quorin.cli.top_app import Top
     from quorin.engine.ops.observe import Observer
 
     with Opened(connection, namespace) as backend, Observer(backend, shm_dir=shm_dir, stream_key=stream_key) as looking:

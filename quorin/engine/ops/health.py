@@ -17,7 +17,7 @@ from quorin.engine.backend import connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SEQUENCE_BITS
 from quorin.engine.ops.observe import Observer
 from quorin.engine.words import ago, count, counted, duration, size
-from quorin.errors import CorruptHistoryError, HistoryUnavailableError, QuorinError
+from quorin.errors import CorruptHistoryError, HistoryUnavailableError, QuorinError, install_command
 from quorin.schema import fingerprint, schema_from_json
 from quorin.wal import DEFAULT_MAX_ENTRIES
 
@@ -249,7 +249,7 @@ def _feast() -> Check:
     if numbers != _FEAST:
         tested = ".".join(map(str, _FEAST))
         return Check(
-            name, WARNING, f"version {version}", f"the plugin is tested with {tested}: pip install 'quorin[feast]'"
+            name, WARNING, f"version {version}", f"the plugin is tested with {tested}: {install_command('feast')}"
         )
     if not any(getattr(finder, "__module__", "").startswith(_HOOK) for finder in sys.meta_path):
         advice = f"install the wheel so that {_PTH} is in site-packages, or write type: feast_quorin.QuorinOnlineStore"
