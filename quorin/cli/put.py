@@ -30,7 +30,8 @@ def put(
     ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Leave unnamed fields unchanged.")] = False,
     sync: Annotated[
-        bool, typer.Option("--sync", help="Wait until this machine's segment has applied the row.")
+        bool,
+        typer.Option("--sync", help="Return when this machine's segment has the row. Without a consumer, apply it."),
     ] = False,
     timeout_ms: Annotated[float, typer.Option(min=1, help="How long --sync waits.")] = 5000.0,
     namespace: Namespace = DEFAULT_NAMESPACE,
@@ -39,6 +40,8 @@ def put(
     as_json: Json = False,
 ) -> None:
     """Write one row through the log. Name every field, or pass `--partial`.
+
+    With `--sync` this command applies the log to this machine's segment, unless a consumer does: then it waits for it.
 
     Examples:
     - `quorin put UserFeatures user_001 age_normalized=0.5 session_count_7d=42 ltv_score=12.3 --sync`
@@ -52,6 +55,7 @@ def put(
     """
     from quorin.engine.ops.presence import reports
     from quorin.errors import SegmentNotFoundError, WriteSyncTimeoutError
+    from quorin.inline_consumer import InlineConsumer
     from quorin.shm import SegmentRegistry
     from quorin.wal import WALProducer
 
@@ -75,7 +79,9 @@ def put(
             position = producer.write(target, entity_id, row, time_ns, partial=partial)
             if sync:
                 try:
-                    producer.wait(target, position, timeout_ms=timeout_ms)
+                    InlineConsumer(registry, target.__name__, stream_key=stream_key, timeout_ms=timeout_ms).settle(
+                        position
+                    )
                 except (WriteSyncTimeoutError, SegmentNotFoundError) as error:
                     if not any(report.role == "consumer" for report in reports(backend.control)):
                         error.add_note(_how_to_apply(backend.address, namespace, stream_key))
