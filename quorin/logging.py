@@ -78,7 +78,8 @@ def _ignore() -> None:
 
 
 _count_dropped = _ignore
-_QUIET = ("debug", "info")
+_EVENTS = "debug", "info", "warning", "error", "critical", "exception"
+_QUIET = _EVENTS[:2]
 """Events that are discarded until an application configures structlog, for which it has to import it."""
 _counting = threading.local()
 _writing = threading.RLock()
@@ -120,8 +121,23 @@ class _Logger:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
+        if attribute not in _EVENTS:
+            return getattr(self._bound(), attribute)
         if "structlog" not in sys.modules and attribute in _QUIET:
             return _discard
+
+        def log_or_drop(*args: Any, **fields: Any) -> Any:
+            try:
+                with _writing:
+                    _guard_forks()
+                    return getattr(self._bound(), attribute)(*args, **fields)
+            except Exception:  # noqa: BLE001 - streams fail, and an application's processors may raise anything
+                _drop()
+                return None
+
+        return log_or_drop
+
+    def _bound(self) -> Any:
         import structlog
 
         if structlog.is_configured():
@@ -129,15 +145,4 @@ class _Logger:
         else:
             quiet = structlog.make_filtering_bound_logger(logging.WARNING)
             logger = structlog.wrap_logger(structlog.PrintLogger(_standard_error()), wrapper_class=quiet)
-        log = getattr(logger.bind(logger=self._name), attribute)
-
-        def log_or_drop(*args: Any, **fields: Any) -> Any:
-            try:
-                with _writing:
-                    _guard_forks()
-                    return log(*args, **fields)
-            except Exception:  # noqa: BLE001 - streams fail, and an application's processors may raise anything
-                _drop()
-                return None
-
-        return log_or_drop
+        return logger.bind(logger=self._name)

@@ -25,6 +25,7 @@ from quorin.cli import (
     inspect,
     metrics,
     nodes,
+    prewarm,
     put,
     ready,
     restore,
@@ -57,6 +58,7 @@ app.command()(doctor.doctor)
 app.command()(nodes.nodes)
 app.command()(ready.ready)
 app.command()(serve.serve)
+app.command()(prewarm.prewarm)
 app.command()(bench.bench)
 app.command()(metrics.metrics)
 app.command()(hydrate.hydrate)

@@ -39,9 +39,8 @@ def put(
     shm_dir: ShmDir = None,
     as_json: Json = False,
 ) -> None:
-    """Write one row through the log. Name every field, or pass `--partial`.
-
-    With `--sync` this command applies the log to this machine's segment, unless a consumer does: then it waits for it.
+    """Write one row through the log. Name every field, or pass `--partial`. With `--sync` the row is applied to this
+    machine's segment, by this command unless a consumer does.
 
     Examples:
     - `quorin put UserFeatures user_001 age_normalized=0.5 session_count_7d=42 ltv_score=12.3 --sync`
@@ -79,9 +78,8 @@ def put(
             position = producer.write(target, entity_id, row, time_ns, partial=partial)
             if sync:
                 try:
-                    InlineConsumer(registry, target.__name__, stream_key=stream_key, timeout_ms=timeout_ms).settle(
-                        position
-                    )
+                    applying = InlineConsumer(registry, target.__name__, stream_key=stream_key, timeout_ms=timeout_ms)
+                    applying.settle(position)
                 except (WriteSyncTimeoutError, SegmentNotFoundError) as error:
                     if not any(report.role == "consumer" for report in reports(backend.control)):
                         error.add_note(_how_to_apply(backend.address, namespace, stream_key))

@@ -222,21 +222,20 @@ def _logind(files: list[Path]) -> Check:
 
 def _kernels() -> Check:
     name = "compiled kernels"
-    started = time.perf_counter()
     try:
-        from quorin.engine.kernels import READING, cache, load
+        from quorin.engine.kernels import READING, cache, described, load
 
-        load(READING)
+        loadings = load(READING).values()
     except QuorinError as error:
         return Check(name, PROBLEM, str(error), "unset it: without kernels nothing can be read or written")
     directory = cache.directory()
-    seconds = time.perf_counter() - started
-    found = f"read kernels loaded in {seconds:.1f} s, numba {importlib.metadata.version('numba')}, "
+    found = f"of reads: {described(loadings)}; numba {importlib.metadata.version('numba')}, "
     found += f"cached in {directory}" if directory else "not cached: this user has no home directory"
     if directory is None or not os.access(directory, os.W_OK | os.X_OK):
         advice = "every process compiles for seconds: make it writable, or set XDG_CACHE_HOME or NUMBA_CACHE_DIR"
         return Check(name, WARNING, found, advice)
-    return Check(name, OK, found)
+    was_compiled = any(loading.was_compiled for loading in loadings)
+    return Check(name, OK, found, "`quorin prewarm` compiles the others now, not at first use" if was_compiled else "")
 
 
 def _feast() -> Check:

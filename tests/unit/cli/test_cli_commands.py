@@ -246,6 +246,16 @@ def test_doctor_tells_an_unreachable_control_plane(tmp_path: Path) -> None:
     assert "hunter2" not in done.stdout + done.stderr
 
 
+def test_prewarm_says_what_it_did_and_where(tmp_path: Path) -> None:
+    done = run_quorin(["prewarm", "--json"], dict(os.environ))
+    told = json.loads(done.stdout)
+    assert told["kernels"] >= told["compiled"] >= 0
+    assert told["seconds"] >= told["compiled_seconds"]
+    text = run_quorin(["prewarm"], dict(os.environ)).stdout
+    assert text.endswith(f"kept in {told['directory']}\n")
+    assert f"{told['kernels']} kernels: {told['kernels']} loaded in" in text
+
+
 def test_bench_measures_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "shm").mkdir()
     words = [sys.executable, "-m", "quorin", "bench", "--entities", "1000", "--seconds", "0.1", "--json"]
