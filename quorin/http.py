@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
-from quorin.engine.http.arrow_stream import InvalidStreamError, read_stream
-from quorin.engine.http.asgi import receive_body, send_reply
-from quorin.engine.http.catalogue import Catalogue
-from quorin.engine.http.limits import Limits
-from quorin.engine.http.page import page
-from quorin.engine.http.reply import Direct, Headers, Reply, error_reply, forms
-from quorin.engine.http.run import Address, run
-from quorin.engine.http.segments import SegmentServer
-from quorin.engine.ops.readiness import Readiness, readiness
+from quorin.errors import needs_extra
+
+with needs_extra("serve"):
+    from quorin.engine.http.arrow_stream import InvalidStreamError, read_stream
+    from quorin.engine.http.asgi import receive_body, send_reply
+    from quorin.engine.http.catalogue import Catalogue
+    from quorin.engine.http.limits import Limits
+    from quorin.engine.http.page import page
+    from quorin.engine.http.reply import Direct, Headers, Reply, error_reply, forms
+    from quorin.engine.http.run import Address, run
+    from quorin.engine.http.segments import SegmentServer
+    from quorin.engine.ops.readiness import Readiness, readiness
 
 __all__ = [
     "Address",

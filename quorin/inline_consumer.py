@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
 
+from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
 from quorin.errors import (
     NotPicklableError,
     SchemaMismatchError,
@@ -54,7 +55,8 @@ class InlineConsumer:
     lease. Threads may share it; a forked child needs its own.
 
     ``open_segment`` opens the current segment for writing, by default ``registry.open_stored``. With ``offline`` the
-    rows go into the history too. It never trims the log. ``timeout_ms`` limits waits, see :func:`wait_until_applied`.
+    rows go into the history too. It never trims the log, whose name is ``stream_key``. ``timeout_ms`` limits waits, see
+    :func:`wait_until_applied`.
     """
 
     def __init__(
@@ -64,11 +66,13 @@ class InlineConsumer:
         *,
         open_segment: Callable[[], Segment] | None = None,
         offline: OfflineWriter | None = None,
+        stream_key: str = DEFAULT_STREAM_KEY,
         timeout_ms: float = DEFAULT_TIMEOUT_MS,
     ) -> None:
         self.schema_name = schema_name
         self._registry = registry
-        self._log = registry.backend.log()
+        self._stream_key = stream_key
+        self._log = registry.backend.log(stream_key)
         self._open_segment = open_segment or self._open_stored
         self._offline = offline
         self._timeout_ms = timeout_ms
@@ -197,7 +201,14 @@ class InlineConsumer:
             if self._opened is None:
                 segment = self._open_segment()
                 backend = self._registry.backend
-                consumer = WALConsumer(backend, [segment], registry=self._registry, offline=self._offline, trims=False)
+                consumer = WALConsumer(
+                    backend,
+                    [segment],
+                    offline=self._offline,
+                    registry=self._registry,
+                    stream_key=self._stream_key,
+                    trims=False,
+                )
                 self._opened = segment, consumer
             opened = segment, _ = self._opened
             with suppress(*_GONE, WriterFencedError):

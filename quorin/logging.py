@@ -1,5 +1,8 @@
 """Structured logging on structlog, and what of a URL may be shown.
 
+structlog is imported by :func:`configure`, or by the first event that is shown: it imports Rich where that is
+installed.
+
 Nothing is configured until an application calls :func:`configure`.
 
 Until then, events of level WARNING and above go to standard error as one readable line each; lower ones are discarded.
@@ -19,8 +22,6 @@ from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any, TextIO, cast
 
-import structlog
-
 from quorin.engine import forks
 from quorin.engine.urls import REDIS_FORM, URL_FORM, is_malformed, shown
 
@@ -39,6 +40,8 @@ def configure(level: str = "INFO", json: bool | None = True) -> None:
         raise ValueError(f"level must be one of {sorted(logging.getLevelNamesMapping())}, got {level!r}")
     if json is None:
         json = not _standard_error().isatty()
+    import structlog
+
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -59,6 +62,8 @@ def get_logger(name: str) -> Any:
 
 def bind(**context: Any) -> AbstractContextManager[Any]:
     """Add fields to every event that this thread or task logs inside a ``with`` block."""
+    import structlog
+
     return structlog.contextvars.bound_contextvars(**context)
 
 
@@ -73,6 +78,9 @@ def _ignore() -> None:
 
 
 _count_dropped = _ignore
+_EVENTS = "debug", "info", "warning", "error", "critical", "exception"
+_QUIET = _EVENTS[:2]
+"""Events that are discarded until an application configures structlog, for which it has to import it."""
 _counting = threading.local()
 _writing = threading.RLock()
 """Held while an event is written, and during forks: structlog's lock of a stream, which a child would otherwise inherit
@@ -95,6 +103,10 @@ def _drop() -> None:
             _counting.is_on = False
 
 
+def _discard(*_: Any, **__: Any) -> None:
+    """Log nothing."""
+
+
 def _standard_error() -> TextIO:
     """Standard error; if the process has none, a stream that refuses writes."""
     return cast("TextIO", io.TextIOBase()) if sys.stderr is None else sys.stderr
@@ -109,20 +121,28 @@ class _Logger:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
-        if structlog.is_configured():
-            logger = structlog.get_logger()
-        else:
-            quiet = structlog.make_filtering_bound_logger(logging.WARNING)
-            logger = structlog.wrap_logger(structlog.PrintLogger(_standard_error()), wrapper_class=quiet)
-        log = getattr(logger.bind(logger=self._name), attribute)
+        if attribute not in _EVENTS:
+            return getattr(self._bound(), attribute)
+        if "structlog" not in sys.modules and attribute in _QUIET:
+            return _discard
 
         def log_or_drop(*args: Any, **fields: Any) -> Any:
             try:
                 with _writing:
                     _guard_forks()
-                    return log(*args, **fields)
+                    return getattr(self._bound(), attribute)(*args, **fields)
             except Exception:  # noqa: BLE001 - streams fail, and an application's processors may raise anything
                 _drop()
                 return None
 
         return log_or_drop
+
+    def _bound(self) -> Any:
+        import structlog
+
+        if structlog.is_configured():
+            logger = structlog.get_logger()
+        else:
+            quiet = structlog.make_filtering_bound_logger(logging.WARNING)
+            logger = structlog.wrap_logger(structlog.PrintLogger(_standard_error()), wrapper_class=quiet)
+        return logger.bind(logger=self._name)

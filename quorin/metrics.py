@@ -1,5 +1,8 @@
 """Prometheus metrics, in a separate registry.
 
+Counting needs no library. Showing needs prometheus_client, which the extra ``metrics`` brings: :data:`registry` is made
+at its first use.
+
 Counters cover all processes of this machine and user, dead ones included (:mod:`quorin.engine.counting.counters`), so
 every process serves the same values. They restart from zero only when the machine restarts, or when the watchdog
 retires those of a schema that is gone.
@@ -8,11 +11,9 @@ retires those of a schema that is gone.
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import GaugeMetricFamily
 
 from quorin import logging
 from quorin.engine.counting import counters, requests, series
@@ -28,19 +29,31 @@ from quorin.engine.format.abi import (
     W_READ_TIMES,
     W_READS,
 )
+from quorin.errors import needs_extra
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Collection, Iterator
     from wsgiref.simple_server import WSGIServer
 
+    from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
     from quorin.engine.counting.series import Family, Slots
 
-registry = CollectorRegistry()
+    registry: CollectorRegistry
 
 _NS = 1e9
+
+
+def __getattr__(name: str) -> Any:
+    if name != "registry":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with needs_extra("metrics"):
+        from prometheus_client import CollectorRegistry
+    made = CollectorRegistry()
+    made.register(_SharedCollector())
+    return globals().setdefault(name, made)  # One step: of two threads, both get the same.
 
 
 class _Series:
@@ -227,7 +240,9 @@ def start_metrics_server(port: int = 9100, *, address: str = "127.0.0.1") -> tup
 
     :raises OSError: if the port is taken.
     """
-    return start_http_server(port, address, registry=registry)
+    with needs_extra("metrics"):
+        from prometheus_client import start_http_server
+    return start_http_server(port, address, registry=__getattr__("registry"))
 
 
 def counted(schemas: Collection[str] = (), *, others: bool = True) -> Iterator[tuple[Family, Slots]]:
@@ -252,6 +267,8 @@ def counted(schemas: Collection[str] = (), *, others: bool = True) -> Iterator[t
 def requests_in_flight() -> Metric:
     """The gauge of requests that applications are answering."""
     text = "Requests that an application is answering at this moment."
+    from prometheus_client.core import GaugeMetricFamily
+
     gauge = GaugeMetricFamily("quorin_http_requests_in_flight", text, labels=["path"])
     for path, count in requests.in_flight().items():
         gauge.add_metric([path], count)
@@ -324,4 +341,3 @@ _OF_REQUESTS = (
         "quorin_http_request_seconds", "Time to answer.", counters.REQUEST_BOUNDS, "request_time.0", "request_ns"
     ),
 )  # fmt: skip
-registry.register(_SharedCollector())

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quorin.cli.children import ended_by_sigterm, running
 from quorin.cli.options import ShmDir
 from quorin.cli.output import Json, add_row, console, print_json, table
 from quorin.engine.words import count, duration
@@ -47,9 +47,10 @@ def bench(
     """
     from rich.progress import Progress
 
-    steps = ("filling", "reads", "batches", "write_sync")
+    steps = ("kernels", "filling", "reads", "batches", "write_sync")
     out = console(stderr=True)
     with (
+        ended_by_sigterm(),
         tempfile.TemporaryDirectory(prefix="quorin-bench-") as store,
         tempfile.TemporaryDirectory(prefix="quorin-bench-", dir=shm_dir or _shm_dir()) as memory,
         Progress(console=out, transient=True, disable=as_json or not out.is_terminal) as progress,
@@ -78,9 +79,11 @@ def _measure(
     import numpy as np
 
     from quorin import __version__
+    from quorin.engine import kernels
     from quorin.schema import FeatureField, dtype, make_schema
     from quorin.shm import SegmentRegistry
 
+    kernels.load()
     schema = make_schema("Bench", [FeatureField(f"f{number}", dtype.float32) for number in range(fields)])
     registry = SegmentRegistry(store, shm_dir=memory)
     generator = np.random.default_rng(1)
@@ -161,23 +164,31 @@ def _time_writes(store: Path, memory: Path, registry: Any, schema: Schema, secon
     """Time each write from the call until it is served, with a consumer in a separate process, as in production."""
     from quorin.wal import WALProducer
 
-    words = [sys.executable, "-m", "quorin", "consumer", "--connection", str(store), "--log-level", "ERROR"]
-    environment = {**os.environ, "QUORIN_SHM_DIR": str(memory)}
-    consumer = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)  # noqa: S603 - this program itself
-    try:
-        values = dict.fromkeys((field.name for field in schema.fields), 1.0)
-        samples: list[float] = []
-        with WALProducer(store, registry=registry) as producer:
-            producer.write_sync(schema, "user_000000001", values, timeout_ms=30_000)
-            end = time.monotonic() + seconds
-            while time.monotonic() < end:
-                started = time.perf_counter()
-                producer.write_sync(schema, "user_000000001", values, timeout_ms=10_000)
-                samples.append(time.perf_counter() - started)
-        return _percentiles(samples)
-    finally:
-        consumer.terminate()
-        consumer.wait(10)
+    values = dict.fromkeys((field.name for field in schema.fields), 1.0)
+    samples: list[float] = []
+    with running(_consume, store, memory), WALProducer(store, registry=registry) as producer:
+        producer.write_sync(schema, "user_000000001", values, timeout_ms=30_000)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            started = time.perf_counter()
+            producer.write_sync(schema, "user_000000001", values, timeout_ms=10_000)
+            samples.append(time.perf_counter() - started)
+    return _percentiles(samples)
+
+
+def _consume(ready: Callable[[], None], store: Path, memory: Path) -> None:
+    """What ``quorin consumer`` does, with all kernels loaded before."""
+    from quorin.engine import kernels
+    from quorin.shm import SegmentRegistry
+    from quorin.wal_consumer import WALConsumer
+
+    registry = SegmentRegistry(store, shm_dir=memory)
+    with WALConsumer(registry.backend, None, registry=registry) as consumer:
+        signal.signal(signal.SIGTERM, lambda *_: consumer.stop())
+        kernels.load()
+        ready()
+        consumer.run()
+    registry.backend.close()
 
 
 def _percentiles(samples: list[float]) -> dict[str, float]:

@@ -60,7 +60,10 @@ def metrics(
 def serving(looking: Observer, port: int, address: str, *, others: bool = False) -> Iterator[None]:
     """Serve the metrics of an observer's deployment inside a ``with`` block; ``others``: of all schemas."""
     from quorin import logging
-    from quorin.engine.ops.exposition import Page, served
+    from quorin.errors import needs_extra
+
+    with needs_extra("metrics"):
+        from quorin.engine.ops.exposition import Page, served
 
     page = Page(looking, others=others)
     try:

@@ -30,7 +30,8 @@ def put(
     ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Leave unnamed fields unchanged.")] = False,
     sync: Annotated[
-        bool, typer.Option("--sync", help="Wait until this machine's segment has applied the row.")
+        bool,
+        typer.Option("--sync", help="Return when this machine's segment has the row. Without a consumer, apply it."),
     ] = False,
     timeout_ms: Annotated[float, typer.Option(min=1, help="How long --sync waits.")] = 5000.0,
     namespace: Namespace = DEFAULT_NAMESPACE,
@@ -38,7 +39,8 @@ def put(
     shm_dir: ShmDir = None,
     as_json: Json = False,
 ) -> None:
-    """Write one row through the log. Name every field, or pass `--partial`.
+    """Write one row through the log. Name every field, or pass `--partial`. With `--sync` the row is applied to this
+    machine's segment, by this command unless a consumer does.
 
     Examples:
         quorin put UserFeatures user_001 age_normalized=0.5 session_count_7d=42 ltv_score=12.3
@@ -50,6 +52,7 @@ def put(
     """
     from quorin.engine.ops.presence import reports
     from quorin.errors import SegmentNotFoundError, WriteSyncTimeoutError
+    from quorin.inline_consumer import InlineConsumer
     from quorin.shm import SegmentRegistry
     from quorin.wal import WALProducer
 
@@ -73,7 +76,8 @@ def put(
             position = producer.write(target, entity_id, row, at_ns, partial=partial)
             if sync:
                 try:
-                    producer.wait(target, position, timeout_ms=timeout_ms)
+                    applying = InlineConsumer(registry, target.__name__, stream_key=stream_key, timeout_ms=timeout_ms)
+                    applying.settle(position)
                 except (WriteSyncTimeoutError, SegmentNotFoundError) as error:
                     if not any(report.role == "consumer" for report in reports(backend.control)):
                         error.add_note(how_to_apply(backend.address, namespace, stream_key))

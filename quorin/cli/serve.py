@@ -11,6 +11,7 @@ import typer
 from quorin.cli.durations import seconds
 from quorin.cli.options import LogJson, Namespace, ServedConnection, ShmDir, resolve_name
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
+from quorin.errors import install_command, needs_extra
 
 _GROUP = "quorin.repository_server"
 _LARGEST_PORT = 65_535
@@ -133,10 +134,7 @@ def serve(
     """
     if (tls_key is None) != (tls_cert is None):
         raise typer.BadParameter("expected both --tls-key and --tls-cert, or neither")
-    try:
-        from quorin.http import Address, Limits, SegmentServer, run
-    except ModuleNotFoundError as error:
-        raise typer.BadParameter(f"{error}: `pip install '.[serve]'` brings what serving needs") from error
+    from quorin.http import Address, Limits, SegmentServer, run
 
     limits = Limits(body_bytes=max_body_mib * 1024**2, rows=max_rows, idle_seconds=keep_alive)
     token = None if token_file is None else _token(token_file)
@@ -195,11 +193,9 @@ def _schemas(connection: str, requested: list[str], namespace: str, shm_dir: Pat
 def _repository_server() -> Any:
     """The class that serves repositories, of the one plugin that has it."""
     for entry_point in metadata.entry_points(group=_GROUP):
-        try:
+        with needs_extra("feast"):
             return entry_point.load()
-        except ModuleNotFoundError as error:
-            raise typer.BadParameter(f"{error}: `pip install '.[feast,serve]'`") from error
-    raise typer.BadParameter("nothing that serves a repository is installed: `pip install '.[feast,serve]'`")
+    raise typer.BadParameter(f"nothing that serves a repository is installed: {install_command('feast', 'serve')}")
 
 
 def _token(path: Path) -> str:

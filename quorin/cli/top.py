@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ import typer
 from quorin.cli.options import Connection, Namespace, Opened, Raw, ShmDir, StreamKey
 from quorin.cli.output import add_row, console, table
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.errors import needs_extra
 
 if TYPE_CHECKING:
     from quorin.engine.ops.observe import Observer
@@ -29,7 +29,7 @@ def top(
 
     Counts the reads and writes of all processes of this machine and user. Keys: `s` sorts by the next column, `r`
     reverses the order, `/` filters, left and right scroll, `enter` shows a segment in detail, `p` pauses, `?` helps,
-    `q` quits. Needs Textual, except with --once.
+    `q` quits. Needs the extra `top`, except with --once.
 
     Examples:
         quorin top
@@ -38,17 +38,15 @@ def top(
 
     Exit codes: 0 quit, 1 could not start (with the reason on stderr), 2 wrong usage.
     """
-    if not once and importlib.util.find_spec("textual") is None:
-        typer.echo("error: `quorin top` needs Textual: pip install 'quorin[top]'", err=True)
-        raise typer.Exit(1)
+    if not once:
+        with needs_extra("top"):
+            from quorin.cli.top_app import Top
     from quorin.engine.ops.observe import Observer
 
     with Opened(connection, namespace) as backend, Observer(backend, shm_dir=shm_dir, stream_key=stream_key) as looking:
         if once:
             _print(looking, interval, raw=raw)
             return
-        from quorin.cli.top_app import Top
-
         Top(looking, interval, raw=raw).run()
 
 

@@ -18,13 +18,16 @@ import pytest
 import redis
 import yaml
 
+from quorin.engine.kernels import cache
 from quorin.shm import SegmentRegistry
 from tests.feast.spawned import QUICK_IMPORT
+from tests.support.installed import link_packages
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-REDIS_LINE = 'registry = SegmentRegistry(redis.Redis(host="127.0.0.1", port=6379))'
-DIRECTORY_LINE = 'registry = SegmentRegistry("features")'
+DIRECTORY_LINE = 'registry = SegmentRegistry("store")'
+REDIS_LINE = 'registry = SegmentRegistry("redis://127.0.0.1:6379")'
+INSTALLED_FROM = "QUORIN=$PWD "
 
 
 @pytest.fixture
@@ -39,13 +42,12 @@ def discarded() -> Iterator[list[tuple[SegmentRegistry, Any]]]:
 @pytest.mark.parametrize("control_plane", ["redis", "directory"])
 def test_engine_quickstart(control_plane, redis_url, tmp_path, monkeypatch, discarded):
     monkeypatch.chdir(tmp_path)
-    quickstart, directory, read_back = blocks("python")[:3]
-    assert REDIS_LINE in quickstart
-    assert directory.strip() == DIRECTORY_LINE
-    client = f"redis.Redis(unix_socket_path={redis_url.removeprefix('unix://')!r})"
-    line = DIRECTORY_LINE if control_plane == "directory" else f"registry = SegmentRegistry({client})"
+    quickstart, on_redis, read_back = blocks("python")[:3]
+    assert DIRECTORY_LINE in quickstart
+    assert on_redis.strip() == REDIS_LINE
+    line = DIRECTORY_LINE if control_plane == "directory" else f"registry = SegmentRegistry({redis_url!r})"
     names: dict[str, Any] = {"__name__": "readme"}
-    assert_shows(quickstart.replace(REDIS_LINE, line), names, discarded)
+    assert_shows(quickstart.replace(DIRECTORY_LINE, line), names, discarded)
     assert_shows(read_back, names, discarded)
     go_on = re.search(r"`(registry\.open_current\(.*read_only=False\))`", README)
     assert go_on
@@ -56,22 +58,27 @@ def test_engine_quickstart(control_plane, redis_url, tmp_path, monkeypatch, disc
         with redis.Redis.from_url(redis_url) as used:
             assert used.dbsize() > 0
     else:
-        assert [path.suffix for path in (tmp_path / "features").iterdir()]
+        assert [path.suffix for path in (tmp_path / "store").iterdir()]
 
 
-def test_feast_quickstart(tmp_path):
+def test_a_reader_follows_the_readme_in_order(wheel, tmp_path):
+    """In an empty directory, with nothing but the wheel and what it requires."""
+    reader = Reader(tmp_path)
+    reader.install(wheel)
+    quickstart, _, read_back = blocks("python")[:3]
+    reader.python(f"{quickstart}\n{read_back}\nregistry.discard(registry.open_current(UserFeatures, read_only=False))")
     for name, language in [("feature_store.yaml", "yaml"), ("features.py", "python")]:
-        (tmp_path / name).write_text(marked(f"file: {name}", language))
-    run(["bash", "-euc", marked("run", "bash")], tmp_path)
+        (reader.directory / name).write_text(marked(f"file: {name}", language))
+    reader.bash(marked("run", "bash"))
     try:
-        assert "conv_rate" in run(["bash", "-euc", marked("watch", "bash")], tmp_path)
+        assert "conv_rate" in reader.bash(marked("watch", "bash"))
         script = marked("feast", "python")
         shown = [ast.literal_eval(line.removeprefix("# ")) for line in script.splitlines() if line.startswith("# {")]
         printing = re.sub(r"^(store\.get_online_features.*)$", r"print(\1)", script, flags=re.MULTILINE)
-        printed = run([sys.executable, "-c", printing], tmp_path, **QUICK_IMPORT).splitlines()
+        printed = reader.python(printing, **QUICK_IMPORT).splitlines()
         assert [ast.literal_eval(line) for line in printed] == shown  # in any order: Feast's own differs by run
     finally:
-        run(["feast", "teardown"], tmp_path, **QUICK_IMPORT)
+        reader.bash("feast teardown", **QUICK_IMPORT)
 
 
 def test_redis_settings_are_valid(tmp_path):
@@ -108,6 +115,36 @@ def test_links_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not target.startswith(("http://", "https://", "#")):
             assert (document.parent / target.partition("#")[0]).exists(), f"{document.name} links to {target}"
+
+
+class Reader:
+    """Runs the README's blocks in the directory that its block "Install" makes, in the environment that it makes."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self.directory = home
+        self._environment = "true"
+
+    def install(self, wheel: Path) -> None:
+        """Run the block for a wheel file. What pip would download is linked from the running environment."""
+        block = marked("install", "bash")
+        assert INSTALLED_FROM in block
+        block = block.replace(INSTALLED_FROM, f"QUORIN={wheel} ")
+        offline = {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        *_, directory = self.bash(f"{block}\npwd", **offline).splitlines()
+        self.directory = Path(directory)
+        [site] = self.directory.glob(".venv/lib/python*/site-packages")
+        [extras] = re.findall(r"\[([\w,]+)\]", block)
+        link_packages(site, *extras.split(","))
+        self._environment = ". .venv/bin/activate"
+
+    def python(self, code: str, **variables: str) -> str:
+        (self._home / "typed.py").write_text(code)
+        return self.bash(f"python {self._home / 'typed.py'}", PYTHONPATH="", **variables)
+
+    def bash(self, commands: str, **variables: str) -> str:
+        kept = {"HOME": str(self._home), "XDG_CACHE_HOME": str(cache.directory().parents[1])}  # of compiled kernels
+        return run(["bash", "-euc", f"{self._environment}\n{commands}"], self.directory, **kept, **variables)
 
 
 def blocks(language: str) -> list[str]:

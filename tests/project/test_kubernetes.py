@@ -112,7 +112,7 @@ def test_secrets_and_images_are_named_as_elsewhere(name: str) -> None:
     }
     maps = {document["metadata"]["name"] for _, document in MANIFESTS if document["kind"] == "ConfigMap"}
     variables = {variable["name"]: variable for variable in container.get("env", [])}
-    if not name.endswith("/directory"):
+    if not name.endswith(("/directory", "/kernels")):
         reference = variables["QUORIN_CONNECTION"]["valueFrom"]["secretKeyRef"]
         assert reference["key"] in secrets[reference["name"]]
     known = {option.envvar for command in COMMANDS.values() for option in command.params if option.envvar}
@@ -155,7 +155,7 @@ def test_settings_are_those_of_the_store(name: str, document: dict[str, Any]) ->
 
 def test_consumers_may_have_their_segments_and_themselves_in_memory() -> None:
     pod = PODS["sidecar.yaml:Deployment"]
-    (consumer,) = pod["initContainers"]
+    (consumer,) = (one for one in pod["initContainers"] if one["name"] == "consumer")
     (shm,) = [volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "shm"]
     assert shm["medium"] == "Memory"
     assert memory_of(consumer) >= number_of_bytes(shm["sizeLimit"]) + LEAST_PROCESS_BYTES

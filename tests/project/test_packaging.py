@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 import sysconfig
 import tomllib
-import venv
 import zipfile
 from pathlib import Path
 
@@ -15,28 +13,17 @@ import pytest
 import yaml
 
 import quorin
+from tests.support.installed import install, pip, python, run
 
 ROOT = Path(__file__).parents[2]
 VERSION = quorin.__version__
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-ENVIRONMENT = {"PATH": "/usr/bin:/bin"}  # neither PYTHONPATH nor the checkout
-
-
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("wheel")
-    run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", directory], cwd=ROOT)
-    (path,) = directory.iterdir()
-    return path
 
 
 @pytest.fixture
 def site(wheel: Path, tmp_path: Path) -> Path:
     """The site-packages of a fresh environment into which the wheel was installed; it has no other package."""
-    directory = tmp_path / "environment"
-    venv.create(directory, with_pip=False, symlinks=True)
-    pip(directory / "bin" / "python", "install", "-q", "--no-deps", "--no-index", wheel)
-    return Path(sysconfig.get_path("purelib", "venv", vars={"base": str(directory)}))
+    return install(wheel, tmp_path / "environment")
 
 
 def test_wheel_holds_both_packages_and_the_hook_and_nothing_else(wheel):
@@ -130,19 +117,3 @@ def test_workflows_test_every_python_and_publish_without_secrets():
     publish = yaml.safe_load(workflows["release.yml"])["jobs"]["publish"]
     assert publish["permissions"]["id-token"] == "write"
     assert publish["environment"] == "pypi"
-
-
-def python(site: Path) -> Path:
-    return site.parents[2] / "bin" / "python"
-
-
-def pip(interpreter: Path, *arguments: object) -> None:
-    run([sys.executable, "-m", "pip", "--python", interpreter, "--disable-pip-version-check", *arguments])
-
-
-def run(command: list[object], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [str(part) for part in command], cwd=cwd or "/", env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done

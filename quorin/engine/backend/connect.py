@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, check_namespace
 from quorin.engine.paths import absolute
 from quorin.engine.urls import REDIS_FORM, shown
-from quorin.errors import ConnectionFailedError
+from quorin.errors import ConnectionFailedError, needs_extra
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import redis
 
     from quorin.engine.backend.protocols import Backend
+    from quorin.engine.backend.redis import RedisBackend
 
     Connection = redis.Redis | str | os.PathLike[str] | Backend
 
@@ -33,6 +34,7 @@ def connect(connection: Connection, *, namespace: str = DEFAULT_NAMESPACE, must_
 
     :raises ConnectionFailedError: if the connection is none of these, or cannot be reached or used. The text names the
         address, never a password.
+    :raises MissingExtraError: for a Redis URL without the extra ``redis``.
     """
     check_namespace(namespace)
     if _is_backend(connection):
@@ -40,16 +42,12 @@ def connect(connection: Connection, *, namespace: str = DEFAULT_NAMESPACE, must_
     if isinstance(connection, (str, os.PathLike)):
         directory = embedded_directory(connection)
         if directory is None:
-            from quorin.engine.backend.redis import RedisBackend
-
-            return RedisBackend.from_url(os.fspath(connection), namespace, must_answer=must_answer)
+            return _redis_backend().from_url(os.fspath(connection), namespace, must_answer=must_answer)
         from quorin.engine.backend.sqlite import EmbeddedBackend
 
         return EmbeddedBackend(directory, namespace)
     if any(base.__module__.partition(".")[0] == "redis" for base in type(connection).__mro__):
-        from quorin.engine.backend.redis import RedisBackend
-
-        return RedisBackend.from_client(connection, namespace, must_answer=must_answer)
+        return _redis_backend().from_client(connection, namespace, must_answer=must_answer)
     raise ConnectionFailedError(
         f"expected a redis.Redis, a URL ({', '.join(_REDIS_SCHEMES)}) or a directory, got {type(connection).__name__}"
     )
@@ -65,6 +63,12 @@ def embedded_directory(connection: str | os.PathLike[str]) -> Path | None:
         return None
     _check_path(text)
     return absolute(text)
+
+
+def _redis_backend() -> type[RedisBackend]:
+    with needs_extra("redis"):
+        from quorin.engine.backend.redis import RedisBackend
+    return RedisBackend
 
 
 def _is_backend(connection: Any) -> bool:

@@ -12,12 +12,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from prometheus_client.metrics_core import Metric
 
 from quorin.engine.arrays import Float64s, UInt64s
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from prometheus_client.metrics_core import Metric
 
 Labels = tuple[tuple[str, str], ...]
 Slots = Sequence[tuple[Labels, UInt64s]]
@@ -37,6 +38,8 @@ class Family:
 
     def metric(self, slots: Slots) -> Metric:
         """The family as an object of ``prometheus_client``."""
+        from prometheus_client.metrics_core import Metric
+
         metric = Metric(self.name, self.text, self.kind)
         if not slots:
             return metric

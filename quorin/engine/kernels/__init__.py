@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import importlib
 import time
-from typing import Any
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 from numba import types
 
+from quorin.engine.kernels.announcing import announced
 from quorin.engine.kernels.cache import KernelCache
+from quorin.engine.words import duration
 from quorin.logging import get_logger
 
 _log = get_logger(__name__)
@@ -59,6 +62,13 @@ APPLYING = ("apply_rows", "recover", "load_acquire", "store_release", "compare_a
 """What applying the log uses, but for growth and upgrades."""
 
 
+class Loading(NamedTuple):
+    """How a kernel came into this process: compiled, or loaded from the cache, in how many seconds."""
+
+    was_compiled: bool
+    seconds: float
+
+
 def __getattr__(name: str) -> Any:
     if name not in _KERNELS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -66,14 +76,31 @@ def __getattr__(name: str) -> Any:
     dispatcher = getattr(importlib.import_module(f"{__name__}.{module}"), function)
     dispatcher._cache = KernelCache(dispatcher.py_func)
     started = time.perf_counter()
-    dispatcher.compile(signature)
-    if dispatcher.stats.cache_misses[signature]:
-        _log.info("kernel_compiled", kernel=name, seconds=round(time.perf_counter() - started, 2))
+    with announced():
+        dispatcher.compile(signature)
+    loading = Loading(bool(dispatcher.stats.cache_misses[signature]), time.perf_counter() - started)
+    if loading.was_compiled:
+        _log.info("kernel_compiled", kernel=name, seconds=round(loading.seconds, 2))
+    _loadings[name] = loading
     entry_point = globals()[name] = getattr(dispatcher.overloads[signature], "entry_point", dispatcher)
     return entry_point
 
 
-def load(names: tuple[str, ...] = tuple(_KERNELS)) -> None:
+def load(names: tuple[str, ...] = tuple(_KERNELS)) -> dict[str, Loading]:
     """Load kernels now, all unless some are named, rather than when they are first used."""
     for name in names:
         globals().get(name) or __getattr__(name)
+    return {name: _loadings[name] for name in names}
+
+
+def described(loadings: Collection[Loading]) -> str:
+    """How many kernels were compiled, how many were loaded, and how long that took."""
+    parts = []
+    for verb, was_compiled in (("compiled", True), ("loaded", False)):
+        seconds = [loading.seconds for loading in loadings if loading.was_compiled is was_compiled]
+        if seconds:
+            parts.append(f"{len(seconds)} {verb} in {duration(sum(seconds))}")
+    return ", ".join(parts)
+
+
+_loadings: dict[str, Loading] = {}

@@ -94,6 +94,11 @@ class KernelCache:
         return where and where / f"{self._name}-{sys.implementation.cache_tag}{sys.abiflags}-{key}"
 
 
+def keeps() -> bool:
+    """Whether all that this process compiled is kept for others."""
+    return not _warned
+
+
 def _warn_once(where: Path | None, reason: str) -> None:
     global _warned
     if not _warned:

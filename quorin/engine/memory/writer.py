@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quorin import metrics
-from quorin.engine import forks
+from quorin.engine import ends, forks
 from quorin.engine.format import segment as fmt
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.lineage import is_older_generation, unlink_older_generations
@@ -28,6 +28,7 @@ _HEARTBEAT = fmt.header_offset("writer_heartbeat_ns")
 _SUCCESSOR, _SUCCESSOR_WORD = fmt.header_offset("successor"), fmt.header_word("successor")
 _EPOCH, _PID, _ACTIVE = fmt.header_word("epoch"), fmt.header_word("writer_pid"), fmt.header_word("writer_active")
 _SINCE, _ALIVE = fmt.header_word("writer_since_ns"), fmt.header_word("writer_heartbeat_ns")
+_MAX_END_SECONDS = 1.0
 
 _log = get_logger(__name__)
 
@@ -118,6 +119,7 @@ class Writer:
         metrics.writer_leases.labels(view.schema.__name__).inc()
         self._lease, self._view = lease, view
         forks.register(self)
+        ends.register(self)
 
     def release(self) -> None:
         """Release the lease. Does nothing without one."""
@@ -128,6 +130,17 @@ class Writer:
         self._lease.release()
         self._lease = self._view = None
         forks.unregister(self)
+        ends.unregister(self)
+
+    def __del__(self) -> None:
+        """A segment that is dropped without ``close()`` does not look like one whose writer died."""
+        self.release()
+
+    def at_end(self) -> None:
+        """Release the lease when the process ends, unless a thread is still writing after a second."""
+        if self.lock.acquire(timeout=_MAX_END_SECONDS):
+            self.release()
+            self.lock.release()
 
     def commit_position(self, position: int, log_identity: int, view: SegmentView) -> None:
         """Publish a position in the log, and the heartbeat with it. A crash in between leaves an earlier position."""

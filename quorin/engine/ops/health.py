@@ -17,7 +17,7 @@ from quorin.engine.backend import connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SEQUENCE_BITS
 from quorin.engine.ops.observe import Observer
 from quorin.engine.words import ago, count, counted, duration, size
-from quorin.errors import CorruptHistoryError, HistoryUnavailableError, QuorinError
+from quorin.errors import CorruptHistoryError, HistoryUnavailableError, QuorinError, install_command
 from quorin.schema import fingerprint, schema_from_json
 from quorin.wal import DEFAULT_MAX_ENTRIES
 
@@ -222,21 +222,20 @@ def _logind(files: list[Path]) -> Check:
 
 def _kernels() -> Check:
     name = "compiled kernels"
-    started = time.perf_counter()
     try:
-        from quorin.engine.kernels import READING, cache, load
+        from quorin.engine.kernels import READING, cache, described, load
 
-        load(READING)
+        loadings = load(READING).values()
     except QuorinError as error:
         return Check(name, PROBLEM, str(error), "unset it: without kernels nothing can be read or written")
     directory = cache.directory()
-    seconds = time.perf_counter() - started
-    found = f"read kernels loaded in {seconds:.1f} s, numba {importlib.metadata.version('numba')}, "
+    found = f"of reads: {described(loadings)}; numba {importlib.metadata.version('numba')}, "
     found += f"cached in {directory}" if directory else "not cached: this user has no home directory"
     if directory is None or not os.access(directory, os.W_OK | os.X_OK):
         advice = "every process compiles for seconds: make it writable, or set XDG_CACHE_HOME or NUMBA_CACHE_DIR"
         return Check(name, WARNING, found, advice)
-    return Check(name, OK, found)
+    was_compiled = any(loading.was_compiled for loading in loadings)
+    return Check(name, OK, found, "`quorin prewarm` compiles the others now, not at first use" if was_compiled else "")
 
 
 def _feast() -> Check:
@@ -249,7 +248,7 @@ def _feast() -> Check:
     if numbers != _FEAST:
         tested = ".".join(map(str, _FEAST))
         return Check(
-            name, WARNING, f"version {version}", f"the plugin is tested with {tested}: pip install 'quorin[feast]'"
+            name, WARNING, f"version {version}", f"the plugin is tested with {tested}: {install_command('feast')}"
         )
     if not any(getattr(finder, "__module__", "").startswith(_HOOK) for finder in sys.meta_path):
         advice = f"install the wheel so that {_PTH} is in site-packages, or write type: feast_quorin.QuorinOnlineStore"

@@ -141,9 +141,21 @@ def test_put_is_typed_and_goes_through_the_log(place: Place) -> None:
         (("score=1",), "no value for tags: give field=value, --null tags for a null, or --partial"),
     ):
         assert text in " ".join(place.run("put", "trip", "c", *words, code=2).stderr.replace("│", " ").split())
-    unserved = place.run("put", "trip", "d", "score=1", "--partial", "--sync", "--timeout-ms", "50", code=1)
-    assert "it is not lost" in unserved.stderr
-    assert f"run `quorin consumer --connection {shlex.quote(place.backend.address)}`" in unserved.stderr
+
+
+def test_put_applies_its_row_unless_another_process_applies_the_log(place: Place) -> None:
+    assert "served at position" in place.run("put", "trip", "d", "score=1", "--null", "tags", "--sync").stdout
+    assert place.json("get", "d")["rows"][0]["values"] == {"score": 1, "tags": None}
+    words = "put", "trip", "d", "score=2", "--partial", "--sync", "--timeout-ms", "50"
+    how = f"run `quorin consumer --connection {shlex.quote(place.backend.address)}`"
+    with place.registry.open_current(TRIP, read_only=False) as segment:
+        segment.acquire_writer_lease()
+        unserved = place.run(*words, code=1).stderr
+        assert "it is not lost" in unserved
+        assert how in unserved
+    for path in place.shm_dir.glob("quorin_*"):
+        path.unlink()
+    assert how in place.run(*words, code=1).stderr
 
 
 def test_features_go_by_their_names_in_feast(place: Place) -> None:
@@ -234,6 +246,16 @@ def test_doctor_tells_an_unreachable_control_plane(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "problem control plane" in done.stdout
     assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_prewarm_says_what_it_did_and_where(tmp_path: Path) -> None:
+    done = run_quorin(["prewarm", "--json"], dict(os.environ))
+    told = json.loads(done.stdout)
+    assert told["kernels"] >= told["compiled"] >= 0
+    assert told["seconds"] >= told["compiled_seconds"]
+    text = run_quorin(["prewarm"], dict(os.environ)).stdout
+    assert text.endswith(f"kept in {told['directory']}\n")
+    assert f"{told['kernels']} kernels: {told['kernels']} loaded in" in text
 
 
 def test_bench_measures_and_leaves_nothing(tmp_path: Path) -> None:

@@ -95,9 +95,10 @@ def test_a_damaged_file_is_replaced(tmp_path: Path, damage: bytes | str) -> None
 
 
 STRANGER = """
+import structlog
 from quorin.engine import kernels
 os.environ["XDG_CACHE_HOME"] = {elsewhere!r}
-kernels.load(("event_times",))  # of the same module: Python itself may lie where the other user can't read
+kernels.load(("event_times",))  # of the same module: Python and structlog may lie where the other user can't read
 del os.environ["XDG_CACHE_HOME"]
 os.setgid(54321)
 os.setuid(54321)
