@@ -8,6 +8,7 @@ from __future__ import annotations
 from quorin.engine.http.arrow_stream import InvalidStreamError, read_stream
 from quorin.engine.http.asgi import receive_body, send_reply
 from quorin.engine.http.catalogue import Catalogue
+from quorin.engine.http.donor import Donor
 from quorin.engine.http.limits import Limits
 from quorin.engine.http.page import page
 from quorin.engine.http.reply import Direct, Headers, Reply, error_reply, forms
@@ -19,6 +20,7 @@ __all__ = [
     "Address",
     "Catalogue",
     "Direct",
+    "Donor",
     "Headers",
     "InvalidStreamError",
     "Limits",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from quorin.engine.bootstrap import names
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.name import SegmentName
 from quorin.engine.memory import file as mapping
@@ -23,12 +24,13 @@ from quorin.engine.memory.generations import copy_rows
 from quorin.engine.memory.header import check_header, rename
 from quorin.engine.memory.view import SegmentView
 from quorin.errors import CorruptSegmentError, CorruptSnapshotError, SchemaError
-from quorin.schema import schema_from_json
+from quorin.schema import fingerprint, schema_from_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from quorin.engine.backend import Beginning
     from quorin.engine.bootstrap.pace import Pace
     from quorin.schema import Schema
     from quorin.shm import SegmentRegistry
@@ -96,6 +98,20 @@ def copied(view: SegmentView, directory: Path, pace: Pace | None = None) -> Segm
             return copy
         copy.path.unlink()
         heap_bytes *= 2
+
+
+def name_of(copy: SegmentView, *, beginning: Beginning | None) -> str:
+    """The name of the snapshot of a copy, whose rows begin at ``beginning``."""
+    partition = copy.header["partitions"][0]
+    return names.file_name(
+        position=int(partition["position"]),
+        taken_ns=time.time_ns(),
+        log_identity=int(partition["log_identity"]),
+        beginning=names.FROM_THE_START if beginning is None else beginning,
+        version=copy.stored.version,
+        fingerprint=fingerprint(copy.stored),
+        size=copy.layout.file_bytes + TRAILER_BYTES,
+    )
 
 
 def blocks(copy: SegmentView, progress: Progress | None = None, pace: Pace | None = None) -> Iterator[memoryview]:
