@@ -180,13 +180,14 @@ def receive(
 ) -> SegmentView:
     """A segment file of a snapshot whose ``head`` has been read; nothing points to it, and all of it was checked.
 
-    With ``follows_log`` False its position is 0 of no log. A crash leaves a segment file that nothing points to, or one
-    that ends in ``.pending``, for the watchdog.
+    With ``follows_log`` False its position is 0 of no log. A crash leaves a segment file that nothing points to, for
+    the watchdog, or one that ends in ``.pending``, which the next call removes, or the watchdog.
 
     :raises CorruptSnapshotError: if the snapshot is damaged or cut. :raises SharedMemoryError: if there is no room.
     """
     name = SegmentName.first(head.schema.__name__)
     owner, path = registry.node.identity, registry.shm_dir / str(name)
+    mapping.remove_unfinished(registry.shm_dir, head.schema.__name__, owner)
     image = _checked_image(source, head, progress)
     access = Access.for_group(registry.shm_group)
     pending = mapping.PendingFile(path, head.image_bytes, owner=owner, access=access, image=image)
