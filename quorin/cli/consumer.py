@@ -142,11 +142,8 @@ def consumer(
     from quorin.wal_consumer import WALConsumer
 
     logging.configure(log_level, json=log_json)
-    history, every = _prepared_history(offline, trim), seconds(snapshot_every)
-    if not every:
-        raise typer.BadParameter("--snapshot-every: expected more than no time")
-    store = None if snapshots is None else _prepared_store(snapshots, keep_snapshots)
-    peers = _peers(bootstrap_from or [], token_file, tls_ca)
+    history, every = _prepared_history(offline, trim), _interval(snapshot_every)
+    store, peers = _prepared_store(snapshots, keep_snapshots), _peers(bootstrap_from or [], token_file, tls_ca)
     backend = connect(connection, namespace=namespace)
     running = WALConsumer(
         backend,
@@ -180,9 +177,18 @@ def _prepared_history(offline: str | None, trim: bool) -> OfflineWriter | None:
     return dataset
 
 
-def _prepared_store(url: str, keep: int) -> SnapshotStore:
+def _interval(duration: str) -> float:
+    every = seconds(duration)
+    if not every:
+        raise typer.BadParameter("--snapshot-every: expected more than no time")
+    return every
+
+
+def _prepared_store(url: str | None, keep: int) -> SnapshotStore | None:
     from quorin.snapshot import SnapshotStore
 
+    if url is None:
+        return None
     store = SnapshotStore(url, keep=keep)
     store.prepare()
     return store

@@ -23,6 +23,7 @@ from quorin.hydration import rebuild_segment
 from quorin.schema import FeatureField, dtype, make_schema
 from quorin.shm import Segment, SegmentRegistry
 from quorin.snapshot import Peers
+from quorin.wal_consumer import WALConsumer
 from tests.support.fleet import until
 from tests.support.http import ROOT, Running, serving
 from tests.support.machines import Machine, whole_rows
@@ -177,6 +178,21 @@ def test_a_busy_peer_is_asked_again(donor: Donor, receiver: SegmentRegistry) -> 
 
     check_equal(donor, donor.peers().segment(Pair, receiver, donor.wanted(), progress=free))
     assert waits[0] == 0
+
+
+def test_a_consumer_stops_while_it_waits_for_a_busy_peer(donor: Donor, receiver: SegmentRegistry) -> None:
+    slot = FileLock.try_acquire(donor.machine.registry.node.lock_path("transfer0"))
+    assert slot is not None
+
+    @contextmanager
+    def stop_when_shown(_: str) -> Iterator[Any]:
+        yield lambda *_: consumer.stop()
+
+    peers = donor.peers(patience_seconds=600)
+    with WALConsumer(receiver.backend, [Pair], registry=receiver, peers=peers, show=stop_when_shown) as consumer:
+        consumer.run()
+    slot.release()
+    assert receiver.node.current("Pair") is None
 
 
 def test_a_transfer_that_nobody_takes_frees_its_place(donor: Donor, receiver: SegmentRegistry) -> None:
