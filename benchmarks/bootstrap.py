@@ -1,8 +1,8 @@
 """A new node copies the rows of another over HTTP: how long it takes, and what the donor's readers notice.
 
 The donor is `quorin serve --connection` with one worker; a client reads single rows from it at a steady rate, quietly
-first and then during transfers, one after the other. Donor, client and the new node share the cores of this machine, so
-the readers also notice the new node's work, which in a fleet is on another machine.
+first and then during transfers, one after the other. Donor, client and the new node share the cores of this machine.
+The new node, which in a fleet is on another machine, has the lowest priority here.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from quorin.wal_consumer import WALConsumer
 
 NAMES = ("a", "b", "c", "d")
 SHARES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
+_LOWEST_PRIORITY = 19
 spawn = multiprocessing.get_context("spawn")
 
 
@@ -90,6 +91,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, float]:
         time.sleep(arguments.seconds)
         quiet = _answer(reading)
         registry = SegmentRegistry(store, shm_dir=new)
+        os.nice(_LOWEST_PRIORITY)
         reading.send("begin")
         times = [_copy(registry, f"http://127.0.0.1:{port}") for _ in range(arguments.transfers)]
         busy = _answer(reading)

@@ -27,7 +27,7 @@ from quorin.errors import CorruptSegmentError, CorruptSnapshotError, SchemaError
 from quorin.schema import fingerprint, schema_from_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
     from quorin.engine.backend import Beginning
@@ -42,8 +42,8 @@ _TRAILER = struct.Struct("<8sQ16sqQQII")
 TRAILER_BYTES = _TRAILER.size
 _CHECKED_BYTES = 56
 assert TRAILER_BYTES == 64  # noqa: S101 - the grid in quorin.snapshot, checked at import
-_SENT_BYTES, _RECEIVED_BYTES = 8 << 20, 1 << 20
-"""Blocks that are received are small enough for the cache to hold them until they are written."""
+_BLOCK_BYTES = 1 << 20
+"""Small enough for the processor's cache to hold a block until it is written or sent."""
 
 
 class Source(Protocol):
@@ -114,20 +114,22 @@ def name_of(copy: SegmentView, *, beginning: Beginning | None) -> str:
     )
 
 
-def blocks(copy: SegmentView, progress: Progress | None = None, pace: Pace | None = None) -> Iterator[memoryview]:
+def blocks(
+    copy: SegmentView, progress: Progress | None = None, pace: Pace | None = None
+) -> Generator[memoryview, None, None]:
     """The bytes of a snapshot in order; the last block is the trailer. ``progress`` counts those of the image."""
     from xxhash import xxh3_128
 
     digest = xxh3_128()
     memory, total = copy.mapping.memory.data, copy.layout.file_bytes
-    for start in range(0, total, _SENT_BYTES):
-        block = memory[start : start + _SENT_BYTES]
+    for start in range(0, total, _BLOCK_BYTES):
+        block = memory[start : start + _BLOCK_BYTES]
         digest.update(block)
         yield block
         if pace is not None:
             pace.spend(len(block))
         if progress is not None:
-            progress(min(total, start + _SENT_BYTES), total)
+            progress(min(total, start + _BLOCK_BYTES), total)
     partition = copy.header["partitions"][0]
     position, log_identity = int(partition["position"]), int(partition["log_identity"])
     checked = _TRAILER.pack(MAGIC, total, digest.digest(), time.time_ns(), position, log_identity, 0, 0)
@@ -214,7 +216,7 @@ def _checked_image(source: Source, head: Head, progress: Progress | None) -> Ite
     """The image in blocks, each good until the next; it ends well only if the trailer confirms the whole."""
     from xxhash import xxh3_128
 
-    digest, block, total = xxh3_128(head.raw), memoryview(bytearray(_RECEIVED_BYTES)), head.image_bytes
+    digest, block, total = xxh3_128(head.raw), memoryview(bytearray(_BLOCK_BYTES)), head.image_bytes
     yield memoryview(head.raw)
     done = len(head.raw)
     while done < total:

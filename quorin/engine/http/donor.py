@@ -8,8 +8,11 @@ interpreter's lock, no faster than a set rate, and sent in small parts.
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,14 +33,15 @@ from quorin.errors import QuorinError, SegmentNotFoundError
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Generator
 
     from quorin.shm import SegmentRegistry
 
-DEFAULT_BYTES_PER_SECOND = 256 << 20
-_PART_BYTES = 128 << 10
+DEFAULT_BYTES_PER_SECOND = 128 << 20
+_PART_BYTES = 64 << 10
 """Sent at a time: the event loop answers other requests in between."""
 _STALLED_SECONDS = 30.0
+_NICE = 10
 _RETRY_AFTER = (b"retry-after", b"1")
 
 _log = get_logger(__name__)
@@ -49,8 +53,13 @@ class _Transfer:
 
     name: str
     size: int
-    blocks: Iterator[memoryview]
+    blocks: Generator[memoryview, None, None]
     slot: FileLock
+
+    def end(self) -> None:
+        """Free the copy and the slot. Unmapping a gigabyte takes long: not in the thread of the event loop."""
+        self.blocks.close()
+        self.slot.release()
 
 
 class Donor:
@@ -77,17 +86,20 @@ class Donor:
         self._at_once = at_once
         self._max_lag_seconds = max_lag_seconds
         self._bytes_per_second = bytes_per_second
+        # One thread more than transfers: it refuses further requests at once.
+        self._threads = ThreadPoolExecutor(at_once + 1, "quorin-transfer", initializer=_lower_priority)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""
-        transfer = await asyncio.to_thread(self._guarded, scope["query_string"])
+        loop = asyncio.get_running_loop()
+        transfer = await loop.run_in_executor(self._threads, self._guarded, scope["query_string"])
         if isinstance(transfer, Reply):
             await asgi.send_reply(send, transfer)
             return
         try:
-            await _stream(transfer, receive, send)
+            await _stream(transfer, self._threads, receive, send)
         finally:
-            transfer.slot.release()
+            await loop.run_in_executor(self._threads, transfer.end)
 
     def _guarded(self, query: bytes) -> _Transfer | Reply:
         try:
@@ -155,15 +167,15 @@ def _parse(query: bytes) -> str | Reply:
     return name
 
 
-async def _stream(transfer: _Transfer, receive: Any, send: Any) -> None:
+async def _stream(transfer: _Transfer, threads: ThreadPoolExecutor, receive: Any, send: Any) -> None:
     """Send the copy, unless the other node goes away, or takes nothing for long."""
-    started, sent = time.perf_counter(), 0
+    started, sent, loop = time.perf_counter(), 0, asyncio.get_running_loop()
     size, name = str(transfer.size).encode(), transfer.name.encode()
     headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", size), (NAME_HEADER.encode(), name)]
     gone = asyncio.create_task(_until_gone(receive))
     try:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        while (block := await asyncio.to_thread(next, transfer.blocks, None)) is not None:
+        while (block := await loop.run_in_executor(threads, next, transfer.blocks, None)) is not None:
             for first in range(0, len(block), _PART_BYTES):
                 if gone.done():
                     return
@@ -179,6 +191,11 @@ async def _stream(transfer: _Transfer, receive: Any, send: Any) -> None:
         with suppress(asyncio.CancelledError):
             await gone
         _log.info("transfer_ended", snapshot=transfer.name, bytes=sent, of=transfer.size, seconds=_since(started))
+
+
+def _lower_priority() -> None:
+    """Let the threads that answer requests for rows go before this one."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 async def _until_gone(receive: Any) -> None:
