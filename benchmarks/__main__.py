@@ -44,6 +44,7 @@ BENCHMARKS = {
         "--nodes 2 --many-nodes 2 --rate 200 --seconds 1 --many-seconds 1 --away-seconds 4 --entities 5000 --rows 5000 "
         "--trim-rows 20000 --trim-rate 20000 --starts 1 --tail 500 --kills 1 --feast-pushes 5",
     ),
+    "bootstrap": Benchmark("bootstrap", "--rows 20000 --seconds 1 --transfers 2 --rate 200"),
     "evolution": Benchmark("evolution", "--entities 20000 --quiet-seconds 0.5 --holders 2"),
     "gc_pauses": Benchmark("gc", "--objects 2000 --requests 500 --processes 1"),
     "materialize": Benchmark(

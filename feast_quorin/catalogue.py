@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from feast_quorin.config import StoreSettings
     from quorin.offline import ParquetDatasetStore
     from quorin.shm import Segment, SegmentRegistry
-    from quorin.snapshot import SnapshotStore
+    from quorin.snapshot import Peers, SnapshotStore
 
 _RETRY_SECONDS = 0.01
 
@@ -44,11 +44,13 @@ class Catalogue:
         registry: SegmentRegistry,
         history: ParquetDatasetStore | None,
         snapshots: SnapshotStore | None,
+        peers: Peers | None,
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._history = history
         self._snapshots = snapshots
+        self._peers = peers
         self._control = registry.backend.control
         self._log = registry.backend.log()
 
@@ -115,6 +117,7 @@ class Catalogue:
             self._registry,
             history=self._history,
             snapshots=self._snapshots,
+            peers=self._peers,
             beginning=beginning,
             capacity=self._settings.capacity,
             max_id_bytes=MAX_ID_BYTES,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,14 +21,15 @@ from pydantic import (
 )
 
 from quorin.errors import QuorinError
-from quorin.logging import REDIS_FORM, URL_FORM, is_malformed, shown
+from quorin.logging import HTTP_FORM, REDIS_FORM, URL_FORM, is_http, is_malformed, shown
 from quorin.shm import default_shm_dir
+from quorin.snapshot import Peers
 
 DEFAULT_PATH = "data/quorin"
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 _MAX_SHOWN = 200
-_HTTP_URL = re.compile(r"https?://([\w.-]+|\[[\w:.]+\])(:[0-9]{1,5})?(/[\w./~-]*)?")
-_REMOTE_ONLY = frozenset(("token_file", "tls_ca"))
+_OF_SERVERS = frozenset(("token_file", "tls_ca"))
+"""Settings of connections to ``quorin serve`` on other machines."""
 
 
 class ConfigError(QuorinError, FeastConfigError):
@@ -81,6 +81,10 @@ class StoreSettings(FeastConfigBaseModel):
     """Where a ``quorin consumer --snapshots`` keeps snapshots: a directory relative to the repo, or a URL. New segments
     start from the newest that fits."""
 
+    bootstrap_from: list[StrictStr] | None = None
+    """URL, or a list of URLs, of ``quorin serve`` on other machines; a host may have many addresses. New segments start
+    from a copy of theirs, where no snapshot fits."""
+
     wait: Literal["applied", "logged", "fleet"] = "applied"
     """When a write returns: once readers of this machine see it (``applied``), once it is in the log (``logged``), or
     once readers of every machine that is alive see it (``fleet``, which takes about a second)."""
@@ -109,10 +113,11 @@ class StoreSettings(FeastConfigBaseModel):
     there; settings of segments and of the log are that machine's, and exclude ``remote``."""
 
     token_file: StrictStr | None = None
-    """With ``remote``: the file, relative to the repo, with the token that the server expects."""
+    """With ``remote`` or ``bootstrap_from``: the file, relative to the repo, with the token that the servers expect."""
 
     tls_ca: StrictStr | None = None
-    """With ``remote``: a file, relative to the repo, with the certificates to trust in PEM; by default the system's."""
+    """With ``remote`` or ``bootstrap_from``: a file, relative to the repo, with the certificates to trust in PEM; by
+    default the system's."""
 
     _working_directory: Path = PrivateAttr(default_factory=lambda: _working_directory())
 
@@ -137,15 +142,25 @@ class StoreSettings(FeastConfigBaseModel):
     @field_validator("remote")
     @classmethod
     def _http_url(cls, value: str | None) -> str | None:
-        if value is not None and (is_malformed(value) or not _HTTP_URL.fullmatch(value)):
-            raise ValueError("expected http://host:port or https://host:port, without user, password and query")
+        if value is not None and not is_http(value):
+            raise ValueError(f"expected {HTTP_FORM}")
         return value
+
+    @field_validator("bootstrap_from", mode="before")
+    @classmethod
+    def _peer_urls(cls, value: Any) -> Any:
+        urls = [value] if isinstance(value, str) else value
+        if urls is None:
+            return None
+        if not isinstance(urls, list) or not urls or not all(isinstance(url, str) and is_http(url) for url in urls):
+            raise ValueError(f"expected a URL or a list of URLs, {HTTP_FORM}")
+        return urls
 
     @field_validator("path", "shm_dir", "offline_path", "snapshots", "token_file", "tls_ca")
     @classmethod
     def _not_empty(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and not value.strip():
-            raise ValueError(f"expected a {'file' if info.field_name in _REMOTE_ONLY else 'directory'}")
+            raise ValueError(f"expected a {'file' if info.field_name in _OF_SERVERS else 'directory'}")
         return value
 
     @field_validator("path", "shm_dir")
@@ -189,12 +204,17 @@ class StoreSettings(FeastConfigBaseModel):
                 return settings
         raise ConfigError("; ".join(problems))
 
-    def remote_files(self, repo_path: Path | None) -> tuple[Path | None, Path | None]:
+    def server_files(self, repo_path: Path | None) -> tuple[Path | None, Path | None]:
         """``token_file`` and ``tls_ca`` as absolute paths."""
         token, ca = (
             None if path is None else Path(self._in_repo(repo_path, path)) for path in (self.token_file, self.tls_ca)
         )
         return token, ca
+
+    def peers(self, repo_path: Path | None) -> Peers | None:
+        """The nodes of ``bootstrap_from``."""
+        token, ca = self.server_files(repo_path)
+        return None if self.bootstrap_from is None else Peers(self.bootstrap_from, token_file=token, tls_ca=ca)
 
     @property
     def follows(self) -> bool:
@@ -224,9 +244,11 @@ def _conflicts(settings: StoreSettings) -> list[str]:
     conflicts = []
     given = sorted(settings.model_fields_set)
     if settings.remote is None:
-        conflicts += [f"{name} {getattr(settings, name)!r} needs remote" for name in given if name in _REMOTE_ONLY]
+        unused = _OF_SERVERS if settings.bootstrap_from is None else ()
+        needs = "needs remote or bootstrap_from"
+        conflicts += [f"{name} {getattr(settings, name)!r} {needs}" for name in given if name in unused]
     else:
-        local = [name for name in given if name not in {"type", "remote", "timeout_ms", *_REMOTE_ONLY}]
+        local = [name for name in given if name not in {"type", "remote", "timeout_ms", *_OF_SERVERS}]
         conflicts += [f"{name} and remote exclude each other: set {name} where the segments are" for name in local]
     if settings.path is not None and settings.redis_url is not None:
         shown_url = shown(settings.redis_url)

@@ -70,12 +70,12 @@ class Session:
         self.registry = SegmentRegistry(connection, shm_dir=settings.shm_dir, shm_group=settings.shm_group)
         self._history = None if history is None else ParquetDatasetStore(history)
         store = None if snapshots is None else SnapshotStore(snapshots)
-        self.catalogue = Catalogue(settings, self.registry, self._history, store)
+        peers = settings.peers(repo_path)
+        self.catalogue = Catalogue(settings, self.registry, self._history, store, peers)
         self.producer = WALProducer(self.registry.backend, registry=self.registry)
+        sources = {"offline": self._history, "snapshots": store, "peers": peers}
         sizes = {"capacity": settings.capacity, "max_id_bytes": MAX_ID_BYTES}
-        self.follower: Follower | None = None
-        if settings.follows:
-            self.follower = Follower(self.registry, offline=self._history, snapshots=store, **sizes)
+        self.follower = Follower(self.registry, **sources, **sizes) if settings.follows else None
         self.accepted: dict[str, Schema] = {}
         """By schema name, the schema all of whose fields the segment has, as :mod:`feast_quorin.write.log` found."""
         self.opened = object()

@@ -128,6 +128,12 @@ class SnapshotUnavailableError(ConnectionFailedError):
     """A store of snapshots cannot be listed, read or written; the message names the directory or URL."""
 
 
+class PeerUnavailableError(ConnectionFailedError):
+    """No other node sends its rows: each is unreachable, busy, refuses, or has rows that do not fit; the message says
+    which of it, for each node.
+    """
+
+
 class CorruptHistoryError(QuorinError, ValueError):
     """A file does not belong to a history, is damaged, or has a field that the schema cannot hold."""
 

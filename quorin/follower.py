@@ -38,9 +38,9 @@ class Follower:
     """Applies every schema of a deployment to its segments on this node, in a daemon thread, from :meth:`start` on.
 
     Segments that the node lacks are made, with ``options`` as for :class:`quorin.wal_consumer.WALConsumer`
-    (``capacity``, ``max_id_bytes``, ``offline``, ``snapshots``). It never trims the log. Threads may share it. A forked
-    child has no thread until it calls :meth:`start`, and then one of its own. The thread ends when the object is no
-    longer used.
+    (``capacity``, ``max_id_bytes``, ``offline``, ``snapshots``, ``peers``). It never trims the log. Threads may share
+    it. A forked child has no thread until it calls :meth:`start`, and then one of its own. The thread ends when the
+    object is no longer used.
 
     A crash loses nothing: another process of the node applies the entries again, from the segment's position.
     """

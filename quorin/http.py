@@ -11,6 +11,7 @@ with needs_extra("serve"):
     from quorin.engine.http.arrow_stream import InvalidStreamError, read_stream
     from quorin.engine.http.asgi import receive_body, send_reply
     from quorin.engine.http.catalogue import Catalogue
+    from quorin.engine.http.donor import Donor
     from quorin.engine.http.limits import Limits
     from quorin.engine.http.page import page
     from quorin.engine.http.reply import Direct, Headers, Reply, error_reply, forms
@@ -22,6 +23,7 @@ __all__ = [
     "Address",
     "Catalogue",
     "Direct",
+    "Donor",
     "Headers",
     "InvalidStreamError",
     "Limits",

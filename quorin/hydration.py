@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,10 +21,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
+from quorin.engine.bootstrap.names import Wanted
 from quorin.engine.bootstrap.progress import logged_progress
 from quorin.engine.bootstrap.restore import restore_newest
 from quorin.engine.rows.packed import text_addresses
-from quorin.errors import EmptyDatasetError, HydrationConflictError, SnapshotUnavailableError
+from quorin.errors import (
+    ConnectionFailedError,
+    EmptyDatasetError,
+    HydrationConflictError,
+    PeerUnavailableError,
+    SnapshotUnavailableError,
+)
 from quorin.layout import apply_batch
 from quorin.logging import get_logger
 
@@ -37,7 +45,7 @@ if TYPE_CHECKING:
     from quorin.offline import ParquetDatasetStore
     from quorin.schema import Schema
     from quorin.shm import Segment, SegmentRegistry
-    from quorin.snapshot import SnapshotStore
+    from quorin.snapshot import Peers, SnapshotStore
 
     Progress = Callable[[int, int], None]
     Batches = Iterator[tuple[int, pa.RecordBatch, pa.Array]]
@@ -175,6 +183,7 @@ def rebuild_segment(
     max_id_bytes: int,
     history: OfflineWriter | None = None,
     snapshots: SnapshotStore | None = None,
+    peers: Peers | None = None,
     stream_key: str = DEFAULT_STREAM_KEY,
     progress: Progress | None = None,
     show: ShowProgress = logged_progress,
@@ -182,53 +191,75 @@ def rebuild_segment(
     """A segment for a node that has none, open for writing; nothing points to it yet, and a consumer applies the rest.
 
     Its rows come from the first of these that has any: the newest snapshot from which the log or the history goes on
-    without a gap, the history, a snapshot that is older than the start of the log, or of a log that was wiped. It
-    follows the log from where they end, else from the schema's ``beginning``. One from a snapshot has the capacity of
-    the segment that was saved. ``progress`` is called while it is built; ``show`` shows it to people.
+    without a gap, a peer likewise, the history, a snapshot that is older than the start of the log, or of a log that
+    was wiped. It follows the log from where they end, else from the schema's ``beginning``; until it is announced, the
+    log is kept for it. One from a snapshot or a peer has the capacity of the segment that was copied. ``progress`` is
+    called while it is built; ``show`` shows it to people.
 
     :raises SnapshotUnavailableError, HistoryUnavailableError: if a source cannot be read, and no other has rows.
+    :raises PeerUnavailableError: likewise, if the log was trimmed since the schema's beginning.
     :raises CorruptHistoryError: as :func:`hydrate`. :raises SharedMemoryError: if there is no room.
     """
-    unavailable = None
-    identity, bounds = registry.backend.log(stream_key).state()
-    readable = _readable(history)
-
-    def from_snapshots(**which: Any) -> Segment | None:
-        if snapshots is None:
-            return None
-        with _shown(show, f"{schema.__name__} from {snapshots.address}", progress) as shown:
-            options = {"stream_key": stream_key, "beginning": beginning, "progress": shown, **which}
-            return restore_newest(schema, snapshots, registry, **options)
-
-    try:
-        # The history has every entry that was trimmed, and the consumer applies those behind the segment's position.
-        segment = from_snapshots(from_position=bounds.trimmed if readable is None else 0)
-    except SnapshotUnavailableError as error:
-        _log.warning("snapshots_unavailable", schema=schema.__name__, error=str(error))
-        segment, unavailable = None, error
+    log, readable = registry.backend.log(stream_key), _readable(history)
+    registry.backend.control.hold(registry.node.id, schema.__name__, log.bounds().trimmed)
+    identity, bounds = log.state()
+    begins = 0 if beginning is None or beginning.log_identity != identity else beginning.position
+    # The history has every entry that was trimmed, and the consumer applies those behind the segment's position.
+    wanted = Wanted(identity, beginning, bounds.trimmed if readable is None else 0)
+    unavailable: list[ConnectionFailedError] = []
+    segment = None
+    if snapshots is not None:
+        from_snapshots = partial(_from_snapshots, snapshots, schema, registry, stream_key, wanted, show, progress)
+        try:
+            segment = from_snapshots()
+        except SnapshotUnavailableError as error:
+            _log.warning("snapshots_unavailable", schema=schema.__name__, error=str(error))
+            unavailable.append(error)
+    if segment is None and peers is not None:
+        with _shown(show, f"{schema.__name__} from {peers.address}", progress) as shown:
+            try:
+                segment = peers.segment(schema, registry, wanted, progress=shown)
+            except PeerUnavailableError as error:
+                _log.warning("peers_unavailable", schema=schema.__name__, error=str(error))
+                if wanted.from_position > begins:
+                    unavailable.append(error)
     if segment is None and readable is not None:
-        with (
-            suppress(EmptyDatasetError),
-            _shown(show, f"{schema.__name__} from {readable.address}", progress) as shown,
-        ):
-            segment = build_segment(
-                schema,
-                readable,
-                registry,
-                least_capacity=capacity,
-                max_id_bytes=max_id_bytes,
-                stream_key=stream_key,
-                progress=shown,
-                beginning=beginning,
-            )[0]
-    if segment is None and unavailable is not None:
-        raise unavailable  # It may have rows that nothing else has.
-    segment = from_snapshots(any_log=True) if segment is None else segment
+        options: dict[str, Any] = {"least_capacity": capacity, "max_id_bytes": max_id_bytes, "stream_key": stream_key}
+        with suppress(EmptyDatasetError), _shown(show, f"{schema.__name__} from {readable.address}", progress) as shown:
+            segment, _ = build_segment(schema, readable, registry, beginning=beginning, progress=shown, **options)
+    if segment is None and unavailable:
+        raise unavailable[0]  # It may have rows that nothing else has.
+    if segment is None and snapshots is not None:
+        segment = from_snapshots(any_log=True)
     if segment is None:
         segment = registry.create(schema, capacity=capacity, max_id_bytes=max_id_bytes, set_current=False)
-        if beginning is not None and beginning.log_identity == identity:
-            segment.commit_position(beginning.position, beginning.log_identity)
+        if begins:
+            segment.commit_position(begins, identity)
     return segment
+
+
+def _from_snapshots(
+    snapshots: SnapshotStore,
+    schema: Schema,
+    registry: SegmentRegistry,
+    stream_key: str,
+    wanted: Wanted,
+    show: ShowProgress,
+    progress: Progress | None,
+    *,
+    any_log: bool = False,
+) -> Segment | None:
+    with _shown(show, f"{schema.__name__} from {snapshots.address}", progress) as shown:
+        return restore_newest(
+            schema,
+            snapshots,
+            registry,
+            stream_key=stream_key,
+            beginning=wanted.beginning,
+            from_position=0 if any_log else wanted.from_position,
+            any_log=any_log,
+            progress=shown,
+        )
 
 
 def catch_up(segment: Segment, store: ParquetDatasetStore, trimmed: int) -> int:

@@ -23,9 +23,19 @@ from functools import cache
 from typing import Any, TextIO, cast
 
 from quorin.engine import forks
-from quorin.engine.urls import REDIS_FORM, URL_FORM, is_malformed, shown
+from quorin.engine.urls import HTTP_FORM, REDIS_FORM, URL_FORM, is_http, is_malformed, shown
 
-__all__ = ["REDIS_FORM", "URL_FORM", "bind", "configure", "get_logger", "is_malformed", "shown"]
+__all__ = [
+    "HTTP_FORM",
+    "REDIS_FORM",
+    "URL_FORM",
+    "bind",
+    "configure",
+    "get_logger",
+    "is_http",
+    "is_malformed",
+    "shown",
+]
 
 
 def configure(level: str = "INFO", json: bool | None = True) -> None:

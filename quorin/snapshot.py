@@ -15,7 +15,8 @@ meanwhile. Its position is the one that the segment had before the first row was
 applied again from the log, which changes nothing.
 
 :class:`SnapshotStore` keeps the newest snapshots of each schema in a directory or an object storage, and
-:func:`restore_newest` builds a segment from the newest that fits.
+:func:`restore_newest` builds a segment from the newest that fits. :class:`Peers` are nodes that send a snapshot over
+HTTP, in place of a file.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from typing import TYPE_CHECKING
 
 from quorin.engine.bootstrap import image
 from quorin.engine.bootstrap.files import FileSource, SnapshotResult, write_file
+from quorin.engine.bootstrap.peers import Peers
 from quorin.engine.bootstrap.restore import restore_newest
 from quorin.engine.bootstrap.store import SnapshotStore
 from quorin.engine.paths import absolute
-from quorin.errors import CorruptSnapshotError, SnapshotUnavailableError
+from quorin.errors import CorruptSnapshotError, PeerUnavailableError, SnapshotUnavailableError
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CorruptSnapshotError",
+    "PeerUnavailableError",
+    "Peers",
     "SnapshotResult",
     "SnapshotStore",
     "SnapshotUnavailableError",

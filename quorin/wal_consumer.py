@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from quorin.engine.bootstrap.progress import ShowProgress
     from quorin.schema import Schema
     from quorin.shm import Segment
-    from quorin.snapshot import SnapshotStore
+    from quorin.snapshot import Peers, SnapshotStore
 
 __all__ = ["NoopOfflineWriter", "OfflineWriter", "WALConsumer", "WriterLeaseHeldError"]
 
@@ -79,13 +79,11 @@ class WALConsumer:
     provided that this consumer applies all schemas; entries of unknown ones become dead letters before. Without
     ``offline``, or with ``trims`` False, nothing is trimmed.
 
-    A new segment gets the rows of the newest snapshot in ``snapshots`` that fits, else those of the history.
-    :meth:`run` writes snapshots every ``snapshot_every_seconds``, in a thread. ``show`` shows progress; by default it
-    is logged.
+    A new segment gets the rows of the newest snapshot in ``snapshots`` that fits, else of one of ``peers``, else of the
+    history. :meth:`run` writes snapshots every ``snapshot_every_seconds``, in a thread. ``show`` shows progress.
 
-    While another process is the writer, this consumer waits, and takes over when that process dies. A frozen writer is
-    overtaken after ``frozen_after_seconds`` without a heartbeat: consumers send one each second. With ``yields``,
-    :meth:`run` returns when a consumer of all schemas without it runs on the node.
+    While another process is the writer, this consumer waits until it dies, or gives no heartbeat (consumers: one each
+    second) for ``frozen_after_seconds``. With ``yields``, :meth:`run` ends when one of all schemas without it begins.
 
     :raises SchemaError: for anything other than schemas and segments.
     """
@@ -111,13 +109,15 @@ class WALConsumer:
         namespace: str = DEFAULT_NAMESPACE,
         snapshots: SnapshotStore | None = None,
         snapshot_every_seconds: float | None = None,
+        peers: Peers | None = None,
         show: ShowProgress = logged_progress,
     ) -> None:
         self._backend = connect(connection, namespace=namespace)
         self._owns_backend = self._backend is not connection
         registry = SegmentRegistry(self._backend, namespace=namespace) if registry is None else registry
         log = self._backend.log(stream_key)
-        trims, sizes = trims and offline is not None, {"capacity": capacity, "max_id_bytes": max_id_bytes}
+        trims, sources = trims and offline is not None, {"history": offline, "snapshots": snapshots, "peers": peers}
+        self._stop, self._running = threading.Event(), threading.Lock()
         is_of_all, role = schemas_or_segments is None, "follower" if yields else "consumer"
         self._historian = Historian(log, registry.node, offline, role=role, trims=trims, is_of_all=is_of_all)
         self._ownership = Ownership(
@@ -126,7 +126,8 @@ class WALConsumer:
             log,
             before_overtaking=self._historian.end_others_of_node,
             frozen_after_seconds=frozen_after_seconds,
-            new_segment={**sizes, "history": offline, "snapshots": snapshots, "show": show},
+            new_segment={**sources, "capacity": capacity, "max_id_bytes": max_id_bytes, "show": show},
+            stopping=self._stop,
         )
         self._cursor = LogCursor(log, self._historian, batch_entries=batch_entries, reads_all=trims)
         self._applier = Applier(log, self._backend.control, self._historian)
@@ -135,7 +136,6 @@ class WALConsumer:
         self._snapshots = writing(snapshots, registry, self._ownership.reports, snapshot_every_seconds, show=show)
         self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
         self._precedence = Precedence(registry.node, role, discovers=self._ownership.discovers)
-        self._stop, self._running = threading.Event(), threading.Lock()
         self._agenda, self._pace = self._new_agenda(), Pace()
 
     def __enter__(self) -> WALConsumer:

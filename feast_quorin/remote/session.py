@@ -43,7 +43,7 @@ class RemoteSession:
         self.pid = os.getpid()
         self._project = project
         self._choice_keys = ChoiceKeys()
-        token_file, tls_ca = settings.remote_files(repo_path)
+        token_file, tls_ca = settings.server_files(repo_path)
         url, seconds = settings.remote or "", settings.timeout_ms / 1000
         self._client = Client(url, token_file=token_file, tls_ca=tls_ca, timeout_seconds=seconds)
 

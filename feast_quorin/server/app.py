@@ -19,7 +19,7 @@ from feast_quorin.server.described import described
 from feast_quorin.server.online_features import NO_REMOTE_STORES, PATH, OnlineFeatures
 from feast_quorin.server.ready import online_store, ready
 from feast_quorin.server.remote_rows import RemoteRows
-from quorin.http import Catalogue, Limits, Reply, error_reply, page, receive_body, send_reply
+from quorin.http import Catalogue, Donor, Limits, Reply, error_reply, page, receive_body, send_reply
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class RepositoryServer:
     max_lag_seconds: float | None = None
     limits: Limits = field(default_factory=Limits)
     auth_cache_seconds: int = 30
+    transfers: int = 1
 
     def check(self, workers: int) -> None:
         """Refuse now what every worker would.
@@ -84,7 +85,9 @@ class Application:
         self._feast_app = _that_answers(feast_app)
         self._gate = gate(store, options.auth_cache_seconds)
         self._online_features = OnlineFeatures(store, options.limits, self._gate)
-        self._catalogue = Catalogue(online_store(store).registry(store.config))
+        registry = online_store(store).registry(store.config)
+        self._catalogue = Catalogue(registry)
+        self._donor = Donor(registry, at_once=options.transfers, max_lag_seconds=options.max_lag_seconds)
         self._remote_rows = RemoteRows(store, options.limits.rows)
         self._max_lag_seconds = options.max_lag_seconds
         self.limits = options.limits
@@ -92,7 +95,7 @@ class Application:
         self.is_short = feast_private.allows_short_way(store)
         # What Feast's server does not have, its permissions do not cover.
         self._is_open = self.is_short and self._gate is None
-        self.paths = {"/", "/ready", *_fixed_paths(feast_app)}
+        self.paths = {"/", "/ready", self._donor.path, *_fixed_paths(feast_app)}
         self.direct: dict[bytes, Direct] = {PATH: self._online_features.direct} if self.is_short else {}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -107,6 +110,8 @@ class Application:
         elif path == "/v1/schemas" and scope["method"] == "GET" and self._is_open:
             found = await asyncio.to_thread(described, self._store, self._catalogue)
             await send_reply(send, Reply(200, b"application/json", orjson.dumps(found)))
+        elif path == self._donor.path and scope["method"] == "GET" and self._is_open:
+            await self._donor(scope, receive, send)
         elif path == PATH.decode() and scope["method"] == "POST" and self.is_short:
             await self._answer(scope, receive, send)
         elif path in self._remote_rows.actions and scope["method"] == "POST":

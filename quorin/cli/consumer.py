@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,9 +25,8 @@ from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
 if TYPE_CHECKING:
     from quorin.engine.backend import Backend
-    from quorin.offline import ParquetDatasetStore
-    from quorin.snapshot import SnapshotStore
-    from quorin.wal_consumer import WALConsumer
+    from quorin.snapshot import Peers, SnapshotStore
+    from quorin.wal_consumer import OfflineWriter, WALConsumer
 
 History = Annotated[
     str | None,
@@ -63,6 +63,33 @@ Snapshots = Annotated[
 ]
 SnapshotEvery = Annotated[str, typer.Option(help="The time between two snapshots of a schema, such as 90s or 10m.")]
 KeepSnapshots = Annotated[int, typer.Option(min=1, help="How many snapshots of each schema to keep.")]
+BootstrapFrom = Annotated[
+    list[str] | None,
+    typer.Option(
+        envvar="QUORIN_BOOTSTRAP_FROM",
+        help="The URL of `quorin serve` on other machines, all of a host's addresses: a machine without rows copies "
+        "theirs. May be repeated.",
+        show_default=False,
+    ),
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --bootstrap-from: a file with the token that those servers expect.",
+        exists=True,
+        dir_okay=False,
+        show_default=False,
+    ),
+]
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --bootstrap-from: the certificates to trust, in PEM. Default: the system's.",
+        exists=True,
+        dir_okay=False,
+        show_default=False,
+    ),
+]
 MetricsPort = Annotated[
     int | None,
     typer.Option(min=0, max=65535, help="Serve this machine's metrics on this port, as `quorin metrics` does."),
@@ -92,6 +119,9 @@ def consumer(
     snapshots: Snapshots = None,
     snapshot_every: SnapshotEvery = "10m",
     keep_snapshots: KeepSnapshots = 3,
+    bootstrap_from: BootstrapFrom = None,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
     metrics_port: MetricsPort = None,
     metrics_address: MetricsAddress = "127.0.0.1",
     log_level: LogLevel = Level.INFO,
@@ -107,6 +137,8 @@ def consumer(
         quorin consumer -c redis://localhost:6379 --metrics-port 9100         # also serve metrics
         quorin consumer -c redis://localhost:6379 --offline data/history      # also keep a history
         quorin consumer -c redis://localhost:6379 --snapshots data/snapshots  # also save snapshots
+        # start with the rows of another machine:
+        quorin consumer -c redis://localhost:6379 --bootstrap-from http://localhost:6566
 
     Exit codes: 0 stopped by a signal, 1 could not continue (with the reason on stderr), 2 wrong usage.
     """
@@ -115,17 +147,11 @@ def consumer(
     from quorin.engine.backend import connect
     from quorin.engine.bootstrap.progress import logged_progress
     from quorin.shm import SegmentRegistry
-    from quorin.wal_consumer import NoopOfflineWriter, WALConsumer
-
-    if trim and offline is not None:
-        raise typer.BadParameter("--trim drops rows that --offline keeps: pass one of the two")
+    from quorin.wal_consumer import WALConsumer
 
     logging.configure(log_level, json=log_json)
-    history = NoopOfflineWriter() if trim else None if offline is None else _prepared_history(offline)
-    every = seconds(snapshot_every)
-    if not every:
-        raise typer.BadParameter("--snapshot-every: expected more than no time")
-    store = None if snapshots is None else _prepared_store(snapshots, keep_snapshots)
+    history, every = _prepared_history(offline, trim), _interval(snapshot_every)
+    store, peers = _prepared_store(snapshots, keep_snapshots), _peers(bootstrap_from or [], token_file, tls_ca)
     backend = connect(connection, namespace=namespace)
     running = WALConsumer(
         backend,
@@ -140,25 +166,51 @@ def consumer(
         namespace=namespace,
         snapshots=store,
         snapshot_every_seconds=every,
+        peers=peers,
         show=progress_bar if console(stderr=True).is_terminal else logged_progress,
     )
     _run(running, backend, stream_key, metrics_port, metrics_address)
 
 
-def _prepared_history(offline: str) -> ParquetDatasetStore:
+def _prepared_history(offline: str | None, trim: bool) -> OfflineWriter | None:
     from quorin.offline import ParquetDatasetStore
+    from quorin.wal_consumer import NoopOfflineWriter
 
+    if offline is None:
+        return NoopOfflineWriter() if trim else None
+    if trim:
+        raise typer.BadParameter("--trim drops rows that --offline keeps: pass one of the two")
     dataset = ParquetDatasetStore(offline)
     dataset.prepare()
     return dataset
 
 
-def _prepared_store(url: str, keep: int) -> SnapshotStore:
+def _interval(duration: str) -> float:
+    every = seconds(duration)
+    if not every:
+        raise typer.BadParameter("--snapshot-every: expected more than no time")
+    return every
+
+
+def _prepared_store(url: str | None, keep: int) -> SnapshotStore | None:
     from quorin.snapshot import SnapshotStore
 
+    if url is None:
+        return None
     store = SnapshotStore(url, keep=keep)
     store.prepare()
     return store
+
+
+def _peers(urls: list[str], token_file: Path | None, tls_ca: Path | None) -> Peers | None:
+    from quorin.snapshot import Peers
+
+    if not urls and (token_file or tls_ca):
+        raise typer.BadParameter("expected --bootstrap-from with --token-file and --tls-ca")
+    try:
+        return Peers(urls, token_file=token_file, tls_ca=tls_ca) if urls else None
+    except ValueError as error:
+        raise typer.BadParameter(f"--bootstrap-from: {error}") from None
 
 
 def _run(

@@ -20,9 +20,8 @@ def prewarm(as_json: Json = False) -> None:
     processes need the same setting, the same versions of Python and Numba, and a processor of the same type.
 
     Examples:
-    - `RUN quorin prewarm` in a Dockerfile
-
-    - `XDG_CACHE_HOME=/var/cache quorin prewarm --json`
+        quorin prewarm
+        XDG_CACHE_HOME=/var/cache quorin prewarm --json
 
     Exit codes: 0 the kernels are kept, 1 they could not be kept, 2 wrong usage.
     """

@@ -86,6 +86,9 @@ MaxLag = Annotated[
 ]
 MaxBody = Annotated[int, typer.Option("--max-body-mib", min=1, help="The largest body of a request (MiB).")]
 MaxRows = Annotated[int, typer.Option("--max-rows", min=1, help="The most entities in a request.")]
+Transfers = Annotated[
+    int, typer.Option("--transfers", min=0, help="How many new machines may copy this one's rows at once; 0: none.")
+]
 DrainSeconds = Annotated[int, typer.Option("--drain-seconds", min=0, help="How long a stop waits for requests.")]
 AccessLog = Annotated[bool, typer.Option("--access-log/--no-access-log", help="Log a line for each request.")]
 
@@ -109,6 +112,7 @@ def serve(
     max_lag: MaxLag = None,
     max_body_mib: MaxBody = 64,
     max_rows: MaxRows = 1_000_000,
+    transfers: Transfers = 1,
     drain_seconds: DrainSeconds = 30,
     access_log: AccessLog = False,
     log_json: LogJson = None,
@@ -142,10 +146,10 @@ def serve(
     create: Any
     if _serves_segments(context):
         names = _schemas(str(connection), schema or [], namespace, shm_dir)
-        create = SegmentServer(str(connection), names, namespace, shm_dir, token, max_lag_seconds, limits)
+        create = SegmentServer(str(connection), names, namespace, shm_dir, token, max_lag_seconds, limits, transfers)
     else:
         server, folder = _repository_server(), (repo or Path()).absolute()
-        options = registry_ttl_sec, metrics, token, max_lag_seconds, limits, auth_cache_seconds
+        options = registry_ttl_sec, metrics, token, max_lag_seconds, limits, auth_cache_seconds, transfers
         create = server(folder, feature_store_yaml, *options)
         try:
             create.check(workers)

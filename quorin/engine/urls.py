@@ -13,6 +13,7 @@ from urllib.parse import unquote
 _ESCAPES = "user and password percent-encoded: %2F for /, %3F for ?, %23 for #, %40 for @"
 URL_FORM = f"scheme://[user:password@]host/path, {_ESCAPES}"
 REDIS_FORM = f"redis://[user:password@]host:port/db or unix://[user:password@]/path, {_ESCAPES}"
+HTTP_FORM = "http://host:port or https://host:port, without user, password and query"
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _URL = re.compile(
@@ -22,6 +23,7 @@ _URL = re.compile(
     r"(?P<path>/[^?#]*)?"
     r"(?P<query>\?[^#]*)?"
 )
+_HTTP = re.compile(r"https?://([\w.-]+|\[[\w:.]+\])(:[0-9]{1,5})?(/[\w./~-]*)?")
 _DATABASE = re.compile(r"/?[0-9]*/?")
 _QUERY_CREDENTIALS = re.compile(r"(?<=[?&])(?:username|password)=[^&]*")
 
@@ -29,6 +31,11 @@ _QUERY_CREDENTIALS = re.compile(r"(?<=[?&])(?:username|password)=[^&]*")
 def is_malformed(url: str) -> bool:
     """Whether libraries may disagree on where a password in the URL ends."""
     return _parsed(url) is None
+
+
+def is_http(url: str) -> bool:
+    """Whether a URL has the form ``HTTP_FORM``, so that it holds no secrets."""
+    return not is_malformed(url) and _HTTP.fullmatch(url) is not None
 
 
 def shown(url: str) -> str:

@@ -88,6 +88,12 @@ def test_positions_of_replicas_stay_when_their_process_ends(backend: Backend) ->
     assert all(0 <= one.silent_seconds < 600 for one in found.values())
     control.announce("d:1:2", "{}", node="n2", positions={"Trip": 3})
     assert control.replicas()["n2", "Trip"].position == 3
+    control.hold("n2", "Trip", 2)
+    control.hold("n4", "a b", 0)
+    assert control.replicas()["n2", "Trip"].position == 2
+    assert control.replicas()["n4", "a b"].position == 0
+    assert 0 <= control.replicas()["n4", "a b"].silent_seconds < 600
+    control.forget_replica("n4", "a b")
     control.forget_replica("n1", "Trip")
     assert set(control.replicas()) == {("n1", "a b"), ("n2", "Trip")}
 

@@ -228,8 +228,8 @@ def test_remote_stores_are_refused(cluster: Servers, path: str, role: str | None
     assert answer.status_code == (401 if path == PATH and role is None else 501)
 
 
-@pytest.mark.parametrize("path", ["/", "/v1/schemas"])
-def test_the_page_is_not_served(cluster: Servers, path: str) -> None:
+@pytest.mark.parametrize("path", ["/", "/v1/schemas", "/v1/snapshot?schema=driver_stats"])
+def test_the_page_and_snapshots_are_not_served(cluster: Servers, path: str) -> None:
     assert requests.get(cluster.quorin.url + path, timeout=60).status_code == 404
 
 

@@ -23,6 +23,7 @@ from quorin.snapshot import SnapshotStore
 from quorin.wal import Beginning
 from quorin.wal_consumer import WALConsumer
 from tests.feast.repos import END, START, definitions, make_store
+from tests.support.http import serving
 from tests.support.redis_server import RedisServer
 
 fork = multiprocessing.get_context("fork")
@@ -162,6 +163,25 @@ def test_a_new_machine_starts_from_a_snapshot(machines: Machines, tmp_path: Path
         assert restored.get_online_features(FEATURES, DRIVER).to_dict() == expected
     assert "snapshot_restored" in {event["event"] for event in logs}
     until(lambda: score(restored) == 0.75)
+
+
+def test_a_new_machine_copies_the_rows_of_another(machines: Machines, tmp_path: Path) -> None:
+    first = machines.stores[0]
+    first.materialize(START, END)
+    expected = first.get_online_features(FEATURES, DRIVER).to_dict()
+    until(lambda: first.get_online_features(FEATURES, DRIVER).to_dict() == expected)
+    push(first, 0.75)
+    until(lambda: score(first) == 0.75)
+    registry = SegmentRegistry(machines.server.url, shm_dir=tmp_path / "A")
+    log = registry.backend.log()
+    log.trim(log.bounds().last)
+    where = ["--connection", machines.server.url, "--shm-dir", str(tmp_path / "A")]
+    with serving(["quorin", "serve", "-p", "{port}", *where], tmp_path / "log") as donor:
+        copied = machines.store("D", bootstrap_from=donor.url)
+        assert copied.get_online_features(FEATURES, DRIVER).to_dict() == expected
+        assert score(copied) == 0.75
+    push(first, 1.5)
+    until(lambda: score(copied) == 1.5 == score(first))
 
 
 def _score_in_new_process(store: FeatureStore, results: Any) -> None:

@@ -28,8 +28,8 @@ def test_feast_makes_a_store_without_segments(url: str) -> None:
 
 def test_files_are_relative_to_the_repository(tmp_path: Path) -> None:
     settings = QuorinOnlineStoreConfig(remote=URL, token_file="token", tls_ca="/etc/ca.pem")  # noqa: S106
-    assert settings.remote_files(tmp_path) == (tmp_path / "token", Path("/etc/ca.pem"))
-    assert QuorinOnlineStoreConfig(remote=URL).remote_files(tmp_path) == (None, None)
+    assert settings.server_files(tmp_path) == (tmp_path / "token", Path("/etc/ca.pem"))
+    assert QuorinOnlineStoreConfig(remote=URL).server_files(tmp_path) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,8 @@ def test_files_are_relative_to_the_repository(tmp_path: Path) -> None:
         ({"remote": URL, "shm_dir": "segments", "wait": "logged"}, "shm_dir and remote .*; wait and remote"),
         ({"remote": URL, "timeout_ms": 0}, "timeout_ms: expected a whole number of 1 or more, got 0"),
         ({"remote": URL, "token_file": ""}, "token_file: expected a file, got ''"),
-        ({"token_file": "token"}, "token_file 'token' needs remote"),
-        ({"tls_ca": "ca.pem"}, "tls_ca 'ca.pem' needs remote"),
+        ({"token_file": "token"}, "token_file 'token' needs remote or bootstrap_from"),
+        ({"tls_ca": "ca.pem"}, "tls_ca 'ca.pem' needs remote or bootstrap_from"),
     ],
     ids=str,
 )

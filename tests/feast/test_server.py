@@ -307,6 +307,15 @@ def resident_bytes(server: Running) -> int:
     return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def test_rows_are_sent_to_new_machines(servers: Servers) -> None:
+    names = [one["schema"] for one in requests.get(servers.quorin.url + "/ready", timeout=60).json()["schemas"]]
+    for name in names:
+        answer = requests.get(servers.quorin.url + "/v1/snapshot", params={"schema": name}, timeout=60)
+        assert answer.headers["content-type"] == "application/vnd.quorin.snapshot"
+        assert answer.headers["quorin-snapshot"].endswith(f"-{len(answer.content):015}.snapshot")
+    assert requests.get(servers.quorin.url + "/v1/snapshot?schema=none", timeout=60).status_code == 404
+
+
 def test_the_machine_is_ready(servers: Servers) -> None:
     ready = requests.get(servers.quorin.url + "/ready", timeout=60)
     assert ready.ok

@@ -67,6 +67,7 @@ CALLED_FROM_OUTSIDE = [
     "_no_url",
     "_directory_or_url",
     "_http_url",
+    "_peer_urls",
     "_redis_form",
     "_one_clear_error",
     "BINDINGS",

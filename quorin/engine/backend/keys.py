@@ -324,6 +324,14 @@ return 1
 replica. The id of a new entry is the server's time in ms: a user who may only write to this namespace may add one, but
 may not call ``TIME``."""
 
+LUA_HOLD = """
+local now = redis.call('XADD', KEYS[2], 'MAXLEN', 1, '*', 't', '')
+redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
+redis.call('HSET', KEYS[1], ARGV[1], string.sub(now, 1, string.find(now, '-', 1, true) - 1))
+return 1
+"""
+"""KEYS heartbeats, clock, replicas; ARGV ``<node> <schema>`` and the position of one replica."""
+
 LUA_SILENCES = """
 local now = redis.call('XADD', KEYS[2], 'MAXLEN', 1, '*', 't', '')
 local found = redis.call('HGETALL', KEYS[1])

@@ -214,6 +214,9 @@ class ControlPlane(Protocol):
     ) -> None:
         """Store a process's report, in place of its earlier one, and the positions of its node's replicas by schema."""
 
+    def hold(self, node: str, schema_name: str, position: int) -> None:
+        """Keep the log from being trimmed behind a position, for a replica of the node that is being built."""
+
     def replicas(self) -> dict[tuple[str, str], Applied]:
         """How far each replica is, by node and schema. They stay when the process that reported them ends."""
 

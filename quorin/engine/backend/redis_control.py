@@ -80,6 +80,11 @@ class RedisControlPlane:
             words += [f"{node} {name}", str(position)]
         self._server.run(keys.LUA_ANNOUNCE, [self._processes, self._heartbeats, self._clock, self._replicas], words)
 
+    def hold(self, node: str, schema_name: str, position: int) -> None:
+        """Store a position as if it was announced."""
+        words = [f"{node} {schema_name}", str(position)]
+        self._server.run(keys.LUA_HOLD, [self._heartbeats, self._clock, self._replicas], words)
+
     def processes(self) -> dict[str, str]:
         """The reports by process."""
         return texts(self._server.call("HGETALL", self._processes))

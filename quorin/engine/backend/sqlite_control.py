@@ -122,6 +122,12 @@ class EmbeddedControlPlane:
             rows = [(self._namespace, node, name, at, time.time()) for name, at in (positions or {}).items()]
             connection.executemany("INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?, ?)", rows)
 
+    def hold(self, node: str, schema_name: str, position: int) -> None:
+        """Store a position as if it was announced."""
+        with self._database.transaction() as connection:
+            values = (self._namespace, node, schema_name, position, time.time())
+            connection.execute("INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?, ?)", values)
+
     def replicas(self) -> dict[tuple[str, str], Applied]:
         """The positions, each with the time of its report."""
         with self._database.connection() as connection:

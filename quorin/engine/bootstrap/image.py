@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from quorin.engine.bootstrap import names
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.name import SegmentName
 from quorin.engine.memory import file as mapping
@@ -23,12 +24,13 @@ from quorin.engine.memory.generations import copy_rows
 from quorin.engine.memory.header import check_header, rename
 from quorin.engine.memory.view import SegmentView
 from quorin.errors import CorruptSegmentError, CorruptSnapshotError, SchemaError
-from quorin.schema import schema_from_json
+from quorin.schema import fingerprint, schema_from_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
+    from quorin.engine.backend import Beginning
     from quorin.engine.bootstrap.pace import Pace
     from quorin.schema import Schema
     from quorin.shm import SegmentRegistry
@@ -40,8 +42,8 @@ _TRAILER = struct.Struct("<8sQ16sqQQII")
 TRAILER_BYTES = _TRAILER.size
 _CHECKED_BYTES = 56
 assert TRAILER_BYTES == 64  # noqa: S101 - the grid in quorin.snapshot, checked at import
-_SENT_BYTES, _RECEIVED_BYTES = 8 << 20, 1 << 20
-"""Blocks that are received are small enough for the cache to hold them until they are written."""
+_BLOCK_BYTES = 1 << 20
+"""Small enough for the processor's cache to hold a block until it is written or sent."""
 
 
 class Source(Protocol):
@@ -98,20 +100,36 @@ def copied(view: SegmentView, directory: Path, pace: Pace | None = None) -> Segm
         heap_bytes *= 2
 
 
-def blocks(copy: SegmentView, progress: Progress | None = None, pace: Pace | None = None) -> Iterator[memoryview]:
+def name_of(copy: SegmentView, *, beginning: Beginning | None) -> str:
+    """The name of the snapshot of a copy, whose rows begin at ``beginning``."""
+    partition = copy.header["partitions"][0]
+    return names.file_name(
+        position=int(partition["position"]),
+        taken_ns=time.time_ns(),
+        log_identity=int(partition["log_identity"]),
+        beginning=names.FROM_THE_START if beginning is None else beginning,
+        version=copy.stored.version,
+        fingerprint=fingerprint(copy.stored),
+        size=copy.layout.file_bytes + TRAILER_BYTES,
+    )
+
+
+def blocks(
+    copy: SegmentView, progress: Progress | None = None, pace: Pace | None = None
+) -> Generator[memoryview, None, None]:
     """The bytes of a snapshot in order; the last block is the trailer. ``progress`` counts those of the image."""
     from xxhash import xxh3_128
 
     digest = xxh3_128()
     memory, total = copy.mapping.memory.data, copy.layout.file_bytes
-    for start in range(0, total, _SENT_BYTES):
-        block = memory[start : start + _SENT_BYTES]
+    for start in range(0, total, _BLOCK_BYTES):
+        block = memory[start : start + _BLOCK_BYTES]
         digest.update(block)
         yield block
         if pace is not None:
             pace.spend(len(block))
         if progress is not None:
-            progress(min(total, start + _SENT_BYTES), total)
+            progress(min(total, start + _BLOCK_BYTES), total)
     partition = copy.header["partitions"][0]
     position, log_identity = int(partition["position"]), int(partition["log_identity"])
     checked = _TRAILER.pack(MAGIC, total, digest.digest(), time.time_ns(), position, log_identity, 0, 0)
@@ -164,13 +182,14 @@ def receive(
 ) -> SegmentView:
     """A segment file of a snapshot whose ``head`` has been read; nothing points to it, and all of it was checked.
 
-    With ``follows_log`` False its position is 0 of no log. A crash leaves a segment file that nothing points to, or one
-    that ends in ``.pending``, for the watchdog.
+    With ``follows_log`` False its position is 0 of no log. A crash leaves a segment file that nothing points to, for
+    the watchdog, or one that ends in ``.pending``, which the next call removes, or the watchdog.
 
     :raises CorruptSnapshotError: if the snapshot is damaged or cut. :raises SharedMemoryError: if there is no room.
     """
     name = SegmentName.first(head.schema.__name__)
     owner, path = registry.node.identity, registry.shm_dir / str(name)
+    mapping.remove_unfinished(registry.shm_dir, head.schema.__name__, owner)
     image = _checked_image(source, head, progress)
     access = Access.for_group(registry.shm_group)
     pending = mapping.PendingFile(path, head.image_bytes, owner=owner, access=access, image=image)
@@ -197,7 +216,7 @@ def _checked_image(source: Source, head: Head, progress: Progress | None) -> Ite
     """The image in blocks, each good until the next; it ends well only if the trailer confirms the whole."""
     from xxhash import xxh3_128
 
-    digest, block, total = xxh3_128(head.raw), memoryview(bytearray(_RECEIVED_BYTES)), head.image_bytes
+    digest, block, total = xxh3_128(head.raw), memoryview(bytearray(_BLOCK_BYTES)), head.image_bytes
     yield memoryview(head.raw)
     done = len(head.raw)
     while done < total:

@@ -41,6 +41,14 @@ class SnapshotFile(NamedTuple):
         return self.path.rpartition("/")[2]
 
 
+class Wanted(NamedTuple):
+    """What a snapshot must fit: the log that it follows, where its rows begin, and the lowest position."""
+
+    log_identity: int
+    beginning: Beginning | None
+    from_position: int
+
+
 FROM_THE_START = Beginning(0, 0)
 
 
@@ -69,6 +77,19 @@ def parse_path(path: str, size: int) -> SnapshotFile | None:
 def is_like_snapshot(path: str) -> bool:
     """Whether a path is named as a snapshot, whatever its size."""
     return _NAME.fullmatch(path.rpartition("/")[2]) is not None
+
+
+def why_unfit(file: SnapshotFile, wanted: Wanted) -> str | None:
+    """Why a snapshot's rows are not those of the schema in this log, or leave a gap to what the log has; None if they
+    fit.
+    """
+    if file.log_identity != wanted.log_identity:
+        return f"it follows log {file.log_identity:016x}, this one is {wanted.log_identity:016x}"
+    if file.beginning != (FROM_THE_START if wanted.beginning is None else wanted.beginning):
+        return "its rows are of an earlier schema of this name, which was dropped"
+    if file.position < wanted.from_position:
+        return f"it is at position {file.position}, and the log begins behind {wanted.from_position}"
+    return None
 
 
 def newest_first(files: Iterable[SnapshotFile], log_identity: int) -> list[SnapshotFile]:

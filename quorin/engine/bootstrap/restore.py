@@ -11,7 +11,7 @@ from quorin.engine.history.storage import VanishedError
 from quorin.engine.memory.growth import evolve
 from quorin.engine.memory.view import SegmentView
 from quorin.engine.rows.compatibility import can_upgrade
-from quorin.errors import CorruptSnapshotError
+from quorin.errors import CorruptSnapshotError, QuorinError
 from quorin.logging import get_logger
 from quorin.schema import schema_to_json
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from quorin.shm import Segment, SegmentRegistry
 
 _log = get_logger(__name__)
+
+
+class UnfitSnapshotError(QuorinError, ValueError):
+    """A snapshot holds other rows than those that are needed; the message says which."""
 
 
 def restore_newest(
@@ -62,28 +66,26 @@ def restore_newest(
                 segment = received(source, schema, registry, log=identity, any_log=any_log, progress=progress)
         except VanishedError:  # Another process has pruned it.
             continue
-        except CorruptSnapshotError as error:
+        except (CorruptSnapshotError, UnfitSnapshotError) as error:
             _log.warning("snapshot_skipped", schema=schema.__name__, snapshot=file.name, reason=str(error))
             continue
-        if segment is not None:
-            return segment
+        return segment
     return None
 
 
 def received(
     source: Source, schema: Schema, registry: SegmentRegistry, *, log: int, any_log: bool, progress: Progress | None
-) -> Segment | None:
-    """A segment of ``schema`` from a snapshot's bytes; None if the snapshot holds something else. ``log`` is the
-    identity of the log that a consumer will read.
+) -> Segment:
+    """A segment of ``schema`` from a snapshot's bytes. ``log`` is the identity of the log that a consumer will read.
 
-    :raises CorruptSnapshotError: if it is damaged. :raises SharedMemoryError: if there is no room in shared memory.
+    :raises CorruptSnapshotError: if it is damaged. :raises UnfitSnapshotError: if it holds something else.
+    :raises SharedMemoryError: if there is no room in shared memory.
     """
     head = image.read_head(source)
     follows_log = head.log_identity == log
     obstacle = _obstacle(head, schema) if follows_log or any_log else f"it is of log {head.log_identity:016x}"
     if obstacle is not None:
-        _log.warning("snapshot_skipped", schema=schema.__name__, snapshot=source.name, reason=obstacle)
-        return None
+        raise UnfitSnapshotError(obstacle)
     view = image.receive(source, head, registry, follows_log=follows_log, progress=progress)
     segment = registry.adopt(view)
     try:
@@ -103,7 +105,8 @@ def _obstacle(head: Head, schema: Schema) -> str | None:
     if schema_to_json(head.schema) == schema_to_json(schema):
         return None
     fits, reasons = can_upgrade(head.schema, schema)
-    return None if fits else "; ".join(reasons)
+    versions = f"{schema.__name__} version {head.schema.version} cannot become version {schema.version}"
+    return None if fits else f"{versions}: {'; '.join(reasons)}"
 
 
 def _upgraded(segment: Segment, schema: Schema, registry: SegmentRegistry) -> Segment:

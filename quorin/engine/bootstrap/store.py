@@ -15,7 +15,7 @@ from quorin.engine.bootstrap.files import FileSource, SnapshotResult, write_file
 from quorin.engine.history.files import PENDING_SUFFIX
 from quorin.engine.history.storage import LEFTOVER_SECONDS, Storage, VanishedError
 from quorin.errors import SnapshotUnavailableError
-from quorin.schema import SCHEMA_NAME, fingerprint
+from quorin.schema import SCHEMA_NAME
 
 if TYPE_CHECKING:
     import os
@@ -91,7 +91,7 @@ class SnapshotStore:
         """
         view = segment.current_view()
         schema_name = view.stored.__name__
-        name_of = partial(_name_of, beginning=names.FROM_THE_START if beginning is None else beginning)
+        name_of = partial(image.name_of, beginning=beginning)
         if self._storage.is_local:
             folder = self._storage.make_folder(schema_name)
             result = write_file(view, folder, name_of, progress=progress, pace=pace)
@@ -164,16 +164,3 @@ class ObjectSource:
             return int(self._opened.readinto(into))
         except OSError as error:
             raise self._storage.unavailable(f"cannot read {self.name}", error) from None
-
-
-def _name_of(copy: SegmentView, *, beginning: Beginning) -> str:
-    partition = copy.header["partitions"][0]
-    return names.file_name(
-        position=int(partition["position"]),
-        taken_ns=time.time_ns(),
-        log_identity=int(partition["log_identity"]),
-        beginning=beginning,
-        version=copy.stored.version,
-        fingerprint=fingerprint(copy.stored),
-        size=copy.layout.file_bytes + image.TRAILER_BYTES,
-    )

@@ -79,14 +79,11 @@ class SnapshotWriter:
                 continue
             delay = min(self._every_seconds, _RETRY_SECONDS)
             try:
-                # In this order: if another segment is current when it is opened, the beginning is not its own.
-                state = self._registry.node.state()
-                with self._registry.open_stored(name) as segment:
-                    if not is_same_line(state.currents.get(name, ""), segment.name):
-                        continue
+                segment, beginning = open_to_copy(self._registry, name)
+                with segment:
                     delay = self._due_in(segment)
                     if delay <= 0:
-                        self._save(segment, state.beginnings.get(name))
+                        self._save(segment, beginning)
                         written, delay = written + 1, self._every_seconds
             except SegmentNotFoundError:  # It was removed since it was listed.
                 continue
@@ -120,11 +117,25 @@ class SnapshotWriter:
         # A snapshot from the future was taken by another clock, which says nothing about its age.
         return self._every_seconds - age if age >= 0 else 0.0
 
-    def _save(self, segment: Segment, begins: tuple[int, int] | None) -> None:
-        beginning = None if begins is None else Beginning(*begins)
+    def _save(self, segment: Segment, beginning: Beginning | None) -> None:
         pace = Pace(self._bytes_per_second, self._stopping)
         with self._show(f"{segment.schema.__name__} to {self._store.address}") as progress:
             self._store.save(segment, beginning=beginning, progress=progress, pace=pace)
+
+
+def open_to_copy(registry: SegmentRegistry, name: str) -> tuple[Segment, Beginning | None]:
+    """The current segment of a schema, and where its rows begin in the log.
+
+    :raises SegmentNotFoundError: if there is none, or it is replaced at this moment.
+    """
+    # In this order: if another segment is current when it is opened, the beginning is not its own.
+    state = registry.node.state()
+    segment = registry.open_stored(name)
+    if not is_same_line(state.currents.get(name, ""), segment.name):
+        segment.close()
+        raise SegmentNotFoundError(f"the segment {segment.name!r} is replaced at this moment")
+    begins = state.beginnings.get(name)
+    return segment, None if begins is None else Beginning(*begins)
 
 
 def writing(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from quorin.engine.bootstrap.pace import StoppedError
 from quorin.engine.consumer.lives import Lives
 from quorin.engine.consumer.target import Discovery, targets_of
 from quorin.errors import SchemaMismatchError, SegmentNotFoundError, WriterLeaseHeldError
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Container, Iterable
 
     from quorin.engine.backend import Log
@@ -25,7 +27,7 @@ class Ownership:
 
     ``schemas_or_segments`` None follows the control plane's schemas. ``before_overtaking`` is called before a
     frozen writer is overtaken. ``new_segment`` are options of :func:`quorin.hydration.rebuild_segment`, for segments
-    that the node lacks.
+    that the node lacks; one that is being built when ``stopping`` is set is given up.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Ownership:
         before_overtaking: Callable[[], None],
         frozen_after_seconds: float,
         new_segment: dict[str, Any],
+        stopping: threading.Event,
     ) -> None:
         self._discovery = Discovery() if schemas_or_segments is None else None
         self.targets = [] if schemas_or_segments is None else targets_of(schemas_or_segments)
@@ -46,6 +49,7 @@ class Ownership:
         self._before_overtaking = before_overtaking
         self._frozen_after_seconds = frozen_after_seconds
         self._new_segment = {**new_segment, "stream_key": log.stream_key, "progress": self._heartbeat}
+        self._stopping = stopping
 
     @property
     def discovers(self) -> bool:
@@ -111,6 +115,8 @@ class Ownership:
         except WriterLeaseHeldError:
             if not waiting:
                 raise
+        except StoppedError as error:
+            _log.info("segment_given_up", schema=target.schema.__name__, why=str(error))
         except (SchemaMismatchError, SegmentNotFoundError) as error:
             # One unusable schema of the control plane must not stop the consumer of all the others.
             if self._discovery is None:
@@ -159,6 +165,8 @@ class Ownership:
             target.close()
 
     def _heartbeat(self, *_: int) -> None:
-        """Building one segment from history can take long; meanwhile the others must not look frozen."""
+        """Building one segment can take long; meanwhile the others must not look frozen."""
         for target in self.owned():
             target.opened.heartbeat()
+        if self._stopping.is_set():
+            raise StoppedError("the consumer stops")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from quorin import __version__
+from quorin.engine.bootstrap.peers import MEDIA_TYPE, NAME_HEADER
 
 _ARROW = "application/vnd.apache.arrow.stream"
 _JSON = "application/json"
@@ -23,6 +24,7 @@ def description(*, has_token: bool) -> dict[str, Any]:
                 "post": _post("assemble", "Rows of several schemas, joined to vectors.", "AssembleRequest", "Vectors")
             },
             "/v1/schemas": {"get": _get("schemas", "What is served: schemas, fields, rows and freshness.", "Schemas")},
+            "/v1/snapshot": {"get": _snapshot()},
             "/": {"get": _get("page", "A page that shows in a browser what is served.", content=_PAGE)},
             "/health": {"get": _get("health", "Whether the process is up.", "Health")},
             "/ready": {
@@ -61,6 +63,30 @@ def _post(name: str, summary: str, request: str, reply: str) -> dict[str, Any]:
             "413": _error("The request has too many bytes or rows, or its reply would have too many values."),
             "415": _error("The content type is neither JSON nor Arrow."),
             "422": _error("A value of the request is wrong; the text names it, and what was expected."),
+            **_AWAY,
+        },
+    }
+
+
+def _snapshot() -> dict[str, Any]:
+    summary = "The rows of a schema as a snapshot, for a machine that has none."
+    retry = {"Retry-After": {"description": "Seconds.", "schema": {"type": "string"}}}
+    named = {"description": "Position, log, schema and size of the snapshot.", "schema": {"type": "string"}}
+    sent = {"schema": {"type": "string", "contentMediaType": MEDIA_TYPE}}
+    return {
+        "operationId": "snapshot",
+        "summary": summary,
+        "parameters": [
+            {"name": "schema", "in": "query", "required": True, "schema": _NAME},
+            {"name": "format", "in": "query", "schema": _INTEGER, "description": "The format of segments to be sent."},
+        ],
+        "responses": {
+            "200": {"description": summary, "content": {MEDIA_TYPE: sent}, "headers": {NAME_HEADER: named}},
+            "403": _error("This server sends no snapshots."),
+            "404": _error("There is no segment of such a schema."),
+            "406": _error("This server has segments of another format than was asked for."),
+            "422": _error("The query is wrong."),
+            "429": {**_error("As many transfers as may be are going on."), "headers": retry},
             **_AWAY,
         },
     }

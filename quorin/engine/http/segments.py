@@ -18,6 +18,7 @@ from quorin import assembly
 from quorin.engine.http import asgi, replies
 from quorin.engine.http.catalogue import Catalogue
 from quorin.engine.http.compression import accepted_encoding, compressed
+from quorin.engine.http.donor import Donor
 from quorin.engine.http.joined import join
 from quorin.engine.http.limits import Limits
 from quorin.engine.http.openapi import description
@@ -50,6 +51,7 @@ class SegmentServer:
     """Makes the application that serves a connection's segments, in each worker: what :func:`quorin.http.run` takes.
 
     ``schemas`` are the names of those to serve, all if empty. ``connection`` must be a text, for the other processes.
+    ``transfers`` is how many new nodes may copy this node's rows at once.
     """
 
     connection: str = field(repr=False)
@@ -59,6 +61,7 @@ class SegmentServer:
     token: str | None = field(default=None, repr=False)
     max_lag_seconds: float | None = None
     limits: Limits = field(default_factory=Limits)
+    transfers: int = 1
 
     def __call__(self) -> SegmentApplication:
         """The application of this process.
@@ -69,14 +72,16 @@ class SegmentServer:
         assembly.prewarm()
         pa.array(np.empty(0))  # Arrow imports pandas, if there is one, at the first array from NumPy.
         registry = SegmentRegistry(self.connection, shm_dir=self.shm_dir, namespace=self.namespace)
-        return SegmentApplication(Catalogue(registry, self.schemas), self)
+        donor = Donor(registry, names=self.schemas, at_once=self.transfers, max_lag_seconds=self.max_lag_seconds)
+        return SegmentApplication(Catalogue(registry, self.schemas), donor, self)
 
 
 class SegmentApplication:
     """ASGI, and what the protocol needs beyond it: ``direct``, ``limits`` and ``token``."""
 
-    def __init__(self, catalogue: Catalogue, options: SegmentServer) -> None:
+    def __init__(self, catalogue: Catalogue, donor: Donor, options: SegmentServer) -> None:
         self._catalogue = catalogue
+        self._donor = donor
         self._max_lag_seconds = options.max_lag_seconds
         self._openapi = orjson.dumps(description(has_token=options.token is not None))
         self.limits = options.limits
@@ -89,7 +94,7 @@ class SegmentApplication:
             "/ready": self._ready,
             "/openapi.json": partial(Reply, 200, JSON, self._openapi),
         }
-        self.paths = (*self._posts, *self._gets)
+        self.paths = (*self._posts, *self._gets, donor.path)
         self.direct: dict[bytes, Direct] = {
             path.encode(): partial(self._direct, answer) for path, answer in self._posts.items()
         }
@@ -100,6 +105,9 @@ class SegmentApplication:
             await asgi.live(receive, send)
             return
         path, method, headers = scope["path"], scope["method"], scope["headers"]
+        if path == self._donor.path and method == "GET":
+            await self._donor(scope, receive, send)
+            return
         if path in self._posts and method == "POST":
             body = await asgi.receive_body(receive)
             if body is None:
@@ -107,12 +115,12 @@ class SegmentApplication:
             reply = await asyncio.to_thread(self._answer, self._posts[path], body, headers, self.limits.values)
         elif path in self._gets and method in ("GET", "HEAD"):
             reply = await asyncio.to_thread(_guarded, self._gets[path])
-        elif path in self._posts or path in self._gets:
-            allowed = b"POST" if path in self._posts else b"GET, HEAD"
+        elif path in self.paths:
+            allowed = b"POST" if path in self._posts else b"GET, HEAD" if path in self._gets else b"GET"
             detail = f"{path}: expected {allowed.decode()}, got {method}"
             reply = error_reply(405, detail, (b"allow", allowed))
         else:
-            paths = ", ".join([*self._posts, *self._gets])
+            paths = ", ".join(self.paths)
             reply = error_reply(404, f"there is no {path}; there are: {paths}")
         await asgi.send_reply(send, reply)
 

@@ -16,15 +16,17 @@ import re
 import secrets
 import struct
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quorin.engine.format import segment as fmt
+from quorin.engine.format.name import SegmentName
 from quorin.engine.memory.access import Access, why_not
-from quorin.engine.memory.lock import FileLock
+from quorin.engine.memory.lock import FileLock, lock_if_there
 from quorin.engine.paths import absolute_setting
-from quorin.errors import CorruptSegmentError, SegmentNotFoundError, SharedMemoryError
+from quorin.errors import CorruptSegmentError, QuorinError, SegmentNotFoundError, SharedMemoryError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -39,6 +41,7 @@ _PRIVATE = Access()
 _RECORD_LOCK = "hhqqi"  # struct flock of 64-bit Linux: type, whence, start, length, process
 _MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
+_UNLOCKED_SECONDS = 1.0
 _PENDING_NAME = re.compile(r"(?P<name>.+)\.(?P<owner>[0-9a-f]{16})-[0-9a-f]{8}\.pending\Z")
 
 
@@ -117,7 +120,7 @@ class PendingFile:
             self.mapping = Mapping(path, descriptor, size, writable=True, populate=0 if image is not None else soon)
         except BaseException as error:
             self.discard()
-            if isinstance(error, OSError) and not isinstance(error, SharedMemoryError):
+            if isinstance(error, OSError) and not isinstance(error, QuorinError):
                 raise SharedMemoryError(error.errno, _no_room(path.parent, size, error)) from error
             raise
         finally:
@@ -153,6 +156,22 @@ def parse_pending(name: str) -> tuple[str, int | None]:
     """Of an unfinished file's name: the name that it was to get, and its owner; other names as they are, and None."""
     match = _PENDING_NAME.match(name)
     return (match["name"], int(match["owner"], 16)) if match else (name, None)
+
+
+def remove_unfinished(directory: Path, schema_name: str, owner: int) -> None:
+    """Remove the unfinished files of a schema's segments whose creators died: each takes the room of a segment.
+
+    :raises SharedMemoryError: if the system refuses.
+    """
+    for path in directory.glob(f"*{schema_name}*.{owner:016x}-*.pending"):
+        segment = SegmentName.match(parse_pending(path.name)[0])
+        if segment is None or segment.schema != schema_name:
+            continue
+        with suppress(FileNotFoundError):
+            # A file that was made at this moment may not be locked yet.
+            if time.time() - path.stat().st_mtime > _UNLOCKED_SECONDS and (lock := lock_if_there(path)) is not None:
+                unlink(path)
+                lock.release()
 
 
 def read_header(path: Path) -> Any | None:

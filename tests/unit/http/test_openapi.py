@@ -14,6 +14,7 @@ from tests.support.http import Running
 from tests.support.segment_site import make_site, serving_site
 
 READS = ["/", "/health", "/openapi.json", "/ready", "/v1/schemas"]
+SNAPSHOT = "/v1/snapshot"
 QUERIES = ["/v1/assemble", "/v1/read"]
 
 
@@ -27,12 +28,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def test_the_description_names_every_path(server: Running) -> None:
     paths = requests.get(server.url + "/openapi.json", timeout=60).json()["paths"]
     described = sorted((method, path) for path in paths for method in paths[path])
-    assert described == [*(("get", path) for path in READS), *(("post", path) for path in QUERIES)]
+    assert described == [*(("get", path) for path in [*READS, SNAPSHOT]), *(("post", path) for path in QUERIES)]
 
 
 @pytest.mark.parametrize("path", READS)
 def test_what_is_read_is_as_described(server: Running, path: str) -> None:
     check_operation(server.url, "GET", path)
+
+
+def test_snapshots_are_as_described(server: Running) -> None:
+    def amend(case: Case) -> None:
+        case.query["schema"] = "Driver"
+
+    check_operation(server.url, "GET", SNAPSHOT, excluded_checks=[positive_data_acceptance])
+    options = {"modes": [GenerationMode.POSITIVE], "amend": amend, "excluded_checks": [positive_data_acceptance]}
+    statuses = {status for _, status in check_operation(server.url, "GET", SNAPSHOT, **options)}
+    assert {200, 406} == statuses
 
 
 @pytest.mark.parametrize("path", QUERIES)
