@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+from typer.core import TyperGroup
+from typer.main import get_command
+from typer.testing import CliRunner
 
 import quorin
+from quorin.cli import app as commands
 
 project = "Quorin"
 author = "Quorin contributors"
@@ -15,7 +22,7 @@ release = version = quorin.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 html_theme = "furo"
-html_title = "Quorin"
+html_title = f"Quorin {version}"
 html_copy_source = False
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
@@ -33,6 +40,35 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 def setup(app: Sphinx) -> None:
     """What Sphinx calls."""
     app.connect("autodoc-skip-member", errors_stand_once)
+    app.add_directive("quorin-commands", Commands)
+
+
+class Commands(SphinxDirective):
+    """A section for each command, with what its ``--help`` prints."""
+
+    def run(self) -> list[nodes.Node]:
+        """What Sphinx calls."""
+        return [self.section(path) for path in command_paths(get_command(commands))]
+
+    def section(self, path: tuple[str, ...]) -> nodes.section:
+        """The section of one command."""
+        environment = {"TERMINAL_WIDTH": "100", "NO_COLOR": "1", "TERM": "dumb"}
+        printed = CliRunner().invoke(commands, [*path, "--help"], prog_name="quorin", env=environment).output
+        title = " ".join(("quorin", *path))
+        section = nodes.section(ids=[nodes.make_id(title)], names=[title])
+        section += nodes.title("", "", nodes.literal(title, title))
+        lines = (line.rstrip() for line in printed.strip("\n").splitlines())
+        section += nodes.literal_block("", "\n".join(lines), language="text")
+        return section
+
+
+def command_paths(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words after ``quorin`` of every command, its own first, then those of its subcommands by name."""
+    yield path
+    if isinstance(command, TyperGroup):
+        for name, inner in sorted(command.commands.items()):
+            if not inner.hidden:
+                yield from command_paths(inner, (*path, name))
 
 
 def errors_stand_once(app: Sphinx, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:

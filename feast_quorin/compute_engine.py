@@ -21,6 +21,7 @@ from feast.infra.compute_engines.local.nodes import LocalOutputNode
 from feast.repo_config import FeastConfigBaseModel
 
 from feast_quorin import feast_private
+from feast_quorin.feast_versions import ARROW_MATERIALIZATION, has
 from feast_quorin.online_store import QuorinOnlineStore
 from feast_quorin.views import stored_view
 from feast_quorin.write.tables import TableReader
@@ -52,7 +53,7 @@ class QuorinComputeEngine(LocalComputeEngine):
     def _materialize_one(
         self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any
     ) -> LocalMaterializationJob:
-        if not isinstance(self.online_store, QuorinOnlineStore):
+        if not isinstance(self.online_store, QuorinOnlineStore) or not has(ARROW_MATERIALIZATION):
             return super()._materialize_one(registry, task, **kwargs)
         job_id = f"{task.feature_view.name}-{task.start_time}-{task.end_time}"
         context = self.get_execution_context(registry, task)

@@ -1,5 +1,7 @@
 """Every use of Feast's private names, so that an upgrade of Feast is one diff.
 
+Callers ask :func:`feast_quorin.feast_versions.has` first whether the installed Feast has what their part needs.
+
 Two kinds of names are elsewhere. Classes that derive from Feast's override some private methods and attributes of
 theirs: :data:`OVERRIDDEN` lists them. And :mod:`feast_quorin.hook`, which imports nothing, knows a table of
 ``feast.repo_config``.
@@ -13,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from feast import online_response, utils
 from feast.infra.online_stores.online_store import OnlineStore
+
+from feast_quorin.feast_versions import COMPILED_READS, DOCUMENTS, METRICS, has, say_lost
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,9 +59,15 @@ class RequestContext(NamedTuple):
 def request_context(registry: Any, project: str, features: Any, full_names: bool) -> RequestContext:
     """Resolve a choice of features against the registry.
 
-    :raises Exception: Feast's own error, such as the one for an unknown feature.
+    :raises Exception: Feast's own error, such as the one for an unknown feature. :raises NotImplementedError: if Feast
+        resolves to something else.
     """
-    return RequestContext(*utils._get_online_request_context(registry, project, features, full_names))
+    context = utils._get_online_request_context(registry, project, features, full_names)
+    try:
+        return RequestContext(*context)
+    except TypeError as error:
+        say_lost(COMPILED_READS, f"feast.utils:_get_online_request_context: {error}")
+        raise NotImplementedError(f"Feast resolves a request to something else: {error}") from error
 
 
 def entity_values(table: Any, join_key_of_entity: dict[str, str], values: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +83,12 @@ def unique_entities(
 
 
 def entity_row_indexes(key_columns: dict[str, list[Any]]) -> Sequence[list[int]]:
-    """The row indexes of each distinct entity, in the order in which Feast sorts entities; columns by join key."""
+    """The row indexes of each distinct entity, in the order in which Feast sorts entities; columns by join key.
+
+    A Feast that does not sort them has them in the order of the columns.
+    """
+    if not has(DOCUMENTS) and not hasattr(utils, "_get_unique_entities_from_values"):
+        return [[row] for row in range(len(next(iter(key_columns.values()), ())))]
     return utils._get_unique_entities_from_values(key_columns)[1]
 
 
@@ -83,8 +98,8 @@ def feature_types(grouped: list[tuple[Any, list[str]]]) -> dict[str, ValueType]:
 
 
 def feature_types_of(response: OnlineResponse) -> dict[str, ValueType]:
-    """The types that Feast gave to a response, by feature name."""
-    return response._feature_types
+    """The types that Feast gave to a response, by feature name; empty if it gave none."""
+    return getattr(response, "_feature_types", None) or {}
 
 
 def split_reference(reference: str) -> tuple[str, str]:
@@ -105,13 +120,13 @@ def convert_uuids(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 def has_unresolved_features(service: FeatureService) -> bool:
     """Whether a service names features that Feast has yet to look up in the registry."""
-    return bool(service._pending_feature_refs)
+    return bool(getattr(service, "_pending_feature_refs", None))  # Feast before 0.67 has only resolved ones
 
 
 def online_metrics() -> Any:
     """The module ``feast.metrics`` if it counts online reads in this process, else None."""
     metrics = sys.modules.get("feast.metrics")
-    return metrics if metrics is not None and metrics._config.online_features else None
+    return metrics if metrics is not None and has(METRICS) and metrics._config.online_features else None
 
 
 def compute_backend(engine: Any, context: Any) -> Any:
@@ -119,17 +134,14 @@ def compute_backend(engine: Any, context: Any) -> Any:
     return engine._get_backend(context)
 
 
-def rename_columns(table: pa.Table, mapping: dict[str, str]) -> pa.Table:
-    """An Arrow table with its columns renamed by a source's field mapping."""
-    return utils._run_pyarrow_field_mapping(table, mapping)
-
-
 def check_vector_lengths(table: pa.Table, view: Any) -> None:
-    """Check the vectors in an Arrow table against a view.
+    """Check the vectors in an Arrow table against a view, as Feast does since 0.67.
 
     :raises ValueError: for vectors of different lengths, or of another length than the declared one.
     """
-    utils._validate_vector_field_lengths(table, view)
+    check = getattr(utils, "_validate_vector_field_lengths", None)
+    if check is not None:
+        check(table, view)
 
 
 def json_values(protos: list[Any]) -> list[Any]:
@@ -181,5 +193,7 @@ def allows_short_way(store: Any) -> bool:
     from feast import metrics
 
     audit = getattr(store.config.feature_server, "audit_logging", None)
+    if not has(METRICS):
+        return False
     counts = metrics._config
     return not (counts.request or counts.online_features or counts.audit_logging or getattr(audit, "enabled", False))

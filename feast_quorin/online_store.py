@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from feast.infra.online_stores.online_store import OnlineStore
@@ -18,7 +18,7 @@ from feast.infra.supported_async_methods import SupportedAsyncMethods
 from feast_quorin import feast_private
 from feast_quorin.apply import apply_tables, remove_project, remove_views
 from feast_quorin.config import StoreSettings
-from feast_quorin.convert.entity_ids import entity_ids_of_rows
+from feast_quorin.feast_versions import COMPILED_READS, VIEW_READS, has
 from feast_quorin.read import generic as reading
 from feast_quorin.read.plan import Plans
 from feast_quorin.read.precomputed import from_live_rows
@@ -28,7 +28,7 @@ from feast_quorin.read.tensors import TensorResponse
 from feast_quorin.remote.store import RemoteStore
 from feast_quorin.search import documents
 from feast_quorin.session import Session, new_session
-from feast_quorin.views import max_age_ns, stored_view
+from feast_quorin.views import stored_view
 from feast_quorin.write import rows as writing
 from quorin import assembly
 
@@ -182,6 +182,8 @@ class QuorinOnlineStore(OnlineStore):
         """
         if embedding is None or query_string is not None:
             raise NotImplementedError("Quorin searches embeddings, not text: pass a query vector and no query_string")
+        if isinstance(filters, bool):  # Feast before 0.66 has no filters, and passes the next argument in their place.
+            filters = None
         query = documents.Query(embedding, top_k, distance_metric, filters)
         return documents.as_feast_reads_them(self._nearest(config, table, requested_features or [], query))
 
@@ -190,31 +192,12 @@ class QuorinOnlineStore(OnlineStore):
     ) -> list[documents.Document]:
         return documents.nearest(self._session_for(config), stored_view(config, table), table, features, query)
 
-    def _read_features_per_fv(
-        self,
-        config: RepoConfig,
-        grouped_refs: Iterable[tuple[Any, list[str]]],
-        join_key_values: dict[str, Any],
-        entity_name_to_join_key_map: dict[str, str],
-        online_features_response: Any,
-        full_feature_names: bool,
-        include_feature_view_version_metadata: bool,
-    ) -> None:
+    def _read_features_per_fv(self, config: RepoConfig, *request: Any) -> None:
         """One batch read per view, straight into the response."""
-        session = self._session_for(config)
-        for table, requested in grouped_refs:
-            unique = feast_private.unique_entities(table, join_key_values, entity_name_to_join_key_map)
-            entities, indexes, row_count = unique
-            rows = reading.read_rows(session, stored_view(config, table), entity_ids_of_rows(entities), requested)
-            reading.add_to_response(
-                online_features_response,
-                table,
-                requested,
-                rows.repeated(indexes, row_count),
-                full_feature_names=full_feature_names,
-                with_version=include_feature_view_version_metadata,
-                max_age_ns=max_age_ns(config, table),
-            )
+        if has(VIEW_READS):
+            reading.read_views(self._session_for(config), config, *request)
+        else:
+            super()._read_features_per_fv(config, *request)
 
     def get_online_features(
         self,
@@ -259,6 +242,8 @@ class QuorinOnlineStore(OnlineStore):
         session = self._session_for(config)
         plans = self._plans
         if plans is None or plans.session is not session or plans.config is not config:
+            if not has(COMPILED_READS):
+                return None
             plans = self._plans = Plans(session, config)
         keys = key_columns(entity_rows)
         if keys is None:
@@ -271,9 +256,9 @@ class QuorinOnlineStore(OnlineStore):
             return None
         return None if shape is None else shape.answer(columns, feast_private.online_metrics())
 
-    async def _read_features_per_fv_async(self, *args: Any, **kwargs: Any) -> None:
+    async def _read_features_per_fv_async(self, config: RepoConfig, *request: Any) -> None:
         """:meth:`_read_features_per_fv`, which never waits."""
-        self._read_features_per_fv(*args, **kwargs)
+        self._read_features_per_fv(config, *request)
 
     def session(self, config: RepoConfig) -> Session:
         """What this process has open of the store."""

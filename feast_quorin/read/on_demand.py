@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from feast.value_type import ValueType
 
 from feast_quorin import feast_private
+from feast_quorin.feast_versions import ON_DEMAND, has
 from feast_quorin.read.computed import Computed
 from feast_quorin.read.resolved import Transform
 
@@ -26,6 +27,10 @@ _MODES = ("python", "pandas", "substrait")
 
 def transforms(views: Sequence[Any], references: Sequence[str], full_names: bool) -> tuple[Transform, ...] | None:
     """The on-demand views to compute for a request, in Feast's order; None if only Feast's generic path will do."""
+    if not views:
+        return ()
+    if not has(ON_DEMAND):
+        return None
     by_name = {(view.projection.name_alias if view.projection else None) or view.name: view for view in views}
     split = [feast_private.split_reference(reference) for reference in references]
     requested: dict[str, list[str]] = {}

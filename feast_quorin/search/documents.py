@@ -14,6 +14,7 @@ from feast.value_type import ValueType
 from feast_quorin.convert.entity_ids import entity_key
 from feast_quorin.convert.times import to_datetime
 from feast_quorin.feast_private import entity_row_indexes
+from feast_quorin.feast_versions import DOCUMENTS, has
 from feast_quorin.search.filters import RowFilter
 from quorin import vector
 from quorin.errors import InvalidRowError
@@ -112,16 +113,18 @@ def as_feast_reads_them(documents: Sequence[Document]) -> list[tuple[Any, Any, d
     """The rows to return from ``retrieve_online_documents_v2``, so that ``FeatureStore`` pairs keys and values right.
 
     ``FeatureStore`` takes the keys in the order of the rows, but assigns the ``i``-th values to the ``i``-th of the
-    *sorted* keys. So each key is returned with the values of the key that Feast will assign them to.
+    *sorted* keys. So each key is returned with the values of the key that Feast will assign them to. Of a Feast that
+    may pair them otherwise we know only that sorted keys keep their own values: it gets the documents by key.
     """
     columns: dict[str, list[Any]] = {}
     for document in documents:
         for join_key, value in zip(document.key.join_keys, document.key.entity_values, strict=True):
             columns.setdefault(join_key, []).append(value)
     indexes = entity_row_indexes(columns) if documents else ()
+    valued = [documents[index] for index, *_ in indexes]
+    keyed = documents if has(DOCUMENTS) else valued
     rows = []
-    for document, (index, *_) in zip(documents, indexes, strict=True):
-        other = documents[index]
+    for document, other in zip(keyed, valued, strict=True):
         rows.append((other.time, document.key, {**other.values, "distance": other.distance}))
     return rows
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from feast.filter_models import ComparisonFilter, CompoundFilter
 
 from feast_quorin.convert.codecs import codec_for
 from feast_quorin.convert.entity_ids import key_columns
@@ -18,6 +17,7 @@ from quorin import assembly
 from quorin.errors import InvalidRowError
 
 if TYPE_CHECKING:
+    from feast.filter_models import ComparisonFilter
     from feast.value_type import ValueType
 
     from feast_quorin.views import StoredView
@@ -80,6 +80,8 @@ class RowFilter:
         return pa.concat_arrays(parts) if parts else pa.array([], pa.bool_())
 
     def _names_in(self, filters: Any) -> list[str]:
+        from feast.filter_models import ComparisonFilter, CompoundFilter  # Feast has them since 0.66.
+
         if isinstance(filters, CompoundFilter):
             return [name for part in filters.filters for name in self._names_in(part)]
         if not isinstance(filters, ComparisonFilter):
@@ -98,7 +100,7 @@ class RowFilter:
         return [name]
 
     def _evaluate(self, filters: Any, columns: dict[str, pa.Array], rows: int) -> pa.Array:
-        if isinstance(filters, CompoundFilter):
+        if hasattr(filters, "filters"):  # a CompoundFilter
             combined = pa.array([True] * rows, pa.bool_())
             parts = [self._evaluate(part, columns, rows) for part in filters.filters]
             for index, part in enumerate(parts):

@@ -29,7 +29,7 @@ from feast_quorin.convert.entity_ids import (
 )
 from feast_quorin.convert.locating import REFUSALS, Rows
 from feast_quorin.convert.times import BOUNDS, to_ns
-from feast_quorin.feast_private import check_vector_lengths, rename_columns
+from feast_quorin.feast_private import check_vector_lengths
 from quorin.errors import InvalidRowError
 
 if TYPE_CHECKING:
@@ -319,4 +319,4 @@ def _is_list(source: pa.DataType) -> bool:
 
 def map_columns(table: pa.Table, mapping: Mapping[str, str] | None) -> pa.Table:
     """The table with its columns renamed by a source's field mapping."""
-    return rename_columns(table, dict(mapping)) if mapping else table
+    return table.rename_columns([mapping.get(name, name) for name in table.column_names]) if mapping else table

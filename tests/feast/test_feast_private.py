@@ -91,6 +91,6 @@ def test_feast_has_what_the_plugin_overrides(path: str, names: tuple[str, ...]):
 
 
 def test_only_one_module_knows_the_order_of_the_request_context():
-    makers = [path.name for path in PACKAGE.rglob("*.py") if "_get_online_request_context" in path.read_text()]
+    makers = [path.name for path in PACKAGE.rglob("*.py") if "utils._get_online_request_context" in path.read_text()]
     assert makers == [Path(feast_private.__file__).name]
     assert len(RequestContext._fields) == 9

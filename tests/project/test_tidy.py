@@ -30,7 +30,6 @@ REACH_INS = [
     "self._pool._lend",
     "self._pool._take_back",
     "other._content",
-    "response._feature_types",
     "response._resolved",
     "CompileResult._rebuild",
     "dispatcher._cache",
@@ -46,15 +45,12 @@ REACH_INS = [
     "OnlineStore._build_feature_types",
     "feature_server._get_features",
     "metrics._config",
-    "service._pending_feature_refs",
     "utils._apply_aggregations_to_response",
     "utils._get_online_request_context",
     "utils._get_table_entity_values",
     "utils._get_unique_entities",
     "utils._get_unique_entities_from_values",
     "utils._parse_feature_ref",
-    "utils._run_pyarrow_field_mapping",
-    "utils._validate_vector_field_lengths",
 ]
 """Private names of other objects that are used: Quorin's own, numba's and Rich's, Feast's. This list only shrinks."""
 CALLED_FROM_OUTSIDE = [

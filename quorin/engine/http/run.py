@@ -89,7 +89,7 @@ def _stop_after(parent: Any) -> None:
 
 def _config(create: Callable[[], Any], address: Address) -> Config:
     observing = Observing(create, access_log=address.access_log, log_json=address.log_json)
-    return Config(
+    config = Config(
         observing if address.workers == 1 else _Worker(observing),
         factory=True,
         http=DirectProtocol,
@@ -103,9 +103,10 @@ def _config(create: Callable[[], Any], address: Address) -> Config:
         limit_concurrency=address.limits.connections,
         timeout_keep_alive=address.limits.idle_seconds,
         timeout_graceful_shutdown=address.drain_seconds,
-        timeout_worker_healthcheck=60,
         proxy_headers=False,
         server_header=False,
         access_log=False,
         log_level=logging.INFO,
     )
+    config.timeout_worker_healthcheck = 60  # uvicorn before 0.36 has no such argument, and waits five seconds
+    return config
