@@ -351,35 +351,40 @@ def _assemble_many(
     found_mask: Mask | None,
     missing: float,
 ) -> tuple[Float32s, Mask]:
+    first = 0
     if type(entity_ids) is list and 0 < len(entity_ids) <= _FEW:
         plan = plan_for(segment._view)
         out, found_mask = buffers.batch_out(out, found_mask, len(entity_ids), plan.item(P_OUT_BYTES) // 4)
-        if _assemble_few(plan, entity_ids, out):
-            found_mask.fill(True)
+        first = _assemble_few(plan, entity_ids, out)
+        found_mask[:first] = True
+        if first == len(entity_ids):
             return out, found_mask
     ids = id_array(entity_ids)
     while True:
         view = segment.current_view()
         plan = plan_for(view)
         out, found_mask = buffers.batch_out(out, found_mask, len(ids), int(plan[P_OUT_BYTES]) // 4)
-        if _read_many(view, plan, ids, out.reshape(-1).view(np.uint8), found_mask, missing):
+        if _read_many(view, plan, ids, out.reshape(-1).view(np.uint8), found_mask, missing, first):
             return out, found_mask
 
 
-def _assemble_few(plan: _Plan, entity_ids: list[Any], out: Float32s) -> bool:
-    """Fill rows one by one; False if one is not to be had so, for the reasons of :func:`_assemble_slowly`."""
-    for entity_id, row in zip(entity_ids, out, strict=True):
+def _assemble_few(plan: _Plan, entity_ids: list[Any], out: Float32s) -> int:
+    """Fill rows one by one, until one is not to be had so, for the reasons of :func:`_assemble_slowly`; return how many
+    there are.
+    """
+    for number, (entity_id, row) in enumerate(zip(entity_ids, out, strict=True)):
         if type(entity_id) is not str or _assemble_one(plan, entity_id, row) != FOUND:
-            return False
-    return True
+            return number
+    return len(out)
 
 
-def _read_many(view: SegmentView, plan: _Plan, ids: pa.Array, out: Bytes, found: Mask, missing: float) -> bool:
-    """Run the batch kernel; False if the segment has a successor, where the caller must begin again."""
+def _read_many(
+    view: SegmentView, plan: _Plan, ids: pa.Array, out: Bytes, found: Mask, missing: float, first: int = 0
+) -> bool:
+    """Run the batch kernel from a row on; False if the segment has a successor, where the caller must begin again."""
     from quorin.engine import kernels
 
     offsets, width, data = text_addresses(ids)
-    first = 0
     for _ in range(_MAX_ROUNDS):
         stop = kernels.read_many(plan, offsets, width, data, first, len(ids), out, found, missing)
         if stop >= 0:

@@ -157,11 +157,7 @@ class WALConsumer:
         :raises SegmentConflictError: if another segment became current in place of one that was passed in.
         :raises CapacityExceededError: if a segment cannot grow.
         """
-        from quorin.engine import kernels
-
         with _exclusive(self._running), self._snapshots:
-            # Before the node is claimed: nobody applies on it from the claim to the first read.
-            kernels.load(kernels.APPLYING)
             self._agenda = self._new_agenda()
             try:
                 while (step := next_step(self._agenda, time.monotonic()))[0] is not Step.stop:

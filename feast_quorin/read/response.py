@@ -210,7 +210,7 @@ class LazyResponse(TensorResponse):
         values: Any
         for key, values in zip(self._keys, self._key_values, strict=True):
             yield Vector(key.name, key.json(values), None)
-        floats = self._json_floats()
+        floats = _json_floats(self._reads, self._features)
         for name, view, index, decoder in self._features:
             read = self._reads[view]
             if type(read) is OneRow:
@@ -222,18 +222,6 @@ class LazyResponse(TensorResponse):
             yield Vector(name, values, read)
         for column in self._computed:
             yield Vector(column.name, column.json(), None)
-
-    def _json_floats(self) -> dict[tuple[int, int], Any]:
-        """The columns of floats of few rows, by view and index there, without nulls."""
-        reads = self._reads
-        if any(type(read) is OneRow or len(read.found) > _FEW_ROWS for read in reads):
-            return {}
-        columns: dict[tuple[int, int], Any] = {}
-        for view in dict.fromkeys(view for _, view, _, decoder in self._features if decoder.is_float):
-            for indexes, values in reads[view].runs():
-                if values.dtype.kind == "f":
-                    columns |= zip([(view, index) for index in indexes], json_numbers.floats(values), strict=True)
-        return columns
 
     def arrow_vectors(self) -> Iterator[ArrowVector] | None:
         """Every column in order; None if only the protobuf has all of them."""
@@ -348,3 +336,15 @@ def _frame(columns: dict[str, Any]) -> pd.DataFrame:
 def _labels(names: tuple[str, ...]) -> pd.Index:
     """The labels of a frame's columns. Each frame gets a view, because a frame can name its columns."""
     return pd.Index(names)
+
+
+def _json_floats(reads: Sequence[Any], features: Sequence[Feature]) -> dict[tuple[int, int], Any]:
+    """The columns of floats of few rows, by view and index there, without nulls."""
+    if any(type(read) is OneRow or len(read.found) > _FEW_ROWS for read in reads):
+        return {}
+    columns: dict[tuple[int, int], Any] = {}
+    for view in dict.fromkeys(feature.view for feature in features if feature.decoder.is_float):
+        for indexes, values in reads[view].runs():
+            if values.dtype.kind == "f":
+                columns |= zip([(view, index) for index in indexes], json_numbers.floats(values), strict=True)
+    return columns

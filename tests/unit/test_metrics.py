@@ -96,9 +96,9 @@ def test_reads_are_counted_exactly_and_some_are_timed(registry: SegmentRegistry,
         for _ in range(16):
             assembly.assemble_batch(segment, ["id1", "nobody", "id3"])
         assembly.read(segment, ["id1", "id2"])
-        assert value("quorin_reads_total", schema) == 642
+        assert value("quorin_reads_total", schema) == 658  # a list of few ids is read one by one until one is missing
         assert value("quorin_batch_reads_total", schema) == 18  # 16, the miss that was looked at again, and the read
-        assert value("quorin_batch_read_rows_total", schema) == 51
+        assert value("quorin_batch_read_rows_total", schema) == 35
         assert value("quorin_rows_missing_total", schema) == 18
         assert 11 <= value("quorin_read_seconds_count", schema) <= 13
         assert 0 < value("quorin_read_seconds_sum", schema) < 60

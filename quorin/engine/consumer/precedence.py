@@ -31,6 +31,10 @@ class Precedence:
         """Claim the node if no other consumer has; return whether this one has to yield."""
         path = self.node.lock_path("consumer")
         if self._claims and (self._lock is None or not self._lock.is_ours):
+            from quorin.engine import kernels
+
+            # Nobody applies on the node from the claim to the first read, which waits for these.
+            kernels.load(kernels.APPLYING)
             self._lock = FileLock.try_acquire(path)
         return self._yields and is_locked(path)
 
