@@ -51,7 +51,7 @@ def test_nodes_are_listed_with_what_they_lack(world: World) -> None:
     assert "no node has reported" in run(world, "nodes").stdout
     position = world.producer.write(TRIP, "a", row(1))
     with running(world.consumer(TRIP)):
-        until(lambda: bool(world.backend.control.replicas()))
+        until(lambda: bool(json.loads(run(world, "nodes", "--json").stdout)["nodes"]))
         world.producer.wait_for_nodes(TRIP, position, timeout_ms=60_000)
         found = json.loads(run(world, "nodes", "--json").stdout)
         (node,) = found["nodes"]
