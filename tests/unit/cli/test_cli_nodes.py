@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from quorin.cli import app
+from tests.support.commands import run_quorin
 from tests.support.redis_server import RedisServer
 from tests.support.world import TRIP, World, row, running, until, world  # noqa: F401 - world is a fixture
 
@@ -19,31 +19,31 @@ def run(world: World, *words: str) -> Any:
     place = ["--connection", world.connection]
     if words[0] == "ready":
         place += ["--shm-dir", str(world.shm_dir)]
-    return CliRunner().invoke(app, [*words, *place], env={"COLUMNS": "200"})
+    return run_quorin([*words, *place], {**os.environ, "COLUMNS": "200"})
 
 
 def test_a_node_is_ready_while_a_consumer_confirms_and_not_after(world: World) -> None:
     nothing = run(world, "ready")
-    assert (nothing.exit_code, nothing.stdout) == (1, "not ready\n")
+    assert (nothing.returncode, nothing.stdout) == (1, "not ready\n")
     assert "no schemas yet" in nothing.stderr
     world.producer.write(TRIP, "a", row(1))
     with running(world.consumer(TRIP)):
-        until(lambda: run(world, "ready", "--max-lag", "1m").exit_code == 0)
+        until(lambda: run(world, "ready", "--max-lag", "1m").returncode == 0)
         assert run(world, "ready", "--max-lag", "1m").stdout == "ready\n"
         ready = json.loads(run(world, "ready", "--json", "--max-lag", "1m").stdout)
         assert (ready["ready"], ready["schemas"][0]["schema"]) == (True, "Trip")
-    until(lambda: run(world, "ready", "--max-lag", "10ms").exit_code == 1)
+    until(lambda: run(world, "ready", "--max-lag", "10ms").returncode == 1)
     late = run(world, "ready", "--max-lag", "10ms")
     assert "Trip: last known to be up to date" in late.stderr
     assert "expected at most 0.01 s" in late.stderr
-    assert run(world, "ready").exit_code == 0, "without --max-lag every schema needs a segment, however old"
+    assert run(world, "ready").returncode == 0, "without --max-lag every schema needs a segment, however old"
 
 
 @pytest.mark.parametrize("duration", ["5", "-1s", "soon"])
 def test_a_wrong_duration_is_refused(world: World, duration: str) -> None:
     for words in (("ready", f"--max-lag={duration}"), ("nodes", f"--node-timeout={duration}")):
         refused = run(world, *words)
-        assert refused.exit_code == 2
+        assert refused.returncode == 2
         assert "expected a duration such as" in refused.stderr
 
 
@@ -74,11 +74,11 @@ def test_ready_needs_no_redis_once_the_node_has_met_the_deployment(tmp_path: Any
         world.producer.write(TRIP, "a", row(1))
         world.drain()
         server.kill()
-        assert run(world, "ready").exit_code == 0
-        until(lambda: run(world, "ready", "--max-lag", "100ms").exit_code == 1)
+        assert run(world, "ready").returncode == 0
+        until(lambda: run(world, "ready", "--max-lag", "100ms").returncode == 1)
         server.start()
         with running(world.consumer(TRIP)):
-            until(lambda: run(world, "ready", "--max-lag", "1m").exit_code == 0)
+            until(lambda: run(world, "ready", "--max-lag", "1m").returncode == 0)
         world.producer.close()
         world.backend.close()
     finally:
