@@ -127,7 +127,8 @@ def test_the_connection_and_the_environment_win(repo: FeastRepository, tmp_path:
     (tmp_path / "other").mkdir()
     connect(str(tmp_path / "other")).close()
     other = str(tmp_path / "other")
-    for words, variables in ((("-c", other), {}), ((), {"QUORIN_CONNECTION": other})):
+    memory = {"QUORIN_SHM_DIR": str(tmp_path / "shm")}
+    for words, variables in ((("-c", other), memory), ((), {**memory, "QUORIN_CONNECTION": other})):
         seen = json.loads(repo.run("inspect", "--json", *words, **variables).stdout)
         assert (seen["address"], seen["segments"]) == (other, [])
     file = repo.directory / "feature_store.yaml"
@@ -141,7 +142,7 @@ def test_the_connection_and_the_environment_win(repo: FeastRepository, tmp_path:
         said = repo.run("inspect", code=1).stderr
         assert problem in said
         assert "hunter2" not in said
-        repo.run("inspect", "-c", other)
+        repo.run("inspect", "-c", other, **memory)
     file.unlink()
     assert "set QUORIN_CONNECTION, or run the command in a Feast repository" in repo.run("inspect", code=2).stderr
 
