@@ -74,9 +74,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, function, signature = _KERNELS[name]
     dispatcher = getattr(importlib.import_module(f"{__name__}.{module}"), function)
-    dispatcher._cache = KernelCache(dispatcher.py_func)
     started = time.perf_counter()
-    with announced():
+    with announced() as compiling:
+        dispatcher._cache = KernelCache(dispatcher.py_func, compiling)
         dispatcher.compile(signature)
     loading = Loading(bool(dispatcher.stats.cache_misses[signature]), time.perf_counter() - started)
     if loading.was_compiled:

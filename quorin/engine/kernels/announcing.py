@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _PATIENCE_SECONDS = 1.0
@@ -13,21 +13,21 @@ _was_announced = False
 
 
 @contextmanager
-def announced() -> Iterator[None]:
-    """Write one line to standard error, at most once in a process, if that is a terminal and the block takes long.
+def announced() -> Iterator[Callable[[], None]]:
+    """Tell that the block compiles: it calls the function that it is given when it begins to.
 
-    Loading kernels from the cache does not take as long.
+    If standard error is a terminal, and the block takes longer, one line is written there, at most once in a process.
     """
-    if _was_announced or not _is_terminal():
-        yield
-        return
     timer = threading.Timer(_PATIENCE_SECONDS, _announce)
     timer.daemon = True
-    timer.start()
     try:
-        yield
+        yield timer.start if _is_terminal() and not _was_announced else _keep_quiet
     finally:
         timer.cancel()
+
+
+def _keep_quiet() -> None:
+    pass
 
 
 def _announce() -> None:

@@ -17,7 +17,7 @@ import os
 import pickle
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType
 
@@ -46,15 +46,25 @@ def directory() -> Path | None:
 
 
 class KernelCache:
-    """The cache of one kernel, with the methods that numba's dispatcher calls."""
+    """The cache of one kernel, with the methods that numba's dispatcher calls.
 
-    def __init__(self, function: object) -> None:
+    ``compiling`` is called before a kernel that is not here is compiled.
+    """
+
+    def __init__(self, function: object, compiling: Callable[[], None]) -> None:
+        self._compiling = compiling
         self._name = function.__name__
         self._digest = digest(function.__module__)
         self.cache_path = directory()
 
     def load_overload(self, signature, target_context):
         """The kernel compiled for ``signature``; None if it is not here, or its file is damaged."""
+        found = self._load(signature, target_context)
+        if found is None:
+            self._compiling()
+        return found
+
+    def _load(self, signature, target_context):
         target_context.refresh()
         path = self._path(signature, target_context.codegen())
         if path is None:
