@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -20,13 +22,17 @@ author = "Quorin contributors"
 copyright = author
 release = version = quorin.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "notfound.extension", "sphinx.ext.autodoc", "sphinx_copybutton"]
 html_theme = "furo"
 html_title = f"Quorin {version}"
 html_copy_source = False
+html_favicon = "drawings/favicon.svg"
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 
+notfound_urls_prefix = ""  # wherever the site is put
+
+myst_enable_extensions = ["substitution"]
 myst_heading_anchors = 4  # as GitHub gives headings their anchors
 suppress_warnings = [
     "myst.xref_missing",  # links to files of the repository; tests/docs/test_docs.py checks each of them
@@ -35,6 +41,21 @@ suppress_warnings = [
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_default_options = {"members": True, "show-inheritance": True}
+
+
+def ratio(benchmark: str, rival: str, ours: str) -> str:
+    """How many times as long a rival takes at the median, in the figures that the page of performance shows too."""
+    figures = json.loads((Path(__file__).parent / "figures.json").read_text())[benchmark]["figures"]
+    group = figures["reads" if benchmark == "engine" else benchmark]
+    return f"{group[rival]['p50'] / group[ours]['p50']:.0f}×"
+
+
+_FOUR, _FEAST = "4 fields, ", "1 row × 4, int key, to_dict: "
+myst_substitutions = {
+    "one_row": ratio("engine", f"{_FOUR}random ids: Redis GET", f"{_FOUR}random ids: assemble"),
+    "batch": ratio("engine", f"{_FOUR}1,000 random ids: Redis MGET", f"{_FOUR}1,000 random ids: assemble_batch, Arrow"),
+    "feast": ratio("feast", f"{_FEAST}feast-redis", f"{_FEAST}feast-quorin"),
+}
 
 
 def setup(app: Sphinx) -> None:
