@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from tests.support.installed import wheel  # noqa: F401 - a fixture, found here 
 from tests.support.machines import machine  # noqa: F401 - a fixture, found here by every test
 from tests.support.network import has_networks
 from tests.support.redis_server import redis_server, redis_servers, redis_url  # noqa: F401 - fixtures, found here by every test
+from tests.support.world import until
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -72,6 +75,14 @@ def no_segment_left_at_the_end(request: pytest.FixtureRequest) -> Iterator[None]
     assert not left, f"segments left in shared memory, each with the test after which it was first seen: {left}"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_followers_of_earlier_modules() -> None:
+    """A follower ends with its store, which the collector has to find; else it applies what later tests write."""
+    if _followers():
+        gc.collect()
+        until(lambda: not _followers())
+
+
 @pytest.fixture(autouse=True)
 def segments_are_noted(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
@@ -84,6 +95,10 @@ def logging_is_unconfigured() -> Iterator[None]:
     """A command that runs in this process configures structlog, with the test's own standard error."""
     yield
     structlog.reset_defaults()
+
+
+def _followers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "quorin-follower"]
 
 
 _OWN_SHM_DIR = pytest.StashKey[Path]()

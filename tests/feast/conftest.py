@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,17 +11,8 @@ from feast import FeatureStore
 
 from tests.feast.repos import END, START, definitions, make_store, write_data
 from tests.support.forking import preload
-from tests.support.world import until
 
 preload("tests.feast.preloaded", "tests.feast.repos")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def followers_end() -> Iterator[None]:
-    """A follower ends with its store, which the collector has to find: else it applies what later tests write."""
-    yield
-    gc.collect()
-    until(lambda: all(thread.name != "quorin-follower" for thread in threading.enumerate()))
 
 
 @pytest.fixture(params=["embedded", "redis"])
