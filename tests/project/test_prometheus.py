@@ -250,6 +250,7 @@ def test_every_expression_has_data_under_load_and_no_alert_fires(loaded: Prometh
         return not missing
 
     wait_until(is_complete, what=lambda: f"no data for {missing}", seconds=90)
-    assert [(one["labels"]["alertname"], one["state"]) for one in loaded.get("alerts")["alerts"]] == []
+    alerts = loaded.get("alerts")["alerts"]  # A busy machine may be slow for a moment: that is pending.
+    assert [one["labels"] for one in alerts if one["state"] == "firing"] == []
     rules = loaded.get("rules")["groups"][0]["rules"]
     assert {rule["name"]: rule["health"] for rule in rules} == dict.fromkeys(RULES, "ok")
