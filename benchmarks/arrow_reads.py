@@ -7,7 +7,6 @@ was found, and event times besides the fields; `assemble_batch` and `assemble` r
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -46,11 +45,7 @@ def main() -> None:
     figures = measuring.summary(list(track(runs, total=arguments.processes, console=console)))
     table = _table(figures)
     console.print(table)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({"machine": where, "arrow": figures}, indent=2) + "\n")
-    if arguments.docs:
-        report.put(arguments.docs, "arrow", machine.one_line(where), [table])
+    report.keep(arguments, "arrow", where, {"arrow": figures}, [table])
 
 
 def _arguments() -> argparse.Namespace:

@@ -57,11 +57,7 @@ def main() -> None:
     figures = _measure(arguments)
     table = _table(figures, arguments)
     console.print(table)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({"machine": where, "bootstrap": figures}, indent=2) + "\n")
-    if arguments.docs:
-        report.put(arguments.docs, "bootstrap", machine.one_line(where), [table])
+    report.keep(arguments, "bootstrap", where, {"bootstrap": figures}, [table])
 
 
 def _arguments() -> argparse.Namespace:

@@ -8,7 +8,6 @@ the same rows and take turns in the same processes; quantiles are over the calls
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -56,7 +55,7 @@ def main() -> None:
     console = Console(highlight=False, width=110)
     where = machine.describe()
     console.print(machine.one_line(where), style="dim", soft_wrap=True)
-    result: dict[str, Any] = {"machine": where}
+    result: dict[str, Any] = {}
     tables = []
     for part in arguments.only or PARTS:
         with tempfile.TemporaryDirectory() as directory:
@@ -64,11 +63,7 @@ def main() -> None:
         console.print(table)
         result[part] = figures
         tables.append(table)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    if arguments.docs:
-        report.put(arguments.docs, "engine", machine.one_line(where), tables)
+    report.keep(arguments, "engine", where, result, tables)
 
 
 def _arguments() -> argparse.Namespace:

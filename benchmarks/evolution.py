@@ -70,11 +70,7 @@ def main() -> None:
         figures |= _dead_holders(arguments.holders)
     table = _table(figures, arguments)
     console.print(table)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({"machine": where, "evolution": figures}, indent=2) + "\n")
-    if arguments.docs:
-        report.put(arguments.docs, "evolution", machine.one_line(where), [table])
+    report.keep(arguments, "evolution", where, {"evolution": figures}, [table])
 
 
 def _arguments() -> argparse.Namespace:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,11 +65,7 @@ def _measure(arguments: argparse.Namespace) -> None:
     tables = _tables(figures)
     for table in tables:
         console.print(table)
-    if arguments.docs:
-        report.put(arguments.docs, "feast", machine.one_line(where), tables)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({"machine": where, "feast": figures}, indent=2) + "\n")
+    report.keep(arguments, "feast", where, {"feast": figures}, tables)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ would pass. A run that finds an error, a lost row or two nodes that differ fails
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,11 +32,7 @@ def main() -> None:
     figures = _measure(arguments)
     table = _table(figures, arguments)
     console.print(table)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({"machine": where, "fleet": figures}, indent=2) + "\n")
-    if arguments.docs:
-        report.put(arguments.docs, "fleet", machine.one_line(where), [table])
+    report.keep(arguments, "fleet", where, {"fleet": figures}, [table])
 
 
 def _arguments() -> argparse.Namespace:

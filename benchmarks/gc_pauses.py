@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import tempfile
 import time
 from collections import deque
@@ -85,11 +84,7 @@ def main() -> None:
     figures = {mode: _figures(taken) for mode, taken in runs.items()}
     table = _table(figures, arguments)
     console.print(table)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({"machine": where, "gc": figures}, indent=2) + "\n")
-    if arguments.docs:
-        report.put(arguments.docs, "gc", machine.one_line(where), [table])
+    report.keep(arguments, "gc", where, {"gc": figures}, [table])
 
 
 def _arguments() -> argparse.Namespace:

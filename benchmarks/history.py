@@ -10,7 +10,6 @@ timed on those as well.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import tempfile
 import time
@@ -56,11 +55,7 @@ def main() -> None:
         figures |= _joins(base, arguments)
     table = _table(figures)
     console.print(table)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({"machine": where, "history": figures}, indent=2) + "\n")
-    if arguments.docs:
-        report.put(arguments.docs, "history", machine.one_line(where), [table])
+    report.keep(arguments, "history", where, {"history": figures}, [table])
 
 
 def _arguments() -> argparse.Namespace:

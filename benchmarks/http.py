@@ -68,11 +68,7 @@ def main() -> None:
     tables = _tables(figures)
     for table in tables:
         console.print(table)
-    if arguments.docs:
-        report.put(arguments.docs, "http", machine.one_line(where), tables)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({"machine": where, "http": figures}, indent=2) + "\n")
+    report.keep(arguments, "http", where, {"http": figures}, tables)
 
 
 def _arguments() -> argparse.Namespace:

@@ -13,7 +13,6 @@ process that is blocked in XREAD, with bare clients, and beside SQLite's insert 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -60,11 +59,7 @@ def main() -> None:
             figures[kind] = _measure(kind, arguments)
     table = _table(figures, arguments)
     console.print(table)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({"machine": where, "log": figures}, indent=2) + "\n")
-    if arguments.docs:
-        report.put(arguments.docs, "log", machine.one_line(where), [table])
+    report.keep(arguments, "log", where, {"log": figures}, [table])
 
 
 def _arguments() -> argparse.Namespace:

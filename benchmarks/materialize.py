@@ -90,12 +90,7 @@ def main() -> None:
     )
     for table in tables:
         console.print(table)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        found = {"machine": where, "materialize": figures, "push": pushes, "read": reads}
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    if arguments.docs:
-        report.put(arguments.docs, "materialize", machine.one_line(where), tables)
+    report.keep(arguments, "materialize", where, {"materialize": figures, "push": pushes, "read": reads}, tables)
 
 
 def _arguments() -> argparse.Namespace:

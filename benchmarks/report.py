@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import machine
 
 if TYPE_CHECKING:
+    from argparse import Namespace
     from collections.abc import Sequence
     from pathlib import Path
 
     from rich.table import Table
 
 
-def put(document: Path, name: str, machine: str, tables: Sequence[Table]) -> None:
+def put(document: Path, name: str, where: str, tables: Sequence[Table]) -> None:
     """Replace what stands between `<!-- name -->` and `<!-- /name -->`.
 
     Raises ValueError if the document has no such marks.
@@ -22,8 +26,19 @@ def put(document: Path, name: str, machine: str, tables: Sequence[Table]) -> Non
         raise ValueError(f"{document} has no place for {name!r}: expected the lines {begin} and {end}")
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
-    parts = [f"Measured on {machine}.", *(markdown(table) for table in tables)]
+    parts = [f"Measured on {where}.", *(markdown(table) for table in tables)]
     document.write_text(f"{before}{begin}\n\n" + "\n\n".join(parts) + f"\n\n{end}{after}")
+
+
+def keep(
+    arguments: Namespace, name: str, where: dict[str, Any], figures: dict[str, Any], tables: Sequence[Table]
+) -> None:
+    """Write machine and figures to the file of `--json`, and tables into the document of `--docs`, where given."""
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps({"machine": where, **figures}, indent=2) + "\n")
+    if arguments.docs:
+        put(arguments.docs, name, machine.one_line(where), tables)
 
 
 def markdown(table: Table) -> str:

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import importlib.util
 import io
-import json
 import logging
 import tempfile
 from collections.abc import Callable
@@ -48,11 +47,7 @@ def main() -> None:
         figures = _measure(arguments, Path(folder))
     table = _table(figures, arguments)
     console.print(table)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({"machine": where, "vectors": figures}, indent=2) + "\n")
-    if arguments.docs:
-        report.put(arguments.docs, "vectors", machine.one_line(where), [table])
+    report.keep(arguments, "vectors", where, {"vectors": figures}, [table])
 
 
 def _arguments() -> argparse.Namespace:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quorin.cli.options import Connection, Namespace, Opened, Raw, ShmDir, resolve_field, resolve_schema
+from quorin.cli.options import Connection, Fields, Namespace, Opened, Prefix, Raw, ShmDir, resolve_field, resolve_schema
 from quorin.cli.output import Json, print_json, progress_bar
 from quorin.cli.repository import Names
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
@@ -24,15 +24,11 @@ def export(
     connection: Connection,
     schema: Annotated[str, typer.Argument(help="The schema or feature view.")],
     file: Annotated[Path, typer.Argument(help="The file to write: .parquet, .arrow or .csv; replaced if it exists.")],
-    prefix: Annotated[
-        str | None, typer.Option("--prefix", "-p", help="Only ids that begin with this text.", show_default=False)
-    ] = None,
+    prefix: Prefix = None,
     limit: Annotated[
         int | None, typer.Option("--limit", "-n", min=1, help="The most rows to write.", show_default=False)
     ] = None,
-    field: Annotated[
-        list[str] | None, typer.Option("--field", "-f", help="A field or feature; may be repeated. Default: all.")
-    ] = None,
+    field: Fields = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
     shm_dir: ShmDir = None,
     raw: Raw = False,

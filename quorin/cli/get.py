@@ -9,6 +9,7 @@ import typer
 
 from quorin.cli.options import (
     Connection,
+    Fields,
     Namespace,
     Opened,
     Raw,
@@ -38,9 +39,7 @@ def get(
         list[str] | None,
         typer.Option("--schema", "-s", help="A schema or feature view; may be repeated. Default: all with the entity."),
     ] = None,
-    field: Annotated[
-        list[str] | None, typer.Option("--field", "-f", help="A field or feature; may be repeated. Default: all.")
-    ] = None,
+    field: Fields = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
     shm_dir: ShmDir = None,
     raw: Raw = False,

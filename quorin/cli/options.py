@@ -132,6 +132,12 @@ Raw = Annotated[bool, typer.Option("--raw", help="Show the engine's names, not t
 Namespace = Annotated[
     str, typer.Option(envvar="QUORIN_NAMESPACE", help="Separates deployments that share one Redis or directory.")
 ]
+Fields = Annotated[
+    list[str] | None, typer.Option("--field", "-f", help="A field or feature; may be repeated. Default: all.")
+]
+Prefix = Annotated[
+    str | None, typer.Option("--prefix", "-p", help="Only ids that begin with this text.", show_default=False)
+]
 StreamKey = Annotated[str, typer.Option(help="The name of the log.")]
 ShmDir = Annotated[
     Path | None,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from quorin.cli.options import Connection, Namespace, Opened, Raw, ShmDir, resolve_field, resolve_schema
+from quorin.cli.options import Connection, Fields, Namespace, Opened, Prefix, Raw, ShmDir, resolve_field, resolve_schema
 from quorin.cli.output import Json, add_row, console, plain, print_json, table
 from quorin.cli.repository import Names
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
@@ -16,14 +16,10 @@ from quorin.engine.words import moment
 def scan(
     connection: Connection,
     schema: Annotated[str, typer.Argument(help="The schema or feature view.")],
-    prefix: Annotated[
-        str | None, typer.Option("--prefix", "-p", help="Only ids that begin with this text.", show_default=False)
-    ] = None,
+    prefix: Prefix = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The most rows to show.")] = 20,
     ids: Annotated[bool, typer.Option("--ids", help="Show the ids alone, one per line.")] = False,
-    field: Annotated[
-        list[str] | None, typer.Option("--field", "-f", help="A field or feature; may be repeated. Default: all.")
-    ] = None,
+    field: Fields = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
     shm_dir: ShmDir = None,
     raw: Raw = False,

@@ -250,7 +250,8 @@ def test_every_expression_has_data_under_load_and_no_alert_fires(loaded: Prometh
         return not missing
 
     wait_until(is_complete, what=lambda: f"no data for {missing}", seconds=90)
-    alerts = loaded.get("alerts")["alerts"]  # A busy machine may be slow for a moment: that is pending.
-    assert [one["labels"] for one in alerts if one["state"] == "firing"] == []
+    slow = {"QuorinSlowReads", "QuorinSlowRequests", "QuorinSlowBatches"}  # A busy machine is, for a moment.
+    found = {(one["labels"]["alertname"], one["state"]) for one in loaded.get("alerts")["alerts"]}
+    assert found <= {(name, "pending") for name in slow}
     rules = loaded.get("rules")["groups"][0]["rules"]
     assert {rule["name"]: rule["health"] for rule in rules} == dict.fromkeys(RULES, "ok")

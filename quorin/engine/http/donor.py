@@ -180,6 +180,9 @@ async def _stream(transfer: _Transfer, threads: ThreadPoolExecutor, receive: Any
                 if gone.done():
                     return
                 part = bytes(block[first : first + _PART_BYTES])
+                if sent + len(part) == transfer.size:
+                    # Who has the last byte may ask for the next snapshot at once.
+                    await loop.run_in_executor(threads, transfer.end)
                 async with asyncio.timeout(_STALLED_SECONDS):
                     await send({"type": "http.response.body", "body": part, "more_body": True})
                 sent += len(part)
