@@ -14,19 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from quorin.engine.arrays import Bytes, Float32s, Int64s, Mask
-from quorin.engine.format.abi import BAD_ID, CODES, CORRUPT, FOUND, MOVED, P_OUT_BYTES, STOPPED
+from quorin.engine.arrays import Float32s, Int64s, Mask
+from quorin.engine.format.abi import FOUND, P_OUT_BYTES
 from quorin.engine.memory.plans import vector_plan
 from quorin.engine.reads import arguments as buffers
-from quorin.engine.reads.column_plan import column_plan
 from quorin.engine.reads.columns import Columns
-from quorin.engine.reads.gather import COMPILED_GATHER, points_nowhere
-from quorin.engine.reads.row import OneRow, RowLayout, Rows, RowsLayout
+from quorin.engine.reads.many import read_many
+from quorin.engine.reads.readers import ColumnReader, RowReader
+from quorin.engine.reads.row import OneRow, Rows, RowsLayout
 from quorin.engine.reads.scan import scan_view
 from quorin.engine.rows.intake import id_array, number_ids
-from quorin.engine.rows.packed import text_addresses
 from quorin.engine.rows.value import check_entity_id
-from quorin.errors import CorruptSegmentError, EntityNotFoundError, InvalidRowError
+from quorin.errors import EntityNotFoundError, InvalidRowError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,9 +58,6 @@ _FLOAT32, _UINT8 = np.dtype(np.float32), np.dtype(np.uint8)
 _empty = np.empty
 _FEW = 16
 """Ids up to which single reads of a list are quicker than the batch kernel, which wants them as an Arrow array."""
-_MAX_ROUNDS = 1000
-"""Times that the kernel returns from a row that keeps changing, each after many attempts of its own, before the row
-counts as damaged: a writer replaces a row at most once in the time of an attempt."""
 
 
 def assemble(segment: Segment, entity_id: str, *, out: Float32s | None = None) -> Float32s:
@@ -229,76 +225,6 @@ class Reader:
         return self._plan
 
 
-class ColumnReader:
-    """Bound to a segment and a choice of fields: ``reader(entity_ids)`` returns
-    :class:`quorin.engine.reads.columns.Columns`.
-    """
-
-    __slots__ = ("_names", "_positions", "_segment")
-
-    def __init__(self, segment: Segment, fields: Sequence[str] | None = None, *, positions: bool = False) -> None:
-        self._segment = segment
-        self._names = None if fields is None else tuple(fields)
-        self._positions = positions
-        column_plan(segment.current_view(), self._names, positions=positions)
-
-    def __call__(self, entity_ids: Any) -> Columns:
-        """The rows of entities, in the order of the ids. Batches release the GIL."""
-        if type(entity_ids) is list and len(entity_ids) == 1 and type(entity_ids[0]) is str:
-            view = self._segment.current_view()
-            plan = column_plan(view, self._names, positions=self._positions)
-            columns = Columns(plan, view, entity_ids, COMPILED_GATHER)
-            if _read_one(plan.words(1), entity_ids[0], columns.buffer) == FOUND:
-                columns.found[0] = True
-                return columns
-        ids = id_array(entity_ids)
-        while True:
-            view = self._segment.current_view()
-            plan = column_plan(view, self._names, positions=self._positions)
-            columns = Columns(plan, view, ids, COMPILED_GATHER)
-            if _read_many(view, plan.words(len(ids)), ids, columns.buffer, columns.found, math.nan):
-                return columns
-
-
-class RowReader:
-    """Bound to segments and choices of fields: ``reader(entity_id)`` returns a row of each as
-    :class:`quorin.engine.reads.row.Rows`.
-    """
-
-    __slots__ = ("_bound", "_parts")
-
-    def __init__(self, parts: Sequence[tuple[Segment, Sequence[str] | None]]) -> None:
-        self._parts = [(segment, None if fields is None else tuple(fields)) for segment, fields in parts]
-        self._bound = self._bind()
-
-    def __reduce__(self) -> tuple[type[RowReader], tuple[Any]]:
-        return RowReader, (self._parts,)  # A segment says why it cannot be pickled.
-
-    def __call__(self, entity_id: str) -> Rows | None:
-        """The rows of one entity; None where only :class:`ColumnReader` can tell: for an id that is not ASCII, or no id
-        at all, and for a row that was being replaced.
-        """
-        layout, views = self._bound
-        for segment, view in views:
-            if segment._view is not view:
-                layout, _ = self._bound = self._bind()
-                break
-        if type(entity_id) is not str:
-            return None
-        buffer: Any = _empty(layout.byte_count, _UINT8)
-        code = _read_each(layout.words, entity_id, buffer)
-        if code == FOUND:
-            return Rows(layout, entity_id, buffer, layout.unpack(buffer))
-        if code == MOVED:
-            self._bound = self._bind()
-        return None
-
-    def _bind(self) -> tuple[RowsLayout, list[tuple[Segment, SegmentView]]]:
-        views = [(segment, segment.current_view()) for segment, _ in self._parts]
-        plans = [column_plan(view, names) for (_, view), (_, names) in zip(views, self._parts, strict=True)]
-        return RowsLayout([RowLayout(view, plan) for (_, view), plan in zip(views, plans, strict=True)]), views
-
-
 def _whole_vector(view: SegmentView) -> _Plan:
     return view.plan
 
@@ -311,22 +237,6 @@ def _assemble_one(plan: _Plan, entity_id: str, out: Float32s) -> int:
     return _assemble_one(plan, entity_id, out)
 
 
-def _read_one(words: Int64s, entity_id: str, out: Bytes) -> int:
-    """Stands in for the kernel until the first read has loaded it."""
-    global _read_one
-    from quorin.engine.kernels import read_one as _read_one
-
-    return _read_one(words, entity_id, out)
-
-
-def _read_each(words: Int64s, entity_id: str, out: Bytes) -> int:
-    """Stands in for the kernel until the first read has loaded it."""
-    global _read_each
-    from quorin.engine.kernels import read_each as _read_each
-
-    return _read_each(words, entity_id, out)
-
-
 def _assemble_slowly(
     segment: Segment, plan_for: Callable[[SegmentView], _Plan], entity_id: str, out: Float32s
 ) -> Float32s:
@@ -336,7 +246,7 @@ def _assemble_slowly(
     while True:
         view = segment.current_view()
         plan = plan_for(view)
-        if _read_many(view, plan, ids, out.view(np.uint8), found, math.nan):
+        if read_many(view, plan, ids, out.view(np.uint8), found, math.nan):
             break
     if not found[0]:
         raise EntityNotFoundError(entity_id, view.name)
@@ -364,7 +274,7 @@ def _assemble_many(
         view = segment.current_view()
         plan = plan_for(view)
         out, found_mask = buffers.batch_out(out, found_mask, len(ids), int(plan[P_OUT_BYTES]) // 4)
-        if _read_many(view, plan, ids, out.reshape(-1).view(np.uint8), found_mask, missing, first):
+        if read_many(view, plan, ids, out.reshape(-1).view(np.uint8), found_mask, missing, first):
             return out, found_mask
 
 
@@ -376,24 +286,3 @@ def _assemble_few(plan: _Plan, entity_ids: list[Any], out: Float32s) -> int:
         if type(entity_id) is not str or _assemble_one(plan, entity_id, row) != FOUND:
             return number
     return len(out)
-
-
-def _read_many(
-    view: SegmentView, plan: _Plan, ids: pa.Array, out: Bytes, found: Mask, missing: float, first: int = 0
-) -> bool:
-    """Run the batch kernel from a row on; False if the segment has a successor, where the caller must begin again."""
-    from quorin.engine import kernels
-
-    offsets, width, data = text_addresses(ids)
-    for _ in range(_MAX_ROUNDS):
-        stop = kernels.read_many(plan, offsets, width, data, first, len(ids), out, found, missing)
-        if stop >= 0:
-            return True
-        first, code = divmod(STOPPED - stop, CODES)
-        if code == BAD_ID:
-            raise buffers.empty_id(first)
-        if code == MOVED:
-            return False
-        if code == CORRUPT:
-            raise points_nowhere(view)
-    raise CorruptSegmentError(f"segment {view.name!r} is damaged: the row of entity id {ids[first]} never holds still")

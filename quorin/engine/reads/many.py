@@ -1,0 +1,42 @@
+"""The batch kernel, run until every row of a batch is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quorin.engine.format.abi import BAD_ID, CODES, CORRUPT, MOVED, STOPPED
+from quorin.engine.reads import arguments as buffers
+from quorin.engine.reads.gather import points_nowhere
+from quorin.engine.rows.packed import text_addresses
+from quorin.errors import CorruptSegmentError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from quorin.engine.arrays import Bytes, Int64s, Mask
+    from quorin.engine.memory.view import SegmentView
+
+_MAX_ROUNDS = 1000
+"""Times that the kernel returns from a row that keeps changing, each after many attempts of its own, before the row
+counts as damaged: a writer replaces a row at most once in the time of an attempt."""
+
+
+def read_many(
+    view: SegmentView, plan: Int64s, ids: pa.Array, out: Bytes, found: Mask, missing: float, first: int = 0
+) -> bool:
+    """Run the batch kernel from a row on; False if the segment has a successor, where the caller must begin again."""
+    from quorin.engine import kernels
+
+    offsets, width, data = text_addresses(ids)
+    for _ in range(_MAX_ROUNDS):
+        stop = kernels.read_many(plan, offsets, width, data, first, len(ids), out, found, missing)
+        if stop >= 0:
+            return True
+        first, code = divmod(STOPPED - stop, CODES)
+        if code == BAD_ID:
+            raise buffers.empty_id(first)
+        if code == MOVED:
+            return False
+        if code == CORRUPT:
+            raise points_nowhere(view)
+    raise CorruptSegmentError(f"segment {view.name!r} is damaged: the row of entity id {ids[first]} never holds still")
