@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import pictures
+from benchmarks import pictures, report, summary
 
 PAGE, FIGURES, PICTURES = "performance.md", "figures.json", "pictures"
 
@@ -32,8 +32,9 @@ def render(text: str, figures: dict[str, Any]) -> str:
     """The page with every entry's machine, pictures and tables in its place; the same figures give the same page."""
     for mark, entry in figures.items():
         section(text, mark)
-        before, _, rest = text.partition(f"<!-- {mark} -->")
-        text = before + place(mark, _body(mark, entry)) + rest.partition(f"<!-- /{mark} -->")[2]
+        text = _replaced(text, mark, _body(mark, entry))
+    if f"<!-- {summary.MARK} -->" in text:
+        text = _replaced(text, summary.MARK, f"\n{report.markdown(summary.table(figures))}\n")
     return text
 
 
@@ -48,6 +49,11 @@ def section(text: str, mark: str) -> str:
 def place(mark: str, body: str) -> str:
     """A body between its marks."""
     return f"<!-- {mark} -->\n{body}\n<!-- /{mark} -->"
+
+
+def _replaced(text: str, mark: str, body: str) -> str:
+    before, _, rest = text.partition(f"<!-- {mark} -->")
+    return before + place(mark, body) + rest.partition(f"<!-- /{mark} -->")[2]
 
 
 def _body(mark: str, entry: dict[str, Any]) -> str:
