@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 if TYPE_CHECKING:
-    from quorin.engine.arrays import AnyArray, Int64s, Mask
+    from quorin.engine.arrays import AnyArray, Mask
 
 
 def is_equal(one: pa.Array, other: pa.Array, *, rtol: float = 0.0, atol: float = 0.0) -> Mask:
@@ -21,6 +21,8 @@ def is_equal(one: pa.Array, other: pa.Array, *, rtol: float = 0.0, atol: float =
     """
     nulls, other_nulls = (column.is_null().to_numpy(zero_copy_only=False) for column in (one, other))
     equal: Mask = nulls == other_nulls
+    if pt.is_fixed_size_list(one.type):
+        return equal & (nulls | _rows_are_equal(one, other))
     rows = np.flatnonzero(~(nulls | other_nulls))
     if len(rows) < len(one):
         one, other = one.take(pa.array(rows)), other.take(pa.array(rows))
@@ -30,7 +32,7 @@ def is_equal(one: pa.Array, other: pa.Array, *, rtol: float = 0.0, atol: float =
 
 def _present_are_equal(one: pa.Array, other: pa.Array, rtol: float, atol: float) -> Mask:
     """For columns without nulls."""
-    if _is_list(one.type):
+    if pt.is_list(one.type) or pt.is_large_list(one.type):
         return _lists_are_equal(one, other)
     if pt.is_floating(one.type):
         left, right = (column.to_numpy(zero_copy_only=False) for column in (one, other))
@@ -41,8 +43,19 @@ def _present_are_equal(one: pa.Array, other: pa.Array, rtol: float, atol: float)
     return mask
 
 
+def _rows_are_equal(one: pa.Array, other: pa.Array) -> Mask:
+    """For lists of one fixed size. What stands in the place of a null is compared too.
+
+    Arrow's ``take`` returns other rows of a slice of nested fixed-size lists (pyarrow 26), so none is used here.
+    """
+    size = one.type.list_size
+    left, right = (column.values.slice(column.offset * size, len(column) * size) for column in (one, other))
+    rows: Mask = is_equal(left, right).reshape(len(one), size).all(axis=1)
+    return rows
+
+
 def _lists_are_equal(one: pa.Array, other: pa.Array) -> Mask:
-    sizes, other_sizes = _sizes(one), _sizes(other)
+    sizes, other_sizes = (_sizes(column) for column in (one, other))
     equal: Mask = sizes == other_sizes
     rows = np.flatnonzero(equal & (sizes > 0))
     if not len(rows):
@@ -53,10 +66,6 @@ def _lists_are_equal(one: pa.Array, other: pa.Array) -> Mask:
     return equal
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind))
-
-
-def _sizes(lists: pa.Array) -> Int64s | AnyArray:
+def _sizes(lists: pa.Array) -> AnyArray:
     sizes: AnyArray = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
     return sizes

@@ -195,7 +195,13 @@ def test_a_callers_matrix_is_filled_and_one_that_does_not_fit_is_refused(registr
     assert reader.batch([], out=np.zeros((0, 2), np.float32))[0].shape == (0, 2)
     read_only = np.zeros((1, 2), np.float32)
     read_only.flags.writeable = False
-    for wrong in (np.zeros((1, 3), np.float32), np.zeros((1, 2)), np.zeros((1, 4), np.float32)[:, ::2], read_only, [[0, 0]]):
+    for wrong in (
+        np.zeros((1, 3), np.float32),
+        np.zeros((1, 2)),
+        np.zeros((1, 4), np.float32)[:, ::2],
+        read_only,
+        [[0, 0]],
+    ):
         with pytest.raises(InvalidBufferError, match=r"float32 array of shape \(1, 2\)"):
             reader("a", out=wrong)
 
