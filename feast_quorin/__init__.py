@@ -9,15 +9,20 @@ file (see ``feast_quorin.hook``), so it imports nothing, not even ``typing``.
 TYPE_CHECKING = False  # Type checkers take this name as true.
 if TYPE_CHECKING:
     from feast_quorin.compute_engine import QuorinComputeEngine, QuorinComputeEngineConfig
+    from feast_quorin.model_matrix import FeastModelReader, model_reader
     from feast_quorin.online_store import QuorinOnlineStore, QuorinOnlineStoreConfig
     from feast_quorin.provider import QuorinProvider
+    from feast_quorin.skew_sides import skew
 
 __all__ = [
+    "FeastModelReader",
     "QuorinComputeEngine",
     "QuorinComputeEngineConfig",
     "QuorinOnlineStore",
     "QuorinOnlineStoreConfig",
     "QuorinProvider",
+    "model_reader",
+    "skew",
 ]
 
 
@@ -29,6 +34,10 @@ def __getattr__(name: str) -> object:
     with needs_extra("feast"):
         if name == "QuorinProvider":
             from feast_quorin import provider as module
+        elif name == "skew":
+            from feast_quorin import skew_sides as module  # type: ignore[no-redef]
+        elif name in ("model_reader", "FeastModelReader"):
+            from feast_quorin import model_matrix as module  # type: ignore[no-redef]
         elif name.startswith("QuorinCompute"):
             from feast_quorin import compute_engine as module  # type: ignore[no-redef]
         else:

@@ -1,18 +1,22 @@
 """What the command ``quorin`` needs of Feast: the store of a repository, and the names that its users know.
 
 Commands must be quick, and Feast takes seconds to import, so this module reads ``feature_store.yaml`` as Feast does
-and never imports Feast.
+and imports Feast only for :meth:`Repository.skew_sides`, which runs it.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from feast_quorin.names import FEAST_TYPES, identifier
-from quorin.errors import RepositoryError
+from quorin.errors import RepositoryError, needs_extra
+
+if TYPE_CHECKING:
+    from quorin.offline import Sides
 
 __all__ = ["Repository", "find", "identifier", "shown_feature", "shown_view"]
 
@@ -37,6 +41,20 @@ class Repository:
     shm_group: str | None
     offline: str | None
     snapshots: str | None
+
+    def skew_sides(
+        self, views: Sequence[str] | None, features: Sequence[str] | None, as_of_time_ns: int | None
+    ) -> Iterator[Sides]:
+        """What views serve, and Feast's offline store, for ``quorin skew``. Imports Feast.
+
+        :raises RepositoryError: as :func:`feast_quorin.skew`.
+        """
+        with needs_extra("feast"):
+            from feast import FeatureStore
+
+            from feast_quorin.skew_sides import sides_of
+        store = FeatureStore(repo_path=str(self.file.parent.absolute()), fs_yaml_file=self.file.absolute())
+        yield from sides_of(store, views, features, as_of_time_ns)
 
 
 def find(directory: Path) -> Repository | None:

@@ -17,6 +17,13 @@ import pyarrow as pa
 from quorin.engine.arrays import Float32s, Int64s, Mask
 from quorin.engine.format.abi import FOUND, P_OUT_BYTES
 from quorin.engine.memory.plans import vector_plan
+from quorin.engine.models import fitted
+from quorin.engine.models import reader as models
+from quorin.engine.models.layout import MatrixLayout, matrix_layout
+from quorin.engine.models.layout import Part as MatrixPart
+from quorin.engine.models.reader import ModelReader
+from quorin.engine.models.stored import layout_from_json as load_layout
+from quorin.engine.models.stored import layout_to_json as dump_layout
 from quorin.engine.reads import arguments as buffers
 from quorin.engine.reads.columns import Columns
 from quorin.engine.reads.many import read_many
@@ -28,7 +35,7 @@ from quorin.engine.rows.value import check_entity_id
 from quorin.errors import EntityNotFoundError, InvalidRowError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from quorin.engine.memory.view import SegmentView
     from quorin.shm import Segment
@@ -37,6 +44,9 @@ __all__ = [
     "ColumnReader",
     "Columns",
     "EntityNotFoundError",
+    "MatrixLayout",
+    "MatrixPart",
+    "ModelReader",
     "OneRow",
     "Reader",
     "RowReader",
@@ -45,6 +55,11 @@ __all__ = [
     "assemble",
     "assemble_batch",
     "column_reader",
+    "dump_layout",
+    "load_layout",
+    "matrix_layout",
+    "model_inputs",
+    "model_reader",
     "number_ids",
     "prewarm",
     "read",
@@ -153,6 +168,44 @@ def reader(segment: Segment, fields: Sequence[str] | None = None) -> Reader:
     :raises InvalidRowError: for a field that the schema does not have, or that is not in a vector.
     """
     return Reader(segment, fields)
+
+
+def model_reader(
+    parts: Segment | Sequence[Any],
+    columns: Sequence[str] | Mapping[str, str] | None = None,
+    *,
+    dtype: Any = np.float32,
+    categories: Mapping[str, Any] | None = None,
+    unknown: Any = math.nan,
+    missing: Any = math.nan,
+) -> ModelReader:
+    """A callable that fills the matrix of a model, float32 or float64: the columns in the model's order, texts and
+    integers as the codes of their categories, gaps as the model wants them.
+
+    ``parts`` is a segment, or several, each alone or in a pair with the names of its fields to choose from. ``columns``
+    are names of fields, ``Schema.field`` where several schemas have one of that name, or a dict of the model's names to
+    them; by default every number, and every field with categories. A field with a shape is as many columns.
+
+    ``categories`` has by column the categories in the order of their codes, or a dict of codes by category;
+    ``unknown`` is what others become, a number or ``"error"``. ``missing`` is what nulls become, and the rows of
+    entities that are not found. Both may be dicts by column, whose other columns have NaN.
+
+    :raises InvalidRowError: for a column that is no field of a fitting type, categories that no such field can have, or
+        a dtype other than float32 and float64.
+    """
+    return models.model_reader(parts, columns, dtype=dtype, categories=categories, unknown=unknown, missing=missing)
+
+
+def model_inputs(model: Any) -> dict[str, Any]:
+    """``columns`` and ``categories`` of a fitted model, for :func:`model_reader`: of LightGBM, XGBoost, or an estimator
+    or pipeline of scikit-learn that was fitted with a table.
+
+    LightGBM and XGBoost keep the categories of pandas' category columns (XGBoost since 3.1); models of scikit-learn
+    only know names.
+
+    :raises InvalidRowError: for a model that does not know the names of its columns.
+    """
+    return fitted.model_inputs(model)
 
 
 def prewarm(*, freeze: bool = False) -> None:

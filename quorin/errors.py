@@ -86,6 +86,10 @@ class TensorError(QuorinError, ValueError):
     """A feature's lists cannot become the requested tensor; the message names the feature."""
 
 
+class UnknownCategoryError(QuorinError, ValueError):
+    """A row has a category that a model does not know; the message names row, column and value."""
+
+
 class WriterLeaseHeldError(QuorinError, RuntimeError):
     """Another process holds a segment's writer lease."""
 

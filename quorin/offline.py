@@ -6,6 +6,23 @@ See ``docs/history.md`` for the layout and the promises. Importing this loads py
 from __future__ import annotations
 
 from quorin.engine.history.store import ParquetDatasetStore
+from quorin.engine.skew.compare import compare, skew
+from quorin.engine.skew.page import skew_page
+from quorin.engine.skew.report import FieldSkew, SkewExample, SkewReport
+from quorin.engine.skew.sides import SideRows, Sides
 from quorin.errors import CorruptHistoryError, EmptyDatasetError, HistoryUnavailableError
 
-__all__ = ["CorruptHistoryError", "EmptyDatasetError", "HistoryUnavailableError", "ParquetDatasetStore"]
+__all__ = [
+    "CorruptHistoryError",
+    "EmptyDatasetError",
+    "FieldSkew",
+    "HistoryUnavailableError",
+    "ParquetDatasetStore",
+    "SideRows",
+    "Sides",
+    "SkewExample",
+    "SkewReport",
+    "compare",
+    "skew",
+    "skew_page",
+]

@@ -43,6 +43,11 @@ class Plan:
         self._resolved = resolved
         self._shapes: BoundedCache[tuple[str, ...], Shape | None] = BoundedCache(_MAX_SHAPES)
 
+    @property
+    def resolved(self) -> Resolved:
+        """The choice of features that this is compiled from."""
+        return self._resolved
+
     def shape(self, names: tuple[str, ...]) -> Shape | None:
         """The plan for rows with these columns; None if only Feast can answer or refuse them."""
         try:

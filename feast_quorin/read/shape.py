@@ -88,6 +88,11 @@ class Shape:
         computed = compute(resolved.transforms, inputs, resolved.full_names)
         return LazyResponse.of(resolved, self.keys, keys, reads, computed=computed)
 
+    def reads(self, columns: list[list[Any]]) -> list[Any] | None:
+        """What is read of each view for the entities of a request; None if only Feast can judge the keys."""
+        keys = [columns[index] for index in self._columns.key_indexes]
+        return self._read(keys, len(columns[0]))[1]
+
     def _request_data(self, columns: list[list[Any]]) -> list[list[Any]] | None:
         if any(not is_convertible(columns[index]) for index in self._columns.unused_indexes):
             return None

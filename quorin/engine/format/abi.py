@@ -99,3 +99,17 @@ elements that are widened. A cell has the items of a span, with the place of a h
 V_CELL, V_NULL_BYTE, V_NULL_MASK, V_VARIABLE, V_DOUBLE, V_SIZE, V_METRIC = range(DESCRIPTOR_ITEMS, DESCRIPTOR_ITEMS + 7)
 SEARCH_ITEMS = DESCRIPTOR_ITEMS + 7
 METRIC_L2, METRIC_COSINE, METRIC_INNER_PRODUCT = range(3)
+
+# A model's matrix: bytes a row before the validity bits, bytes of bits a row, columns of the whole matrix, columns of
+# this plan; then the columns: the dtype's code, where values begin in a row of the buffer, elements, the validity bit,
+# the first column of the matrix, the float64 of what is missing, and where its categories are in the plan (-1: none).
+M_BITS_START, M_BITS_BYTES, M_WIDTH, M_COLUMNS = range(4)
+M_HEAD_ITEMS = 4
+M_DTYPE, M_START, M_COUNT, M_NULL_BYTE, M_NULL_MASK, M_TARGET, M_MISSING, M_CATEGORIES = range(8)
+M_COLUMN_ITEMS = 8
+# Categories: a hash table of a power of two of slots with open addressing. A slot is where the key is among the bytes
+# of all keys, its size (-1: an empty slot), and the float64 of its code.
+T_SLOT_COUNT, T_UNKNOWN, T_UNKNOWN_IS_ERROR = range(3)
+T_HEAD_ITEMS = 3
+T_KEY, T_KEY_BYTES, T_CODE = range(3)
+T_SLOT_ITEMS = 3

@@ -63,6 +63,16 @@ class Columns:
         return self._plan.fields
 
     @property
+    def plan(self) -> ColumnPlan:
+        """Where in :attr:`buffer` the fields are."""
+        return self._plan
+
+    @property
+    def view(self) -> SegmentView:
+        """The attached file that was read; it has the heap that cells point to."""
+        return self._view
+
+    @property
     def all_found(self) -> bool:
         """Whether every entity has a row."""
         return b"\0" not in self.found.tobytes()  # quicker than `all` on the few rows of a request

@@ -1,0 +1,1 @@
+"""Rows as the matrix that a model takes."""

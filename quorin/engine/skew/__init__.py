@@ -1,0 +1,1 @@
+"""What is served against what an offline source says it should be."""
