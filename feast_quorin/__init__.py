@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from feast_quorin.online_store import QuorinOnlineStore, QuorinOnlineStoreConfig
     from feast_quorin.provider import QuorinProvider
     from feast_quorin.read.asked import at_least
+    from feast_quorin.write.tokens import last_token
 
 __all__ = [
     "QuorinComputeEngine",
@@ -20,6 +21,7 @@ __all__ = [
     "QuorinOnlineStoreConfig",
     "QuorinProvider",
     "at_least",
+    "last_token",
 ]
 
 
@@ -33,6 +35,8 @@ def __getattr__(name: str) -> object:
             from feast_quorin import provider as module
         elif name == "at_least":
             from feast_quorin.read import asked as module  # type: ignore[no-redef]
+        elif name == "last_token":
+            from feast_quorin.write import tokens as module  # type: ignore[no-redef]
         elif name.startswith("QuorinCompute"):
             from feast_quorin import compute_engine as module  # type: ignore[no-redef]
         else:

@@ -11,10 +11,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from quorin import assembly
 from quorin.wal import Token
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from quorin.shm import Segment
 
 DEFAULT_TIMEOUT_MS = 100.0
 
@@ -58,3 +61,11 @@ def at_least(token: Token | str, *, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> I
     """
     with asking(at_least=Token.of(token), timeout_ms=timeout_ms):
         yield
+
+
+def wait_for(segment: Segment, *, apply: Callable[[], object], helps_at_once: bool) -> None:
+    """Wait until a segment shows what reads of this context ask for; as :func:`quorin.assembly.wait_for`."""
+    asked = _ASKED.get()
+    if asked.at_least is not None:
+        timeout_ms = asked.timeout_ms
+        assembly.wait_for(segment, asked.at_least, timeout_ms=timeout_ms, apply=apply, helps_at_once=helps_at_once)

@@ -75,7 +75,7 @@ class RemoteSession:
         """
         body = messages.message({"entity_id": pa.array(ids, pa.string())}, **self._about(view), fields=[*fields])
         batch = messages.answer(self._call(messages.READ, body, is_idempotent=True))
-        return batch.schema.names[3:], batch
+        return batch.schema.names[4:], batch
 
     def write(self, view: StoredView, batch: pa.RecordBatch, *, partial: bool) -> None:
         """Write rows of the engine's form, as :func:`feast_quorin.write.log.write` and ``settle`` do on the server.
