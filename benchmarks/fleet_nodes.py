@@ -100,7 +100,8 @@ class Fleet:
 
     def push(self, rate: int, seconds: float) -> list[tuple[int, int]]:
         """Push single rows at a rate; the monotonic ns before each, and its position."""
-        pushed, begun = [], time.monotonic()
+        pushed: list[tuple[int, int]] = []
+        begun = time.monotonic()
         for number in range(int(rate * seconds)):
             time.sleep(max(0.0, begun + number / rate - time.monotonic()))
             at, values = time.monotonic_ns(), dict.fromkeys(NAMES, float(number))

@@ -8,42 +8,45 @@ file (see ``feast_quorin.hook``), so it imports nothing, not even ``typing``.
 
 TYPE_CHECKING = False  # Type checkers take this name as true.
 if TYPE_CHECKING:
-    from feast_quorin.compute_engine import QuorinComputeEngine, QuorinComputeEngineConfig
-    from feast_quorin.model_matrix import FeastModelReader, model_reader
-    from feast_quorin.online_store import QuorinOnlineStore, QuorinOnlineStoreConfig
-    from feast_quorin.provider import QuorinProvider
-    from feast_quorin.skew_sides import skew
+    from feast_quorin.compute_engine import QuorinComputeEngine as QuorinComputeEngine
+    from feast_quorin.compute_engine import QuorinComputeEngineConfig as QuorinComputeEngineConfig
+    from feast_quorin.model_matrix import FeastModelReader as FeastModelReader
+    from feast_quorin.model_matrix import model_reader as model_reader
+    from feast_quorin.online_store import QuorinOnlineStore as QuorinOnlineStore
+    from feast_quorin.online_store import QuorinOnlineStoreConfig as QuorinOnlineStoreConfig
+    from feast_quorin.provider import QuorinProvider as QuorinProvider
+    from feast_quorin.read.asked import at_least as at_least
+    from feast_quorin.skew_sides import skew as skew
+    from feast_quorin.write.tokens import last_token as last_token
 
-__all__ = [
-    "FeastModelReader",
-    "QuorinComputeEngine",
-    "QuorinComputeEngineConfig",
-    "QuorinOnlineStore",
-    "QuorinOnlineStoreConfig",
-    "QuorinProvider",
-    "model_reader",
-    "skew",
-]
+_MODULES = {
+    "FeastModelReader": "model_matrix",
+    "QuorinComputeEngine": "compute_engine",
+    "QuorinComputeEngineConfig": "compute_engine",
+    "QuorinOnlineStore": "online_store",
+    "QuorinOnlineStoreConfig": "online_store",
+    "QuorinProvider": "provider",
+    "at_least": "read.asked",
+    "last_token": "write.tokens",
+    "model_reader": "model_matrix",
+    "skew": "skew_sides",
+}
+"""Where each public name is."""
+
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     from quorin.errors import needs_extra
 
     with needs_extra("feast"):
-        if name == "QuorinProvider":
-            from feast_quorin import provider as module
-        elif name == "skew":
-            from feast_quorin import skew_sides as module  # type: ignore[no-redef]
-        elif name in ("model_reader", "FeastModelReader"):
-            from feast_quorin import model_matrix as module  # type: ignore[no-redef]
-        elif name.startswith("QuorinCompute"):
-            from feast_quorin import compute_engine as module  # type: ignore[no-redef]
-        else:
-            from feast_quorin import online_store as module  # type: ignore[no-redef]
+        module = import_module(f"{__name__}.{_MODULES[name]}")
     return getattr(module, name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *_MODULES])

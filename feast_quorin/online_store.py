@@ -19,8 +19,10 @@ from feast_quorin import feast_private
 from feast_quorin.apply import apply_tables, remove_project, remove_views
 from feast_quorin.config import StoreSettings
 from feast_quorin.feast_versions import COMPILED_READS, VIEW_READS, has
+from feast_quorin.read import asked
 from feast_quorin.read import generic as reading
 from feast_quorin.read.plan import Plans
+from feast_quorin.read.positions import collecting
 from feast_quorin.read.precomputed import from_live_rows
 from feast_quorin.read.refused import naming_refused_keys
 from feast_quorin.read.request import key_columns
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from feast.repo_config import RepoConfig
 
     from feast_quorin.read.response import LazyResponse
+    from feast_quorin.write.tokens import Written
     from quorin.shm import SegmentRegistry
 
 
@@ -142,7 +145,9 @@ class QuorinOnlineStore(OnlineStore):
     async def online_read_async(
         self, config: RepoConfig, table: Any, entity_keys: Sequence[Any], requested_features: list[str] | None = None
     ) -> list[Any]:
-        """:meth:`online_read`, which never waits."""
+        """:meth:`online_read`, which never waits but for what :mod:`feast_quorin.read.asked` says."""
+        if asked.current().at_least is not None:
+            return await asyncio.to_thread(self.online_read, config, table, entity_keys, requested_features)
         return self.online_read(config, table, entity_keys, requested_features)
 
     def retrieve_online_documents(
@@ -214,9 +219,9 @@ class QuorinOnlineStore(OnlineStore):
         response = self._run(config, entity_rows, *choice)
         if response is not None:
             return response
-        with naming_refused_keys(features, entity_rows, registry, project):
+        with naming_refused_keys(features, entity_rows, registry, project), collecting() as positions:
             slow = super().get_online_features(config, from_live_rows(features), entity_rows, *choice[1:])
-        return TensorResponse.of_feast(slow)
+        return TensorResponse.of_feast(slow, positions)
 
     async def get_online_features_async(
         self,
@@ -228,14 +233,19 @@ class QuorinOnlineStore(OnlineStore):
         full_feature_names: bool = False,
         include_feature_view_version_metadata: bool = False,
     ) -> TensorResponse:
-        """:meth:`get_online_features`, which never waits."""
+        """:meth:`get_online_features`, which never waits but for what :mod:`feast_quorin.read.asked` says."""
+        if asked.current().at_least is not None:
+            return await asyncio.to_thread(
+                self.get_online_features, config, features, entity_rows, registry, project, full_feature_names,
+                include_feature_view_version_metadata,
+            )  # fmt: skip
         choice = (features, registry, project, full_feature_names, include_feature_view_version_metadata)
         response = self._run(config, entity_rows, *choice)
         if response is not None:
             return response
-        with naming_refused_keys(features, entity_rows, registry, project):
+        with naming_refused_keys(features, entity_rows, registry, project), collecting() as positions:
             slow = await super().get_online_features_async(config, from_live_rows(features), entity_rows, *choice[1:])
-        return TensorResponse.of_feast(slow)
+        return TensorResponse.of_feast(slow, positions)
 
     def _run(self, config: RepoConfig, entity_rows: Any, *choice: Any) -> LazyResponse | None:
         """The response of a compiled request; None if only Feast's own code can answer or refuse the request."""
@@ -263,6 +273,10 @@ class QuorinOnlineStore(OnlineStore):
     def session(self, config: RepoConfig) -> Session:
         """What this process has open of the store."""
         return self._session_for(config)
+
+    def written(self, config: RepoConfig) -> Written:
+        """The tokens of what this process has written; see :func:`feast_quorin.last_token`."""
+        return self._session_for(config).written
 
     def registry(self, config: RepoConfig) -> SegmentRegistry:
         """The segments that this process serves, and where they stand."""

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from feast_quorin.catalogue import Catalogue
 from feast_quorin.convert.entity_ids import MAX_ID_BYTES
+from feast_quorin.read.asked import wait_for
 from feast_quorin.views import check_entity
+from feast_quorin.write.tokens import Written
 from quorin import assembly, metrics
 from quorin.errors import (
     QuorinError,
@@ -72,7 +74,7 @@ class Session:
         store = None if snapshots is None else SnapshotStore(snapshots)
         peers = settings.peers(repo_path)
         self.catalogue = Catalogue(settings, self.registry, self._history, store, peers)
-        self.producer = WALProducer(self.registry.backend, registry=self.registry)
+        self.producer, self.written = WALProducer(self.registry.backend, registry=self.registry), Written()
         sources = {"offline": self._history, "snapshots": store, "peers": peers}
         sizes = {"capacity": settings.capacity, "max_id_bytes": MAX_ID_BYTES}
         self.follower = Follower(self.registry, **sources, **sizes) if settings.follows else None
@@ -100,27 +102,15 @@ class Session:
         return self.follow(view, read_stored)
 
     def reader_of(self, segment: Segment, fields: Sequence[str]) -> Callable[[Any], Columns]:
-        """A function that reads fields of a segment's rows as columns; rows past ``key_ttl_seconds`` are not found."""
-        seconds = self.settings.key_ttl_seconds
-        if not seconds:
-            return assembly.column_reader(segment, fields)
-        read = assembly.column_reader(segment, fields, positions=True)
-
-        def read_living(ids: Any) -> Columns:
-            columns = read(ids)
-            columns.drop(columns.found & (columns.positions < position_at(time.time_ns() // 10**6 - 1000 * seconds)))
-            return columns
-
-        return read_living
-
-    @property
-    def rows_expire(self) -> bool:
-        """Whether rows are no longer served some time after they were written (``key_ttl_seconds``)."""
-        return self.settings.key_ttl_seconds is not None
+        """A function that reads fields of a segment's rows as columns, with their positions; rows past
+        ``key_ttl_seconds`` are not found.
+        """
+        read, seconds = assembly.column_reader(segment, fields, positions=True), self.settings.key_ttl_seconds
+        return partial(_read_living, read, seconds) if seconds else read
 
     def follow(self, view: StoredView, action: Callable[[Segment], Result]) -> Result:
         """Call a function with a view's segment, and again if the segment is replaced meanwhile by one with other
-        fields. The segment is that of :meth:`prepare`.
+        fields. The segment is that of :meth:`prepare`, and shows what :mod:`feast_quorin.read.asked` says.
 
         :raises SegmentNotFoundError: if the view was never applied, or was removed.
         """
@@ -128,6 +118,7 @@ class Session:
             try:
                 segment = self.prepare(view)
                 self.check_fresh(view, segment)
+                wait_for(segment, apply=partial(self._drain, view), helps_at_once=not self.settings.redis_url)
                 return action(segment)
             except (SchemaMismatchError, SegmentNotFoundError):
                 if not self.forget(view):
@@ -225,6 +216,14 @@ class Session:
             if self.settings.stale_reads == "raise":
                 raise StaleReplicaError(f"feature view {view.name!r}", lag, limit)
 
+    def _drain(self, view: StoredView) -> None:
+        """Apply what the log has, if that is this process's task and it can."""
+        if self.settings.consumer != "external":
+            try:
+                self.consumer_of(view).drain()
+            except QuorinError as error:
+                _log.warning("read_not_caught_up", view=view.name, error=str(error))
+
     def position(self, view: StoredView) -> int:
         """The log position up to which the view's segment is applied; 0 if it was replaced at this moment."""
         try:
@@ -305,6 +304,12 @@ class Session:
         if reader is not None and not (self.is_in_force(reader) and reader.name == segment.name):
             self.forget(view)
         return segment
+
+
+def _read_living(read: Callable[[Any], Columns], seconds: int, ids: Any) -> Columns:
+    columns = read(ids)
+    columns.drop(columns.found & (columns.positions < position_at(time.time_ns() // 10**6 - 1000 * seconds)))
+    return columns
 
 
 @lru_cache(maxsize=4096)

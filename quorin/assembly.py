@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from quorin.engine.arrays import Float32s, Int64s, Mask
-from quorin.engine.format.abi import FOUND, P_OUT_BYTES
+from quorin.engine.format.abi import FOUND, P_OUT_BYTES, P_POSITIONS
 from quorin.engine.memory.plans import vector_plan
 from quorin.engine.models import fitted
 from quorin.engine.models import reader as models
@@ -30,6 +30,7 @@ from quorin.engine.reads.many import read_many
 from quorin.engine.reads.readers import ColumnReader, RowReader
 from quorin.engine.reads.row import OneRow, Rows, RowsLayout
 from quorin.engine.reads.scan import scan_view
+from quorin.engine.reads.waiting import DEFAULT_TIMEOUT_MS, wait_for
 from quorin.engine.rows.intake import id_array, number_ids
 from quorin.engine.rows.value import check_entity_id
 from quorin.errors import EntityNotFoundError, InvalidRowError
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from quorin.engine.memory.view import SegmentView
     from quorin.shm import Segment
+    from quorin.wal import Token
 
 __all__ = [
     "ColumnReader",
@@ -66,6 +68,7 @@ __all__ = [
     "reader",
     "row_reader",
     "scan",
+    "wait_for",
 ]
 
 _Plan = Int64s
@@ -75,15 +78,25 @@ _FEW = 16
 """Ids up to which single reads of a list are quicker than the batch kernel, which wants them as an Arrow array."""
 
 
-def assemble(segment: Segment, entity_id: str, *, out: Float32s | None = None) -> Float32s:
+def assemble(
+    segment: Segment,
+    entity_id: str,
+    *,
+    out: Float32s | None = None,
+    at_least: Token | str | None = None,
+    timeout_ms: float = DEFAULT_TIMEOUT_MS,
+) -> Float32s:
     """The float32 vector of one entity, shape ``(total_element_count,)``: ``out`` if passed, else a new array.
 
     Numeric fixed-size fields in declaration order, shaped ones row-major; a null reads as its field's default. What
-    ``out`` holds after an error is undefined.
+    ``out`` holds after an error is undefined. With ``at_least``, waits as :func:`wait_for`.
 
     :raises EntityNotFoundError: if the entity has no row. :raises EntityIdError: for an id that is empty or no text.
     :raises InvalidBufferError: for an ``out`` that does not fit. :raises SegmentClosedError: after close.
+    :raises NotYetAppliedError, TokenError: as :func:`wait_for`.
     """
+    if at_least is not None:
+        wait_for(segment, at_least, timeout_ms=timeout_ms)
     view = segment._view
     if out is None:
         out = _empty(view.vector_length, _FLOAT32)
@@ -101,6 +114,9 @@ def assemble_batch(
     out: Float32s | None = None,
     found_mask: Mask | None = None,
     missing: float = math.nan,
+    positions: Int64s | None = None,
+    at_least: Token | str | None = None,
+    timeout_ms: float = DEFAULT_TIMEOUT_MS,
 ) -> tuple[Float32s, Mask]:
     """The vectors of many entities: float32 of shape ``(N, total_element_count)``, and bool of shape ``(N,)``.
 
@@ -108,23 +124,40 @@ def assemble_batch(
     or an Arrow array of text, which is not copied (see :func:`quorin.engine.rows.intake.id_array`). Rows that are not
     found are filled with ``missing``. Releases the GIL, but for a list of few ids.
 
+    ``positions``, int64 of shape ``(N,)``, is filled with the log positions of the writes that made the rows, 0 where
+    not found. With ``at_least``, waits as :func:`wait_for`.
+
     :raises EntityIdError: naming the first id that is empty, null or no text, with its row.
     :raises InvalidBufferError: for buffers that don't fit.
+    :raises NotYetAppliedError, TokenError: as :func:`wait_for`.
     """
-    return _assemble_many(segment, _whole_vector, entity_ids, out, found_mask, missing)
+    if at_least is not None:
+        wait_for(segment, at_least, timeout_ms=timeout_ms)
+    return _assemble_many(segment, _whole_vector, entity_ids, out, found_mask, missing, positions)
 
 
-def read(segment: Segment, entity_ids: Any, fields: Sequence[str] | None = None) -> pa.RecordBatch:
-    """Exact typed values: the columns ``entity_id`` (as passed), ``found`` (bool), ``event_time_ns`` (int64), and the
-    fields.
+def read(
+    segment: Segment,
+    entity_ids: Any,
+    fields: Sequence[str] | None = None,
+    *,
+    positions: bool = False,
+    at_least: Token | str | None = None,
+    timeout_ms: float = DEFAULT_TIMEOUT_MS,
+) -> pa.RecordBatch:
+    """Exact typed values: the columns ``entity_id`` (as passed), ``found`` (bool), ``event_time_ns`` (int64), with
+    ``positions`` then ``log_position`` (int64), and the fields.
 
     One row out per id in, in the same order; everything but the first two is null where an entity is not found. Each
-    row is one whole version. Releases the GIL.
+    row is one whole version. Releases the GIL. A row's log position is that of the write that made it. With
+    ``at_least``, waits as :func:`wait_for`.
 
     :raises EntityIdError: naming the first id that is empty, null or no text. :raises InvalidRowError: for unknown
-        fields.
+        fields. :raises NotYetAppliedError, TokenError: as :func:`wait_for`.
     """
-    return column_reader(segment, fields)(entity_ids).to_batch()
+    if at_least is not None:
+        wait_for(segment, at_least, timeout_ms=timeout_ms)
+    return column_reader(segment, fields, positions=positions)(entity_ids).to_batch()
 
 
 def scan(
@@ -146,20 +179,20 @@ def scan(
 def column_reader(segment: Segment, fields: Sequence[str] | None = None, *, positions: bool = False) -> ColumnReader:
     """A callable that reads a choice of fields, of any type, as typed columns; what :func:`read` does, without Arrow.
 
-    With ``positions`` it reads the log positions of the rows too.
+    With ``positions`` it reads the log positions of the rows too, which :meth:`Columns.to_batch` then has.
 
     :raises InvalidRowError: for fields that the schema does not have.
     """
     return ColumnReader(segment, fields, positions=positions)
 
 
-def row_reader(parts: Sequence[tuple[Segment, Sequence[str] | None]]) -> RowReader:
+def row_reader(parts: Sequence[tuple[Segment, Sequence[str] | None]], *, positions: bool = False) -> RowReader:
     """A callable that reads one entity in several segments at once, some fields of each, as Python values; the fastest
-    for few fields.
+    for few fields. With ``positions`` it reads the log positions of the rows too.
 
     :raises InvalidRowError: for fields that a schema does not have.
     """
-    return RowReader(parts)
+    return RowReader(parts, positions=positions)
 
 
 def reader(segment: Segment, fields: Sequence[str] | None = None) -> Reader:
@@ -249,8 +282,17 @@ class Reader:
         self._view = segment.current_view()
         self._plan = vector_plan(self._view.descriptor, self._view.stored, self._fields)
 
-    def __call__(self, entity_id: str, out: Float32s | None = None) -> Float32s:
+    def __call__(
+        self,
+        entity_id: str,
+        out: Float32s | None = None,
+        *,
+        at_least: Token | str | None = None,
+        timeout_ms: float = DEFAULT_TIMEOUT_MS,
+    ) -> Float32s:
         """The vector of one entity."""
+        if at_least is not None:
+            wait_for(self._segment, at_least, timeout_ms=timeout_ms)
         if out is None:
             out = _empty(self.length, _FLOAT32)
         else:
@@ -267,9 +309,14 @@ class Reader:
         out: Float32s | None = None,
         found_mask: Mask | None = None,
         missing: float = math.nan,
+        positions: Int64s | None = None,
+        at_least: Token | str | None = None,
+        timeout_ms: float = DEFAULT_TIMEOUT_MS,
     ) -> tuple[Float32s, Mask]:
         """The vectors of many entities, and which were found."""
-        return _assemble_many(self._segment, self._plan_for, entity_ids, out, found_mask, missing)
+        if at_least is not None:
+            wait_for(self._segment, at_least, timeout_ms=timeout_ms)
+        return _assemble_many(self._segment, self._plan_for, entity_ids, out, found_mask, missing, positions)
 
     def _plan_for(self, view: SegmentView) -> _Plan:
         if self._view is not view:
@@ -313,12 +360,16 @@ def _assemble_many(
     out: Float32s | None,
     found_mask: Mask | None,
     missing: float,
+    positions: Int64s | None,
 ) -> tuple[Float32s, Mask]:
     first = 0
     if type(entity_ids) is list and 0 < len(entity_ids) <= _FEW:
         plan = plan_for(segment._view)
         out, found_mask = buffers.batch_out(out, found_mask, len(entity_ids), plan.item(P_OUT_BYTES) // 4)
-        first = _assemble_few(plan, entity_ids, out)
+        if positions is None:
+            first = _assemble_few(plan, entity_ids, out)
+        else:
+            first = _assemble_few_at_positions(plan, entity_ids, out, positions)
         found_mask[:first] = True
         if first == len(entity_ids):
             return out, found_mask
@@ -327,6 +378,8 @@ def _assemble_many(
         view = segment.current_view()
         plan = plan_for(view)
         out, found_mask = buffers.batch_out(out, found_mask, len(ids), int(plan[P_OUT_BYTES]) // 4)
+        if positions is not None:
+            plan = _positioned(plan, positions, len(ids))
         if read_many(view, plan, ids, out.reshape(-1).view(np.uint8), found_mask, missing, first):
             return out, found_mask
 
@@ -339,3 +392,21 @@ def _assemble_few(plan: _Plan, entity_ids: list[Any], out: Float32s) -> int:
         if type(entity_id) is not str or _assemble_one(plan, entity_id, row) != FOUND:
             return number
     return len(out)
+
+
+def _assemble_few_at_positions(plan: _Plan, entity_ids: list[Any], out: Float32s, positions: Int64s) -> int:
+    """The same, with the log positions of the rows."""
+    plan = _positioned(plan, positions, len(entity_ids))
+    for number, (entity_id, row) in enumerate(zip(entity_ids, out, strict=True)):
+        if type(entity_id) is not str or _assemble_one(plan, entity_id, row) != FOUND:
+            return number
+        plan[P_POSITIONS] += 8
+    return len(out)
+
+
+def _positioned(plan: _Plan, positions: Int64s, rows: int) -> _Plan:
+    """A plan that also fills ``positions``, which the caller keeps alive."""
+    buffers.check_positions(positions, rows)
+    plan = plan.copy()
+    plan[P_POSITIONS] = positions.ctypes.data
+    return plan

@@ -10,6 +10,7 @@ from quorin.errors import needs_extra
 with needs_extra("serve"):
     from quorin.engine.http.arrow_stream import InvalidStreamError, read_stream
     from quorin.engine.http.asgi import receive_body, send_reply
+    from quorin.engine.http.asked import Asked, InvalidHeaderError, asked_by, may_wait, too_old
     from quorin.engine.http.catalogue import Catalogue
     from quorin.engine.http.donor import Donor
     from quorin.engine.http.limits import Limits
@@ -21,21 +22,26 @@ with needs_extra("serve"):
 
 __all__ = [
     "Address",
+    "Asked",
     "Catalogue",
     "Direct",
     "Donor",
     "Headers",
+    "InvalidHeaderError",
     "InvalidStreamError",
     "Limits",
     "Readiness",
     "Reply",
     "SegmentServer",
+    "asked_by",
     "error_reply",
     "forms",
+    "may_wait",
     "page",
     "read_stream",
     "readiness",
     "receive_body",
     "run",
     "send_reply",
+    "too_old",
 ]

@@ -17,6 +17,7 @@ from quorin.engine.format import segment as fmt
 from quorin.engine.reads import arguments as buffers
 from quorin.engine.reads.column_plan import column_plan
 from quorin.engine.reads.columns import NUMPY_GATHER, Columns
+from quorin.engine.reads.waiting import DEFAULT_TIMEOUT_MS, wait_for
 from quorin.engine.rows.compatibility import fits
 from quorin.engine.rows.intake import id_array
 from quorin.engine.rows.value import check_entity_id
@@ -26,14 +27,24 @@ from quorin.layout import find_row, iterate_occupied
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from quorin.engine.arrays import Bytes, Float32s, Mask
+    from quorin.engine.arrays import Bytes, Float32s, Int64s, Mask
     from quorin.engine.memory.view import SegmentView
     from quorin.schema import FeatureField
     from quorin.shm import Segment
+    from quorin.wal import Token
 
 
-def assemble(segment: Segment, entity_id: str, *, out: Float32s | None = None) -> Float32s:
+def assemble(
+    segment: Segment,
+    entity_id: str,
+    *,
+    out: Float32s | None = None,
+    at_least: Token | str | None = None,
+    timeout_ms: float = DEFAULT_TIMEOUT_MS,
+) -> Float32s:
     """The float32 vector of one entity, shape ``(total_element_count,)``; see :func:`quorin.assembly.assemble`."""
+    if at_least is not None:
+        wait_for(segment, at_least, timeout_ms=timeout_ms)
     view = segment.current_view()
     out = buffers.vector_out(out, view.vector_length)
     row = _copy_row(view, check_entity_id(entity_id))
@@ -50,14 +61,25 @@ def assemble_batch(
     out: Float32s | None = None,
     found_mask: Mask | None = None,
     missing: float = math.nan,
+    positions: Int64s | None = None,
+    at_least: Token | str | None = None,
+    timeout_ms: float = DEFAULT_TIMEOUT_MS,
 ) -> tuple[Float32s, Mask]:
-    """The vectors of many entities, shape ``(N, total_element_count)``, and which were found."""
+    """The vectors of many entities, shape ``(N, total_element_count)``, and which were found; see
+    :func:`quorin.assembly.assemble_batch`.
+    """
+    if at_least is not None:
+        wait_for(segment, at_least, timeout_ms=timeout_ms)
     view = segment.current_view()
     keys = _keys(entity_ids)
     out, found_mask = buffers.batch_out(out, found_mask, len(keys), view.vector_length)
+    if positions is not None:
+        buffers.check_positions(positions, len(keys))
     for i, key in enumerate(keys):
         row = _copy_row(view, key)
         found_mask[i] = row is not None
+        if positions is not None:
+            positions[i] = 0 if row is None else _header(row)["position"]
         if row is None:
             out[i] = missing
         else:
@@ -65,10 +87,20 @@ def assemble_batch(
     return out, found_mask
 
 
-def read(segment: Segment, entity_ids: Any, fields: Sequence[str] | None = None) -> pa.RecordBatch:
+def read(
+    segment: Segment,
+    entity_ids: Any,
+    fields: Sequence[str] | None = None,
+    *,
+    positions: bool = False,
+    at_least: Token | str | None = None,
+    timeout_ms: float = DEFAULT_TIMEOUT_MS,
+) -> pa.RecordBatch:
     """Exact typed values as Arrow; see :func:`quorin.assembly.read`."""
+    if at_least is not None:
+        wait_for(segment, at_least, timeout_ms=timeout_ms)
     view = segment.current_view()
-    plan = column_plan(view, fields)
+    plan = column_plan(view, fields, positions=positions)
     ids = id_array(entity_ids)
     columns = Columns(plan, view, ids, NUMPY_GATHER)
     count = len(columns.found)
@@ -117,8 +149,11 @@ def _copy_row(view: SegmentView, key: bytes) -> Bytes | None:
             stamp == memory[start : start + 8].view(np.uint64)[0] and word == memory[slot : slot + 8].view(np.uint64)[0]
         )
         if unchanged and int(stamp) % 2 == 0 and find_row(view, key) == found:
-            header = row[: fmt.KEY_OFFSET].view(fmt.ROW_HEADER_DTYPE)[0]
-            return None if int(header["flags"]) & fmt.FLAG_DELETED else row
+            return None if int(_header(row)["flags"]) & fmt.FLAG_DELETED else row
+
+
+def _header(row: Bytes) -> Any:
+    return row[: fmt.KEY_OFFSET].view(fmt.ROW_HEADER_DTYPE)[0]
 
 
 def _fill_vector(view: SegmentView, row: Bytes, out: Float32s) -> None:

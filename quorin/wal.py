@@ -3,11 +3,12 @@
 When a write returns, its rows are in the log at the returned position, as durable as the log is (see
 :mod:`quorin.engine.backend`). A consumer shows them in the segment, usually within a millisecond;
 :meth:`WALProducer.wait` waits for that. Writing the same rows again is safe: they take effect once.
+
+The position is a :class:`Token`: a read on any node that asks for it, with ``at_least``, shows the rows.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -18,6 +19,8 @@ from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SE
 from quorin.engine.format.name import is_same_line
 from quorin.engine.log.record import Kind, encode
 from quorin.engine.log.record_fast import encode_row
+from quorin.engine.log.token import Token
+from quorin.engine.reads.waiting import pause
 from quorin.engine.rows.batch import check_entity_id, checked_row, delete_batch, row_batch, rows_batch, to_batch
 from quorin.errors import (
     ConnectionFailedError,
@@ -39,7 +42,16 @@ if TYPE_CHECKING:
     from quorin.schema import Schema
     from quorin.shm import Segment, SegmentRegistry
 
-__all__ = ["Beginning", "LogFullError", "Pipeline", "Tail", "WALProducer", "WriteSyncTimeoutError", "position_at"]
+__all__ = [
+    "Beginning",
+    "LogFullError",
+    "Pipeline",
+    "Tail",
+    "Token",
+    "WALProducer",
+    "WriteSyncTimeoutError",
+    "position_at",
+]
 
 Appended = TypeVar("Appended")
 
@@ -49,7 +61,6 @@ MAX_APPEND_BYTES = 8 << 20
 DEFAULT_MAX_ENTRIES = 1_000_000
 DEFAULT_FLEET_WAIT_MS = 10_000.0
 DEFAULT_WAIT_MS = 100.0
-_SPIN_SECONDS = 0.001
 _RECHECK_SECONDS = 0.1
 _BLOCKED_SECONDS = 0.02
 
@@ -108,7 +119,7 @@ class WALProducer:
         event_time_ns: int | None = None,
         *,
         partial: bool = False,
-    ) -> int:
+    ) -> Token:
         """Append one row and return its position. ``None`` is a null; no event time means now.
 
         With ``partial``, fields that are left out keep their values in the segment.
@@ -125,7 +136,7 @@ class WALProducer:
 
     def write_and_read(
         self, schema: Schema, entity_id: str, values: Mapping[str, Any], event_time_ns: int | None = None, *, after: int
-    ) -> tuple[int, Tail | None]:
+    ) -> tuple[Token, Tail | None]:
         """:meth:`write`, and read the schema's entries behind position ``after``, in one round trip.
 
         A caller that applies them passes the tail to :meth:`quorin.wal_consumer.WALConsumer.drain`, with ``after`` the
@@ -141,7 +152,9 @@ class WALProducer:
         metrics.count_appended(name, 1, 1)
         return position, tail
 
-    def write_many(self, schema: Schema, table: Any, *, event_time_ns: int | None = None, partial: bool = False) -> int:
+    def write_many(
+        self, schema: Schema, table: Any, *, event_time_ns: int | None = None, partial: bool = False
+    ) -> Token:
         """Append many rows and return the last position; 0 for no rows.
 
         ``table`` is as for :func:`quorin.engine.rows.batch.to_batch`. All rows are checked before the first is
@@ -160,7 +173,7 @@ class WALProducer:
         _check_schema(schema)
         return Pipeline(self, schema)
 
-    def delete(self, schema: Schema, entity_id: str, event_time_ns: int | None = None) -> int:
+    def delete(self, schema: Schema, entity_id: str, event_time_ns: int | None = None) -> Token:
         """Append the deletion of an entity at an event time (None: now), and return its position.
 
         Rows with an older event time do not bring the entity back, even if they arrive later.
@@ -177,7 +190,7 @@ class WALProducer:
         *,
         partial: bool = False,
         timeout_ms: float = DEFAULT_WAIT_MS,
-    ) -> int:
+    ) -> Token:
         """:meth:`write`, and wait until the segment on this machine shows the row.
 
         :raises WriteSyncTimeoutError: if no consumer applied the row in time; it is in the log all the same.
@@ -212,13 +225,7 @@ class WALProducer:
                 # The segment may have been discarded, and another one created.
                 recheck_at = 2 * waited
                 segment = self._segment_in_force(schema)
-            if waited < _SPIN_SECONDS:
-                # Most waits end before the shortest sleep would. The first call lets other threads run, the second
-                # other processes that need this processor, such as the consumer.
-                time.sleep(0)
-                os.sched_yield()
-            else:
-                time.sleep(min(waited / 20, 0.002))
+            pause(waited)
 
     def wait_for_nodes(self, schema: Schema, position: int, *, timeout_ms: float = DEFAULT_FLEET_WAIT_MS) -> None:
         """Wait until every live node of the deployment has applied a position, this one included.
@@ -247,19 +254,19 @@ class WALProducer:
         if self._owns_backend:
             self._backend.close()
 
-    def append_batch(self, schema: Schema, batch: pa.RecordBatch, kind: Kind = Kind.upsert) -> int:
+    def append_batch(self, schema: Schema, batch: pa.RecordBatch, kind: Kind = Kind.upsert) -> Token:
         """Append a checked, canonical batch (see :mod:`quorin.engine.rows.batch`). Returns the last position."""
-        position, payloads, rows, size = 0, [], 0, 0
+        position, payloads, rows, size = Token(), [], 0, 0
         for part in cut(batch):
             payloads.append(encode(kind, schema, part))
             rows += part.num_rows
             size += len(payloads[-1])
             if size >= MAX_APPEND_BYTES:
-                position = self._append(schema, payloads, rows)
+                position = Token.covering(position, self._append(schema, payloads, rows))
                 payloads, rows, size = [], 0, 0
-        return self._append(schema, payloads, rows) if payloads else position
+        return Token.covering(position, self._append(schema, payloads, rows)) if payloads else position
 
-    def _append(self, schema: Schema, payloads: list[bytes], rows: int) -> int:
+    def _append(self, schema: Schema, payloads: list[bytes], rows: int) -> Token:
         name = schema.__name__
         entries = [(name, payload) for payload in payloads]
         position = self._append_or_retry(lambda: self._log.append(entries, max_entries=self._max_entries)[-1])
@@ -322,7 +329,7 @@ class Pipeline:
         self._producer = producer
         self._schema = schema
         self._rows: list[tuple[Any, ...]] = []
-        self.position = 0
+        self.position = Token()
         """The position of the last row that was sent."""
 
     def __enter__(self) -> Pipeline:
@@ -348,7 +355,7 @@ class Pipeline:
         if len(self._rows) >= MAX_ENTRY_ROWS:
             self.flush()
 
-    def flush(self) -> int:
+    def flush(self) -> Token:
         """Send the collected rows. Returns the position of the last row that was sent."""
         if self._rows:
             self.position = self._producer.append_batch(self._schema, rows_batch(self._schema, self._rows))

@@ -16,6 +16,7 @@ from feast_quorin import feast_private
 from feast_quorin.convert import locating
 from feast_quorin.convert.entity_ids import entity_ids, entity_ids_of_rows, key_values
 from feast_quorin.convert.times import to_datetime, to_timestamp
+from feast_quorin.read.positions import add as add_positions
 from feast_quorin.views import max_age_ns, stored_view
 
 if TYPE_CHECKING:
@@ -23,15 +24,15 @@ if TYPE_CHECKING:
     from feast_quorin.session import Session
     from feast_quorin.views import StoredView
 
-_FOUND, _EVENT_TIME, _FIRST_FIELD = 1, 2, 3
+_FOUND, _EVENT_TIME, _POSITION, _FIRST_FIELD = range(1, 5)
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
     """The rows of a view for some entities.
 
-    ``batch`` is what :func:`quorin.assembly.read` returns: one row per id, in their order. ``features`` has the
-    codecs of the features whose fields the batch has, in the order of its columns.
+    ``batch`` is what :func:`quorin.assembly.read` returns with positions: one row per id, in their order. ``features``
+    has the codecs of the features whose fields the batch has, in the order of its columns.
     """
 
     batch: pa.RecordBatch
@@ -122,6 +123,7 @@ def add_to_response(
     response.metadata.feature_names.val.extend(names)
     if with_version:
         _add_version(response, table)
+    add_positions(view, rows.batch.column(_POSITION).fill_null(0).to_numpy(), rows.batch.column(_FOUND))
     found = rows.batch.column(_FOUND).to_pylist()
     statuses = [FieldStatus.PRESENT if is_found else FieldStatus.NOT_FOUND for is_found in found]
     times_ns = rows.batch.column(_EVENT_TIME).to_pylist()

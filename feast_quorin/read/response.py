@@ -15,6 +15,7 @@ from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnline
 from feast_quorin import feast_private
 from feast_quorin.convert import json_numbers
 from feast_quorin.convert import response_wire as wire
+from feast_quorin.read.positions import only_found
 from feast_quorin.read.tensors import TensorResponse, tensor_of
 from quorin.assembly import OneRow
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from feast.value_type import ValueType
 
     from feast_quorin.read.computed import Computed
+    from feast_quorin.read.positions import Positions
     from feast_quorin.read.request import Column
     from feast_quorin.read.resolved import Feature, Resolved
     from quorin.assembly import Columns
@@ -110,8 +112,10 @@ class LazyResponse(TensorResponse):
         parts = (self._resolved, self._keys, self._key_values, self._reads, self._features)
         return LazyResponse.of(*parts, tuple(computed))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return TensorResponse, (self.proto, dict(self._feature_types))
+    def positions(self) -> Positions:
+        """The log positions of the writes that made the rows, by name of the view; as :class:`TensorResponse`."""
+        views = (view.table.projection.name_to_use() for view in self._resolved.views)
+        return {view: _positions(read) for view, read in zip(views, self._reads, strict=True)}
 
     def to_dict(self, include_event_timestamps: bool = False) -> dict[str, Any]:
         """Lists of Python values by name."""
@@ -138,13 +142,16 @@ class LazyResponse(TensorResponse):
             return super().to_df(include_event_timestamps)
         return _frame(dict(self._columns("for_frame", include_event_timestamps)))
 
-    def to_arrow(self, include_event_timestamps: bool = False) -> pa.Table:
-        """A table with the columns and types that Arrow infers from :meth:`to_dict`."""
+    def to_arrow(self, include_event_timestamps: bool = False, *, positions: bool = False) -> pa.Table:
+        """A table with the columns and types that Arrow infers from :meth:`to_dict`; with ``positions`` those too, as
+        :meth:`TensorResponse.to_arrow`.
+        """
         if self._proto is not None:
-            return super().to_arrow(include_event_timestamps)
+            return super().to_arrow(include_event_timestamps, positions=positions)
         columns = dict(self._columns("for_table", include_event_timestamps))
         lists = {name: values for name, values in columns.items() if isinstance(values, list)}
-        return pa.Table.from_pydict(columns | feast_private.convert_uuids(lists))
+        table = pa.Table.from_pydict(columns | feast_private.convert_uuids(lists))
+        return self.with_positions(table) if positions else table
 
     def to_tensor(
         self, kind: str = "torch", default_value: Any = float("nan"), *, stack_lists: bool | Collection[str] = False
@@ -296,6 +303,13 @@ class LazyResponse(TensorResponse):
         count = len(columns.found)
         absent = wire.row_states([FieldStatus.NOT_FOUND] * count, columns.event_time_ns)
         return wire.vector(wire.nulls(count), absent)
+
+
+def _positions(read: OneRow | Columns) -> Any:
+    if type(read) is OneRow:
+        return np.array([-1 if read.position is None else read.position], np.int64)
+    columns: Any = read
+    return only_found(columns.positions, columns.found)
 
 
 def _state(row: OneRow) -> bytes:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from feast.online_response import OnlineResponse
 
 from feast_quorin.read.response import LazyResponse
+from feast_quorin.read.tensors import TensorResponse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,4 +73,4 @@ class RowResponse(LazyResponse):
 
     # From so few values, Feast's own way by the dictionary is the fastest.
     to_df = OnlineResponse.to_df
-    to_arrow = OnlineResponse.to_arrow
+    to_arrow = TensorResponse.to_arrow

@@ -11,6 +11,7 @@ from feast.feature_view import DUMMY_ENTITY_ID
 from feast.value_type import ValueType
 
 from feast_quorin import feast_private
+from feast_quorin.read.asked import current
 from feast_quorin.read.on_demand import compute
 from feast_quorin.read.request import Column, RequestData, entity_id, entity_ids, is_convertible, key_column
 from feast_quorin.read.response import LazyResponse
@@ -63,8 +64,12 @@ class Shape:
         ``metrics`` is ``feast.metrics`` if it counts online reads, else None.
 
         :raises SegmentNotFoundError: if a view was never applied, or was removed.
+        :raises NotYetAppliedError, TokenError: for what :mod:`feast_quorin.read.asked` says.
         """
         started = 0.0 if metrics is None else time.monotonic()
+        if current().at_least is not None:
+            for view in self._resolved.views:
+                view.reader.wait()
         count = len(columns[0])
         data: list[list[Any]] | None = None
         if not self._has_keys_only:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from feast.online_response import OnlineResponse
 from feast.torch_wrapper import get_torch
 
@@ -14,7 +15,7 @@ from feast_quorin.convert.codecs import number_lists
 from quorin.errors import TensorError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from feast_quorin.read.positions import Positions
 
 _MAX_SHOWN = 10
 _MAX_HTML_ROWS = _MAX_HTML_COLUMNS = 20
@@ -30,12 +31,38 @@ class Stack(NamedTuple):
 
 
 class TensorResponse(OnlineResponse):
-    """Feast's response, whose tensors may hold lists."""
+    """Feast's response, whose tensors may hold lists, and which knows the log positions of its rows."""
+
+    def __init__(self, proto: Any, feature_types: Any = None, positions: Positions | None = None) -> None:
+        super().__init__(proto, feature_types)
+        self._positions = positions
 
     @classmethod
-    def of_feast(cls, response: OnlineResponse) -> TensorResponse:
-        """The same response with the tensors of this class."""
-        return cls(response.proto, feast_private.feature_types_of(response))
+    def of_feast(cls, response: OnlineResponse, positions: Positions | None = None) -> TensorResponse:
+        """The same response with the tensors of this class, and positions."""
+        return cls(response.proto, feast_private.feature_types_of(response), positions)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TensorResponse, (self.proto, dict(self._feature_types), self.positions())
+
+    def positions(self) -> Positions:
+        """The log positions of the writes that made the rows, by name of the view in the request: int64 of shape
+        ``(rows,)``, in the order of the request, -1 where the entity has no row.
+        """
+        return dict(self._positions or {})
+
+    def to_arrow(self, include_event_timestamps: bool = False, *, positions: bool = False) -> pa.Table:
+        """Feast's table. With ``positions`` it has a column ``<view>__position`` more for each view, int64, null where
+        the entity has no row.
+        """
+        table: pa.Table = super().to_arrow(include_event_timestamps)
+        return self.with_positions(table) if positions else table
+
+    def with_positions(self, table: pa.Table) -> pa.Table:
+        """A table with a column more for each view."""
+        for view, own in self.positions().items():
+            table = table.append_column(f"{view}__position", pa.array(own, mask=own < 0))
+        return table
 
     def _repr_html_(self) -> str:
         """What notebooks show: the frame, shortened."""

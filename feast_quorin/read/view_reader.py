@@ -57,6 +57,14 @@ class ViewReader:
             f"feature view {self._view.name!r}: its segment was replaced {_MAX_ATTEMPTS} times in one read"
         )
 
+    def wait(self) -> None:
+        """Return when the view's segment shows what the request asks for (:mod:`feast_quorin.read.asked`).
+
+        :raises NotYetAppliedError, TokenError: as :func:`quorin.assembly.wait_for`.
+        :raises SegmentNotFoundError: if the view was never applied, or was removed.
+        """
+        self.session.follow(self._view, lambda _: None)
+
     def bound(self) -> tuple[Segment, tuple[str, ...], float] | None:
         """The segment, the fields to read of it, and until when to do so without another check; None if the segment
         lacks one of them, or if rows expire.
@@ -65,7 +73,7 @@ class ViewReader:
         """
         bound = self._bind()
         # Only columns come with the positions that tell when their rows were written.
-        if self.session.rows_expire or len(bound.fields) < len(self._fields):
+        if self.session.settings.key_ttl_seconds or len(bound.fields) < len(self._fields):
             return None
         return bound.segment, bound.fields, self._look_again
 
@@ -137,5 +145,5 @@ class EntityReader:
         if before is not None and before.segments == segments:
             read = before.read
         else:
-            read = row_reader([(segment, fields) for segment, fields, _ in complete])
+            read = row_reader([(segment, fields) for segment, fields, _ in complete], positions=True)
         return _BoundViews(segments, read, min(until for _, _, until in complete), opened)

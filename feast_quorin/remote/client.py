@@ -6,13 +6,17 @@ import json
 import os
 import ssl
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 import urllib3
 
 from quorin.errors import ConnectionFailedError, QuorinError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_NO_HEADERS: Mapping[str, str] = {}
 _RETRIES = 3
 _BACKOFF_SECONDS = 0.1
 _UNAVAILABLE = (502, 503, 504)
@@ -24,13 +28,25 @@ _HINTS = {401: " (online_store: token_file)", 404: " (expected the URL of `quori
 
 class RemoteStoreError(QuorinError, RuntimeError):
     """``quorin serve`` refused a request: :attr:`status`, and :attr:`error`, the name of the error there if it is one
-    of Quorin's.
+    of Quorin's; ``about`` is all that the answer says of it.
     """
 
-    def __init__(self, message: str, status: int, error: str | None = None) -> None:
+    def __init__(self, message: str, status: int, about: dict[str, Any] | None = None) -> None:
         super().__init__(message)
         self.status = status
-        self.error = error
+        self.about = about or {}
+
+    @property
+    def error(self) -> str | None:
+        """The name of the error on the server."""
+        return self.about.get("error")
+
+
+class Answer(NamedTuple):
+    """The body of an answer, and the token of what the request wrote, as text; None if nothing."""
+
+    body: bytes
+    token: str | None
 
 
 class Client:
@@ -50,8 +66,10 @@ class Client:
         self._pool = urllib3.connection_from_url(f"{parts.scheme}://{parts.netloc}", **options)
         self._timeout_seconds = timeout_seconds
 
-    def post(self, path: str, body: bytes, content_type: str, *, is_idempotent: bool) -> bytes:
-        """The body of the answer to a request.
+    def post(
+        self, path: str, body: bytes, content_type: str, *, is_idempotent: bool, more: Mapping[str, str] = _NO_HEADERS
+    ) -> Answer:
+        """The answer to a request with ``more`` headers.
 
         An idempotent request is sent again, up to three times and ever later, if the connection breaks or the server is
         not available; any other only if it did not reach the server.
@@ -59,7 +77,7 @@ class Client:
         :raises ConnectionFailedError: if there is no answer, or not in time.
         :raises RemoteStoreError: for an answer with another status than 200.
         """
-        headers = {**self._headers, "Content-Type": content_type, "Accept": content_type}
+        headers = {**self._headers, "Content-Type": content_type, "Accept": content_type, **more}
         retries = _AGAIN if is_idempotent else _UNSENT_AGAIN
         try:
             response = self._pool.urlopen(
@@ -72,7 +90,7 @@ class Client:
         found = response.headers.get("content-type", "")
         if not found.startswith(content_type):
             raise RemoteStoreError(f"POST {self.url}{path}: expected {content_type}, got {found!r}", response.status)
-        return response.data
+        return Answer(response.data, response.headers.get("quorin-token"))
 
     def _raise_failed(self, path: str, error: Exception, *, is_idempotent: bool) -> NoReturn:
         reason = getattr(error, "reason", None) or error
@@ -90,8 +108,8 @@ class Client:
         except ValueError:
             answer = body[:_MAX_SHOWN].decode(errors="replace")
         known = answer if isinstance(answer, dict) else {"detail": answer}
-        detail, error = str(known.get("detail", known))[:_MAX_SHOWN], known.get("error")
-        raise RemoteStoreError(f"POST {self.url}{path}: {status}: {detail}{_HINTS.get(status, '')}", status, error)
+        detail = str(known.get("detail", known))[:_MAX_SHOWN]
+        raise RemoteStoreError(f"POST {self.url}{path}: {status}: {detail}{_HINTS.get(status, '')}", status, known)
 
 
 def _without_addresses(reason: object) -> str:

@@ -25,6 +25,7 @@ _REFUSALS = (
     errors.LogFullError,
     errors.SchemaError,
     errors.SegmentNotFoundError,
+    errors.TokenError,
 )
 ERRORS: dict[str, type[errors.QuorinError]] = {kind.__name__: kind for kind in _REFUSALS}
 """What the server refuses and the client raises again."""

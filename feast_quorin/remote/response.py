@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from feast.value_type import ValueType
@@ -19,6 +19,9 @@ from feast_quorin.read.response import LazyResponse
 from feast_quorin.remote import messages
 from feast_quorin.remote.columns import ReceivedColumns
 
+if TYPE_CHECKING:
+    from feast_quorin.read.positions import Positions
+
 _MAX_LAYOUTS = 256
 _SCALARS = {*INTEGER_RANGES, ValueType.STRING}
 
@@ -30,6 +33,7 @@ class RemoteResponse(LazyResponse):
         keys = [_key(name, value_type, batch.column(index)) for index, (_, name, value_type) in enumerate(layout.keys)]
         values = [key.received(batch.column(index)) for index, key in enumerate(keys)]
         reads = [ReceivedColumns(batch, *view) for view in layout.views]
+        self._batch = batch
         computed = [
             _Received(name, value_type, batch.column(index), kind == "exact")
             for index, (kind, name, value_type) in layout.computed
@@ -41,6 +45,12 @@ class RemoteResponse(LazyResponse):
     def vector_length(self, name: str) -> int:
         """The declared length of a feature's vectors, 0 for any."""
         return self._layout.vector_lengths.get(name, 0)
+
+    def positions(self) -> Positions:
+        """The log positions of the rows, by view."""
+        return {
+            view: self._batch.column(index).fill_null(-1).to_numpy() for view, index in self._layout.positions.items()
+        }
 
     def arrow_vectors(self) -> None:
         """None: what was received is not sent on."""
@@ -58,7 +68,7 @@ def received(batch: pa.RecordBatch) -> RemoteResponse:
     :raises BadMessageError: if the batch is no such answer.
     """
     try:
-        layout = _layout(batch.schema.metadata[messages.METADATA])
+        layout = _layout(batch.schema.metadata[messages.METADATA], tuple(batch.schema.names))
         if layout.width != batch.num_columns:
             raise ValueError(f"{batch.num_columns} columns instead of {layout.width}")
         return RemoteResponse(layout, batch)
@@ -70,19 +80,21 @@ def received(batch: pa.RecordBatch) -> RemoteResponse:
 class _Layout:
     """The columns of an answer: join keys, features, computed features, and for each view a status and a time.
 
-    ``views`` has for each view the indexes of its features, of its statuses and of its times.
+    ``views`` has for each view the indexes of its features, of its statuses and of its times, ``positions`` by name the
+    index of its log positions.
     """
 
     keys: list[tuple[str, str, ValueType]]
     computed: list[tuple[int, tuple[str, str, ValueType]]]
     resolved: Resolved
     views: list[tuple[tuple[int, ...], int, int]]
+    positions: dict[str, int]
     vector_lengths: dict[str, int]
     width: int
 
 
 @lru_cache(maxsize=_MAX_LAYOUTS)
-def _layout(metadata: bytes) -> _Layout:
+def _layout(metadata: bytes, names: tuple[str, ...]) -> _Layout:
     about = messages.parsed(metadata)
     columns = [(kind, name, ValueType[value_type], *more) for kind, name, value_type, *more in about["columns"]]
     described = [*enumerate(columns)]
@@ -91,6 +103,8 @@ def _layout(metadata: bytes) -> _Layout:
     for index, (_, _, _, view, _) in features:
         of_view.setdefault(view, []).append(index)
     first = len(columns)
+    last = first + 2 * len(of_view)
+    own = names[last : last + len(of_view)] if about["positions"] else ()
     chosen = tuple(
         Feature(name, view, index, decoder_for(value_type)) for index, (_, name, value_type, view, _) in features
     )
@@ -101,8 +115,9 @@ def _layout(metadata: bytes) -> _Layout:
             chosen, {name: value_type for _, (_, name, value_type, _, _) in features}, about["versions"]
         ),
         views=[(tuple(of_view[view]), first + 2 * view, first + 2 * view + 1) for view in range(len(of_view))],
+        positions={name.removesuffix("__position"): index for index, name in enumerate(own, last)},
         vector_lengths={name: length for _, (_, name, _, _, length) in features},
-        width=first + 2 * len(of_view),
+        width=last + len(own),
     )
 
 

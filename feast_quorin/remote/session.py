@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
 
+from feast_quorin.read.asked import current
 from feast_quorin.read.request import key_columns
 from feast_quorin.read.selection import ChoiceKeys, digest
 from feast_quorin.remote import messages
-from feast_quorin.remote.client import Client, RemoteStoreError
+from feast_quorin.remote.client import Answer, Client, RemoteStoreError
 from feast_quorin.remote.response import RemoteResponse, received
+from feast_quorin.write import tokens
+from feast_quorin.write.tokens import Written
+from quorin.errors import NotYetAppliedError
+from quorin.wal import Token
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from feast_quorin.config import StoreSettings
@@ -31,6 +37,8 @@ _PLAIN: dict[type, pa.DataType] = {
     np.bool_: pa.bool_(),
 }
 """The types of values that the server takes for what they are here."""
+_NO_HEADERS: Mapping[str, str] = {}
+_TOO_OLD = 412
 _MAX_BODY_BYTES = 4 * 1024**2
 _UNANSWERED = (422, 500)
 """The statuses of requests that only Feast's own path can answer, or refuse in its words."""
@@ -43,6 +51,7 @@ class RemoteSession:
         self.pid = os.getpid()
         self._project = project
         self._choice_keys = ChoiceKeys()
+        self.written = Written()
         token_file, tls_ca = settings.server_files(repo_path)
         url, seconds = settings.remote or "", settings.timeout_ms / 1000
         self._client = Client(url, token_file=token_file, tls_ca=tls_ca, timeout_seconds=seconds)
@@ -52,6 +61,7 @@ class RemoteSession:
     ) -> RemoteResponse | None:
         """The server's response to a request for features; None if only Feast's own path can answer or refuse it.
 
+        :raises NotYetAppliedError, TokenError: for what :mod:`feast_quorin.read.asked` says.
         :raises ConnectionFailedError, RemoteStoreError: as :meth:`Client.post`.
         """
         columns, choice = _entity_columns(entity_rows), self._choice(features)
@@ -60,12 +70,12 @@ class RemoteSession:
         flags = {"full_feature_names": full_names, "include_feature_view_version_metadata": with_versions}
         body = messages.message(columns, project=self._project, **choice, **flags)
         try:
-            answer = self._post(messages.ONLINE_FEATURES, body, is_idempotent=True)
+            answer = self._post(messages.ONLINE_FEATURES, body, is_idempotent=True, more=_asked_headers())
         except RemoteStoreError as error:
             if error.status in _UNANSWERED:
                 return None
-            raise
-        return received(messages.answer(answer))
+            _raise_known(error)
+        return received(messages.answer(answer.body))
 
     def read(self, view: StoredView, ids: Sequence[str], fields: Sequence[str]) -> tuple[list[str], pa.RecordBatch]:
         """Read fields of entities, as :meth:`feast_quorin.session.Session.read`.
@@ -74,8 +84,8 @@ class RemoteSession:
         :raises ConnectionFailedError, RemoteStoreError: as :meth:`Client.post`.
         """
         body = messages.message({"entity_id": pa.array(ids, pa.string())}, **self._about(view), fields=[*fields])
-        batch = messages.answer(self._call(messages.READ, body, is_idempotent=True))
-        return batch.schema.names[3:], batch
+        batch = messages.answer(self._call(messages.READ, body, is_idempotent=True, more=_asked_headers()).body)
+        return batch.schema.names[4:], batch
 
     def write(self, view: StoredView, batch: pa.RecordBatch, *, partial: bool) -> None:
         """Write rows of the engine's form, as :func:`feast_quorin.write.log.write` and ``settle`` do on the server.
@@ -89,7 +99,9 @@ class RemoteSession:
         rows = max(1, batch.num_rows * _MAX_BODY_BYTES // max(1, batch.nbytes))
         for first in range(0, batch.num_rows, rows):
             part = {name: column.slice(first, rows) for name, column in columns.items()}
-            self._call(messages.WRITE, messages.message(part, **metadata), is_idempotent=False)
+            token = self._call(messages.WRITE, messages.message(part, **metadata), is_idempotent=False).token
+            if token is not None:
+                tokens.add(self.written, Token.parse(token))
 
     def _about(self, view: StoredView) -> dict[str, Any]:
         schema = view.schema
@@ -102,18 +114,33 @@ class RemoteSession:
             return None if key is None else {"features": features}
         return {"feature_service": features.name, "digest": digest(key)}
 
-    def _call(self, path: str, body: bytes, *, is_idempotent: bool) -> bytes:
+    def _call(self, path: str, body: bytes, *, is_idempotent: bool, more: Mapping[str, str] = _NO_HEADERS) -> Answer:
         """:meth:`_post`; the errors of Quorin that the server names are raised as such."""
         try:
-            return self._post(path, body, is_idempotent=is_idempotent)
+            return self._post(path, body, is_idempotent=is_idempotent, more=more)
         except RemoteStoreError as error:
-            kind = messages.ERRORS.get(error.error or "")
-            if kind is None:
-                raise
-            raise kind(str(error)) from None
+            _raise_known(error)
 
-    def _post(self, path: str, body: bytes, *, is_idempotent: bool) -> bytes:
-        return self._client.post(path, body, messages.CONTENT_TYPE, is_idempotent=is_idempotent)
+    def _post(self, path: str, body: bytes, *, is_idempotent: bool, more: Mapping[str, str] = _NO_HEADERS) -> Answer:
+        return self._client.post(path, body, messages.CONTENT_TYPE, is_idempotent=is_idempotent, more=more)
+
+
+def _asked_headers() -> Mapping[str, str]:
+    """What reads of this context ask for, as the server takes it."""
+    asked = current()
+    if asked.at_least is None:
+        return _NO_HEADERS
+    return {"Quorin-At-Least": asked.at_least.text, "Quorin-Timeout-Ms": str(math.ceil(asked.timeout_ms))}
+
+
+def _raise_known(error: RemoteStoreError) -> NoReturn:
+    """Raise the error of Quorin that the server names, else the error itself."""
+    about = error.about
+    if error.error == NotYetAppliedError.__name__ and error.status == _TOO_OLD:
+        late = about["schema"], about["position"], about["timeout_ms"]
+        raise NotYetAppliedError(*late, applied=about["applied"]) from None
+    kind = messages.ERRORS.get(error.error or "")
+    raise error if kind is None else kind(str(error)) from None
 
 
 def _entity_columns(entity_rows: Any) -> dict[str, pa.Array] | None:

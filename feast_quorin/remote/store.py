@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from feast.repo_config import RepoConfig
 
     from feast_quorin.remote.response import RemoteResponse
+    from feast_quorin.write.tokens import Written
 
 _log = get_logger(__name__)
 
@@ -93,6 +94,10 @@ class RemoteStore:
     async def close(self) -> None:
         """Release connections. The next use connects anew."""
         self._remote = None
+
+    def written(self, config: RepoConfig) -> Written:
+        """The tokens of what this process has written."""
+        return self._session_for(config).written
 
     def registry(self, config: RepoConfig) -> NoReturn:
         """:raises ValueError: as there are no segments here."""

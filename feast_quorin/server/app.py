@@ -16,6 +16,7 @@ from feast import feature_server as feast_server
 from feast_quorin import feast_private
 from feast_quorin.server.authentication import gate
 from feast_quorin.server.described import described
+from feast_quorin.server.headers import answers_too_old, with_headers
 from feast_quorin.server.online_features import NO_REMOTE_STORES, PATH, OnlineFeatures
 from feast_quorin.server.ready import online_store, ready
 from feast_quorin.server.remote_rows import RemoteRows
@@ -71,6 +72,7 @@ class RepositoryServer:
         store = self._store()
         feast_private.start_server_parts(store, metrics=self.metrics)
         app = feast_server.get_app(store, self.registry_ttl_seconds)
+        answers_too_old(app)
         return Application(store, app, self)
 
     def _store(self) -> FeatureStore:
@@ -99,7 +101,13 @@ class Application:
         self.direct: dict[bytes, Direct] = {PATH: self._online_features.direct} if self.is_short else {}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer one request, or have Feast's application answer it."""
+        """Answer one request, or have Feast's application answer it; see :mod:`feast_quorin.server.headers`."""
+        if scope["type"] == "http" and scope["method"] == "POST":
+            await with_headers(self._route, scope, receive, send)
+        else:
+            await self._route(scope, receive, send)
+
+    async def _route(self, scope: Any, receive: Any, send: Any) -> None:
         path = scope.get("path")
         if path == "/ready" and scope["method"] == "GET":
             found = await asyncio.to_thread(ready, self._store, self._max_lag_seconds)

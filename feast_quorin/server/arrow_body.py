@@ -2,8 +2,8 @@
 
 Statuses and event times are columns of their own, once for each view: ``<view>__status`` and
 ``<view>__event_timestamp``. The metadata of a feature's field names them as ``status`` and ``event_timestamp``; join
-keys and computed features, which are always present, have neither. The metadata of the schema is for
-:mod:`feast_quorin.remote.response`.
+keys and computed features, which are always present, have neither. Log positions, if asked for, follow these as
+``<view>__position``. The metadata of the schema is for :mod:`feast_quorin.remote.response`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _TIME_TYPE = pa.timestamp("ns", "UTC")
 _MAX_SCHEMAS = 256
 
 
-def body(response: Any) -> bytes:
+def body(response: Any, *, positions: bool = False) -> bytes:
     """The response as one record batch. One that only Feast's protobuf has all of is what ``to_arrow`` returns."""
-    exact = exact_body(response)
-    return messages.encoded(_as_table(response)) if exact is None else exact
+    exact = exact_body(response, positions=positions)
+    return messages.encoded(_as_table(response, positions=positions)) if exact is None else exact
 
 
-def exact_body(response: Any) -> bytes | None:
+def exact_body(response: Any, *, positions: bool = False) -> bytes | None:
     """The response as one record batch that a remote store makes the same response of; None if that cannot be."""
     found = response.arrow_vectors() if isinstance(response, LazyResponse) else None
     if found is None:
@@ -45,23 +45,27 @@ def exact_body(response: Any) -> bytes | None:
     views = {view: response.view_columns(view) for view in order}
     for _, read in views.values():
         columns += _statuses(read), pa.array(read.event_time_ns, _TIME_TYPE, mask=~read.found)
+    if positions:
+        columns += (pa.array(read.positions, pa.int64(), mask=~read.found) for _, read in views.values())
     names = {view: name for view, (name, _) in views.items()}
-    return messages.encoded(pa.record_batch(columns, schema=_schema(response, vectors, names)))
+    return messages.encoded(pa.record_batch(columns, schema=_schema(response, vectors, names, positions=positions)))
 
 
-def _schema(response: LazyResponse, vectors: list[ArrowVector], views: dict[int, str]) -> pa.Schema:
+def _schema(response: LazyResponse, vectors: list[ArrowVector], views: dict[int, str], *, positions: bool) -> pa.Schema:
     """The schema, which is the same for all responses with the same join keys and types of computed features."""
     schemas = response.resolved.arrow_schemas
-    known = tuple((vector.kind, vector.name, vector.value_type) for vector in vectors if vector.view < 0)
+    known = positions, *((vector.kind, vector.name, vector.value_type) for vector in vectors if vector.view < 0)
     schema = schemas.get(known)
     if schema is None:
         if len(schemas) >= _MAX_SCHEMAS:
             schemas.clear()
-        schema = schemas[known] = _new_schema(response, vectors, views)
+        schema = schemas[known] = _new_schema(response, vectors, views, positions=positions)
     return schema
 
 
-def _new_schema(response: LazyResponse, vectors: list[ArrowVector], views: dict[int, str]) -> pa.Schema:
+def _new_schema(
+    response: LazyResponse, vectors: list[ArrowVector], views: dict[int, str], *, positions: bool
+) -> pa.Schema:
     order = list(views)
     fields: list[pa.Field] = []
     described: list[list[Any]] = []
@@ -74,7 +78,9 @@ def _new_schema(response: LazyResponse, vectors: list[ArrowVector], views: dict[
         fields.append(pa.field(name, column.type, metadata=metadata))
     for name in views.values():
         fields += pa.field(f"{name}__status", _STATUS_TYPE), pa.field(f"{name}__event_timestamp", _TIME_TYPE)
-    about = {"columns": described, "versions": response.resolved.versions}
+    if positions:
+        fields += (pa.field(f"{name}__position", pa.int64()) for name in views.values())
+    about = {"columns": described, "versions": response.resolved.versions, "positions": positions}
     return pa.schema(fields, metadata={messages.METADATA: json.dumps(about)})
 
 
@@ -85,7 +91,7 @@ def _statuses(read: Columns) -> pa.Array:
     return pa.DictionaryArray.from_arrays(codes, _STATUSES)
 
 
-def _as_table(response: Any) -> pa.RecordBatch:
-    table = response.to_arrow().combine_chunks()
+def _as_table(response: Any, *, positions: bool) -> pa.RecordBatch:
+    table = response.to_arrow(positions=positions).combine_chunks()
     columns = [column.combine_chunks() for column in table.columns]
     return pa.record_batch(columns, schema=table.schema)

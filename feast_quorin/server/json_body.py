@@ -26,8 +26,19 @@ _MAX_COUNTS = 256
 _MANY_ROWS = 1_000
 
 
-def body(response: Any) -> bytes:
-    """What ``convert_response_to_dict`` of Feast makes of the response's protobuf, as JSON."""
+def body(response: Any, *, positions: bool = False) -> bytes:
+    """What ``convert_response_to_dict`` of Feast makes of the response's protobuf, as JSON. With ``positions`` it has
+    one more key of that name: for each view a list, null where the entity has no row.
+    """
+    written = _body(response)
+    if not positions:
+        return written
+    known = response.positions().items()
+    by_view = {view: [None if one < 0 else one for one in own.tolist()] for view, own in known}
+    return written[:-1] + b',"positions":' + orjson.dumps(by_view) + b"}"
+
+
+def _body(response: Any) -> bytes:
     if isinstance(response, RowResponse):
         row = json_row.body(response)
         if row is not None:

@@ -15,7 +15,8 @@ import orjson
 from feast_quorin.server import arrow_body, json_body
 from feast_quorin.server.remote_features import RemoteFeatures
 from feast_quorin.server.services import Services
-from quorin.http import Reply, error_reply, forms
+from quorin.errors import NotYetAppliedError, TokenError
+from quorin.http import InvalidHeaderError, Reply, asked_by, error_reply, forms, may_wait, too_old
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,6 +125,8 @@ class OnlineFeatures:
     def direct(self, body: bytes, headers: Headers) -> Reply | None:
         """The answer to a small request, at once."""
         content_type, accept = forms(headers)
+        if may_wait(headers):
+            return None
         if content_type == arrow_body.CONTENT_TYPE:
             return None if self._gate is not None else self._remote.direct(body, self._direct_limits)
         request = parsed(body) if content_type.startswith(b"application/json") else None
@@ -131,7 +134,7 @@ class OnlineFeatures:
             return None
         if self._gate is not None and not self._gate.is_open(headers, request.choice):
             return None
-        return self._answer(request, arrow_body if arrow_body.CONTENT_TYPE in accept else json_body)
+        return self._answer(request, arrow_body if arrow_body.CONTENT_TYPE in accept else json_body, headers)
 
     def reply(self, body: bytes, headers: Headers, may_read: Callable[[Choice], bool]) -> Reply | None:
         """The answer to a request of any size, or its refusal if it is beyond the limits. It may take seconds."""
@@ -143,11 +146,12 @@ class OnlineFeatures:
             return error_reply(413, too_much)
         request = parsed(body) if content_type.startswith(b"application/json") else None
         form = arrow_body if arrow_body.CONTENT_TYPE in accept else json_body
-        return self._answer(request, form) if request is not None and may_read(request.choice) else None
+        return self._answer(request, form, headers) if request is not None and may_read(request.choice) else None
 
-    def _answer(self, request: Request, form: Any) -> Reply | None:
-        """The answer in a form: a module with ``body`` and ``CONTENT_TYPE``."""
+    def _answer(self, request: Request, form: Any, headers: Headers) -> Reply | None:
+        """The answer in a form: a module with ``body`` and ``CONTENT_TYPE``. Headers may ask for positions."""
         try:
+            positions = asked_by(headers).positions
             features = self._features(request)
             response = self._store.get_online_features(
                 features=features,
@@ -155,9 +159,12 @@ class OnlineFeatures:
                 full_feature_names=request.full_names,
                 include_feature_view_version_metadata=request.with_versions,
             )
-            return Reply(
-                200, form.CONTENT_TYPE, form.body(response), rows=request.row_count, features=_feature_count(features)
-            )
+            body = form.body(response, positions=positions)
+            return Reply(200, form.CONTENT_TYPE, body, rows=request.row_count, features=_feature_count(features))
+        except InvalidHeaderError as error:
+            return error_reply(422, str(error))
+        except (NotYetAppliedError, TokenError) as error:
+            return too_old(error)
         except Exception:  # noqa: BLE001 - Feast's application raises it again, and says it in its own way
             return None
 

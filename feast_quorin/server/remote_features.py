@@ -15,7 +15,8 @@ from feast_quorin.remote import messages
 from feast_quorin.server import arrow_body
 from feast_quorin.server.received import decoded
 from feast_quorin.server.remote_rows import ProjectMismatchError, check_project
-from quorin.http import Limits, Reply, error_reply
+from quorin.errors import NotYetAppliedError, TokenError
+from quorin.http import Limits, Reply, error_reply, too_old
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,7 +62,10 @@ class RemoteFeatures:
         except ProjectMismatchError as error:
             return error_reply(409, str(error))
         try:
-            answer = arrow_body.exact_body(self._store.get_online_features(**request, features=self._features(about)))
+            response = self._store.get_online_features(**request, features=self._features(about))
+            answer = arrow_body.exact_body(response, positions=True)
+        except (NotYetAppliedError, TokenError) as error:
+            return too_old(error)
         except Exception as error:  # noqa: BLE001 - whatever Feast or a transformation raises
             return error_reply(422, f"{type(error).__name__}: {error}")
         if answer is None:

@@ -16,8 +16,8 @@ from feast_quorin.server.received import decoded
 from feast_quorin.server.services import RegistryObjects
 from feast_quorin.views import stored_view
 from feast_quorin.write import log
-from quorin.errors import QuorinError, SchemaMismatchError, StaleReplicaError
-from quorin.http import Reply, error_reply
+from quorin.errors import NotYetAppliedError, QuorinError, SchemaMismatchError, StaleReplicaError, TokenError
+from quorin.http import Reply, error_reply, too_old
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
@@ -56,6 +56,10 @@ class RemoteRows:
             return error_reply(409, str(error))
         except StaleReplicaError as error:
             return error_reply(503, str(error))
+        except TokenError as error:
+            return too_old(error)
+        except NotYetAppliedError as error:
+            return too_old(error) if error.applied is not None else error_reply(504, str(error))
         except TimeoutError as error:
             return error_reply(504, str(error))
         except QuorinError as error:

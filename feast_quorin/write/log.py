@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from feast_quorin.apply import apply_view
 from feast_quorin.views import check_entity
+from feast_quorin.write import tokens
 from quorin.errors import EntityIdError, InvalidRowError
 from quorin.inline_consumer import wait_until_applied
 
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
     from feast_quorin.session import Session
     from feast_quorin.views import StoredView
     from quorin.schema import Schema
-    from quorin.wal import Tail
+    from quorin.wal import Tail, Token
 
 
-def write(session: Session, view: StoredView, batch: pa.RecordBatch, *, partial: bool = False) -> int:
+def write(session: Session, view: StoredView, batch: pa.RecordBatch, *, partial: bool = False) -> Token:
     """Append rows to the log. Returns the position of the last.
 
     Fields that a ``partial`` batch does not have stay as they are.
@@ -31,23 +32,29 @@ def write(session: Session, view: StoredView, batch: pa.RecordBatch, *, partial:
     """
     _ensure_accepted(session, view)
     try:
-        return session.producer.write_many(view.schema, batch, partial=partial)
+        token = session.producer.write_many(view.schema, batch, partial=partial)
     except (InvalidRowError, EntityIdError) as error:  # What only the engine checks, such as text that is not UTF-8.
         raise type(error)(f"view {view.name!r}: {error}") from None
+    tokens.add(session.written, token)
+    return token
 
 
 def write_row(
     session: Session, view: StoredView, entity_id: str, values: Mapping[str, Any], event_time_ns: int
-) -> tuple[int, Tail | None]:
+) -> tuple[Token, Tail | None]:
     """:func:`write` for one row with a value for every field. Returns also the end of the log for :func:`settle`, if
     this process seems to be the one that applies it.
     """
     _ensure_accepted(session, view)
     row = view.schema, entity_id, values, event_time_ns
     after = None if session.settings.consumer == "external" else session.consumer_of(view).own_position
+    token: Token
     if after is None:
-        return session.producer.write(*row), None
-    return session.producer.write_and_read(*row, after=after)
+        token, tail = session.producer.write(*row), None
+    else:
+        token, tail = session.producer.write_and_read(*row, after=after)
+    tokens.add(session.written, token)
+    return token, tail
 
 
 def settle(session: Session, view: StoredView, position: int, tail: Tail | None = None) -> None:

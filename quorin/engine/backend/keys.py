@@ -195,10 +195,10 @@ LUA_IDENTITY = _ENSURE + "return ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])"
 LUA_APPEND = (
     _ENSURE
     + """
-ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
+local known = ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
 local limit = tonumber(ARGV[2])
 local length = redis.call('XLEN', KEYS[1])
-if limit >= 0 and length + (#ARGV - 2) / 2 > limit then return {{}, length} end
+if limit >= 0 and length + (#ARGV - 2) / 2 > limit then return {{}, length, known} end
 local ids = {}
 for i = 3, #ARGV, 2 do
   local id = redis.call('XADD', KEYS[1], '*', 's', ARGV[i], 'p', ARGV[i + 1])
@@ -210,11 +210,12 @@ for i = 3, #ARGV, 2 do
   end
   ids[#ids + 1] = id
 end
-return {ids, length + #ids}
+return {ids, length + #ids, known}
 """
 )
 """KEYS stream, identity, trimmed; ARGV a fresh identity, the limit of entries (-1: none), then schema and record of
-each entry. Returns the ids, none if the entries do not fit, and the number of entries in the stream afterwards."""
+each entry. Returns the ids, none if the entries do not fit, the number of entries in the stream afterwards, and the
+log's identity."""
 
 _BOUNDS = """
 local function bounds_of(stream, trimmed)

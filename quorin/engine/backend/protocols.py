@@ -14,6 +14,8 @@ from quorin.errors import WriterFencedError
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from quorin.engine.log.token import Token
+
 
 @dataclass(frozen=True, slots=True)
 class ReadResult:
@@ -78,15 +80,18 @@ class Log(Protocol):
     def identity(self) -> int:
         """A random 63-bit number created with the log. It changes when the log is wiped and starts over."""
 
-    def append(self, entries: Sequence[tuple[str, bytes]], *, max_entries: int | None = None) -> list[int]:
+    def append(self, entries: Sequence[tuple[str, bytes]], *, max_entries: int | None = None) -> list[Token]:
         """Append pairs of schema name and record, all or none, and return their positions.
+
+        The identity in a token was the log's at most a tenth of a second before the append: a log that is wiped in
+        between leaves tokens that reads refuse, never one that a read takes for applied.
 
         :raises quorin.errors.LogFullError: if the log would hold more than ``max_entries``; nothing was written.
         """
 
     def append_and_read(
         self, schema_name: str, payload: bytes, *, after: int, max_entries: int | None = None
-    ) -> tuple[int, Tail | None]:
+    ) -> tuple[Token, Tail | None]:
         """:meth:`append` one entry, and read in the same step its schema's entries behind position ``after``.
 
         The tail is None if there are many entries, if they cannot be read in one step, or if the control plane does not

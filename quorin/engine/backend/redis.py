@@ -19,6 +19,7 @@ from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail
 from quorin.engine.backend.redis_allowance import MAX_SINGLE_SEQUENCE, Allowance
 from quorin.engine.backend.redis_connection import RedisServer, pairs, texts
 from quorin.engine.backend.redis_control import RedisControlPlane
+from quorin.engine.log.token import Token
 from quorin.engine.urls import REDIS_FORM, is_malformed, shown, split_credentials
 from quorin.errors import ConnectionFailedError, LogFullError
 
@@ -113,6 +114,8 @@ class RedisLog:
         self._schemas = keys.schemas_key(namespace)
         self._entry_bytes = 1 << 20
         self._allowance = Allowance()
+        self._known_identity = 0
+        """What the append script said last; the allowance that it granted is no older."""
         self._single_entries: dict[str, bytes] = {}
         self.stream_key = stream_key
 
@@ -120,23 +123,24 @@ class RedisLog:
         """The random number created together with the stream."""
         return int(self._server.run(keys.LUA_IDENTITY, self._created_together, [keys.fresh_identity()]))
 
-    def append(self, entries: Sequence[tuple[str, bytes]], *, max_entries: int | None = None) -> list[int]:
+    def append(self, entries: Sequence[tuple[str, bytes]], *, max_entries: int | None = None) -> list[Token]:
         """Append in one script; most single entries by ``XADD`` alone, which takes a third of the server's time."""
         if not entries:
             return []
+        identity = self._known_identity  # Before the append, so that it is never the identity of a later log.
         if len(entries) == 1 and self._allowance.covers_one(max_entries):
             position = self._single_appended(self._server.call_packed(self._single_append(*entries[0])))
             if position is not None:
-                return [position]
+                return [Token((identity, position))]
         asked_at = time.monotonic()
         answer = self._server.run(keys.LUA_APPEND, self._created_together, self._append_arguments(entries, max_entries))
         return self._appended(answer, len(entries), max_entries, asked_at)
 
     def append_and_read(
         self, schema_name: str, payload: bytes, *, after: int, max_entries: int | None = None
-    ) -> tuple[int, Tail | None]:
+    ) -> tuple[Token, Tail | None]:
         """One round trip; the append is first."""
-        asked_at = time.monotonic()
+        asked_at, known_identity = time.monotonic(), self._known_identity
         is_single = self._allowance.covers_one(max_entries)
         if is_single:
             append = self._single_append(schema_name, payload)
@@ -153,17 +157,18 @@ class RedisLog:
             raise answers[0]
         if is_single:
             position = self._single_appended(answers[0])
+            if position is None:
+                return self.append([(schema_name, payload)], max_entries=max_entries)[0], None
+            token = Token((known_identity, position))
         else:
-            position = self._appended(answers[0], 1, max_entries, asked_at)[0]
-        if position is None:
-            return self.append([(schema_name, payload)], max_entries=max_entries)[0], None
+            (token,) = self._appended(answers[0], 1, max_entries, asked_at)
         if any(isinstance(answer, Exception) for answer in answers) or None in (*answers[1:3], answers[3][0]):
-            return position, None
+            return token, None
         (_, found), schema, (identity, trimmed) = answers[1][0], answers[2], answers[3]
         seen, _ = _entries(found, after, {schema_name.encode()})
-        if seen.through < position:
-            return position, None
-        return position, Tail(int(identity), int(trimmed or 0), schema.decode(), after, seen)
+        if seen.through < token:
+            return token, None
+        return token, Tail(int(identity), int(trimmed or 0), schema.decode(), after, seen)
 
     def _append_arguments(self, entries: Sequence[tuple[str, bytes]], max_entries: int | None) -> list[Any]:
         arguments: list[Any] = [keys.fresh_identity(), -1 if max_entries is None else max_entries]
@@ -171,17 +176,18 @@ class RedisLog:
             arguments += entry
         return arguments
 
-    def _appended(self, answer: Any, count: int, max_entries: int | None, asked_at: float) -> list[int]:
+    def _appended(self, answer: Any, count: int, max_entries: int | None, asked_at: float) -> list[Token]:
         """The positions in the script's answer."""
-        ids, length = answer
+        ids, length, identity = answer[0], answer[1], int(answer[2])
         if not ids:
             raise LogFullError(
                 f"log {self.stream_key!r} at {self._server.address} has {length} entries, the limit is {max_entries}: "
                 f"{count} more do not fit until a consumer has applied and trimmed some"
             )
-        positions = [keys.position_of(stream_id) for stream_id in ids]
-        self._allowance.grant(length, max_entries, positions[-1], asked_at)
-        return positions
+        tokens = [Token((identity, keys.position_of(stream_id))) for stream_id in ids]
+        self._known_identity = identity
+        self._allowance.grant(length, max_entries, tokens[-1], asked_at)
+        return tokens
 
     def _single_append(self, schema_name: str, payload: bytes) -> bytes:
         """The command that appends an entry to an existing stream."""
@@ -260,7 +266,7 @@ class RedisLog:
 
     def trim(self, through: int, *, fence: Fence | None = None) -> int:
         """Trim the stream exactly; it stays, with its last id, when nothing is left in it."""
-        through, names = min(through, self.bounds().last), self._keys
+        through, names = min(int(through), self.bounds().last), self._keys
         keys_ = [names.stream, names.trimmed, names.historian, names.historian_token]
         held = ["", 0] if fence is None else [fence.holder, fence.token]
         gone = int(self._server.run(keys.LUA_TRIM, keys_, [keys.stream_id_of(through + 1), through, *held]))
@@ -270,7 +276,7 @@ class RedisLog:
 
     def bury(self, position: int, payload: bytes, reason: str, *, max_letters: int = keys.MAX_DEAD_LETTERS) -> int:
         """Store a dead letter."""
-        arguments = [position, payload, reason, max_letters]
+        arguments = [int(position), payload, reason, max_letters]
         return int(self._server.run(keys.LUA_BURY, [self._keys.dead, self._keys.dead_reasons], arguments))
 
     def dead_letters(self) -> list[DeadLetter]:
@@ -282,8 +288,8 @@ class RedisLog:
 
     def remove_dead_letter(self, position: int) -> bool:
         """Remove a dead letter."""
-        self._server.call("HDEL", self._keys.dead_reasons, position)
-        return bool(self._server.call("HDEL", self._keys.dead, position))
+        self._server.call("HDEL", self._keys.dead_reasons, int(position))
+        return bool(self._server.call("HDEL", self._keys.dead, int(position)))
 
 
 def _packed(words: Sequence[str | bytes | int], following: int = 0) -> bytes:

@@ -15,6 +15,7 @@ from quorin.engine.backend import keys, sqlite_lease
 from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, not_the_historian
 from quorin.engine.backend.sqlite_control import EmbeddedControlPlane
 from quorin.engine.backend.sqlite_file import Database, data_version, min_position, snapshot
+from quorin.engine.log.token import Token
 from quorin.errors import LogFullError
 
 if TYPE_CHECKING:
@@ -75,51 +76,55 @@ class EmbeddedLog:
         with self._database.transaction() as connection:
             return self._ensure(connection)[1]
 
-    def append(self, entries: Sequence[tuple[str, bytes]], *, max_entries: int | None = None) -> list[int]:
+    def append(self, entries: Sequence[tuple[str, bytes]], *, max_entries: int | None = None) -> list[Token]:
         """Append in one transaction."""
         with self._database.transaction() as connection:
-            log, _, count = self._ensure(connection)
-            return self._append(connection, log, count, entries, max_entries)
+            log, identity, count = self._ensure(connection)
+            return self._append(connection, (log, identity), count, entries, max_entries)
 
     def append_and_read(
         self, schema_name: str, payload: bytes, *, after: int, max_entries: int | None = None
-    ) -> tuple[int, Tail | None]:
+    ) -> tuple[Token, Tail | None]:
         """One transaction. The entry that was just appended is not read back."""
         with self._database.transaction() as connection:
             row = connection.execute(_SELECT_TAIL, (self._key[0], schema_name, self._key[1])).fetchone()
             if row is None:  # The log is new, or the schema is unknown.
-                log, _, count = self._ensure(connection)
-                return self._append(connection, log, count, [(schema_name, payload)], max_entries)[0], None
+                log, identity, count = self._ensure(connection)
+                new = [(schema_name, payload)]
+                return self._append(connection, (log, identity), count, new, max_entries)[0], None
             log, identity, count, last, trimmed, schema = row
-            (position,) = self._append(connection, log, count, [(schema_name, payload)], max_entries)
+            (token,) = self._append(connection, (log, identity), count, [(schema_name, payload)], max_entries)
+            position = int(token)
             entries = [(position, payload)]
             if last > after:
                 entries = connection.execute(_SELECT_BEHIND, (log, schema_name, after, _MAX_TAIL_ENTRIES)).fetchall()
         if entries[-1][0] != position:
-            return position, None
-        return position, Tail(identity, trimmed, schema, after, ReadResult(entries, position))
+            return token, None
+        return token, Tail(identity, trimmed, schema, after, ReadResult(entries, position))
 
     def _append(
         self,
         connection: sqlite3.Connection,
-        log: int,
+        log_and_identity: tuple[int, int],
         count: int,
         entries: Sequence[tuple[str, bytes]],
         max_entries: int | None,
-    ) -> list[int]:
-        """Append to the log with this id, which has ``count`` entries."""
+    ) -> list[Token]:
+        """Append to the log with this id and identity, which has ``count`` entries."""
+        log, identity = log_and_identity
         if max_entries is not None and count + len(entries) > max_entries:
             raise LogFullError(
                 f"log {self.stream_key!r} in {self._database.address} has {count} entries, the limit is "
                 f"{max_entries}: {len(entries)} more do not fit until a consumer has applied and trimmed some"
             )
-        positions = [
-            int(connection.execute(_INSERT, (min_position(), log, *entry)).lastrowid or 0) for entry in entries
+        tokens = [
+            Token((identity, int(connection.execute(_INSERT, (min_position(), log, *entry)).lastrowid or 0)))
+            for entry in entries
         ]
-        if positions:
+        if tokens:
             sql = "UPDATE logs SET last_position = ?, entry_count = entry_count + ? WHERE id = ?"
-            connection.execute(sql, (positions[-1], len(positions), log))
-        return positions
+            connection.execute(sql, (int(tokens[-1]), len(tokens), log))
+        return tokens
 
     def read(
         self,

@@ -31,8 +31,9 @@ FIRST_BUCKET = 4
 # A read plan: a descriptor, then what to copy from a row to the output, as spans and as patches for null fields.
 # Row i of the output begins, for each span by itself, at its target plus i times its step; so a plan can fill rows as
 # well as columns.
-P_OUT_BYTES, P_SPAN_COUNT, P_PATCH_COUNT, P_MISSING = range(DESCRIPTOR_ITEMS, DESCRIPTOR_ITEMS + 4)
-P_SPANS = DESCRIPTOR_ITEMS + 4
+P_OUT_BYTES, P_SPAN_COUNT, P_PATCH_COUNT, P_MISSING, P_POSITIONS = range(DESCRIPTOR_ITEMS, DESCRIPTOR_ITEMS + 5)
+P_SPANS = DESCRIPTOR_ITEMS + 5
+"""``P_POSITIONS`` is the address of an int64 array that the log positions of the rows go to, 0 for none."""
 SPAN_SOURCE, SPAN_TARGET, SPAN_STEP, SPAN_COUNT, SPAN_CODE = range(5)
 SPAN_ITEMS = 5
 PATCH_NULL_BYTE, PATCH_NULL_MASK, PATCH_TARGET, PATCH_STEP, PATCH_COUNT, PATCH_BITS = range(6)

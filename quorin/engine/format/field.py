@@ -13,7 +13,7 @@ import numpy as np
 
 from quorin.errors import SchemaError, SchemaTypeError
 
-RESERVED_FIELD_NAMES = frozenset({"entity_id", "event_time_ns", "schema"})
+RESERVED_FIELD_NAMES = frozenset({"entity_id", "event_time_ns", "log_position", "schema"})
 MAX_NAME_BYTES = 128
 _MAX_ELEMENTS = 1 << 20
 _FIELD_NAME = re.compile(r"[^\W\d]\w*\Z")

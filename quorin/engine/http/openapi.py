@@ -6,6 +6,7 @@ from typing import Any
 
 from quorin import __version__
 from quorin.engine.bootstrap.peers import MEDIA_TYPE, NAME_HEADER
+from quorin.engine.http.asked import DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS
 
 _ARROW = "application/vnd.apache.arrow.stream"
 _JSON = "application/json"
@@ -55,11 +56,13 @@ def _post(name: str, summary: str, request: str, reply: str) -> dict[str, Any]:
     return {
         "operationId": name,
         "summary": summary,
+        "parameters": _ASKED,
         "requestBody": {"required": True, "content": {_JSON: {"schema": _ref(request)}, _ARROW: _ARROW_BODY}},
         "responses": {
             "200": {"description": summary, "content": {_JSON: {"schema": _ref(reply)}, _ARROW: _ARROW_BODY}},
             "400": _error("The body is no JSON, or no stream of Arrow."),
             "404": _error("There is no such schema."),
+            "412": _error("This machine does not show what Quorin-At-Least asks for: not in time, or not at all."),
             "413": _error("The request has too many bytes or rows, or its reply would have too many values."),
             "415": _error("The content type is neither JSON nor Arrow."),
             "422": _error("A value of the request is wrong; the text names it, and what was expected."),
@@ -130,10 +133,27 @@ _FIELDS = {
     "uniqueItems": True,
     "description": "Default: all.",
 }
+_POSITIONS = {"type": "boolean", "description": "Whether to return the log positions of the rows. Default: false."}
+_ASKED: list[dict[str, Any]] = [
+    {
+        "name": "Quorin-At-Least",
+        "in": "header",
+        "schema": {"type": "string", "pattern": r"^q1(\.[0-7][0-9a-f]{15}-([1-9][0-9]{0,17}|[1-8][0-9]{18})){0,256}$"},
+        "description": "The token of a write, from its header Quorin-Token: rows are at least as new.",
+        "example": "q1",
+    },
+    {
+        "name": "Quorin-Timeout-Ms",
+        "in": "header",
+        "schema": {"type": "integer", "minimum": 0, "maximum": MAX_TIMEOUT_MS, "default": DEFAULT_TIMEOUT_MS},
+        "description": "How long to wait for them.",
+    },
+]
 _SCHEMAS: dict[str, Any] = {
     "ReadRequest": _object(
-        {"schema": _NAME, "entity_ids": _IDS, "fields": _FIELDS},
+        {"schema": _NAME, "entity_ids": _IDS, "fields": _FIELDS, "positions": _POSITIONS},
         "fields",
+        "positions",
         examples=[{"schema": "Driver", "entity_ids": ["1001", "1002"], "fields": ["conv_rate"]}],
     ),
     "Rows": _object(
@@ -143,8 +163,10 @@ _SCHEMAS: dict[str, Any] = {
             "entity_ids": _IDS,
             "found": _array(_BOOLEAN),
             "event_time_ns": _array(_or_null("integer")),
+            "log_position": _array(_or_null("integer"), description="With `positions`."),
             "features": {"type": "object", "additionalProperties": _array({}), "description": "By name, a list each."},
-        }
+        },
+        "log_position",
     ),
     "AssembleRequest": _object(
         {
@@ -162,7 +184,9 @@ _SCHEMAS: dict[str, Any] = {
                 ),
                 minItems=1,
             ),
+            "positions": _POSITIONS,
         },
+        "positions",
         description="Columns of entity ids, of one length, and schemas. `entity` names the column of a schema; it may "
         "be left out if there is one column, or if the schema itself names its entity.",
         examples=[{"entities": {"driver": ["1001"]}, "schemas": [{"schema": "Driver", "fields": ["conv_rate"]}]}],
@@ -172,8 +196,10 @@ _SCHEMAS: dict[str, Any] = {
             "schemas": _array(_object({"schema": _TEXT, "version": _INTEGER})),
             "columns": _array(_object({"schema": _TEXT, "field": _TEXT, "first": _INTEGER, "count": _INTEGER})),
             "found": _array(_array(_BOOLEAN), description="For each row, whether each schema has it."),
+            "log_position": _array(_array(_or_null("integer")), description="With `positions`; as `found`."),
             "vectors": _array(_array(_or_null("number")), description="float32; null where there is no row."),
-        }
+        },
+        "log_position",
     ),
     "Schemas": _object({"schemas": _array(_ref("Schema"))}),
     "Schema": _object(

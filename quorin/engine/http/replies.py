@@ -18,7 +18,7 @@ from quorin.schema import dtype
 
 if TYPE_CHECKING:
     from quorin.assembly import Columns
-    from quorin.engine.arrays import AnyArray, Float32s, Mask
+    from quorin.engine.arrays import AnyArray, Float32s, Int64s, Mask
     from quorin.schema import FeatureField, Schema
 
 _BLOCK_VALUES = 100_000
@@ -27,24 +27,29 @@ _BLOCK_VALUES = 100_000
 
 class Vectors(NamedTuple):
     """The joined vectors, float32 of shape ``(rows, values)``, which rows were found in which schema, bool of shape
-    ``(rows, schemas)``, and the schemas with the fields that the vectors hold.
+    ``(rows, schemas)``, the schemas with the fields that the vectors hold, and of the shape of ``found`` the log
+    positions, int64, if they were asked for.
     """
 
     values: Float32s
     found: Mask
     parts: list[tuple[Schema, list[FeatureField]]]
+    positions: Int64s | None = None
 
 
-def rows_json(schema: Schema, ids: Any, columns: Columns) -> bytes:
+def rows_json(schema: Schema, ids: Any, columns: Columns, *, positions: bool = False) -> bytes:
     """The rows of one schema, column by column."""
-    times = columns.event_time_ns
+    numbers = {"event_time_ns": columns.event_time_ns} | ({"log_position": columns.positions} if positions else {})
     return _dumps(
         {
             "schema": schema.__name__,
             "version": schema.version,
             "entity_ids": _fragment(ids if isinstance(ids, list) else ids.cast(pa.large_string()).to_pylist()),
             "found": _fragment(columns.found),
-            "event_time_ns": _fragment(times if columns.all_found else _with_nulls(times, columns.found)),
+            **{
+                name: _fragment(own if columns.all_found else _with_nulls(own, columns.found))
+                for name, own in numbers.items()
+            },
             "features": {field.name: _fragment(_values(columns, i)) for i, field in enumerate(columns.fields)},
         }
     )
@@ -58,11 +63,13 @@ def rows_arrow(schema: Schema, columns: Columns) -> bytes:
 
 def vectors_json(vectors: Vectors) -> bytes:
     """The joined vectors, a list for each row."""
+    own = vectors.positions
     return _dumps(
         {
             "schemas": _schemas(vectors),
             "columns": _columns(vectors),
             "found": _fragment(vectors.found),
+            **({} if own is None else {"log_position": _fragment(_position_rows(vectors, own))}),
             "vectors": _fragment(vectors.values),
         }
     )
@@ -73,7 +80,17 @@ def vectors_arrow(vectors: Vectors) -> bytes:
     values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.values.reshape(-1)), vectors.values.shape[1])
     found = pa.FixedSizeListArray.from_arrays(pa.array(vectors.found.reshape(-1)), vectors.found.shape[1])
     metadata = {"schemas": _dumps(_schemas(vectors)), "columns": _dumps(_columns(vectors))}
-    return _stream(pa.record_batch({"found": found, "vector": values}).replace_schema_metadata(metadata))
+    columns = {"found": found, "vector": values}
+    if vectors.positions is not None:
+        own = pa.array(vectors.positions.reshape(-1), mask=~vectors.found.reshape(-1))
+        columns["log_position"] = pa.FixedSizeListArray.from_arrays(own, vectors.found.shape[1])
+    return _stream(pa.record_batch(columns).replace_schema_metadata(metadata))
+
+
+def _position_rows(vectors: Vectors, positions: Int64s) -> list[list[int | None]]:
+    """A list for each row, null where a schema does not have it."""
+    pairs = zip(positions.tolist(), vectors.found.tolist(), strict=True)
+    return [[own if is_found else None for own, is_found in zip(*row, strict=True)] for row in pairs]
 
 
 def _schemas(vectors: Vectors) -> list[dict[str, Any]]:

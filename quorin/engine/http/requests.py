@@ -33,6 +33,7 @@ class Read(NamedTuple):
     schema: str
     entity_ids: Any
     fields: list[str] | None
+    positions: bool
 
 
 class Part(NamedTuple):
@@ -50,6 +51,7 @@ class Assemble(NamedTuple):
 
     entities: dict[str, Any]
     parts: list[Part]
+    positions: bool
 
 
 def parse_read(body: bytes, content_type: bytes, max_rows: int) -> Read:
@@ -58,24 +60,24 @@ def parse_read(body: bytes, content_type: bytes, max_rows: int) -> Read:
         request, entities = _arrow(body)
         if len(entities) != 1:
             raise _wrong("the stream", "exactly one column, the entity ids", list(entities))
-        _check_keys(request, "the request", needed=("schema",), optional=("fields",))
+        _check_keys(request, "the request", needed=("schema",), optional=("fields", "positions"))
         [ids] = entities.values()
     else:
         request = _json(body, content_type)
-        _check_keys(request, "the request", needed=("schema", "entity_ids"), optional=("fields",))
+        _check_keys(request, "the request", needed=("schema", "entity_ids"), optional=("fields", "positions"))
         ids = _ids("entity_ids", request["entity_ids"])
     _check_rows(len(ids), max_rows)
-    return Read(_text("schema", request["schema"]), ids, _fields(request))
+    return Read(_text("schema", request["schema"]), ids, _fields(request), _positions(request))
 
 
 def parse_assemble(body: bytes, content_type: bytes, max_rows: int) -> Assemble:
     """:raises InvalidRequestError: naming the value, and what was expected."""
     if content_type.startswith(ARROW):
         request, entities = _arrow(body)
-        _check_keys(request, "the request", needed=("schemas",))
+        _check_keys(request, "the request", needed=("schemas",), optional=("positions",))
     else:
         request = _json(body, content_type)
-        _check_keys(request, "the request", needed=("schemas", "entities"))
+        _check_keys(request, "the request", needed=("schemas", "entities"), optional=("positions",))
         if type(request["entities"]) is not dict:
             raise _wrong("entities", "an object with a list of entity ids for each name", request["entities"])
         entities = {_text("entities", name): _ids(f"entities.{name}", ids) for name, ids in request["entities"].items()}
@@ -86,7 +88,8 @@ def parse_assemble(body: bytes, content_type: bytes, max_rows: int) -> Assemble:
     parts = request["schemas"]
     if type(parts) is not list or not parts:
         raise _wrong("schemas", "a list of at least one schema", parts)
-    return Assemble(entities, [_part(f"schemas[{index}]", part) for index, part in enumerate(parts)])
+    checked = [_part(f"schemas[{index}]", part) for index, part in enumerate(parts)]
+    return Assemble(entities, checked, _positions(request))
 
 
 def check_values(count: int, max_values: int) -> None:
@@ -163,6 +166,13 @@ def _fields(request: dict[str, Any]) -> list[str] | None:
     if type(fields) is not list or not fields or not {*map(type, fields)} <= {str} or len({*fields}) < len(fields):
         raise _wrong("fields", "a list of different names of fields", fields)
     return fields
+
+
+def _positions(request: dict[str, Any]) -> bool:
+    asked = request.get("positions", False)
+    if type(asked) is not bool:
+        raise _wrong("positions", "true or false", asked)
+    return asked
 
 
 def _text(where: str, value: Any) -> str:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from quorin import assembly
 from quorin.engine.http import asgi, replies
+from quorin.engine.http.asked import Asked, InvalidHeaderError, asked_by, may_wait, too_old
 from quorin.engine.http.catalogue import Catalogue
 from quorin.engine.http.compression import accepted_encoding, compressed
 from quorin.engine.http.donor import Donor
@@ -25,7 +26,7 @@ from quorin.engine.http.openapi import description
 from quorin.engine.http.page import page
 from quorin.engine.http.reply import Reply, error_reply, forms
 from quorin.engine.http.requests import ARROW, JSON, InvalidRequestError, check_values, parse_assemble, parse_read
-from quorin.errors import EntityIdError, InvalidRowError, QuorinError
+from quorin.errors import EntityIdError, InvalidRowError, NotYetAppliedError, QuorinError, TokenError
 from quorin.logging import get_logger
 from quorin.shm import SegmentRegistry
 
@@ -42,8 +43,21 @@ _SWITCH_SECONDS = 0.001
 
 _log = get_logger(__name__)
 
-Answer = Callable[[bytes, bytes, bool, int], bytes]
-"""Body and content type of a request, whether the reply is to be Arrow, and the most values in it, to its body."""
+
+class Question(NamedTuple):
+    """Body and content type of a request, what its headers ask for, whether the reply is to be Arrow, and the most
+    values in it.
+    """
+
+    body: bytes
+    content_type: bytes
+    asked: Asked
+    as_arrow: bool
+    max_values: int
+
+
+Answer = Callable[[Question], bytes]
+"""From a question to the body of the reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +139,7 @@ class SegmentApplication:
         await asgi.send_reply(send, reply)
 
     def _direct(self, answer: Answer, body: bytes, headers: Headers) -> Reply | None:
-        if len(body) > _DIRECT_BYTES:
+        if len(body) > _DIRECT_BYTES or may_wait(headers):
             return None
         limit = _DIRECT_VALUES if accepted_encoding(headers) is None else _DIRECT_VALUES_COMPRESSED
         reply = self._answer(answer, body, headers, min(limit, self.limits.values))
@@ -134,24 +148,27 @@ class SegmentApplication:
     def _answer(self, answer: Answer, body: bytes, headers: Headers, max_values: int) -> Reply:
         content_type, accept = forms(headers)
         as_arrow = ARROW in accept
-        reply = _guarded(
-            lambda: Reply(200, ARROW if as_arrow else JSON, answer(body, content_type, as_arrow, max_values))
-        )
-        return compressed(reply, accepted_encoding(headers))
 
-    def _read(self, body: bytes, content_type: bytes, as_arrow: bool, max_values: int) -> bytes:
-        request = parse_read(body, content_type, self.limits.rows)
+        def answered() -> Reply:
+            question = Question(body, content_type, asked_by(headers), as_arrow, max_values)
+            return Reply(200, ARROW if as_arrow else JSON, answer(question))
+
+        return compressed(_guarded(answered), accepted_encoding(headers))
+
+    def _read(self, question: Question) -> bytes:
+        request = parse_read(question.body, question.content_type, self.limits.rows)
         segment = self._catalogue.segment(request.schema)
-        check_values(len(request.entity_ids) * _width(segment.schema, request.fields), max_values)
-        columns = assembly.column_reader(segment, request.fields)(request.entity_ids)
-        if as_arrow:
+        check_values(len(request.entity_ids) * _width(segment.schema, request.fields), question.max_values)
+        question.asked.wait(segment)
+        columns = assembly.column_reader(segment, request.fields, positions=request.positions)(request.entity_ids)
+        if question.as_arrow:
             return replies.rows_arrow(segment.schema, columns)
-        return replies.rows_json(segment.schema, request.entity_ids, columns)
+        return replies.rows_json(segment.schema, request.entity_ids, columns, positions=request.positions)
 
-    def _assemble(self, body: bytes, content_type: bytes, as_arrow: bool, max_values: int) -> bytes:
-        request = parse_assemble(body, content_type, self.limits.rows)
-        vectors = join(self._catalogue, request, max_values)
-        return replies.vectors_arrow(vectors) if as_arrow else replies.vectors_json(vectors)
+    def _assemble(self, question: Question) -> bytes:
+        request = parse_assemble(question.body, question.content_type, self.limits.rows)
+        vectors = join(self._catalogue, request, question.max_values, question.asked)
+        return replies.vectors_arrow(vectors) if question.as_arrow else replies.vectors_json(vectors)
 
     def _schemas(self) -> Reply:
         return Reply(200, JSON, orjson.dumps({"schemas": self._catalogue.describe()}))
@@ -169,8 +186,10 @@ def _guarded(answer: Callable[[], Reply]) -> Reply:
         return answer()
     except InvalidRequestError as error:
         return error_reply(error.status, str(error))
-    except (InvalidRowError, EntityIdError) as error:
+    except (InvalidHeaderError, InvalidRowError, EntityIdError) as error:
         return error_reply(422, str(error))
+    except (NotYetAppliedError, TokenError) as error:
+        return too_old(error)
     except QuorinError as error:
         _log.exception("request_failed")
         return error_reply(503, f"{type(error).__name__}: the server's log has the reason")

@@ -30,6 +30,7 @@ from quorin.engine.format.abi import (
     P_MISSING,
     P_OUT_BYTES,
     P_PATCH_COUNT,
+    P_POSITIONS,
     P_SPAN_COUNT,
     P_SPANS,
     PATCH_BITS,
@@ -94,6 +95,7 @@ from quorin.engine.kernels.rows import (
     INT64,
     MAX_ATTEMPTS,
     ONE,
+    POSITION,
     SUCCESSOR,
     home_slot,
     is_row,
@@ -249,6 +251,8 @@ def read_row(segment, key, count, h, out, index):
             flags = load_u16(row + FLAGS)
             if same_key and flags & DELETED == 0:
                 copy_spans(segment, row, out, index)
+                if segment[P_POSITIONS] != 0:
+                    store_u64(segment[P_POSITIONS] + 8 * index, load_u64(row + POSITION))
                 if flags & HAS_NULLS != 0:
                     patch_nulls(segment, row, out, index)
             if not is_unchanged(row, stamp, slot, word):
@@ -326,6 +330,8 @@ def fill_missing(segment, out, index, missing):
             else:
                 store_u8(target + i, 0)
         at += SPAN_ITEMS
+    if segment[P_POSITIONS] != 0:
+        store_u64(segment[P_POSITIONS] + 8 * index, np.uint64(0))
 
 
 @unlocked_kernel

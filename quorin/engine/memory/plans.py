@@ -79,7 +79,7 @@ def read_plan(
     descriptor: Int64s, out_bytes: int, spans: list[list[int]], patches: list[tuple[int, ...]], missing: int
 ) -> Int64s:
     """A read plan as :mod:`quorin.engine.format.abi` lays it out; ``out_bytes`` is what a row takes in the output."""
-    head = np.array([out_bytes, len(spans), len(patches), missing], np.int64)
+    head = np.array([out_bytes, len(spans), len(patches), missing, 0], np.int64)
     tail = [np.array(part, np.int64).ravel() for part in (spans, patches)]
     return np.concatenate([descriptor, head, *tail])
 

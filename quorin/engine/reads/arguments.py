@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _FLOAT32 = np.dtype(np.float32)
 _BOOL = np.dtype(np.bool_)
+_INT64 = np.dtype(np.int64)
 
 
 def empty_id(index: int) -> EntityIdError:
@@ -46,6 +47,14 @@ def batch_out(out: Any, found_mask: Any, rows: int, length: int) -> tuple[Float3
     else:
         _check_buffer("found_mask", found_mask, _BOOL, (rows,))
     return out, found_mask
+
+
+def check_positions(positions: Any, rows: int) -> None:
+    """Check a caller's buffer for log positions: int64 of shape ``(rows,)``.
+
+    :raises InvalidBufferError: if it has another shape or dtype, or is not writeable.
+    """
+    _check_buffer("positions", positions, _INT64, (rows,))
 
 
 def _check_buffer(name: str, buffer: Any, kind: np.dtype[Any], shape: tuple[int, ...]) -> None:

@@ -176,13 +176,18 @@ class Columns:
             self._complete = None
 
     def to_batch(self) -> pa.RecordBatch:
-        """The columns ``entity_id`` (as passed), ``found``, ``event_time_ns`` (null if not found), and the fields."""
+        """The columns ``entity_id`` (as passed), ``found``, ``event_time_ns`` (null if not found), if positions were
+        read ``log_position`` (null likewise), and the fields.
+        """
         count, bits = len(self.found), _packed(self.found)
         found = pa.Array.from_buffers(pa.bool_(), count, [None, bits])
         validity = None if self.all_found else bits
-        times = pa.Array.from_buffers(pa.int64(), count, [validity, pa.py_buffer(self.event_time_ns)])
-        arrays = [id_array(self._ids), found, times, *(self.arrow(i) for i in range(len(self.fields)))]
-        names = ["entity_id", "found", "event_time_ns", *(field.name for field in self.fields)]
+        numbers = {"event_time_ns": self.event_time_ns}
+        if self._plan.has_positions:
+            numbers["log_position"] = self.positions
+        arrays = [pa.Array.from_buffers(pa.int64(), count, [validity, pa.py_buffer(own)]) for own in numbers.values()]
+        arrays = [id_array(self._ids), found, *arrays, *(self.arrow(i) for i in range(len(self.fields)))]
+        names = ["entity_id", "found", *numbers, *(field.name for field in self.fields)]
         return pa.RecordBatch.from_arrays(arrays, names=names)
 
     def _column(self, index: int) -> Bytes:

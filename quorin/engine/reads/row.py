@@ -25,8 +25,8 @@ _HEAP_CELL, _HEAP_CELL_ITEMS = "QII", 3
 class RowLayout:
     """How the columns of one row lie in a buffer, as ``struct`` unpacks them.
 
-    ``slots`` says for each field where its values begin among those unpacked; the first is the event time, the last the
-    validity bits.
+    ``slots`` says for each field where its values begin among those unpacked; the first is the event time, the next the
+    log position if the plan has positions, the last the validity bits.
     """
 
     __slots__ = ("code", "heap", "plan", "required", "slot_count", "slots", "view")
@@ -36,7 +36,8 @@ class RowLayout:
         self.plan = plan
         self.heap = view.mapping.memory[view.layout.heap_offset :]
         self.slots = [0] * len(plan.fields)
-        codes, slot = ["q"], 1
+        codes = ["q"] * (2 if plan.has_positions else 1)
+        slot = len(codes)
         for index in sorted(range(len(plan.fields)), key=plan.starts.__getitem__):
             field = plan.fields[index]
             codes.append(_HEAP_CELL if field.is_variable else f"{field.element_count}{_CODES[field.dtype]}")
@@ -135,6 +136,13 @@ class OneRow:
             return False
         required = self.layout.required
         return bool(self.values) and int.from_bytes(self.values[-1], "little") & required == required
+
+    @property
+    def position(self) -> int | None:
+        """The log position of the write that made the row; None if the entity has none. The reader was made with
+        ``positions=True``.
+        """
+        return self.values[1] if self.values else None
 
     def is_valid(self, index: int) -> bool:
         """Whether a field has a value."""

@@ -24,6 +24,8 @@ from quorin.assembly import assemble_batch, read
 from quorin.evolution import upgrade_schema
 from quorin.layout import insert, pack_row
 from quorin.schema import FeatureField, dtype, make_schema
+from quorin.wal import Token, WALProducer
+from quorin.wal_consumer import WALConsumer
 from tests.support.commands import run_quorin
 from tests.support.http import Running
 from tests.support.schemas import Everything
@@ -381,3 +383,53 @@ def test_serving_segments_imports_nothing_of_feast() -> None:
         "import quorin.http, sys; print({'feast', 'fastapi', 'starlette', 'pydantic', 'pandas'} & sys.modules.keys())"
     )
     assert subprocess.check_output([sys.executable, "-c", script], text=True) == "set()\n"
+
+
+def log_site(tmp_path: Path) -> tuple[Site, Any]:
+    """A site whose rows came by the log, and the position of each."""
+    site = make_site(tmp_path)
+    with WALProducer(site.registry.backend) as producer:
+        tokens = {city: producer.write(CITY, city, {"people": 1, "rain": 0.5}) for city in ("Oslo", "Bern")}
+        WALConsumer(site.registry.backend, [CITY], registry=site.registry).drain()
+    return site, tokens
+
+
+def test_positions_and_tokens(tmp_path: Path) -> None:
+    site, tokens = log_site(tmp_path)
+    ids, own = ["Bern", "absent", "Oslo"], [tokens["Bern"], None, tokens["Oslo"]]
+    with serving_site(site, tmp_path / "log") as server:
+        for fields in ({}, {"fields": ["people"]}):
+            body = {"schema": "City", "entity_ids": ids, **fields}
+            plain, asked = (post(server, "/v1/read", body | more).json() for more in ({}, {"positions": True}))
+            assert asked.pop("log_position") == own
+            assert asked == plain == post(server, "/v1/read", body | {"positions": False}).json()
+            batch = batch_of(post(server, "/v1/read", body | {"positions": True}, Accept=ARROW))
+            assert batch["log_position"].to_pylist() == own
+        parts = [{"schema": "City", "fields": ["people"]}, {"schema": "City"}, {"schema": "Driver"}]
+        body = {"entities": {"city": ids}, "schemas": parts}
+        plain, asked = (post(server, "/v1/assemble", body | more).json() for more in ({}, {"positions": True}))
+        assert asked.pop("log_position") == [[one, one, None] for one in own]
+        assert asked == plain
+        batch = batch_of(post(server, "/v1/assemble", body | {"positions": True}, Accept=ARROW))
+        assert batch["log_position"].to_pylist() == [[one, one, None] for one in own]
+        wrong = post(server, "/v1/read", {"schema": "City", "entity_ids": ids, "positions": 1})
+        assert (wrong.status_code, wrong.json()["detail"]) == (422, "positions: expected true or false, got 1")
+        identity, last = tokens["Bern"].parts[0]
+        late, other = Token((identity, last + 1)), Token((identity ^ 1, 5))
+        read, joined = (
+            {"schema": "City", "entity_ids": ids},
+            {"entities": {"city": ids}, "schemas": [{"schema": "City"}]},
+        )
+        for path, body in (("/v1/read", read), ("/v1/assemble", joined)):
+            shown = post(server, path, body, **{"Quorin-At-Least": tokens["Bern"].text})
+            assert shown.json() == post(server, path, body).json()
+            answer = post(server, path, body, **{"Quorin-At-Least": late.text, "Quorin-Timeout-Ms": "5"})
+            assert answer.status_code == 412
+            expected = {"error": "NotYetAppliedError", "schema": "City", "position": late, "applied": last}
+            assert answer.json().items() >= (expected | {"timeout_ms": 5}).items()
+            answer = post(server, path, body, **{"Quorin-At-Least": other.text})
+            assert (answer.status_code, answer.json()["error"]) == (412, "TokenError")
+            for name, value in (("At-Least", "q1.5"), ("Timeout-Ms", "-1"), ("Timeout-Ms", "10001")):
+                answer = post(server, path, body, **{f"Quorin-{name}": value})
+                assert answer.status_code == 422
+                assert answer.json()["detail"].startswith(f"Quorin-{name}: expected ")

@@ -1,0 +1,98 @@
+"""Reads that ask for rows at least as new as a token: they wait, looking at shared memory only."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from typing import TYPE_CHECKING
+
+from quorin.engine.log.token import Token
+from quorin.errors import NotYetAppliedError, TokenError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from quorin.shm import Segment
+
+DEFAULT_TIMEOUT_MS = 100.0
+_SPIN_SECONDS = 0.001
+_FIRST_HELP_SECONDS, _HELP_FACTOR = 0.005, 2
+
+
+def wait_for(
+    segment: Segment,
+    token: Token | str,
+    *,
+    timeout_ms: float = DEFAULT_TIMEOUT_MS,
+    apply: Callable[[], object] | None = None,
+    helps_at_once: bool = False,
+) -> None:
+    """Wait until a segment shows everything up to a token: what reads do with ``at_least``.
+
+    ``apply`` is called while the segment lacks the token, after some milliseconds and then ever more rarely, or from
+    the start with ``helps_at_once``: it may apply the log where no other process does.
+
+    A token of another log than the segment's is refused: at once if it is older than what the segment shows, else at
+    the time-out, as the segment may be about to follow a log that has taken the place of its own.
+
+    :raises NotYetAppliedError: after ``timeout_ms``, with the position and the applied one. :raises TokenError: for a
+        token of another log, or no token. :raises ValueError: for a ``timeout_ms`` that is no number from 0.
+    """
+    asked = Token.of(token)
+    if isinstance(timeout_ms, bool) or not isinstance(timeout_ms, int | float) or not 0 <= timeout_ms < math.inf:
+        raise ValueError(f"timeout_ms: expected a number of milliseconds from 0, got {timeout_ms!r}")
+    if has_applied(segment, asked):
+        return
+    started, help_at = time.monotonic(), 0.0 if helps_at_once else _FIRST_HELP_SECONDS
+    while (waited := time.monotonic() - started) * 1000 < timeout_ms:
+        if apply is not None and waited >= help_at:
+            apply()
+            help_at = max(_FIRST_HELP_SECONDS, _HELP_FACTOR * waited)
+        else:
+            pause(waited)
+        if has_applied(segment, asked):
+            return
+    _raise_late(segment, asked, timeout_ms)
+
+
+def has_applied(segment: Segment, token: Token) -> bool:
+    """Whether a segment shows everything up to a token.
+
+    :raises TokenError: if the segment follows another log, and has applied later positions of that.
+    """
+    followed = segment.log_identity  # Before the position, which is then one of this log or of a later one.
+    position = segment.position
+    is_applied = True
+    for identity, needed in token.parts:
+        if identity == followed and needed <= position:
+            continue
+        if followed not in (0, identity) and needed <= position:
+            raise _of_other_log(segment, token, followed)
+        is_applied = False
+    return is_applied
+
+
+def pause(waited_seconds: float) -> None:
+    """Let others work, for the longer the longer the wait has been going on."""
+    if waited_seconds < _SPIN_SECONDS:
+        # Most waits end before the shortest sleep would. The first call lets other threads run, the second
+        # other processes that need this processor, such as the consumer.
+        time.sleep(0)
+        os.sched_yield()
+    else:
+        time.sleep(min(waited_seconds / 20, 0.002))
+
+
+def _raise_late(segment: Segment, token: Token, timeout_ms: float) -> None:
+    followed = segment.log_identity
+    if followed and any(identity != followed for identity, _ in token.parts):
+        raise _of_other_log(segment, token, followed)
+    raise NotYetAppliedError(segment.schema.__name__, int(token), timeout_ms, applied=segment.position)
+
+
+def _of_other_log(segment: Segment, token: Token, followed: int) -> TokenError:
+    return TokenError(
+        f"token {token.text} is of another log than {segment.schema.__name__!r} follows on this node, which is "
+        f"{followed:016x} at position {segment.position}: it is another deployment's, or the log was wiped since"
+    )
