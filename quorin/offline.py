@@ -5,7 +5,8 @@ See ``docs/history.md`` for the layout and the promises. Importing this loads py
 
 from __future__ import annotations
 
+from quorin.engine.history.last_values import last_values
 from quorin.engine.history.store import ParquetDatasetStore
 from quorin.errors import CorruptHistoryError, EmptyDatasetError, HistoryUnavailableError
 
-__all__ = ["CorruptHistoryError", "EmptyDatasetError", "HistoryUnavailableError", "ParquetDatasetStore"]
+__all__ = ["CorruptHistoryError", "EmptyDatasetError", "HistoryUnavailableError", "ParquetDatasetStore", "last_values"]

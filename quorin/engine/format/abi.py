@@ -55,6 +55,9 @@ STOPPED, CODES = -1, 8
 # What a scan reports besides the slot that it stopped at: rows copied, and FOUND or why it stopped.
 S_ROWS, S_CODE = range(2)
 SCAN_ITEMS = 2
+LIVE_ROWS = -1
+"""In place of the least position of the rows of a scan: all that are not deleted. With a position, a scan has deletions
+too."""
 
 # A column of a batch that is written, as an item of the column table.
 (
@@ -82,6 +85,8 @@ ARROW_ITEMS = 8
 UPSERT, DELETE, PARTIAL = 1, 2, 3
 DONE, ROWS_FULL, HEAP_FULL = range(3)
 R_NEXT, R_APPLIED, R_CREATED = range(3)
+R_FORGOTTEN = 2
+"""When rows are carried over: the last position of a deletion that was left out."""
 RESULT_ITEMS = 3
 
 # How rows are carried over into the next generation: a head, then so many spans of the body, validity bits and heap

@@ -49,9 +49,12 @@ WORD_BYTES = 8
 NAME_BYTES = 192
 PARTITIONS = 16
 
-PARTITION_DTYPE = np.dtype([("log_identity", "<u8"), ("position", "<u8"), ("confirmed_ns", "<i8"), ("reserved", "V8")])
-"""What is applied from one partition of the log: the log's identity, the last applied position, and the latest time (ns
-since the epoch) at which the log is known to have had nothing more; 0 before the first."""
+PARTITION_DTYPE = np.dtype(
+    [("log_identity", "<u8"), ("position", "<u8"), ("confirmed_ns", "<i8"), ("forgotten", "<u8")]
+)
+"""What is applied from one partition of the log: the log's identity, the last applied position, the latest time (ns
+since the epoch) at which the log is known to have had nothing more, and the last position of a deletion that earlier
+generations had and this one has not; 0 before the first."""
 
 _HEADER_FIELDS: tuple[tuple[str, Any, int], ...] = (
     # Written once, before the file gets its name, and covered by static_crc.

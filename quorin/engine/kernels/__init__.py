@@ -40,7 +40,11 @@ _KERNELS: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "read_many": ("read", "read_many", (_WORDS, *[_INT] * 5, _BYTES, _BOOLS, _FLOAT)),
     "gather_values": ("read", "gather_values", (_INT, _INT, _INT, _WORDS, _INT)),
     "gather_texts": ("read", "gather_texts", (_INT, _INT, _INT, _WORDS, _WORDS, _INT)),
-    "scan_rows": ("scan", "scan_rows", (_WORDS, _INT, _INT, _BYTES, _INT, _WORDS, _BYTES, _BYTES, _WORDS)),
+    "scan_rows": (
+        "scan",
+        "scan_rows",
+        (_WORDS, _INT, _INT, _BYTES, _INT, _INT, _WORDS, _BYTES, _BOOLS, _BYTES, _WORDS),
+    ),
     "write_decimals": ("decimal", "write_decimals", (_WORDS, _WORDS, _INT)),
     "event_times": ("measure", "event_times", (_WORDS, _INT, _INT, _WORDS)),
     "longest_id": ("measure", "longest_id", (_INT, _INT, _INT)),
