@@ -19,6 +19,7 @@ from quorin.engine.format.abi import FOUND, P_OUT_BYTES
 from quorin.engine.memory.plans import vector_plan
 from quorin.engine.reads import arguments as buffers
 from quorin.engine.reads.columns import Columns
+from quorin.engine.reads.last import LastValues, read_last, read_last_batch
 from quorin.engine.reads.many import read_many
 from quorin.engine.reads.readers import ColumnReader, RowReader
 from quorin.engine.reads.row import OneRow, Rows, RowsLayout
@@ -39,6 +40,7 @@ __all__ = [
     "ColumnReader",
     "Columns",
     "EntityNotFoundError",
+    "LastValues",
     "OneRow",
     "Reader",
     "RowReader",
@@ -51,6 +53,8 @@ __all__ = [
     "number_ids",
     "prewarm",
     "read",
+    "read_last",
+    "read_last_batch",
     "reader",
     "row_reader",
     "scan",

@@ -242,7 +242,7 @@ def apply_located(
 
     result = np.zeros(RESULT_ITEMS, np.int64)
     columns = located.columns
-    batch = np.array([rows, kind, columns.tie, *located.ids, located.times, *positions], np.int64)
+    batch = np.array([rows, kind, columns.tie, *located.ids, located.times, *positions, *columns.rings], np.int64)
     while True:
         code = kernels.apply_rows(view.descriptor, columns.words, batch, result)
         if code == DONE:

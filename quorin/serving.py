@@ -14,9 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from quorin.engine.format import segment as fmt
+from quorin.engine.format.abi import RAW_BYTES
 from quorin.engine.reads import arguments as buffers
 from quorin.engine.reads.column_plan import column_plan
 from quorin.engine.reads.columns import NUMPY_GATHER, Columns
+from quorin.engine.reads.last import LastPlan, LastValues, last_batch_of, last_plan, last_values_of
 from quorin.engine.reads.scan import Changes, arrow_batch, arrow_schema, least_position
 from quorin.engine.rows.compatibility import fits
 from quorin.engine.rows.intake import id_array
@@ -125,6 +127,38 @@ def changed_since(
     deleted = np.array([is_deleted for _, is_deleted, _ in rows], np.bool_)
     batch = arrow_batch(columns, pa.array([key for key, _, _ in rows], pa.string()), deleted, schema)
     return Changes(pa.RecordBatchReader.from_batches(schema, [batch]), through)
+
+
+def read_last(segment: Segment, entity_id: str, field: str, n: int | None = None) -> LastValues:
+    """The last values of a field with a history; see :func:`quorin.assembly.read_last`."""
+    view = segment.current_view()
+    plan = last_plan(view, field, n)
+    row = _copy_row(view, check_entity_id(entity_id))
+    if row is None:
+        raise EntityNotFoundError(entity_id, view.name)
+    return last_values_of(plan, _copy_last(plan, row))
+
+
+def read_last_batch(segment: Segment, entity_ids: Any, field: str, n: int | None = None) -> pa.RecordBatch:
+    """The same of many entities; see :func:`quorin.assembly.read_last_batch`."""
+    view = segment.current_view()
+    plan = last_plan(view, field, n)
+    ids = id_array(entity_ids)
+    rows = [_copy_row(view, key) for key in _keys(ids)]
+    found = np.array([row is not None for row in rows], np.bool_)
+    out = np.zeros((len(rows), plan.row_bytes), np.uint8)
+    for target, row in zip(out, rows, strict=True):
+        if row is not None:
+            target[:] = _copy_last(plan, row)
+    return last_batch_of(plan, ids, found, out.reshape(-1))
+
+
+def _copy_last(plan: LastPlan, row: Bytes) -> Bytes:
+    out = np.zeros(plan.row_bytes, np.uint8)
+    for source, target, _, count, code in plan.spans:
+        if code == RAW_BYTES:
+            out[target : target + count] = row[source : source + count]
+    return out
 
 
 def _keys(entity_ids: Any) -> list[bytes]:

@@ -76,10 +76,20 @@ ARROW_ITEMS = 8
 
 # A batch that is written: how many rows, how they are applied, where in the column table the tie-breaker begins (-1:
 # none); addresses of the ids (an Arrow string column, with the size of its offsets), of the event times, and of the log
-# positions, with the bytes from one position to the next (0: one for all rows).
+# positions, with the bytes from one position to the next (0: one for all rows); the address of the table of rings, and
+# how many there are.
 (
-    B_ROWS, B_MODE, B_TIE, B_OFFSETS, B_OFFSET_BYTES, B_IDS, B_EVENT_TIMES, B_POSITIONS, B_POSITION_STEP,
-) = range(9)  # fmt: skip
+    B_ROWS, B_MODE, B_TIE, B_OFFSETS, B_OFFSET_BYTES, B_IDS, B_EVENT_TIMES, B_POSITIONS, B_POSITION_STEP, B_RINGS,
+    B_RING_COUNT,
+) = range(11)  # fmt: skip
+
+# The table of rings, the last values of fields with a history: where their head begins in the body and how many bytes
+# they all take; then for each the number of its values, where its parts begin in the body (ties -1: none), the bytes of
+# a value, and where its column begins in the column table (-1: not in this batch).
+G_HEAD, G_BYTES = range(2)
+G_HEAD_ITEMS = 2
+G_CAPACITY, G_COUNT, G_TIMES, G_POSITIONS, G_TIES, G_VALUES, G_VALIDITY, G_VALUE_BYTES, G_COLUMN = range(9)
+G_RING_ITEMS = 9
 
 # How rows are applied, and what a write returns.
 UPSERT, DELETE, PARTIAL = 1, 2, 3

@@ -170,8 +170,30 @@ def _carry_plan(old: Schema, new: Schema) -> Int64s:
     if before == after:
         bits = []
         _add_span(spans, before.bitmap_offset, after.bitmap_offset, after.bitmap_bytes)
+    if before.rings and after.rings:
+        _add_span(spans, before.ring_head, after.ring_head, fmt.RING_HEAD.itemsize)
+        rings = {ring.cell.field.name: ring for ring in before.rings}
+        for ring in after.rings:
+            if (old_ring := rings.get(ring.cell.field.name)) is not None:
+                _add_ring(spans, old_ring, ring)
     head = [len(spans), len(bits), len(cells), flags]
     return np.concatenate([np.array(part, np.int64).ravel() for part in (head, spans, bits, cells)])
+
+
+def _add_ring(spans: list[list[int]], source: fmt.Ring, target: fmt.Ring) -> None:
+    """The last values of a field, which may be widened and have room for more."""
+    count, word = source.capacity, fmt.WORD_BYTES
+    codes = int(source.cell.field.dtype), int(target.cell.field.dtype)
+    _add_span(spans, source.count, target.count, word)
+    _add_span(spans, source.times, target.times, word * count)
+    _add_span(spans, source.positions, target.positions, word * count)
+    if source.ties >= 0 and target.ties >= 0:
+        _add_span(spans, source.ties, target.ties, word * count)
+    if codes[0] == codes[1]:
+        _add_span(spans, source.values, target.values, source.cell.byte_count * count)
+    else:
+        spans.append([source.values, target.values, count, *codes])
+    _add_span(spans, source.validity, target.validity, count)
 
 
 def _add_span(spans: list[list[int]], source: int, target: int, size: int) -> None:
