@@ -26,14 +26,15 @@ from quorin.engine.models.stored import layout_from_json as load_layout
 from quorin.engine.models.stored import layout_to_json as dump_layout
 from quorin.engine.reads import arguments as buffers
 from quorin.engine.reads.columns import Columns
+from quorin.engine.reads.last import LastValues, read_last, read_last_batch
 from quorin.engine.reads.many import read_many
 from quorin.engine.reads.readers import ColumnReader, RowReader
 from quorin.engine.reads.row import OneRow, Rows, RowsLayout
-from quorin.engine.reads.scan import scan_view
+from quorin.engine.reads.scan import Changes, changes_view, scan_view
 from quorin.engine.reads.waiting import DEFAULT_TIMEOUT_MS, wait_for
 from quorin.engine.rows.intake import id_array, number_ids
 from quorin.engine.rows.value import check_entity_id
-from quorin.errors import EntityNotFoundError, InvalidRowError
+from quorin.errors import ChangesForgottenError, EntityNotFoundError, InvalidRowError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -43,9 +44,12 @@ if TYPE_CHECKING:
     from quorin.wal import Token
 
 __all__ = [
+    "Changes",
+    "ChangesForgottenError",
     "ColumnReader",
     "Columns",
     "EntityNotFoundError",
+    "LastValues",
     "MatrixLayout",
     "MatrixPart",
     "ModelReader",
@@ -56,6 +60,7 @@ __all__ = [
     "RowsLayout",
     "assemble",
     "assemble_batch",
+    "changed_since",
     "column_reader",
     "dump_layout",
     "load_layout",
@@ -65,6 +70,8 @@ __all__ = [
     "number_ids",
     "prewarm",
     "read",
+    "read_last",
+    "read_last_batch",
     "reader",
     "row_reader",
     "scan",
@@ -174,6 +181,34 @@ def scan(
         ValueError: for a limit that is no number of rows.
     """
     return scan_view(segment.current_view(), prefix, limit, fields)
+
+
+def changed_since(
+    segment: Segment,
+    position: int,
+    *,
+    prefix: str | None = None,
+    limit: int | None = None,
+    fields: Sequence[str] | None = None,
+) -> Changes:
+    """The rows and deletions whose log position is greater than ``position``, in no particular order: a pair of
+    ``batches``, a reader of Arrow batches, and ``through``, the position to ask for next time.
+
+    Columns: ``entity_id``, ``event_time_ns``, ``position``, ``deleted`` (bool), the fields, null in a deletion. A row
+    comes once, as it is now, however often it changed. Applied to the rows as they were at ``position``, the changes
+    make those of now. Rows that were written without a log have position 0 and are in the changes since 0 alone, which
+    are all rows and the deletions that are remembered. A field called ``position`` or ``deleted`` is the column
+    ``position:field`` or ``deleted:field``.
+
+    As with :func:`scan`, batches are read as they are consumed, beside a writer, and are of the generation at the call.
+    With a ``limit`` that is reached, ``through`` is not: ask for the same position again.
+
+    :raises ChangesForgottenError: if the segment has forgotten a deletion since then, as growth does a week of event
+        time later; its ``complete_from`` is the least position that can be asked for.
+    :raises InvalidRowError: for unknown fields. :raises EntityIdError: for a prefix that is no text. :raises
+        ValueError: for a position or limit that is none.
+    """
+    return changes_view(segment.current_view(), position, prefix, limit, fields)
 
 
 def column_reader(segment: Segment, fields: Sequence[str] | None = None, *, positions: bool = False) -> ColumnReader:

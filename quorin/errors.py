@@ -74,6 +74,24 @@ class EntityNotFoundError(QuorinError, KeyError):
         return f"no row for entity id {self.entity_id!r} in segment {self.segment_name!r}"
 
 
+class ChangesForgottenError(QuorinError, LookupError):
+    """Changes were asked for since a position at which a segment still had deletions that it has forgotten since:
+    :attr:`complete_from` is the first position since which it knows all changes.
+    """
+
+    def __init__(self, segment_name: str, position: int, complete_from: int) -> None:
+        super().__init__(segment_name, position, complete_from)
+        self.segment_name = segment_name
+        self.position = position
+        self.complete_from = complete_from
+
+    def __str__(self) -> str:
+        return (
+            f"segment {self.segment_name!r} does not know all changes since position {self.position}: it has forgotten "
+            f"deletions up to position {self.complete_from}; expected a position from there on, or 0 for all rows"
+        )
+
+
 class InvalidBufferError(QuorinError, ValueError):
     """An ``out`` or ``found_mask`` buffer has the wrong shape, dtype or flags."""
 

@@ -167,13 +167,19 @@ def lookup(segment: Segment, entity_id: str) -> int | None:
 def iterate_occupied(segment: Segment) -> Iterator[tuple[str, int]]:
     """Every entity that has a row: its id, and where the row begins in the file. In no particular order."""
     view = segment.current_view()
+    for key, row in iterate_keys(view):
+        header = view.mapping.memory[row : row + fmt.KEY_OFFSET].view(fmt.ROW_HEADER_DTYPE)[0]
+        if not int(header["flags"]) & fmt.FLAG_DELETED:
+            yield key.decode(), row
+
+
+def iterate_keys(view: SegmentView) -> Iterator[tuple[bytes, int]]:
+    """Every key, deleted entities' included, and where its row begins in the file. In no particular order."""
     layout = view.layout
     slots = view.mapping.memory[layout.index_offset :][: 8 * layout.slot_count].view(np.uint64)
     for word in slots[slots != 0].tolist():
         row = layout.rows_offset + ((word & 0xFFFFFFFF) - 1) * layout.row_stride
-        header = view.mapping.memory[row : row + fmt.KEY_OFFSET].view(fmt.ROW_HEADER_DTYPE)[0]
-        if not int(header["flags"]) & fmt.FLAG_DELETED:
-            yield row_key(view, row).decode(), row
+        yield row_key(view, row), row
 
 
 def find_row(view: SegmentView, key: bytes) -> tuple[int, int] | None:
@@ -236,7 +242,7 @@ def apply_located(
 
     result = np.zeros(RESULT_ITEMS, np.int64)
     columns = located.columns
-    batch = np.array([rows, kind, columns.tie, *located.ids, located.times, *positions], np.int64)
+    batch = np.array([rows, kind, columns.tie, *located.ids, located.times, *positions, *columns.rings], np.int64)
     while True:
         code = kernels.apply_rows(view.descriptor, columns.words, batch, result)
         if code == DONE:

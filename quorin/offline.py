@@ -5,6 +5,7 @@ See ``docs/history.md`` for the layout and the promises. Importing this loads py
 
 from __future__ import annotations
 
+from quorin.engine.history.last_values import last_values
 from quorin.engine.history.store import ParquetDatasetStore
 from quorin.engine.skew.compare import compare, skew
 from quorin.engine.skew.page import skew_page
@@ -23,6 +24,7 @@ __all__ = [
     "SkewExample",
     "SkewReport",
     "compare",
+    "last_values",
     "skew",
     "skew_page",
 ]

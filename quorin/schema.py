@@ -168,7 +168,9 @@ def schema_to_json(schema: Schema) -> str:
         "name": schema.__name__,
         "version": schema.version,
         "fields": [
-            {"name": f.name, "dtype": f.dtype.name, "shape": list(f.shape), "default": f.default} for f in schema.fields
+            {"name": f.name, "dtype": f.dtype.name, "shape": list(f.shape), "default": f.default}
+            | ({} if f.history is None else {"history": f.history})
+            for f in schema.fields
         ],
     }
     if schema.tie_breaker is not None:
@@ -185,7 +187,10 @@ def schema_from_json(text: str) -> Schema:
     """
     try:
         parts = json.loads(text)
-        fields = [FeatureField(f["name"], dtype[f["dtype"]], tuple(f["shape"]), f["default"]) for f in parts["fields"]]
+        fields = [
+            FeatureField(f["name"], dtype[f["dtype"]], tuple(f["shape"]), f["default"], f.get("history"))
+            for f in parts["fields"]
+        ]
         name, version = parts["name"], parts["version"]
         tie_breaker, entity = parts.get("tie_breaker"), parts.get("entity")
     except (ValueError, KeyError, TypeError) as error:
@@ -290,7 +295,8 @@ def _check_schema(cls: Schema) -> None:
         if field.name in seen:
             raise SchemaError(f"schema {name!r}: field {field.name!r} is defined twice")
         seen.add(field.name)
-    able = [field.name for field in fields if field.dtype is dtype.int64 and field.shape == ()]
+    # The tie-breaker decides which row a value of a history comes from, so it has none itself.
+    able = [f.name for f in fields if f.dtype is dtype.int64 and f.shape == () and f.history is None]
     if cls.tie_breaker is not None and cls.tie_breaker not in able:
         raise SchemaError(f"schema {name!r}: tie_breaker {cls.tie_breaker!r} is none of its int64 scalars, {able}")
     if cls.entity is not None and (not isinstance(cls.entity, str) or not cls.entity):

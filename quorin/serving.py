@@ -14,15 +14,18 @@ import numpy as np
 import pyarrow as pa
 
 from quorin.engine.format import segment as fmt
+from quorin.engine.format.abi import RAW_BYTES
 from quorin.engine.reads import arguments as buffers
 from quorin.engine.reads.column_plan import column_plan
 from quorin.engine.reads.columns import NUMPY_GATHER, Columns
+from quorin.engine.reads.last import LastPlan, LastValues, last_batch_of, last_plan, last_values_of
+from quorin.engine.reads.scan import Changes, arrow_batch, arrow_schema, least_position
 from quorin.engine.reads.waiting import DEFAULT_TIMEOUT_MS, wait_for
 from quorin.engine.rows.compatibility import fits
 from quorin.engine.rows.intake import id_array
 from quorin.engine.rows.value import check_entity_id
 from quorin.errors import EntityNotFoundError
-from quorin.layout import find_row, iterate_occupied
+from quorin.layout import find_row, iterate_keys, iterate_occupied
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,6 +129,70 @@ def scan(
     return pa.RecordBatchReader.from_batches(found.schema, [found])
 
 
+def changed_since(
+    segment: Segment,
+    position: int,
+    *,
+    prefix: str | None = None,
+    limit: int | None = None,
+    fields: Sequence[str] | None = None,
+) -> Changes:
+    """Rows and deletions that changed since a position; see :func:`quorin.assembly.changed_since`."""
+    view = segment.current_view()
+    least = least_position(view, position)
+    through = int(view.header["partitions"][0]["position"])
+    plan = column_plan(view, fields, positions=True)
+    stored = [(key.decode(), _copy_stored(view, key)) for key, _ in iterate_keys(view)]
+    rows = [
+        (entity_id, _is_deleted(row), row)
+        for entity_id, row in stored
+        if row is not None and entity_id.startswith(prefix or "") and int(_header(row)["position"]) >= least
+    ][:limit]
+    columns = Columns(plan, view, range(len(rows)), NUMPY_GATHER)
+    columns.found[:] = True
+    columns.buffer[:] = 0
+    for i, (_, is_deleted, row) in enumerate(rows):
+        for source, first, size in plan.spans()[: 2 if is_deleted else None]:
+            target = first * len(rows) + i * size
+            columns.buffer[target : target + size] = row[source : source + size]
+    schema = arrow_schema(plan)
+    deleted = np.array([is_deleted for _, is_deleted, _ in rows], np.bool_)
+    batch = arrow_batch(columns, pa.array([key for key, _, _ in rows], pa.string()), deleted, schema)
+    return Changes(pa.RecordBatchReader.from_batches(schema, [batch]), through)
+
+
+def read_last(segment: Segment, entity_id: str, field: str, n: int | None = None) -> LastValues:
+    """The last values of a field with a history; see :func:`quorin.assembly.read_last`."""
+    view = segment.current_view()
+    plan = last_plan(view, field, n)
+    row = _copy_row(view, check_entity_id(entity_id))
+    if row is None:
+        raise EntityNotFoundError(entity_id, view.name)
+    return last_values_of(plan, _copy_last(plan, row))
+
+
+def read_last_batch(segment: Segment, entity_ids: Any, field: str, n: int | None = None) -> pa.RecordBatch:
+    """The same of many entities; see :func:`quorin.assembly.read_last_batch`."""
+    view = segment.current_view()
+    plan = last_plan(view, field, n)
+    ids = id_array(entity_ids)
+    rows = [_copy_row(view, key) for key in _keys(ids)]
+    found = np.array([row is not None for row in rows], np.bool_)
+    out = np.zeros((len(rows), plan.row_bytes), np.uint8)
+    for target, row in zip(out, rows, strict=True):
+        if row is not None:
+            target[:] = _copy_last(plan, row)
+    return last_batch_of(plan, ids, found, out.reshape(-1))
+
+
+def _copy_last(plan: LastPlan, row: Bytes) -> Bytes:
+    out = np.zeros(plan.row_bytes, np.uint8)
+    for source, target, _, count, code in plan.spans:
+        if code == RAW_BYTES:
+            out[target : target + count] = row[source : source + count]
+    return out
+
+
 def _keys(entity_ids: Any) -> list[bytes]:
     keys: list[bytes] = id_array(entity_ids).cast(pa.large_binary()).to_pylist()
     for i, key in enumerate(keys):
@@ -136,6 +203,20 @@ def _keys(entity_ids: Any) -> list[bytes]:
 
 def _copy_row(view: SegmentView, key: bytes) -> Bytes | None:
     """A whole version of a key's row, None if it has none."""
+    row = _copy_stored(view, key)
+    return None if row is None or _is_deleted(row) else row
+
+
+def _header(row: Bytes) -> Any:
+    return row[: fmt.KEY_OFFSET].view(fmt.ROW_HEADER_DTYPE)[0]
+
+
+def _is_deleted(row: Bytes) -> bool:
+    return bool(int(_header(row)["flags"]) & fmt.FLAG_DELETED)
+
+
+def _copy_stored(view: SegmentView, key: bytes) -> Bytes | None:
+    """The same, of deleted entities too."""
     memory, stride = view.mapping.memory, view.layout.row_stride
     while True:
         found = find_row(view, key)
@@ -149,11 +230,7 @@ def _copy_row(view: SegmentView, key: bytes) -> Bytes | None:
             stamp == memory[start : start + 8].view(np.uint64)[0] and word == memory[slot : slot + 8].view(np.uint64)[0]
         )
         if unchanged and int(stamp) % 2 == 0 and find_row(view, key) == found:
-            return None if int(_header(row)["flags"]) & fmt.FLAG_DELETED else row
-
-
-def _header(row: Bytes) -> Any:
-    return row[: fmt.KEY_OFFSET].view(fmt.ROW_HEADER_DTYPE)[0]
+            return row
 
 
 def _fill_vector(view: SegmentView, row: Bytes, out: Float32s) -> None:

@@ -16,6 +16,7 @@ from rich.console import Console
 from quorin import __version__
 from quorin.cli import (
     bench,
+    changes,
     compact,
     consumer,
     deadletter,
@@ -67,6 +68,7 @@ for _command in (
     schema.schema,
     get.get,
     scan.scan,
+    changes.changes,
     put.put,
     delete.delete,
     export.export,

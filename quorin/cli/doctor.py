@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from quorin.cli.options import Namespace, OptionalConnection, ShmDir, StreamKey, escaped, of_repository
+from quorin.cli.options import Namespace, OptionalConnection, OptionalOffline, ShmDir, StreamKey, escaped
 from quorin.cli.output import Json, console, print_json
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
@@ -18,16 +16,7 @@ def doctor(
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     shm_dir: ShmDir = None,
-    offline: Annotated[
-        str | None,
-        typer.Option(
-            "--offline",
-            envvar="QUORIN_OFFLINE",
-            help="The history to look at as well: a directory, or a URL that pyarrow.fs knows.",
-            callback=of_repository,
-            show_default=False,
-        ),
-    ] = None,
+    offline: OptionalOffline = None,
     as_json: Json = False,
 ) -> None:
     """Check this machine, the control plane, every segment and the log; say what is wrong and how to fix it.

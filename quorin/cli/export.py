@@ -44,35 +44,42 @@ def export(
 
     Exit codes: 0 written, 1 the segment is missing or the file cannot be written, 2 wrong usage.
     """
-    from pyarrow.types import is_nested
-
     from quorin.assembly import scan
     from quorin.shm import SegmentRegistry
 
-    if file.suffix not in _FORMATS:
-        raise typer.BadParameter(f"expected a file that ends in {', '.join(_FORMATS)}, got {str(file)!r}")
+    check_format(file)
     with Opened(connection, namespace) as backend:
         names, name = Names.of(backend, raw=raw), resolve_schema(backend, schema)
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
         with registry.open_stored(name) as segment, progress_bar(str(file), hidden=as_json) as progress:
             fields = [resolve_field(segment.schema, requested) for requested in field or []] or None
             scanned, shown = scan(segment, prefix, limit, fields), names.fields(segment.schema)
-            nested = [shown[one.name] for one in scanned.schema if is_nested(one.type)]
-            if nested and file.suffix == ".csv":
-                hint = "choose other fields, or write .parquet"
-                raise typer.BadParameter(f"CSV has no lists, as in {', '.join(nested)}: {hint}")
-            rows = _write(scanned, shown, file, len(segment), progress)
+            rows = write_batches(scanned, shown, file, len(segment), progress)
     if as_json:
         print_json({"schema": names.schema(name), "file": str(file), "rows": rows, "bytes": file.stat().st_size})
     else:
         typer.echo(f"{file}: {counted(rows, 'row')}, {size(file.stat().st_size)}")
 
 
-def _write(scanned: pa.RecordBatchReader, shown: dict[str, str], file: Path, total: int, progress: Any) -> int:
-    """Write batches to a file that gets its name when it is whole; returns the number of rows."""
+def check_format(file: Path) -> None:
+    """:raises typer.BadParameter: for a file whose name does not say a format that can be written."""
+    if file.suffix not in _FORMATS:
+        raise typer.BadParameter(f"expected a file that ends in {', '.join(_FORMATS)}, got {str(file)!r}")
+
+
+def write_batches(scanned: pa.RecordBatchReader, shown: dict[str, str], file: Path, total: int, progress: Any) -> int:
+    """Write batches to a file that gets its name when it is whole; returns the number of rows.
+
+    :raises typer.BadParameter: for lists in a CSV file.
+    """
     import pyarrow as pa
+    from pyarrow.types import is_nested
 
     columns = [one.with_name(shown.get(one.name, one.name)) for one in scanned.schema]
+    nested = [one.name for one in columns if is_nested(one.type)]
+    if nested and file.suffix == ".csv":
+        hint = "choose other fields, or write .parquet"
+        raise typer.BadParameter(f"CSV has no lists, as in {', '.join(nested)}: {hint}")
     pending, rows = file.with_name(f".{file.name}.{os.getpid()}.pending"), 0
     try:
         pending.touch(mode=0o600, exist_ok=False)

@@ -168,6 +168,16 @@ Offline = Annotated[
         show_default=False,
     ),
 ]
+OptionalOffline = Annotated[
+    str | None,
+    typer.Option(
+        "--offline",
+        envvar="QUORIN_OFFLINE",
+        help="The history, if it is to be read as well: a directory, or a URL that pyarrow.fs supports.",
+        callback=of_repository,
+        show_default=False,
+    ),
+]
 
 
 class Level(StrEnum):

@@ -58,8 +58,9 @@ def moment(time_ns: int | None) -> str:
 
 
 def type_text(field: FeatureField) -> str:
-    """A field's type as people write it, such as ``float32[3]``."""
-    return field.dtype.name + "".join("[]" if size is None else f"[{size}]" for size in field.shape)
+    """A field's type as people write it, such as ``float32[3]``, or ``float64, last 50`` with a history."""
+    shape = "".join("[]" if size is None else f"[{size}]" for size in field.shape)
+    return field.dtype.name + shape + ("" if field.history is None else f", last {field.history}")
 
 
 def field_text(field: FeatureField) -> str:

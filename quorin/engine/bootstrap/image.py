@@ -92,7 +92,7 @@ def copied(view: SegmentView, directory: Path, pace: Pace | None = None) -> Segm
             heap_bytes=heap_bytes,
             prefault_rows=rows,
         )
-        if copy_rows(view, copy, copied=None if pace is None else _paced(pace, view.layout.row_stride)):
+        if copy_rows(view, copy, copied=None if pace is None else _paced(pace, view.layout.row_stride)) is not None:
             copy.header["partitions"] = partitions
             copy.header["partitions"]["confirmed_ns"] = 0  # It says nothing about when the copy is served.
             return copy
@@ -198,7 +198,8 @@ def receive(
         rename(memory, name, owner)
         if not follows_log:
             header = memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
-            header["partitions"] = np.zeros(fmt.PARTITIONS, fmt.PARTITION_DTYPE)
+            for part in ("log_identity", "position", "confirmed_ns"):
+                header["partitions"][part] = 0
         pending.publish()
     except BaseException:
         pending.discard()

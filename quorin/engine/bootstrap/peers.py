@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 
 from quorin.engine.bootstrap import names
 from quorin.engine.bootstrap.restore import UnfitSnapshotError, received
-from quorin.engine.format.segment import FORMAT_VERSION
+from quorin.engine.format.segment import format_version
 from quorin.engine.paths import absolute
 from quorin.engine.urls import HTTP_FORM, is_http, shown
 from quorin.errors import ConnectionFailedError, CorruptSnapshotError, PeerUnavailableError
@@ -156,7 +156,7 @@ class Peers:
     def _received(
         self, peer: Peer, schema: Schema, registry: SegmentRegistry, wanted: Wanted, progress: Progress
     ) -> Segment | None:
-        with self._asked(peer, schema.__name__) as source:
+        with self._asked(peer, schema) as source:
             if source is None:
                 return None
             unfit = names.why_unfit(source.file, wanted)
@@ -165,10 +165,12 @@ class Peers:
             return received(source, schema, registry, log=wanted.log_identity, any_log=False, progress=progress)
 
     @contextmanager
-    def _asked(self, peer: Peer, schema_name: str) -> Iterator[PeerSource | None]:
+    def _asked(self, peer: Peer, schema: Schema) -> Iterator[PeerSource | None]:
         """What a peer sends; None if it has no such segment."""
         parts = urlsplit(peer.url)
-        path = f"{parts.path}{SNAPSHOT_PATH}?schema={quote(schema_name, safe='')}&format={FORMAT_VERSION}"
+        # Earlier releases send only what they are asked for by its number.
+        query = f"schema={quote(schema.__name__, safe='')}&format={format_version(schema)}"
+        path = f"{parts.path}{SNAPSHOT_PATH}?{query}"
         connection = _Connection(peer, parts.hostname or "", self._timeout_seconds, self._tls(parts.scheme))
         try:
             try:

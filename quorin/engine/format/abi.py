@@ -56,6 +56,9 @@ STOPPED, CODES = -1, 8
 # What a scan reports besides the slot that it stopped at: rows copied, and FOUND or why it stopped.
 S_ROWS, S_CODE = range(2)
 SCAN_ITEMS = 2
+LIVE_ROWS = -1
+"""In place of the least position of the rows of a scan: all that are not deleted. With a position, a scan has deletions
+too."""
 
 # A column of a batch that is written, as an item of the column table.
 (
@@ -74,15 +77,27 @@ ARROW_ITEMS = 8
 
 # A batch that is written: how many rows, how they are applied, where in the column table the tie-breaker begins (-1:
 # none); addresses of the ids (an Arrow string column, with the size of its offsets), of the event times, and of the log
-# positions, with the bytes from one position to the next (0: one for all rows).
+# positions, with the bytes from one position to the next (0: one for all rows); the address of the table of rings, and
+# how many there are.
 (
-    B_ROWS, B_MODE, B_TIE, B_OFFSETS, B_OFFSET_BYTES, B_IDS, B_EVENT_TIMES, B_POSITIONS, B_POSITION_STEP,
-) = range(9)  # fmt: skip
+    B_ROWS, B_MODE, B_TIE, B_OFFSETS, B_OFFSET_BYTES, B_IDS, B_EVENT_TIMES, B_POSITIONS, B_POSITION_STEP, B_RINGS,
+    B_RING_COUNT,
+) = range(11)  # fmt: skip
+
+# The table of rings, the last values of fields with a history: where their head begins in the body and how many bytes
+# they all take; then for each the number of its values, where its parts begin in the body (ties -1: none), the bytes of
+# a value, and where its column begins in the column table (-1: not in this batch).
+G_HEAD, G_BYTES = range(2)
+G_HEAD_ITEMS = 2
+G_CAPACITY, G_COUNT, G_TIMES, G_POSITIONS, G_TIES, G_VALUES, G_VALIDITY, G_VALUE_BYTES, G_COLUMN = range(9)
+G_RING_ITEMS = 9
 
 # How rows are applied, and what a write returns.
 UPSERT, DELETE, PARTIAL = 1, 2, 3
 DONE, ROWS_FULL, HEAP_FULL = range(3)
 R_NEXT, R_APPLIED, R_CREATED = range(3)
+R_FORGOTTEN = 2
+"""When rows are carried over: the last position of a deletion that was left out."""
 RESULT_ITEMS = 3
 
 # How rows are carried over into the next generation: a head, then so many spans of the body, validity bits and heap

@@ -19,7 +19,8 @@ A row is a header, the key, the body::
 
 A key longer than ``key_inline`` bytes stands in the heap, and the row holds its heap offset at ``LONG_KEY_OFFSET``. The
 body holds the cells of the fields, largest alignment first, then the validity bitmap (bit set: not null). A
-variable-size field's cell is a :data:`VAR_CELL` that points into the heap.
+variable-size field's cell is a :data:`VAR_CELL` that points into the heap. The last values of fields with a history
+(:class:`Ring`) follow the body, in the row itself, so that they change with it in one step.
 
 **The commit rule.** A row that a slot points to is immutable. An update takes a free row, makes its stamp odd, writes
 it, makes its stamp even, and publishes it with one release store of the slot word; only then is the old row free.
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
     from quorin.schema import Schema
 
 MAGIC = b"QUORIN\x1a\n"
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = 1, 2
+"""2 if a field has a history, whose bytes follow the body; else 1."""
 BYTE_ORDER_MARK = 0x01020304
 CACHE_LINE = 64
 WORD_BYTES = 8
@@ -49,9 +51,12 @@ WORD_BYTES = 8
 NAME_BYTES = 192
 PARTITIONS = 16
 
-PARTITION_DTYPE = np.dtype([("log_identity", "<u8"), ("position", "<u8"), ("confirmed_ns", "<i8"), ("reserved", "V8")])
-"""What is applied from one partition of the log: the log's identity, the last applied position, and the latest time (ns
-since the epoch) at which the log is known to have had nothing more; 0 before the first."""
+PARTITION_DTYPE = np.dtype(
+    [("log_identity", "<u8"), ("position", "<u8"), ("confirmed_ns", "<i8"), ("forgotten", "<u8")]
+)
+"""What is applied from one partition of the log: the log's identity, the last applied position, the latest time (ns
+since the epoch) at which the log is known to have had nothing more, and the last position of a deletion that earlier
+generations had and this one has not; 0 before the first."""
 
 _HEADER_FIELDS: tuple[tuple[str, Any, int], ...] = (
     # Written once, before the file gets its name, and covered by static_crc.
@@ -128,6 +133,10 @@ KEY_INLINE_CHOICES = (12, 20, 28)
 FLAG_DELETED = 1
 FLAG_HAS_NULLS = 2
 
+RING_HEAD = np.dtype([("is_cleared", "<u8"), ("cleared_ns", "<i8"), ("cleared_position", "<u8")])
+"""Before the last values of a row's fields: 1 if the entity was deleted once, and the event time and position of the
+newest deletion, up to which it has none."""
+
 VAR_CELL = np.dtype([("offset", "<u8"), ("bytes", "<u4"), ("count", "<u4")])
 """A variable-size value: its place in the heap, its size in bytes, its elements. A list of strings stores ``count`` u32
 end offsets, then the bytes."""
@@ -184,13 +193,41 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Ring:
+    """Where the last values of a field stand behind the body: a u64 count, then one array each of event times (i64),
+    positions (u64), tie-breakers (i64, with their sign flipped, so that none is 0; -1 if the schema has no
+    tie-breaker), values, and validity (a byte, 1 if not null), newest first. Offsets are in bytes from the start of the
+    body.
+    """
+
+    cell: Cell
+    count: int
+    times: int
+    positions: int
+    ties: int
+    values: int
+    validity: int
+    end: int
+
+    @property
+    def capacity(self) -> int:
+        """How many values are kept."""
+        return self.cell.field.history or 0
+
+
+@dataclass(frozen=True)
 class BodyLayout:
-    """The body of a schema's rows: cells in declaration order, and the size of it all."""
+    """The body of a schema's rows: cells in declaration order, the size of it all, and the rings that follow it, up to
+    ``end``; ``ring_head`` is where their :data:`RING_HEAD` begins.
+    """
 
     cells: tuple[Cell, ...]
     bitmap_offset: int
     bitmap_bytes: int
     byte_count: int
+    ring_head: int
+    rings: tuple[Ring, ...]
+    end: int
 
 
 @per_schema
@@ -206,13 +243,34 @@ def body_layout(schema: Schema) -> BodyLayout:
     cells = tuple(
         Cell(field, offsets[index], end + index // 8, 1 << index % 8) for index, field in enumerate(schema.fields)
     )
-    return BodyLayout(cells, end, bitmap_bytes, end + bitmap_bytes)
+    byte_count = end + bitmap_bytes
+    ring_head = align(byte_count, WORD_BYTES)
+    rings: list[Ring] = []
+    for cell in cells:
+        if cell.field.history:
+            start = rings[-1].end if rings else ring_head + RING_HEAD.itemsize
+            rings.append(_ring(cell, start, has_ties=schema.tie_breaker is not None))
+    return BodyLayout(
+        cells, end, bitmap_bytes, byte_count, ring_head, tuple(rings), rings[-1].end if rings else byte_count
+    )
+
+
+def _ring(cell: Cell, start: int, *, has_ties: bool) -> Ring:
+    capacity = cell.field.history or 0
+    times = start + WORD_BYTES
+    positions = times + WORD_BYTES * capacity
+    ties = positions + WORD_BYTES * capacity
+    values = ties + WORD_BYTES * capacity * has_ties
+    validity = values + cell.byte_count * capacity
+    end = align(validity + capacity, WORD_BYTES)
+    return Ring(cell, start, times, positions, ties if has_ties else -1, values, validity, end)
 
 
 @dataclass(frozen=True)
 class SegmentLayout:
     """Sizes and places of a segment's sections, in bytes from the start of the file."""
 
+    format_version: int
     capacity: int
     row_limit: int
     slot_count: int
@@ -248,7 +306,7 @@ def segment_layout(
     """
     body = body_layout(schema)
     key_inline = next((n for n in KEY_INLINE_CHOICES if n >= max_id_bytes), KEY_INLINE_CHOICES[-1])
-    row_stride = align(KEY_OFFSET + key_inline + body.byte_count, 8)
+    row_stride = align(KEY_OFFSET + key_inline + body.end, 8)
     row_limit = capacity + max(64, min(capacity // 64, 65536))
     slot_count = align(max(64, capacity + capacity // 2), 8)
     index_offset = align(HEADER_BYTES + schema_bytes, CACHE_LINE)
@@ -256,6 +314,7 @@ def segment_layout(
     rows_offset = align(free_offset + 4 * row_limit, CACHE_LINE)
     heap_offset = align(rows_offset + row_stride * row_limit, CACHE_LINE)
     return SegmentLayout(
+        format_version=format_version(schema),
         capacity=capacity,
         row_limit=row_limit,
         slot_count=slot_count,
@@ -271,6 +330,11 @@ def segment_layout(
         max_id_bytes=max_id_bytes,
         body_bytes=body.byte_count,
     )
+
+
+def format_version(schema: Schema) -> int:
+    """The version of the format that a segment of a schema has."""
+    return FORMAT_VERSIONS[bool(body_layout(schema).rings)]
 
 
 def alignment(field: FeatureField) -> int:

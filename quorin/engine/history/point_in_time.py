@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,8 @@ from quorin.engine.rows.value import check_event_time
 from quorin.errors import InvalidRowError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from quorin.engine.arrays import AnyArray, Bytes, Int32s, Int64s
     from quorin.engine.history.dataset import Loaded
     from quorin.schema import Schema
@@ -59,6 +61,17 @@ class Queries:
         return cls(ids, times, None if lookback is None else _earliest(times, lookback))
 
 
+class KeySource(Protocol):
+    """What keys are read from: :class:`quorin.engine.history.dataset.Loaded`, or more rows than it has."""
+
+    @property
+    def has_partial_rows(self) -> bool:
+        """Whether any row may set only some fields."""
+
+    def keys(self, names: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Columns of all rows in the order of the log, with the number of each batch's first row."""
+
+
 @dataclass(frozen=True)
 class Keys:
     """The history's rows of some entities in the order of the log, one array a part.
@@ -80,14 +93,14 @@ class Keys:
 def answer(schema: Schema, loaded: Loaded, asked: Queries) -> pa.Table:
     """The row in force for each query, in the order of the queries, nulls where there is none."""
     entities = asked.ids.dictionary_encode()
-    keys = _keys_of(schema, loaded, entities.dictionary)
+    keys = keys_of(schema, loaded, entities.dictionary)
     chosen = _newest_at(keys, entities.indices.to_numpy(), asked.times)
     dead = (chosen >= 0) & (keys.kind[chosen] == Kind.delete) if len(keys.kind) else chosen >= 0
     chosen[dead] = -1
     if asked.earliest is not None and len(keys.time):
         chosen[(chosen >= 0) & (keys.time[chosen] < asked.earliest)] = -1
     columns = {ENTITY_ID: asked.ids, AS_OF: pa.array(asked.times)}
-    columns[EVENT_TIME] = _taken(pa.array(keys.time), chosen)
+    columns[EVENT_TIME] = taken(pa.array(keys.time), chosen)
     return pa.table(columns | _field_values(schema, loaded, keys, chosen))
 
 
@@ -99,7 +112,7 @@ def latest(schema: Schema, loaded: Loaded, as_of_time_ns: int | None) -> pa.Tabl
     return found.filter(pc.is_valid(found.column(EVENT_TIME))).drop_columns(AS_OF)
 
 
-def _keys_of(schema: Schema, loaded: Loaded, ids: pa.Array) -> Keys:
+def keys_of(schema: Schema, loaded: KeySource, ids: pa.Array) -> Keys:
     """The keys of all rows of these entities; the place of an id in ``ids`` is its number."""
     names = ["entity_id", "event_time", "kind"] + (["partial_fields"] if loaded.has_partial_rows else [])
     tie = None if schema.tie_breaker is None else column_name(schema.tie_breaker)
@@ -164,7 +177,7 @@ def _newest_at(keys: Keys, entity: AnyArray, times: Int64s) -> Int64s:
     """
     if not len(keys.time) or not len(times):
         return np.full(len(times), -1, np.int64)
-    order = _by_entity_and_time(keys)
+    order = by_entity_and_time(keys)
     sorted_times = keys.time[order]
     counts = np.bincount(keys.entity, minlength=int(entity.max()) + 1)
     # A binary search for all queries at once, each within the rows of its entity.
@@ -179,7 +192,7 @@ def _newest_at(keys: Keys, entity: AnyArray, times: Int64s) -> Int64s:
     return np.where(low > first, order[low - 1], -1)
 
 
-def _by_entity_and_time(keys: Keys) -> Int64s:
+def by_entity_and_time(keys: Keys) -> Int64s:
     """The indices of all keys sorted by entity, then event time, tie-breaker, and the order of the log."""
     has_ties = keys.tie.max() > _EARLIEST_NS
     order = np.lexsort((keys.tie, keys.time)) if has_ties else np.argsort(keys.time, kind="stable")
@@ -208,7 +221,7 @@ def _field_values(schema: Schema, loaded: Loaded, keys: Keys, chosen: Int64s) ->
     needed = needed[needed >= 0]
     values = loaded.rows(needed, schema)
     places = {id(row): np.where(row >= 0, np.searchsorted(needed, row), -1) for row in rows.values()}
-    return {name: _taken(values.column(name), places[id(row)]) for name, row in rows.items()}
+    return {name: taken(values.column(name), places[id(row)]) for name, row in rows.items()}
 
 
 def _merged_sources(schema: Schema, keys: Keys, chosen: Int64s) -> dict[str, Int64s]:
@@ -251,7 +264,7 @@ def _merge_entity(rows: Int64s, keys: Keys, sets: list[AnyArray], needed: set[in
         states.insert(place, state)
 
 
-def _taken(values: pa.Array | pa.ChunkedArray, places: Int64s) -> pa.Array | pa.ChunkedArray:
+def taken(values: pa.Array | pa.ChunkedArray, places: Int64s) -> pa.Array | pa.ChunkedArray:
     """Values by place; null for -1."""
     return values.take(pa.array(places, mask=places < 0))
 

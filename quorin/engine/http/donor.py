@@ -24,7 +24,7 @@ from quorin.engine.bootstrap import image
 from quorin.engine.bootstrap.pace import Pace
 from quorin.engine.bootstrap.peers import MEDIA_TYPE, NAME_HEADER, SNAPSHOT_PATH
 from quorin.engine.bootstrap.writer import open_to_copy
-from quorin.engine.format.segment import FORMAT_VERSION
+from quorin.engine.format.segment import FORMAT_VERSIONS
 from quorin.engine.http import asgi
 from quorin.engine.http.reply import Reply, error_reply
 from quorin.engine.memory.lock import FileLock
@@ -115,7 +115,7 @@ class Donor:
             return asked
         if not self._at_once:
             return error_reply(403, "this server sends no snapshots: it runs with --transfers 0")
-        name, missing = asked, error_reply(404, f"there is no segment of schema {asked!r} here")
+        (name, newest), missing = asked, error_reply(404, f"there is no segment of schema {asked[0]!r} here")
         if self._registry.node.current(name) is None or (self._names and name not in self._names):
             return missing
         [found] = readiness(self._registry, max_lag_seconds=self._max_lag_seconds, names=[name])
@@ -126,17 +126,22 @@ class Donor:
             text = f"{self._at_once} of at most {self._at_once} transfers from this node are going on"
             return error_reply(429, text, _RETRY_AFTER)
         try:
-            return self._copied(name, slot)
+            return self._copied(name, newest, slot)
         except BaseException as error:
             slot.release()
             if isinstance(error, SegmentNotFoundError):
                 return missing
             raise
 
-    def _copied(self, name: str, slot: FileLock) -> _Transfer:
+    def _copied(self, name: str, newest: int, slot: FileLock) -> _Transfer | Reply:
         started, pace = time.perf_counter(), Pace(self._bytes_per_second)
         segment, beginning = open_to_copy(self._registry, name)
         with segment, tempfile.TemporaryDirectory(prefix="quorin-transfer-") as aside:
+            version = segment.current_view().layout.format_version
+            if version > newest:
+                slot.release()
+                here = f"Quorin {__version__} here sends segments of format {version}"
+                return error_reply(406, f"{here}; at most format {newest} was asked for")
             # The copy has no name after this block, only memory: a process that dies leaves nothing.
             copy = image.copied(segment.current_view(), Path(aside), pace)
         size = copy.layout.file_bytes + image.TRAILER_BYTES
@@ -151,20 +156,16 @@ class Donor:
         return None
 
 
-def _parse(query: bytes) -> str | Reply:
-    """The schema that is asked for. The other node says which format of segments it reads."""
+def _parse(query: bytes) -> tuple[str, int] | Reply:
+    """The schema that is asked for, and the newest format of segments that the other node reads: 1 if it says none."""
     try:
         words = parse_qs(query.decode("ascii"), keep_blank_values=True, max_num_fields=16)
         [name] = words.get("schema", [])
-        [wanted] = words.get("format", [str(FORMAT_VERSION)])
-        wanted_format = int(wanted)
+        [newest] = words.get("format", [str(FORMAT_VERSIONS[0])])
+        return name, int(newest)
     except ValueError:
         shown = query[:200].decode("ascii", "backslashreplace")
         return error_reply(422, f"expected one schema=NAME, and at most one format=NUMBER, got {shown!r}")
-    if wanted_format != FORMAT_VERSION:
-        here = f"Quorin {__version__} here sends segments of format {FORMAT_VERSION}"
-        return error_reply(406, f"{here}; format {wanted_format} was asked for")
-    return name
 
 
 async def _stream(transfer: _Transfer, threads: ThreadPoolExecutor, receive: Any, send: Any) -> None:

@@ -44,7 +44,11 @@ _KERNELS: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "fill_row_float64": ("matrix", "fill_row", (_WORDS, _BYTES, _BYTES, _BOOLS, _INT, _INT, _DOUBLES)),
     "fill_rows_float32": ("matrix", "fill_rows", (_WORDS, _BYTES, _BYTES, _BOOLS, _INT, _INT, _FLOATS)),
     "fill_rows_float64": ("matrix", "fill_rows", (_WORDS, _BYTES, _BYTES, _BOOLS, _INT, _INT, _DOUBLES)),
-    "scan_rows": ("scan", "scan_rows", (_WORDS, _INT, _INT, _BYTES, _INT, _WORDS, _BYTES, _BYTES, _WORDS)),
+    "scan_rows": (
+        "scan",
+        "scan_rows",
+        (_WORDS, _INT, _INT, _BYTES, _INT, _INT, _WORDS, _BYTES, _BOOLS, _BYTES, _WORDS),
+    ),
     "write_decimals": ("decimal", "write_decimals", (_WORDS, _WORDS, _INT)),
     "event_times": ("measure", "event_times", (_WORDS, _INT, _INT, _WORDS)),
     "longest_id": ("measure", "longest_id", (_INT, _INT, _INT)),

@@ -21,6 +21,7 @@ from quorin.engine.format.abi import (
     DONE,
     HEAP_FULL,
     R_APPLIED,
+    R_FORGOTTEN,
     R_NEXT,
     ROWS_FULL,
     X_BIT_COUNT,
@@ -96,8 +97,8 @@ def copy_rows(segment, successor, plan, forget_before_ns, first, last, result):
     """Copy the rows of slots ``first … last-1`` into a new segment as ``plan`` says; deletions older than
     ``forget_before_ns`` are left out.
 
-    Garbage in the heap stays behind. Adds to ``result`` how many rows there were. Returns DONE, or ROWS_FULL or
-    HEAP_FULL when the successor is too small.
+    Garbage in the heap stays behind. Adds to ``result`` how many rows there were, and keeps in it the last position of
+    a deletion that was left out. Returns DONE, or ROWS_FULL or HEAP_FULL when the successor is too small.
     """
     k0 = np.uint64(successor[D_SEED_0])
     k1 = np.uint64(successor[D_SEED_1])
@@ -112,6 +113,7 @@ def copy_rows(segment, successor, plan, forget_before_ns, first, last, result):
         flags = load_u16(row + FLAGS)
         deleted = flags & DELETED != 0
         if deleted and load_i64(row + EVENT_TIME) < forget_before_ns:
+            result[R_FORGOTTEN] = max(result[R_FORGOTTEN], load_i64(row + POSITION))
             continue
         if counter(successor, ENTITY_COUNT) + counter(successor, DELETED_COUNT) >= successor[D_CAPACITY]:
             return ROWS_FULL

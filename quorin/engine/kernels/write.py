@@ -16,6 +16,7 @@ from quorin.engine.format.abi import (
     B_OFFSETS,
     B_POSITION_STEP,
     B_POSITIONS,
+    B_RING_COUNT,
     B_ROWS,
     B_TIE,
     C_CELL,
@@ -75,6 +76,7 @@ from quorin.engine.kernels.memory import (
     store_u64,
 )
 from quorin.engine.kernels.read import key_equals, load_offset, row_address
+from quorin.engine.kernels.rings import NO_TIE, begin_rings, join_rings, joins_rings
 from quorin.engine.kernels.rows import (
     CELL_SIZE,
     DELETED,
@@ -107,16 +109,14 @@ _BLOCK = 128
 _STAGED_BYTES = 128 << 10
 """Of wide rows so many bytes at most, which the cache holds beside the columns they come from."""
 
-_UNKNOWN = -(2**63)
-"""What a null tie-breaker, or that of a deletion, counts as."""
-
 
 @unlocked_kernel
 def apply_rows(segment, columns, batch, result):
     """Apply the rows of a batch from ``result[R_NEXT]`` on, each published on its own, in order.
 
     A row older in event time than the stored one is skipped; of one time, the one with the lower tie-breaker; then the
-    one with the lower log position. ``batch`` says where ids, times and positions are (``B_IDS`` and so on), and
+    one with the lower log position. What it is in the last values of fields with a history does not depend on that: see
+    :mod:`quorin.engine.kernels.rings`. ``batch`` says where ids, times and positions are (``B_IDS`` and so on), and
     ``columns`` is the column table. Adds to ``result`` how many rows took effect and how many entities are new, and
     sets in it the first row that was not applied: the batch is DONE, or the segment is out of rows (ROWS_FULL) or heap
     (HEAP_FULL) and must grow first.
@@ -143,6 +143,8 @@ def apply_rows(segment, columns, batch, result):
         if word != 0:
             old = row_address(segment, word)
             if is_outdated(segment, old, columns, batch, i):
+                if batch[B_RING_COUNT] > 0 and not join_late(segment, slot, hashes[r], columns, batch, i, result):
+                    return ROWS_FULL
                 continue
             alive = load_u16(old + FLAGS) & DELETED == 0
         elif counter(segment, ENTITY_COUNT) + counter(segment, DELETED_COUNT) >= segment[D_CAPACITY]:
@@ -169,6 +171,10 @@ def apply_rows(segment, columns, batch, result):
             store_u16(row + FLAGS, change_body(segment, row, old if alive else 0, columns, i))
         else:
             store_u16(row + FLAGS, DELETED)
+        if batch[B_RING_COUNT] > 0 and mode != DELETE:
+            begin_rings(segment, row, old, alive, batch)
+            time, tie, position = event_time(batch, i), row_tie(columns, batch, i), log_position(batch, i)
+            join_rings(segment, row, columns, batch, i, time, tie, position)
         publish_row(row, stamp, slot, slot_word(hashes[r], index))
 
         now_alive = mode != DELETE
@@ -215,22 +221,55 @@ def is_outdated(segment, old, columns, batch, i):
     time, stored = event_time(batch, i), load_i64(old + EVENT_TIME)
     if time != stored:
         return time < stored
-    order = 0 if batch[B_TIE] < 0 else tie_order(segment, old, columns, batch[B_TIE], i)
+    order = 0 if batch[B_TIE] < 0 else tie_order(segment, old, columns, batch, i)
     if order != 0:
         return order < 0
     return log_position(batch, i) < load_i64(old + POSITION)
 
 
 @helper
-def tie_order(segment, old, columns, tie, i):
+def tie_order(segment, old, columns, batch, i):
     """How row ``i`` compares to the stored row by the tie-breaker: below 0 before it, above 0 after it."""
-    body, stored, new = old + segment[D_BODY_OFFSET], _UNKNOWN, _UNKNOWN
+    body, stored, new = old + segment[D_BODY_OFFSET], NO_TIE, row_tie(columns, batch, i)
+    tie = batch[B_TIE]
     has_body = load_u16(old + FLAGS) & DELETED == 0
     if has_body and load_u8(body + columns[tie + C_NULL_BYTE]) & columns[tie + C_NULL_MASK]:
         stored = load_i64(body + columns[tie + C_CELL])
-    if not is_null(columns, tie, i):
-        new = load_i64(columns[tie + C_VALUES] + 8 * i)
     return np.int64(new > stored) - np.int64(new < stored)
+
+
+@helper
+def row_tie(columns, batch, i):
+    """The tie-breaker of row ``i``."""
+    tie = batch[B_TIE]
+    if tie < 0 or is_null(columns, tie, i):
+        return NO_TIE
+    return load_i64(columns[tie + C_VALUES] + 8 * i)
+
+
+@helper
+def join_late(segment, slot, h, columns, batch, i, result):
+    """Publish the stored row of a slot again, with what row ``i``, which is older, changes in its last values, if
+    anything; False if the segment is out of rows.
+    """
+    word = load_u64(slot)
+    old = row_address(segment, word)
+    time, tie, position = event_time(batch, i), row_tie(columns, batch, i), log_position(batch, i)
+    is_alive = load_u16(old + FLAGS) & DELETED == 0
+    if not (is_alive and joins_rings(segment, old, columns, batch, i, time, tie, position)):
+        return True
+    index = take_free_row(segment)
+    if index < 0:
+        return False
+    row = segment[D_ROWS] + index * segment[D_ROW_STRIDE]
+    stamp = begin_row(segment, row)
+    # Cells and a long key refer to the same places in the heap as the old row's.
+    copy_bytes(row + EVENT_TIME, old + EVENT_TIME, segment[D_ROW_STRIDE] - EVENT_TIME)
+    join_rings(segment, row, columns, batch, i, time, tie, position)
+    publish_row(row, stamp, slot, slot_word(h, index))
+    give_back_row(segment, row_index(word))
+    result[R_APPLIED] += 1
+    return True
 
 
 @helper

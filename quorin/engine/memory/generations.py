@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quorin.engine.format import segment as fmt
-from quorin.engine.format.abi import DONE, R_APPLIED, RESULT_ITEMS
+from quorin.engine.format.abi import DONE, R_APPLIED, R_FORGOTTEN, RESULT_ITEMS
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.access import Access
 from quorin.engine.memory.view import SegmentView
@@ -65,11 +65,12 @@ def next_generation(
             raise CapacityExceededError(f"segment {view.name!r} is full and cannot grow: {error}") from error
         try:
             forget_before_ns = time.time_ns() - DELETIONS_KEPT_NS
-            has_room = copy_rows(view, successor, forget_before_ns=forget_before_ns, copied=copied)
+            forgotten = copy_rows(view, successor, forget_before_ns=forget_before_ns, copied=copied)
         except BaseException:
             mapping.unlink(successor.path)
             raise
-        if has_room:
+        if forgotten is not None:
+            partitions["forgotten"][0] = max(int(partitions["forgotten"][0]), forgotten)
             successor.header["partitions"] = partitions
             return successor
         mapping.unlink(successor.path)
@@ -122,10 +123,11 @@ def copy_rows(
     *,
     forget_before_ns: int = EARLIEST_NS,
     copied: Callable[[int], None] | None = None,
-) -> bool:
-    """Copy every row, each one whole version of it, into an empty segment; False if that has too little heap.
+) -> int | None:
+    """Copy every row, each one whole version of it, into an empty segment; None if that has too little heap.
 
-    Deletions older than ``forget_before_ns`` are left out. A writer of ``view`` may go on meanwhile.
+    Deletions older than ``forget_before_ns`` are left out; returns the last log position of these, 0 for none. A writer
+    of ``view`` may go on meanwhile.
     """
     from quorin.engine import kernels
 
@@ -136,10 +138,10 @@ def copy_rows(
         last = min(first + _SLOTS_AT_ONCE, slots)
         code = kernels.copy_rows(view.descriptor, successor.descriptor, plan, forget_before_ns, first, last, result)
         if code != DONE:
-            return False
+            return None
         if copied is not None:
             copied(int(result[R_APPLIED]))
-    return True
+    return int(result[R_FORGOTTEN])
 
 
 def _carry_plan(old: Schema, new: Schema) -> Int64s:
@@ -168,8 +170,30 @@ def _carry_plan(old: Schema, new: Schema) -> Int64s:
     if before == after:
         bits = []
         _add_span(spans, before.bitmap_offset, after.bitmap_offset, after.bitmap_bytes)
+    if before.rings and after.rings:
+        _add_span(spans, before.ring_head, after.ring_head, fmt.RING_HEAD.itemsize)
+        rings = {ring.cell.field.name: ring for ring in before.rings}
+        for ring in after.rings:
+            if (old_ring := rings.get(ring.cell.field.name)) is not None:
+                _add_ring(spans, old_ring, ring)
     head = [len(spans), len(bits), len(cells), flags]
     return np.concatenate([np.array(part, np.int64).ravel() for part in (head, spans, bits, cells)])
+
+
+def _add_ring(spans: list[list[int]], source: fmt.Ring, target: fmt.Ring) -> None:
+    """The last values of a field, which may be widened and have room for more."""
+    count, word = source.capacity, fmt.WORD_BYTES
+    codes = int(source.cell.field.dtype), int(target.cell.field.dtype)
+    _add_span(spans, source.count, target.count, word)
+    _add_span(spans, source.times, target.times, word * count)
+    _add_span(spans, source.positions, target.positions, word * count)
+    if source.ties >= 0 and target.ties >= 0:
+        _add_span(spans, source.ties, target.ties, word * count)
+    if codes[0] == codes[1]:
+        _add_span(spans, source.values, target.values, source.cell.byte_count * count)
+    else:
+        spans.append([source.values, target.values, count, *codes])
+    _add_span(spans, source.validity, target.validity, count)
 
 
 def _add_span(spans: list[list[int]], source: int, target: int, size: int) -> None:

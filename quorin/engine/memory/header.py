@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from quorin.schema import Schema
 
 _LAYOUT_FIELDS = (
-    "capacity", "row_limit", "slot_count", "heap_bytes", "schema_bytes", "index_offset", "free_offset", "rows_offset",
-    "heap_offset", "file_bytes", "row_stride", "key_inline", "max_id_bytes", "body_bytes",
+    "format_version", "capacity", "row_limit", "slot_count", "heap_bytes", "schema_bytes", "index_offset",
+    "free_offset", "rows_offset", "heap_offset", "file_bytes", "row_stride", "key_inline", "max_id_bytes", "body_bytes",
 )  # fmt: skip
 
 
@@ -31,7 +31,6 @@ def write_header(memory: AnyArray, name: SegmentName, schema: Schema, layout: fm
     header = memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
     header["magic"] = fmt.MAGIC
     header["byte_order"] = fmt.BYTE_ORDER_MARK
-    header["format_version"] = fmt.FORMAT_VERSION
     header["header_bytes"] = fmt.HEADER_BYTES
     header["fingerprint"] = fingerprint(schema)
     header["schema_version"] = schema.version
@@ -74,9 +73,10 @@ def check_header(path: Path | str, memory: AnyArray, header: Any, *, size: int |
             f"{path} was written in another byte order: mark {int(header['byte_order']):#010x}, "
             f"expected {fmt.BYTE_ORDER_MARK:#010x}"
         )
-    if int(header["format_version"]) != fmt.FORMAT_VERSION or int(header["header_bytes"]) != fmt.HEADER_BYTES:
+    if int(header["format_version"]) not in fmt.FORMAT_VERSIONS or int(header["header_bytes"]) != fmt.HEADER_BYTES:
+        known = " and ".join(map(str, fmt.FORMAT_VERSIONS))
         raise CorruptSegmentError(
-            f"{path} has format version {int(header['format_version'])}, this Quorin reads {fmt.FORMAT_VERSION}"
+            f"{path} has format version {int(header['format_version'])}, this Quorin reads {known}"
         )
     schema_end = fmt.HEADER_BYTES + int(header["schema_bytes"])
     if int(header["file_bytes"]) != size or schema_end > len(memory):

@@ -1,26 +1,28 @@
-"""All rows of a segment, or those whose ids begin alike, as Arrow batches."""
+"""Rows of a segment that are not asked for by id: all, those whose ids begin alike, those changed since a position."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from quorin.engine.format.abi import CONTENDED, CORRUPT, S_CODE, S_ROWS, SCAN_ITEMS
+from quorin.engine.format import segment as fmt
+from quorin.engine.format.abi import CONTENDED, CORRUPT, LIVE_ROWS, S_CODE, S_ROWS, SCAN_ITEMS
 from quorin.engine.reads.column_plan import column_plan
 from quorin.engine.reads.columns import Columns
 from quorin.engine.reads.gather import COMPILED_GATHER
 from quorin.engine.rows.column import arrow_type_of
-from quorin.errors import CorruptSegmentError, EntityIdError
+from quorin.errors import ChangesForgottenError, CorruptSegmentError, EntityIdError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from quorin.engine.arrays import Bytes, Int64s
+    from quorin.engine.arrays import Bytes, Int64s, Mask
     from quorin.engine.memory.view import SegmentView
     from quorin.engine.reads.column_plan import ColumnPlan
 
+POSITION, DELETED = "position", "deleted"
 _MAX_BATCH_ROWS = 1 << 16
 _MAX_BATCH_BYTES = 16 << 20
 _BATCH_ROWS_OF_LARGE_HEAPS, _LARGE_HEAP_BYTES = 1 << 10, 1 << 31
@@ -29,27 +31,91 @@ _MAX_ROUNDS = 1000
 """Times that the kernel may give up on one row, each after many attempts of its own, before it counts as damaged."""
 
 
+class Changes(NamedTuple):
+    """What changed in a segment since a position: all that the log has from there up to position ``through``.
+
+    ``batches`` are read as they are consumed. Some of their rows may be later than ``through``, where a writer goes on
+    meanwhile: they come again in the changes since ``through``.
+    """
+
+    batches: pa.RecordBatchReader
+    through: int
+
+
 def scan_view(
     view: SegmentView, prefix: str | None, limit: int | None, fields: Sequence[str] | None
 ) -> pa.RecordBatchReader:
     """The rows of one generation; see :func:`quorin.assembly.scan`."""
+    start = _start(prefix, limit)
+    plan = column_plan(view, fields)
+    schema = arrow_schema(plan)
+    return pa.RecordBatchReader.from_batches(schema, _batches(view, plan, start, LIVE_ROWS, limit, schema))
+
+
+def changes_view(
+    view: SegmentView, position: int, prefix: str | None, limit: int | None, fields: Sequence[str] | None
+) -> Changes:
+    """The changes of one generation; see :func:`quorin.assembly.changed_since`."""
+    from quorin.engine import kernels
+
+    start = _start(prefix, limit)
+    least = least_position(view, position)
+    plan = column_plan(view, fields, positions=True)
+    schema = arrow_schema(plan)
+    # Read before the first row: what was applied up to there is in the rows.
+    through = int(kernels.load_acquire(view.mapping.address + fmt.partition_offset("position")))
+    batches = _batches(view, plan, start, least, limit, schema)
+    return Changes(pa.RecordBatchReader.from_batches(schema, batches), through)
+
+
+def least_position(view: SegmentView, position: int) -> int:
+    """The least position of a row that changed since ``position``; those without a log changed since 0.
+
+    :raises ValueError: for a position that is no position. :raises ChangesForgottenError: if the view does not have all
+        deletions since then.
+    """
+    if isinstance(position, bool) or not isinstance(position, int) or not 0 <= position < 1 << 63:
+        raise ValueError(f"position: expected a position of the log, 0 or more, got {position!r}")
+    forgotten = int(view.header["partitions"][0]["forgotten"])
+    if 0 < position < forgotten:
+        raise ChangesForgottenError(view.name, position, forgotten)
+    return position + 1 if position else 0
+
+
+def arrow_schema(plan: ColumnPlan) -> pa.Schema:
+    """The columns of a scan, or, with positions, of changes; a field with the name of another column is
+    ``<name>:field``.
+    """
+    names = ["entity_id", "event_time_ns"]
+    types = [pa.string(), pa.int64()]
+    if plan.has_positions:
+        names += [POSITION, DELETED]
+        types += [pa.int64(), pa.bool_()]
+    names += [f"{field.name}:field" if field.name in names else field.name for field in plan.fields]
+    return pa.schema(list(zip(names, [*types, *map(arrow_type_of, plan.fields)], strict=True)))
+
+
+def arrow_batch(columns: Columns, ids: pa.Array, deleted: Mask, schema: pa.Schema) -> pa.RecordBatch:
+    """As many rows of filled columns as there are ids, and, with positions, which are deletions."""
+    count = len(ids)
+    arrays = [ids, pa.array(columns.event_time_ns[:count])]
+    if len(schema) > len(arrays) + len(columns.fields):
+        arrays += [pa.array(columns.positions[:count]), pa.array(deleted[:count])]
+    arrays += [columns.arrow(index).slice(0, count) for index in range(len(columns.fields))]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _start(prefix: str | None, limit: int | None) -> Bytes:
+    """The bytes that ids begin with, once the arguments are checked."""
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
         raise ValueError(f"limit: expected a whole number of rows, 0 or more, or None, got {limit!r}")
     if prefix is not None and not isinstance(prefix, str):
         raise EntityIdError(f"prefix: expected the text that ids begin with, or None, got {prefix!r}")
-    plan = column_plan(view, fields)
-    columns = [pa.field(field.name, arrow_type_of(field)) for field in plan.fields]
-    schema = pa.schema([pa.field("entity_id", pa.string()), pa.field("event_time_ns", pa.int64()), *columns])
-    start = np.frombuffer((prefix or "").encode(), np.uint8).copy()
-    return pa.RecordBatchReader.from_batches(schema, _batches(view, plan, start, limit, schema))
+    return np.frombuffer((prefix or "").encode(), np.uint8).copy()
 
 
 def _batches(
-    view: SegmentView,
-    plan: ColumnPlan,
-    prefix: Bytes,
-    limit: int | None,
-    schema: pa.Schema,
+    view: SegmentView, plan: ColumnPlan, prefix: Bytes, least: int, limit: int | None, schema: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
     from quorin.engine import kernels
 
@@ -61,8 +127,9 @@ def _batches(
         columns = Columns(plan, view, range(rows), COMPILED_GATHER)
         id_ends = np.zeros(rows + 1, np.int64)
         ids = np.empty(max(view.layout.max_id_bytes, min(_MAX_BATCH_BYTES, rows * view.layout.max_id_bytes)), np.uint8)
+        deleted = np.zeros(rows, np.bool_)
         words, first, last = plan.words(rows), slot, view.layout.slot_count
-        slot = kernels.scan_rows(words, first, last, prefix, rows, id_ends, ids, columns.buffer, result)
+        slot = kernels.scan_rows(words, first, last, prefix, least, rows, id_ends, ids, deleted, columns.buffer, result)
         copied, code = int(result[S_ROWS]), int(result[S_CODE])
         rounds = rounds + 1 if code == CONTENDED and slot == first else 0
         if code == CORRUPT or rounds > _MAX_ROUNDS:
@@ -72,7 +139,7 @@ def _batches(
             )
         if copied:
             remaining -= copied
-            yield _batch(columns, copied, id_ends, ids, schema)
+            yield arrow_batch(columns, _filled(columns, copied, id_ends, ids), deleted, schema)
 
 
 def _batch_rows(view: SegmentView, plan: ColumnPlan) -> int:
@@ -81,12 +148,10 @@ def _batch_rows(view: SegmentView, plan: ColumnPlan) -> int:
     return max(1, min(most, _MAX_BATCH_BYTES // plan.row_bytes))
 
 
-def _batch(columns: Columns, copied: int, id_ends: Int64s, ids: Bytes, schema: pa.Schema) -> pa.RecordBatch:
-    """The first ``copied`` rows of filled columns."""
+def _filled(columns: Columns, copied: int, id_ends: Int64s, ids: Bytes) -> pa.Array:
+    """Take the rows behind the first ``copied`` for not found, and return the ids of these."""
     columns.found[:] = True
-    columns.drop(np.arange(len(columns.found)) >= copied)
+    if copied < len(columns.found):
+        columns.drop(np.arange(len(columns.found)) >= copied)
     ends = pa.py_buffer(id_ends[: copied + 1].astype(np.int32))
-    entity_ids = pa.Array.from_buffers(pa.string(), copied, [None, ends, pa.py_buffer(ids[: int(id_ends[copied])])])
-    times = pa.array(columns.event_time_ns[:copied])
-    values = (columns.arrow(index).slice(0, copied) for index in range(len(columns.fields)))
-    return pa.RecordBatch.from_arrays([entity_ids, times, *values], schema=schema)
+    return pa.Array.from_buffers(pa.string(), copied, [None, ends, pa.py_buffer(ids[: int(id_ends[copied])])])

@@ -27,8 +27,9 @@ def can_upgrade(old: Schema, new: Schema) -> tuple[bool, list[str]]:
     """Whether rows of ``old`` can become rows of ``new`` without loss, and, if not, every reason, naming the fields.
 
     Fields match by name, whatever their order. New ones read as null, which in a vector is their default; types may
-    widen (:data:`WIDENINGS`, also inside shapes and lists); fields may be dropped; defaults may change. The version
-    must grow. ``entity`` must stay the same once it is set.
+    widen (:data:`WIDENINGS`, also inside shapes and lists); fields may be dropped; defaults may change. A history may
+    be added, and then begins empty, grow, and be removed, but not shrink. The version must grow. ``entity`` must stay
+    the same once it is set.
     """
     reasons = []
     if old.__name__ != new.__name__:
@@ -40,6 +41,11 @@ def can_upgrade(old: Schema, new: Schema) -> tuple[bool, list[str]]:
     new_fields = {field.name: field for field in new.fields}
     kept = [(field, new_fields[field.name]) for field in old.fields if field.name in new_fields]
     reasons += [reason for pair in kept if (reason := _obstacle(*pair))]
+    reasons += [
+        f"field {old_field.name!r} would keep the last {new_field.history} values instead of {old_field.history}"
+        for old_field, new_field in kept
+        if old_field.history and new_field.history and new_field.history < old_field.history
+    ]
     return not reasons, reasons
 
 

@@ -27,6 +27,7 @@ from quorin.engine.format.abi import (
     KIND_VARIABLE,
 )
 from quorin.engine.rows.batch import DELETE_SCHEMA, canonical_schema, fields_by_name
+from quorin.engine.rows.rings import ring_table
 from quorin.engine.rows.value import check_value
 from quorin.errors import InvalidRowError
 from quorin.schema import FeatureField, Schema, dtype
@@ -50,6 +51,8 @@ class ColumnTable:
 
     def __init__(self, schema: Schema, words: Int64s | None = None, owner: Any = None) -> None:
         self._tie_breaker = schema.tie_breaker
+        self._schema = schema
+        self._rings = None if fmt.body_layout(schema).rings else (0, 0)
         self.tie = -1
         if words is not None and schema.tie_breaker is not None:
             self.tie = COLUMN_ITEMS * list(fields_by_name(schema)).index(schema.tie_breaker)
@@ -61,6 +64,14 @@ class ColumnTable:
     def words(self) -> Int64s:
         """The flat table, ``COLUMN_ITEMS`` words a column."""
         return np.array(self._rows, np.int64).ravel() if self._words is None else self._words
+
+    @property
+    def rings(self) -> tuple[int, int]:
+        """The address of the table of rings, with the column of each in this table, and their number; 0 for none."""
+        if self._rings is None:
+            table = self.keep(ring_table(self._schema, self.words))
+            self._rings = int(table.ctypes.data), len(fmt.body_layout(self._schema).rings)
+        return self._rings
 
     def keep(self, owner: Any) -> Any:
         """Hold on to an object that owns memory."""

@@ -150,7 +150,7 @@ def test_the_token_is_needed(donor: Donor, receiver: SegmentRegistry, tmp_path: 
 @pytest.mark.parametrize(
     ("query", "status", "detail"),
     [
-        ("schema=Pair&format=2", 406, "sends segments of format 1; format 2 was asked for"),
+        ("schema=Pair&format=0", 406, "sends segments of format 1; at most format 0 was asked for"),
         ("schema=Pair&format=x", 422, "expected one schema=NAME"),
         ("schema=Pair&schema=Pair", 422, "expected one schema=NAME"),
         ("", 422, "expected one schema=NAME"),

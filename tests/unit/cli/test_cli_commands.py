@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -22,6 +23,7 @@ from quorin.engine.backend import Backend, connect
 from quorin.engine.log.record import Kind, encode
 from quorin.engine.ops.health import check_machine
 from quorin.engine.rows.batch import row_batch
+from quorin.offline import ParquetDatasetStore
 from quorin.schema import FeatureField, dtype, make_schema, schema_to_json
 from quorin.shm import SegmentRegistry
 from quorin.wal import WALProducer
@@ -123,6 +125,51 @@ def test_get_shows_typed_values_and_ages(place: Place) -> None:
         refused = place.run("get", "a", *words, "-f", "colour", code=2)
         assert "shop__trip has no field 'colour'; there are: score, tags" in refused.stderr
         assert "no row" not in refused.stderr
+
+
+def test_get_shows_the_last_rows_of_the_log_and_the_history(place: Place, tmp_path: Path) -> None:
+    history = ParquetDatasetStore(tmp_path / "history")
+    with WALConsumer(place.backend, [TRIP], registry=place.registry, offline=history) as consumer:
+        place.producer.write(TRIP, "a", {"score": 2.5, "tags": []}, EVENT_NS + 10**9)
+        consumer.drain()
+    place.backend.log().trim(history.flushed_position(TRIP))
+    place.producer.write(TRIP, "a", {"score": 3.5, "tags": None}, EVENT_NS + 2 * 10**9)
+    words = "get", "a", "b", "nobody", "-s", "trip", "--last", "2"
+    answer = place.json(*words, "--offline", str(tmp_path / "history"), code=1)
+    scores = [(row["entity_id"], row["values"]["score"], row["types"]["score"]) for row in answer["rows"]]
+    assert scores == [("a", 3.5, "float64"), ("a", 2.5, "float64"), ("b", "NaN", "float64")]
+    assert answer["missing"] == [{"schema": "shop__trip", "entity_id": "nobody"}]
+    text = place.run("get", "a", "--last", "50", "--field", "score").stdout
+    assert "2023-11-14 22:13:22.000+00:00" in text
+    assert "2.5" not in text
+    assert "there is no history at" in place.run(*words, "--offline", str(tmp_path / "none"), code=2).stderr
+
+
+def test_changes_are_shown_written_and_refused(place: Place, tmp_path: Path) -> None:
+    before = place.backend.log().bounds().last
+    place.producer.delete(TRIP, "a", event_time_ns=EVENT_NS + 1)
+    place.producer.write(TRIP, "c", {"score": 1, "tags": []}, EVENT_NS)
+    place.drain()
+    last = place.backend.log().bounds().last
+    answer = place.json("changes", "trip", "--since", str(before))
+    assert (answer["schema"], answer["since"], answer["through"]) == ("shop__trip", before, last)
+    rows = {row["entity_id"]: row for row in answer["rows"]}
+    assert rows.keys() == {"a", "c"}
+    assert (rows["a"]["deleted"], rows["a"]["values"], rows["a"]["event_time_ns"]) == (True, None, EVENT_NS + 1)
+    assert (rows["c"]["values"], rows["c"]["position"]) == ({"score": 1.0, "tags": []}, last)
+    assert place.json("changes", "trip", "--since", "0", "--limit", "1")["through"] is None
+    text = place.run("changes", "trip", "--since", str(before), "-f", "score").stdout
+    assert "deleted" in text
+    assert f"all through {last}" in text
+    said = place.json("changes", "trip", "--since", "0", "--to", str(tmp_path / "all.parquet"))
+    assert (said["rows"], said["through"]) == (3, last)
+    assert pq.read_table(tmp_path / "all.parquet").column("deleted").to_pylist().count(True) == 1
+    assert (
+        "expected a file that ends in" in place.run("changes", "trip", "--since", "0", "--to", "x.txt", code=2).stderr
+    )
+    with place.registry.open_current(TRIP, read_only=False) as segment:
+        segment.current_view().header["partitions"][0]["forgotten"] = before
+    assert "has forgotten deletions up to" in place.run("changes", "trip", "--since", "1", code=1).stderr
 
 
 def test_put_is_typed_and_goes_through_the_log(place: Place) -> None:

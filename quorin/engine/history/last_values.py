@@ -1,0 +1,201 @@
+"""The last values of entities: from the history, and from the log behind it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from quorin.engine.backend import connect
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.engine.history import parquet as columns
+from quorin.engine.history.point_in_time import by_entity_and_time, keys_of, taken
+from quorin.engine.log.record import Kind, decode, translate
+from quorin.engine.rows.batch import ENTITY_ID, EVENT_TIME, canonical_schema, fields_by_name
+from quorin.engine.rows.intake import id_array
+from quorin.errors import InvalidEntryError, InvalidRowError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from quorin.engine.arrays import AnyArray, Int64s, Mask
+    from quorin.engine.backend import Backend, Connection, Log
+    from quorin.engine.history.point_in_time import Keys
+    from quorin.engine.history.store import ParquetDatasetStore
+    from quorin.schema import Schema
+
+_Picked = list[tuple[int, list[int]]]
+"""Event times of one entity, newest first, and for each field the row that it comes from, -1 for none."""
+
+
+def last_values(
+    schema: Schema,
+    entity_ids: Any,
+    n: int,
+    *,
+    store: ParquetDatasetStore | None = None,
+    connection: Connection | None = None,
+    fields: Sequence[str] | None = None,
+    stream_key: str = DEFAULT_STREAM_KEY,
+    namespace: str = DEFAULT_NAMESPACE,
+) -> pa.Table:
+    """The last ``n`` rows of each entity in the order of event times, newest first: of the history, of the log, or of
+    both, which together have all rows as far as the log was trimmed behind that history.
+
+    Columns: ``entity_id``, ``event_time_ns``, the fields. Ids come in the order of the request, each once; those
+    without rows are left out. One event time is one row: of several rows with this time each field has the value of the
+    one with the largest tie-breaker, if the schema has one, then of the last in the log. A field that no row of this
+    time sets (rows may be partial) is null; a row that sets none of ``fields`` does not count. A deletion takes away
+    all rows up to its event time, those that arrive later included. So the last values of one field are those that
+    a field with ``history`` keeps in the segment.
+
+    ``entity_ids`` are as for :func:`quorin.assembly.read`. Reads the keys of the whole history, and the values of the
+    rows that are returned.
+
+    :raises ValueError: for an ``n`` below 1, and without both a store and a connection.
+    :raises InvalidRowError: for unknown fields. :raises EntityIdError: for an id that is empty, null or no text.
+    :raises CorruptHistoryError, HistoryUnavailableError, ConnectionFailedError: if rows cannot be read.
+    """
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+        raise ValueError(f"n: expected a whole number of rows, 1 or more, got {n!r}")
+    if store is None and connection is None:
+        raise ValueError("expected a store, a connection, or both: there is nothing to read the rows from")
+    known = fields_by_name(schema)
+    names = list(known) if fields is None else list(fields)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InvalidRowError(f"{schema.__name__} has no fields {unknown}; it has {list(known)}")
+    ids = pc.unique(id_array(entity_ids).cast(pa.string()))
+    backend = None if connection is None else connect(connection, namespace=namespace)
+    try:
+        rows = _Rows(schema, ids, store, None if backend is None else backend.log(stream_key))
+        begins = 0 if backend is None else _beginning(schema, backend, stream_key)
+    finally:
+        if backend is not None and backend is not connection:
+            backend.close()
+    return _table(schema, names, ids, rows, rows.first_behind(begins), int(n))
+
+
+class _Rows:
+    """The rows of a history and of the log behind it, in the order of the log: what point-in-time reads take."""
+
+    def __init__(self, schema: Schema, ids: pa.Array, store: ParquetDatasetStore | None, log: Log | None) -> None:
+        # The log is read before the history that counts: what is trimmed from the log meanwhile is in that history.
+        after = 0 if store is None or log is None else store.load(schema).through
+        tail = [] if log is None else list(_tail(log, schema, ids, after))
+        self._history = None if store is None else store.load(schema)
+        self._stored, through = (0, 0) if self._history is None else (self._history.row_count, self._history.through)
+        self._tail = [batch for position, batch in tail if position > through]
+
+    @property
+    def has_partial_rows(self) -> bool:
+        """Whether any row may set only some fields."""
+        return bool(self._tail) or (self._history is not None and self._history.has_partial_rows)
+
+    def keys(self, names: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Columns of all rows, with the number of each batch's first row."""
+        if self._history is not None:
+            yield from self._history.keys(names)
+        number = self._stored
+        for batch in self._tail:
+            yield number, batch.select(names)
+            number += len(batch)
+
+    def rows(self, numbers: Int64s, schema: Schema) -> pa.Table:
+        """The rows with these numbers (sorted, unique) in canonical form; unset fields of partial rows are null."""
+        stored = numbers[numbers < self._stored]
+        found = [canonical_schema(schema).empty_table()]
+        if self._history is not None:
+            found.append(self._history.rows(stored, schema))
+        if self._tail:
+            later = pa.Table.from_batches(self._tail).take(pa.array(numbers[len(stored) :] - self._stored))
+            (batch,) = later.combine_chunks().to_batches() or [self._tail[0].slice(0, 0)]
+            found.append(pa.Table.from_batches([columns.canonical(schema, "the log", batch, Kind.upsert, None)]))
+        return pa.concat_tables(found)
+
+    def first_behind(self, position: int) -> int:
+        """The number of the first row behind a position."""
+        count = 0
+        for _, batch in self.keys(["position"]) if position else ():
+            count += int(np.searchsorted(batch.column(0).to_numpy(), position, side="right"))
+        return count
+
+
+def _tail(log: Log, schema: Schema, ids: pa.Array, after: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The rows of entities in the log behind a position, as in a file of the history, with the entries' positions.
+
+    Entries that a consumer would make dead letters are left out.
+    """
+    last = log.bounds().last
+    while after < last:
+        found = log.read(after, schema_names=[schema.__name__])
+        for position, payload in found.entries:
+            try:
+                record = decode(payload)
+                batch = translate(record, schema)
+            except InvalidEntryError:
+                continue
+            rows = batch.filter(pc.is_in(batch.column(0), value_set=ids))
+            if len(rows):
+                table = columns.to_table(schema, rows, pa.repeat(position, len(rows)), record.kind, 0)
+                yield position, table.combine_chunks().to_batches()[0]
+        if found.through <= after:
+            return
+        after = found.through
+
+
+def _beginning(schema: Schema, backend: Backend, stream_key: str) -> int:
+    """The position up to which rows belong to a former schema of this name."""
+    beginning = backend.control.beginnings().get(schema.__name__)
+    is_of_this_log = beginning is not None and beginning.log_identity == backend.log(stream_key).identity()
+    return beginning.position if beginning is not None and is_of_this_log else 0
+
+
+def _table(schema: Schema, names: list[str], ids: pa.Array, rows: _Rows, first: int, n: int) -> pa.Table:
+    keys = keys_of(schema, rows, ids)
+    sets = [np.array([name in named for name in names], np.bool_) for named in keys.field_sets]
+    entities: list[int] = []
+    picked: _Picked = []
+    order = by_entity_and_time(keys) if len(keys.time) else keys.number
+    order = order[keys.number[order] >= first]
+    ends = np.searchsorted(keys.entity[order], np.arange(len(ids) + 1))
+    for entity in range(len(ids)):
+        found = _pick(order[ends[entity] : ends[entity + 1]], keys, sets, len(names), n)
+        entities += [entity] * len(found)
+        picked += found
+    sources = np.array([chosen for _, chosen in picked], np.int64).reshape(len(picked), len(names))
+    numbers = np.where(sources >= 0, keys.number[sources], -1) if len(picked) else sources
+    needed = np.unique(numbers[numbers >= 0])
+    values = rows.rows(needed, schema)
+    found_columns = {
+        ENTITY_ID: ids.take(pa.array(entities, pa.int64())),
+        EVENT_TIME: pa.array([time for time, _ in picked], pa.int64()),
+    }
+    for index, name in enumerate(names):
+        places = np.where(numbers[:, index] >= 0, np.searchsorted(needed, numbers[:, index]), -1)
+        found_columns[name] = taken(values.column(name), places)
+    return pa.table(found_columns)
+
+
+def _pick(order: AnyArray, keys: Keys, sets: list[Mask], width: int, n: int) -> _Picked:
+    """The last ``n`` event times of one entity, whose keys are in ``order``, that set a field."""
+    everything = np.ones(width, np.bool_)
+    picked: _Picked = []
+    for row in order[::-1].tolist():
+        kind, time = keys.kind[row], int(keys.time[row])
+        if kind == Kind.delete:
+            break
+        mask = everything if kind == Kind.upsert else sets[keys.fields[row]]
+        if not mask.any():
+            continue
+        if not picked or picked[-1][0] != time:
+            if len(picked) == n:
+                break
+            picked.append((time, [-1] * width))
+        chosen = picked[-1][1]
+        for index in np.flatnonzero(mask).tolist():
+            if chosen[index] < 0:
+                chosen[index] = row
+    return picked
