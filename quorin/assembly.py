@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import gc
 import math
+import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from quorin.engine.arrays import Float32s, Int64s, Mask
-from quorin.engine.format.abi import FOUND, P_OUT_BYTES
+from quorin.engine.format.abi import FOUND, MISSING, OUTDATED, P_OUT_BYTES
 from quorin.engine.memory.plans import vector_plan
 from quorin.engine.reads import arguments as buffers
+from quorin.engine.reads.ages import MaxAge, age_limits, aged_vector_plan
 from quorin.engine.reads.columns import Columns
 from quorin.engine.reads.many import read_many
 from quorin.engine.reads.readers import ColumnReader, RowReader
@@ -37,6 +40,7 @@ __all__ = [
     "ColumnReader",
     "Columns",
     "EntityNotFoundError",
+    "MaxAge",
     "OneRow",
     "Reader",
     "RowReader",
@@ -60,15 +64,25 @@ _FEW = 16
 """Ids up to which single reads of a list are quicker than the batch kernel, which wants them as an Arrow array."""
 
 
-def assemble(segment: Segment, entity_id: str, *, out: Float32s | None = None) -> Float32s:
+def assemble(
+    segment: Segment,
+    entity_id: str,
+    *,
+    out: Float32s | None = None,
+    max_age: MaxAge | None = None,
+    fresh_mask: Mask | None = None,
+) -> Float32s:
     """The float32 vector of one entity, shape ``(total_element_count,)``: ``out`` if passed, else a new array.
 
     Numeric fixed-size fields in declaration order, shaped ones row-major; a null reads as its field's default. What
-    ``out`` holds after an error is undefined.
+    ``out`` holds after an error is undefined. With ``max_age``, as for :func:`assemble_batch`, ``fresh_mask`` has the
+    shape ``(1,)``.
 
     :raises EntityNotFoundError: if the entity has no row. :raises EntityIdError: for an id that is empty or no text.
     :raises InvalidBufferError: for an ``out`` that does not fit. :raises SegmentClosedError: after close.
     """
+    if max_age is not None or fresh_mask is not None:
+        return _assemble_aged(segment, entity_id, out, max_age, fresh_mask)
     view = segment._view
     if out is None:
         out = _empty(view.vector_length, _FLOAT32)
@@ -86,6 +100,8 @@ def assemble_batch(
     out: Float32s | None = None,
     found_mask: Mask | None = None,
     missing: float = math.nan,
+    max_age: MaxAge | None = None,
+    fresh_mask: Mask | None = None,
 ) -> tuple[Float32s, Mask]:
     """The vectors of many entities: float32 of shape ``(N, total_element_count)``, and bool of shape ``(N,)``.
 
@@ -93,23 +109,37 @@ def assemble_batch(
     or an Arrow array of text, which is not copied (see :func:`quorin.engine.rows.intake.id_array`). Rows that are not
     found are filled with ``missing``. Releases the GIL, but for a list of few ids.
 
+    ``max_age`` is a number of seconds or a ``timedelta``, or such a limit for each of some fields, by name: values in
+    rows whose event time is before now minus the limit read as their fields' defaults. *Now* is the system's clock at
+    the call; an event time in the future is within any limit. ``fresh_mask``, bool of shape ``(N,)``, is filled with
+    which entities have a row none of whose values was replaced so.
+
     :raises EntityIdError: naming the first id that is empty, null or no text, with its row.
-    :raises InvalidBufferError: for buffers that don't fit.
+    :raises InvalidBufferError: for buffers that don't fit. :raises InvalidMaxAgeError: for limits that are no durations
+        above 0, or for fields that there are not.
     """
-    return _assemble_many(segment, _whole_vector, entity_ids, out, found_mask, missing)
+    if max_age is None:
+        return _assemble_many(segment, _whole_vector, entity_ids, out, found_mask, missing, fresh_mask=fresh_mask)
+    plan_for = partial(aged_vector_plan, max_age=max_age)
+    return _assemble_many(segment, plan_for, entity_ids, out, found_mask, missing, time.time_ns(), fresh_mask)
 
 
-def read(segment: Segment, entity_ids: Any, fields: Sequence[str] | None = None) -> pa.RecordBatch:
+def read(
+    segment: Segment, entity_ids: Any, fields: Sequence[str] | None = None, *, max_age: MaxAge | None = None
+) -> pa.RecordBatch:
     """Exact typed values: the columns ``entity_id`` (as passed), ``found`` (bool), ``event_time_ns`` (int64), and the
     fields.
 
     One row out per id in, in the same order; everything but the first two is null where an entity is not found. Each
     row is one whole version. Releases the GIL.
 
+    With ``max_age``, as for :func:`assemble_batch`, older values are null, and a column ``fresh`` (bool) before the
+    fields says which entities have a row without such values.
+
     :raises EntityIdError: naming the first id that is empty, null or no text. :raises InvalidRowError: for unknown
-        fields.
+        fields. :raises InvalidMaxAgeError: for limits that are no durations above 0, or for fields that are not read.
     """
-    return column_reader(segment, fields)(entity_ids).to_batch()
+    return column_reader(segment, fields, max_age=max_age)(entity_ids).to_batch()
 
 
 def scan(
@@ -128,31 +158,40 @@ def scan(
     return scan_view(segment.current_view(), prefix, limit, fields)
 
 
-def column_reader(segment: Segment, fields: Sequence[str] | None = None, *, positions: bool = False) -> ColumnReader:
+def column_reader(
+    segment: Segment,
+    fields: Sequence[str] | None = None,
+    *,
+    positions: bool = False,
+    max_age: MaxAge | None = None,
+) -> ColumnReader:
     """A callable that reads a choice of fields, of any type, as typed columns; what :func:`read` does, without Arrow.
 
     With ``positions`` it reads the log positions of the rows too.
 
-    :raises InvalidRowError: for fields that the schema does not have.
+    :raises InvalidRowError: for fields that the schema does not have. :raises InvalidMaxAgeError: as :func:`read`.
     """
-    return ColumnReader(segment, fields, positions=positions)
+    return ColumnReader(segment, fields, positions=positions, max_age=max_age)
 
 
-def row_reader(parts: Sequence[tuple[Segment, Sequence[str] | None]]) -> RowReader:
+def row_reader(
+    parts: Sequence[tuple[Segment, Sequence[str] | None]], *, max_ages: Sequence[MaxAge | None] | None = None
+) -> RowReader:
     """A callable that reads one entity in several segments at once, some fields of each, as Python values; the fastest
-    for few fields.
+    for few fields. ``max_ages`` has the age limits of each segment.
 
-    :raises InvalidRowError: for fields that a schema does not have.
+    :raises InvalidRowError: for fields that a schema does not have. :raises InvalidMaxAgeError: as :func:`read`.
     """
-    return RowReader(parts)
+    return RowReader(parts, max_ages=max_ages)
 
 
-def reader(segment: Segment, fields: Sequence[str] | None = None) -> Reader:
+def reader(segment: Segment, fields: Sequence[str] | None = None, *, max_age: MaxAge | None = None) -> Reader:
     """A callable that reads some numeric fields, in the order of ``fields``; for hot loops.
 
     :raises InvalidRowError: for a field that the schema does not have, or that is not in a vector.
+    :raises InvalidMaxAgeError: as :func:`assemble_batch`.
     """
-    return Reader(segment, fields)
+    return Reader(segment, fields, max_age=max_age)
 
 
 def prewarm(*, freeze: bool = False) -> None:
@@ -178,9 +217,9 @@ class Reader:
     ``length`` is the size of a vector. Results and errors are those of :func:`assemble` and :func:`assemble_batch`.
     """
 
-    __slots__ = ("_fields", "_plan", "_segment", "_view", "length")
+    __slots__ = ("_ages", "_fields", "_plan", "_segment", "_view", "length")
 
-    def __init__(self, segment: Segment, fields: Sequence[str] | None = None) -> None:
+    def __init__(self, segment: Segment, fields: Sequence[str] | None = None, *, max_age: MaxAge | None = None) -> None:
         schema = segment.schema
         by_name = {field.name: field for field in schema.fields}
         requested = [f.name for f in schema.fields if f.element_count] if fields is None else list(fields)
@@ -193,8 +232,9 @@ class Reader:
         self._segment = segment
         self._fields = [by_name[name] for name in requested]
         self.length = sum(field.element_count for field in self._fields)
+        self._ages = age_limits(max_age, self._fields, schema.__name__)
         self._view = segment.current_view()
-        self._plan = vector_plan(self._view.descriptor, self._view.stored, self._fields)
+        self._plan = vector_plan(self._view.descriptor, self._view.stored, self._fields, self._ages)
 
     def __call__(self, entity_id: str, out: Float32s | None = None) -> Float32s:
         """The vector of one entity."""
@@ -203,9 +243,11 @@ class Reader:
         else:
             buffers.vector_out(out, self.length)
         is_quick = self._segment._view is self._view and type(entity_id) is str
-        if is_quick and _assemble_one(self._plan, entity_id, out) == FOUND:
+        code = _assemble_one(self._plan, entity_id, out) if is_quick else MISSING
+        if code == FOUND or code == OUTDATED:  # noqa: SIM109 - hot
             return out
-        return _assemble_slowly(self._segment, self._plan_for, entity_id, out)
+        now_ns = 0 if self._ages is None else time.time_ns()
+        return _assemble_slowly(self._segment, self._plan_for, entity_id, out, now_ns)
 
     def batch(
         self,
@@ -214,13 +256,15 @@ class Reader:
         out: Float32s | None = None,
         found_mask: Mask | None = None,
         missing: float = math.nan,
+        fresh_mask: Mask | None = None,
     ) -> tuple[Float32s, Mask]:
         """The vectors of many entities, and which were found."""
-        return _assemble_many(self._segment, self._plan_for, entity_ids, out, found_mask, missing)
+        now_ns = 0 if self._ages is None else time.time_ns()
+        return _assemble_many(self._segment, self._plan_for, entity_ids, out, found_mask, missing, now_ns, fresh_mask)
 
     def _plan_for(self, view: SegmentView) -> _Plan:
         if self._view is not view:
-            self._plan = vector_plan(view.descriptor, view.stored, self._fields)
+            self._plan = vector_plan(view.descriptor, view.stored, self._fields, self._ages)
             self._view = view
         return self._plan
 
@@ -237,8 +281,30 @@ def _assemble_one(plan: _Plan, entity_id: str, out: Float32s) -> int:
     return _assemble_one(plan, entity_id, out)
 
 
+def _assemble_aged(
+    segment: Segment, entity_id: str, out: Float32s | None, max_age: MaxAge | None, fresh_mask: Mask | None
+) -> Float32s:
+    """:func:`assemble` with an age limit."""
+    buffers.fresh_out(fresh_mask, 1)
+    view = segment._view
+    out = buffers.vector_out(out, view.vector_length)
+    plan_for = _whole_vector if max_age is None else partial(aged_vector_plan, max_age=max_age)
+    if type(entity_id) is str:
+        code = _assemble_one(plan_for(view), entity_id, out)
+        if code in (FOUND, OUTDATED):
+            if fresh_mask is not None:
+                fresh_mask[0] = code == FOUND
+            return out
+    return _assemble_slowly(segment, plan_for, entity_id, out, time.time_ns(), fresh_mask)
+
+
 def _assemble_slowly(
-    segment: Segment, plan_for: Callable[[SegmentView], _Plan], entity_id: str, out: Float32s
+    segment: Segment,
+    plan_for: Callable[[SegmentView], _Plan],
+    entity_id: str,
+    out: Float32s,
+    now_ns: int = 0,
+    fresh: Mask | None = None,
 ) -> Float32s:
     """What the quick path leaves: ids that are not ASCII, segments that moved on, contended rows, and all errors."""
     ids = pa.array([check_entity_id(entity_id)], pa.binary())
@@ -246,7 +312,7 @@ def _assemble_slowly(
     while True:
         view = segment.current_view()
         plan = plan_for(view)
-        if read_many(view, plan, ids, out.view(np.uint8), found, math.nan):
+        if read_many(view, plan, ids, out.view(np.uint8), found, math.nan, now_ns=now_ns, fresh=fresh):
             break
     if not found[0]:
         raise EntityNotFoundError(entity_id, view.name)
@@ -260,9 +326,13 @@ def _assemble_many(
     out: Float32s | None,
     found_mask: Mask | None,
     missing: float,
+    now_ns: int = 0,
+    fresh_mask: Mask | None = None,
 ) -> tuple[Float32s, Mask]:
     first = 0
-    if type(entity_ids) is list and 0 < len(entity_ids) <= _FEW:
+    # Single reads have a clock of their own each, and say of none that it is fresh.
+    is_simple = now_ns == 0 and fresh_mask is None
+    if is_simple and type(entity_ids) is list and 0 < len(entity_ids) <= _FEW:
         plan = plan_for(segment._view)
         out, found_mask = buffers.batch_out(out, found_mask, len(entity_ids), plan.item(P_OUT_BYTES) // 4)
         first = _assemble_few(plan, entity_ids, out)
@@ -274,7 +344,9 @@ def _assemble_many(
         view = segment.current_view()
         plan = plan_for(view)
         out, found_mask = buffers.batch_out(out, found_mask, len(ids), int(plan[P_OUT_BYTES]) // 4)
-        if read_many(view, plan, ids, out.reshape(-1).view(np.uint8), found_mask, missing, first):
+        buffers.fresh_out(fresh_mask, len(ids))
+        values = out.reshape(-1).view(np.uint8)
+        if read_many(view, plan, ids, values, found_mask, missing, first, now_ns=now_ns, fresh=fresh_mask):
             return out, found_mask
 
 

@@ -48,6 +48,17 @@ def batch_out(out: Any, found_mask: Any, rows: int, length: int) -> tuple[Float3
     return out, found_mask
 
 
+def fresh_out(fresh_mask: Any, rows: int) -> Mask | None:
+    """A caller's buffer for which rows are within their age limits: bool of shape ``(rows,)``; None for none.
+
+    :raises InvalidBufferError: if it has another shape or dtype, or is not writeable.
+    """
+    if fresh_mask is not None:
+        _check_buffer("fresh_mask", fresh_mask, _BOOL, (rows,))
+    mask: Mask | None = fresh_mask
+    return mask
+
+
 def _check_buffer(name: str, buffer: Any, kind: np.dtype[Any], shape: tuple[int, ...]) -> None:
     if type(buffer) is np.ndarray and buffer.dtype is kind and buffer.shape == shape and buffer.flags.carray:
         return
