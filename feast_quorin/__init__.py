@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from feast_quorin.compute_engine import QuorinComputeEngine, QuorinComputeEngineConfig
     from feast_quorin.online_store import QuorinOnlineStore, QuorinOnlineStoreConfig
     from feast_quorin.provider import QuorinProvider
+    from feast_quorin.read.asked import at_least
 
 __all__ = [
     "QuorinComputeEngine",
@@ -18,6 +19,7 @@ __all__ = [
     "QuorinOnlineStore",
     "QuorinOnlineStoreConfig",
     "QuorinProvider",
+    "at_least",
 ]
 
 
@@ -29,6 +31,8 @@ def __getattr__(name: str) -> object:
     with needs_extra("feast"):
         if name == "QuorinProvider":
             from feast_quorin import provider as module
+        elif name == "at_least":
+            from feast_quorin.read import asked as module  # type: ignore[no-redef]
         elif name.startswith("QuorinCompute"):
             from feast_quorin import compute_engine as module  # type: ignore[no-redef]
         else:

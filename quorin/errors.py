@@ -6,7 +6,7 @@ catch them too. Messages contain the value and what was expected.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -176,20 +176,42 @@ class InvalidEntryError(QuorinError, ValueError):
     """A log entry cannot be decoded; a consumer makes it a dead letter."""
 
 
-class NotYetAppliedError(QuorinError, TimeoutError):
-    """A position of the log was not applied by all live nodes in time; :attr:`nodes` names those that lack it."""
+class TokenError(QuorinError, ValueError):
+    """A token is malformed, or of another log than the rows that are read: of another deployment, or of a log that was
+    wiped since.
+    """
 
-    def __init__(self, schema_name: str, position: int, timeout_ms: float, nodes: list[str]) -> None:
-        super().__init__(schema_name, position, timeout_ms, nodes)
+
+class NotYetAppliedError(QuorinError, TimeoutError):
+    """A position of the log was not applied in time: by this node, which a read waited for, or by all live nodes.
+
+    :attr:`applied` is the position that this node has applied, None after a wait for all; :attr:`nodes` names those
+    that lack the position, none after a wait for this one.
+    """
+
+    def __init__(
+        self,
+        schema_name: str,
+        position: int,
+        timeout_ms: float,
+        nodes: Sequence[str] = (),
+        applied: int | None = None,
+    ) -> None:
+        super().__init__(schema_name, position, timeout_ms, nodes, applied)
         self.schema_name = schema_name
         self.position = position
         self.timeout_ms = timeout_ms
         self.nodes = nodes
+        self.applied = applied
 
     def __str__(self) -> str:
+        if self.applied is None:
+            lacking, where = f"by the nodes {', '.join(self.nodes)}", "there"
+        else:
+            lacking, where = f"by this node, which is at position {self.applied}", "here"
         return (
-            f"position {self.position} of {self.schema_name!r} was not applied within {self.timeout_ms} ms by the "
-            f"nodes {', '.join(self.nodes)}; it is in the log, and shows there once they apply it"
+            f"position {self.position} of {self.schema_name!r} was not applied within {self.timeout_ms:g} ms "
+            f"{lacking}; it shows {where} once the log is applied up to it"
         )
 
 

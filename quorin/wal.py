@@ -18,6 +18,7 @@ from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SE
 from quorin.engine.format.name import is_same_line
 from quorin.engine.log.record import Kind, encode
 from quorin.engine.log.record_fast import encode_row
+from quorin.engine.log.token import Token
 from quorin.engine.rows.batch import check_entity_id, checked_row, delete_batch, row_batch, rows_batch, to_batch
 from quorin.errors import (
     ConnectionFailedError,
@@ -39,7 +40,16 @@ if TYPE_CHECKING:
     from quorin.schema import Schema
     from quorin.shm import Segment, SegmentRegistry
 
-__all__ = ["Beginning", "LogFullError", "Pipeline", "Tail", "WALProducer", "WriteSyncTimeoutError", "position_at"]
+__all__ = [
+    "Beginning",
+    "LogFullError",
+    "Pipeline",
+    "Tail",
+    "Token",
+    "WALProducer",
+    "WriteSyncTimeoutError",
+    "position_at",
+]
 
 Appended = TypeVar("Appended")
 
