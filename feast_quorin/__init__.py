@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from feast_quorin.compute_engine import QuorinComputeEngine, QuorinComputeEngineConfig
     from feast_quorin.online_store import QuorinOnlineStore, QuorinOnlineStoreConfig
     from feast_quorin.provider import QuorinProvider
-    from feast_quorin.read.asked import at_least
+    from feast_quorin.read.asked import at_least, consistent, max_age
 
 __all__ = [
     "QuorinComputeEngine",
@@ -20,6 +20,8 @@ __all__ = [
     "QuorinOnlineStoreConfig",
     "QuorinProvider",
     "at_least",
+    "consistent",
+    "max_age",
 ]
 
 
@@ -31,7 +33,7 @@ def __getattr__(name: str) -> object:
     with needs_extra("feast"):
         if name == "QuorinProvider":
             from feast_quorin import provider as module
-        elif name == "at_least":
+        elif name in ("at_least", "consistent", "max_age"):
             from feast_quorin.read import asked as module  # type: ignore[no-redef]
         elif name.startswith("QuorinCompute"):
             from feast_quorin import compute_engine as module  # type: ignore[no-redef]

@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from feast_quorin.catalogue import Catalogue
 from feast_quorin.convert.entity_ids import MAX_ID_BYTES
+from feast_quorin.read.asked import current
 from feast_quorin.views import check_entity
 from quorin import assembly, metrics
+from quorin.assembly import ANY_POSITION
 from quorin.errors import (
     QuorinError,
     SchemaMismatchError,
@@ -85,29 +88,62 @@ class Session:
         self._views: dict[str, StoredView] = {}
         self._opening = threading.Lock()
 
-    def read(self, view: StoredView, ids: Sequence[str], fields: Sequence[str]) -> tuple[list[str], pa.RecordBatch]:
+    def read(
+        self, view: StoredView, ids: Sequence[str], fields: Sequence[str], at_most: int = ANY_POSITION
+    ) -> tuple[list[str], pa.RecordBatch]:
         """Read fields of entities. Returns the names of those that the segment has, and :func:`quorin.assembly.read`'s
         batch of them.
 
+        :raises InconsistentReadError: for a row that was written after the log position ``at_most``.
         :raises SegmentNotFoundError: if the view was never applied, or was removed.
         """
 
         def read_stored(segment: Segment) -> tuple[list[str], pa.RecordBatch]:
             stored = {field.name for field in segment.schema.fields}
             kept = [name for name in fields if name in stored]
-            return kept, self.reader_of(segment, kept)(ids).to_batch()
+            return kept, self.reader_of(segment, kept)(ids, at_most=at_most).to_batch()
 
         return self.follow(view, read_stored)
 
-    def reader_of(self, segment: Segment, fields: Sequence[str]) -> Callable[[Any], Columns]:
-        """A function that reads fields of a segment's rows as columns; rows past ``key_ttl_seconds`` are not found."""
+    def together(self, views: Sequence[StoredView], read: Callable[[int], Result]) -> Result:
+        """What ``read`` returns, which reads these views up to a log position: all as they are at one, if the settings
+        or the request say so.
+
+        :raises InconsistentReadError: if that is not possible in time.
+        """
+        asked, settled = current().consistent_ms, self.settings.consistent_timeout_ms
+        timeout_ms = settled if asked is None else asked
+        if timeout_ms is None:
+            return read(ANY_POSITION)
+        is_own_task = self.follower is None and self.settings.consumer != "external"
+        _, result = assembly.at_one_position(
+            lambda: [self.prepare(view) for view in views],
+            read,
+            timeout_ms=timeout_ms,
+            reach=(lambda index, position: self._reach(views[index], position)) if is_own_task else None,
+        )
+        return result
+
+    def _reach(self, view: StoredView, position: int) -> int:
+        try:
+            return self.consumer_of(view).reach(position)
+        except QuorinError as error:
+            _log.warning("read_not_caught_up", view=view.name, error=str(error))
+            return 0
+
+    def reader_of(
+        self, segment: Segment, fields: Sequence[str], limits: Mapping[str, timedelta] | None = None
+    ) -> Callable[..., Columns]:
+        """A function that reads fields of a segment's rows as columns, with age limits for some of the fields; rows
+        past ``key_ttl_seconds`` are not found.
+        """
         seconds = self.settings.key_ttl_seconds
         if not seconds:
-            return assembly.column_reader(segment, fields)
-        read = assembly.column_reader(segment, fields, positions=True)
+            return assembly.column_reader(segment, fields, max_age=limits or None)
+        read = assembly.column_reader(segment, fields, positions=True, max_age=limits or None)
 
-        def read_living(ids: Any) -> Columns:
-            columns = read(ids)
+        def read_living(ids: Any, **options: Any) -> Columns:
+            columns = read(ids, **options)
             columns.drop(columns.found & (columns.positions < position_at(time.time_ns() // 10**6 - 1000 * seconds)))
             return columns
 

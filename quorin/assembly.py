@@ -17,15 +17,16 @@ import numpy as np
 import pyarrow as pa
 
 from quorin.engine.arrays import Float32s, Int64s, Mask
-from quorin.engine.format.abi import FOUND, MISSING, OUTDATED, P_OUT_BYTES
+from quorin.engine.format.abi import ANY_POSITION, FOUND, MISSING, OUTDATED, P_OUT_BYTES
 from quorin.engine.memory.plans import vector_plan
 from quorin.engine.reads import arguments as buffers
-from quorin.engine.reads.ages import MaxAge, age_limits, aged_vector_plan
+from quorin.engine.reads.ages import MaxAge, age_limits, aged_vector_plan, duration_ns
 from quorin.engine.reads.columns import Columns
 from quorin.engine.reads.many import read_many
 from quorin.engine.reads.readers import ColumnReader, RowReader
 from quorin.engine.reads.row import OneRow, Rows, RowsLayout
 from quorin.engine.reads.scan import scan_view
+from quorin.engine.reads.together import at_one_position, read_together
 from quorin.engine.rows.intake import id_array, number_ids
 from quorin.engine.rows.value import check_entity_id
 from quorin.errors import EntityNotFoundError, InvalidRowError
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from quorin.shm import Segment
 
 __all__ = [
+    "ANY_POSITION",
     "ColumnReader",
     "Columns",
     "EntityNotFoundError",
@@ -48,10 +50,13 @@ __all__ = [
     "RowsLayout",
     "assemble",
     "assemble_batch",
+    "at_one_position",
     "column_reader",
+    "duration_ns",
     "number_ids",
     "prewarm",
     "read",
+    "read_together",
     "reader",
     "row_reader",
     "scan",
@@ -257,10 +262,15 @@ class Reader:
         found_mask: Mask | None = None,
         missing: float = math.nan,
         fresh_mask: Mask | None = None,
+        at_most: int = ANY_POSITION,
     ) -> tuple[Float32s, Mask]:
-        """The vectors of many entities, and which were found."""
+        """The vectors of many entities, and which were found.
+
+        :raises InconsistentReadError: for a row that was written after the log position ``at_most``.
+        """
         now_ns = 0 if self._ages is None else time.time_ns()
-        return _assemble_many(self._segment, self._plan_for, entity_ids, out, found_mask, missing, now_ns, fresh_mask)
+        target = out, found_mask, missing
+        return _assemble_many(self._segment, self._plan_for, entity_ids, *target, now_ns, fresh_mask, at_most)
 
     def _plan_for(self, view: SegmentView) -> _Plan:
         if self._view is not view:
@@ -328,10 +338,11 @@ def _assemble_many(
     missing: float,
     now_ns: int = 0,
     fresh_mask: Mask | None = None,
+    at_most: int = ANY_POSITION,
 ) -> tuple[Float32s, Mask]:
     first = 0
-    # Single reads have a clock of their own each, and say of none that it is fresh.
-    is_simple = now_ns == 0 and fresh_mask is None
+    # Single reads have a clock of their own each, say of none that it is fresh, and know no position.
+    is_simple = now_ns == 0 and fresh_mask is None and at_most == ANY_POSITION
     if is_simple and type(entity_ids) is list and 0 < len(entity_ids) <= _FEW:
         plan = plan_for(segment._view)
         out, found_mask = buffers.batch_out(out, found_mask, len(entity_ids), plan.item(P_OUT_BYTES) // 4)
@@ -345,8 +356,8 @@ def _assemble_many(
         plan = plan_for(view)
         out, found_mask = buffers.batch_out(out, found_mask, len(ids), int(plan[P_OUT_BYTES]) // 4)
         buffers.fresh_out(fresh_mask, len(ids))
-        values = out.reshape(-1).view(np.uint8)
-        if read_many(view, plan, ids, values, found_mask, missing, first, now_ns=now_ns, fresh=fresh_mask):
+        values, options = out.reshape(-1).view(np.uint8), (first, now_ns, at_most, fresh_mask)
+        if read_many(view, plan, ids, values, found_mask, missing, *options):
             return out, found_mask
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
@@ -50,7 +51,15 @@ class Client:
         self._pool = urllib3.connection_from_url(f"{parts.scheme}://{parts.netloc}", **options)
         self._timeout_seconds = timeout_seconds
 
-    def post(self, path: str, body: bytes, content_type: str, *, is_idempotent: bool) -> bytes:
+    def post(
+        self,
+        path: str,
+        body: bytes,
+        content_type: str,
+        *,
+        is_idempotent: bool,
+        headers: Mapping[str, str] | None = None,
+    ) -> bytes:
         """The body of the answer to a request.
 
         An idempotent request is sent again, up to three times and ever later, if the connection breaks or the server is
@@ -59,11 +68,11 @@ class Client:
         :raises ConnectionFailedError: if there is no answer, or not in time.
         :raises RemoteStoreError: for an answer with another status than 200.
         """
-        headers = {**self._headers, "Content-Type": content_type, "Accept": content_type}
+        sent = {**self._headers, **(headers or {}), "Content-Type": content_type, "Accept": content_type}
         retries = _AGAIN if is_idempotent else _UNSENT_AGAIN
         try:
             response = self._pool.urlopen(
-                "POST", self._prefix + path, body=body, headers=headers, retries=retries, redirect=False
+                "POST", self._prefix + path, body=body, headers=sent, retries=retries, redirect=False
             )
         except urllib3.exceptions.HTTPError as error:
             self._raise_failed(path, error, is_idempotent=is_idempotent)

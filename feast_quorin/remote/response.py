@@ -48,8 +48,11 @@ class RemoteResponse(LazyResponse):
     def json_vectors(self) -> None:
         """None, as of :meth:`arrow_vectors`."""
 
-    def _vector(self, feature: Feature, states: bytes) -> bytes:
-        return wire.vector(feature.decoder.wire(self._received[feature.view], feature.column), states)
+    def _index(self, feature: Feature) -> int:
+        return feature.column
+
+    def _vector(self, feature: Feature, index: int, states: bytes) -> bytes:
+        return wire.vector(feature.decoder.wire(self._received[feature.view], index), states)
 
 
 def received(batch: pa.RecordBatch) -> RemoteResponse:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
+from feast_quorin.read.asked import current
 from feast_quorin.read.request import key_columns
 from feast_quorin.read.selection import ChoiceKeys, digest
 from feast_quorin.remote import messages
 from feast_quorin.remote.client import Client, RemoteStoreError
 from feast_quorin.remote.response import RemoteResponse, received
+from quorin.assembly import ANY_POSITION
+from quorin.errors import InconsistentReadError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from feast_quorin.config import StoreSettings
     from feast_quorin.views import StoredView
+
+Result = TypeVar("Result")
 
 _PLAIN: dict[type, pa.DataType] = {
     int: pa.int64(),
@@ -60,14 +65,32 @@ class RemoteSession:
         flags = {"full_feature_names": full_names, "include_feature_view_version_metadata": with_versions}
         body = messages.message(columns, project=self._project, **choice, **flags)
         try:
-            answer = self._post(messages.ONLINE_FEATURES, body, is_idempotent=True)
+            headers = messages.asking_headers(current())
+            answer = self._call(messages.ONLINE_FEATURES, body, is_idempotent=True, headers=headers)
         except RemoteStoreError as error:
             if error.status in _UNANSWERED:
                 return None
             raise
         return received(messages.answer(answer))
 
-    def read(self, view: StoredView, ids: Sequence[str], fields: Sequence[str]) -> tuple[list[str], pa.RecordBatch]:
+    def together(self, views: Sequence[StoredView], read: Callable[[int], Result]) -> Result:  # noqa: ARG002
+        """What ``read`` returns, which reads one view after the other.
+
+        :raises InconsistentReadError: if the request asks for all views as they are at one position.
+        """
+        if current().consistent_ms is not None:
+            raise InconsistentReadError(
+                "a request that only Feast's own path can answer reads one view after the other"
+            )
+        return read(ANY_POSITION)
+
+    def read(
+        self,
+        view: StoredView,
+        ids: Sequence[str],
+        fields: Sequence[str],
+        at_most: int = ANY_POSITION,  # noqa: ARG002
+    ) -> tuple[list[str], pa.RecordBatch]:
         """Read fields of entities, as :meth:`feast_quorin.session.Session.read`.
 
         :raises SegmentNotFoundError: if the server has no segment of the view.
@@ -102,18 +125,16 @@ class RemoteSession:
             return None if key is None else {"features": features}
         return {"feature_service": features.name, "digest": digest(key)}
 
-    def _call(self, path: str, body: bytes, *, is_idempotent: bool) -> bytes:
-        """:meth:`_post`; the errors of Quorin that the server names are raised as such."""
+    def _call(self, path: str, body: bytes, *, is_idempotent: bool, headers: Mapping[str, str] | None = None) -> bytes:
+        """The answer to a message; the errors of Quorin that the server names are raised as such."""
         try:
-            return self._post(path, body, is_idempotent=is_idempotent)
+            content_type = messages.CONTENT_TYPE
+            return self._client.post(path, body, content_type, is_idempotent=is_idempotent, headers=headers)
         except RemoteStoreError as error:
             kind = messages.ERRORS.get(error.error or "")
             if kind is None:
                 raise
             raise kind(str(error)) from None
-
-    def _post(self, path: str, body: bytes, *, is_idempotent: bool) -> bytes:
-        return self._client.post(path, body, messages.CONTENT_TYPE, is_idempotent=is_idempotent)
 
 
 def _entity_columns(entity_rows: Any) -> dict[str, pa.Array] | None:

@@ -14,6 +14,8 @@ from feast import FeatureStore
 from feast import feature_server as feast_server
 
 from feast_quorin import feast_private
+from feast_quorin.read.asked import asking
+from feast_quorin.remote.messages import BadMessageError, asked_for, is_asking
 from feast_quorin.server.authentication import gate
 from feast_quorin.server.described import described
 from feast_quorin.server.online_features import NO_REMOTE_STORES, PATH, OnlineFeatures
@@ -99,7 +101,19 @@ class Application:
         self.direct: dict[bytes, Direct] = {PATH: self._online_features.direct} if self.is_short else {}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer one request, or have Feast's application answer it."""
+        """Answer one request, or have Feast's application answer it; reads are as its headers ask for."""
+        if not is_asking(scope.get("headers", ())):
+            await self._route(scope, receive, send)
+            return
+        try:
+            changes = asked_for(scope["headers"])
+        except BadMessageError as error:
+            await send_reply(send, error_reply(422, str(error)))
+            return
+        with asking(**changes):
+            await self._route(scope, receive, send)
+
+    async def _route(self, scope: Any, receive: Any, send: Any) -> None:
         path = scope.get("path")
         if path == "/ready" and scope["method"] == "GET":
             found = await asyncio.to_thread(ready, self._store, self._max_lag_seconds)

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
+from feast_quorin.remote.messages import is_asking
 from feast_quorin.server import arrow_body, json_body
 from feast_quorin.server.remote_features import RemoteFeatures
 from feast_quorin.server.services import Services
+from quorin.errors import InconsistentReadError, InvalidMaxAgeError
 from quorin.http import Reply, error_reply, forms
 
 if TYPE_CHECKING:
@@ -122,7 +124,9 @@ class OnlineFeatures:
         self._direct_limits = replace(limits, rows=self._direct_rows, features=DIRECT_FEATURES)
 
     def direct(self, body: bytes, headers: Headers) -> Reply | None:
-        """The answer to a small request, at once."""
+        """The answer to a small request, at once. None to one that asks for more in headers, as it may have to wait."""
+        if is_asking(headers):
+            return None
         content_type, accept = forms(headers)
         if content_type == arrow_body.CONTENT_TYPE:
             return None if self._gate is not None else self._remote.direct(body, self._direct_limits)
@@ -158,6 +162,10 @@ class OnlineFeatures:
             return Reply(
                 200, form.CONTENT_TYPE, form.body(response), rows=request.row_count, features=_feature_count(features)
             )
+        except InvalidMaxAgeError as error:
+            return error_reply(422, str(error))
+        except InconsistentReadError as error:
+            return error_reply(503, str(error))
         except Exception:  # noqa: BLE001 - Feast's application raises it again, and says it in its own way
             return None
 

@@ -11,6 +11,7 @@ from quorin.engine.http.replies import Vectors
 from quorin.engine.http.requests import InvalidRequestError, check_values
 
 if TYPE_CHECKING:
+    from quorin.assembly import MaxAge
     from quorin.engine.arrays import Float32s, Mask
     from quorin.engine.http.catalogue import Catalogue
     from quorin.engine.http.requests import Assemble, Part
@@ -27,10 +28,20 @@ def join(catalogue: Catalogue, request: Assemble, max_values: int) -> Vectors:
     parts = [_bound(catalogue.segment(part.schema), part, request) for part in request.parts]
     width = sum(field.element_count for part in parts for field in part.fields)
     check_values(len(parts[0].entity_ids) * width, max_values)
-    read = [_read(part) for part in parts]
-    values = read[0][0] if len(read) == 1 else np.concatenate([vectors for vectors, _ in read], axis=1)
-    found = np.stack([found for _, found in read], axis=1)
-    return Vectors(values, found, [(part.segment.schema, part.fields) for part in parts])
+    position = None
+    if request.consistent_timeout_ms is None:
+        read = [_read(part) for part in parts]
+    else:
+        position, read = assembly.at_one_position(
+            lambda: [part.segment for part in parts],
+            lambda at_most: [_read(part, at_most) for part in parts],
+            timeout_ms=request.consistent_timeout_ms,
+        )
+    values = read[0].values if len(read) == 1 else np.concatenate([part.values for part in read], axis=1)
+    found, fresh = (np.stack(masks, axis=1) for masks in zip(*((part.found, part.fresh) for part in read), strict=True))
+    has_limits = any(part.max_age is not None for part in request.parts)
+    schemas = [(part.segment.schema, part.fields) for part in parts]
+    return Vectors(values, found, schemas, fresh if has_limits else None, position)
 
 
 class _Bound(NamedTuple):
@@ -40,6 +51,15 @@ class _Bound(NamedTuple):
     entity_ids: Any
     fields: list[FeatureField]
     is_whole: bool
+    max_age: MaxAge | None
+
+
+class _Read(NamedTuple):
+    """The vectors of a part, which are found, and which have no value over its age limit."""
+
+    values: Float32s
+    found: Mask
+    fresh: Mask
 
 
 def _bound(segment: Segment, part: Part, request: Assemble) -> _Bound:
@@ -51,7 +71,7 @@ def _bound(segment: Segment, part: Part, request: Assemble) -> _Bound:
         detail = f"{schema.__name__}: expected numeric fields of one size, which are {list(numeric)}, got {wrong}"
         raise InvalidRequestError(422, detail)
     ids = request.entities[_entity(part, schema, list(request.entities))]
-    return _Bound(segment, ids, [numeric[name] for name in names], part.fields is None)
+    return _Bound(segment, ids, [numeric[name] for name in names], part.fields is None, part.max_age)
 
 
 def _entity(part: Part, schema: Schema, columns: list[str]) -> str:
@@ -66,7 +86,11 @@ def _entity(part: Part, schema: Schema, columns: list[str]) -> str:
     return name
 
 
-def _read(part: _Bound) -> tuple[Float32s, Mask]:
-    if part.is_whole:
-        return assembly.assemble_batch(part.segment, part.entity_ids)
-    return assembly.reader(part.segment, [field.name for field in part.fields]).batch(part.entity_ids)
+def _read(part: _Bound, at_most: int = assembly.ANY_POSITION) -> _Read:
+    if part.is_whole and part.max_age is None and at_most == assembly.ANY_POSITION:
+        values, found = assembly.assemble_batch(part.segment, part.entity_ids)
+        return _Read(values, found, found)
+    reader = assembly.reader(part.segment, [field.name for field in part.fields], max_age=part.max_age)
+    fresh = np.empty(len(part.entity_ids), np.bool_)
+    values, found = reader.batch(part.entity_ids, fresh_mask=fresh, at_most=at_most)
+    return _Read(values, found, fresh)

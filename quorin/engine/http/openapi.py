@@ -6,6 +6,7 @@ from typing import Any
 
 from quorin import __version__
 from quorin.engine.bootstrap.peers import MEDIA_TYPE, NAME_HEADER
+from quorin.engine.http.requests import CONSISTENT, MAX_CONSISTENT_MS
 
 _ARROW = "application/vnd.apache.arrow.stream"
 _JSON = "application/json"
@@ -130,10 +131,17 @@ _FIELDS = {
     "uniqueItems": True,
     "description": "Default: all.",
 }
+_SECONDS = {"type": "number", "exclusiveMinimum": 0, "maximum": 9e9}
+_MAX_AGE = {
+    "anyOf": [_SECONDS, {"type": "object", "additionalProperties": _SECONDS, "minProperties": 1}, {"type": "null"}],
+    "description": "Values in rows whose event time is longer ago, in seconds, read as null: one limit for all fields, "
+    "or one by field. `fresh` in the reply says which rows have none of those.",
+}
 _SCHEMAS: dict[str, Any] = {
     "ReadRequest": _object(
-        {"schema": _NAME, "entity_ids": _IDS, "fields": _FIELDS},
+        {"schema": _NAME, "entity_ids": _IDS, "fields": _FIELDS, "max_age": _MAX_AGE},
         "fields",
+        "max_age",
         examples=[{"schema": "Driver", "entity_ids": ["1001", "1002"], "fields": ["conv_rate"]}],
     ),
     "Rows": _object(
@@ -143,8 +151,10 @@ _SCHEMAS: dict[str, Any] = {
             "entity_ids": _IDS,
             "found": _array(_BOOLEAN),
             "event_time_ns": _array(_or_null("integer")),
+            "fresh": _array(_BOOLEAN, description="With `max_age`."),
             "features": {"type": "object", "additionalProperties": _array({}), "description": "By name, a list each."},
-        }
+        },
+        "fresh",
     ),
     "AssembleRequest": _object(
         {
@@ -156,13 +166,27 @@ _SCHEMAS: dict[str, Any] = {
             },
             "schemas": _array(
                 _object(
-                    {"schema": _NAME, "entity": {"type": ["string", "null"], "minLength": 1}, "fields": _FIELDS},
+                    {
+                        "schema": _NAME,
+                        "entity": {"type": ["string", "null"], "minLength": 1},
+                        "fields": _FIELDS,
+                        "max_age": _MAX_AGE,
+                    },
                     "entity",
                     "fields",
+                    "max_age",
                 ),
                 minItems=1,
             ),
+            CONSISTENT: {
+                "type": ["number", "null"],
+                "exclusiveMinimum": 0,
+                "maximum": MAX_CONSISTENT_MS,
+                "description": "Milliseconds within which all rows are read as they are at one position of the log, "
+                "which is then in the reply; 503 if that was not possible.",
+            },
         },
+        CONSISTENT,
         description="Columns of entity ids, of one length, and schemas. `entity` names the column of a schema; it may "
         "be left out if there is one column, or if the schema itself names its entity.",
         examples=[{"entities": {"driver": ["1001"]}, "schemas": [{"schema": "Driver", "fields": ["conv_rate"]}]}],
@@ -172,8 +196,12 @@ _SCHEMAS: dict[str, Any] = {
             "schemas": _array(_object({"schema": _TEXT, "version": _INTEGER})),
             "columns": _array(_object({"schema": _TEXT, "field": _TEXT, "first": _INTEGER, "count": _INTEGER})),
             "found": _array(_array(_BOOLEAN), description="For each row, whether each schema has it."),
+            "fresh": _array(_array(_BOOLEAN), description="The same with no value over its limit, with `max_age`."),
+            "position": {"type": "integer", "description": "With `consistent_timeout_ms`."},
             "vectors": _array(_array(_or_null("number")), description="float32; null where there is no row."),
-        }
+        },
+        "fresh",
+        "position",
     ),
     "Schemas": _object({"schemas": _array(_ref("Schema"))}),
     "Schema": _object(

@@ -27,12 +27,15 @@ _BLOCK_VALUES = 100_000
 
 class Vectors(NamedTuple):
     """The joined vectors, float32 of shape ``(rows, values)``, which rows were found in which schema, bool of shape
-    ``(rows, schemas)``, and the schemas with the fields that the vectors hold.
+    ``(rows, schemas)``, and the schemas with the fields that the vectors hold. Of rows with age limits, which have no
+    value over its limit; of rows at one position of the log, the position.
     """
 
     values: Float32s
     found: Mask
     parts: list[tuple[Schema, list[FeatureField]]]
+    fresh: Mask | None = None
+    position: int | None = None
 
 
 def rows_json(schema: Schema, ids: Any, columns: Columns) -> bytes:
@@ -45,6 +48,7 @@ def rows_json(schema: Schema, ids: Any, columns: Columns) -> bytes:
             "entity_ids": _fragment(ids if isinstance(ids, list) else ids.cast(pa.large_string()).to_pylist()),
             "found": _fragment(columns.found),
             "event_time_ns": _fragment(times if columns.all_found else _with_nulls(times, columns.found)),
+            **({} if columns.ages is None else {"fresh": _fragment(columns.fresh)}),
             "features": {field.name: _fragment(_values(columns, i)) for i, field in enumerate(columns.fields)},
         }
     )
@@ -63,17 +67,29 @@ def vectors_json(vectors: Vectors) -> bytes:
             "schemas": _schemas(vectors),
             "columns": _columns(vectors),
             "found": _fragment(vectors.found),
+            **({} if vectors.fresh is None else {"fresh": _fragment(vectors.fresh)}),
+            **({} if vectors.position is None else {"position": vectors.position}),
             "vectors": _fragment(vectors.values),
         }
     )
 
 
 def vectors_arrow(vectors: Vectors) -> bytes:
-    """The joined vectors as one record batch of fixed-size lists; the metadata has ``schemas`` and ``columns``."""
+    """The joined vectors as one record batch of fixed-size lists; the metadata has ``schemas`` and ``columns``, and
+    ``position`` if the rows are at one.
+    """
     values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.values.reshape(-1)), vectors.values.shape[1])
-    found = pa.FixedSizeListArray.from_arrays(pa.array(vectors.found.reshape(-1)), vectors.found.shape[1])
+    columns = {"found": _mask(vectors.found)}
+    if vectors.fresh is not None:
+        columns["fresh"] = _mask(vectors.fresh)
     metadata = {"schemas": _dumps(_schemas(vectors)), "columns": _dumps(_columns(vectors))}
-    return _stream(pa.record_batch({"found": found, "vector": values}).replace_schema_metadata(metadata))
+    if vectors.position is not None:
+        metadata["position"] = str(vectors.position).encode()
+    return _stream(pa.record_batch({**columns, "vector": values}).replace_schema_metadata(metadata))
+
+
+def _mask(mask: Mask) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(mask.reshape(-1)), mask.shape[1])
 
 
 def _schemas(vectors: Vectors) -> list[dict[str, Any]]:

@@ -124,6 +124,11 @@ class Segment(Shown):
         return self._writer.holds_lease
 
     @property
+    def is_pause_asked(self) -> bool:
+        """Whether a reader asks the writer, if this object is it, to pause between two batches."""
+        return self._writer.is_pause_asked
+
+    @property
     def applies_upgrades(self) -> bool:
         """Whether the writer, if this object is one, applies pending upgrades itself, as consumers do."""
         return self._writer.applies_upgrades

@@ -29,7 +29,6 @@ def read_many(
     found: Mask,
     missing: float,
     first: int = 0,
-    *,
     now_ns: int = 0,
     at_most: int = ANY_POSITION,
     fresh: Mask | None = None,
