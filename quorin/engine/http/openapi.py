@@ -131,7 +131,7 @@ _FIELDS = {
     "uniqueItems": True,
     "description": "Default: all.",
 }
-_SECONDS = {"type": "number", "exclusiveMinimum": 0, "maximum": 9e9}
+_SECONDS = {"type": "number", "minimum": 1e-9, "maximum": 9e9}
 _MAX_AGE = {
     "anyOf": [_SECONDS, {"type": "object", "additionalProperties": _SECONDS, "minProperties": 1}, {"type": "null"}],
     "description": "Values in rows whose event time is longer ago, in seconds, read as null: one limit for all fields, "
