@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from feast_quorin.catalogue import Catalogue
 from feast_quorin.convert.entity_ids import MAX_ID_BYTES
-from feast_quorin.read.asked import current
 from feast_quorin.views import check_entity
 from quorin import assembly, metrics
 from quorin.assembly import ANY_POSITION
@@ -105,49 +104,16 @@ class Session:
 
         return self.follow(view, read_stored)
 
-    def together(self, views: Sequence[StoredView], read: Callable[[int], Result]) -> Result:
-        """What ``read`` returns, which reads these views up to a log position: all as they are at one, if the settings
-        or the request say so.
-
-        :raises InconsistentReadError: if that is not possible in time.
-        """
-        asked, settled = current().consistent_ms, self.settings.consistent_timeout_ms
-        timeout_ms = settled if asked is None else asked
-        if timeout_ms is None:
-            return read(ANY_POSITION)
-        is_own_task = self.follower is None and self.settings.consumer != "external"
-        _, result = assembly.at_one_position(
-            lambda: [self.prepare(view) for view in views],
-            read,
-            timeout_ms=timeout_ms,
-            reach=(lambda index, position: self._reach(views[index], position)) if is_own_task else None,
-        )
-        return result
-
-    def _reach(self, view: StoredView, position: int) -> int:
-        try:
-            return self.consumer_of(view).reach(position)
-        except QuorinError as error:
-            _log.warning("read_not_caught_up", view=view.name, error=str(error))
-            return 0
-
     def reader_of(
         self, segment: Segment, fields: Sequence[str], limits: Mapping[str, timedelta] | None = None
     ) -> Callable[..., Columns]:
         """A function that reads fields of a segment's rows as columns, with age limits for some of the fields; rows
         past ``key_ttl_seconds`` are not found.
         """
-        seconds = self.settings.key_ttl_seconds
+        seconds, max_age = self.settings.key_ttl_seconds, limits or None
         if not seconds:
-            return assembly.column_reader(segment, fields, max_age=limits or None)
-        read = assembly.column_reader(segment, fields, positions=True, max_age=limits or None)
-
-        def read_living(ids: Any, **options: Any) -> Columns:
-            columns = read(ids, **options)
-            columns.drop(columns.found & (columns.positions < position_at(time.time_ns() // 10**6 - 1000 * seconds)))
-            return columns
-
-        return read_living
+            return assembly.column_reader(segment, fields, max_age=max_age)
+        return partial(_read_living, assembly.column_reader(segment, fields, positions=True, max_age=max_age), seconds)
 
     @property
     def rows_expire(self) -> bool:
@@ -341,6 +307,12 @@ class Session:
         if reader is not None and not (self.is_in_force(reader) and reader.name == segment.name):
             self.forget(view)
         return segment
+
+
+def _read_living(read: Callable[..., Columns], seconds: int, ids: Any, **options: Any) -> Columns:
+    columns = read(ids, **options)
+    columns.drop(columns.found & (columns.positions < position_at(time.time_ns() // 10**6 - 1000 * seconds)))
+    return columns
 
 
 @lru_cache(maxsize=4096)

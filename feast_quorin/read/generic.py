@@ -19,6 +19,7 @@ from feast_quorin.convert.entity_ids import entity_ids, entity_ids_of_rows, key_
 from feast_quorin.convert.times import to_datetime, to_timestamp
 from feast_quorin.read.ages import limits_for, settled_limits, shortest
 from feast_quorin.read.asked import current
+from feast_quorin.read.together import together
 from feast_quorin.views import stored_view
 from quorin.assembly import ANY_POSITION, duration_ns
 
@@ -110,7 +111,7 @@ def read_views(
         pairs = zip(choices, ids, strict=True)
         return [read_rows(session, view, of_view, requested, at_most) for (_, requested, view), of_view in pairs]
 
-    rows_of_views = session.together([view for _, _, view in choices], read)
+    rows_of_views = together(session, [view for _, _, view in choices], read)
     for (table, requested, _), (_, indexes, row_count), rows in zip(choices, entities, rows_of_views, strict=True):
         add_to_response(
             response,

@@ -16,6 +16,7 @@ from feast_quorin.read.on_demand import compute
 from feast_quorin.read.request import Column, RequestData, entity_id, entity_ids, is_convertible, key_column
 from feast_quorin.read.response import LazyResponse
 from feast_quorin.read.row_response import RowResponse
+from feast_quorin.read.together import together
 from feast_quorin.read.view_reader import EntityReader
 from quorin.assembly import OneRow
 from quorin.errors import EntityIdError
@@ -88,7 +89,7 @@ class Shape:
                 return None
             columns = [columns[index] for index in self._columns.key_indexes]
         resolved = self._resolved
-        rows, keys, reads = self._session.together(self._stored_views, partial(self._read_all, columns, count))
+        rows, keys, reads = together(self._session, self._stored_views, partial(self._read_all, columns, count))
         if rows is not None and len(rows) == 1 and metrics is None and not resolved.transforms:
             return RowResponse(resolved, self.keys, columns, rows[0])
         if rows is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,7 +31,7 @@ class ViewReader:
     ``session`` must be this process's own. ``limits`` are the ages up to which fields are served, by their names.
     """
 
-    __slots__ = ("_bound", "_fields", "_look_again", "_name", "limits", "session", "view")
+    __slots__ = ("_bound", "_features", "_fields", "_look_again", "_name", "limits", "session", "view")
 
     def __init__(
         self, session: Session, view: StoredView, features: Sequence[str], limits: Mapping[str, timedelta]
@@ -41,15 +40,14 @@ class ViewReader:
         self.limits = limits
         self.view = view
         self._name = view.schema.__name__
+        self._features = features
         self._fields = [view.features[name].field for name in features]
         self._bound: _Bound | None = None
         self._look_again = 0.0
 
     def limited(self, limits: Mapping[str, timedelta]) -> ViewReader:
         """A reader of the same features with other limits."""
-        copied = copy(self)
-        copied.limits, copied._bound = limits, None
-        return copied
+        return ViewReader(self.session, self.view, self._features, limits)
 
     def __call__(self, entity_ids: Any, now_ns: int = 0, at_most: int = ANY_POSITION) -> Columns:
         """Read many entities, in any form that the engine takes. The columns are the requested fields that the segment

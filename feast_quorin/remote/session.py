@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -18,13 +18,11 @@ from quorin.assembly import ANY_POSITION
 from quorin.errors import InconsistentReadError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from feast_quorin.config import StoreSettings
     from feast_quorin.views import StoredView
-
-Result = TypeVar("Result")
 
 _PLAIN: dict[type, pa.DataType] = {
     int: pa.int64(),
@@ -45,7 +43,7 @@ class RemoteSession:
     """The connections of one process to the server of a store. Threads may share it; a forked child makes its own."""
 
     def __init__(self, settings: StoreSettings, repo_path: Path | None, project: str) -> None:
-        self.pid = os.getpid()
+        self.pid, self.settings = os.getpid(), settings
         self._project = project
         self._choice_keys = ChoiceKeys()
         token_file, tls_ca = settings.server_files(repo_path)
@@ -73,16 +71,11 @@ class RemoteSession:
             raise
         return received(messages.answer(answer))
 
-    def together(self, views: Sequence[StoredView], read: Callable[[int], Result]) -> Result:  # noqa: ARG002
-        """What ``read`` returns, which reads one view after the other.
-
-        :raises InconsistentReadError: if the request asks for all views as they are at one position.
-        """
-        if current().consistent_ms is not None:
-            raise InconsistentReadError(
-                "a request that only Feast's own path can answer reads one view after the other"
-            )
-        return read(ANY_POSITION)
+    def prepare(self, view: StoredView) -> NoReturn:
+        """:raises InconsistentReadError: as there are no segments here to read at one position."""
+        raise InconsistentReadError(
+            f"view {view.name!r}: only Feast's own path can answer this request, which reads one view after the other"
+        )
 
     def read(
         self,

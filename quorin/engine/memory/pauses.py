@@ -12,7 +12,7 @@ import fcntl
 import os
 import struct
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from quorin.engine import forks
 
@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from quorin.engine.memory.segment import Segment
+
+class Pausable(Protocol):
+    """A segment, as far as pauses go."""
+
+    @property
+    def is_pause_asked(self) -> bool:
+        """Whether a reader asks its writer to pause."""
+
 
 LOOK_SECONDS = 0.002
 """How often a process that applies looks."""
@@ -72,7 +79,7 @@ class Pauses:
     def __init__(self) -> None:
         self._look_at = 0.0
 
-    def take(self, segments: Iterable[Segment]) -> None:
+    def take(self, segments: Iterable[Pausable]) -> None:
         """Pause if a reader asks about one of the segments, whose rows are at their position, all of them."""
         if time.monotonic() < self._look_at:
             return

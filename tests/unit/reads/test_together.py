@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +14,8 @@ import pyarrow as pa
 import pytest
 
 from quorin import assembly, layout
-from quorin.engine.memory.pauses import Asking, Pauses
+from quorin.engine.memory import pauses
+from quorin.engine.memory.pauses import Asking
 from quorin.engine.reads.together import Together
 from quorin.errors import InconsistentReadError
 from quorin.inline_consumer import InlineConsumer
@@ -166,18 +167,45 @@ def test_a_reader_asks_by_a_lock_that_ends_with_it(registry: SegmentRegistry) ->
     Asking(path.with_name("gone")).end()
 
 
-def test_pauses_are_short_and_far_between(registry: SegmentRegistry) -> None:
-    """A frozen reader asks for ever: the process that applies goes on."""
-    with registry.create(Left, capacity=10) as segment:
-        segment.acquire_writer_lease()
-        asking, pauses = Asking(Path(segment.stats()["path"])), Pauses()
-        started, taken = time.monotonic(), 0
-        while time.monotonic() < started + 0.3:
-            before = time.monotonic()
-            pauses.take([segment])
-            taken += time.monotonic() - before > 0.004
-        asking.end()
-        assert 1 <= taken <= 13  # one in 25 ms
+class Clock:
+    """Time that passes only in sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class AskedAbout:
+    """A segment that a reader, frozen or one of many, asks about for ever, or until a time."""
+
+    def __init__(self, clock: Clock, until: float = math.inf) -> None:
+        self._clock, self._until = clock, until
+
+    @property
+    def is_pause_asked(self) -> bool:
+        return self._clock.now < self._until
+
+
+def test_pauses_are_short_and_far_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, paused = Clock(), 0.0
+    monkeypatch.setattr(pauses, "time", clock)
+    taking, segment = pauses.Pauses(), AskedAbout(clock)
+    while clock.now < 110:
+        before = clock.now
+        taking.take([segment])
+        paused += clock.now - before
+        clock.now += 0.001  # A batch.
+    assert 1 < paused < 2.1
+
+    clock.now += 1
+    before = clock.now
+    taking.take([AskedAbout(clock, before + 0.001), AskedAbout(clock, 0)])
+    assert 0.001 <= clock.now - before < 0.002
 
 
 def test_a_consumer_at_full_speed_starves_no_read(registry: SegmentRegistry, pair: tuple[Segment, Segment]) -> None:
