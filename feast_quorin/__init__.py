@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from feast_quorin.online_store import QuorinOnlineStoreConfig as QuorinOnlineStoreConfig
     from feast_quorin.provider import QuorinProvider as QuorinProvider
     from feast_quorin.read.asked import at_least as at_least
+    from feast_quorin.read.asked import consistent as consistent
+    from feast_quorin.read.asked import max_age as max_age
     from feast_quorin.skew_sides import skew as skew
     from feast_quorin.write.tokens import last_token as last_token
 
@@ -27,7 +29,9 @@ _MODULES = {
     "QuorinOnlineStoreConfig": "online_store",
     "QuorinProvider": "provider",
     "at_least": "read.asked",
+    "consistent": "read.asked",
     "last_token": "write.tokens",
+    "max_age": "read.asked",
     "model_reader": "model_matrix",
     "skew": "skew_sides",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from feast_quorin.read.ages import Limits, limits_of
 from quorin.errors import QuorinError
 from quorin.logging import HTTP_FORM, REDIS_FORM, URL_FORM, is_http, is_malformed, shown
 from quorin.shm import default_shm_dir
@@ -97,6 +99,14 @@ class StoreSettings(FeastConfigBaseModel):
     """Whether rows older than their view's ``ttl`` read as null with the status ``OUTSIDE_MAX_AGE``. Feast itself
     serves them like any other row."""
 
+    max_age: Any = None
+    """How old values may be, in seconds, for all views or by ``view`` and ``view:feature``. Older ones read as null,
+    with the status ``OUTSIDE_MAX_AGE``. Of several limits the shortest holds."""
+
+    consistent_timeout_ms: int | None = None
+    """Milliseconds within which all views of an answer are read as they are at one position of the log, or else
+    ``InconsistentReadError`` is raised; None to read each view by itself."""
+
     key_ttl_seconds: int | None = None
     """Seconds after its last write from which a row reads as if it was never written; None for never."""
 
@@ -121,13 +131,20 @@ class StoreSettings(FeastConfigBaseModel):
 
     _working_directory: Path = PrivateAttr(default_factory=lambda: _working_directory())
 
-    @field_validator("capacity", "timeout_ms", "key_ttl_seconds", mode="before")
+    @field_validator("capacity", "timeout_ms", "key_ttl_seconds", "consistent_timeout_ms", mode="before")
     @classmethod
     def _positive(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is None and info.field_name == "key_ttl_seconds":
+        if value is None and info.field_name in ("key_ttl_seconds", "consistent_timeout_ms"):
             return None
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError("expected a whole number of 1 or more")
+        return value
+
+    @field_validator("max_age", mode="before")
+    @classmethod
+    def _age_limits(cls, value: Any) -> Any:
+        if value is not None:
+            limits_of(value)
         return value
 
     @field_validator("shm_group", mode="before")
@@ -203,6 +220,11 @@ class StoreSettings(FeastConfigBaseModel):
             if not problems:
                 return settings
         raise ConfigError("; ".join(problems))
+
+    @cached_property
+    def age_limits(self) -> Limits:
+        """The limits of ``max_age``."""
+        return () if self.max_age is None else limits_of(self.max_age)
 
     def server_files(self, repo_path: Path | None) -> tuple[Path | None, Path | None]:
         """``token_file`` and ``tls_ca`` as absolute paths."""

@@ -21,6 +21,7 @@ from feast_quorin.config import StoreSettings
 from feast_quorin.feast_versions import COMPILED_READS, VIEW_READS, has
 from feast_quorin.read import asked
 from feast_quorin.read import generic as reading
+from feast_quorin.read.asked import current
 from feast_quorin.read.plan import Plans
 from feast_quorin.read.positions import collecting
 from feast_quorin.read.precomputed import from_live_rows
@@ -261,7 +262,7 @@ class QuorinOnlineStore(OnlineStore):
         names, columns = keys
         try:
             plan = plans.find(*choice)
-            shape = None if plan is None else plan.shape(names)
+            shape = None if plan is None else plan.shape(names, current().limits)
         except Exception:  # noqa: BLE001 - Feast's own path raises the error again
             return None
         return None if shape is None else shape.answer(columns, feast_private.online_metrics())

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +22,7 @@ from feast_quorin.read.asked import wait_for
 from feast_quorin.views import check_entity
 from feast_quorin.write.tokens import Written
 from quorin import assembly, metrics
+from quorin.assembly import ANY_POSITION
 from quorin.errors import (
     QuorinError,
     SchemaMismatchError,
@@ -87,26 +89,37 @@ class Session:
         self._views: dict[str, StoredView] = {}
         self._opening = threading.Lock()
 
-    def read(self, view: StoredView, ids: Sequence[str], fields: Sequence[str]) -> tuple[list[str], pa.RecordBatch]:
+    def read(
+        self, view: StoredView, ids: Sequence[str], fields: Sequence[str], at_most: int = ANY_POSITION
+    ) -> tuple[list[str], pa.RecordBatch]:
         """Read fields of entities. Returns the names of those that the segment has, and :func:`quorin.assembly.read`'s
         batch of them.
 
+        :raises InconsistentReadError: for a row that was written after the log position ``at_most``.
         :raises SegmentNotFoundError: if the view was never applied, or was removed.
         """
 
         def read_stored(segment: Segment) -> tuple[list[str], pa.RecordBatch]:
             stored = {field.name for field in segment.schema.fields}
             kept = [name for name in fields if name in stored]
-            return kept, self.reader_of(segment, kept)(ids).to_batch()
+            return kept, self.reader_of(segment, kept)(ids, at_most=at_most).to_batch()
 
         return self.follow(view, read_stored)
 
-    def reader_of(self, segment: Segment, fields: Sequence[str]) -> Callable[[Any], Columns]:
-        """A function that reads fields of a segment's rows as columns, with their positions; rows past
-        ``key_ttl_seconds`` are not found.
+    def reader_of(
+        self, segment: Segment, fields: Sequence[str], limits: Mapping[str, timedelta] | None = None
+    ) -> Callable[..., Columns]:
+        """A function that reads fields of a segment's rows as columns, with their positions and age limits for some of
+        the fields; rows past ``key_ttl_seconds`` are not found.
         """
-        read, seconds = assembly.column_reader(segment, fields, positions=True), self.settings.key_ttl_seconds
+        read = assembly.column_reader(segment, fields, positions=True, max_age=limits or None)
+        seconds = self.settings.key_ttl_seconds
         return partial(_read_living, read, seconds) if seconds else read
+
+    @property
+    def rows_expire(self) -> bool:
+        """Whether rows are no longer served some time after they were written (``key_ttl_seconds``)."""
+        return self.settings.key_ttl_seconds is not None
 
     def follow(self, view: StoredView, action: Callable[[Segment], Result]) -> Result:
         """Call a function with a view's segment, and again if the segment is replaced meanwhile by one with other
@@ -306,8 +319,8 @@ class Session:
         return segment
 
 
-def _read_living(read: Callable[[Any], Columns], seconds: int, ids: Any) -> Columns:
-    columns = read(ids)
+def _read_living(read: Callable[..., Columns], seconds: int, ids: Any, **options: Any) -> Columns:
+    columns = read(ids, **options)
     columns.drop(columns.found & (columns.positions < position_at(time.time_ns() // 10**6 - 1000 * seconds)))
     return columns
 

@@ -18,7 +18,7 @@ from feast.value_type import ValueType
 from feast_quorin.convert.codecs import ProtoCodec
 from feast_quorin.convert.entity_ids import EMPTY, entity_id_column
 from feast_quorin.online_store import QuorinOnlineStore
-from feast_quorin.views import max_age_ns, stored_view
+from feast_quorin.views import stored_view
 from feast_quorin.write.tables import NO_TIME, feature_column, key_column, map_columns, times_ns
 from quorin import assembly
 from quorin.errors import InvalidRowError, RepositoryError
@@ -217,9 +217,9 @@ class FeastSides(Sides):
         now, seconds = time.time_ns(), self._session.settings.key_ttl_seconds
         if seconds:
             columns.drop(columns.found & (columns.positions < position_at(now // 10**6 - 1000 * seconds)))
-        max_age = max_age_ns(self._store.config, self._table)
-        if max_age:
-            columns.drop(columns.found & (columns.event_time_ns < now - max_age))
+        ttl = getattr(self._table, "ttl", None) if self._store.config.online_store.enforce_ttl else None
+        if ttl:
+            columns.drop(columns.found & (columns.event_time_ns < now - assembly.duration_ns("ttl", ttl)))
 
 
 def _canonical(data: bytes) -> bytes:

@@ -53,12 +53,6 @@ def stored_view(config: RepoConfig, table: Any) -> StoredView:
     return _stored_view(table.name, table_schema_name(config, table), features, keys, has_created)
 
 
-def max_age_ns(config: RepoConfig, table: Any) -> int:
-    """The age in nanoseconds up to which rows of a view are served; 0 for no limit."""
-    ttl = getattr(table, "ttl", None) if config.online_store.enforce_ttl else None
-    return round(ttl.total_seconds() * 1e9) if ttl else 0
-
-
 def check_entity(view: StoredView, stored: Schema) -> None:
     """Refuse a view whose join keys are not those that its rows were written by.
 

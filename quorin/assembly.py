@@ -12,11 +12,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
-from quorin.engine.arrays import Float32s, Int64s, Mask
-from quorin.engine.format.abi import FOUND, P_OUT_BYTES, P_POSITIONS
-from quorin.engine.memory.plans import vector_plan
+from quorin.engine.format.abi import ANY_POSITION
 from quorin.engine.models import fitted
 from quorin.engine.models import reader as models
 from quorin.engine.models.layout import MatrixLayout, matrix_layout
@@ -24,26 +21,28 @@ from quorin.engine.models.layout import Part as MatrixPart
 from quorin.engine.models.reader import ModelReader
 from quorin.engine.models.stored import layout_from_json as load_layout
 from quorin.engine.models.stored import layout_to_json as dump_layout
-from quorin.engine.reads import arguments as buffers
+from quorin.engine.reads.ages import MaxAge, duration_ns
 from quorin.engine.reads.columns import Columns
 from quorin.engine.reads.last import LastValues, read_last, read_last_batch
-from quorin.engine.reads.many import read_many
 from quorin.engine.reads.readers import ColumnReader, RowReader
 from quorin.engine.reads.row import OneRow, Rows, RowsLayout
 from quorin.engine.reads.scan import Changes, changes_view, scan_view
+from quorin.engine.reads.together import at_one_position, read_together
+from quorin.engine.reads.vectors import Reader, assemble, assemble_batch
 from quorin.engine.reads.waiting import DEFAULT_TIMEOUT_MS, wait_for
-from quorin.engine.rows.intake import id_array, number_ids
-from quorin.engine.rows.value import check_entity_id
-from quorin.errors import ChangesForgottenError, EntityNotFoundError, InvalidRowError
+from quorin.engine.rows.intake import number_ids
+from quorin.errors import ChangesForgottenError, EntityNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from quorin.engine.memory.view import SegmentView
+    import pyarrow as pa
+
     from quorin.shm import Segment
     from quorin.wal import Token
 
 __all__ = [
+    "ANY_POSITION",
     "Changes",
     "ChangesForgottenError",
     "ColumnReader",
@@ -52,6 +51,7 @@ __all__ = [
     "LastValues",
     "MatrixLayout",
     "MatrixPart",
+    "MaxAge",
     "ModelReader",
     "OneRow",
     "Reader",
@@ -60,9 +60,11 @@ __all__ = [
     "RowsLayout",
     "assemble",
     "assemble_batch",
+    "at_one_position",
     "changed_since",
     "column_reader",
     "dump_layout",
+    "duration_ns",
     "load_layout",
     "matrix_layout",
     "model_inputs",
@@ -72,75 +74,12 @@ __all__ = [
     "read",
     "read_last",
     "read_last_batch",
+    "read_together",
     "reader",
     "row_reader",
     "scan",
     "wait_for",
 ]
-
-_Plan = Int64s
-_FLOAT32, _UINT8 = np.dtype(np.float32), np.dtype(np.uint8)
-_empty = np.empty
-_FEW = 16
-"""Ids up to which single reads of a list are quicker than the batch kernel, which wants them as an Arrow array."""
-
-
-def assemble(
-    segment: Segment,
-    entity_id: str,
-    *,
-    out: Float32s | None = None,
-    at_least: Token | str | None = None,
-    timeout_ms: float = DEFAULT_TIMEOUT_MS,
-) -> Float32s:
-    """The float32 vector of one entity, shape ``(total_element_count,)``: ``out`` if passed, else a new array.
-
-    Numeric fixed-size fields in declaration order, shaped ones row-major; a null reads as its field's default. What
-    ``out`` holds after an error is undefined. With ``at_least``, waits as :func:`wait_for`.
-
-    :raises EntityNotFoundError: if the entity has no row. :raises EntityIdError: for an id that is empty or no text.
-    :raises InvalidBufferError: for an ``out`` that does not fit. :raises SegmentClosedError: after close.
-    :raises NotYetAppliedError, TokenError: as :func:`wait_for`.
-    """
-    if at_least is not None:
-        wait_for(segment, at_least, timeout_ms=timeout_ms)
-    view = segment._view
-    if out is None:
-        out = _empty(view.vector_length, _FLOAT32)
-    else:
-        buffers.vector_out(out, view.vector_length)
-    if type(entity_id) is str and _assemble_one(view.plan, entity_id, out) == FOUND:
-        return out
-    return _assemble_slowly(segment, _whole_vector, entity_id, out)
-
-
-def assemble_batch(
-    segment: Segment,
-    entity_ids: Any,
-    *,
-    out: Float32s | None = None,
-    found_mask: Mask | None = None,
-    missing: float = math.nan,
-    positions: Int64s | None = None,
-    at_least: Token | str | None = None,
-    timeout_ms: float = DEFAULT_TIMEOUT_MS,
-) -> tuple[Float32s, Mask]:
-    """The vectors of many entities: float32 of shape ``(N, total_element_count)``, and bool of shape ``(N,)``.
-
-    ``entity_ids`` is a list of str, a NumPy array of str or bytes, a series of pandas or Polars, categories included,
-    or an Arrow array of text, which is not copied (see :func:`quorin.engine.rows.intake.id_array`). Rows that are not
-    found are filled with ``missing``. Releases the GIL, but for a list of few ids.
-
-    ``positions``, int64 of shape ``(N,)``, is filled with the log positions of the writes that made the rows, 0 where
-    not found. With ``at_least``, waits as :func:`wait_for`.
-
-    :raises EntityIdError: naming the first id that is empty, null or no text, with its row.
-    :raises InvalidBufferError: for buffers that don't fit.
-    :raises NotYetAppliedError, TokenError: as :func:`wait_for`.
-    """
-    if at_least is not None:
-        wait_for(segment, at_least, timeout_ms=timeout_ms)
-    return _assemble_many(segment, _whole_vector, entity_ids, out, found_mask, missing, positions)
 
 
 def read(
@@ -151,6 +90,7 @@ def read(
     positions: bool = False,
     at_least: Token | str | None = None,
     timeout_ms: float = DEFAULT_TIMEOUT_MS,
+    max_age: MaxAge | None = None,
 ) -> pa.RecordBatch:
     """Exact typed values: the columns ``entity_id`` (as passed), ``found`` (bool), ``event_time_ns`` (int64), with
     ``positions`` then ``log_position`` (int64), and the fields.
@@ -159,12 +99,16 @@ def read(
     row is one whole version. Releases the GIL. A row's log position is that of the write that made it. With
     ``at_least``, waits as :func:`wait_for`.
 
+    With ``max_age``, as for :func:`assemble_batch`, older values are null, and a column ``fresh`` (bool) before the
+    fields says which entities have a row without such values.
+
     :raises EntityIdError: naming the first id that is empty, null or no text. :raises InvalidRowError: for unknown
-        fields. :raises NotYetAppliedError, TokenError: as :func:`wait_for`.
+        fields. :raises InvalidMaxAgeError: for limits that are no durations above 0, or for fields that are not read.
+        :raises NotYetAppliedError, TokenError: as :func:`wait_for`.
     """
     if at_least is not None:
         wait_for(segment, at_least, timeout_ms=timeout_ms)
-    return column_reader(segment, fields, positions=positions)(entity_ids).to_batch()
+    return column_reader(segment, fields, positions=positions, max_age=max_age)(entity_ids).to_batch()
 
 
 def scan(
@@ -211,31 +155,44 @@ def changed_since(
     return changes_view(segment.current_view(), position, prefix, limit, fields)
 
 
-def column_reader(segment: Segment, fields: Sequence[str] | None = None, *, positions: bool = False) -> ColumnReader:
+def column_reader(
+    segment: Segment,
+    fields: Sequence[str] | None = None,
+    *,
+    positions: bool = False,
+    max_age: MaxAge | None = None,
+) -> ColumnReader:
     """A callable that reads a choice of fields, of any type, as typed columns; what :func:`read` does, without Arrow.
 
     With ``positions`` it reads the log positions of the rows too, which :meth:`Columns.to_batch` then has.
 
-    :raises InvalidRowError: for fields that the schema does not have.
+    :raises InvalidRowError: for fields that the schema does not have. :raises InvalidMaxAgeError: as :func:`read`.
     """
-    return ColumnReader(segment, fields, positions=positions)
+    return ColumnReader(segment, fields, positions=positions, max_age=max_age)
 
 
-def row_reader(parts: Sequence[tuple[Segment, Sequence[str] | None]], *, positions: bool = False) -> RowReader:
+def row_reader(
+    parts: Sequence[tuple[Segment, Sequence[str] | None]],
+    *,
+    positions: bool = False,
+    max_ages: Sequence[MaxAge | None] | None = None,
+) -> RowReader:
     """A callable that reads one entity in several segments at once, some fields of each, as Python values; the fastest
-    for few fields. With ``positions`` it reads the log positions of the rows too.
+    for few fields. With ``positions`` it reads the log positions of the rows too. ``max_ages`` has the age limits of
+    each segment.
 
-    :raises InvalidRowError: for fields that a schema does not have.
+    :raises InvalidRowError: for fields that a schema does not have. :raises InvalidMaxAgeError: as :func:`read`.
     """
-    return RowReader(parts, positions=positions)
+    return RowReader(parts, positions=positions, max_ages=max_ages)
 
 
-def reader(segment: Segment, fields: Sequence[str] | None = None) -> Reader:
+def reader(segment: Segment, fields: Sequence[str] | None = None, *, max_age: MaxAge | None = None) -> Reader:
     """A callable that reads some numeric fields, in the order of ``fields``; for hot loops.
 
     :raises InvalidRowError: for a field that the schema does not have, or that is not in a vector.
+    :raises InvalidMaxAgeError: as :func:`assemble_batch`.
     """
-    return Reader(segment, fields)
+    return Reader(segment, fields, max_age=max_age)
 
 
 def model_reader(
@@ -291,157 +248,3 @@ def prewarm(*, freeze: bool = False) -> None:
         gc.freeze()
         # A full collection waits until a quarter as many objects are new as the last one found: let it find none.
         gc.collect()
-
-
-class Reader:
-    """Bound to a segment and a choice of fields: ``reader(entity_id)`` is one vector, ``reader.batch(ids)`` many.
-
-    ``length`` is the size of a vector. Results and errors are those of :func:`assemble` and :func:`assemble_batch`.
-    """
-
-    __slots__ = ("_fields", "_plan", "_segment", "_view", "length")
-
-    def __init__(self, segment: Segment, fields: Sequence[str] | None = None) -> None:
-        schema = segment.schema
-        by_name = {field.name: field for field in schema.fields}
-        requested = [f.name for f in schema.fields if f.element_count] if fields is None else list(fields)
-        wrong = [name for name in requested if name not in by_name or not by_name[name].element_count]
-        if wrong or not requested:
-            raise InvalidRowError(
-                f"no vector of {wrong or requested}: {schema.__name__} has the numeric fields "
-                f"{[f.name for f in schema.fields if f.element_count]}"
-            )
-        self._segment = segment
-        self._fields = [by_name[name] for name in requested]
-        self.length = sum(field.element_count for field in self._fields)
-        self._view = segment.current_view()
-        self._plan = vector_plan(self._view.descriptor, self._view.stored, self._fields)
-
-    def __call__(
-        self,
-        entity_id: str,
-        out: Float32s | None = None,
-        *,
-        at_least: Token | str | None = None,
-        timeout_ms: float = DEFAULT_TIMEOUT_MS,
-    ) -> Float32s:
-        """The vector of one entity."""
-        if at_least is not None:
-            wait_for(self._segment, at_least, timeout_ms=timeout_ms)
-        if out is None:
-            out = _empty(self.length, _FLOAT32)
-        else:
-            buffers.vector_out(out, self.length)
-        is_quick = self._segment._view is self._view and type(entity_id) is str
-        if is_quick and _assemble_one(self._plan, entity_id, out) == FOUND:
-            return out
-        return _assemble_slowly(self._segment, self._plan_for, entity_id, out)
-
-    def batch(
-        self,
-        entity_ids: Any,
-        *,
-        out: Float32s | None = None,
-        found_mask: Mask | None = None,
-        missing: float = math.nan,
-        positions: Int64s | None = None,
-        at_least: Token | str | None = None,
-        timeout_ms: float = DEFAULT_TIMEOUT_MS,
-    ) -> tuple[Float32s, Mask]:
-        """The vectors of many entities, and which were found."""
-        if at_least is not None:
-            wait_for(self._segment, at_least, timeout_ms=timeout_ms)
-        return _assemble_many(self._segment, self._plan_for, entity_ids, out, found_mask, missing, positions)
-
-    def _plan_for(self, view: SegmentView) -> _Plan:
-        if self._view is not view:
-            self._plan = vector_plan(view.descriptor, view.stored, self._fields)
-            self._view = view
-        return self._plan
-
-
-def _whole_vector(view: SegmentView) -> _Plan:
-    return view.plan
-
-
-def _assemble_one(plan: _Plan, entity_id: str, out: Float32s) -> int:
-    """Stands in for the kernel until the first read has loaded it."""
-    global _assemble_one
-    from quorin.engine.kernels import assemble_one as _assemble_one
-
-    return _assemble_one(plan, entity_id, out)
-
-
-def _assemble_slowly(
-    segment: Segment, plan_for: Callable[[SegmentView], _Plan], entity_id: str, out: Float32s
-) -> Float32s:
-    """What the quick path leaves: ids that are not ASCII, segments that moved on, contended rows, and all errors."""
-    ids = pa.array([check_entity_id(entity_id)], pa.binary())
-    found = _empty(1, np.bool_)
-    while True:
-        view = segment.current_view()
-        plan = plan_for(view)
-        if read_many(view, plan, ids, out.view(np.uint8), found, math.nan):
-            break
-    if not found[0]:
-        raise EntityNotFoundError(entity_id, view.name)
-    return out
-
-
-def _assemble_many(
-    segment: Segment,
-    plan_for: Callable[[SegmentView], _Plan],
-    entity_ids: Any,
-    out: Float32s | None,
-    found_mask: Mask | None,
-    missing: float,
-    positions: Int64s | None,
-) -> tuple[Float32s, Mask]:
-    first = 0
-    if type(entity_ids) is list and 0 < len(entity_ids) <= _FEW:
-        plan = plan_for(segment._view)
-        out, found_mask = buffers.batch_out(out, found_mask, len(entity_ids), plan.item(P_OUT_BYTES) // 4)
-        if positions is None:
-            first = _assemble_few(plan, entity_ids, out)
-        else:
-            first = _assemble_few_at_positions(plan, entity_ids, out, positions)
-        found_mask[:first] = True
-        if first == len(entity_ids):
-            return out, found_mask
-    ids = id_array(entity_ids)
-    while True:
-        view = segment.current_view()
-        plan = plan_for(view)
-        out, found_mask = buffers.batch_out(out, found_mask, len(ids), int(plan[P_OUT_BYTES]) // 4)
-        if positions is not None:
-            plan = _positioned(plan, positions, len(ids))
-        if read_many(view, plan, ids, out.reshape(-1).view(np.uint8), found_mask, missing, first):
-            return out, found_mask
-
-
-def _assemble_few(plan: _Plan, entity_ids: list[Any], out: Float32s) -> int:
-    """Fill rows one by one, until one is not to be had so, for the reasons of :func:`_assemble_slowly`; return how many
-    there are.
-    """
-    for number, (entity_id, row) in enumerate(zip(entity_ids, out, strict=True)):
-        if type(entity_id) is not str or _assemble_one(plan, entity_id, row) != FOUND:
-            return number
-    return len(out)
-
-
-def _assemble_few_at_positions(plan: _Plan, entity_ids: list[Any], out: Float32s, positions: Int64s) -> int:
-    """The same, with the log positions of the rows."""
-    plan = _positioned(plan, positions, len(entity_ids))
-    for number, (entity_id, row) in enumerate(zip(entity_ids, out, strict=True)):
-        if type(entity_id) is not str or _assemble_one(plan, entity_id, row) != FOUND:
-            return number
-        plan[P_POSITIONS] += 8
-    return len(out)
-
-
-def _positioned(plan: _Plan, positions: Int64s, rows: int) -> _Plan:
-    """A plan that also fills ``positions``, which the caller keeps alive."""
-    buffers.check_positions(positions, rows)
-    plan = plan.copy()
-    plan[P_POSITIONS] = positions.ctypes.data
-    return plan

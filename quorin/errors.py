@@ -92,8 +92,18 @@ class ChangesForgottenError(QuorinError, LookupError):
         )
 
 
+class InconsistentReadError(QuorinError, TimeoutError):
+    """Rows of several segments could not be read as they are at one position of the log in time; the message names the
+    segment that was ahead, or behind.
+    """
+
+
 class InvalidBufferError(QuorinError, ValueError):
-    """An ``out`` or ``found_mask`` buffer has the wrong shape, dtype or flags."""
+    """An ``out``, ``found_mask`` or ``fresh_mask`` buffer has the wrong shape, dtype or flags."""
+
+
+class InvalidMaxAgeError(QuorinError, ValueError):
+    """A ``max_age`` is no duration above 0, or is for a field that is not read; the message names the value."""
 
 
 class InvalidRowError(QuorinError, ValueError):

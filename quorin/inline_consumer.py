@@ -144,12 +144,25 @@ class InlineConsumer:
         writing. Raises as :meth:`settle`.
         """
         last = self._log.bounds().last
-        found = self._log.read(after, schema_names=[self.schema_name])
-        if not found.entries and found.through >= last:
+        if self._has_all(after, last):
             return
         # Entries of other schemas may hide the end of the log. This moves the position past them, for the next process.
         if not self.drain() and self._is_behind(last):
             self._wait(last)
+
+    def reach(self, after: int) -> int:
+        """Apply what was logged after a position that the segment has reached, without waiting for another process.
+
+        Returns a log position up to which the segment then has all entries of its schema; 0 if another process is
+        applying them. Raises as :meth:`drain`.
+        """
+        last = self._log.bounds().last
+        return last if self._has_all(after, last) or self.drain() else 0
+
+    def _has_all(self, after: int, last: int) -> bool:
+        """Whether the log has no entry of the schema after one position and up to another."""
+        found = self._log.read(after, schema_names=[self.schema_name])
+        return not found.entries and found.through >= last
 
     @property
     def segment(self) -> Segment | None:

@@ -8,6 +8,7 @@ ones.
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow as pa
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.abi import RAW_BYTES
 from quorin.engine.reads import arguments as buffers
+from quorin.engine.reads.ages import age_limits
 from quorin.engine.reads.column_plan import column_plan
 from quorin.engine.reads.columns import NUMPY_GATHER, Columns
 from quorin.engine.reads.last import LastPlan, LastValues, last_batch_of, last_plan, last_values_of
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from quorin.engine.arrays import Bytes, Float32s, Int64s, Mask
     from quorin.engine.memory.view import SegmentView
+    from quorin.engine.reads.ages import MaxAge
     from quorin.schema import FeatureField
     from quorin.shm import Segment
     from quorin.wal import Token
@@ -44,16 +47,22 @@ def assemble(
     out: Float32s | None = None,
     at_least: Token | str | None = None,
     timeout_ms: float = DEFAULT_TIMEOUT_MS,
+    max_age: MaxAge | None = None,
+    fresh_mask: Mask | None = None,
 ) -> Float32s:
     """The float32 vector of one entity, shape ``(total_element_count,)``; see :func:`quorin.assembly.assemble`."""
     if at_least is not None:
         wait_for(segment, at_least, timeout_ms=timeout_ms)
     view = segment.current_view()
-    out = buffers.vector_out(out, view.vector_length)
+    out, now = buffers.vector_out(out, view.vector_length), time.time_ns()
+    fresh = buffers.fresh_out(fresh_mask, 1)
     row = _copy_row(view, check_entity_id(entity_id))
     if row is None:
         raise EntityNotFoundError(entity_id, view.name)
-    _fill_vector(view, row, out)
+    outdated = _outdated(row, _vector_limits(view, max_age), now)
+    _fill_vector(view, row, out, outdated)
+    if fresh is not None:
+        fresh[0] = not any(outdated)
     return out
 
 
@@ -67,15 +76,19 @@ def assemble_batch(
     positions: Int64s | None = None,
     at_least: Token | str | None = None,
     timeout_ms: float = DEFAULT_TIMEOUT_MS,
+    max_age: MaxAge | None = None,
+    fresh_mask: Mask | None = None,
 ) -> tuple[Float32s, Mask]:
     """The vectors of many entities, shape ``(N, total_element_count)``, and which were found; see
     :func:`quorin.assembly.assemble_batch`.
     """
     if at_least is not None:
         wait_for(segment, at_least, timeout_ms=timeout_ms)
-    view = segment.current_view()
+    view, now = segment.current_view(), time.time_ns()
+    limits = _vector_limits(view, max_age)
     keys = _keys(entity_ids)
     out, found_mask = buffers.batch_out(out, found_mask, len(keys), view.vector_length)
+    fresh = buffers.fresh_out(fresh_mask, len(keys))
     if positions is not None:
         buffers.check_positions(positions, len(keys))
     for i, key in enumerate(keys):
@@ -83,10 +96,13 @@ def assemble_batch(
         found_mask[i] = row is not None
         if positions is not None:
             positions[i] = 0 if row is None else _header(row)["position"]
+        outdated = () if row is None else _outdated(row, limits, now)
         if row is None:
             out[i] = missing
         else:
-            _fill_vector(view, row, out[i])
+            _fill_vector(view, row, out[i], outdated)
+        if fresh is not None:
+            fresh[i] = row is not None and not any(outdated)
     return out, found_mask
 
 
@@ -98,14 +114,16 @@ def read(
     positions: bool = False,
     at_least: Token | str | None = None,
     timeout_ms: float = DEFAULT_TIMEOUT_MS,
+    max_age: MaxAge | None = None,
 ) -> pa.RecordBatch:
     """Exact typed values as Arrow; see :func:`quorin.assembly.read`."""
     if at_least is not None:
         wait_for(segment, at_least, timeout_ms=timeout_ms)
-    view = segment.current_view()
+    view, now = segment.current_view(), time.time_ns()
     plan = column_plan(view, fields, positions=positions)
+    limits = age_limits(max_age, plan.fields, view.schema.__name__)
     ids = id_array(entity_ids)
-    columns = Columns(plan, view, ids, NUMPY_GATHER)
+    columns = Columns(plan, view, ids, NUMPY_GATHER, limits, now)
     count = len(columns.found)
     columns.buffer[:] = 0
     for i, key in enumerate(_keys(ids)):
@@ -116,6 +134,11 @@ def read(
         for source, start, size in plan.spans():
             target = start * count + i * size
             columns.buffer[target : target + size] = row[source : source + size]
+        for index in np.flatnonzero(_outdated(row, limits, now)):
+            (byte, mask), size = plan.null_bits[index], plan.cells[index].byte_count
+            first = plan.starts[index] * count + i * size
+            columns.buffer[first : first + size] = 0
+            columns.buffer[plan.bits_start * count + i * plan.bits_count + byte] &= 0xFF - mask
     return columns.to_batch()
 
 
@@ -233,17 +256,31 @@ def _copy_stored(view: SegmentView, key: bytes) -> Bytes | None:
             return row
 
 
-def _fill_vector(view: SegmentView, row: Bytes, out: Float32s) -> None:
+def _vector_limits(view: SegmentView, max_age: MaxAge | None) -> Sequence[int] | None:
+    """The age limits of the fields, in ns; 0 for fields that are not in a vector."""
+    limits = age_limits(max_age, view.schema.fields, view.schema.__name__)
+    if limits is None:
+        return None
+    return [limit if field.element_count else 0 for field, limit in zip(view.schema.fields, limits, strict=True)]
+
+
+def _outdated(row: Bytes, limits: Sequence[int] | None, now_ns: int) -> Sequence[bool]:
+    """For each field, whether a row is over its age limit; nothing without limits."""
+    event_time = int(row[: fmt.KEY_OFFSET].view(fmt.ROW_HEADER_DTYPE)[0]["event_time_ns"])
+    return [limit > 0 and event_time < now_ns - limit for limit in limits or ()]
+
+
+def _fill_vector(view: SegmentView, row: Bytes, out: Float32s, outdated: Sequence[bool] = ()) -> None:
     body = row[view.layout.body_offset :]
     target = 0
     cells = {cell.field.name: cell for cell in fmt.body_layout(view.stored).cells}
-    for field in view.schema.fields:
+    for index, field in enumerate(view.schema.fields):
         count = field.element_count
         if not count:
             continue
         values = out[target : target + count]
         cell = cells.get(field.name)
-        if cell is None or not fits(cell.field, field):
+        if cell is None or not fits(cell.field, field) or (outdated and outdated[index]):
             values[:] = field.vector_default
         elif body[cell.null_byte] & cell.null_mask:
             stored = body[cell.offset : cell.offset + cell.byte_count].view(_stored_dtype(cell.field))

@@ -6,11 +6,13 @@ the block do.
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from feast_quorin.read.ages import Limits, limits_of
 from quorin import assembly
 from quorin.wal import Token
 
@@ -26,10 +28,14 @@ DEFAULT_TIMEOUT_MS = 100.0
 class Asked:
     """What a read asks for.
 
-    ``at_least``: rows as new as a token; the read waits for them, at most ``timeout_ms``.
+    ``at_least``: rows as new as a token; the read waits for them, at most ``timeout_ms``. ``limits``: the ages up to
+    which features are served. ``consistent_ms``: milliseconds within which all rows of an answer are read as they are
+    at one position of the log.
     """
 
     at_least: Token | None = None
+    limits: Limits = ()
+    consistent_ms: float | None = None
     timeout_ms: float = DEFAULT_TIMEOUT_MS
 
 
@@ -69,3 +75,35 @@ def wait_for(segment: Segment, *, apply: Callable[[], object], helps_at_once: bo
     if asked.at_least is not None:
         timeout_ms = asked.timeout_ms
         assembly.wait_for(segment, asked.at_least, timeout_ms=timeout_ms, apply=apply, helps_at_once=helps_at_once)
+
+
+@contextmanager
+def max_age(limit: Any) -> Iterator[None]:
+    """Reads in this ``with`` block serve no values that are older than a limit: they are null, with the status
+    ``OUTSIDE_MAX_AGE``.
+
+    A limit is a number of seconds or a ``timedelta``, for all views or by name: ``{"view": 3600, "view:feature": 60}``.
+    A row's age is the time since its event time, by the system's clock at the read. Limits of the settings hold too.
+
+    :raises InvalidMaxAgeError: for another limit; and, at the read, for a feature that its view does not have.
+    """
+    with asking(limits=limits_of(limit)):
+        yield
+
+
+@contextmanager
+def consistent(*, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> Iterator[None]:
+    """An answer in this ``with`` block has the rows of all its views as they are at one position of the log.
+
+    :raises InconsistentReadError: at the read, if that was not possible within ``timeout_ms``. :raises ValueError: for
+        a time-out that is not above 0.
+    """
+    with asking(consistent_ms=positive_ms("timeout_ms", timeout_ms)):
+        yield
+
+
+def positive_ms(where: str, value: Any) -> float:
+    """A number of milliseconds above 0. :raises ValueError: naming it otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{where}: expected a number of milliseconds above 0, got {value!r}")
+    return value

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -16,8 +17,12 @@ from feast_quorin import feast_private
 from feast_quorin.convert import locating
 from feast_quorin.convert.entity_ids import entity_ids, entity_ids_of_rows, key_values
 from feast_quorin.convert.times import to_datetime, to_timestamp
+from feast_quorin.read.ages import limits_for, settled_limits, shortest
+from feast_quorin.read.asked import current
 from feast_quorin.read.positions import add as add_positions
-from feast_quorin.views import max_age_ns, stored_view
+from feast_quorin.read.together import together
+from feast_quorin.views import stored_view
+from quorin.assembly import ANY_POSITION, duration_ns
 
 if TYPE_CHECKING:
     from feast_quorin.convert.codecs import Codec
@@ -53,10 +58,19 @@ class Rows:
         return Rows(self.batch.take(pa.array(source, pa.int64())), self.features)
 
 
-def read_rows(session: Session, view: StoredView, ids: Sequence[str], requested: Sequence[str] | None = None) -> Rows:
-    """Read the requested features of entities, by default all; features that the view lacks are left out."""
+def read_rows(
+    session: Session,
+    view: StoredView,
+    ids: Sequence[str],
+    requested: Sequence[str] | None = None,
+    at_most: int = ANY_POSITION,
+) -> Rows:
+    """Read the requested features of entities, by default all; features that the view lacks are left out.
+
+    :raises InconsistentReadError: for a row that was written after the log position ``at_most``.
+    """
     names = {view.features[name].field: name for name in requested or view.features if name in view.features}
-    fields, batch = session.read(view, ids, list(names))
+    fields, batch = session.read(view, ids, list(names), at_most)
     return Rows(batch, {names[field]: view.features[names[field]].codec for field in fields})
 
 
@@ -90,9 +104,16 @@ def read_views(
     with_version: bool,
 ) -> None:
     """Append the requested features of each view to a ``GetOnlineFeaturesResponse``, with one batch read a view."""
-    for table, requested in grouped:
-        entities, indexes, row_count = feast_private.unique_entities(table, join_key_values, join_key_of_entity)
-        rows = read_rows(session, stored_view(config, table), entity_ids_of_rows(entities), requested)
+    choices = [(table, requested, stored_view(config, table)) for table, requested in grouped]
+    entities = [feast_private.unique_entities(table, join_key_values, join_key_of_entity) for table, _, _ in choices]
+    ids = [entity_ids_of_rows(rows) for rows, _, _ in entities]
+
+    def read(at_most: int) -> list[Rows]:
+        pairs = zip(choices, ids, strict=True)
+        return [read_rows(session, view, of_view, requested, at_most) for (_, requested, view), of_view in pairs]
+
+    rows_of_views = together(session, [view for _, _, view in choices], read)
+    for (table, requested, _), (_, indexes, row_count), rows in zip(choices, entities, rows_of_views, strict=True):
         add_to_response(
             response,
             table,
@@ -100,7 +121,7 @@ def read_views(
             rows.repeated(indexes, row_count),
             full_feature_names=full_feature_names,
             with_version=with_version,
-            max_age_ns=max_age_ns(config, table),
+            limits=age_limits(config, table, requested),
         )
 
 
@@ -112,11 +133,11 @@ def add_to_response(
     *,
     full_feature_names: bool,
     with_version: bool,
-    max_age_ns: int = 0,
+    limits: Mapping[str, timedelta] | None = None,
 ) -> None:
     """Append one vector per requested feature to a ``GetOnlineFeaturesResponse``, as Feast does.
 
-    With ``max_age_ns``, older rows are null and ``OUTSIDE_MAX_AGE``.
+    Values that are older than the ``limits`` of their features are null and ``OUTSIDE_MAX_AGE``.
     """
     view = table.projection.name_to_use()
     names = [f"{view}__{name}" if full_feature_names else name for name in requested]
@@ -126,23 +147,20 @@ def add_to_response(
     add_positions(view, rows.batch.column(_POSITION).fill_null(0).to_numpy(), rows.batch.column(_FOUND))
     found = rows.batch.column(_FOUND).to_pylist()
     statuses = [FieldStatus.PRESENT if is_found else FieldStatus.NOT_FOUND for is_found in found]
-    times_ns = rows.batch.column(_EVENT_TIME).to_pylist()
-    too_old = [False] * len(found)
-    if max_age_ns:
-        least = time.time_ns() - max_age_ns
-        too_old = [row_time is not None and row_time < least for row_time in times_ns]
-        statuses = [
-            FieldStatus.OUTSIDE_MAX_AGE if is_old else status for is_old, status in zip(too_old, statuses, strict=True)
-        ]
+    times_ns, now = rows.batch.column(_EVENT_TIME).to_pylist(), time.time_ns()
     times = _timestamps(times_ns)
     template = GetOnlineFeaturesResponse.FeatureVector(statuses=statuses, event_timestamps=times)
     for name in requested:
         vector = response.results.add()
         vector.CopyFrom(template)
         if name in rows.features:
-            column = rows.column(name)
-            if any(too_old):
-                column = pc.if_else(pa.array(too_old), pa.scalar(None, column.type), column)
+            column, limit = rows.column(name), (limits or {}).get(name)
+            if limit is not None:
+                least = now - duration_ns("max_age", limit)
+                too_old = [row_time is not None and row_time < least for row_time in times_ns]
+                column = pc.if_else(pa.array(too_old, pa.bool_()), pa.scalar(None, column.type), column)
+                outside = FieldStatus.OUTSIDE_MAX_AGE
+                vector.statuses[:] = [outside if old else status for old, status in zip(too_old, statuses, strict=True)]
             rows.features[name].append_to(vector.values, column)
         else:
             vector.statuses[:] = [FieldStatus.NOT_FOUND] * len(found)
@@ -151,6 +169,11 @@ def add_to_response(
     _count_statuses(
         table.name, sum(name in rows.features for name in requested) * sum(found), len(requested) * len(found)
     )
+
+
+def age_limits(config: Any, table: Any, requested: Sequence[str]) -> dict[str, timedelta]:
+    """The ages up to which features of a view are served: what the settings say, and the request."""
+    return shortest(settled_limits(config, table, requested), limits_for(current().limits, table, requested))
 
 
 def _timestamps(times_ns: Sequence[int | None]) -> list[Timestamp]:

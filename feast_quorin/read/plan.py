@@ -15,18 +15,20 @@ from feast.on_demand_feature_view import OnDemandFeatureView
 from feast_quorin import feast_private
 from feast_quorin.cache import BoundedCache
 from feast_quorin.convert.decoders import NumberDecoder, decoder_for
+from feast_quorin.read.ages import settled_limits
 from feast_quorin.read.freshness import RegistryState, can_tell_changes, current_state
 from feast_quorin.read.on_demand import transforms
 from feast_quorin.read.resolved import Feature, Resolved, Transform, ViewPlan
 from feast_quorin.read.selection import ChoiceKeys
 from feast_quorin.read.shape import Shape, shape_for
 from feast_quorin.read.view_reader import ViewReader
-from feast_quorin.views import max_age_ns, stored_view
+from feast_quorin.views import stored_view
 
 if TYPE_CHECKING:
     from feast.value_type import ValueType
 
     from feast_quorin.feast_private import RequestContext
+    from feast_quorin.read.ages import Limits
     from feast_quorin.session import Session
 
 _MAX_PLANS = 256
@@ -41,19 +43,24 @@ class Plan:
     def __init__(self, context: RequestContext, resolved: Resolved) -> None:
         self._context = context
         self._resolved = resolved
-        self._shapes: BoundedCache[tuple[str, ...], Shape | None] = BoundedCache(_MAX_SHAPES)
+        self._shapes: BoundedCache[tuple[tuple[str, ...], Limits], Shape | None] = BoundedCache(_MAX_SHAPES)
 
     @property
     def resolved(self) -> Resolved:
         """The choice of features that this is compiled from."""
         return self._resolved
 
-    def shape(self, names: tuple[str, ...]) -> Shape | None:
-        """The plan for rows with these columns; None if only Feast can answer or refuse them."""
+    def shape(self, names: tuple[str, ...], limits: Limits = ()) -> Shape | None:
+        """The plan for rows with these columns, and a request's age limits; None if only Feast can answer or refuse
+        them.
+
+        :raises InvalidMaxAgeError: for a feature that its view does not have.
+        """
         try:
-            return self._shapes[names]
+            return self._shapes[names, limits]
         except KeyError:
-            shape = self._shapes[names] = shape_for(self._resolved, self._context, names)
+            resolved = self._resolved.limited(limits)
+            shape = self._shapes[names, limits] = shape_for(resolved, self._context, names)
             return shape
 
 
@@ -125,8 +132,11 @@ class Plans:
         stored = stored_view(self.config, table)
         codecs = {name: stored.features[name].codec for name in requested}
         fields = {name: stored.features[name].field for name in requested}
-        reader = ViewReader(self.session, stored, requested)
-        return ViewPlan(table, requested, codecs, fields, reader, max_age_ns(self.config, table))
+        limits = settled_limits(self.config, table, requested)
+        reader = ViewReader(
+            self.session, stored, requested, {fields[feature]: limit for feature, limit in limits.items()}
+        )
+        return ViewPlan(table, requested, codecs, fields, reader, limits)
 
 
 class _CachedPlan:

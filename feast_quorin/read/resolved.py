@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from feast_quorin.read.ages import limits_for, shortest
 
 if TYPE_CHECKING:
     from feast.value_type import ValueType
 
     from feast_quorin.convert.codecs import Codec
     from feast_quorin.convert.decoders import Decoder
+    from feast_quorin.read.ages import Limits
     from feast_quorin.read.view_reader import ViewReader
     from quorin.assembly import RowsLayout
 
@@ -29,7 +33,7 @@ class Feature(NamedTuple):
 class ViewPlan:
     """One view: the features to read in Feast's order, with the codec and the engine's field of each.
 
-    Rows older than ``max_age_ns`` are not served, 0 for any age.
+    ``limits`` are the ages up to which features are served, for those that have such a limit.
     """
 
     table: Any
@@ -37,7 +41,18 @@ class ViewPlan:
     codecs: dict[str, Codec]
     fields: dict[str, str]
     reader: ViewReader
-    max_age_ns: int
+    limits: dict[str, timedelta]
+
+    def limited(self, limits: Limits) -> ViewPlan:
+        """The same with what a request asks for beyond the settings.
+
+        :raises InvalidMaxAgeError: for a feature that the view does not have.
+        """
+        merged = shortest(self.limits, limits_for(limits, self.table, self.requested))
+        if merged == self.limits:
+            return self
+        fields = {self.fields[feature]: limit for feature, limit in merged.items()}
+        return replace(self, limits=merged, reader=self.reader.limited(fields))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +91,10 @@ class Resolved:
     row_templates: dict[tuple[str, ...], bytes] = field(default_factory=dict, init=False, repr=False, compare=False)
     arrow_schemas: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _slots: tuple[Any, list[tuple[str, int]]] = field(default=(None, []), init=False, repr=False, compare=False)
+
+    def limited(self, limits: Limits) -> Resolved:
+        """The same choice with what a request asks for as ``max_age``. :raises InvalidMaxAgeError: as a view."""
+        return replace(self, views=tuple(view.limited(limits) for view in self.views)) if limits else self
 
     @property
     def with_versions(self) -> bool:

@@ -36,19 +36,20 @@ _FEW_ROWS = 1_000
 
 
 class Vector(NamedTuple):
-    """A column of the response as JSON: its name, values for orjson, and what was read of its view, None for join keys
-    and computed features.
+    """A column of the response as JSON: its name, values for orjson, and what was read of its view with the index of
+    the column there; None for join keys and computed features.
     """
 
     name: str
     values: Any
     read: OneRow | Columns | None
+    at: int = -1
 
 
 class ArrowVector(NamedTuple):
     """A column of the response in its stored type: its kind (``key``, ``feature``, or for computed ones ``exact`` or
-    ``converted``, see :class:`feast_quorin.read.computed.Computed`), name, Feast type, and the index of its view, -1
-    for none.
+    ``converted``, see :class:`feast_quorin.read.computed.Computed`), name, Feast type, the index of its view, -1 for
+    none, and its own in what was read of the view.
     """
 
     kind: str
@@ -56,6 +57,7 @@ class ArrowVector(NamedTuple):
     value_type: ValueType
     column: pa.Array
     view: int = -1
+    at: int = -1
 
 
 class LazyResponse(TensorResponse):
@@ -226,7 +228,7 @@ class LazyResponse(TensorResponse):
                 values = json_numbers.with_nulls(floats[view, index], None if read.complete else read.valid(index))
             else:
                 values = decoder.json(read, index)
-            yield Vector(name, values, read)
+            yield Vector(name, values, read, index)
         for column in self._computed:
             yield Vector(column.name, column.json(), None)
 
@@ -240,7 +242,7 @@ class LazyResponse(TensorResponse):
             yield ArrowVector("key", key.name, *key.arrow(values))
         for name, view, index, decoder in self._features:
             column = decoder.arrow(self._many(view), index)
-            yield ArrowVector("feature", name, self._feature_types[name], column, view)
+            yield ArrowVector("feature", name, self._feature_types[name], column, view, index)
         for computed in self._computed:
             yield ArrowVector("exact" if computed.is_exact else "converted", computed.name, *computed.arrow())
 
@@ -276,10 +278,15 @@ class LazyResponse(TensorResponse):
         for key, values in zip(self._keys, self._key_values, strict=True):
             names.append(key.name)
             vectors.append(wire.vector(key.wire(values), wire.row_states([FieldStatus.PRESENT] * len(values), None)))
-        states = [_state(read) if type(read) is OneRow else _states(read) for read in self._reads]
+        states: dict[tuple[int, int], bytes] = {}
         for feature in self._features:
+            read, index = self._reads[feature.view], self._index(feature)
+            # Only features with the same age limit share statuses.
+            shared = feature.view, read.age_limit(index) if index >= 0 else -1
+            if shared not in states:
+                states[shared] = _state(read, index) if type(read) is OneRow else _states(read, index)
             names.append(feature.name)
-            vectors.append(self._vector(feature, states[feature.view]))
+            vectors.append(self._vector(feature, index, states[shared]))
         for column in self._computed:
             names.append(column.name)
             present = wire.row_states([FieldStatus.PRESENT] * len(column), None)
@@ -289,20 +296,23 @@ class LazyResponse(TensorResponse):
         response.MergeFromString(b"".join(vectors))
         return response
 
-    def _vector(self, feature: Feature, states: bytes) -> bytes:
-        view, read, index = self._resolved.views[feature.view], self._reads[feature.view], feature.column
+    def _index(self, feature: Feature) -> int:
+        """The index of a feature in what was read of its view; -1 if the segment does not have it."""
+        view, read = self._resolved.views[feature.view], self._reads[feature.view]
+        if type(read) is OneRow or len(read.fields) == len(view.codecs):
+            return feature.column
+        field = view.fields[list(view.codecs)[feature.column]]
+        return next((number for number, stored in enumerate(read.fields) if stored.name == field), -1)
+
+    def _vector(self, feature: Feature, index: int, states: bytes) -> bytes:
+        read = self._reads[feature.view]
         if type(read) is OneRow:
             values = feature.decoder.wire_one(read, index) if read.is_valid(index) else wire.nulls(1)
             return wire.vector(values, states)
         columns: Columns = read
-        if len(columns.fields) < len(view.codecs):
-            field = view.fields[list(view.codecs)[index]]
-            index = next((number for number, stored in enumerate(columns.fields) if stored.name == field), -1)
-        if index >= 0:
-            return wire.vector(feature.decoder.wire(columns, index), states)
-        count = len(columns.found)
-        absent = wire.row_states([FieldStatus.NOT_FOUND] * count, columns.event_time_ns)
-        return wire.vector(wire.nulls(count), absent)
+        return wire.vector(
+            wire.nulls(len(columns.found)) if index < 0 else feature.decoder.wire(columns, index), states
+        )
 
 
 def _positions(read: OneRow | Columns) -> Any:
@@ -312,18 +322,22 @@ def _positions(read: OneRow | Columns) -> Any:
     return only_found(columns.positions, columns.found)
 
 
-def _state(row: OneRow) -> bytes:
-    """Status and event time of one row, which all features of its view share in the protobuf."""
+def _state(row: OneRow, index: int) -> bytes:
+    """Status and event time of a feature of one row."""
     if not row.values:
         return wire.row_state(FieldStatus.NOT_FOUND, 0)
-    return wire.row_state(FieldStatus.PRESENT, row.values[0])
+    status = FieldStatus.OUTSIDE_MAX_AGE if row.is_outdated(index) else FieldStatus.PRESENT
+    return wire.row_state(status, row.values[0])
 
 
-def _states(columns: Columns) -> bytes:
-    """The same for many rows."""
+def _states(columns: Columns, index: int) -> bytes:
+    """The same for many rows; ``index`` is -1 for a feature that the segment does not have."""
+    if index < 0:
+        return wire.row_states([FieldStatus.NOT_FOUND] * len(columns.found), columns.event_time_ns)
     statuses = np.where(columns.found, FieldStatus.PRESENT, FieldStatus.NOT_FOUND).astype(np.uint8)
-    if columns.hidden is not None:
-        statuses[columns.hidden] = FieldStatus.OUTSIDE_MAX_AGE
+    outdated = columns.outdated(index)
+    if outdated is not None:
+        statuses[outdated] = FieldStatus.OUTSIDE_MAX_AGE
     return wire.row_states(statuses.tobytes(), columns.event_time_ns)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -16,8 +17,9 @@ from feast_quorin.read.on_demand import compute
 from feast_quorin.read.request import Column, RequestData, entity_id, entity_ids, is_convertible, key_column
 from feast_quorin.read.response import LazyResponse
 from feast_quorin.read.row_response import RowResponse
+from feast_quorin.read.together import together
 from feast_quorin.read.view_reader import EntityReader
-from quorin.assembly import OneRow
+from quorin.assembly import ANY_POSITION, OneRow
 from quorin.errors import EntityIdError
 
 if TYPE_CHECKING:
@@ -45,13 +47,27 @@ class Shape:
     keys, in the order of their names.
     """
 
-    __slots__ = ("_columns", "_groups", "_has_keys_only", "_keys_of_views", "_resolved", "_uses_all_keys", "keys")
+    __slots__ = (
+        "_columns",
+        "_groups",
+        "_has_keys_only",
+        "_has_limits",
+        "_keys_of_views",
+        "_resolved",
+        "_session",
+        "_stored_views",
+        "_uses_all_keys",
+        "keys",
+    )
 
     def __init__(self, resolved: Resolved, columns: _Columns, keys_of_views: tuple[tuple[int, ...], ...]) -> None:
         self._resolved = resolved
         self._columns = columns
         self.keys = columns.keys
         self._keys_of_views = keys_of_views
+        self._session = resolved.views[0].reader.session
+        self._stored_views = [view.reader.view for view in resolved.views]
+        self._has_limits = any(view.limits for view in resolved.views)
         self._has_keys_only = len(columns.keys) > 0 and not columns.request and not columns.unused_indexes
         self._uses_all_keys = {index for keys in keys_of_views for index in keys} == {*range(len(columns.keys))}
         self._groups = [
@@ -78,10 +94,11 @@ class Shape:
                 return None
             columns = [columns[index] for index in self._columns.key_indexes]
         resolved = self._resolved
-        rows = self._read_row(columns) if count == 1 and self._uses_all_keys else None
+        rows, keys, reads = together(self._session, self._stored_views, partial(self._read_all, columns, count))
         if rows is not None and len(rows) == 1 and metrics is None and not resolved.transforms:
             return RowResponse(resolved, self.keys, columns, rows[0])
-        keys, reads = self._read(columns, count) if rows is None else (columns, self._by_view(rows))
+        if rows is not None:
+            reads = self._by_view(rows)
         if reads is None:
             return None
         if metrics is not None:
@@ -96,7 +113,17 @@ class Shape:
     def reads(self, columns: list[list[Any]]) -> list[Any] | None:
         """What is read of each view for the entities of a request; None if only Feast can judge the keys."""
         keys = [columns[index] for index in self._columns.key_indexes]
-        return self._read(keys, len(columns[0]))[1]
+        return self._read(keys, len(columns[0]), time.time_ns(), ANY_POSITION)[1]
+
+    def _read_all(
+        self, columns: list[list[Any]], count: int, at_most: int
+    ) -> tuple[list[Rows] | None, list[list[Any]], list[Any] | None]:
+        """What was read up to a log position: the rows of a request's one entity, or the join keys as Feast returns
+        them and what was read of each view, None if only Feast can judge.
+        """
+        now_ns = time.time_ns() if self._has_limits else 0
+        rows = self._read_row(columns, now_ns, at_most) if count == 1 and self._uses_all_keys else None
+        return (None, *self._read(columns, count, now_ns, at_most)) if rows is None else (rows, columns, None)
 
     def _request_data(self, columns: list[list[Any]]) -> list[list[Any]] | None:
         if any(not is_convertible(columns[index]) for index in self._columns.unused_indexes):
@@ -104,11 +131,11 @@ class Shape:
         pairs = zip(self._columns.request, self._columns.request_indexes, strict=True)
         return _all([column.normalised(columns[index]) for column, index in pairs])
 
-    def _read_row(self, columns: list[list[Any]]) -> list[Rows] | None:
+    def _read_row(self, columns: list[list[Any]], now_ns: int, at_most: int) -> list[Rows] | None:
         """The rows of a request's one entity, by group of views; None if this fast path does not apply."""
         rows_of_groups: list[Rows] = []
         for group in self._groups:
-            rows = group.row(columns)
+            rows = group.row(columns, now_ns, at_most)
             if rows is None:
                 return None
             rows_of_groups.append(rows)
@@ -121,7 +148,9 @@ class Shape:
             by_view.update((view, rows[index]) for index, view in enumerate(group.view_indexes))
         return [by_view[view] for view in range(len(by_view))]
 
-    def _read(self, columns: list[list[Any]], count: int) -> tuple[list[list[Any]], list[Any] | None]:
+    def _read(
+        self, columns: list[list[Any]], count: int, now_ns: int, at_most: int
+    ) -> tuple[list[list[Any]], list[Any] | None]:
         """The join keys as Feast returns them, and what was read of each view; None if only Feast can judge."""
         views = self._resolved.views
         keys = _all([key.normalised(values) for key, values in zip(self.keys, columns, strict=True)])
@@ -132,12 +161,10 @@ class Shape:
         except ValueError:  # A value cannot be a key.
             return [], None
         try:
-            reads = [view.reader(ids[indexes]) for view, indexes in zip(views, self._keys_of_views, strict=True)]
+            pairs = zip(views, self._keys_of_views, strict=True)
+            reads = [view.reader(ids[indexes], now_ns, at_most) for view, indexes in pairs]
         except EntityIdError:
             return [], None
-        for view, read in zip(views, reads, strict=True):
-            if view.max_age_ns:
-                read.hide(read.found & (read.event_time_ns < time.time_ns() - view.max_age_ns))
         return keys, reads
 
     def _report(self, metrics: Any, reads: list[Any], count: int, seconds: float) -> None:
@@ -157,7 +184,7 @@ class _ViewGroup:
     ``key_indexes`` are the indexes of the join keys in the request, ``view_indexes`` those of the views in the plan.
     """
 
-    __slots__ = ("_keys", "_max_ages", "_read", "_text", "key_indexes", "view_indexes")
+    __slots__ = ("_keys", "_read", "_text", "key_indexes", "view_indexes")
 
     def __init__(
         self,
@@ -172,13 +199,11 @@ class _ViewGroup:
         self._keys = [keys[index] for index in key_indexes]
         self._text = self._keys[0].text if len(key_indexes) == 1 else None
         self._read = EntityReader([view.reader for view in own_views])
-        self._max_ages = [(index, view.max_age_ns) for index, view in enumerate(own_views) if view.max_age_ns]
 
-    def row(self, columns: list[list[Any]]) -> Rows | None:
+    def row(self, columns: list[list[Any]], now_ns: int, at_most: int) -> Rows | None:
         """The views' rows of a request's one entity; None if this fast path does not apply."""
         text = self._composed(columns) if self._text is None else self._text(columns[self.key_indexes[0]][0])
-        rows = None if text is None else self._read(text)
-        return None if rows is None or (self._max_ages and self._has_old(rows)) else rows
+        return None if text is None else self._read(text, now_ns, at_most)
 
     def ids(self, keys: list[list[Any]], count: int) -> pa.Array:
         """The ids of many entities, from normalised keys.
@@ -194,11 +219,6 @@ class _ViewGroup:
         texts = [key.text(columns[index][0]) for key, index in zip(self._keys, self.key_indexes, strict=True)]
         components = [text for text in texts if text is not None]
         return entity_id(components) if len(components) == len(texts) else None
-
-    def _has_old(self, rows: Rows) -> bool:
-        """Whether one of the rows is older than its view allows."""
-        now = time.time_ns()
-        return any(rows[index].values and rows[index].values[0] < now - max_age for index, max_age in self._max_ages)
 
 
 def shape_for(resolved: Resolved, context: RequestContext, names: tuple[str, ...]) -> Shape | None:

@@ -7,10 +7,11 @@ of its key at once (:class:`quorin.assembly.Rows`). Both are copies of whole row
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from quorin.assembly import Columns, RowReader, Rows, row_reader
+from quorin.assembly import ANY_POSITION, Columns, RowReader, Rows, row_reader
 from quorin.errors import SchemaMismatchError, SegmentClosedError, SegmentNotFoundError
 
 if TYPE_CHECKING:
@@ -27,34 +28,43 @@ _MAX_ATTEMPTS = 6
 class ViewReader:
     """Reads the requested features of one view. Threads may share it.
 
-    ``session`` must be this process's own.
+    ``session`` must be this process's own. ``limits`` are the ages up to which fields are served, by their names.
     """
 
-    __slots__ = ("_bound", "_fields", "_look_again", "_name", "_view", "session")
+    __slots__ = ("_bound", "_features", "_fields", "_look_again", "_name", "limits", "session", "view")
 
-    def __init__(self, session: Session, view: StoredView, features: Sequence[str]) -> None:
+    def __init__(
+        self, session: Session, view: StoredView, features: Sequence[str], limits: Mapping[str, timedelta]
+    ) -> None:
         self.session = session
-        self._view = view
+        self.limits = limits
+        self.view = view
         self._name = view.schema.__name__
+        self._features = features
         self._fields = [view.features[name].field for name in features]
         self._bound: _Bound | None = None
         self._look_again = 0.0
 
-    def __call__(self, entity_ids: Any) -> Columns:
-        """Read many entities, in any form that the engine takes. The columns are the requested fields that the segment
-        has: all of them, unless the view changed and this process has not noticed yet.
+    def limited(self, limits: Mapping[str, timedelta]) -> ViewReader:
+        """A reader of the same features with other limits."""
+        return ViewReader(self.session, self.view, self._features, limits)
 
+    def __call__(self, entity_ids: Any, now_ns: int = 0, at_most: int = ANY_POSITION) -> Columns:
+        """Read many entities, in any form that the engine takes. The columns are the requested fields that the segment
+        has: all of them, unless the view changed and this process has not noticed yet. Ages count from ``now_ns``.
+
+        :raises InconsistentReadError: for a row that was written after the log position ``at_most``.
         :raises SegmentNotFoundError: if the view was never applied, or was removed.
         """
         for _ in range(_MAX_ATTEMPTS):
             try:
-                return self._bind().read(entity_ids)
+                return self._bind().read(entity_ids, now_ns=now_ns, at_most=at_most)
             except (SchemaMismatchError, SegmentNotFoundError, SegmentClosedError):
                 self._bound = None
-                if not self.session.forget(self._view):
+                if not self.session.forget(self.view):
                     raise
         raise SegmentNotFoundError(
-            f"feature view {self._view.name!r}: its segment was replaced {_MAX_ATTEMPTS} times in one read"
+            f"feature view {self.view.name!r}: its segment was replaced {_MAX_ATTEMPTS} times in one read"
         )
 
     def wait(self) -> None:
@@ -63,7 +73,7 @@ class ViewReader:
         :raises NotYetAppliedError, TokenError: as :func:`quorin.assembly.wait_for`.
         :raises SegmentNotFoundError: if the view was never applied, or was removed.
         """
-        self.session.follow(self._view, lambda _: None)
+        self.session.follow(self.view, lambda _: None)
 
     def bound(self) -> tuple[Segment, tuple[str, ...], float] | None:
         """The segment, the fields to read of it, and until when to do so without another check; None if the segment
@@ -82,12 +92,13 @@ class ViewReader:
         if bound is not None and self._is_fresh(bound):
             return bound
         now = time.monotonic()
-        segment = self.session.prepare(self._view)
-        self.session.check_fresh(self._view, segment)
+        segment = self.session.prepare(self.view)
+        self.session.check_fresh(self.view, segment)
         if bound is None or bound.segment is not segment:
             stored = {field.name for field in segment.schema.fields}
             kept = [name for name in self._fields if name in stored]
-            self._bound = bound = _Bound(self.session, segment, kept)
+            limits = {name: self.limits[name] for name in kept if name in self.limits}
+            self._bound = bound = _Bound(self.session, segment, kept, limits)
         self._look_again = now + LOOK_SECONDS
         return bound
 
@@ -100,10 +111,10 @@ class _Bound:
 
     __slots__ = ("fields", "read", "segment")
 
-    def __init__(self, session: Session, segment: Segment, fields: list[str]) -> None:
+    def __init__(self, session: Session, segment: Segment, fields: list[str], limits: Mapping[str, timedelta]) -> None:
         self.segment = segment
         self.fields = tuple(fields)
-        self.read: Callable[[Any], Columns] = session.reader_of(segment, fields)
+        self.read: Callable[..., Columns] = session.reader_of(segment, fields, limits)
 
 
 class _BoundViews(NamedTuple):
@@ -125,13 +136,13 @@ class EntityReader:
         self._views = views
         self._bound: _BoundViews | None = None
 
-    def __call__(self, entity_id: str) -> Rows | None:
-        """The rows of one entity; None if only the views' own readers can read them."""
+    def __call__(self, entity_id: str, now_ns: int = 0, at_most: int = ANY_POSITION) -> Rows | None:
+        """The rows of one entity; None if only the views' own readers can read them, or if one is after ``at_most``."""
         try:
             bound = self._bound
             if bound is None or bound.opened is not self._session.opened or time.monotonic() >= bound.until:
                 bound = self._bound = self._bind()
-            return None if bound is None else bound.read(entity_id)
+            return None if bound is None else bound.read(entity_id, now_ns, at_most)
         except (SchemaMismatchError, SegmentNotFoundError, SegmentClosedError):
             return None
 
@@ -145,5 +156,7 @@ class EntityReader:
         if before is not None and before.segments == segments:
             read = before.read
         else:
-            read = row_reader([(segment, fields) for segment, fields, _ in complete], positions=True)
+            max_ages = [view.limits or None for view in self._views]
+            parts = [(segment, fields) for segment, fields, _ in complete]
+            read = row_reader(parts, positions=True, max_ages=max_ages if any(max_ages) else None)
         return _BoundViews(segments, read, min(until for _, _, until in complete), opened)

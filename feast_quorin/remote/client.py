@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
@@ -77,11 +78,11 @@ class Client:
         :raises ConnectionFailedError: if there is no answer, or not in time.
         :raises RemoteStoreError: for an answer with another status than 200.
         """
-        headers = {**self._headers, "Content-Type": content_type, "Accept": content_type, **more}
+        sent = {**self._headers, "Content-Type": content_type, "Accept": content_type, **more}
         retries = _AGAIN if is_idempotent else _UNSENT_AGAIN
         try:
             response = self._pool.urlopen(
-                "POST", self._prefix + path, body=body, headers=headers, retries=retries, redirect=False
+                "POST", self._prefix + path, body=body, headers=sent, retries=retries, redirect=False
             )
         except urllib3.exceptions.HTTPError as error:
             self._raise_failed(path, error, is_idempotent=is_idempotent)

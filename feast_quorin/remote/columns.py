@@ -37,9 +37,12 @@ class ReceivedColumns:
         """Which entities have a row, as an array of booleans."""
         return ~self._has_status("NOT_FOUND")
 
-    @cached_property
-    def hidden(self) -> Any:
-        """Which rows are too old to be served, as an array of booleans."""
+    def age_limit(self, index: int) -> int:  # noqa: ARG002
+        """One for all features, as those that the server had different limits for are views of their own here."""
+        return 0
+
+    def outdated(self, index: int) -> Any:  # noqa: ARG002
+        """Which rows are over the age limit, as an array of booleans."""
         return self._has_status("OUTSIDE_MAX_AGE")
 
     @cached_property

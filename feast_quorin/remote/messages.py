@@ -7,12 +7,19 @@ What is not a column is JSON in the metadata of the schema, under the key ``quor
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from feast_quorin.read.ages import limits_of
+from feast_quorin.read.asked import positive_ms
 from quorin import errors
+
+if TYPE_CHECKING:
+    from feast_quorin.read.ages import Limits
+    from feast_quorin.read.asked import Asked
 
 CONTENT_TYPE = "application/vnd.apache.arrow.stream"
 ONLINE_FEATURES, READ, WRITE = "/get-online-features", "/quorin/read", "/quorin/write"
@@ -20,6 +27,8 @@ METADATA = b"quorin"
 
 _REFUSALS = (
     errors.EntityIdError,
+    errors.InconsistentReadError,
+    errors.InvalidMaxAgeError,
     errors.EntityIdTooLongError,
     errors.InvalidRowError,
     errors.LogFullError,
@@ -29,6 +38,10 @@ _REFUSALS = (
 )
 ERRORS: dict[str, type[errors.QuorinError]] = {kind.__name__: kind for kind in _REFUSALS}
 """What the server refuses and the client raises again."""
+
+
+MAX_AGE_HEADER, CONSISTENT_HEADER = "quorin-max-age", "quorin-consistent"
+_ASKING = frozenset((MAX_AGE_HEADER.encode(), CONSISTENT_HEADER.encode()))
 
 
 class BadMessageError(ValueError):
@@ -79,3 +92,53 @@ def parsed(metadata: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise BadMessageError(f"expected a JSON object as the schema's metadata {METADATA.decode()!r}")
     return found
+
+
+def waiting_headers(asked: Asked) -> dict[str, str]:
+    """What a read waits for, as headers of any request."""
+    if asked.at_least is None:
+        return {}
+    return {"Quorin-At-Least": asked.at_least.text, "Quorin-Timeout-Ms": str(math.ceil(asked.timeout_ms))}
+
+
+def asking_headers(asked: Asked) -> dict[str, str]:
+    """What a read asks for, as headers of a request for features."""
+    headers = waiting_headers(asked)
+    if asked.limits:
+        headers[MAX_AGE_HEADER] = json.dumps({name: limit.total_seconds() for name, limit in asked.limits})
+    if asked.consistent_ms is not None:
+        headers[CONSISTENT_HEADER] = f"{asked.consistent_ms:.15g}"
+    return headers
+
+
+def is_asking(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether headers ask for anything beyond the features."""
+    return any(name in _ASKING for name, _ in headers)
+
+
+def asked_for(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
+    """What headers ask for, as fields of :class:`feast_quorin.read.asked.Asked`.
+
+    :raises BadMessageError: naming the header, its value, and what was expected.
+    """
+    changes: dict[str, Any] = {}
+    for name, value in headers:
+        if name in _ASKING:
+            shown = f"{name.decode()}: {value.decode('latin-1')}"
+            try:
+                found = json.loads(value)
+                if name == MAX_AGE_HEADER.encode():
+                    changes["limits"] = _limits(found)
+                else:
+                    changes["consistent_ms"] = positive_ms(shown, found)
+            except (ValueError, RecursionError) as error:
+                raise BadMessageError(f"{shown}: {error}") from None
+    return changes
+
+
+def _limits(max_age: Any) -> Limits:
+    """``""`` names all views, where a client's limits are for all of them and for some."""
+    if isinstance(max_age, dict) and "" in max_age:
+        rest = {name: limit for name, limit in max_age.items() if name}
+        return limits_of(max_age[""]) + (limits_of(rest) if rest else ())
+    return limits_of(max_age)

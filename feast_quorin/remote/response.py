@@ -58,8 +58,11 @@ class RemoteResponse(LazyResponse):
     def json_vectors(self) -> None:
         """None, as of :meth:`arrow_vectors`."""
 
-    def _vector(self, feature: Feature, states: bytes) -> bytes:
-        return wire.vector(feature.decoder.wire(self._received[feature.view], feature.column), states)
+    def _index(self, feature: Feature) -> int:
+        return feature.column
+
+    def _vector(self, feature: Feature, index: int, states: bytes) -> bytes:
+        return wire.vector(feature.decoder.wire(self._received[feature.view], index), states)
 
 
 def received(batch: pa.RecordBatch) -> RemoteResponse:
@@ -68,7 +71,7 @@ def received(batch: pa.RecordBatch) -> RemoteResponse:
     :raises BadMessageError: if the batch is no such answer.
     """
     try:
-        layout = _layout(batch.schema.metadata[messages.METADATA], tuple(batch.schema.names))
+        layout = _layout(batch.schema.metadata[messages.METADATA])
         if layout.width != batch.num_columns:
             raise ValueError(f"{batch.num_columns} columns instead of {layout.width}")
         return RemoteResponse(layout, batch)
@@ -94,7 +97,7 @@ class _Layout:
 
 
 @lru_cache(maxsize=_MAX_LAYOUTS)
-def _layout(metadata: bytes, names: tuple[str, ...]) -> _Layout:
+def _layout(metadata: bytes) -> _Layout:
     about = messages.parsed(metadata)
     columns = [(kind, name, ValueType[value_type], *more) for kind, name, value_type, *more in about["columns"]]
     described = [*enumerate(columns)]
@@ -104,7 +107,6 @@ def _layout(metadata: bytes, names: tuple[str, ...]) -> _Layout:
         of_view.setdefault(view, []).append(index)
     first = len(columns)
     last = first + 2 * len(of_view)
-    own = names[last : last + len(of_view)] if about["positions"] else ()
     chosen = tuple(
         Feature(name, view, index, decoder_for(value_type)) for index, (_, name, value_type, view, _) in features
     )
@@ -115,9 +117,9 @@ def _layout(metadata: bytes, names: tuple[str, ...]) -> _Layout:
             chosen, {name: value_type for _, (_, name, value_type, _, _) in features}, about["versions"]
         ),
         views=[(tuple(of_view[view]), first + 2 * view, first + 2 * view + 1) for view in range(len(of_view))],
-        positions={name.removesuffix("__position"): index for index, name in enumerate(own, last)},
+        positions={name: index for index, name in enumerate(about["positions"], last)},
         vector_lengths={name: length for _, (_, name, _, _, length) in features},
-        width=last + len(own),
+        width=last + len(about["positions"]),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,7 +16,8 @@ from feast_quorin.remote.client import Answer, Client, RemoteStoreError
 from feast_quorin.remote.response import RemoteResponse, received
 from feast_quorin.write import tokens
 from feast_quorin.write.tokens import Written
-from quorin.errors import NotYetAppliedError
+from quorin.assembly import ANY_POSITION
+from quorin.errors import InconsistentReadError, NotYetAppliedError
 from quorin.wal import Token
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class RemoteSession:
     """The connections of one process to the server of a store. Threads may share it; a forked child makes its own."""
 
     def __init__(self, settings: StoreSettings, repo_path: Path | None, project: str) -> None:
-        self.pid = os.getpid()
+        self.pid, self.settings = os.getpid(), settings
         self._project = project
         self._choice_keys = ChoiceKeys()
         self.written = Written()
@@ -70,21 +70,36 @@ class RemoteSession:
         flags = {"full_feature_names": full_names, "include_feature_view_version_metadata": with_versions}
         body = messages.message(columns, project=self._project, **choice, **flags)
         try:
-            answer = self._post(messages.ONLINE_FEATURES, body, is_idempotent=True, more=_asked_headers())
+            headers = messages.asking_headers(current())
+            answer = self._call(messages.ONLINE_FEATURES, body, is_idempotent=True, more=headers)
         except RemoteStoreError as error:
             if error.status in _UNANSWERED:
                 return None
             _raise_known(error)
         return received(messages.answer(answer.body))
 
-    def read(self, view: StoredView, ids: Sequence[str], fields: Sequence[str]) -> tuple[list[str], pa.RecordBatch]:
+    def prepare(self, view: StoredView) -> NoReturn:
+        """:raises InconsistentReadError: as there are no segments here to read at one position."""
+        raise InconsistentReadError(
+            f"view {view.name!r}: only Feast's own path can answer this request, which reads one view after the other"
+        )
+
+    def read(
+        self,
+        view: StoredView,
+        ids: Sequence[str],
+        fields: Sequence[str],
+        at_most: int = ANY_POSITION,  # noqa: ARG002
+    ) -> tuple[list[str], pa.RecordBatch]:
         """Read fields of entities, as :meth:`feast_quorin.session.Session.read`.
 
         :raises SegmentNotFoundError: if the server has no segment of the view.
         :raises ConnectionFailedError, RemoteStoreError: as :meth:`Client.post`.
         """
         body = messages.message({"entity_id": pa.array(ids, pa.string())}, **self._about(view), fields=[*fields])
-        batch = messages.answer(self._call(messages.READ, body, is_idempotent=True, more=_asked_headers()).body)
+        batch = messages.answer(
+            self._call(messages.READ, body, is_idempotent=True, more=messages.waiting_headers(current())).body
+        )
         return batch.schema.names[4:], batch
 
     def write(self, view: StoredView, batch: pa.RecordBatch, *, partial: bool) -> None:
@@ -123,14 +138,6 @@ class RemoteSession:
 
     def _post(self, path: str, body: bytes, *, is_idempotent: bool, more: Mapping[str, str] = _NO_HEADERS) -> Answer:
         return self._client.post(path, body, messages.CONTENT_TYPE, is_idempotent=is_idempotent, more=more)
-
-
-def _asked_headers() -> Mapping[str, str]:
-    """What reads of this context ask for, as the server takes it."""
-    asked = current()
-    if asked.at_least is None:
-        return _NO_HEADERS
-    return {"Quorin-At-Least": asked.at_least.text, "Quorin-Timeout-Ms": str(math.ceil(asked.timeout_ms))}
 
 
 def _raise_known(error: RemoteStoreError) -> NoReturn:

@@ -1,6 +1,7 @@
 """What requests ask for by headers, and the header by which writes return their token.
 
-``Quorin-At-Least`` and ``Quorin-Timeout-Ms`` hold for every read of a request, whichever way it is answered.
+``Quorin-At-Least``, ``Quorin-Timeout-Ms``, ``Quorin-Max-Age`` and ``Quorin-Consistent`` hold for every read of a
+request, whichever way it is answered.
 ``Quorin-Token`` is in the answer to every request that wrote.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from feast_quorin.read.asked import asking
+from feast_quorin.remote.messages import BadMessageError, asked_for
 from feast_quorin.write.tokens import collecting
 from quorin.errors import NotYetAppliedError, TokenError
 from quorin.http import InvalidHeaderError, asked_by, error_reply, send_reply, too_old
@@ -22,11 +24,11 @@ TOKEN = b"quorin-token"
 async def with_headers(answer: Callable[[Any, Any, Any], Awaitable[None]], scope: Any, receive: Any, send: Any) -> None:
     """Answer a request as its headers ask, and with the token of what it wrote."""
     try:
-        asked = asked_by(scope["headers"])
-    except InvalidHeaderError as error:
+        asked, changes = asked_by(scope["headers"]), asked_for(scope["headers"])
+    except (InvalidHeaderError, BadMessageError) as error:
         await send_reply(send, error_reply(422, str(error)))
         return
-    with collecting() as written, asking(at_least=asked.at_least, timeout_ms=asked.timeout_ms):
+    with collecting() as written, asking(at_least=asked.at_least, timeout_ms=asked.timeout_ms, **changes):
 
         async def send_with_token(message: Any) -> None:
             if message["type"] == "http.response.start" and written.token is not None:

@@ -50,37 +50,37 @@ def _body(response: Any) -> bytes:
 
 
 def _written(vectors: Iterable[Vector]) -> bytes:
-    states: dict[int, dict[str, Any]] = {}
+    states: dict[tuple[int, int], dict[str, Any]] = {}
     names, results = [], []
-    for name, values, read in vectors:
+    for name, values, read, index in vectors:
         names.append(name)
-        state = states.get(id(read))
+        key = id(read), 0 if read is None else read.age_limit(index)
+        state = states.get(key)
         if state is None:
-            state = states[id(read)] = _present(len(values)) if read is None else _state(read)
+            state = states[key] = _present(len(values)) if read is None else _state(read, index)
         # Long columns each by themselves: one call for all of them would hold the interpreter's lock for long.
         results.append({"values": _fragment(values) if len(values) > _MANY_ROWS else values, **state})
     return orjson.dumps({"results": results, "metadata": {"feature_names": names}}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _state(read: OneRow | Columns) -> dict[str, Any]:
-    """Statuses and event times, which all features of a view share."""
+def _state(read: OneRow | Columns, index: int) -> dict[str, Any]:
+    """Statuses and event times, which the features of a view with the same age limit share."""
     if not isinstance(read, OneRow):
-        return _states(read)
-    return _one_state(read.values[0]) if read.values else _NOT_FOUND
+        return _states(read, index)
+    if not read.values:
+        return _NOT_FOUND
+    status = _same("OUTSIDE_MAX_AGE" if read.is_outdated(index) else "PRESENT", 1)
+    return {"statuses": status, "event_timestamps": [time_text(read.values[0])]}
 
 
-def _states(columns: Columns) -> dict[str, Any]:
-    event_times = _fragment(times(columns.event_time_ns))
-    if columns.hidden is None and columns.all_found:
+def _states(columns: Columns, index: int) -> dict[str, Any]:
+    event_times, outdated = _fragment(times(columns.event_time_ns)), columns.outdated(index)
+    if outdated is None and columns.all_found:
         return {"statuses": _same("PRESENT", len(columns.found)), "event_timestamps": event_times}
     statuses = np.where(columns.found, "PRESENT", "NOT_FOUND").astype("U15")
-    if columns.hidden is not None:
-        statuses[columns.hidden] = "OUTSIDE_MAX_AGE"
+    if outdated is not None:
+        statuses[outdated] = "OUTSIDE_MAX_AGE"
     return {"statuses": _fragment(statuses.tolist()), "event_timestamps": event_times}
-
-
-def _one_state(time_ns: int) -> dict[str, Any]:
-    return {"statuses": _same("PRESENT", 1), "event_timestamps": [time_text(time_ns)]}
 
 
 @lru_cache(maxsize=_MAX_COUNTS)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
+from feast_quorin.remote.messages import is_asking
 from feast_quorin.server import arrow_body, json_body
 from feast_quorin.server.remote_features import RemoteFeatures
 from feast_quorin.server.services import Services
-from quorin.errors import NotYetAppliedError, TokenError
+from quorin.errors import InconsistentReadError, InvalidMaxAgeError, NotYetAppliedError, TokenError
 from quorin.http import InvalidHeaderError, Reply, asked_by, error_reply, forms, may_wait, too_old
 
 if TYPE_CHECKING:
@@ -123,7 +124,9 @@ class OnlineFeatures:
         self._direct_limits = replace(limits, rows=self._direct_rows, features=DIRECT_FEATURES)
 
     def direct(self, body: bytes, headers: Headers) -> Reply | None:
-        """The answer to a small request, at once."""
+        """The answer to a small request, at once. None to one that asks for more in headers, as it may have to wait."""
+        if is_asking(headers):
+            return None
         content_type, accept = forms(headers)
         if may_wait(headers):
             return None
@@ -161,10 +164,12 @@ class OnlineFeatures:
             )
             body = form.body(response, positions=positions)
             return Reply(200, form.CONTENT_TYPE, body, rows=request.row_count, features=_feature_count(features))
-        except InvalidHeaderError as error:
+        except (InvalidHeaderError, InvalidMaxAgeError) as error:
             return error_reply(422, str(error))
         except (NotYetAppliedError, TokenError) as error:
             return too_old(error)
+        except InconsistentReadError as error:
+            return error_reply(503, str(error))
         except Exception:  # noqa: BLE001 - Feast's application raises it again, and says it in its own way
             return None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import pyarrow.types as pt
 
 from feast_quorin.read.selection import ChoiceKeys, digest
@@ -15,7 +16,7 @@ from feast_quorin.remote import messages
 from feast_quorin.server import arrow_body
 from feast_quorin.server.received import decoded
 from feast_quorin.server.remote_rows import ProjectMismatchError, check_project
-from quorin.errors import NotYetAppliedError, TokenError
+from quorin.errors import InconsistentReadError, InvalidMaxAgeError, NotYetAppliedError, TokenError
 from quorin.http import Limits, Reply, error_reply, too_old
 
 if TYPE_CHECKING:
@@ -66,6 +67,9 @@ class RemoteFeatures:
             answer = arrow_body.exact_body(response, positions=True)
         except (NotYetAppliedError, TokenError) as error:
             return too_old(error)
+        except (InconsistentReadError, InvalidMaxAgeError) as error:
+            detail = {"detail": str(error), "error": type(error).__name__}
+            return Reply(409, b"application/json", orjson.dumps(detail))
         except Exception as error:  # noqa: BLE001 - whatever Feast or a transformation raises
             return error_reply(422, f"{type(error).__name__}: {error}")
         if answer is None:

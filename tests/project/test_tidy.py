@@ -56,6 +56,7 @@ REACH_INS = [
 CALLED_FROM_OUTSIDE = [
     "build_output_nodes",
     "_absolute",
+    "_age_limits",
     "load_overload",
     "save_overload",
     "_positive",

@@ -17,6 +17,7 @@ from quorin.engine.consumer.single_rows import SingleRows
 from quorin.engine.counting import counters
 from quorin.engine.log.record import Kind, decode, encode, fingerprint_bytes, peek, translate, written_at
 from quorin.engine.log.record_fast import decode_alike, likeness, template_of
+from quorin.engine.memory.pauses import Pauses
 from quorin.errors import EntityIdError, EntityIdTooLongError, InvalidEntryError, InvalidRowError
 from quorin.layout import apply_batch
 from quorin.logging import get_logger
@@ -58,6 +59,7 @@ class Applier:
         self._seen_versions: set[bytes] = set()
         self._applied_here: Collection[str] = ()
         self._single_rows: dict[tuple[Template, Schema], SingleRows | None] = {}
+        self._pauses = Pauses()
 
     def sees_new_versions(self, entries: list[Entry]) -> bool:
         """Whether entries are of a schema, or a version of one, that no entry was before."""
@@ -76,6 +78,7 @@ class Applier:
         :raises WriterFencedError: if another process has taken a segment over.
         """
         self._applied_here = targets.keys()
+        self._pauses.take(target.opened for target in targets.values())
         applied, run = 0, Run()
         for _, neighbours in groupby(entries, key=_likeness):
             alike = list(neighbours)

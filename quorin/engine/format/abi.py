@@ -28,16 +28,21 @@ FIRST_BUCKET = 4
 """Times are counted in half octaves: bucket ``2 i`` holds 2^(i+4) up to 1.5 times that, ``2 i + 1`` the rest up to
 2^(i+5) ns; the first and the last hold what is beyond."""
 
-# A read plan: a descriptor, then what to copy from a row to the output, as spans and as patches for null fields.
-# Row i of the output begins, for each span by itself, at its target plus i times its step; so a plan can fill rows as
-# well as columns.
-P_OUT_BYTES, P_SPAN_COUNT, P_PATCH_COUNT, P_MISSING, P_POSITIONS = range(DESCRIPTOR_ITEMS, DESCRIPTOR_ITEMS + 5)
-P_SPANS = DESCRIPTOR_ITEMS + 5
+# A read plan: a descriptor, then what to copy from a row to the output, as spans, as patches for null fields, and as
+# age limits, the shortest first. Row i of the output begins, for each span by itself, at its target plus i times its
+# step; so a plan can fill rows as well as columns.
+P_OUT_BYTES, P_SPAN_COUNT, P_PATCH_COUNT, P_MISSING, P_POSITIONS, P_AGE_COUNT, P_SPANS = range(
+    DESCRIPTOR_ITEMS, DESCRIPTOR_ITEMS + 7
+)
 """``P_POSITIONS`` is the address of an int64 array that the log positions of the rows go to, 0 for none."""
 SPAN_SOURCE, SPAN_TARGET, SPAN_STEP, SPAN_COUNT, SPAN_CODE = range(5)
 SPAN_ITEMS = 5
 PATCH_NULL_BYTE, PATCH_NULL_MASK, PATCH_TARGET, PATCH_STEP, PATCH_COUNT, PATCH_BITS = range(6)
 PATCH_ITEMS = 6
+AGE_NS, AGE_TARGET, AGE_STEP, AGE_COUNT, AGE_BITS, AGE_NULL_TARGET, AGE_NULL_STEP, AGE_NULL_MASK = range(8)
+AGE_ITEMS = 8
+"""What a field reads as in a row that is older: ``AGE_COUNT`` float32 whose bits are ``AGE_BITS``, or, in a plan whose
+missing rows are zeros, so many zero bytes, and a cleared validity bit."""
 
 RAW_BYTES = 0
 """A span's code when it copies bytes as they are; else it is the code of the dtype that it turns into float32."""
@@ -49,8 +54,11 @@ MISSING_ZEROS, MISSING_FLOAT32 = range(2)
 """What a row that is not found reads as: zero bytes, or the float32 that the caller names."""
 
 # What a read returns.
-FOUND, MISSING, MOVED, CONTENDED, NOT_ASCII, BAD_ID, BAD_OUT, CORRUPT = range(8)
-STOPPED, CODES = -1, 8
+FOUND, MISSING, MOVED, CONTENDED, NOT_ASCII, BAD_ID, BAD_OUT, CORRUPT, OUTDATED, AHEAD = range(10)
+"""``OUTDATED`` is found, with a value over its age limit; ``AHEAD`` was written after the position asked for."""
+ANY_POSITION = 2**63 - 1
+"""The position asked for when a row of any will do."""
+STOPPED, CODES = -1, 16
 """A batch that stopped says where and why in one negative number: ``STOPPED - CODES * row - code``."""
 
 # What a scan reports besides the slot that it stopped at: rows copied, and FOUND or why it stopped.

@@ -11,6 +11,7 @@ from quorin.engine.http.replies import Vectors
 from quorin.engine.http.requests import InvalidRequestError, check_values
 
 if TYPE_CHECKING:
+    from quorin.assembly import MaxAge
     from quorin.engine.arrays import Float32s, Int64s, Mask
     from quorin.engine.http.asked import Asked
     from quorin.engine.http.catalogue import Catalogue
@@ -30,13 +31,26 @@ def join(catalogue: Catalogue, request: Assemble, max_values: int, asked: Asked)
     check_values(len(parts[0].entity_ids) * width, max_values)
     for part in parts:
         asked.wait(part.segment)
-    count = len(parts[0].entity_ids)
-    positions = [np.empty(count, np.int64) if request.positions else None for _ in parts]
-    read = [_read(part, own) for part, own in zip(parts, positions, strict=True)]
-    values = read[0][0] if len(read) == 1 else np.concatenate([vectors for vectors, _ in read], axis=1)
-    found = np.stack([found for _, found in read], axis=1)
-    read_positions = np.stack([own for own in positions if own is not None], axis=1) if request.positions else None
-    return Vectors(values, found, [(part.segment.schema, part.fields) for part in parts], read_positions)
+    position = None
+    if request.consistent_timeout_ms is None:
+        read = [_read(part, positions=request.positions) for part in parts]
+    else:
+        position, read = assembly.at_one_position(
+            lambda: [part.segment for part in parts],
+            lambda at_most: [_read(part, at_most, positions=request.positions) for part in parts],
+            timeout_ms=request.consistent_timeout_ms,
+        )
+    values = read[0].values if len(read) == 1 else np.concatenate([part.values for part in read], axis=1)
+    found, fresh = (np.stack(masks, axis=1) for masks in zip(*((part.found, part.fresh) for part in read), strict=True))
+    own = [part.positions for part in read if part.positions is not None]
+    return Vectors(
+        values,
+        found,
+        [(part.segment.schema, part.fields) for part in parts],
+        positions=np.stack(own, axis=1) if own else None,
+        fresh=fresh if any(part.max_age is not None for part in request.parts) else None,
+        position=position,
+    )
 
 
 class _Bound(NamedTuple):
@@ -46,6 +60,18 @@ class _Bound(NamedTuple):
     entity_ids: Any
     fields: list[FeatureField]
     is_whole: bool
+    max_age: MaxAge | None
+
+
+class _Read(NamedTuple):
+    """The vectors of a part, which are found, which have no value over its age limit, and the rows' log positions if
+    they were asked for.
+    """
+
+    values: Float32s
+    found: Mask
+    fresh: Mask
+    positions: Int64s | None
 
 
 def _bound(segment: Segment, part: Part, request: Assemble) -> _Bound:
@@ -57,7 +83,7 @@ def _bound(segment: Segment, part: Part, request: Assemble) -> _Bound:
         detail = f"{schema.__name__}: expected numeric fields of one size, which are {list(numeric)}, got {wrong}"
         raise InvalidRequestError(422, detail)
     ids = request.entities[_entity(part, schema, list(request.entities))]
-    return _Bound(segment, ids, [numeric[name] for name in names], part.fields is None)
+    return _Bound(segment, ids, [numeric[name] for name in names], part.fields is None, part.max_age)
 
 
 def _entity(part: Part, schema: Schema, columns: list[str]) -> str:
@@ -72,8 +98,13 @@ def _entity(part: Part, schema: Schema, columns: list[str]) -> str:
     return name
 
 
-def _read(part: _Bound, positions: Int64s | None) -> tuple[Float32s, Mask]:
-    if part.is_whole:
-        return assembly.assemble_batch(part.segment, part.entity_ids, positions=positions)
-    read = assembly.reader(part.segment, [field.name for field in part.fields])
-    return read.batch(part.entity_ids, positions=positions)
+def _read(part: _Bound, at_most: int = assembly.ANY_POSITION, *, positions: bool) -> _Read:
+    count = len(part.entity_ids)
+    own = np.empty(count, np.int64) if positions else None
+    if part.is_whole and part.max_age is None and at_most == assembly.ANY_POSITION:
+        values, found = assembly.assemble_batch(part.segment, part.entity_ids, positions=own)
+        return _Read(values, found, found, own)
+    reader = assembly.reader(part.segment, [field.name for field in part.fields], max_age=part.max_age)
+    fresh = np.empty(count, np.bool_)
+    values, found = reader.batch(part.entity_ids, fresh_mask=fresh, positions=own, at_most=at_most)
+    return _Read(values, found, fresh, own)

@@ -7,6 +7,7 @@ from typing import Any
 from quorin import __version__
 from quorin.engine.bootstrap.peers import MEDIA_TYPE, NAME_HEADER
 from quorin.engine.http.asked import DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS
+from quorin.engine.http.requests import CONSISTENT, MAX_CONSISTENT_MS
 
 _ARROW = "application/vnd.apache.arrow.stream"
 _JSON = "application/json"
@@ -149,11 +150,18 @@ _ASKED: list[dict[str, Any]] = [
         "description": "How long to wait for them.",
     },
 ]
+_SECONDS = {"type": "number", "minimum": 1e-9, "maximum": 9e9}
+_MAX_AGE = {
+    "anyOf": [_SECONDS, {"type": "object", "additionalProperties": _SECONDS, "minProperties": 1}, {"type": "null"}],
+    "description": "Values in rows whose event time is longer ago, in seconds, read as null: one limit for all fields, "
+    "or one by field. `fresh` in the reply says which rows have none of those.",
+}
 _SCHEMAS: dict[str, Any] = {
     "ReadRequest": _object(
-        {"schema": _NAME, "entity_ids": _IDS, "fields": _FIELDS, "positions": _POSITIONS},
+        {"schema": _NAME, "entity_ids": _IDS, "fields": _FIELDS, "positions": _POSITIONS, "max_age": _MAX_AGE},
         "fields",
         "positions",
+        "max_age",
         examples=[{"schema": "Driver", "entity_ids": ["1001", "1002"], "fields": ["conv_rate"]}],
     ),
     "Rows": _object(
@@ -164,9 +172,11 @@ _SCHEMAS: dict[str, Any] = {
             "found": _array(_BOOLEAN),
             "event_time_ns": _array(_or_null("integer")),
             "log_position": _array(_or_null("integer"), description="With `positions`."),
+            "fresh": _array(_BOOLEAN, description="With `max_age`."),
             "features": {"type": "object", "additionalProperties": _array({}), "description": "By name, a list each."},
         },
         "log_position",
+        "fresh",
     ),
     "AssembleRequest": _object(
         {
@@ -178,15 +188,29 @@ _SCHEMAS: dict[str, Any] = {
             },
             "schemas": _array(
                 _object(
-                    {"schema": _NAME, "entity": {"type": ["string", "null"], "minLength": 1}, "fields": _FIELDS},
+                    {
+                        "schema": _NAME,
+                        "entity": {"type": ["string", "null"], "minLength": 1},
+                        "fields": _FIELDS,
+                        "max_age": _MAX_AGE,
+                    },
                     "entity",
                     "fields",
+                    "max_age",
                 ),
                 minItems=1,
             ),
             "positions": _POSITIONS,
+            CONSISTENT: {
+                "type": ["number", "null"],
+                "exclusiveMinimum": 0,
+                "maximum": MAX_CONSISTENT_MS,
+                "description": "Milliseconds within which all rows are read as they are at one position of the log, "
+                "which is then in the reply; 503 if that was not possible.",
+            },
         },
         "positions",
+        CONSISTENT,
         description="Columns of entity ids, of one length, and schemas. `entity` names the column of a schema; it may "
         "be left out if there is one column, or if the schema itself names its entity.",
         examples=[{"entities": {"driver": ["1001"]}, "schemas": [{"schema": "Driver", "fields": ["conv_rate"]}]}],
@@ -197,9 +221,13 @@ _SCHEMAS: dict[str, Any] = {
             "columns": _array(_object({"schema": _TEXT, "field": _TEXT, "first": _INTEGER, "count": _INTEGER})),
             "found": _array(_array(_BOOLEAN), description="For each row, whether each schema has it."),
             "log_position": _array(_array(_or_null("integer")), description="With `positions`; as `found`."),
+            "fresh": _array(_array(_BOOLEAN), description="The same with no value over its limit, with `max_age`."),
+            "position": {"type": "integer", "description": "With `consistent_timeout_ms`."},
             "vectors": _array(_array(_or_null("number")), description="float32; null where there is no row."),
         },
         "log_position",
+        "fresh",
+        "position",
     ),
     "Schemas": _object({"schemas": _array(_ref("Schema"))}),
     "Schema": _object(

@@ -27,14 +27,17 @@ _BLOCK_VALUES = 100_000
 
 class Vectors(NamedTuple):
     """The joined vectors, float32 of shape ``(rows, values)``, which rows were found in which schema, bool of shape
-    ``(rows, schemas)``, the schemas with the fields that the vectors hold, and of the shape of ``found`` the log
-    positions, int64, if they were asked for.
+    ``(rows, schemas)``, and the schemas with the fields that the vectors hold. Of the shape of ``found``, the log
+    positions, int64, if they were asked for, and of rows with age limits, which have no value over its limit. Of rows
+    at one position of the log, the position.
     """
 
     values: Float32s
     found: Mask
     parts: list[tuple[Schema, list[FeatureField]]]
     positions: Int64s | None = None
+    fresh: Mask | None = None
+    position: int | None = None
 
 
 def rows_json(schema: Schema, ids: Any, columns: Columns, *, positions: bool = False) -> bytes:
@@ -50,6 +53,7 @@ def rows_json(schema: Schema, ids: Any, columns: Columns, *, positions: bool = F
                 name: _fragment(own if columns.all_found else _with_nulls(own, columns.found))
                 for name, own in numbers.items()
             },
+            **({} if columns.ages is None else {"fresh": _fragment(columns.fresh)}),
             "features": {field.name: _fragment(_values(columns, i)) for i, field in enumerate(columns.fields)},
         }
     )
@@ -70,21 +74,32 @@ def vectors_json(vectors: Vectors) -> bytes:
             "columns": _columns(vectors),
             "found": _fragment(vectors.found),
             **({} if own is None else {"log_position": _fragment(_position_rows(vectors, own))}),
+            **({} if vectors.fresh is None else {"fresh": _fragment(vectors.fresh)}),
+            **({} if vectors.position is None else {"position": vectors.position}),
             "vectors": _fragment(vectors.values),
         }
     )
 
 
 def vectors_arrow(vectors: Vectors) -> bytes:
-    """The joined vectors as one record batch of fixed-size lists; the metadata has ``schemas`` and ``columns``."""
+    """The joined vectors as one record batch of fixed-size lists; the metadata has ``schemas`` and ``columns``, and
+    ``position`` if the rows are at one.
+    """
     values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.values.reshape(-1)), vectors.values.shape[1])
-    found = pa.FixedSizeListArray.from_arrays(pa.array(vectors.found.reshape(-1)), vectors.found.shape[1])
+    columns = {"found": _mask(vectors.found)}
+    if vectors.fresh is not None:
+        columns["fresh"] = _mask(vectors.fresh)
     metadata = {"schemas": _dumps(_schemas(vectors)), "columns": _dumps(_columns(vectors))}
-    columns = {"found": found, "vector": values}
     if vectors.positions is not None:
         own = pa.array(vectors.positions.reshape(-1), mask=~vectors.found.reshape(-1))
         columns["log_position"] = pa.FixedSizeListArray.from_arrays(own, vectors.found.shape[1])
-    return _stream(pa.record_batch(columns).replace_schema_metadata(metadata))
+    if vectors.position is not None:
+        metadata["position"] = str(vectors.position).encode()
+    return _stream(pa.record_batch({**columns, "vector": values}).replace_schema_metadata(metadata))
+
+
+def _mask(mask: Mask) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(mask.reshape(-1)), mask.shape[1])
 
 
 def _position_rows(vectors: Vectors, positions: Int64s) -> list[list[int | None]]:

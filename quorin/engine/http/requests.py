@@ -11,12 +11,16 @@ from typing import Any, NamedTuple
 import orjson
 import pyarrow as pa
 
+from quorin.assembly import MaxAge, duration_ns
 from quorin.engine.http.arrow_stream import InvalidStreamError, read_text_columns
+from quorin.errors import InvalidMaxAgeError
 
 ARROW = b"application/vnd.apache.arrow.stream"
 JSON = b"application/json"
 _METADATA_KEY = b"request"
 _SHOWN_CHARACTERS = 100
+CONSISTENT = "consistent_timeout_ms"
+MAX_CONSISTENT_MS = 60_000
 
 
 class InvalidRequestError(Exception):
@@ -28,12 +32,15 @@ class InvalidRequestError(Exception):
 
 
 class Read(NamedTuple):
-    """``POST /v1/read``: the rows of entities in one schema. ``fields`` is None for all."""
+    """``POST /v1/read``: the rows of entities in one schema. ``fields`` is None for all. ``max_age`` is a number of
+    seconds, or one by field.
+    """
 
     schema: str
     entity_ids: Any
     fields: list[str] | None
     positions: bool
+    max_age: MaxAge | None
 
 
 class Part(NamedTuple):
@@ -44,14 +51,18 @@ class Part(NamedTuple):
     schema: str
     entity: str | None
     fields: list[str] | None
+    max_age: MaxAge | None
 
 
 class Assemble(NamedTuple):
-    """``POST /v1/assemble``: the rows of several schemas, joined to one vector for each row of ``entities``."""
+    """``POST /v1/assemble``: the rows of several schemas, joined to one vector for each row of ``entities``; with
+    ``consistent_timeout_ms`` as they are at one position of the log.
+    """
 
     entities: dict[str, Any]
     parts: list[Part]
     positions: bool
+    consistent_timeout_ms: float | None
 
 
 def parse_read(body: bytes, content_type: bytes, max_rows: int) -> Read:
@@ -60,24 +71,26 @@ def parse_read(body: bytes, content_type: bytes, max_rows: int) -> Read:
         request, entities = _arrow(body)
         if len(entities) != 1:
             raise _wrong("the stream", "exactly one column, the entity ids", list(entities))
-        _check_keys(request, "the request", needed=("schema",), optional=("fields", "positions"))
+        _check_keys(request, "the request", needed=("schema",), optional=("fields", "positions", "max_age"))
         [ids] = entities.values()
     else:
         request = _json(body, content_type)
-        _check_keys(request, "the request", needed=("schema", "entity_ids"), optional=("fields", "positions"))
+        optional = "fields", "positions", "max_age"
+        _check_keys(request, "the request", needed=("schema", "entity_ids"), optional=optional)
         ids = _ids("entity_ids", request["entity_ids"])
     _check_rows(len(ids), max_rows)
-    return Read(_text("schema", request["schema"]), ids, _fields(request), _positions(request))
+    schema, max_age = _text("schema", request["schema"]), _max_age("max_age", request)
+    return Read(schema, ids, _fields(request), _positions(request), max_age)
 
 
 def parse_assemble(body: bytes, content_type: bytes, max_rows: int) -> Assemble:
     """:raises InvalidRequestError: naming the value, and what was expected."""
     if content_type.startswith(ARROW):
         request, entities = _arrow(body)
-        _check_keys(request, "the request", needed=("schemas",), optional=("positions",))
+        _check_keys(request, "the request", needed=("schemas",), optional=("positions", CONSISTENT))
     else:
         request = _json(body, content_type)
-        _check_keys(request, "the request", needed=("schemas", "entities"), optional=("positions",))
+        _check_keys(request, "the request", needed=("schemas", "entities"), optional=("positions", CONSISTENT))
         if type(request["entities"]) is not dict:
             raise _wrong("entities", "an object with a list of entity ids for each name", request["entities"])
         entities = {_text("entities", name): _ids(f"entities.{name}", ids) for name, ids in request["entities"].items()}
@@ -88,8 +101,11 @@ def parse_assemble(body: bytes, content_type: bytes, max_rows: int) -> Assemble:
     parts = request["schemas"]
     if type(parts) is not list or not parts:
         raise _wrong("schemas", "a list of at least one schema", parts)
+    timeout_ms = request.get(CONSISTENT)
+    if timeout_ms is not None and (type(timeout_ms) not in (int, float) or not 0 < timeout_ms <= MAX_CONSISTENT_MS):
+        raise _wrong(CONSISTENT, f"milliseconds above 0 and up to {MAX_CONSISTENT_MS}", timeout_ms)
     checked = [_part(f"schemas[{index}]", part) for index, part in enumerate(parts)]
-    return Assemble(entities, checked, _positions(request))
+    return Assemble(entities, checked, _positions(request), timeout_ms)
 
 
 def check_values(count: int, max_values: int) -> None:
@@ -101,11 +117,11 @@ def check_values(count: int, max_values: int) -> None:
 def _part(where: str, part: Any) -> Part:
     if type(part) is not dict:
         raise _wrong(where, "an object", part)
-    _check_keys(part, where, needed=("schema",), optional=("entity", "fields"))
+    _check_keys(part, where, needed=("schema",), optional=("entity", "fields", "max_age"))
     entity = part.get("entity")
     if entity is not None:
         _text(f"{where}.entity", entity)
-    return Part(_text(f"{where}.schema", part["schema"]), entity, _fields(part))
+    return Part(_text(f"{where}.schema", part["schema"]), entity, _fields(part), _max_age(f"{where}.max_age", part))
 
 
 def _json(body: bytes, content_type: bytes) -> dict[str, Any]:
@@ -173,6 +189,18 @@ def _positions(request: dict[str, Any]) -> bool:
     if type(asked) is not bool:
         raise _wrong("positions", "true or false", asked)
     return asked
+
+
+def _max_age(where: str, request: dict[str, Any]) -> MaxAge | None:
+    max_age: MaxAge | None = request.get("max_age")
+    if isinstance(max_age, dict) and not max_age:
+        raise _wrong(where, "seconds, or seconds for at least one field", max_age)
+    for name, limit in max_age.items() if isinstance(max_age, dict) else () if max_age is None else (("", max_age),):
+        try:
+            duration_ns(f"{where}.{name}" if name else where, limit)
+        except InvalidMaxAgeError as error:
+            raise InvalidRequestError(422, str(error)) from error
+    return max_age
 
 
 def _text(where: str, value: Any) -> str:

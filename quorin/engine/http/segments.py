@@ -25,8 +25,24 @@ from quorin.engine.http.limits import Limits
 from quorin.engine.http.openapi import description
 from quorin.engine.http.page import page
 from quorin.engine.http.reply import Reply, error_reply, forms
-from quorin.engine.http.requests import ARROW, JSON, InvalidRequestError, check_values, parse_assemble, parse_read
-from quorin.errors import EntityIdError, InvalidRowError, NotYetAppliedError, QuorinError, TokenError
+from quorin.engine.http.requests import (
+    ARROW,
+    CONSISTENT,
+    JSON,
+    InvalidRequestError,
+    check_values,
+    parse_assemble,
+    parse_read,
+)
+from quorin.errors import (
+    EntityIdError,
+    InconsistentReadError,
+    InvalidMaxAgeError,
+    InvalidRowError,
+    NotYetAppliedError,
+    QuorinError,
+    TokenError,
+)
 from quorin.logging import get_logger
 from quorin.shm import SegmentRegistry
 
@@ -38,6 +54,8 @@ _DIRECT_BYTES = 16 * 1024
 _DIRECT_VALUES, _DIRECT_VALUES_COMPRESSED = 50_000, 5_000
 """Larger requests, and those of more values, are answered in a thread: other requests are answered meanwhile."""
 _TOO_LARGE = 413
+_MAY_WAIT = CONSISTENT.encode()
+"""What a request has that may have to wait."""
 _SWITCH_SECONDS = 0.001
 """How long a thread keeps the interpreter's lock from the thread that answers small requests."""
 
@@ -139,7 +157,7 @@ class SegmentApplication:
         await asgi.send_reply(send, reply)
 
     def _direct(self, answer: Answer, body: bytes, headers: Headers) -> Reply | None:
-        if len(body) > _DIRECT_BYTES or may_wait(headers):
+        if len(body) > _DIRECT_BYTES or _MAY_WAIT in body or may_wait(headers):
             return None
         limit = _DIRECT_VALUES if accepted_encoding(headers) is None else _DIRECT_VALUES_COMPRESSED
         reply = self._answer(answer, body, headers, min(limit, self.limits.values))
@@ -160,7 +178,8 @@ class SegmentApplication:
         segment = self._catalogue.segment(request.schema)
         check_values(len(request.entity_ids) * _width(segment.schema, request.fields), question.max_values)
         question.asked.wait(segment)
-        columns = assembly.column_reader(segment, request.fields, positions=request.positions)(request.entity_ids)
+        read = assembly.column_reader(segment, request.fields, positions=request.positions, max_age=request.max_age)
+        columns = read(request.entity_ids)
         if question.as_arrow:
             return replies.rows_arrow(segment.schema, columns)
         return replies.rows_json(segment.schema, request.entity_ids, columns, positions=request.positions)
@@ -186,10 +205,12 @@ def _guarded(answer: Callable[[], Reply]) -> Reply:
         return answer()
     except InvalidRequestError as error:
         return error_reply(error.status, str(error))
-    except (InvalidHeaderError, InvalidRowError, EntityIdError) as error:
+    except (InvalidHeaderError, InvalidRowError, EntityIdError, InvalidMaxAgeError) as error:
         return error_reply(422, str(error))
     except (NotYetAppliedError, TokenError) as error:
         return too_old(error)
+    except InconsistentReadError as error:
+        return error_reply(503, str(error))
     except QuorinError as error:
         _log.exception("request_failed")
         return error_reply(503, f"{type(error).__name__}: the server's log has the reason")

@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from quorin.engine.kernels.compiling import inlined, kernel
 
 _I8, _I16, _I32, _I64, _I128 = (ir.IntType(bits) for bits in (8, 16, 32, 64, 128))
-_CLOCK_MONOTONIC = 1
+_CLOCK_REALTIME, _CLOCK_MONOTONIC = 0, 1
 _FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
 
 
@@ -117,19 +117,26 @@ def add_word(_typing, address, count):
     return types.int64(types.int64, types.int64), generate
 
 
-@intrinsic
-def now_ns(_typing):
-    """The monotonic clock, in ns."""
+def _clock(clock):
+    @intrinsic
+    def now(_typing):
+        def generate(_context, builder, _signature, _arguments):
+            moment = cgutils.alloca_once(builder, ir.ArrayType(_I64, 2))
+            kind = ir.FunctionType(_I32, [_I32, moment.type])
+            function = cgutils.get_or_insert_function(builder.module, kind, "clock_gettime")
+            builder.call(function, [_I32(clock), moment])
+            seconds, nanoseconds = (builder.load(cgutils.gep_inbounds(builder, moment, 0, i)) for i in (0, 1))
+            return builder.add(builder.mul(seconds, _I64(1_000_000_000)), nanoseconds)
 
-    def generate(_context, builder, _signature, _arguments):
-        moment = cgutils.alloca_once(builder, ir.ArrayType(_I64, 2))
-        kind = ir.FunctionType(_I32, [_I32, moment.type])
-        function = cgutils.get_or_insert_function(builder.module, kind, "clock_gettime")
-        builder.call(function, [_I32(_CLOCK_MONOTONIC), moment])
-        seconds, nanoseconds = (builder.load(cgutils.gep_inbounds(builder, moment, 0, i)) for i in (0, 1))
-        return builder.add(builder.mul(seconds, _I64(1_000_000_000)), nanoseconds)
+        return types.int64(), generate
 
-    return types.int64(), generate
+    return now
+
+
+now_ns = _clock(_CLOCK_MONOTONIC)
+"""The monotonic clock, in ns."""
+wall_ns = _clock(_CLOCK_REALTIME)
+"""The system's clock, in ns since the epoch, as ``time.time_ns()``."""
 
 
 def _fence(ordering):

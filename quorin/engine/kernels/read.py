@@ -10,6 +10,17 @@ from __future__ import annotations
 import numpy as np
 
 from quorin.engine.format.abi import (
+    AGE_BITS,
+    AGE_COUNT,
+    AGE_ITEMS,
+    AGE_NS,
+    AGE_NULL_MASK,
+    AGE_NULL_STEP,
+    AGE_NULL_TARGET,
+    AGE_STEP,
+    AGE_TARGET,
+    AHEAD,
+    ANY_POSITION,
     BAD_ID,
     BAD_OUT,
     BATCH_SAMPLES,
@@ -27,6 +38,8 @@ from quorin.engine.format.abi import (
     MISSING_FLOAT32,
     MOVED,
     NOT_ASCII,
+    OUTDATED,
+    P_AGE_COUNT,
     P_MISSING,
     P_OUT_BYTES,
     P_PATCH_COUNT,
@@ -82,11 +95,11 @@ from quorin.engine.kernels.memory import (
     store_u32,
     store_u64,
     text_address,
+    wall_ns,
 )
 from quorin.engine.kernels.rows import (
-    CELL_COUNT,
-    CELL_SIZE,
     DELETED,
+    EVENT_TIME,
     FLAGS,
     FLOAT32,
     FLOAT64,
@@ -110,27 +123,32 @@ BLOCK = 32
 """Rows in flight in a batch: enough to hide the latency of memory, few enough for the cache to hold."""
 
 _FIRST = np.int64(0)
-"""Not ``0``: numba would compile what is called with a literal once more."""
+_ANY = np.int64(ANY_POSITION)
+"""Not literals: numba would compile what is called with one once more."""
 _SLOTS_OF_A_LINE = 8
 _READ_SAMPLE = np.uint64(READ_SAMPLES - 1)
 
 
 @kernel
 def read_one(segment, text, out):
-    """Fill ``out`` with the row of an ASCII id, read in place. Returns a code; ``out`` is undefined unless FOUND."""
+    """Fill ``out`` with the row of an ASCII id, read in place; ages count from the system's clock. Returns a code;
+    ``out`` is undefined unless FOUND or OUTDATED.
+    """
     if out.size * out.itemsize != segment[P_OUT_BYTES]:
         return BAD_OUT
     if not text._is_ascii:
         return NOT_ASCII
-    return read_key(segment, text_address(text), text._length, array_address(out))
+    now = wall_ns() if segment[P_AGE_COUNT] > 0 else _FIRST
+    return read_key(segment, text_address(text), text._length, array_address(out), now, _ANY)
 
 
 @kernel
-def read_each(segments, text, out):
+def read_each(segments, text, out, now, at_most):
     """Fill ``out`` with the rows of an ASCII id in several segments, one after the other, then a byte for each that
     says whether it was found: where it was not, its row is zeros. Returns a code; ``out`` is undefined unless FOUND.
 
     ``segments`` holds how many there are, the bytes of their rows together, and the array of each after its length.
+    Ages count from ``now``. AHEAD if a row was written after the log position ``at_most``.
     """
     if out.size != segments[1] + segments[0]:
         return BAD_OUT
@@ -141,20 +159,20 @@ def read_each(segments, text, out):
     at = 2
     for number in range(segments[0]):
         segment = segments[at + 1 : at + 1 + segments[at]]
-        code = read_key(segment, text_address(text), text._length, target)
+        code = read_key(segment, text_address(text), text._length, target, now, at_most)
         if code == MISSING:
             add_word(counters_of(segment) + 8 * W_MISSING, 1)
             fill_missing(segment, target, _FIRST, np.float32(0.0))
-        elif code != FOUND:
+        elif code != FOUND and code != OUTDATED:
             return code
-        store_u8(found + number, code == FOUND)
+        store_u8(found + number, code != MISSING)
         target += segment[P_OUT_BYTES]
         at += 1 + segments[at]
     return FOUND
 
 
 @helper
-def read_key(segment, key, count, out):
+def read_key(segment, key, count, out, now, at_most):
     """Copy the row of the ``count`` bytes at ``key`` to the address ``out``, and count that; returns a code."""
     if count == 0 or count > segment[D_MAX_ID_BYTES]:
         return BAD_ID
@@ -163,21 +181,25 @@ def read_key(segment, key, count, out):
     reads = load_u64(counters + 8 * W_READS)
     timed = reads & _READ_SAMPLE == 0
     started = now_ns() if timed else 0
-    code = read_row(segment, key, count, h, out, _FIRST)
+    code = read_row(segment, key, count, h, out, _FIRST, now, at_most)
     if timed:
         count_time(counters + 8 * W_READ_TIMES, counters + 8 * W_READ_NS, now_ns() - started)
-    if code == FOUND:
+    if code == FOUND or code == OUTDATED:  # noqa: SIM109 - a tuple is slower in numba
         store_u64(counters + 8 * W_READS, reads + ONE)
     return code
 
 
 @unlocked_kernel
-def read_many(segment, offsets, offset_bytes, data, first, last, out, found, missing):
+def read_many(segment, offsets, offset_bytes, data, first, last, out, found, missing, now, at_most, fresh):
     """Read rows ``first … last-1`` of a batch into the bytes of ``out``, as the plan says, and into ``found``.
+
+    Ages count from ``now``. ``fresh`` is the address of a byte for each row: whether it is found and no value of it
+    over its age limit; 0 if not asked for.
 
     Ids are an Arrow string column: ``offsets`` (address of ``offset_bytes``-wide integers) into ``data``. Returns
     ``last`` when all are read, else ``STOPPED - CODES * row - code`` for the first row that was not: its id is empty
-    (BAD_ID), its segment has a successor (MOVED), it kept changing (CONTENDED), or its slot points nowhere (CORRUPT).
+    (BAD_ID), its segment has a successor (MOVED), it kept changing (CONTENDED), its slot points nowhere (CORRUPT), or
+    it was written after the log position ``at_most`` (AHEAD).
     """
     hashes = np.empty(BLOCK, np.uint64)
     target = array_address(out)
@@ -202,13 +224,15 @@ def read_many(segment, offsets, offset_bytes, data, first, last, out, found, mis
         for i in range(begin, end):
             start = load_offset(offsets, offset_bytes, i)
             count = load_offset(offsets, offset_bytes, i + 1) - start
-            code = read_row(segment, data + start, count, hashes[i - begin], target, i)
+            code = read_row(segment, data + start, count, hashes[i - begin], target, i, now, at_most)
             if count == 0:
                 code = BAD_ID
-            if code == MOVED or code == CONTENDED or code == BAD_ID or code == CORRUPT:  # noqa: SIM109 - a tuple is slower in numba
+            if code != FOUND and code != MISSING and code != OUTDATED:
                 return STOPPED - CODES * i - code
-            found[i] = code == FOUND
-            if code != FOUND:
+            found[i] = code != MISSING
+            if fresh != 0:
+                store_u8(fresh + i, code == FOUND)
+            if code == MISSING:
                 absent += 1
                 fill_missing(segment, target, i, missing)
     add_word(counters + 8 * W_BATCH_ROWS, last - first)
@@ -230,7 +254,7 @@ def likely_word(segment, h):
 
 
 @helper
-def read_row(segment, key, count, h, out, index):
+def read_row(segment, key, count, h, out, index, now, at_most):
     """Copy one row by the spans of the plan to row ``index`` of the output; returns a code."""
     home = home_slot(segment, h)
     slot_count = segment[D_SLOT_COUNT]
@@ -249,16 +273,22 @@ def read_row(segment, key, count, h, out, index):
             stamp = load_acquire(row)
             same_key = key_equals(segment, row, key, count)
             flags = load_u16(row + FLAGS)
+            position = load_i64(row + POSITION)
+            code = FOUND
             if same_key and flags & DELETED == 0:
                 copy_spans(segment, row, out, index)
                 if segment[P_POSITIONS] != 0:
-                    store_u64(segment[P_POSITIONS] + 8 * index, load_u64(row + POSITION))
+                    store_u64(segment[P_POSITIONS] + 8 * index, np.uint64(position))
                 if flags & HAS_NULLS != 0:
                     patch_nulls(segment, row, out, index)
+                if segment[P_AGE_COUNT] > 0:
+                    code = withhold(segment, row, out, index, now)
             if not is_unchanged(row, stamp, slot, word):
                 break
             if same_key:
-                return FOUND if flags & DELETED == 0 else MISSING
+                if position > at_most:
+                    return AHEAD
+                return code if flags & DELETED == 0 else MISSING
             distance = probe(segment, home, distance + 1, slot_count, h)
         else:
             return MISSING
@@ -319,6 +349,30 @@ def patch_nulls(segment, row, out, index):
 
 
 @helper
+def withhold(segment, row, out, index, now):
+    """Let the values that are over their age limits read as null; OUTDATED if there are any, else FOUND."""
+    event_time = load_i64(row + EVENT_TIME)
+    at = P_SPANS + SPAN_ITEMS * segment[P_SPAN_COUNT] + PATCH_ITEMS * segment[P_PATCH_COUNT]
+    code = FOUND
+    for _ in range(segment[P_AGE_COUNT]):
+        # Subtracting from now, which is above 0, cannot overflow; an event time may be any integer.
+        if event_time >= now - segment[at + AGE_NS]:
+            break
+        code = OUTDATED
+        target = out + segment[at + AGE_TARGET] + index * segment[at + AGE_STEP]
+        if segment[P_MISSING] == MISSING_FLOAT32:
+            for i in range(segment[at + AGE_COUNT]):
+                store_u32(target + 4 * i, segment[at + AGE_BITS])
+        else:
+            for i in range(segment[at + AGE_COUNT]):
+                store_u8(target + i, 0)
+            bits = out + segment[at + AGE_NULL_TARGET] + index * segment[at + AGE_NULL_STEP]
+            store_u8(bits, load_u8(bits) & ~segment[at + AGE_NULL_MASK])
+        at += AGE_ITEMS
+    return code
+
+
+@helper
 def fill_missing(segment, out, index, missing):
     """Fill the output of a row that was not found."""
     at = P_SPANS
@@ -332,34 +386,3 @@ def fill_missing(segment, out, index, missing):
         at += SPAN_ITEMS
     if segment[P_POSITIONS] != 0:
         store_u64(segment[P_POSITIONS] + 8 * index, np.uint64(0))
-
-
-@unlocked_kernel
-def gather_values(cells, heap, heap_bytes, ends, data):
-    """Copy the heap bytes of VAR_CELLs to ``data``, value ``i`` to ``ends[i] … ends[i + 1]``: FOUND, or CORRUPT."""
-    for i in range(ends.size - 1):
-        size = ends[i + 1] - ends[i]
-        offset = load_i64(cells + CELL_SIZE * i)
-        if offset < 0 or offset > heap_bytes - size:
-            return CORRUPT
-        if size > 0:
-            copy_bytes(data + ends[i], heap + offset, size)
-    return FOUND
-
-
-@unlocked_kernel
-def gather_texts(cells, heap, heap_bytes, ends, item_ends, data):
-    """The same for lists of strings, without their end offsets; ``item_ends`` says where each item ends in ``data``."""
-    item = 0
-    for i in range(ends.size - 1):
-        offset = load_i64(cells + CELL_SIZE * i)
-        count = load_u32(cells + CELL_SIZE * i + CELL_COUNT)
-        size = ends[i + 1] - ends[i]
-        if offset < 0 or offset > heap_bytes - size - 4 * count or item + count > item_ends.size:
-            return CORRUPT
-        for k in range(count):
-            item_ends[item] = ends[i] + load_u32(heap + offset + 4 * k)
-            item += 1
-        if size > 0:
-            copy_bytes(data + ends[i], heap + offset + 4 * count, size)
-    return FOUND

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from quorin.engine import forks
 from quorin.engine.memory.access import why_not
+from quorin.engine.memory.pauses import is_asked
 from quorin.errors import SegmentNotFoundError, SharedMemoryError
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ class FileLock:
     def is_ours(self) -> bool:
         """False in a child that inherited this object by fork, and after release."""
         return self._descriptor >= 0 and self._owner_pid == os.getpid()
+
+    @property
+    def is_pause_asked(self) -> bool:
+        """Whether a reader of the file asks its writer to pause; see :mod:`quorin.engine.memory.pauses`."""
+        return is_asked(self._descriptor)
 
     def release(self) -> None:
         """Let go. Does nothing when already released, and never frees a parent's lock from a child."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.abi import (
+    AGE_NS,
     CONSTANT,
     D_BODY_BYTES,
     D_BODY_OFFSET,
@@ -30,6 +31,7 @@ from quorin.engine.format.abi import (
     D_SLOT_COUNT,
     DESCRIPTOR_ITEMS,
     MISSING_FLOAT32,
+    P_AGE_COUNT,
     SPAN_CODE,
     SPAN_COUNT,
     SPAN_SOURCE,
@@ -43,8 +45,11 @@ if TYPE_CHECKING:
     from quorin.schema import FeatureField, Schema
 
 
-def vector_plan(descriptor: Int64s, stored: Schema, fields: Sequence[FeatureField]) -> Int64s:
-    """The read plan that fills a float32 vector with ``fields``, in the order given.
+def vector_plan(
+    descriptor: Int64s, stored: Schema, fields: Sequence[FeatureField], ages: Sequence[int] | None = None
+) -> Int64s:
+    """The read plan that fills a float32 vector with ``fields``, in the order given; ``ages`` has the age limit of
+    each in ns, 0 for none.
 
     Fields of one dtype that are neighbours both in the row and in the vector become one span. Fields that are not
     stored (any more) read as their default.
@@ -53,12 +58,14 @@ def vector_plan(descriptor: Int64s, stored: Schema, fields: Sequence[FeatureFiel
     body = int(descriptor[D_BODY_OFFSET])
     spans: list[list[int]] = []
     patches: list[tuple[int, ...]] = []
+    limits: list[tuple[int, ...]] = []
     target, out_bytes = 0, 4 * sum(field.element_count for field in fields)
-    for field in fields:
+    for field, age in zip(fields, ages or [0] * len(fields), strict=True):
         count = field.element_count
         if not count:
             continue
         default_bits = int(np.float32(field.vector_default).view(np.uint32))
+        limits.append((age, target, out_bytes, count, default_bits, 0, 0, 0))
         cell = cells.get(field.name)
         if cell is None or not fits(cell.field, field):
             spans.append([default_bits, target, out_bytes, count, CONSTANT])
@@ -72,16 +79,26 @@ def vector_plan(descriptor: Int64s, stored: Schema, fields: Sequence[FeatureFiel
             spans.append([source, target, out_bytes, count, int(code)])
         patches.append((body + cell.null_byte, cell.null_mask, target, out_bytes, count, default_bits))
         target += 4 * count
-    return read_plan(descriptor, out_bytes, spans, patches, MISSING_FLOAT32)
+    return with_ages(read_plan(descriptor, out_bytes, spans, patches, MISSING_FLOAT32), limits)
 
 
 def read_plan(
     descriptor: Int64s, out_bytes: int, spans: list[list[int]], patches: list[tuple[int, ...]], missing: int
 ) -> Int64s:
     """A read plan as :mod:`quorin.engine.format.abi` lays it out; ``out_bytes`` is what a row takes in the output."""
-    head = np.array([out_bytes, len(spans), len(patches), missing, 0], np.int64)
+    head = np.array([out_bytes, len(spans), len(patches), missing, 0, 0], np.int64)
     tail = [np.array(part, np.int64).ravel() for part in (spans, patches)]
     return np.concatenate([descriptor, head, *tail])
+
+
+def with_ages(plan: Int64s, limits: Sequence[tuple[int, ...]]) -> Int64s:
+    """A read plan that has none, with age limits; those of 0 ns are left out."""
+    limits = sorted(limit for limit in limits if limit[AGE_NS])
+    if not limits:
+        return plan
+    aged = np.concatenate([plan, np.array(limits, np.int64).ravel()])
+    aged[P_AGE_COUNT] = len(limits)
+    return aged
 
 
 def describe(address: int, layout: fmt.SegmentLayout, seed: Any) -> Int64s:

@@ -10,7 +10,6 @@ import math
 import os
 import threading
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from quorin import metrics
@@ -59,9 +58,7 @@ class Segment(Shown):
     def __enter__(self) -> Segment:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __reduce__(self) -> NoReturn:
@@ -124,6 +121,11 @@ class Segment(Shown):
         return self._writer.holds_lease
 
     @property
+    def is_pause_asked(self) -> bool:
+        """Whether a reader asks the writer, if this object is it, to pause between two batches."""
+        return self._writer.is_pause_asked
+
+    @property
     def applies_upgrades(self) -> bool:
         """Whether the writer, if this object is one, applies pending upgrades itself, as consumers do."""
         return self._writer.applies_upgrades
@@ -152,9 +154,7 @@ class Segment(Shown):
 
     def pin(self) -> None:
         """Stay with the present generation when the segment grows or is upgraded: reads then show it as it was left.
-
-        Its memory stays until :meth:`unpin` or :meth:`close`. Until a successor takes its place, its writer goes on
-        writing to it.
+        Its memory stays until :meth:`unpin` or :meth:`close`; its writer writes to it until a successor replaces it.
 
         :raises SegmentReadOnlyError: for a segment that is open for writing, which can't stay behind.
         """
@@ -230,8 +230,7 @@ class Segment(Shown):
         The rows are copied into the next generation, which takes this one's place; whatever the other process still
         writes when it wakes lands in a file that nobody reads, and its next batch raises :class:`WriterFencedError`.
         Rows that it writes between copy and flip come again from the log; ``insert`` without a log loses them. Whether
-        a writer is frozen or only idle is the caller's to judge, by ``stats()["writer_heartbeat_age_seconds"]`` for
-        example.
+        it is frozen is the caller's to judge, by ``stats()["writer_heartbeat_age_seconds"]`` for example.
 
         :raises WriterFencedError: if yet another process was quicker. :raises CapacityExceededError: if memory is out.
         """
@@ -273,9 +272,8 @@ class Segment(Shown):
         self._writer.settle(successor, lease)
 
     def close(self) -> None:
-        """Release the memory and the lease. Later reads raise :class:`SegmentClosedError`; a second call does nothing.
-
-        The memory is freed when no thread is inside a kernel. A child that closes an inherited segment harms no parent.
+        """Release the memory, once no thread is inside a kernel, and the lease. Later reads raise
+        :class:`SegmentClosedError`; a second call does nothing. A child that closes an inherited one harms no parent.
         """
         if not isinstance(self._view, _ClosedView):
             self.release_writer_lease()

@@ -43,6 +43,7 @@ class SegmentView:
     """
 
     __slots__ = (
+        "aged_plans",
         "column_plans",
         "descriptor",
         "header",
@@ -82,6 +83,7 @@ class SegmentView:
         self.descriptor[D_COUNTERS] = counters.cell(schema.__name__)
         self.plan = vector_plan(self.descriptor, stored, schema.fields)
         self.column_plans: dict[Any, Any] = {}
+        self.aged_plans: dict[Any, Any] = {}
         self.vector_length = total_element_count(schema)
 
     @classmethod

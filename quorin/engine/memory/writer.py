@@ -65,6 +65,12 @@ class Writer:
         return self._lease is not None and self._lease.is_ours
 
     @property
+    def is_pause_asked(self) -> bool:
+        """Whether a reader asks the holder of the lease to pause; False without it."""
+        lease = self._lease
+        return lease is not None and lease.is_ours and lease.is_pause_asked
+
+    @property
     def view(self) -> SegmentView | None:
         """The generation whose lease is held, overtaken or not; None without a lease."""
         return self._view if self.holds_lease else None

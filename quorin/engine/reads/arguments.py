@@ -57,6 +57,17 @@ def check_positions(positions: Any, rows: int) -> None:
     _check_buffer("positions", positions, _INT64, (rows,))
 
 
+def fresh_out(fresh_mask: Any, rows: int) -> Mask | None:
+    """A caller's buffer for which rows are within their age limits: bool of shape ``(rows,)``; None for none.
+
+    :raises InvalidBufferError: if it has another shape or dtype, or is not writeable.
+    """
+    if fresh_mask is not None:
+        _check_buffer("fresh_mask", fresh_mask, _BOOL, (rows,))
+    mask: Mask | None = fresh_mask
+    return mask
+
+
 def _check_buffer(name: str, buffer: Any, kind: np.dtype[Any], shape: tuple[int, ...]) -> None:
     if type(buffer) is np.ndarray and buffer.dtype is kind and buffer.shape == shape and buffer.flags.carray:
         return

@@ -13,7 +13,7 @@ import numpy as np
 
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.abi import MISSING_ZEROS, P_SPANS, RAW_BYTES, SPAN_CODE, SPAN_ITEMS, SPAN_TARGET, ZEROS
-from quorin.engine.memory.plans import read_plan
+from quorin.engine.memory.plans import read_plan, with_ages
 from quorin.engine.rows.compatibility import fits
 from quorin.errors import InvalidRowError
 from quorin.schema import FeatureField, dtype
@@ -72,7 +72,7 @@ class ColumnPlan:
         spans = [[source, 0, count, count, code] for source, count, code in sources]
         self._words = read_plan(view.descriptor, self.row_bytes, spans, [], MISSING_ZEROS)
         self._targets = slice(P_SPANS + SPAN_TARGET, P_SPANS + SPAN_ITEMS * len(spans), SPAN_ITEMS)
-        self._words_by_count: dict[int, Int64s] = {}
+        self._words_by_count: dict[tuple[int, tuple[int, ...] | None], Int64s] = {}
         self.null_bits = [(cell.null_byte - layout.bitmap_offset, cell.null_mask) for cell in self.cells]
         self.required_bits = np.zeros(layout.bitmap_bytes, np.uint8)
         for byte, mask in self.null_bits:
@@ -80,16 +80,28 @@ class ColumnPlan:
         count = len(view.stored.fields)
         self.all_bits = np.packbits(np.ones(count, np.bool_), bitorder="little").tobytes()
 
-    def words(self, count: int) -> Int64s:
-        """The kernel's plan for a buffer of ``count`` rows: a column begins at ``count`` times its offset in a row."""
-        words = self._words_by_count.get(count)
+    def words(self, count: int, ages: tuple[int, ...] | None = None) -> Int64s:
+        """The kernel's plan for a buffer of ``count`` rows: a column begins at ``count`` times its offset in a row.
+        ``ages`` are the age limits of the fields in ns, 0 for none.
+        """
+        words = self._words_by_count.get((count, ages))
         if words is None:
             if len(self._words_by_count) >= _MAX_PLANS:
                 self._words_by_count.clear()
             words = self._words.copy()
             words[self._targets] = self._starts * count
-            self._words_by_count[count] = words  # only now, as other threads take it from here
+            if ages is not None:
+                words = with_ages(words, self._limits(count, ages))
+            self._words_by_count[count, ages] = words  # only now, as other threads take it from here
         return words
+
+    def _limits(self, count: int, ages: tuple[int, ...]) -> list[tuple[int, ...]]:
+        limits: list[tuple[int, ...]] = []
+        bits_start = self.bits_start * count
+        for age, start, cell, (byte, mask) in zip(ages, self.starts, self.cells, self.null_bits, strict=True):
+            size = cell.byte_count
+            limits.append((age, start * count, size, size, 0, bits_start + byte, self.bits_count, mask))
+        return limits
 
     def spans(self) -> list[tuple[int, int, int]]:
         """The same for the oracle: offset in the stored row, offset in a row of the buffer, bytes."""

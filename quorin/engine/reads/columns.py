@@ -40,13 +40,21 @@ class Gather(NamedTuple):
 class Columns:
     """The rows of a batch of ids, as columns: each row one whole version, in the order of the ids.
 
-    ``found`` (bool, shape ``(N,)``) says which entities have a row, ``hidden`` (the same, or None) whose values
-    :meth:`hide` took away. Fields are named by their index in the choice of fields.
+    ``found`` (bool, shape ``(N,)``) says which entities have a row. Fields are named by their index in the choice of
+    fields. ``ages`` are their age limits in ns, counted from ``now_ns``, where any were asked for.
     """
 
-    __slots__ = ("_complete", "_gather", "_ids", "_plan", "_run_arrays", "_view", "buffer", "found", "hidden")
+    __slots__ = ("_complete", "_gather", "_ids", "_plan", "_run_arrays", "_view", "ages", "buffer", "found", "now_ns")
 
-    def __init__(self, plan: ColumnPlan, view: SegmentView, ids: Any, gather: Gather) -> None:
+    def __init__(
+        self,
+        plan: ColumnPlan,
+        view: SegmentView,
+        ids: Any,
+        gather: Gather,
+        ages: tuple[int, ...] | None = None,
+        now_ns: int = 0,
+    ) -> None:
         self._plan = plan
         self._view = view
         self._gather = gather
@@ -55,7 +63,8 @@ class Columns:
         self._run_arrays: dict[int, pa.Array] = {}
         self.buffer: Bytes = np.empty(plan.row_bytes * len(ids), np.uint8)
         self.found: Mask = np.empty(len(ids), np.bool_)
-        self.hidden: Mask | None = None
+        self.ages = ages
+        self.now_ns = now_ns
 
     @property
     def fields(self) -> tuple[FeatureField, ...]:
@@ -131,6 +140,24 @@ class Columns:
         valid: Mask = self._bits()[:, byte] & mask != 0
         return valid
 
+    def age_limit(self, index: int) -> int:
+        """The age limit of a field in ns, 0 for none."""
+        return 0 if self.ages is None else self.ages[index]
+
+    def outdated(self, index: int) -> Mask | None:
+        """Where a row is over the age limit of a field, which reads as null there; None if it is so nowhere."""
+        limit = self.age_limit(index)
+        if not limit:
+            return None
+        outdated: Mask = self.found & (self.event_time_ns < self.now_ns - limit)
+        return outdated if outdated.any() else None
+
+    @property
+    def fresh(self) -> Mask:
+        """Which entities have a row that is over the age limit of no field, bool of shape ``(N,)``."""
+        limit = min((age for age in self.ages or () if age), default=0)
+        return self.found & (self.event_time_ns >= self.now_ns - limit) if limit else self.found.copy()
+
     def arrow(self, index: int) -> pa.Array:
         """A field's values in its exact Arrow type, null where null or not found."""
         if self.complete and index in self._plan.places:
@@ -156,13 +183,6 @@ class Columns:
         flat, ends = elements.tolist(), ends // field.dtype.item_size
         return [flat[start:stop] for start, stop in pairwise(ends.tolist())]
 
-    def hide(self, rows: Mask) -> None:
-        """Take every value of some rows for null; ``hidden`` says of which. They stay found, with their event times."""
-        if rows.any():
-            self.hidden = rows
-            self._bits()[rows] = 0
-            self._complete = None
-
     def drop(self, rows: Mask) -> None:
         """Take some rows for not found."""
         if rows.any():
@@ -177,7 +197,7 @@ class Columns:
 
     def to_batch(self) -> pa.RecordBatch:
         """The columns ``entity_id`` (as passed), ``found``, ``event_time_ns`` (null if not found), if positions were
-        read ``log_position`` (null likewise), and the fields.
+        read ``log_position`` (null likewise), ``fresh`` if there are age limits, and the fields.
         """
         count, bits = len(self.found), _packed(self.found)
         found = pa.Array.from_buffers(pa.bool_(), count, [None, bits])
@@ -186,8 +206,12 @@ class Columns:
         if self._plan.has_positions:
             numbers["log_position"] = self.positions
         arrays = [pa.Array.from_buffers(pa.int64(), count, [validity, pa.py_buffer(own)]) for own in numbers.values()]
-        arrays = [id_array(self._ids), found, *arrays, *(self.arrow(i) for i in range(len(self.fields)))]
-        names = ["entity_id", "found", *numbers, *(field.name for field in self.fields)]
+        arrays, names = [id_array(self._ids), found, *arrays], ["entity_id", "found", *numbers]
+        if self.ages is not None:
+            arrays.append(pa.array(self.fresh))
+            names.append("fresh")
+        arrays += (self.arrow(i) for i in range(len(self.fields)))
+        names += (field.name for field in self.fields)
         return pa.RecordBatch.from_arrays(arrays, names=names)
 
     def _column(self, index: int) -> Bytes:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quorin.engine.format.abi import BAD_ID, CODES, CORRUPT, MOVED, STOPPED
+from quorin.engine.format.abi import AHEAD, ANY_POSITION, BAD_ID, CODES, CORRUPT, MOVED, STOPPED
 from quorin.engine.reads import arguments as buffers
 from quorin.engine.reads.gather import points_nowhere
 from quorin.engine.rows.packed import text_addresses
-from quorin.errors import CorruptSegmentError
+from quorin.errors import CorruptSegmentError, InconsistentReadError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,14 +22,31 @@ counts as damaged: a writer replaces a row at most once in the time of an attemp
 
 
 def read_many(
-    view: SegmentView, plan: Int64s, ids: pa.Array, out: Bytes, found: Mask, missing: float, first: int = 0
+    view: SegmentView,
+    plan: Int64s,
+    ids: pa.Array,
+    out: Bytes,
+    found: Mask,
+    missing: float,
+    first: int = 0,
+    now_ns: int = 0,
+    at_most: int = ANY_POSITION,
+    fresh: Mask | None = None,
 ) -> bool:
-    """Run the batch kernel from a row on; False if the segment has a successor, where the caller must begin again."""
+    """Run the batch kernel from a row on; False if the segment has a successor, where the caller must begin again.
+
+    The plan's age limits count from ``now_ns``; ``fresh`` says where none is exceeded.
+
+    :raises InconsistentReadError: for a row that was written after the log position ``at_most``.
+    """
     from quorin.engine import kernels
 
     offsets, width, data = text_addresses(ids)
+    fresh_at = 0 if fresh is None else fresh.ctypes.data
     for _ in range(_MAX_ROUNDS):
-        stop = kernels.read_many(plan, offsets, width, data, first, len(ids), out, found, missing)
+        stop = kernels.read_many(
+            plan, offsets, width, data, first, len(ids), out, found, missing, now_ns, at_most, fresh_at
+        )
         if stop >= 0:
             return True
         first, code = divmod(STOPPED - stop, CODES)
@@ -37,6 +54,8 @@ def read_many(
             raise buffers.empty_id(first)
         if code == MOVED:
             return False
+        if code == AHEAD:
+            raise InconsistentReadError(f"segment {view.name!r}: the row of {ids[first]} is after position {at_most}")
         if code == CORRUPT:
             raise points_nowhere(view)
     raise CorruptSegmentError(f"segment {view.name!r} is damaged: the row of entity id {ids[first]} never holds still")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quorin.engine.format.abi import FOUND, MOVED
+from quorin.engine.format.abi import ANY_POSITION, FOUND, MOVED
+from quorin.engine.reads.ages import age_limits
 from quorin.engine.reads.column_plan import column_plan
 from quorin.engine.reads.columns import Columns
 from quorin.engine.reads.gather import COMPILED_GATHER
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from quorin.engine.arrays import Bytes, Int64s
     from quorin.engine.memory.view import SegmentView
+    from quorin.engine.reads.ages import MaxAge
     from quorin.shm import Segment
 
 _UINT8 = np.dtype(np.uint8)
@@ -31,17 +34,32 @@ class ColumnReader:
     :class:`quorin.engine.reads.columns.Columns`.
     """
 
-    __slots__ = ("_names", "_positions", "_segment")
+    __slots__ = ("_ages", "_names", "_positions", "_segment")
 
-    def __init__(self, segment: Segment, fields: Sequence[str] | None = None, *, positions: bool = False) -> None:
+    def __init__(
+        self,
+        segment: Segment,
+        fields: Sequence[str] | None = None,
+        *,
+        positions: bool = False,
+        max_age: MaxAge | None = None,
+    ) -> None:
         self._segment = segment
         self._names = None if fields is None else tuple(fields)
         self._positions = positions
-        column_plan(segment.current_view(), self._names, positions=positions)
+        plan = column_plan(segment.current_view(), self._names, positions=positions)
+        self._ages = age_limits(max_age, plan.fields, segment.schema.__name__)
 
-    def __call__(self, entity_ids: Any) -> Columns:
-        """The rows of entities, in the order of the ids. Batches release the GIL."""
-        if type(entity_ids) is list and len(entity_ids) == 1 and type(entity_ids[0]) is str:
+    def __call__(self, entity_ids: Any, *, now_ns: int | None = None, at_most: int = ANY_POSITION) -> Columns:
+        """The rows of entities, in the order of the ids. Batches release the GIL.
+
+        Age limits count from ``now_ns``, by default the system's clock.
+
+        :raises InconsistentReadError: for a row that was written after the log position ``at_most``.
+        """
+        ages = self._ages
+        is_simple = ages is None and at_most == ANY_POSITION
+        if is_simple and type(entity_ids) is list and len(entity_ids) == 1 and type(entity_ids[0]) is str:
             view = self._segment.current_view()
             plan = column_plan(view, self._names, positions=self._positions)
             columns = Columns(plan, view, entity_ids, COMPILED_GATHER)
@@ -49,11 +67,15 @@ class ColumnReader:
                 columns.found[0] = True
                 return columns
         ids = id_array(entity_ids)
+        if ages is not None and now_ns is None:
+            now_ns = time.time_ns()
+        now = now_ns or 0
         while True:
             view = self._segment.current_view()
             plan = column_plan(view, self._names, positions=self._positions)
-            columns = Columns(plan, view, ids, COMPILED_GATHER)
-            if read_many(view, plan.words(len(ids)), ids, columns.buffer, columns.found, math.nan):
+            columns = Columns(plan, view, ids, COMPILED_GATHER, ages, now)
+            words = plan.words(len(ids), ages)
+            if read_many(view, words, ids, columns.buffer, columns.found, math.nan, now_ns=now, at_most=at_most):
                 return columns
 
 
@@ -62,19 +84,28 @@ class RowReader:
     :class:`quorin.engine.reads.row.Rows`.
     """
 
-    __slots__ = ("_bound", "_parts", "_positions")
+    __slots__ = ("_bound", "_max_ages", "_parts", "_positions")
 
-    def __init__(self, parts: Sequence[tuple[Segment, Sequence[str] | None]], *, positions: bool = False) -> None:
+    def __init__(
+        self,
+        parts: Sequence[tuple[Segment, Sequence[str] | None]],
+        *,
+        positions: bool = False,
+        max_ages: Sequence[MaxAge | None] | None = None,
+    ) -> None:
         self._positions = positions
         self._parts = [(segment, None if fields is None else tuple(fields)) for segment, fields in parts]
+        self._max_ages = None if max_ages is None else list(max_ages)
         self._bound = self._bind()
 
     def __reduce__(self) -> tuple[type[RowReader], tuple[Any]]:
         return RowReader, (self._parts,)  # A segment says why it cannot be pickled.
 
-    def __call__(self, entity_id: str) -> Rows | None:
+    def __call__(self, entity_id: str, now_ns: int = 0, at_most: int = ANY_POSITION) -> Rows | None:
         """The rows of one entity; None where only :class:`ColumnReader` can tell: for an id that is not ASCII, or no id
-        at all, and for a row that was being replaced.
+        at all, for a row that was being replaced, and for one written after the log position ``at_most``.
+
+        Age limits count from ``now_ns``, by default the system's clock.
         """
         layout, views = self._bound
         for segment, view in views:
@@ -83,21 +114,24 @@ class RowReader:
                 break
         if type(entity_id) is not str:
             return None
+        if self._max_ages is not None:
+            now_ns = now_ns or time.time_ns()
         buffer: Any = _empty(layout.byte_count, _UINT8)
-        code = _read_each(layout.words, entity_id, buffer)
+        code = _read_each(layout.words, entity_id, buffer, now_ns, at_most)
         if code == FOUND:
-            return Rows(layout, entity_id, buffer, layout.unpack(buffer))
+            return Rows(layout, entity_id, buffer, layout.unpack(buffer), now_ns)
         if code == MOVED:
             self._bound = self._bind()
         return None
 
     def _bind(self) -> tuple[RowsLayout, list[tuple[Segment, SegmentView]]]:
         views = [(segment, segment.current_view()) for segment, _ in self._parts]
-        plans = [
-            column_plan(view, names, positions=self._positions)
-            for (_, view), (_, names) in zip(views, self._parts, strict=True)
-        ]
-        return RowsLayout([RowLayout(view, plan) for (_, view), plan in zip(views, plans, strict=True)]), views
+        layouts = []
+        max_ages = self._max_ages or [None] * len(views)
+        for (_, view), (_, names), max_age in zip(views, self._parts, max_ages, strict=True):
+            plan = column_plan(view, names, positions=self._positions)
+            layouts.append(RowLayout(view, plan, age_limits(max_age, plan.fields, view.schema.__name__)))
+        return RowsLayout(layouts), views
 
 
 def _read_one(words: Int64s, entity_id: str, out: Bytes) -> int:
@@ -108,9 +142,9 @@ def _read_one(words: Int64s, entity_id: str, out: Bytes) -> int:
     return _read_one(words, entity_id, out)
 
 
-def _read_each(words: Int64s, entity_id: str, out: Bytes) -> int:
+def _read_each(words: Int64s, entity_id: str, out: Bytes, now_ns: int, at_most: int) -> int:
     """Stands in for the kernel until the first read has loaded it."""
     global _read_each
     from quorin.engine.kernels import read_each as _read_each
 
-    return _read_each(words, entity_id, out)
+    return _read_each(words, entity_id, out, now_ns, at_most)

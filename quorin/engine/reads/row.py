@@ -23,17 +23,18 @@ _HEAP_CELL, _HEAP_CELL_ITEMS = "QII", 3
 
 
 class RowLayout:
-    """How the columns of one row lie in a buffer, as ``struct`` unpacks them.
+    """How the columns of one row lie in a buffer, as ``struct`` unpacks them. ``ages`` are age limits in ns, by field.
 
     ``slots`` says for each field where its values begin among those unpacked; the first is the event time, the next the
     log position if the plan has positions, the last the validity bits.
     """
 
-    __slots__ = ("code", "heap", "plan", "required", "slot_count", "slots", "view")
+    __slots__ = ("ages", "code", "heap", "plan", "required", "slot_count", "slots", "view")
 
-    def __init__(self, view: SegmentView, plan: ColumnPlan) -> None:
+    def __init__(self, view: SegmentView, plan: ColumnPlan, ages: tuple[int, ...] | None = None) -> None:
         self.view = view
         self.plan = plan
+        self.ages = ages
         self.heap = view.mapping.memory[view.layout.heap_offset :]
         self.slots = [0] * len(plan.fields)
         codes = ["q"] * (2 if plan.has_positions else 1)
@@ -58,7 +59,7 @@ class RowsLayout:
 
     def __init__(self, parts: Sequence[RowLayout]) -> None:
         self.parts = tuple(parts)
-        plans = [part.plan.words(1) for part in parts]
+        plans = [part.plan.words(1, part.ages) for part in parts]
         self._ends = [0, *accumulate(part.plan.row_bytes for part in parts)]
         self.byte_count = self._ends[-1] + len(parts)
         head = np.array([len(parts), self._ends[-1]], np.int64)
@@ -84,14 +85,17 @@ class RowsLayout:
 class Rows:
     """A row of one entity from each of several views; ``rows[number]`` is one of them.
 
-    ``values`` are what ``layout`` unpacks: zeros where there is no row.
+    ``values`` are what ``layout`` unpacks: zeros where there is no row. Age limits were counted from ``now_ns``.
     """
 
-    __slots__ = ("_buffer", "_entity_id", "layout", "values")
+    __slots__ = ("_buffer", "_entity_id", "layout", "now_ns", "values")
 
-    def __init__(self, layout: RowsLayout, entity_id: str, buffer: Bytes, values: tuple[Any, ...]) -> None:
+    def __init__(
+        self, layout: RowsLayout, entity_id: str, buffer: Bytes, values: tuple[Any, ...], now_ns: int = 0
+    ) -> None:
         self.layout = layout
         self.values = values
+        self.now_ns = now_ns
         self._entity_id = entity_id
         self._buffer = buffer
 
@@ -99,9 +103,10 @@ class Rows:
         layout = self.layout
         part, first = layout.parts[number], layout.firsts[number]
         if not self.values[-1][number]:
-            return OneRow(part, self._entity_id, None, ())
+            return OneRow(part, self._entity_id, None, (), self.now_ns)
         start, stop = layout.span(number)
-        return OneRow(part, self._entity_id, self._buffer[start:stop], self.values[first : first + part.slot_count])
+        values = self.values[first : first + part.slot_count]
+        return OneRow(part, self._entity_id, self._buffer[start:stop], values, self.now_ns)
 
     @property
     def complete(self) -> bool:
@@ -121,11 +126,14 @@ class OneRow:
     if it has none.
     """
 
-    __slots__ = ("_buffer", "_entity_id", "layout", "values")
+    __slots__ = ("_buffer", "_entity_id", "layout", "now_ns", "values")
 
-    def __init__(self, layout: RowLayout, entity_id: str, buffer: Bytes | None, values: tuple[Any, ...]) -> None:
+    def __init__(
+        self, layout: RowLayout, entity_id: str, buffer: Bytes | None, values: tuple[Any, ...], now_ns: int = 0
+    ) -> None:
         self.layout = layout
         self.values = values
+        self.now_ns = now_ns
         self._entity_id = entity_id
         self._buffer = buffer
 
@@ -151,6 +159,16 @@ class OneRow:
         byte, mask = self.layout.plan.null_bits[index]
         return bool(self.values[-1][byte] & mask)
 
+    def age_limit(self, index: int) -> int:
+        """The age limit of a field in ns, 0 for none."""
+        ages = self.layout.ages
+        return 0 if ages is None else ages[index]
+
+    def is_outdated(self, index: int) -> bool:
+        """Whether the row is over the age limit of a field, which reads as null."""
+        limit = self.age_limit(index)
+        return limit > 0 and bool(self.values) and self.values[0] < self.now_ns - limit
+
     def stored(self, index: int) -> Bytes:
         """What the heap holds of a variable-size field, a view of shared memory that never changes."""
         slot = self.layout.slots[index]
@@ -160,7 +178,8 @@ class OneRow:
     def columns(self) -> Columns:
         """The same as columns of one row."""
         layout = self.layout
-        columns = Columns(layout.plan, layout.view, pa.array([self._entity_id], pa.string()), NUMPY_GATHER)
+        ids = pa.array([self._entity_id], pa.string())
+        columns = Columns(layout.plan, layout.view, ids, NUMPY_GATHER, layout.ages, self.now_ns)
         columns.found[0] = bool(self.values)
         columns.buffer[:] = 0 if self._buffer is None else self._buffer
         return columns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import requests
@@ -65,12 +66,18 @@ def test_valid_requests_for_schemas_that_are_there_are_answered(server: Running,
         if not isinstance(case.body, dict):
             return  # A body for Arrow, which the description calls a string.
         if path == "/v1/read":
-            case.body |= {"schema": "Everything", "fields": None}
+            case.body |= {"schema": "Everything", "fields": None} | with_field(case.body, "i64")
             return
         count = min(map(len, case.body["entities"].values()))
         case.body["entities"] = {name: ids[:count] for name, ids in case.body["entities"].items()}
         for part in case.body["schemas"]:
             part |= {"schema": "Driver", "entity": next(iter(case.body["entities"])), "fields": ["embedding", "rate"]}
+            part |= with_field(part, "rate")
+
+    def with_field(request: dict[str, Any], field: str) -> dict[str, Any]:
+        """The request's age limit for a field that there is."""
+        limits = request.get("max_age")
+        return {"max_age": {field: next(iter(limits.values()))}} if isinstance(limits, dict) else {}
 
     options = {"modes": [GenerationMode.POSITIVE], "amend": amend, "excluded_checks": [positive_data_acceptance]}
     answered = check_operation(server.url, "POST", path, **options)
