@@ -55,6 +55,8 @@ BENCHMARKS = {
     "history": Benchmark(
         "history", "--entities 5000 --many 8000 --wide 1000 --rows 20000 --queries 2000 --feast-queries 100"
     ),
+    "models": Benchmark("models", "--processes 1 --rounds 1 --entities 200"),
+    "skew": Benchmark("skew", "--rounds 1 --entities 2000"),
 }
 
 

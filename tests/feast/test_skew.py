@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, PushSource, ValueType
 from feast.data_source import PushMode
-from feast.types import Float32, Int64, Map, String
+from feast.types import Float32, Int64, Map
 
 from feast_quorin import skew
 from feast_quorin.names import schema_name
@@ -49,7 +49,7 @@ def test_materialized_views_have_no_skew(store):
         "pair_stats": {"equal": 12},
         "world": {"equal": 1},
     }
-    assert {name: wrong(report) for name, report in reports.items()} == dict.fromkeys(reports, {})
+    assert {name: wrong(report) for name, report in reports.items()} == {name: {} for name in reports}
     [earlier] = skew(store, ["customer_stats"], as_of=day(1))
     assert kinds(earlier) == {"newer": len(CUSTOMERS)}
     [unlike] = skew(store, ["driver_stats"], as_of=day(1).replace(tzinfo=None), features=["trips"], seed=1)
@@ -134,7 +134,7 @@ def test_rows_past_the_ttl_are_not_expected_and_mapped_columns_are_found(shop, t
     [report] = skew(shop, as_of=day(2))
     assert (kinds(report), wrong(report)) == (
         {"equal": 2, "expired": 1},
-        dict.fromkeys(("rate", "big", "prefs"), {"expired": 1}),
+        {name: {"expired": 1} for name in ("rate", "big", "prefs")},
     )
     assert report.exceeded(0.4) == []
 
@@ -178,7 +178,7 @@ def test_the_command_compares_with_feasts_offline_store(online_store, tmp_path, 
     store.materialize(START, END)
     clean = run_quorin(["skew"], {**os.environ}, directory=repo)
     assert clean.returncode == 0, clean.stderr
-    assert f"driver_stats as of " in clean.stdout
+    assert "driver_stats as of " in clean.stdout
     assert f"{len(CUSTOMERS)} equal" in clean.stdout
     segments = SegmentRegistry(str(repo / "data" / "quorin"), shm_dir=online_store["shm_dir"])
     with (

@@ -22,7 +22,8 @@ def is_equal(one: pa.Array, other: pa.Array, *, rtol: float = 0.0, atol: float =
     nulls, other_nulls = (column.is_null().to_numpy(zero_copy_only=False) for column in (one, other))
     equal: Mask = nulls == other_nulls
     if pt.is_fixed_size_list(one.type):
-        return equal & (nulls | _rows_are_equal(one, other))
+        equal &= nulls | _rows_are_equal(one, other)
+        return equal
     rows = np.flatnonzero(~(nulls | other_nulls))
     if len(rows) < len(one):
         one, other = one.take(pa.array(rows)), other.take(pa.array(rows))
@@ -50,8 +51,9 @@ def _rows_are_equal(one: pa.Array, other: pa.Array) -> Mask:
     """
     size = one.type.list_size
     left, right = (column.values.slice(column.offset * size, len(column) * size) for column in (one, other))
-    rows: Mask = is_equal(left, right).reshape(len(one), size).all(axis=1)
-    return rows
+    rows: AnyArray = is_equal(left, right).reshape(len(one), size)
+    same: Mask = np.logical_and.reduce(rows, axis=1)
+    return same
 
 
 def _lists_are_equal(one: pa.Array, other: pa.Array) -> Mask:

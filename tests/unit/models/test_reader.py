@@ -289,8 +289,8 @@ def test_another_schema_is_refused_by_its_fingerprint_and_another_type_always(re
 @pytest.mark.parametrize(
     "change",
     [
-        lambda saved: "",
-        lambda saved: "[]",
+        lambda _: "",
+        lambda _: "[]",
         lambda saved: json.dumps({**saved, "format": "x"}),
         lambda saved: json.dumps({**saved, "version": 2}),
         lambda saved: json.dumps({**saved, "parts": None}),
@@ -335,7 +335,7 @@ def test_threads_share_a_reader_beside_a_writer(registry):
     for thread in threads:
         thread.start()
     for value in range(300):
-        write(segment, dict.fromkeys(ids, {"small": float(value), "large": float(value)}))
+        write(segment, {name: {"small": float(value), "large": float(value)} for name in ids})
     stop.set()
     for thread in threads:
         thread.join()

@@ -1,4 +1,4 @@
-"""What is served against the history: every kind of skew is found, by row and by field, and writes meanwhile are not."""
+"""What is served against the history: every kind of skew is found, by row and field, and no write meanwhile is one."""
 
 from __future__ import annotations
 
