@@ -29,7 +29,7 @@ from quorin.engine.reads.row import OneRow, Rows, RowsLayout
 from quorin.engine.reads.scan import Changes, changes_view, scan_view
 from quorin.engine.reads.together import at_one_position, read_together
 from quorin.engine.reads.vectors import Reader, assemble, assemble_batch
-from quorin.engine.reads.waiting import DEFAULT_TIMEOUT_MS, wait_for
+from quorin.engine.reads.waiting import DEFAULT_TIMEOUT_MS, has_applied, wait_for
 from quorin.engine.rows.intake import number_ids
 from quorin.errors import ChangesForgottenError, EntityNotFoundError
 
@@ -65,6 +65,7 @@ __all__ = [
     "column_reader",
     "dump_layout",
     "duration_ns",
+    "has_applied",
     "load_layout",
     "matrix_layout",
     "model_inputs",

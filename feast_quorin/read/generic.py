@@ -144,7 +144,7 @@ def add_to_response(
     response.metadata.feature_names.val.extend(names)
     if with_version:
         _add_version(response, table)
-    add_positions(view, rows.batch.column(_POSITION).fill_null(0).to_numpy(), rows.batch.column(_FOUND))
+    add_positions(view, rows.batch.column(_POSITION).to_pylist())
     found = rows.batch.column(_FOUND).to_pylist()
     statuses = [FieldStatus.PRESENT if is_found else FieldStatus.NOT_FOUND for is_found in found]
     times_ns, now = rows.batch.column(_EVENT_TIME).to_pylist(), time.time_ns()

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Positions = dict[str, Any]
-"""By name of a view in the request, int64 of shape ``(rows,)``: -1 where the entity has no row."""
+Positions = dict[str, list[int | None]]
+"""By name of a view in the request, for each of its rows: None where the entity has no row."""
 
 _COLLECTED: ContextVar[Positions | None] = ContextVar("feast_quorin_positions", default=None)
 
@@ -28,13 +26,8 @@ def collecting() -> Iterator[Positions]:
         _COLLECTED.reset(before)
 
 
-def add(view: str, positions: Any, found: Any) -> None:
-    """Note the positions of a view's rows, int64, and which were found."""
+def add(view: str, positions: list[int | None]) -> None:
+    """Note the positions of a view's rows."""
     collected = _COLLECTED.get()
     if collected is not None:
-        collected[view] = only_found(positions, found)
-
-
-def only_found(positions: Any, found: Any) -> Any:
-    """A copy of positions with -1 where not found."""
-    return np.where(found, positions, -1)
+        collected[view] = positions

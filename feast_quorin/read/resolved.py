@@ -90,11 +90,18 @@ class Resolved:
     has_numbers_only: bool
     row_templates: dict[tuple[str, ...], bytes] = field(default_factory=dict, init=False, repr=False, compare=False)
     arrow_schemas: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _view_names: tuple[str, ...] | None = field(default=None, init=False, repr=False, compare=False)
     _slots: tuple[Any, list[tuple[str, int]]] = field(default=(None, []), init=False, repr=False, compare=False)
 
     def limited(self, limits: Limits) -> Resolved:
         """The same choice with what a request asks for as ``max_age``. :raises InvalidMaxAgeError: as a view."""
         return replace(self, views=tuple(view.limited(limits) for view in self.views)) if limits else self
+
+    def view_names(self) -> tuple[str, ...]:
+        """The names of the views in the response."""
+        if self._view_names is None:
+            self._view_names = tuple(view.table.projection.name_to_use() for view in self.views)
+        return self._view_names
 
     @property
     def with_versions(self) -> bool:

@@ -15,7 +15,6 @@ from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnline
 from feast_quorin import feast_private
 from feast_quorin.convert import json_numbers
 from feast_quorin.convert import response_wire as wire
-from feast_quorin.read.positions import only_found
 from feast_quorin.read.tensors import TensorResponse, tensor_of
 from quorin.assembly import OneRow
 
@@ -116,8 +115,7 @@ class LazyResponse(TensorResponse):
 
     def positions(self) -> Positions:
         """The log positions of the writes that made the rows, by name of the view; as :class:`TensorResponse`."""
-        views = (view.table.projection.name_to_use() for view in self._resolved.views)
-        return {view: _positions(read) for view, read in zip(views, self._reads, strict=True)}
+        return {view: _positions(read) for view, read in zip(self._resolved.view_names(), self._reads, strict=True)}
 
     def to_dict(self, include_event_timestamps: bool = False) -> dict[str, Any]:
         """Lists of Python values by name."""
@@ -315,11 +313,14 @@ class LazyResponse(TensorResponse):
         )
 
 
-def _positions(read: OneRow | Columns) -> Any:
+def _positions(read: OneRow | Columns) -> list[int | None]:
     if type(read) is OneRow:
-        return np.array([-1 if read.position is None else read.position], np.int64)
+        return [read.position]
     columns: Any = read
-    return only_found(columns.positions, columns.found)
+    positions: list[int | None] = columns.positions.tolist()
+    if columns.all_found:
+        return positions
+    return [own if is_found else None for own, is_found in zip(positions, columns.found.tolist(), strict=True)]
 
 
 def _state(row: OneRow, index: int) -> bytes:

@@ -13,6 +13,7 @@ from feast_quorin.read.tensors import TensorResponse
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from feast_quorin.read.positions import Positions
     from feast_quorin.read.request import Column
     from feast_quorin.read.resolved import Resolved
     from quorin.assembly import Rows
@@ -45,6 +46,13 @@ class RowResponse(LazyResponse):
     @cached_property
     def _reads(self) -> list[Any]:  # type: ignore[override]
         return [self._rows[number] for number in range(len(self._resolved.views))]
+
+    def positions(self) -> Positions:
+        """The log positions of the rows, by view."""
+        values, layout = self._rows.values, self._rows.layout
+        found = values[-1]
+        own = zip(self._resolved.view_names(), layout.firsts, found)  # noqa: B905 - hot
+        return {view: [values[first + 1] if is_found else None] for view, first, is_found in own}
 
     def numbers(self) -> RowNumbers | None:
         """The response as numbers; None unless all features are, each with a value."""

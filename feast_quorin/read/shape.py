@@ -83,9 +83,10 @@ class Shape:
         :raises NotYetAppliedError, TokenError: for what :mod:`feast_quorin.read.asked` says.
         """
         started = 0.0 if metrics is None else time.monotonic()
-        if current().at_least is not None:
+        token = current().at_least
+        if token is not None:
             for view in self._resolved.views:
-                view.reader.wait()
+                view.reader.wait(token)
         count = len(columns[0])
         data: list[list[Any]] | None = None
         if not self._has_keys_only:

@@ -46,8 +46,8 @@ class TensorResponse(OnlineResponse):
         return TensorResponse, (self.proto, dict(self._feature_types), self.positions())
 
     def positions(self) -> Positions:
-        """The log positions of the writes that made the rows, by name of the view in the request: int64 of shape
-        ``(rows,)``, in the order of the request, -1 where the entity has no row.
+        """The log positions of the writes that made the rows, by name of the view in the request: a list in the order
+        of the request, None where the entity has no row.
         """
         return dict(self._positions or {})
 
@@ -61,7 +61,7 @@ class TensorResponse(OnlineResponse):
     def with_positions(self, table: pa.Table) -> pa.Table:
         """A table with a column more for each view."""
         for view, own in self.positions().items():
-            table = table.append_column(f"{view}__position", pa.array(own, mask=own < 0))
+            table = table.append_column(f"{view}__position", pa.array(own, pa.int64()))
         return table
 
     def _repr_html_(self) -> str:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from quorin.assembly import ANY_POSITION, Columns, RowReader, Rows, row_reader
+from quorin.assembly import ANY_POSITION, Columns, RowReader, Rows, has_applied, row_reader
 from quorin.errors import SchemaMismatchError, SegmentClosedError, SegmentNotFoundError
 
 if TYPE_CHECKING:
     from feast_quorin.session import Session
     from feast_quorin.views import StoredView
     from quorin.shm import Segment
+    from quorin.wal import Token
 
 LOOK_SECONDS = 0.005
 """How often a busy reader checks whether another process has removed its segment: nothing notifies readers."""
@@ -67,12 +69,15 @@ class ViewReader:
             f"feature view {self.view.name!r}: its segment was replaced {_MAX_ATTEMPTS} times in one read"
         )
 
-    def wait(self) -> None:
-        """Return when the view's segment shows what the request asks for (:mod:`feast_quorin.read.asked`).
+    def wait(self, token: Token) -> None:
+        """Return when the view's segment shows a token that the request asks for (:mod:`feast_quorin.read.asked`).
 
         :raises NotYetAppliedError, TokenError: as :func:`quorin.assembly.wait_for`.
         :raises SegmentNotFoundError: if the view was never applied, or was removed.
         """
+        with suppress(SchemaMismatchError, SegmentNotFoundError, SegmentClosedError):
+            if has_applied(self._bind().segment, token):
+                return
         self.session.follow(self.view, lambda _: None)
 
     def bound(self) -> tuple[Segment, tuple[str, ...], float] | None:

@@ -48,9 +48,7 @@ class RemoteResponse(LazyResponse):
 
     def positions(self) -> Positions:
         """The log positions of the rows, by view."""
-        return {
-            view: self._batch.column(index).fill_null(-1).to_numpy() for view, index in self._layout.positions.items()
-        }
+        return {view: self._batch.column(index).to_pylist() for view, index in self._layout.positions.items()}
 
     def arrow_vectors(self) -> None:
         """None: what was received is not sent on."""

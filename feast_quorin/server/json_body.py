@@ -33,9 +33,7 @@ def body(response: Any, *, positions: bool = False) -> bytes:
     written = _body(response)
     if not positions:
         return written
-    known = response.positions().items()
-    by_view = {view: [None if one < 0 else one for one in own.tolist()] for view, own in known}
-    return written[:-1] + b',"positions":' + orjson.dumps(by_view) + b"}"
+    return written[:-1] + b',"positions":' + orjson.dumps(response.positions()) + b"}"
 
 
 def _body(response: Any) -> bytes:

@@ -258,6 +258,7 @@ def read_row(segment, key, count, h, out, index, now, at_most):
     """Copy one row by the spans of the plan to row ``index`` of the output; returns a code."""
     home = home_slot(segment, h)
     slot_count = segment[D_SLOT_COUNT]
+    positions = segment[P_POSITIONS]
     for _ in range(MAX_ATTEMPTS):
         if load_acquire(segment[D_HEADER] + SUCCESSOR) != 0:
             return MOVED
@@ -277,8 +278,8 @@ def read_row(segment, key, count, h, out, index, now, at_most):
             code = FOUND
             if same_key and flags & DELETED == 0:
                 copy_spans(segment, row, out, index)
-                if segment[P_POSITIONS] != 0:
-                    store_u64(segment[P_POSITIONS] + 8 * index, np.uint64(position))
+                if positions != 0:
+                    store_u64(positions + 8 * index, np.uint64(position))
                 if flags & HAS_NULLS != 0:
                     patch_nulls(segment, row, out, index)
                 if segment[P_AGE_COUNT] > 0:

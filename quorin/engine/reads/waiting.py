@@ -7,6 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from quorin.engine.format import segment as fmt
 from quorin.engine.log.token import Token
 from quorin.errors import NotYetAppliedError, TokenError
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from quorin.shm import Segment
 
 DEFAULT_TIMEOUT_MS = 100.0
+_LOG_IDENTITY, _POSITION = fmt.partition_offset("log_identity"), fmt.partition_offset("position")
 _SPIN_SECONDS = 0.001
 _FIRST_HELP_SECONDS, _HELP_FACTOR = 0.005, 2
 
@@ -61,8 +63,9 @@ def has_applied(segment: Segment, token: Token) -> bool:
 
     :raises TokenError: if the segment follows another log, and has applied later positions of that.
     """
-    followed = segment.log_identity  # Before the position, which is then one of this log or of a later one.
-    position = segment.position
+    view = segment.current_view()
+    followed = _load_acquire(view.mapping.address + _LOG_IDENTITY)
+    position = _load_acquire(view.mapping.address + _POSITION)  # Now: it is of this log, or of a later one.
     is_applied = True
     for identity, needed in token.parts:
         if identity == followed and needed <= position:
@@ -71,6 +74,14 @@ def has_applied(segment: Segment, token: Token) -> bool:
             raise _of_other_log(segment, token, followed)
         is_applied = False
     return is_applied
+
+
+def _load_acquire(address: int) -> int:
+    """Stands in for the kernel until the first wait has loaded it."""
+    global _load_acquire
+    from quorin.engine.kernels import load_acquire as _load_acquire
+
+    return _load_acquire(address)
 
 
 def pause(waited_seconds: float) -> None:

@@ -66,7 +66,6 @@ READS: dict[str, Callable[..., Any]] = {
     "assemble by the oracle": lambda segment, **asked: serving.assemble(segment, "a", **asked)[0],
     "a batch": lambda segment, **asked: assembly.assemble_batch(segment, ["a"], **asked)[0][0, 0],
     "a batch by the oracle": lambda segment, **asked: serving.assemble_batch(segment, ["a"], **asked)[0][0, 0],
-    "a reader": lambda segment, **asked: assembly.reader(segment)("a", **asked)[0],
     "a reader's batch": lambda segment, **asked: assembly.reader(segment).batch(["a"], **asked)[0][0, 0],
 }
 
