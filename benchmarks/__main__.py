@@ -38,6 +38,7 @@ BENCHMARKS = {
     "engine": Benchmark("engine", "--processes 1 --rounds 1 --entities 2000 --most-entities 10000"),
     "arrow_reads": Benchmark("arrow", "--processes 1 --rounds 1 --entities 2000"),
     "asked": Benchmark("asked", "--processes 1 --rounds 1 --entities 2000"),
+    "rows": Benchmark("rows", "--processes 1 --rounds 1 --entities 20000"),
     "feast_requests": Benchmark("feast", "--processes 1 --rounds 1 --entities 100"),
     "http": Benchmark("http", "--processes 1 --rounds 1 --entities 100 --requests 5000"),
     "log": Benchmark("log", "--rows 20000 --entities 5000 --writes 100 --syncs 50"),

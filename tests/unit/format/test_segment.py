@@ -55,9 +55,28 @@ def test_sections_follow_each_other_on_cache_lines(max_id_bytes: int) -> None:
     assert layout.row_limit > layout.capacity
 
 
+def test_last_values_follow_the_body_and_leave_it_as_it_is() -> None:
+    fields = [FeatureField("a", dtype.float64), FeatureField("b", dtype.uint8), FeatureField("t", dtype.int64)]
+    kept = [FeatureField("a", dtype.float64, history=50), FeatureField("b", dtype.uint8, history=3), fields[2]]
+    plain, with_history, tied = (
+        fmt.body_layout(make_schema("Row", columns, tie_breaker=tie))
+        for columns, tie in ((fields, None), (kept, None), (kept, "t"))
+    )
+    assert (plain.rings, plain.end) == ((), plain.byte_count)
+    assert [(cell.offset, cell.null_byte) for cell in plain.cells] == [
+        (cell.offset, cell.null_byte) for cell in with_history.cells
+    ]
+    assert (plain.byte_count, with_history.byte_count) == (18, 18)
+    assert with_history.ring_head == 24
+    sizes = [ring.end - ring.count for ring in with_history.rings]
+    assert sizes == [fmt.align(8 + 50 * (8 + 8 + 8 + 1), 8), fmt.align(8 + 3 * (8 + 8 + 1 + 1), 8)]
+    assert [ring.end - ring.count for ring in tied.rings] == [sizes[0] + 50 * 8, sizes[1] + 3 * 8]
+    assert all(start % 8 == 0 for ring in tied.rings for start in (ring.count, ring.times, ring.positions, ring.ties))
+
+
 def test_the_tables_in_the_document_are_those_of_the_layout() -> None:
     text = DOCUMENT.read_text()
-    for table in (header_table(), row_table(), cell_table(), dtype_table()):
+    for table in (header_table(), row_table(), cell_table(), ring_table(), dtype_table()):
         assert table in text, f"docs/format.md should hold:\n{table}"
 
 
@@ -71,6 +90,10 @@ def row_table() -> str:
 
 def cell_table() -> str:
     return _table(("offset", "field", "type"), _fields(fmt.VAR_CELL))
+
+
+def ring_table() -> str:
+    return _table(("offset", "field", "type"), _fields(fmt.RING_HEAD))
 
 
 def dtype_table() -> str:

@@ -53,7 +53,7 @@ def test_a_truncated_file_is_refused(path: Path, size: int) -> None:
     [
         (0, b"SQLite f", "SQLite"),
         (8, b"\1\2\3\4", "byte order"),
-        (12, b"\2\0\0\0", "version 2"),
+        (12, b"\3\0\0\0", "version 3"),
         (24, b"\0" * 8, "says 0"),
     ],
 )
