@@ -102,7 +102,7 @@ def _layout(metadata: bytes, names: tuple[str, ...]) -> _Layout:
         of_view.setdefault(view, []).append(index)
     first = len(columns)
     last = first + 2 * len(of_view)
-    own = names[last : last + len(of_view)] if about["positions"] else ()
+    own = names[last : last + len(of_view)] if about.get("positions") else ()
     chosen = tuple(
         Feature(name, view, index, decoder_for(value_type)) for index, (_, name, value_type, view, _) in features
     )
