@@ -105,6 +105,7 @@ def _layout(metadata: bytes) -> _Layout:
         of_view.setdefault(view, []).append(index)
     first = len(columns)
     last = first + 2 * len(of_view)
+    own = about.get("positions") or ()
     chosen = tuple(
         Feature(name, view, index, decoder_for(value_type)) for index, (_, name, value_type, view, _) in features
     )
@@ -115,9 +116,9 @@ def _layout(metadata: bytes) -> _Layout:
             chosen, {name: value_type for _, (_, name, value_type, _, _) in features}, about["versions"]
         ),
         views=[(tuple(of_view[view]), first + 2 * view, first + 2 * view + 1) for view in range(len(of_view))],
-        positions={name: index for index, name in enumerate(about["positions"], last)},
+        positions={name: index for index, name in enumerate(own, last)},
         vector_lengths={name: length for _, (_, name, _, _, length) in features},
-        width=last + len(about["positions"]),
+        width=last + len(own),
     )
 
 

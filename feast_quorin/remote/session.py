@@ -39,6 +39,7 @@ _PLAIN: dict[type, pa.DataType] = {
 """The types of values that the server takes for what they are here."""
 _NO_HEADERS: Mapping[str, str] = {}
 _TOO_OLD = 412
+_ROW_COLUMNS = ["entity_id", "found", "event_time_ns", "log_position"]
 _MAX_BODY_BYTES = 4 * 1024**2
 _UNANSWERED = (422, 500)
 """The statuses of requests that only Feast's own path can answer, or refuse in its words."""
@@ -97,10 +98,11 @@ class RemoteSession:
         :raises ConnectionFailedError, RemoteStoreError: as :meth:`Client.post`.
         """
         body = messages.message({"entity_id": pa.array(ids, pa.string())}, **self._about(view), fields=[*fields])
-        batch = messages.answer(
-            self._call(messages.READ, body, is_idempotent=True, more=messages.waiting_headers(current())).body
-        )
-        return batch.schema.names[4:], batch
+        headers = messages.waiting_headers(current())
+        batch = messages.answer(self._call(messages.READ, body, is_idempotent=True, more=headers).body)
+        if batch.schema.names[: len(_ROW_COLUMNS)] != _ROW_COLUMNS:
+            raise messages.BadMessageError(f"expected the columns {_ROW_COLUMNS} first, got {batch.schema.names}")
+        return batch.schema.names[len(_ROW_COLUMNS) :], batch
 
     def write(self, view: StoredView, batch: pa.RecordBatch, *, partial: bool) -> None:
         """Write rows of the engine's form, as :func:`feast_quorin.write.log.write` and ``settle`` do on the server.

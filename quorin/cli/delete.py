@@ -60,7 +60,7 @@ def delete(
                         error.add_note(how_to_apply(backend.address, namespace, stream_key))
                     raise
     if as_json:
-        deleted = {"schema": target.__name__, "entity_ids": ids, "position": position, "is_served": sync or None}
-        print_json(deleted)
+        deleted = {"schema": target.__name__, "entity_ids": ids, "position": position, "token": position.text}
+        print_json({**deleted, "is_served": sync or None})
     else:
         typer.echo(f"{counted(len(ids), 'deletion')} {'applied' if sync else 'in the log'} at position {position}")

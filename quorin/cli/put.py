@@ -83,7 +83,8 @@ def put(
                         error.add_note(how_to_apply(backend.address, namespace, stream_key))
                     raise
     if as_json:
-        print_json({"schema": target.__name__, "entity_id": entity_id, "position": position, "is_served": sync or None})
+        written = {"schema": target.__name__, "entity_id": entity_id, "position": position, "token": position.text}
+        print_json({**written, "is_served": sync or None})
     else:
         typer.echo(f"{'served' if sync else 'in the log'} at position {position}")
 

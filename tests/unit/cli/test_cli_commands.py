@@ -26,7 +26,7 @@ from quorin.engine.rows.batch import row_batch
 from quorin.offline import ParquetDatasetStore
 from quorin.schema import FeatureField, dtype, make_schema, schema_to_json
 from quorin.shm import SegmentRegistry
-from quorin.wal import WALProducer
+from quorin.wal import Token, WALProducer
 from quorin.wal_consumer import WALConsumer
 from tests.support.commands import run_quorin, start_quorin
 from tests.support.schemas import Everything
@@ -178,6 +178,7 @@ def test_put_is_typed_and_goes_through_the_log(place: Place) -> None:
     event_time = "2024-01-01T00:00:00Z"
     said = place.json("put", "shop__trip", "c", "score=7", "--null", "tags", "--event-time", event_time)
     assert said["position"] == place.backend.log().bounds().last
+    assert Token.parse(said["token"]).parts == ((place.backend.log().identity(), said["position"]),)
     place.drain()
     assert place.json("get", "c")["rows"][0]["values"] == {"score": 2.25, "tags": ["new"]}
     for words, text in (

@@ -179,7 +179,11 @@ def streaming(request: str | None = '{"schema": "Driver"}', **columns: Any) -> t
         (reading(entity_ids=[None]), 422, "got None"),
         (reading(entity_ids="1"), 422, "expected a list of entity ids, got '1'"),
         (reading(entity_ids=["1"] * 150_001), 413, "at most 150000 rows, got 150001"),
-        (reading(ids=["1"]), 422, "the keys schema, entity_ids, fields (optional), max_age (optional), got"),
+        (
+            reading(ids=["1"]),
+            422,
+            "the keys schema, entity_ids, fields (optional), positions (optional), max_age (optional), got",
+        ),
         (("/v1/read", []), 422, "expected an object, got []"),
         (joining(entities={"a": ["1"], "b": []}), 422, "one length, got {'a': 1, 'b': 0}"),
         (joining(entities={}), 422, "one length"),

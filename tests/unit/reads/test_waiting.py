@@ -212,18 +212,18 @@ def test_tokens_hold_across_processes_and_a_stopped_consumer_is_late(redis_url: 
         registry = SegmentRegistry(redis_url, shm_dir=tmp_path)
         registry.create(ROW, capacity=64).close()
         with WALProducer(registry.backend) as producer, registry.open_current(ROW) as segment:
-            for number in range(50):
+            for number in range(10):
                 token = producer.write(ROW, "x", {"number": number, "text": "t"})
                 shown = assembly.read(segment, ["x"], at_least=token.text, timeout_ms=LONG_MS)
                 assert shown["number"].to_pylist() == [number]
             os.kill(process.pid, signal.SIGSTOP)
-            token = producer.write(ROW, "x", {"number": 50, "text": "t"})
+            token = producer.write(ROW, "x", {"number": 10, "text": "t"})
             with pytest.raises(NotYetAppliedError) as caught:
                 assembly.read(segment, ["x"], at_least=token, timeout_ms=50)
             assert caught.value.applied == segment.position < token
             os.kill(process.pid, signal.SIGCONT)
             shown = assembly.read(segment, ["x"], at_least=token, timeout_ms=LONG_MS)
-            assert shown["number"].to_pylist() == [50]
+            assert shown["number"].to_pylist() == [10]
         registry.backend.close()
     finally:
         kill(process)
