@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,44 +23,49 @@ if TYPE_CHECKING:
 _KINDS = ("different", "stale", "missing", "extra", "expired")
 
 
+Sample = Annotated[int, typer.Option("--sample", "-n", min=0, help="Entities from each side; 0 for all of them.")]
+AsOf = Annotated[
+    datetime | None,
+    typer.Option(help="The time that the offline source is read as of (UTC). Default: now.", show_default=False),
+]
+Tolerance = Annotated[float, typer.Option(min=0, help="How much floats may differ, relative to the offline value.")]
+AbsoluteTolerance = Annotated[
+    float, typer.Option(min=0, help="How much floats may differ besides, as in numpy.isclose.")
+]
+Threshold = Annotated[
+    float, typer.Option(min=0, max=1, help="The share of entities that may be skewed without exit code 1.")
+]
+SkewOffline = Annotated[
+    str | None,
+    typer.Option(
+        "--offline",
+        envvar="QUORIN_OFFLINE",
+        help="The history to compare with: a directory or URL. Default: in a Feast repository its offline store.",
+        show_default=False,
+    ),
+]
+Html = Annotated[Path | None, typer.Option(help="Write a page with a picture and examples.", show_default=False)]
+Textfile = Annotated[
+    Path | None,
+    typer.Option(help="Write metrics for node_exporter's textfile collector (.prom).", show_default=False),
+]
+
+
 def skew(
     context: typer.Context,
     connection: Connection,
     views: Annotated[
         list[str] | None, typer.Argument(help="Schemas or feature views. Default: all.", show_default=False)
     ] = None,
-    sample: Annotated[
-        int, typer.Option("--sample", "-n", min=0, help="Entities from each side; 0 for all of them.")
-    ] = 10_000,
-    as_of: Annotated[
-        datetime | None,
-        typer.Option(help="The time that the offline source is read as of (UTC). Default: now.", show_default=False),
-    ] = None,
-    tolerance: Annotated[
-        float, typer.Option(min=0, help="How much floats may differ, relative to the offline value.")
-    ] = 1e-5,
-    absolute_tolerance: Annotated[
-        float, typer.Option(min=0, help="How much floats may differ besides, as in numpy.isclose.")
-    ] = 1e-8,
-    threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="The share of entities that may be skewed without exit code 1.")
-    ] = 0.0,
+    sample: Sample = 10_000,
+    as_of: AsOf = None,
+    tolerance: Tolerance = 1e-5,
+    absolute_tolerance: AbsoluteTolerance = 1e-8,
+    threshold: Threshold = 0.0,
     field: Fields = None,
-    offline: Annotated[
-        str | None,
-        typer.Option(
-            envvar="QUORIN_OFFLINE",
-            help="The history to compare with: a directory or URL. Default: in a Feast repository its offline store.",
-            show_default=False,
-        ),
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Write a page with a picture and examples.", show_default=False)
-    ] = None,
-    textfile: Annotated[
-        Path | None,
-        typer.Option(help="Write metrics for node_exporter's textfile collector (.prom).", show_default=False),
-    ] = None,
+    offline: SkewOffline = None,
+    html: Html = None,
+    textfile: Textfile = None,
     examples: Annotated[int, typer.Option(min=0, help="Examples of each kind and field.")] = 3,
     seed: Annotated[int | None, typer.Option(help="Draw the same sample again.", show_default=False)] = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
@@ -78,41 +83,46 @@ def skew(
         quorin skew                                           # all views of the Feast repository here
         quorin skew driver_stats --sample 100000 --html skew.html
         quorin skew UserFeatures --offline data/history --tolerance 1e-3 --threshold 0.001
-        quorin skew driver_stats --as-of 2026-05-01T00:00:00 --json
+        quorin skew driver_stats --offline data/history --as-of 2026-05-01T00:00:00 --json
 
     Exit codes: 0 no more than the threshold, 1 more (what is over it is named on stderr) or failed, 2 wrong usage.
     """
-    from datetime import UTC
-
     from quorin.offline import compare
 
-    as_of_ns = None if as_of is None else int(as_of.replace(tzinfo=UTC).timestamp() * 1000) * 10**6
-    source = context.get_parameter_source("connection")
-    is_here = source is not None and source.name not in ("COMMANDLINE", "ENVIRONMENT")
-    here = repository() if is_here and offline is None else None
-    if here is None and offline is None:
-        raise typer.BadParameter(
-            "give --offline, the history to compare with, or run the command in a Feast repository"
-        )
-    reports: list[SkewReport] = []
-    opened = (
-        _of_history(connection, str(offline), namespace, shm_dir, as_of_ns, views, field, raw=raw)
-        if here is None
-        else _of_feast(here, as_of_ns, views, field)
-    )
-    with opened as sides:
+    here = None if offline is not None else _repository(context)
+    options: dict[str, Any] = {"rtol": tolerance, "atol": absolute_tolerance, "examples": examples, "seed": seed}
+    as_of_ns, reports = _nanoseconds(as_of), []
+    with (
+        _of_feast(here, as_of_ns, views, field)
+        if offline is None
+        else _of_history(connection, offline, namespace, shm_dir, as_of_ns, views, field, raw=raw)
+    ) as sides:
         for one in sides:
             with progress_bar(one.name, hidden=as_json) as progress:
-                tolerances = {"rtol": tolerance, "atol": absolute_tolerance}
-                reports.append(
-                    compare(one, sample=sample or None, examples=examples, seed=seed, progress=progress, **tolerances)
-                )
+                reports.append(compare(one, sample=sample or None, progress=progress, **options))
     _show(reports, threshold, as_json=as_json)
     _write(reports, html, textfile)
     over = [f"{report.name}: {name}" for report in reports for name in report.exceeded(threshold)]
     if over:
         typer.echo(f"skewed by more than {threshold:g} of the entities: {', '.join(over)}", err=True)
         raise typer.Exit(1)
+
+
+def _repository(context: typer.Context) -> Any:
+    """The Feast repository here, if the connection is its own.
+
+    :raises typer.BadParameter: if there is none.
+    """
+    source = context.get_parameter_source("connection")
+    is_named = source is None or source.name in ("COMMANDLINE", "ENVIRONMENT")
+    here = None if is_named else repository()
+    if here is None:
+        raise typer.BadParameter("give --offline, the history to compare with, or run it in a Feast repository")
+    return here
+
+
+def _nanoseconds(as_of: datetime | None) -> int | None:
+    return None if as_of is None else int(as_of.replace(tzinfo=UTC).timestamp() * 1000) * 10**6
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pyarrow as pa
+
 from quorin.errors import InvalidRowError
 
 _LIGHTGBM_CATEGORIES = re.compile(r"^\[categorical_feature: ([\d,]+)\]$", re.MULTILINE)
@@ -51,8 +53,18 @@ def _lightgbm_categories(booster: Any, names: list[str]) -> dict[str, list[Any]]
 
 
 def _xgboost_categories(booster: Any) -> dict[str, list[Any]]:
-    """XGBoost keeps categories since 3.1."""
+    """XGBoost keeps categories since 3.1; some versions cut texts whose characters take several bytes, so those columns
+    are left to the caller.
+    """
     if "c" not in (booster.feature_types or []) or not hasattr(booster, "get_categories"):
         return {}
-    kept = booster.get_categories(export_to_arrow=True).to_arrow()
-    return {name: values.to_pylist() for name, values in kept if values is not None}
+    kept = {
+        name: column for name, column in booster.get_categories(export_to_arrow=True).to_arrow() if column is not None
+    }
+    return {name: column.to_pylist() for name, column in kept.items() if _is_whole(column)}
+
+
+def _is_whole(categories: pa.Array) -> bool:
+    """Whether these are no texts, or texts in ASCII. A text that was cut always keeps a byte of another."""
+    is_text = pa.types.is_string(categories.type) or pa.types.is_large_string(categories.type)
+    return not is_text or b"".join(categories.cast(pa.large_binary()).to_pylist()).isascii()

@@ -170,10 +170,13 @@ def matrix_layout(
     :raises InvalidRowError: for a name that is no field, or of several parts, or not of a type that fits.
     """
     categories = dict(categories or {})
-    names = _all_names(parts, categories) if columns is None else columns
-    if isinstance(names, str) or not names:
-        raise InvalidRowError(f"columns: expected the names of fields in the model's order, got {names!r}")
-    pairs = list(names.items()) if isinstance(names, Mapping) else [(str(name), str(name)) for name in names]
+    if isinstance(columns, Mapping):
+        pairs = list(columns.items())
+    else:
+        names = _all_names(parts, categories) if columns is None else columns
+        pairs = [] if isinstance(names, str) else [(str(name), str(name)) for name in names]
+    if not pairs:
+        raise InvalidRowError(f"columns: expected the names of fields in the model's order, got {columns!r}")
     repeated = sorted({name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1})
     if repeated:
         raise InvalidRowError(f"columns: expected each name once, got {repeated} several times")

@@ -17,7 +17,7 @@ from quorin.cli import app, main
 from quorin.cli.repository import repository
 from quorin.engine.backend import connect
 from quorin.engine.log.record import Kind, encode
-from quorin.engine.rows.batch import delete_batch
+from quorin.engine.rows.batch import delete_batch, to_batch
 from quorin.offline import ParquetDatasetStore
 from quorin.schema import FeatureField, Schema, dtype, make_schema, schema_to_json
 from quorin.shm import SegmentRegistry
@@ -174,6 +174,42 @@ def test_rows_are_scanned_exported_deleted_discarded_and_restored(repo: FeastRep
     repo.run("delete", "driver_stats", "1003", "--sync", "--timeout-ms", "50", code=1)
 
 
+def test_what_is_served_is_compared_with_the_history(repo: FeastRepository) -> None:
+    """By Feast's names; the repository's history is used only if it is named, as Feast's offline store comes first."""
+    words = "skew", "driver_stats", "UserFeatures", "--offline", "data/history"
+    drivers, users = repo.json(*words)["views"]
+    assert (drivers["name"], users["name"]) == ("driver_stats", "UserFeatures")
+    assert (drivers["rows"]["equal"], drivers["compared"], drivers["exceeded"]) == (3, 3, [])
+    assert [field["name"] for field in drivers["fields"]] == ["conv_rate", "tags"]
+    assert "3 equal" in repo.run(*words).stdout
+    history = ParquetDatasetStore(repo.directory / "data" / "history")
+    row = {"entity_id": ["1001"], "event_time_ns": [EVENT_NS + 60 * 10**9]}
+    late = to_batch(DRIVERS, {**row, "conv_rate__float": [0.25], "tags__string_list": [["a"]]})
+    history.append(DRIVERS, late, pa.array([history.flushed_position(DRIVERS) + 1]))
+    history.flush()
+    shown = repo.run(*words, "--html", "skew.html", "--textfile", "skew.prom", code=1)
+    assert "stale by p50 60 s" in shown.stdout
+    assert shown.stderr.strip() == (
+        "skewed by more than 0 of the entities: driver_stats: stale, driver_stats: conv_rate"
+    )
+    page = repo.directory / "skew.html"
+    assert page.stat().st_mode & 0o777 == 0o600
+    assert "conv_rate: 1 stale" in page.read_text()
+    metrics = (repo.directory / "skew.prom").read_text()
+    assert 'quorin_skew_entities{kind="stale",view="driver_stats"} 1.0' in metrics
+    assert 'quorin_skew_staleness_seconds{quantile="max",view="driver_stats"} 60.0' in metrics
+    assert repo.json(*words, "--threshold", "0.5")["views"][0]["exceeded"] == []
+    as_of = repo.json(*words, "--as-of", "2023-11-14T22:13:30")["views"]
+    assert [view["rows"]["equal"] for view in as_of] == [3, 1]
+    raw = repo.json(*words[:2], *words[3:], "--raw", "-f", "tags", code=1)["views"]
+    assert [(view["name"], [field["name"] for field in view["fields"]]) for view in raw] == [
+        ("shop__driver_stats", ["tags__string_list"])
+    ]
+    assert "No such file or directory" in repo.run(*words, "--html", "none/x.html", code=1).stderr
+    assert "there is no history at" in repo.run("skew", "--offline", "data/nothing", code=2).stderr
+    assert "give --offline" in repo.run("skew", "-c", "data/store", code=2).stderr
+
+
 LEAVES = {
     (name, inner) if inner else (name,): leaf
     for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
@@ -218,7 +254,8 @@ def test_examples_run_as_printed(name: tuple[str, ...], repo: FeastRepository, m
             continue  # the first example has replayed it
         words = shlex.split(line, comments=True)[1:]
         words = words[: words.index(">")] if ">" in words else words
-        if name in UNENDING and "--once" not in words:
+        needs_feast = name == ("skew",) and "--offline" not in words
+        if needs_feast or (name in UNENDING and "--once" not in words):
             monkeypatch.chdir(directory)
             monkeypatch.setenv("STORE_DIRECTORY", "data/store")
             repository.cache_clear()

@@ -183,6 +183,7 @@ def test_by_default_all_numbers_and_the_categories_are_columns(registry):
     segment = make(registry, Row, {})
     vector = [f"vector[{index}]" for index in range(4)]
     assert model_reader(segment).names == [*SCALARS, *vector]
+    assert model_reader(segment, np.array(["total", "small"])).names == ["total", "small"]
     assert model_reader(segment, categories={"city": CITIES}).names == [*SCALARS, "city", *vector]
 
 
