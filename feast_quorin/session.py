@@ -20,7 +20,6 @@ from feast_quorin.catalogue import Catalogue
 from feast_quorin.convert.entity_ids import MAX_ID_BYTES
 from feast_quorin.views import check_entity
 from quorin import assembly, metrics
-from quorin.assembly import ANY_POSITION
 from quorin.errors import (
     QuorinError,
     SchemaMismatchError,
@@ -88,7 +87,7 @@ class Session:
         self._opening = threading.Lock()
 
     def read(
-        self, view: StoredView, ids: Sequence[str], fields: Sequence[str], at_most: int = ANY_POSITION
+        self, view: StoredView, ids: Sequence[str], fields: Sequence[str], at_most: int | None = None
     ) -> tuple[list[str], pa.RecordBatch]:
         """Read fields of entities. Returns the names of those that the segment has, and :func:`quorin.assembly.read`'s
         batch of them.

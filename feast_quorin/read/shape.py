@@ -106,7 +106,7 @@ class Shape:
         return LazyResponse.of(resolved, self.keys, keys, reads, computed=computed)
 
     def _read_all(
-        self, columns: list[list[Any]], count: int, at_most: int
+        self, columns: list[list[Any]], count: int, at_most: int | None
     ) -> tuple[list[Rows] | None, list[list[Any]], list[Any] | None]:
         """What was read up to a log position: the rows of a request's one entity, or the join keys as Feast returns
         them and what was read of each view, None if only Feast can judge.
@@ -121,7 +121,7 @@ class Shape:
         pairs = zip(self._columns.request, self._columns.request_indexes, strict=True)
         return _all([column.normalised(columns[index]) for column, index in pairs])
 
-    def _read_row(self, columns: list[list[Any]], now_ns: int, at_most: int) -> list[Rows] | None:
+    def _read_row(self, columns: list[list[Any]], now_ns: int, at_most: int | None) -> list[Rows] | None:
         """The rows of a request's one entity, by group of views; None if this fast path does not apply."""
         rows_of_groups: list[Rows] = []
         for group in self._groups:
@@ -139,7 +139,7 @@ class Shape:
         return [by_view[view] for view in range(len(by_view))]
 
     def _read(
-        self, columns: list[list[Any]], count: int, now_ns: int, at_most: int
+        self, columns: list[list[Any]], count: int, now_ns: int, at_most: int | None
     ) -> tuple[list[list[Any]], list[Any] | None]:
         """The join keys as Feast returns them, and what was read of each view; None if only Feast can judge."""
         views = self._resolved.views
@@ -190,7 +190,7 @@ class _ViewGroup:
         self._text = self._keys[0].text if len(key_indexes) == 1 else None
         self._read = EntityReader([view.reader for view in own_views])
 
-    def row(self, columns: list[list[Any]], now_ns: int, at_most: int) -> Rows | None:
+    def row(self, columns: list[list[Any]], now_ns: int, at_most: int | None) -> Rows | None:
         """The views' rows of a request's one entity; None if this fast path does not apply."""
         text = self._composed(columns) if self._text is None else self._text(columns[self.key_indexes[0]][0])
         return None if text is None else self._read(text, now_ns, at_most)

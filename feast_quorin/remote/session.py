@@ -14,7 +14,6 @@ from feast_quorin.read.selection import ChoiceKeys, digest
 from feast_quorin.remote import messages
 from feast_quorin.remote.client import Client, RemoteStoreError
 from feast_quorin.remote.response import RemoteResponse, received
-from quorin.assembly import ANY_POSITION
 from quorin.errors import InconsistentReadError
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ class RemoteSession:
         view: StoredView,
         ids: Sequence[str],
         fields: Sequence[str],
-        at_most: int = ANY_POSITION,  # noqa: ARG002
+        at_most: int | None = None,  # noqa: ARG002
     ) -> tuple[list[str], pa.RecordBatch]:
         """Read fields of entities, as :meth:`feast_quorin.session.Session.read`.
 

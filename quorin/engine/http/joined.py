@@ -86,8 +86,8 @@ def _entity(part: Part, schema: Schema, columns: list[str]) -> str:
     return name
 
 
-def _read(part: _Bound, at_most: int = assembly.ANY_POSITION) -> _Read:
-    if part.is_whole and part.max_age is None and at_most == assembly.ANY_POSITION:
+def _read(part: _Bound, at_most: int | None = None) -> _Read:
+    if part.is_whole and part.max_age is None and at_most is None:
         values, found = assembly.assemble_batch(part.segment, part.entity_ids)
         return _Read(values, found, found)
     reader = assembly.reader(part.segment, [field.name for field in part.fields], max_age=part.max_age)
