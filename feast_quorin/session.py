@@ -22,7 +22,6 @@ from feast_quorin.read.asked import wait_for
 from feast_quorin.views import check_entity
 from feast_quorin.write.tokens import Written
 from quorin import assembly, metrics
-from quorin.assembly import ANY_POSITION
 from quorin.errors import (
     QuorinError,
     SchemaMismatchError,
@@ -90,7 +89,7 @@ class Session:
         self._opening = threading.Lock()
 
     def read(
-        self, view: StoredView, ids: Sequence[str], fields: Sequence[str], at_most: int = ANY_POSITION
+        self, view: StoredView, ids: Sequence[str], fields: Sequence[str], at_most: int | None = None
     ) -> tuple[list[str], pa.RecordBatch]:
         """Read fields of entities. Returns the names of those that the segment has, and :func:`quorin.assembly.read`'s
         batch of them.

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quorin.engine.format.abi import ANY_POSITION
 from quorin.engine.models import fitted
 from quorin.engine.models import reader as models
 from quorin.engine.models.layout import MatrixLayout, matrix_layout
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from quorin.wal import Token
 
 __all__ = [
-    "ANY_POSITION",
     "Changes",
     "ChangesForgottenError",
     "ColumnReader",
@@ -226,8 +224,8 @@ def model_inputs(model: Any) -> dict[str, Any]:
     """``columns`` and ``categories`` of a fitted model, for :func:`model_reader`: of LightGBM, XGBoost, or an estimator
     or pipeline of scikit-learn that was fitted with a table.
 
-    LightGBM and XGBoost keep the categories of pandas' category columns: XGBoost since 3.1, and its texts are taken only
-    in ASCII, as some versions cut others. Models of scikit-learn only know names.
+    LightGBM and XGBoost keep the categories of pandas' category columns: XGBoost since 3.1, and its texts are taken
+    only in ASCII, as some versions cut others. Models of scikit-learn only know names.
 
     :raises InvalidRowError: for a model that does not know the names of its columns.
     """

@@ -48,21 +48,16 @@ def assemble(
     at_least: Token | str | None = None,
     timeout_ms: float = DEFAULT_TIMEOUT_MS,
     max_age: MaxAge | None = None,
-    fresh_mask: Mask | None = None,
 ) -> Float32s:
     """The float32 vector of one entity, shape ``(total_element_count,)``; see :func:`quorin.assembly.assemble`."""
     if at_least is not None:
         wait_for(segment, at_least, timeout_ms=timeout_ms)
     view = segment.current_view()
     out, now = buffers.vector_out(out, view.vector_length), time.time_ns()
-    fresh = buffers.fresh_out(fresh_mask, 1)
     row = _copy_row(view, check_entity_id(entity_id))
     if row is None:
         raise EntityNotFoundError(entity_id, view.name)
-    outdated = _outdated(row, _vector_limits(view, max_age), now)
-    _fill_vector(view, row, out, outdated)
-    if fresh is not None:
-        fresh[0] = not any(outdated)
+    _fill_vector(view, row, out, _outdated(row, _vector_limits(view, max_age), now))
     return out
 
 

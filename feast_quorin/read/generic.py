@@ -22,7 +22,7 @@ from feast_quorin.read.asked import current
 from feast_quorin.read.positions import add as add_positions
 from feast_quorin.read.together import together
 from feast_quorin.views import stored_view
-from quorin.assembly import ANY_POSITION, duration_ns
+from quorin.assembly import duration_ns
 
 if TYPE_CHECKING:
     from feast_quorin.convert.codecs import Codec
@@ -63,7 +63,7 @@ def read_rows(
     view: StoredView,
     ids: Sequence[str],
     requested: Sequence[str] | None = None,
-    at_most: int = ANY_POSITION,
+    at_most: int | None = None,
 ) -> Rows:
     """Read the requested features of entities, by default all; features that the view lacks are left out.
 
@@ -108,7 +108,7 @@ def read_views(
     entities = [feast_private.unique_entities(table, join_key_values, join_key_of_entity) for table, _, _ in choices]
     ids = [entity_ids_of_rows(rows) for rows, _, _ in entities]
 
-    def read(at_most: int) -> list[Rows]:
+    def read(at_most: int | None) -> list[Rows]:
         pairs = zip(choices, ids, strict=True)
         return [read_rows(session, view, of_view, requested, at_most) for (_, requested, view), of_view in pairs]
 

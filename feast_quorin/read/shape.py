@@ -19,7 +19,7 @@ from feast_quorin.read.response import LazyResponse
 from feast_quorin.read.row_response import RowResponse
 from feast_quorin.read.together import together
 from feast_quorin.read.view_reader import EntityReader
-from quorin.assembly import ANY_POSITION, OneRow
+from quorin.assembly import OneRow
 from quorin.errors import EntityIdError
 
 if TYPE_CHECKING:
@@ -114,10 +114,10 @@ class Shape:
     def reads(self, columns: list[list[Any]]) -> list[Any] | None:
         """What is read of each view for the entities of a request; None if only Feast can judge the keys."""
         keys = [columns[index] for index in self._columns.key_indexes]
-        return self._read(keys, len(columns[0]), time.time_ns(), ANY_POSITION)[1]
+        return self._read(keys, len(columns[0]), time.time_ns(), None)[1]
 
     def _read_all(
-        self, columns: list[list[Any]], count: int, at_most: int
+        self, columns: list[list[Any]], count: int, at_most: int | None
     ) -> tuple[list[Rows] | None, list[list[Any]], list[Any] | None]:
         """What was read up to a log position: the rows of a request's one entity, or the join keys as Feast returns
         them and what was read of each view, None if only Feast can judge.
@@ -132,7 +132,7 @@ class Shape:
         pairs = zip(self._columns.request, self._columns.request_indexes, strict=True)
         return _all([column.normalised(columns[index]) for column, index in pairs])
 
-    def _read_row(self, columns: list[list[Any]], now_ns: int, at_most: int) -> list[Rows] | None:
+    def _read_row(self, columns: list[list[Any]], now_ns: int, at_most: int | None) -> list[Rows] | None:
         """The rows of a request's one entity, by group of views; None if this fast path does not apply."""
         rows_of_groups: list[Rows] = []
         for group in self._groups:
@@ -150,7 +150,7 @@ class Shape:
         return [by_view[view] for view in range(len(by_view))]
 
     def _read(
-        self, columns: list[list[Any]], count: int, now_ns: int, at_most: int
+        self, columns: list[list[Any]], count: int, now_ns: int, at_most: int | None
     ) -> tuple[list[list[Any]], list[Any] | None]:
         """The join keys as Feast returns them, and what was read of each view; None if only Feast can judge."""
         views = self._resolved.views
@@ -201,7 +201,7 @@ class _ViewGroup:
         self._text = self._keys[0].text if len(key_indexes) == 1 else None
         self._read = EntityReader([view.reader for view in own_views])
 
-    def row(self, columns: list[list[Any]], now_ns: int, at_most: int) -> Rows | None:
+    def row(self, columns: list[list[Any]], now_ns: int, at_most: int | None) -> Rows | None:
         """The views' rows of a request's one entity; None if this fast path does not apply."""
         text = self._composed(columns) if self._text is None else self._text(columns[self.key_indexes[0]][0])
         return None if text is None else self._read(text, now_ns, at_most)

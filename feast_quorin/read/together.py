@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from feast_quorin.read.asked import current
-from quorin.assembly import ANY_POSITION, at_one_position
+from quorin.assembly import at_one_position
 from quorin.errors import QuorinError
 from quorin.logging import get_logger
 
@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 _log = get_logger(__name__)
 
 
-def together(session: Any, views: Sequence[StoredView], read: Callable[[int], Result]) -> Result:
+def together(session: Any, views: Sequence[StoredView], read: Callable[[int | None], Result]) -> Result:
     """What ``read`` returns, which reads these views up to a log position, in a session of the store.
 
     :raises InconsistentReadError: if the views could not be read at one position in time.
@@ -26,7 +26,7 @@ def together(session: Any, views: Sequence[StoredView], read: Callable[[int], Re
     asked_ms = current().consistent_ms
     timeout_ms = session.settings.consistent_timeout_ms if asked_ms is None else asked_ms
     if timeout_ms is None:
-        return read(ANY_POSITION)
+        return read(None)
     _, result = at_one_position(
         lambda: [session.prepare(view) for view in views],
         read,

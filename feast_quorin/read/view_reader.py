@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from quorin.assembly import ANY_POSITION, Columns, RowReader, Rows, has_applied, row_reader
+from quorin.assembly import Columns, RowReader, Rows, has_applied, row_reader
 from quorin.errors import SchemaMismatchError, SegmentClosedError, SegmentNotFoundError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class ViewReader:
         """A reader of the same features with other limits."""
         return ViewReader(self.session, self.view, self._features, limits)
 
-    def __call__(self, entity_ids: Any, now_ns: int = 0, at_most: int = ANY_POSITION) -> Columns:
+    def __call__(self, entity_ids: Any, now_ns: int = 0, at_most: int | None = None) -> Columns:
         """Read many entities, in any form that the engine takes. The columns are the requested fields that the segment
         has: all of them, unless the view changed and this process has not noticed yet. Ages count from ``now_ns``.
 
@@ -141,7 +141,7 @@ class EntityReader:
         self._views = views
         self._bound: _BoundViews | None = None
 
-    def __call__(self, entity_id: str, now_ns: int = 0, at_most: int = ANY_POSITION) -> Rows | None:
+    def __call__(self, entity_id: str, now_ns: int = 0, at_most: int | None = None) -> Rows | None:
         """The rows of one entity; None if only the views' own readers can read them, or if one is after ``at_most``."""
         try:
             bound = self._bound

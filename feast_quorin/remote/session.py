@@ -16,7 +16,6 @@ from feast_quorin.remote.client import Answer, Client, RemoteStoreError
 from feast_quorin.remote.response import RemoteResponse, received
 from feast_quorin.write import tokens
 from feast_quorin.write.tokens import Written
-from quorin.assembly import ANY_POSITION
 from quorin.errors import InconsistentReadError, NotYetAppliedError
 from quorin.wal import Token
 
@@ -90,7 +89,7 @@ class RemoteSession:
         view: StoredView,
         ids: Sequence[str],
         fields: Sequence[str],
-        at_most: int = ANY_POSITION,  # noqa: ARG002
+        at_most: int | None = None,  # noqa: ARG002
     ) -> tuple[list[str], pa.RecordBatch]:
         """Read fields of entities, as :meth:`feast_quorin.session.Session.read`.
 

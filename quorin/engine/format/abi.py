@@ -54,8 +54,10 @@ MISSING_ZEROS, MISSING_FLOAT32 = range(2)
 """What a row that is not found reads as: zero bytes, or the float32 that the caller names."""
 
 # What a read returns.
-FOUND, MISSING, MOVED, CONTENDED, NOT_ASCII, BAD_ID, BAD_OUT, CORRUPT, OUTDATED, AHEAD = range(10)
-"""``OUTDATED`` is found, with a value over its age limit; ``AHEAD`` was written after the position asked for."""
+OUTDATED, FOUND, MISSING, MOVED, CONTENDED, NOT_ASCII, BAD_ID, BAD_OUT, CORRUPT, AHEAD = range(-1, 9)
+"""``OUTDATED`` is found, with a value over its age limit, so a row is there up to ``FOUND``; ``AHEAD`` was written
+after the position asked for.
+"""
 ANY_POSITION = 2**63 - 1
 """The position asked for when a row of any will do."""
 STOPPED, CODES = -1, 16

@@ -98,10 +98,10 @@ def _entity(part: Part, schema: Schema, columns: list[str]) -> str:
     return name
 
 
-def _read(part: _Bound, at_most: int = assembly.ANY_POSITION, *, positions: bool) -> _Read:
+def _read(part: _Bound, at_most: int | None = None, *, positions: bool) -> _Read:
     count = len(part.entity_ids)
     own = np.empty(count, np.int64) if positions else None
-    if part.is_whole and part.max_age is None and at_most == assembly.ANY_POSITION:
+    if part.is_whole and part.max_age is None and at_most is None:
         values, found = assembly.assemble_batch(part.segment, part.entity_ids, positions=own)
         return _Read(values, found, found, own)
     reader = assembly.reader(part.segment, [field.name for field in part.fields], max_age=part.max_age)

@@ -36,7 +36,8 @@ _INT, _WORD, _TEXT, _FLOAT, _DOUBLE = types.int64, types.uint64, types.unicode_t
 _KERNELS: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "assemble_one": ("read", "read_one", (_WORDS, _TEXT, _FLOATS)),
     "read_one": ("read", "read_one", (_WORDS, _TEXT, _BYTES)),
-    "read_each": ("read", "read_each", (_WORDS, _TEXT, _BYTES, _INT, _INT)),
+    "read_each": ("read", "read_each", (_WORDS, _TEXT, _BYTES)),
+    "read_each_limited": ("read", "read_each_limited", (_WORDS, _TEXT, _BYTES, _INT, _INT)),
     "read_many": ("read", "read_many", (_WORDS, *[_INT] * 5, _BYTES, _BOOLS, _FLOAT, *[_INT] * 3)),
     "gather_values": ("gather", "gather_values", (_INT, _INT, _INT, _WORDS, _INT)),
     "gather_texts": ("gather", "gather_texts", (_INT, _INT, _INT, _WORDS, _WORDS, _INT)),

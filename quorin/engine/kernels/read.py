@@ -143,27 +143,41 @@ def read_one(segment, text, out):
 
 
 @kernel
-def read_each(segments, text, out, now, at_most):
+def read_each(segments, text, out):
+    """:func:`read_each_limited` without limits."""
+    if not text._is_ascii:
+        return NOT_ASCII
+    return read_keys(segments, text_address(text), text._length, out, _FIRST, _ANY)
+
+
+@kernel
+def read_each_limited(segments, text, out, now, at_most):
     """Fill ``out`` with the rows of an ASCII id in several segments, one after the other, then a byte for each that
     says whether it was found: where it was not, its row is zeros. Returns a code; ``out`` is undefined unless FOUND.
 
     ``segments`` holds how many there are, the bytes of their rows together, and the array of each after its length.
     Ages count from ``now``. AHEAD if a row was written after the log position ``at_most``.
     """
-    if out.size != segments[1] + segments[0]:
-        return BAD_OUT
     if not text._is_ascii:
         return NOT_ASCII
+    return read_keys(segments, text_address(text), text._length, out, now, at_most)
+
+
+@helper
+def read_keys(segments, key, count, out, now, at_most):
+    """The same for the ``count`` bytes at ``key``."""
+    if out.size != segments[1] + segments[0]:
+        return BAD_OUT
     target = array_address(out)
     found = target + segments[1]
     at = 2
     for number in range(segments[0]):
         segment = segments[at + 1 : at + 1 + segments[at]]
-        code = read_key(segment, text_address(text), text._length, target, now, at_most)
+        code = read_key(segment, key, count, target, now, at_most)
         if code == MISSING:
             add_word(counters_of(segment) + 8 * W_MISSING, 1)
             fill_missing(segment, target, _FIRST, np.float32(0.0))
-        elif code != FOUND and code != OUTDATED:
+        elif code > FOUND:
             return code
         store_u8(found + number, code != MISSING)
         target += segment[P_OUT_BYTES]
@@ -184,7 +198,7 @@ def read_key(segment, key, count, out, now, at_most):
     code = read_row(segment, key, count, h, out, _FIRST, now, at_most)
     if timed:
         count_time(counters + 8 * W_READ_TIMES, counters + 8 * W_READ_NS, now_ns() - started)
-    if code == FOUND or code == OUTDATED:  # noqa: SIM109 - a tuple is slower in numba
+    if code <= FOUND:
         store_u64(counters + 8 * W_READS, reads + ONE)
     return code
 
@@ -227,7 +241,7 @@ def read_many(segment, offsets, offset_bytes, data, first, last, out, found, mis
             code = read_row(segment, data + start, count, hashes[i - begin], target, i, now, at_most)
             if count == 0:
                 code = BAD_ID
-            if code != FOUND and code != MISSING and code != OUTDATED:
+            if code > MISSING:
                 return STOPPED - CODES * i - code
             found[i] = code != MISSING
             if fresh != 0:
@@ -255,7 +269,10 @@ def likely_word(segment, h):
 
 @helper
 def read_row(segment, key, count, h, out, index, now, at_most):
-    """Copy one row by the spans of the plan to row ``index`` of the output; returns a code."""
+    """Copy one row by the spans of the plan to row ``index`` of the output; returns a code.
+
+    Without limits ``now`` is 0: then neither ages count nor ``at_most``.
+    """
     home = home_slot(segment, h)
     slot_count = segment[D_SLOT_COUNT]
     positions = segment[P_POSITIONS]
@@ -274,7 +291,7 @@ def read_row(segment, key, count, h, out, index, now, at_most):
             stamp = load_acquire(row)
             same_key = key_equals(segment, row, key, count)
             flags = load_u16(row + FLAGS)
-            position = load_i64(row + POSITION)
+            position = load_i64(row + POSITION) if now != 0 else np.int64(0)
             code = FOUND
             if same_key and flags & DELETED == 0:
                 copy_spans(segment, row, out, index)
@@ -282,12 +299,12 @@ def read_row(segment, key, count, h, out, index, now, at_most):
                     store_u64(positions + 8 * index, np.uint64(position))
                 if flags & HAS_NULLS != 0:
                     patch_nulls(segment, row, out, index)
-                if segment[P_AGE_COUNT] > 0:
+                if now != 0:
                     code = withhold(segment, row, out, index, now)
             if not is_unchanged(row, stamp, slot, word):
                 break
             if same_key:
-                if position > at_most:
+                if now != 0 and position > at_most:
                     return AHEAD
                 return code if flags & DELETED == 0 else MISSING
             distance = probe(segment, home, distance + 1, slot_count, h)

@@ -154,7 +154,7 @@ class Segment(Shown):
 
     def pin(self) -> None:
         """Stay with the present generation when the segment grows or is upgraded: reads then show it as it was left.
-        Its memory stays until :meth:`unpin` or :meth:`close`; its writer writes to it until a successor replaces it.
+        Its memory stays until :meth:`unpin` or :meth:`close`, and its writer goes on until a successor is there.
 
         :raises SegmentReadOnlyError: for a segment that is open for writing, which can't stay behind.
         """

@@ -63,8 +63,11 @@ def aged_vector_plan(view: SegmentView, max_age: MaxAge) -> Int64s:
 
     :raises InvalidMaxAgeError: as :func:`age_limits`.
     """
-    is_one = not isinstance(max_age, Mapping)
-    key: Any = duration_ns("max_age", max_age) if is_one else tuple(sorted(max_age.items()))  # type: ignore[union-attr]
+    kind = type(max_age)
+    if kind is int or kind is float or kind is timedelta:
+        key: Any = max_age
+    else:  # A number of another kind may be equal to one of these, and refused.
+        key = (kind, repr(max_age))
     plan: Int64s | None = view.aged_plans.get(key)
     if plan is None:
         fields = view.schema.fields

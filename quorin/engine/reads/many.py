@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from quorin.engine.format.abi import AHEAD, ANY_POSITION, BAD_ID, CODES, CORRUPT, MOVED, STOPPED
@@ -30,22 +31,24 @@ def read_many(
     missing: float,
     first: int = 0,
     now_ns: int = 0,
-    at_most: int = ANY_POSITION,
+    at_most: int | None = None,
     fresh: Mask | None = None,
 ) -> bool:
     """Run the batch kernel from a row on; False if the segment has a successor, where the caller must begin again.
 
-    The plan's age limits count from ``now_ns``; ``fresh`` says where none is exceeded.
+    The plan's age limits, if it has any, count from ``now_ns``; ``fresh`` says where none is exceeded.
 
     :raises InconsistentReadError: for a row that was written after the log position ``at_most``.
     """
     from quorin.engine import kernels
 
     offsets, width, data = text_addresses(ids)
-    fresh_at = 0 if fresh is None else fresh.ctypes.data
+    fresh_at, highest = 0 if fresh is None else fresh.ctypes.data, ANY_POSITION
+    if at_most is not None:
+        now_ns, highest = now_ns or time.time_ns(), at_most
     for _ in range(_MAX_ROUNDS):
         stop = kernels.read_many(
-            plan, offsets, width, data, first, len(ids), out, found, missing, now_ns, at_most, fresh_at
+            plan, offsets, width, data, first, len(ids), out, found, missing, now_ns, highest, fresh_at
         )
         if stop >= 0:
             return True

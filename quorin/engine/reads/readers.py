@@ -50,7 +50,7 @@ class ColumnReader:
         plan = column_plan(segment.current_view(), self._names, positions=positions)
         self._ages = age_limits(max_age, plan.fields, segment.schema.__name__)
 
-    def __call__(self, entity_ids: Any, *, now_ns: int | None = None, at_most: int = ANY_POSITION) -> Columns:
+    def __call__(self, entity_ids: Any, *, now_ns: int | None = None, at_most: int | None = None) -> Columns:
         """The rows of entities, in the order of the ids. Batches release the GIL.
 
         Age limits count from ``now_ns``, by default the system's clock.
@@ -58,7 +58,7 @@ class ColumnReader:
         :raises InconsistentReadError: for a row that was written after the log position ``at_most``.
         """
         ages = self._ages
-        is_simple = ages is None and at_most == ANY_POSITION
+        is_simple = ages is None and at_most is None
         if is_simple and type(entity_ids) is list and len(entity_ids) == 1 and type(entity_ids[0]) is str:
             view = self._segment.current_view()
             plan = column_plan(view, self._names, positions=self._positions)
@@ -75,7 +75,7 @@ class ColumnReader:
             plan = column_plan(view, self._names, positions=self._positions)
             columns = Columns(plan, view, ids, COMPILED_GATHER, ages, now)
             words = plan.words(len(ids), ages)
-            if read_many(view, words, ids, columns.buffer, columns.found, math.nan, now_ns=now, at_most=at_most):
+            if read_many(view, words, ids, columns.buffer, columns.found, math.nan, 0, now, at_most):
                 return columns
 
 
@@ -101,7 +101,7 @@ class RowReader:
     def __reduce__(self) -> tuple[type[RowReader], tuple[Any]]:
         return RowReader, (self._parts,)  # A segment says why it cannot be pickled.
 
-    def __call__(self, entity_id: str, now_ns: int = 0, at_most: int = ANY_POSITION) -> Rows | None:
+    def __call__(self, entity_id: str, now_ns: int = 0, at_most: int | None = None) -> Rows | None:
         """The rows of one entity; None where only :class:`ColumnReader` can tell: for an id that is not ASCII, or no id
         at all, for a row that was being replaced, and for one written after the log position ``at_most``.
 
@@ -114,10 +114,12 @@ class RowReader:
                 break
         if type(entity_id) is not str:
             return None
-        if self._max_ages is not None:
-            now_ns = now_ns or time.time_ns()
         buffer: Any = _empty(layout.byte_count, _UINT8)
-        code = _read_each(layout.words, entity_id, buffer, now_ns, at_most)
+        if at_most is None and self._max_ages is None:
+            code = _read_each(layout.words, entity_id, buffer)
+        else:
+            now_ns, highest = now_ns or time.time_ns(), ANY_POSITION if at_most is None else at_most
+            code = _read_each_limited(layout.words, entity_id, buffer, now_ns, highest)
         if code == FOUND:
             return Rows(layout, entity_id, buffer, layout.unpack(buffer), now_ns)
         if code == MOVED:
@@ -142,9 +144,17 @@ def _read_one(words: Int64s, entity_id: str, out: Bytes) -> int:
     return _read_one(words, entity_id, out)
 
 
-def _read_each(words: Int64s, entity_id: str, out: Bytes, now_ns: int, at_most: int) -> int:
+def _read_each(words: Int64s, entity_id: str, out: Bytes) -> int:
     """Stands in for the kernel until the first read has loaded it."""
     global _read_each
     from quorin.engine.kernels import read_each as _read_each
 
-    return _read_each(words, entity_id, out, now_ns, at_most)
+    return _read_each(words, entity_id, out)
+
+
+def _read_each_limited(words: Int64s, entity_id: str, out: Bytes, now_ns: int, at_most: int) -> int:
+    """Stands in for the kernel until the first read has loaded it."""
+    global _read_each_limited
+    from quorin.engine.kernels import read_each_limited as _read_each_limited
+
+    return _read_each_limited(words, entity_id, out, now_ns, at_most)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from quorin.engine.format.abi import ANY_POSITION, FOUND, MISSING, OUTDATED, P_OUT_BYTES, P_POSITIONS
+from quorin.engine.format.abi import FOUND, P_OUT_BYTES, P_POSITIONS
 from quorin.engine.memory.plans import vector_plan
 from quorin.engine.reads import arguments as buffers
 from quorin.engine.reads.ages import MaxAge, age_limits, aged_vector_plan
@@ -44,13 +44,12 @@ def assemble(
     at_least: Token | str | None = None,
     timeout_ms: float = DEFAULT_TIMEOUT_MS,
     max_age: MaxAge | None = None,
-    fresh_mask: Mask | None = None,
 ) -> Float32s:
     """The float32 vector of one entity, shape ``(total_element_count,)``: ``out`` if passed, else a new array.
 
     Numeric fixed-size fields in declaration order, shaped ones row-major; a null reads as its field's default. What
-    ``out`` holds after an error is undefined. With ``at_least``, waits as :func:`wait_for`. With ``max_age``, as for
-    :func:`assemble_batch`, ``fresh_mask`` has the shape ``(1,)``.
+    ``out`` holds after an error is undefined. With ``at_least``, waits as :func:`wait_for`. ``max_age`` is as
+    for :func:`assemble_batch`, which also says whether a value was replaced.
 
     :raises EntityNotFoundError: if the entity has no row. :raises EntityIdError: for an id that is empty or no text.
     :raises InvalidBufferError: for an ``out`` that does not fit. :raises SegmentClosedError: after close.
@@ -58,8 +57,8 @@ def assemble(
     """
     if at_least is not None:
         wait_for(segment, at_least, timeout_ms=timeout_ms)
-    if max_age is not None or fresh_mask is not None:
-        return _assemble_aged(segment, entity_id, out, max_age, fresh_mask)
+    if max_age is not None:
+        return _assemble_aged(segment, entity_id, out, max_age)
     view = segment._view
     if out is None:
         out = _empty(view.vector_length, _FLOAT32)
@@ -142,8 +141,7 @@ class Reader:
         else:
             buffers.vector_out(out, self.length)
         is_quick = self._segment._view is self._view and type(entity_id) is str
-        code = _assemble_one(self._plan, entity_id, out) if is_quick else MISSING
-        if code == FOUND or code == OUTDATED:  # noqa: SIM109 - hot
+        if is_quick and _assemble_one(self._plan, entity_id, out) <= FOUND:
             return out
         now_ns = 0 if self._ages is None else time.time_ns()
         return _assemble_slowly(self._segment, self._plan_for, entity_id, out, now_ns)
@@ -159,7 +157,7 @@ class Reader:
         at_least: Token | str | None = None,
         timeout_ms: float = DEFAULT_TIMEOUT_MS,
         fresh_mask: Mask | None = None,
-        at_most: int = ANY_POSITION,
+        at_most: int | None = None,
     ) -> tuple[Float32s, Mask]:
         """The vectors of many entities, and which were found.
 
@@ -190,21 +188,15 @@ def _assemble_one(plan: _Plan, entity_id: str, out: Float32s) -> int:
     return _assemble_one(plan, entity_id, out)
 
 
-def _assemble_aged(
-    segment: Segment, entity_id: str, out: Float32s | None, max_age: MaxAge | None, fresh_mask: Mask | None
-) -> Float32s:
+def _assemble_aged(segment: Segment, entity_id: str, out: Float32s | None, max_age: MaxAge) -> Float32s:
     """:func:`assemble` with an age limit."""
-    buffers.fresh_out(fresh_mask, 1)
     view = segment._view
-    out = buffers.vector_out(out, view.vector_length)
-    plan_for = _whole_vector if max_age is None else partial(aged_vector_plan, max_age=max_age)
-    if type(entity_id) is str:
-        code = _assemble_one(plan_for(view), entity_id, out)
-        if code in (FOUND, OUTDATED):
-            if fresh_mask is not None:
-                fresh_mask[0] = code == FOUND
-            return out
-    return _assemble_slowly(segment, plan_for, entity_id, out, time.time_ns(), fresh_mask)
+    out = _empty(view.vector_length, _FLOAT32) if out is None else buffers.vector_out(out, view.vector_length)
+    plan = aged_vector_plan(view, max_age)
+    if type(entity_id) is str and _assemble_one(plan, entity_id, out) <= FOUND:
+        return out
+    plan_for = partial(aged_vector_plan, max_age=max_age)
+    return _assemble_slowly(segment, plan_for, entity_id, out, time.time_ns())
 
 
 def _assemble_slowly(
@@ -213,7 +205,6 @@ def _assemble_slowly(
     entity_id: str,
     out: Float32s,
     now_ns: int = 0,
-    fresh: Mask | None = None,
 ) -> Float32s:
     """What the quick path leaves: ids that are not ASCII, segments that moved on, contended rows, and all errors."""
     ids = pa.array([check_entity_id(entity_id)], pa.binary())
@@ -221,7 +212,7 @@ def _assemble_slowly(
     while True:
         view = segment.current_view()
         plan = plan_for(view)
-        if read_many(view, plan, ids, out.view(np.uint8), found, math.nan, now_ns=now_ns, fresh=fresh):
+        if read_many(view, plan, ids, out.view(np.uint8), found, math.nan, now_ns=now_ns):
             break
     if not found[0]:
         raise EntityNotFoundError(entity_id, view.name)
@@ -238,11 +229,11 @@ def _assemble_many(
     positions: Int64s | None = None,
     now_ns: int = 0,
     fresh_mask: Mask | None = None,
-    at_most: int = ANY_POSITION,
+    at_most: int | None = None,
 ) -> tuple[Float32s, Mask]:
     first = 0
     # Single reads have a clock of their own each, and say of none that it is fresh or how new it may be.
-    is_simple = now_ns == 0 and fresh_mask is None and at_most == ANY_POSITION
+    is_simple = now_ns == 0 and fresh_mask is None and at_most is None
     if is_simple and type(entity_ids) is list and 0 < len(entity_ids) <= _FEW:
         plan = plan_for(segment._view)
         out, found_mask = buffers.batch_out(out, found_mask, len(entity_ids), plan.item(P_OUT_BYTES) // 4)
