@@ -154,6 +154,18 @@ class CorruptSnapshotError(QuorinError, ValueError):
     """A file is not a segment's snapshot, or is damaged; the message names it."""
 
 
+class CheckFailedError(QuorinError, ValueError):
+    """A generation does not pass its checks, and is not served; :attr:`failures` has a line for each that failed."""
+
+    def __init__(self, schema_name: str, failures: list[str]) -> None:
+        super().__init__(schema_name, failures)
+        self.schema_name = schema_name
+        self.failures = failures
+
+    def __str__(self) -> str:
+        return f"{self.schema_name} does not pass {len(self.failures)} of its checks: {'; '.join(self.failures)}"
+
+
 class NotPicklableError(QuorinError, TypeError):
     """An object belongs to its process and cannot be pickled; the message says what to pickle instead."""
 

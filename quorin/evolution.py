@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from quorin.engine.checks.stored import store_checks
 from quorin.engine.format import segment as fmt
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.generations import heap_bytes_for
@@ -154,7 +155,8 @@ class _PendingUpgrade:
                     f"{self.new.version}: {stored!r}"
                 )
             if self._control.swap_schema(name, self._new, expected=stored):
-                return
+                break
+        store_checks(self._control, self.new)
 
     def is_stored(self) -> bool:
         """Whether the control plane still has the new schema."""

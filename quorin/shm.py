@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quorin.engine.checks.stored import store_checks
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.name import SegmentName, is_same_line
 from quorin.engine.memory import file as mapping
@@ -17,11 +18,11 @@ from quorin.engine.memory.generations import MIN_HEAP_BYTES, create_successor
 from quorin.engine.memory.lineage import attach_newest, unlink_older_generations
 from quorin.engine.memory.lock import FileLock
 from quorin.engine.memory.node import Node
+from quorin.engine.memory.publishing import make_current
 from quorin.engine.memory.segment import Segment
 from quorin.engine.memory.view import SegmentView
 from quorin.engine.memory.writer import lease_held
 from quorin.engine.paths import absolute
-from quorin.engine.rows.compatibility import can_upgrade
 from quorin.errors import (
     CorruptSegmentError,
     QuorinError,
@@ -30,10 +31,10 @@ from quorin.errors import (
     SegmentConflictError,
     SegmentNotFoundError,
 )
-from quorin.schema import FeatureSchema, Schema, schema_from_json, schema_to_json
+from quorin.schema import FeatureSchema, Schema, schema_to_json
 
 if TYPE_CHECKING:
-    from quorin.engine.backend import Beginning, ControlPlane
+    from quorin.engine.backend import Beginning
 
 __all__ = [
     "SHM_DIR",
@@ -171,16 +172,16 @@ class SegmentRegistry:
         :raises WriterLeaseHeldError: if another process writes to the segment that would be replaced.
         :raises ConnectionFailedError: if the control plane is away.
         """
-        schema_name = segment.schema.__name__
+        schema_name, control = segment.schema.__name__, self.backend.control
         previous = _attach_if_there(self._directory, replacing, writable=True)
         try:
             if previous is None:
-                _make_current(self, segment, replacing, beginning, restores)
+                make_current(self.node, control, segment, replacing, beginning, restores=restores)
                 return
             with self.adopt(previous) as replaced:
                 # While its lease is held, no other process writes to it, discards it, or flips to a next generation.
                 view = replaced.writing_view()
-                _make_current(self, segment, replacing, beginning, restores)
+                make_current(self.node, control, segment, replacing, beginning, restores=restores)
                 unlink_older_generations(view)
                 mapping.unlink(view.path)
         except QuorinError as error:
@@ -191,9 +192,11 @@ class SegmentRegistry:
 
     def create_schema(self, schema: Schema, beginning: Beginning) -> bool:
         """Store a schema in the control plane, whose rows begin at ``beginning``; False if it has one of this name."""
-        return self.backend.control.swap_schema(
-            schema.__name__, schema_to_json(schema), expected=None, beginning=beginning
-        )
+        control = self.backend.control
+        is_new = control.swap_schema(schema.__name__, schema_to_json(schema), expected=None, beginning=beginning)
+        if is_new:
+            store_checks(control, schema)
+        return is_new
 
     def create_successor(self, segment: Segment, schema: Schema, *, capacity: int) -> Segment:
         """A new, empty segment in the line of an existing one, for a schema of the same name; not current.
@@ -295,6 +298,7 @@ class SegmentRegistry:
             # A schema in the control plane that differs from its segment's is a pending upgrade. Under the lease, no
             # consumer can apply it before the segment of this schema is in force.
             self.backend.control.put_schema(schema.__name__, schema_to_json(schema))
+            store_checks(self.backend.control, schema)
             segment.replace(create_successor(segment.current_view(), schema, **sizes))
             return self.adopt(segment.current_view())
 
@@ -338,55 +342,6 @@ def _first_generation(registry: SegmentRegistry, schema: Schema, sizes: dict[str
 def _first_heap_bytes(schema: Schema, capacity: int) -> int:
     """An estimate that growth corrects: a short value in every variable-size field."""
     return MIN_HEAP_BYTES + _HEAP_BYTES_PER_VALUE * capacity * sum(field.is_variable for field in schema.fields)
-
-
-def _make_current(
-    registry: SegmentRegistry,
-    segment: Segment,
-    replacing: str | None,
-    beginning: Beginning | None,
-    restores: bool,
-) -> None:
-    view = segment.current_view()
-    name, control = view.stored.__name__, registry.backend.control
-
-    def put_schema() -> None:
-        _put_schema(control, view.stored, restores=restores, beginning=beginning)
-
-    is_current = registry.node.publish(name, view.name, expected=replacing, beginning=beginning, before=put_schema)
-    if not is_current:
-        raise SegmentConflictError(
-            f"another process made a segment of {name!r} current at the same time: expected {replacing!r}, "
-            f"found {registry.node.current(name)!r}"
-        )
-
-
-def _put_schema(control: ControlPlane, schema: Schema, *, restores: bool, beginning: Beginning | None) -> None:
-    """Let the control plane have a schema, or keep the later version that it has.
-
-    :raises SegmentNotFoundError: if it only ``restores`` one that the control plane may have lost, and it was dropped,
-        or replaced by another.
-    """
-    name, text = schema.__name__, schema_to_json(schema)
-    while (stored := control.schemas().get(name)) != text:
-        if stored is not None and _can_become(schema, stored):
-            return
-        if stored is not None and restores:
-            raise SegmentNotFoundError(f"the control plane has another schema {name!r} by now")
-        if restores:
-            if not control.restore_schema(name, text, beginning=beginning) and name in control.dropped_schemas():
-                raise SegmentNotFoundError(f"the schema {name!r} was dropped from the control plane")
-            continue
-        if control.swap_schema(name, text, expected=stored):
-            return
-
-
-def _can_become(schema: Schema, text: str) -> bool:
-    """Whether a schema can be upgraded to one in JSON."""
-    try:
-        return can_upgrade(schema, schema_from_json(text))[0]
-    except SchemaError:
-        return False
 
 
 def _check_schema(schema: object) -> None:

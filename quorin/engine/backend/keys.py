@@ -9,6 +9,7 @@ key                          type    holds
 ``{namespace}:schemas``      hash    schema name → the schema as JSON
 ``{namespace}:beginnings``   hash    schema name → ``<log identity>:<position>`` behind which its entries begin
 ``{namespace}:dropped``      hash    schema name → ``1`` from when it is dropped until it is stored again
+``{namespace}:checks``       hash    schema name → its checks as JSON (:mod:`quorin.engine.checks`)
 ``{namespace}:processes``    hash    process → its report as JSON (:mod:`quorin.engine.ops.presence`)
 ``{namespace}:replicas``     hash    ``<node> <schema name>`` → the position that the replica has applied
 ``{namespace}:heartbeats``   hash    process or replica → when it was last reported, in ms of the server's clock
@@ -71,6 +72,11 @@ def dropped_key(namespace: str) -> str:
     return f"{{{namespace}}}:dropped"
 
 
+def checks_key(namespace: str) -> str:
+    """Hash of schema name to the JSON of its checks."""
+    return f"{{{namespace}}}:checks"
+
+
 def processes_key(namespace: str) -> str:
     """Hash of process to the JSON of its report."""
     return f"{{{namespace}}}:processes"
@@ -125,16 +131,9 @@ def log_keys(namespace: str, stream_key: str) -> LogKeys:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*\Z")
 _NAMESPACE_KEYS = (
-    legacy_current_key,
-    schemas_key,
-    beginnings_key,
-    dropped_key,
-    processes_key,
-    replicas_key,
-    heartbeats_key,
-    clock_key,
-    identity_key,
-)
+    legacy_current_key, schemas_key, beginnings_key, dropped_key, checks_key, processes_key, replicas_key,
+    heartbeats_key, clock_key, identity_key,
+)  # fmt: skip
 _RESERVED_SUFFIXES = {
     key.rpartition(":")[2] for key in (*(key_of("n") for key_of in _NAMESPACE_KEYS), *astuple(log_keys("n", "s"))[1:])
 }
@@ -295,8 +294,8 @@ redis.call('HDEL', KEYS[2], ARGV[1])
 if ARGV[5] ~= '' then redis.call('HSET', KEYS[3], ARGV[1], ARGV[5]) end
 return 1
 """
-"""KEYS schemas, dropped, beginnings; ARGV schema name, its JSON, 'always', 'if' or 'restore' (if it was not dropped),
-the expected JSON ('': none), the beginning ('': as it is). Returns 1 if the schema was stored."""
+"""KEYS schemas, dropped, beginnings, checks (left alone); ARGV schema name, its JSON, 'always', 'if' or 'restore' (if
+it was not dropped), the expected JSON ('': none), the beginning ('': as it is). Returns 1 if the schema was stored."""
 
 LUA_DROP_SCHEMA = """
 local stored = redis.call('HGET', KEYS[1], ARGV[1])
@@ -304,10 +303,11 @@ if not stored or (ARGV[2] == 'if' and stored ~= ARGV[3]) then return 0 end
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('HSET', KEYS[2], ARGV[1], '1')
 redis.call('HDEL', KEYS[3], ARGV[1])
+redis.call('HDEL', KEYS[4], ARGV[1])
 return 1
 """
-"""KEYS schemas, dropped, beginnings; ARGV schema name, 'if' or 'always', the expected JSON. Returns 1 if the schema was
-dropped."""
+"""KEYS schemas, dropped, beginnings, checks; ARGV schema name, 'if' or 'always', the expected JSON. Returns 1 if the
+schema was dropped."""
 
 LUA_ANNOUNCE = """
 local now = redis.call('XADD', KEYS[3], 'MAXLEN', 1, '*', 't', '')
@@ -343,10 +343,10 @@ return found
 clock."""
 
 SQL_FILE = "quorin.db"
-SQL_VERSION = 3
+SQL_VERSION = 4
 """``PRAGMA user_version`` of the file. Tables that an older version lacks are added: ``namespaces`` came with version
 2, ``beginnings``, ``dropped``, ``heartbeats``, ``replicas`` and ``historians`` with 3, which no longer writes
-``current`` and ``trimmers``."""
+``current`` and ``trimmers``, and ``checks`` with 4."""
 
 SQL_SCHEMA = """
 CREATE TABLE IF NOT EXISTS schemas (
@@ -358,6 +358,9 @@ CREATE TABLE IF NOT EXISTS beginnings (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS dropped (
     namespace TEXT NOT NULL, schema_name TEXT NOT NULL, PRIMARY KEY (namespace, schema_name)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS checks (
+    namespace TEXT NOT NULL, schema_name TEXT NOT NULL, json TEXT NOT NULL, PRIMARY KEY (namespace, schema_name)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS processes (
     namespace TEXT NOT NULL, process TEXT NOT NULL, report TEXT NOT NULL, PRIMARY KEY (namespace, process)

@@ -209,6 +209,14 @@ class ControlPlane(Protocol):
     def beginnings(self) -> dict[str, Beginning]:
         """Where schemas begin in the log, by name; the others begin at its start."""
 
+    def put_checks(self, schema_name: str, json: str | None) -> None:
+        """Store the JSON of a schema's checks, in place of any older one; None removes it. Dropping the schema does
+        too.
+        """
+
+    def checks(self) -> dict[str, str]:
+        """The checks' JSON by schema name."""
+
     def announce(
         self, process: str, report: str, *, node: str = "", positions: Mapping[str, int] | None = None
     ) -> None:

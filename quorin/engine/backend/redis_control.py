@@ -19,7 +19,8 @@ class RedisControlPlane:
         self._server = server
         self._legacy_current = keys.legacy_current_key(namespace)
         self._schemas = keys.schemas_key(namespace)
-        self._of_schemas = [self._schemas, keys.dropped_key(namespace), keys.beginnings_key(namespace)]
+        self._checks = keys.checks_key(namespace)
+        self._of_schemas = [self._schemas, keys.dropped_key(namespace), keys.beginnings_key(namespace), self._checks]
         self._processes = keys.processes_key(namespace)
         self._heartbeats = keys.heartbeats_key(namespace)
         self._clock = keys.clock_key(namespace)
@@ -70,6 +71,15 @@ class RedisControlPlane:
         """Where schemas begin in the log, by name."""
         found = texts(self._server.call("HGETALL", self._of_schemas[2]))
         return {name: Beginning(*map(int, text.split(":"))) for name, text in found.items()}
+
+    def put_checks(self, schema_name: str, json: str | None) -> None:
+        """Set or remove the checks."""
+        words = (schema_name,) if json is None else (schema_name, json)
+        self._server.call("HDEL" if json is None else "HSET", self._checks, *words)
+
+    def checks(self) -> dict[str, str]:
+        """The checks' JSON by name."""
+        return texts(self._server.call("HGETALL", self._checks))
 
     def announce(
         self, process: str, report: str, *, node: str = "", positions: Mapping[str, int] | None = None

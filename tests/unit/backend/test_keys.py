@@ -26,7 +26,7 @@ def test_every_key_is_tabled() -> None:
 def test_every_script_and_table_is_named() -> None:
     assert all(name in PAGE for name in vars(keys) if name.startswith("LUA_"))
     tables = re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", keys.SQL_SCHEMA)
-    assert len(tables) == 11
+    assert len(tables) == 12
     assert all(f"`{name}`" in PAGE for name in tables)
 
 
