@@ -74,7 +74,8 @@ def _apply_once(session: Session, view: StoredView, *, drops: bool) -> None:
             _apply_once(session, view, drops=drops)
         return
     try:
-        current = session.prepare(view).schema
+        with session.latest(view) as segment:
+            current = segment.schema
     except SegmentNotFoundError:  # Only with an external consumer, which replays the log into the new segment.
         session.catalogue.restore(name)
         return

@@ -34,6 +34,14 @@ class SegmentNotFoundError(QuorinError, LookupError):
     """A schema has no current segment, or the segment's file is gone."""
 
 
+class GenerationNotFoundError(QuorinError, LookupError):
+    """A segment has no such generation any more; the message names those that there are."""
+
+
+class PinLimitError(QuorinError, RuntimeError):
+    """As many generations of a segment are pinned as may be; the message names them."""
+
+
 class SegmentClosedError(QuorinError, ValueError):
     """A segment was used after it was closed."""
 

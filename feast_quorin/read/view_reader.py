@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from feast_quorin.read.limits import check_fresh
 from quorin.assembly import Columns, RowReader, Rows, row_reader
 from quorin.errors import SchemaMismatchError, SegmentClosedError, SegmentNotFoundError
 
@@ -75,7 +76,7 @@ class ViewReader:
             return bound
         now = time.monotonic()
         segment = self.session.prepare(self._view)
-        self.session.check_fresh(self._view, segment)
+        check_fresh(self.session.settings, self._view, segment)
         if bound is None or bound.segment is not segment:
             stored = {field.name for field in segment.schema.fields}
             kept = [name for name in self._fields if name in stored]

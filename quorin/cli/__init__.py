@@ -25,6 +25,7 @@ from quorin.cli import (
     discard,
     doctor,
     export,
+    generations,
     get,
     hydrate,
     inspect,
@@ -83,6 +84,7 @@ for _command in (
     snapshot.snapshot,
     restore.restore,
     discard.discard,
+    generations.generations,
     compact.compact,
     top.top,
 ):
