@@ -10,6 +10,7 @@ TYPE_CHECKING = False  # Type checkers take this name as true.
 if TYPE_CHECKING:
     from feast_quorin.compute_engine import QuorinComputeEngine, QuorinComputeEngineConfig
     from feast_quorin.online_store import QuorinOnlineStore, QuorinOnlineStoreConfig
+    from feast_quorin.pinning import pinned
     from feast_quorin.provider import QuorinProvider
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "QuorinOnlineStore",
     "QuorinOnlineStoreConfig",
     "QuorinProvider",
+    "pinned",
 ]
 
 
@@ -29,6 +31,8 @@ def __getattr__(name: str) -> object:
     with needs_extra("feast"):
         if name == "QuorinProvider":
             from feast_quorin import provider as module
+        elif name == "pinned":
+            from feast_quorin import pinning as module  # type: ignore[no-redef]
         elif name.startswith("QuorinCompute"):
             from feast_quorin import compute_engine as module  # type: ignore[no-redef]
         else:

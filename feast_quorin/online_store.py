@@ -275,7 +275,13 @@ class QuorinOnlineStore(OnlineStore):
 
     async def close(self) -> None:
         """Release segments and connections. The next use connects anew."""
-        self._session = self._plans = None
+        self.release()
+
+    def release(self) -> None:
+        """:meth:`close`, outside an event loop. Pins end now."""
+        session, self._session, self._plans = self._session, None, None
+        if session is not None and session.pid == os.getpid():
+            session.unpin()
 
     def _session_for(self, config: RepoConfig) -> Session:
         """The session of this process. A forked child must not use its parent's."""

@@ -266,6 +266,11 @@ class Session:
         self.opened = object()
         return was_open
 
+    def unpin(self) -> None:
+        """Release the pins of this session's segments; reads that still use one follow from then on."""
+        for segment in self._readers.values():
+            segment.unpin()
+
     def upgrade(self, old: Schema, new: Schema) -> None:
         """Upgrade the current segment to the next version of its schema.
 

@@ -30,6 +30,8 @@ from quorin.engine.checks.declared import (
     Range,
     RowCount,
     check_checks,
+    checks_from_values,
+    checks_to_json,
 )
 from quorin.engine.format.field import MAX_NAME_BYTES, RESERVED_FIELD_NAMES, FeatureField, dtype
 from quorin.engine.format.hashing import hash_bytes
@@ -54,6 +56,9 @@ __all__ = [
     "RowCount",
     "Schema",
     "SchemaType",
+    "check_checks",
+    "checks_from_values",
+    "checks_to_json",
     "compile_schema",
     "dtype",
     "fingerprint",
