@@ -58,7 +58,7 @@ def generations(
     shown = [one for one in found if one not in dropped]
     holders = pinners(one.path for one in shown if one.is_pinned)
     if as_json:
-        print_json([_as_dict(one, names, holders.get(one.path, [])) for one in shown])
+        print_json({"generations": [_as_dict(one, names, holders.get(one.path, [])) for one in shown]})
         return
     for one in dropped:
         typer.echo(f"removed generation {one.number}: {count(one.rows)} rows, {size(one.bytes)}")

@@ -107,7 +107,7 @@ def test_tags_declare_checks(store: FeatureStore, tmp_path: Path) -> None:
         "[{check: range, field: name, low: 0}]",
         "{a: [",
     ):
-        with pytest.raises(SchemaError, match="prices.*quorin_checks"):
+        with pytest.raises(SchemaError, match=r"prices.*quorin_checks"):
             store.apply([KEY, view(tmp_path, AMOUNT, NAME, quorin_checks=wrong)])
     store.apply([KEY, view(tmp_path, AMOUNT, NAME)])
     assert checks_of(schema, control) == ()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from quorin.engine.format.name import SegmentName
 from quorin.engine.memory import file as mapping
@@ -74,6 +74,16 @@ class KeptFile:
             return 0
 
 
+class Kept(NamedTuple):
+    """How many generations of a line are kept, and how many bytes they take."""
+
+    generations: int
+    bytes: int
+
+
+NOTHING_KEPT = Kept(0, 0)
+
+
 def parse_kept(path: Path) -> KeptFile | None:
     """The kept generation of a file; None if its name is not that of one."""
     match = _KEPT_NAME.match(path.name)
@@ -108,6 +118,15 @@ def drop_oldest(directory: Path, owner: int) -> bool:
     Rows that are to be served go before it.
     """
     return any(_remove([kept]) for kept in _of_owner(directory, owner))
+
+
+def kept_sizes(directory: Path) -> dict[str, Kept]:
+    """How many generations are kept of each line of a directory, and their bytes."""
+    sizes: dict[str, Kept] = {}
+    for kept in _files(directory, "*.kept"):
+        before = sizes.get(kept.name.line, NOTHING_KEPT)
+        sizes[kept.name.line] = Kept(before.generations + 1, before.bytes + kept.bytes)
+    return sizes
 
 
 def unlink_kept(directory: Path, name: SegmentName) -> None:
