@@ -26,19 +26,8 @@ def held_by_loads(through: int, log: Log, control: ControlPlane, node_timeout_se
         if load.stream_key == log.stream_key and not _is_over(
             load, silent_seconds, through, log, control, node_timeout_seconds
         ):
-            through = min(through, load.begin)
+            through = min(through, load.held)
     return through
-
-
-def late_replicas(control: ControlPlane, load: OpenLoad, node_timeout_seconds: float) -> list[str]:
-    """The live nodes that have not applied a load's commit."""
-    return sorted(
-        node
-        for (node, name), applied in control.replicas().items()
-        if name == load.schema_name
-        and applied.silent_seconds <= node_timeout_seconds
-        and applied.position < load.commit
-    )
 
 
 def abort(load: OpenLoad, log: Log, control: ControlPlane) -> bool:
@@ -61,9 +50,9 @@ def _is_over(
 ) -> bool:
     """Whether no node needs the load's rows any more; its record is removed then."""
     if load.log_identity != log.identity():
-        return load.remove(control)
+        return control.swap_load(load.schema_name, None, expected=load.to_json())
     if load.state == "committed":
-        is_applied = through >= load.commit and not late_replicas(control, load, node_timeout_seconds)
+        is_applied = through >= load.commit and not _late_replicas(load, control, node_timeout_seconds)
         return is_applied and load.remove(control)
     if load.state != "aborting" and silent_seconds <= node_timeout_seconds:
         return False
@@ -71,3 +60,11 @@ def _is_over(
     if is_aborted:
         _log.warning("load_aborted", schema=load.schema_name, load=load.begin, coordinator=load.coordinator)
     return is_aborted
+
+
+def _late_replicas(load: OpenLoad, control: ControlPlane, node_timeout_seconds: float) -> bool:
+    """Whether a live node has not applied a load's commit."""
+    return any(
+        name == load.schema_name and applied.silent_seconds <= node_timeout_seconds and applied.position < load.commit
+        for (_, name), applied in control.replicas().items()
+    )

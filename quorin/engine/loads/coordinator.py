@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
-from quorin.engine.consumer.held import abort, late_replicas
+from quorin.engine.consumer.held import abort
 from quorin.engine.log.open_load import SILENT_SECONDS, OpenLoad, open_loads
 from quorin.engine.log.record import Kind, decode, is_of_load, load_of, mark, peek, translate
-from quorin.engine.ops.nodes import DEFAULT_NODE_TIMEOUT_SECONDS
 from quorin.engine.ops.presence import Process
 from quorin.engine.words import duration
 from quorin.errors import (
@@ -44,7 +44,7 @@ class Coordinator:
 
     A coordinator that dies leaves an open load, which the next one aborts after half a minute.
 
-    :raises ReplaceConflictError: if another load of the schema is open, or its commit is not applied by all nodes yet.
+    :raises ReplaceConflictError: if another load of the schema is open.
     """
 
     def __init__(self, backend: Backend, schema: Schema, *, stream_key: str = DEFAULT_STREAM_KEY) -> None:
@@ -61,12 +61,15 @@ class Coordinator:
         self._renewing = threading.Thread(target=self._renew, name="quorin-load", daemon=True)
 
     def __enter__(self) -> Coordinator:
-        self._make_way()
+        earlier = self._earlier()
         identity, bounds = self._log.state()
         name = f"{Process.this()}"
-        # Its position must be known to hold the log before the entry that begins the load is in it.
+        # The record must hold the log before the entry that begins the load is in it.
         new = OpenLoad(self._name, self._log.stream_key, identity, bounds.last, 0, name, self.started_ns)
-        if not self._control.swap_load(self._name, new.to_json(), expected=None):
+        if earlier is not None:
+            new = replace(new, earlier_begin=earlier.held, earlier_commit=earlier.commit)
+        expected = None if earlier is None else earlier.to_json()
+        if not self._control.swap_load(self._name, new.to_json(), expected=expected):
             raise ReplaceConflictError(f"another process began to replace {self._name!r} at the same time")
         self._open = new
         try:
@@ -133,28 +136,28 @@ class Coordinator:
         _log.info("load_committed", schema=self._name, load=load, position=position, rows=self.row_count)
         return position
 
-    def _make_way(self) -> None:
-        """Abort the load of a dead coordinator. :raises ReplaceConflictError: if another load is in the way."""
+    def _earlier(self) -> OpenLoad | None:
+        """A committed load that some node may not have applied yet. The load of a dead coordinator is aborted.
+
+        :raises ReplaceConflictError: if another coordinator's load is open.
+        """
         found = open_loads(self._control).get(self._name)
         if found is None:
-            return
+            return None
         load, silent_seconds = found
         if load.log_identity != self._log.identity():
-            load.remove(self._control)
-        elif load.state == "committed":
-            if late := late_replicas(self._control, load, DEFAULT_NODE_TIMEOUT_SECONDS):
-                raise ReplaceConflictError(
-                    f"{self._name!r} was replaced at position {load.commit}, which these nodes have not applied yet: "
-                    f"{', '.join(late)}"
-                )
-            load.remove(self._control)
-        elif load.state != "aborting" and silent_seconds < SILENT_SECONDS:
+            self._control.swap_load(self._name, None, expected=load.to_json())
+            return None
+        if load.state == "committed":
+            return load
+        if load.state != "aborting" and silent_seconds < SILENT_SECONDS:
             raise ReplaceConflictError(
                 f"{load.coordinator} is replacing {self._name!r} since position {load.begin}, and was seen "
                 f"{duration(silent_seconds)} ago; `quorin replace {self._name} --abort` ends that"
             )
-        elif not abort(load, self._log, self._control):
+        if not abort(load, self._log, self._control):
             raise ReplaceConflictError(f"another process is replacing {self._name!r}, or has just ended a replacement")
+        return self._earlier()
 
     def _renew(self) -> None:
         while not self._ended.wait(_RENEW_SECONDS):

@@ -25,6 +25,9 @@ class OpenLoad:
     ``state`` goes from ``beginning`` to ``open``, ``committing`` (the commit may be in the log) and ``committed`` (only
     nodes that have not applied it need the load), or from any but the last to ``aborting``. Each step is one exchange,
     so either the coordinator commits, or another process aborts.
+
+    ``earlier_begin`` and ``earlier_commit`` are those of an earlier, committed load, which some node may not have
+    applied when this one began; 0 for none.
     """
 
     schema_name: str
@@ -35,10 +38,17 @@ class OpenLoad:
     coordinator: str
     started_ns: int
     state: Literal["beginning", "open", "committing", "committed", "aborting"] = "beginning"
+    earlier_begin: int = 0
+    earlier_commit: int = 0
 
     def to_json(self) -> str:
         """The record's text, which compare-and-set compares."""
         return json.dumps(asdict(self), sort_keys=True)
+
+    @property
+    def held(self) -> int:
+        """The position behind which the log is needed."""
+        return self.earlier_begin or self.begin
 
     def exchange(self, control: ControlPlane, **changes: Any) -> OpenLoad | None:
         """Store the record with changes; None, and nothing has changed, if another process has changed it."""
@@ -46,7 +56,10 @@ class OpenLoad:
         return changed if control.swap_load(self.schema_name, changed.to_json(), expected=self.to_json()) else None
 
     def remove(self, control: ControlPlane) -> bool:
-        """Remove the record; False if another process has changed it."""
+        """Remove the record, or leave that of the earlier load; False if another process has changed it."""
+        if self.earlier_commit and self.state != "committed":
+            earlier = {"begin": self.earlier_begin, "commit": self.earlier_commit, "state": "committed"}
+            return self.exchange(control, **earlier, earlier_begin=0, earlier_commit=0) is not None
         return control.swap_load(self.schema_name, None, expected=self.to_json())
 
 

@@ -5,7 +5,7 @@ Until then nothing points to it: growth and upgrades of the serving segment do n
 
 from __future__ import annotations
 
-import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from quorin.engine.format import segment as fmt
@@ -87,12 +87,9 @@ def _joined(serving: SegmentView, staged: SegmentView) -> SegmentView:
     for generation in range(serving.generation + 1, serving.generation + _MAX_ATTEMPTS):
         name = serving.segment_name.at(generation)
         rename(staged.mapping.memory, name, int(serving.header["owner"]))
-        try:
-            os.link(staged.path, directory / str(name))
-        except FileExistsError:
-            continue
-        mapping.unlink(staged.path)
-        return SegmentView.attach(directory / str(name), None, writable=True, populate=False)
+        with suppress(FileExistsError):
+            staged.mapping.rename(directory / str(name))
+            return SegmentView(staged.mapping, staged.stored, staged.layout)
     raise CapacityExceededError(
         f"segment {serving.name!r}: files of its next {_MAX_ATTEMPTS} generations exist already"
     )
