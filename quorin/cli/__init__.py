@@ -32,6 +32,7 @@ from quorin.cli import (
     prewarm,
     put,
     ready,
+    replace,
     restore,
     scan,
     schema,
@@ -61,6 +62,8 @@ app = typer.Typer(
 for _command in (
     consumer.consumer,
     upgrade.upgrade,
+    replace.replace,
+    replace.rollback,
     watchdog.watchdog,
     inspect.inspect,
     schema.schema,

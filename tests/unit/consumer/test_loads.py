@@ -147,7 +147,7 @@ class World:
     def lose(self) -> None:
         """The node loses its segment, and builds it anew."""
         self.consumer.close()
-        with self.registry.open_current(Thing, read_only=False) as segment:
+        with suppress(SegmentNotFoundError), self.registry.open_current(Thing, read_only=False) as segment:
             self.registry.discard(segment)
         self.consumer = self.new_consumer()
 
