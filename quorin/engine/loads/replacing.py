@@ -15,8 +15,9 @@ from quorin.engine.loads.coordinator import Coordinator
 from quorin.engine.loads.past import apply_again, past_segment
 from quorin.engine.memory.view import SegmentView
 from quorin.engine.reads.scan import scan_view
-from quorin.engine.rows.batch import ENTITY_ID, to_batch
-from quorin.errors import PastUnavailableError, QuorinError, ReplaceAbortedError, SegmentNotFoundError
+from quorin.engine.rows.batch import ENTITY_ID, EVENT_TIME, to_batch
+from quorin.engine.rows.intake import table_columns
+from quorin.errors import PastUnavailableError, ReplaceAbortedError, SegmentNotFoundError
 from quorin.inline_consumer import InlineConsumer
 from quorin.wal import WALProducer, position_at
 
@@ -221,10 +222,8 @@ def _tables(source: Any) -> Iterator[Any]:
 
 
 def _batch(schema: Schema, table: Any, started_ns: int, max_id_bytes: int | None) -> pa.RecordBatch:
-    try:
-        return to_batch(schema, table, event_time_ns=started_ns, max_id_bytes=max_id_bytes)
-    except QuorinError:
-        return to_batch(schema, table, max_id_bytes=max_id_bytes)
+    has_times = EVENT_TIME in table_columns(table)
+    return to_batch(schema, table, event_time_ns=None if has_times else started_ns, max_id_bytes=max_id_bytes)
 
 
 def _served(registry: SegmentRegistry, schema: Schema) -> _Served:
@@ -342,6 +341,6 @@ def _canonical(schema: Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[pa
     names = {field.name for field in schema.fields}
     for batch in batches:
         kept = [name for name in batch.schema.names if name in names]
-        columns = {name: batch.column(name) for name in [ENTITY_ID, "event_time_ns", *kept]}
+        columns = {name: batch.column(name) for name in [ENTITY_ID, EVENT_TIME, *kept]}
         lacking = {name: pa.nulls(len(batch)) for name in names.difference(kept)}
         yield to_batch(schema, pa.table({**columns, **lacking}))
