@@ -110,6 +110,12 @@ class QuorinOnlineStore(OnlineStore):
         """Write an Arrow table with the view's columns; faster than :meth:`online_write_batch`, returns as it does."""
         writing.write_table(self._session_for(config), stored_view(config, table), table, rows, progress)
 
+    def replace_table(
+        self, config: RepoConfig, table: Any, rows: pa.Table, progress: Callable[[int], Any] | None
+    ) -> None:
+        """Replace all rows of a view by those of an Arrow table with its columns; returns as :meth:`write_table`."""
+        writing.replace_table(self._session_for(config), stored_view(config, table), table, rows, progress)
+
     def write_plain_row(
         self, config: RepoConfig, table: Any, frame: pd.DataFrame, mapping: Mapping[str, str] | None
     ) -> bool:

@@ -158,6 +158,18 @@ HydrationConflictError = SegmentConflictError
 """An alias of :class:`SegmentConflictError`, exported by :mod:`quorin.hydration`."""
 
 
+class ReplaceConflictError(QuorinError, RuntimeError):
+    """Another process is replacing the rows of the schema; the message names it."""
+
+
+class ReplaceAbortedError(QuorinError, RuntimeError):
+    """The rows of a schema were not replaced, and stay as they were; the message says why."""
+
+
+class PastUnavailableError(QuorinError, LookupError):
+    """A past state is no longer known; the message says how far back the log and the history reach."""
+
+
 class CorruptSnapshotError(QuorinError, ValueError):
     """A file is not a segment's snapshot, or is damaged; the message names it."""
 

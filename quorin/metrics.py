@@ -177,6 +177,15 @@ history_files_skipped = SharedCounter(
     "history_files_skipped",
 )
 upgrades = SharedCounter("quorin_schema_upgrades_total", "Segments that were upgraded to a newer schema.", "upgrades")
+replaces = SharedCounter(
+    "quorin_replaces_total", "Loads that replaced the rows of this machine's segment, rollbacks included.", "replaces"
+)
+rows_replaced = SharedCounter("quorin_replace_rows_total", "Rows of these loads.", "rows_replaced")
+loads_refused = SharedCounter(
+    "quorin_replaces_refused_total",
+    "Loads that were not put in force: refused by a check, aborted before their commit, or incomplete.",
+    "loads_refused",
+)
 watchdog_ticks = SharedCounter("quorin_watchdog_ticks_total", "Ticks of a watchdog.", "watchdog_ticks", by_schema=False)
 watchdog_dead_processes = SharedCounter(
     "quorin_watchdog_dead_processes_total",
@@ -318,7 +327,7 @@ _COUNTERS = (
     flips, writer_leases, writer_recoveries, writers_overtaken, writers_fenced, flushes, flush_failures, flush_seconds,
     entries_trimmed, history_files_skipped, upgrades, watchdog_ticks, watchdog_dead_processes, watchdog_reclaimed_files,
     watchdog_reclaimed_bytes, reanchored, log_events_dropped, requests_refused, stale_reads,
-    checks_failed,
+    replaces, rows_replaced, loads_refused, checks_failed,
 )  # fmt: skip
 _OF_SCHEMAS = (
     _bounded(

@@ -25,6 +25,7 @@ from quorin.engine.consumer.apply import Applier, apply_and_advance
 from quorin.engine.consumer.cursor import LogCursor
 from quorin.engine.consumer.historian import Historian
 from quorin.engine.consumer.history import NoopOfflineWriter, OfflineWriter
+from quorin.engine.consumer.loads import Loads
 from quorin.engine.consumer.ownership import Ownership
 from quorin.engine.consumer.plan import Agenda, FlushLimits, Pace, Step, next_step
 from quorin.engine.consumer.precedence import Precedence
@@ -131,6 +132,7 @@ class WALConsumer:
         )
         self._cursor = LogCursor(log, self._historian, batch_entries=batch_entries, reads_all=trims)
         self._applier = Applier(log, self._backend.control, self._historian)
+        self._loads = Loads(log, registry, self._historian)
         silent_after = node_timeout_seconds if trims else None
         self._trimming = Trimming(log, self._historian, self._ownership, registry, silent_after)
         self._snapshots = writing(snapshots, registry, self._ownership.reports, snapshot_every_seconds, show=show)
@@ -208,6 +210,7 @@ class WALConsumer:
             finally:
                 # Others may write once the leases are released, so the next call anchors all segments again.
                 self._cursor.keep([])
+                self._loads.keep([])
                 self._ownership.release(keep=held_before)
                 self._historian.release()
 
@@ -284,7 +287,9 @@ class WALConsumer:
             self._check()
             if self._cursor.lowest != start:  # Anchored anew: what was read is not all behind that.
                 return 0
-        applied, is_new = apply_and_advance(self._applier, found, self._ownership, self._cursor)
+        applied, is_new = apply_and_advance(self._applier, self._loads, found, self._ownership, self._cursor)
+        if block_ms:
+            self._loads.stage(found.entries, {target.schema.__name__: target for target in self._ownership.owned()})
         count, size = len(found.entries), sum(len(payload) for _, payload in found.entries)
         if is_new:
             self._agenda.applied(time.monotonic(), self._flush_limits, rows=applied, size=size)
@@ -308,6 +313,7 @@ class WALConsumer:
             _log.warning("log_not_trimmed", error=str(error))
         finally:
             self._cursor.keep([])
+            self._loads.keep([])
             self._ownership.release()
             self._precedence.release()
 
@@ -315,6 +321,7 @@ class WALConsumer:
         """Note that a segment is no longer owned: its entries are not read until it is taken again."""
         owned = self._ownership.owned()
         self._cursor.keep(owned)
+        self._loads.keep([target.schema.__name__ for target in owned])
         self._agenda.lost(len(owned), time.monotonic())
 
 

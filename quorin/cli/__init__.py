@@ -35,6 +35,7 @@ from quorin.cli import (
     prewarm,
     put,
     ready,
+    replace,
     restore,
     scan,
     schema,
@@ -64,6 +65,8 @@ app = typer.Typer(
 for _command in (
     consumer.consumer,
     upgrade.upgrade,
+    replace.replace,
+    replace.rollback,
     watchdog.watchdog,
     inspect.inspect,
     schema.schema,

@@ -27,6 +27,17 @@ if TYPE_CHECKING:
 
 _FORMATS = {".parquet": "parquet", ".arrow": "ipc", ".csv": "csv"}
 
+ChecksFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--checks",
+        help="A YAML or JSON file with checks, in place of those of the schema.",
+        exists=True,
+        dir_okay=False,
+        show_default=False,
+    ),
+]
+
 
 def check(
     connection: Connection,
@@ -41,16 +52,7 @@ def check(
             show_default=False,
         ),
     ] = None,
-    checks: Annotated[
-        Path | None,
-        typer.Option(
-            "--checks",
-            help="A YAML or JSON file with checks, in place of those of the schema.",
-            exists=True,
-            dir_okay=False,
-            show_default=False,
-        ),
-    ] = None,
+    checks: ChecksFile = None,
     save: Annotated[
         bool,
         typer.Option("--save", help="Only keep the checks of --checks with the schema; an empty list removes them."),
@@ -83,7 +85,7 @@ def check(
     with Opened(connection, namespace) as backend:
         stored = known_schema(backend, schema)
         names = Names.of(backend, raw=raw)
-        wanted = checks_of(stored, backend.control) if checks is None else _checks_in(checks, stored)
+        wanted = checks_of(stored, backend.control) if checks is None else checks_in(checks, stored)
         if save:
             backend.control.put_checks(stored.__name__, checks_to_json(wanted) if wanted else None)
             typer.echo(f"{names.schema(stored.__name__)} has {count(len(wanted))} checks")
@@ -165,7 +167,7 @@ def _loaded(
         registry.discard(segment)
 
 
-def _checks_in(path: Path, stored: Schema) -> tuple[Check, ...]:
+def checks_in(path: Path, stored: Schema) -> tuple[Check, ...]:
     """The checks in a file, their fields as the engine names them.
 
     :raises typer.BadParameter: if it cannot be read. :raises SchemaError: naming a check that does not fit.

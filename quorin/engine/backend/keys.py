@@ -1,4 +1,5 @@
-"""Every Redis key and script and every SQL table of the control plane and the log. They are defined only here.
+"""Every Redis key and script and every SQL table of the control plane and the log. They are defined only here; those of
+loads are in :mod:`quorin.engine.backend.load_keys`.
 
 Redis. All keys begin with the namespace as a hash tag, so that on a cluster a script's keys share a slot and two
 deployments can share a server. ``<log>`` is ``{namespace}:<stream key>``, by default ``{quorin}:quorin:wal``.
@@ -10,6 +11,7 @@ key                          type    holds
 ``{namespace}:beginnings``   hash    schema name → ``<log identity>:<position>`` behind which its entries begin
 ``{namespace}:dropped``      hash    schema name → ``1`` from when it is dropped until it is stored again
 ``{namespace}:checks``       hash    schema name → its checks as JSON (:mod:`quorin.engine.checks`)
+``{namespace}:loads``        hash    schema name → its open load as JSON (:mod:`quorin.engine.log.open_load`)
 ``{namespace}:processes``    hash    process → its report as JSON (:mod:`quorin.engine.ops.presence`)
 ``{namespace}:replicas``     hash    ``<node> <schema name>`` → the position that the replica has applied
 ``{namespace}:heartbeats``   hash    process or replica → when it was last reported, in ms of the server's clock
@@ -37,6 +39,7 @@ import re
 import secrets
 from dataclasses import astuple, dataclass
 
+from quorin.engine.backend.load_keys import SQL_LOADS, loads_key
 from quorin.errors import ConnectionFailedError
 
 DEFAULT_NAMESPACE = "quorin"
@@ -131,7 +134,7 @@ def log_keys(namespace: str, stream_key: str) -> LogKeys:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*\Z")
 _NAMESPACE_KEYS = (
-    legacy_current_key, schemas_key, beginnings_key, dropped_key, checks_key, processes_key, replicas_key,
+    legacy_current_key, schemas_key, beginnings_key, dropped_key, checks_key, loads_key, processes_key, replicas_key,
     heartbeats_key, clock_key, identity_key,
 )  # fmt: skip
 _RESERVED_SUFFIXES = {
@@ -346,9 +349,9 @@ SQL_FILE = "quorin.db"
 SQL_VERSION = 4
 """``PRAGMA user_version`` of the file. Tables that an older version lacks are added: ``namespaces`` came with version
 2, ``beginnings``, ``dropped``, ``heartbeats``, ``replicas`` and ``historians`` with 3, which no longer writes
-``current`` and ``trimmers``, and ``checks`` with 4."""
+``current`` and ``trimmers``, and ``checks`` and ``loads`` with 4."""
 
-SQL_SCHEMA = """
+SQL_SCHEMA = f"""{SQL_LOADS}
 CREATE TABLE IF NOT EXISTS schemas (
     namespace TEXT NOT NULL, schema_name TEXT NOT NULL, json TEXT NOT NULL, PRIMARY KEY (namespace, schema_name)
 ) WITHOUT ROWID;

@@ -217,6 +217,15 @@ class ControlPlane(Protocol):
     def checks(self) -> dict[str, str]:
         """The checks' JSON by schema name."""
 
+    def swap_load(self, schema_name: str, json: str | None, *, expected: str | None) -> bool:
+        """Store or (None) remove a schema's open load if ``expected`` (None: none) is stored now; False if it is not.
+
+        Storing it counts as a sign of life of its coordinator.
+        """
+
+    def loads(self) -> dict[str, tuple[str, float]]:
+        """The open loads' JSON by schema name, each with the seconds since it was stored, by the store's own clock."""
+
     def announce(
         self, process: str, report: str, *, node: str = "", positions: Mapping[str, int] | None = None
     ) -> None:

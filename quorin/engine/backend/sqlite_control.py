@@ -127,6 +127,26 @@ class EmbeddedControlPlane:
             sql = "SELECT schema_name, json FROM checks WHERE namespace = ?"
             return dict(connection.execute(sql, (self._namespace,)).fetchall())
 
+    def swap_load(self, schema_name: str, json: str | None, *, expected: str | None) -> bool:
+        """Compare and set, in one transaction."""
+        key = (self._namespace, schema_name)
+        with self._database.transaction() as connection:
+            sql = "SELECT json FROM loads WHERE namespace = ? AND schema_name = ?"
+            stored = connection.execute(sql, key).fetchone()
+            if (None if stored is None else stored[0]) != expected:
+                return False
+            connection.execute("DELETE FROM loads WHERE namespace = ? AND schema_name = ?", key)
+            if json is not None:
+                connection.execute("INSERT INTO loads VALUES (?, ?, ?, ?)", (*key, json, time.time()))
+            return True
+
+    def loads(self) -> dict[str, tuple[str, float]]:
+        """The loads, each with the time since it was stored."""
+        with self._database.connection() as connection:
+            sql = "SELECT schema_name, json, seconds FROM loads WHERE namespace = ?"
+            rows = connection.execute(sql, (self._namespace,)).fetchall()
+        return {name: (text, time.time() - at) for name, text, at in rows}
+
     def announce(
         self, process: str, report: str, *, node: str = "", positions: Mapping[str, int] | None = None
     ) -> None:

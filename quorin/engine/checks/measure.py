@@ -60,7 +60,8 @@ class Measured:
         if self._follows:
             self._follow(ids)
         for name, field in self.fields.items():
-            field.add(ids, batch.column(name))
+            if name in batch.schema.names:  # Rows of another version of the schema may lack it.
+                field.add(ids, batch.column(name))
 
     def missing_ids(self) -> list[str]:
         """Some of the served entities that were not measured here."""

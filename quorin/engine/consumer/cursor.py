@@ -44,6 +44,11 @@ class LogCursor:
         """The position behind which the next read begins."""
         return self.positions.lowest
 
+    @property
+    def identity(self) -> int:
+        """The identity of the log at the last :meth:`anchor`."""
+        return self._identity
+
     def has(self, target: Target) -> bool:
         """Whether a target is anchored."""
         return target.schema.__name__ in self.positions.after

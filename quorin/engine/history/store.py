@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from quorin.engine.history import parquet as columns
+from quorin.engine.history.counted import Commit
 from quorin.engine.history.dataset import Dataset, Loaded, Part
 from quorin.engine.history.files import file_name, mergeable, superseded
 from quorin.engine.history.storage import Storage, VanishedError
@@ -105,6 +106,21 @@ class ParquetDatasetStore:
 
         Rows at positions that were appended before are skipped. Pass all rows of one position in one call.
         """
+        self._append(schema, batch, positions, kind, load=0)
+
+    def append_load(self, schema: Schema, batch: pa.RecordBatch, positions: pa.Array, *, load: int) -> None:
+        """:meth:`append` rows of a load, which count from :meth:`commit_load` on."""
+        self._append(schema, batch, positions, Kind.upsert, load=load)
+
+    def commit_load(self, schema: Schema, load: int, position: int) -> None:
+        """Record durably that a load was committed at a log position: its rows, and what was logged since it began,
+        replace all earlier ones in reads of the present state. Call it before rows behind that position are appended.
+        """
+        with self._lock:
+            self._flush(self._buffer(schema))
+            self._dataset(schema).commit(Commit(load, position))
+
+    def _append(self, schema: Schema, batch: pa.RecordBatch, positions: pa.Array, kind: Kind, *, load: int) -> None:
         if not batch.num_rows:
             return
         with self._lock:
@@ -115,7 +131,7 @@ class ParquetDatasetStore:
                     self._flush(buffer)
                     buffer.schema = schema
                 kept, places = batch.slice(first), positions.slice(first)
-                buffer.tables.append(columns.to_table(schema, kept, places, Kind(kind), time.time_ns()))
+                buffer.tables.append(columns.to_table(schema, kept, places, Kind(kind), time.time_ns(), load=load))
                 buffer.last = places[-1].as_py()
 
     def prepare(self) -> None:
@@ -190,6 +206,9 @@ class ParquetDatasetStore:
     def latest_features(self, schema: Schema, *, as_of_time_ns: int | None = None) -> pa.Table:
         """The newest row of every entity that is not deleted, optionally at or before a time.
 
+        Without a time it is the present state: nothing from before the last load that replaced the schema's rows. With
+        one, rows count by event time, as in :meth:`read_point_in_time`, whatever has replaced them later.
+
         Columns: ``entity_id``, ``event_time_ns``, the fields.
         """
         from quorin.engine.history.point_in_time import latest
@@ -255,7 +274,9 @@ class ParquetDatasetStore:
     def _flush(self, buffer: _Buffer) -> None:
         if not buffer.tables:
             return
-        self._write(buffer.schema, buffer.start, buffer.last_taken, pa.concat_tables(buffer.tables))
+        # Rows of loads have a column more than the others.
+        table = pa.concat_tables(buffer.tables, promote_options="default")
+        self._write(buffer.schema, buffer.start, buffer.last_taken, table)
         buffer.start, buffer.tables = buffer.last_taken, []
 
     def _write(self, schema: Schema, after: int, through: int, table: pa.Table) -> None:
