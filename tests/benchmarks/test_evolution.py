@@ -1,4 +1,4 @@
-"""The benchmarks of upgrades and of the collector run, and find what must hold."""
+"""The benchmarks of upgrades, of checks and of the collector run, and find what must hold."""
 
 from __future__ import annotations
 
@@ -31,6 +31,12 @@ def test_a_short_upgrade_loses_nothing(tmp_path: Path) -> None:
     assert figures["reads"] > figures["reads_during_copy"] >= 0
     assert figures["ticks_most"] == 2
     assert figures["copy_4_per_s"] > 0
+
+
+def test_a_short_look_at_checks_and_pins(tmp_path: Path) -> None:
+    sizes = ["--entities", "5000", "--fields", "2", "--repeats", "1"]
+    figures = run(tmp_path, "checks", "checks", *sizes)["checks"]
+    assert all(value > 0 for value in figures.values())
 
 
 @pytest.mark.torture
