@@ -18,6 +18,7 @@ from quorin.engine.memory.growth import evolve, grow
 from quorin.engine.memory.kept import kept_files, parse_kept
 from quorin.engine.memory.pins import Pin, is_pinned, remove_unpinned
 from quorin.engine.ops import presence
+from quorin.engine.ops.observe import Observer
 from quorin.errors import (
     CapacityExceededError,
     GenerationNotFoundError,
@@ -141,6 +142,9 @@ def test_kept_generations_are_limited_by_number(place: Place) -> None:
     assert 0 < time.time_ns() - (kept.until_ns or 0) < 3600 * 10**9
     place.tick()
     assert place.files() == 3
+    with Observer(place.registry.backend, shm_dir=place.shm_dir) as observer:
+        [seen] = observer.observe(readers=False, events=False).segments
+        assert (seen.kept.generations, seen.as_dict()["kept_bytes"]) == (2, 2 * kept.bytes)
     with place.registry.open_stored("Moving", pin=4) as old:
         assert counter(old) == 4
         place.replace(7)
