@@ -188,7 +188,7 @@ def _replaced_under_load(
 
 def _push(connection: str, shm_dir: str, entities: int, stop: Any, notes: str) -> None:
     """Push a few entities a round, each with the number of the round, and note what each position pushed."""
-    registry, positions = SegmentRegistry(connection, shm_dir=shm_dir), []
+    registry, positions = SegmentRegistry(connection, shm_dir=shm_dir), list[int]()
     with WALProducer(registry.backend, registry=registry) as producer:
         while not stop.is_set():
             ids = _ids(*_pushed(len(positions), entities))

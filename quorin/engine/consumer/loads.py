@@ -115,7 +115,8 @@ class Loads:
         name, segment = target.schema.__name__, target.opened
         is_behind = segment.position < position
         history = self._historian.history
-        if not is_behind and not isinstance(history, LoadWriter):
+        if not is_behind and (not isinstance(history, LoadWriter) or self._log.bounds().trimmed > load):
+            # Nothing is left to do: the log is trimmed behind a load only once its commit is in the history.
             return
         stage = self._stages.get(name)
         if stage is None or stage.load != load:
