@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -26,12 +25,9 @@ from quorin.schema import schema_to_json
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from quorin.engine.backend import ControlPlane, Log, ReadResult, Tail
-    from quorin.engine.consumer.cursor import LogCursor
+    from quorin.engine.backend import ControlPlane, Log, Tail
     from quorin.engine.consumer.historian import Historian
     from quorin.engine.consumer.history import OfflineWriter
-    from quorin.engine.consumer.loads import Loads
-    from quorin.engine.consumer.ownership import Ownership
     from quorin.engine.consumer.target import Target
     from quorin.engine.log.record import Record
     from quorin.engine.log.record_fast import Template
@@ -241,7 +237,7 @@ class Applier:
             if run.kind is not Kind.load:
                 history.append(run.target.schema, batch, positions, kind=run.kind)
             elif isinstance(history, LoadWriter):
-                history.append_load(run.target.schema, batch, positions, load=run.load)
+                history.append(run.target.schema, batch, positions, load=run.load)
             self.appended[run.target.schema] = run.positions[-1]
         if run.changes and run.kind is not Kind.load:
             self._count(name, applied, batch.num_rows - applied, max(0, time.time_ns() - run.written_ns))
@@ -276,31 +272,6 @@ class Applier:
         if dropped:
             metrics.dead_letters_dropped.inc(dropped)
             _log.error("dead_letters_dropped", count=dropped, why="there are too many; the oldest were removed")
-
-
-def apply_and_advance(
-    applier: Applier, loads: Loads, found: ReadResult, ownership: Ownership, cursor: LogCursor
-) -> tuple[int, bool]:
-    """Apply what was read of the log to the owned segments, and publish the position in them.
-
-    Returns the number of rows that changed a segment, and whether the position is new.
-    """
-    with ExitStack() as held:
-        for target in ownership.owned():
-            held.enter_context(target.opened.writing)
-        # A lease may have been lost while the read waited. From here on none is: another owner in this process waits
-        # for ``writing``. So rows and position go into the same segment.
-        owned = ownership.owned()
-        targets = {target.schema.__name__: target for target in owned}
-        applied = 0
-        for entries, mark in loads.between_marks(found.entries, targets):
-            applied += applier.apply(entries, targets, cursor.positions)
-            if mark is not None:
-                loads.apply(mark, targets, cursor.positions, log_identity=cursor.identity)
-        # The position follows the rows. A crash in between applies them again; the other order would lose them.
-        is_new = cursor.advance(found.through, owned)
-        cursor.confirm(found, owned)
-    return applied, is_new
 
 
 def _likeness(entry: Entry) -> tuple[int, bytes, bytes]:

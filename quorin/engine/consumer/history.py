@@ -29,8 +29,10 @@ class OfflineWriter(Protocol):
 class LoadWriter(OfflineWriter, Protocol):
     """A history that also keeps loads, which replace a schema's rows whole. Others take none of their rows."""
 
-    def append_load(self, schema: Schema, batch: pa.RecordBatch, positions: pa.Array, *, load: int) -> None:
-        """Take rows of a load, which count once it is committed."""
+    def append(
+        self, schema: Schema, batch: pa.RecordBatch, positions: pa.Array, *, kind: Kind = Kind.upsert, load: int = 0
+    ) -> None:
+        """Take rows; those of a ``load`` count once it is committed."""
 
     def commit_load(self, schema: Schema, load: int, position: int) -> None:
         """Make durable that a load was committed, after its rows."""

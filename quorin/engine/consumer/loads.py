@@ -7,6 +7,7 @@ begins. A consumer that restarts, or builds its segment, in the middle of a load
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from quorin import metrics
@@ -18,10 +19,13 @@ from quorin.errors import InvalidEntryError, QuorinError, WriterFencedError
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
-    from quorin.engine.backend import Log
+    from quorin.engine.backend import Log, ReadResult
+    from quorin.engine.consumer.apply import Applier
+    from quorin.engine.consumer.cursor import LogCursor
     from quorin.engine.consumer.historian import Historian
+    from quorin.engine.consumer.ownership import Ownership
     from quorin.engine.consumer.plan import Cursors
     from quorin.engine.consumer.target import Target
     from quorin.shm import SegmentRegistry
@@ -67,8 +71,9 @@ class Loads:
         elif header.kind is Kind.begin or (name in self._stages and self._stages[name].load == load):
             self._drop(name)
 
-    def stage(self, entries: list[Entry], targets: Mapping[str, Target]) -> None:
+    def stage(self, entries: list[Entry], owned: Iterable[Target]) -> None:
         """Stage what was read of loads that are open. A consumer that only drains the log waits for the commit."""
+        targets = {target.schema.__name__: target for target in owned}
         seen: dict[str, int] = {}
         for _, payload in entries:
             if is_of_load(payload) and (name := _name_of_rows(payload)) in targets:
@@ -115,7 +120,8 @@ class Loads:
         name, segment = target.schema.__name__, target.opened
         is_behind = segment.position < position
         history = self._historian.history
-        if not is_behind and not isinstance(history, LoadWriter):
+        if not is_behind and (not isinstance(history, LoadWriter) or self._log.bounds().trimmed > load):
+            # Nothing is left to do: the log is trimmed behind a load only once its commit is in the history.
             return
         stage = self._stages.get(name)
         if stage is None or stage.load != load:
@@ -175,6 +181,31 @@ class Loads:
         stage = self._stages.pop(name, None)
         if stage is not None:
             stage.staged.discard()
+
+
+def apply_and_advance(
+    applier: Applier, loads: Loads, found: ReadResult, ownership: Ownership, cursor: LogCursor
+) -> tuple[int, bool]:
+    """Apply what was read of the log to the owned segments, and publish the position in them.
+
+    Returns the number of rows that changed a segment, and whether the position is new.
+    """
+    with ExitStack() as held:
+        for target in ownership.owned():
+            held.enter_context(target.opened.writing)
+        # A lease may have been lost while the read waited. From here on none is: another owner in this process waits
+        # for ``writing``. So rows and position go into the same segment.
+        owned = ownership.owned()
+        targets = {target.schema.__name__: target for target in owned}
+        applied = 0
+        for entries, mark in loads.between_marks(found.entries, targets):
+            applied += applier.apply(entries, targets, cursor.positions)
+            if mark is not None:
+                loads.apply(mark, targets, cursor.positions, log_identity=cursor.identity)
+        # The position follows the rows. A crash in between applies them again; the other order would lose them.
+        is_new = cursor.advance(found.through, owned)
+        cursor.confirm(found, owned)
+    return applied, is_new
 
 
 def _is_mark(payload: bytes, names: Collection[str]) -> bool:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from quorin.shm import Segment, SegmentRegistry
 
 Ranges = Sequence[tuple[int, int]]
-_CAPACITY = 4096
 
 
 @contextmanager
@@ -32,6 +31,7 @@ def past_segment(
     history: ParquetDatasetStore | None,
     position: int,
     *,
+    capacity: int,
     max_id_bytes: int,
     alive: Callable[[], None],
 ) -> Iterator[Segment]:
@@ -51,7 +51,7 @@ def past_segment(
             f"the rows of {name!r} at position {position} are not known: the log begins behind {trimmed}, and there is "
             "no history"
         )
-    segment = registry.create(schema, capacity=_CAPACITY, max_id_bytes=max_id_bytes, set_current=False, prefault_rows=0)
+    segment = registry.create(schema, capacity=capacity, max_id_bytes=max_id_bytes, set_current=False)
     staged = Staged(segment)
     try:
         stage = Stage(staged, begin, log, registry.backend.control)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     """Is told how many rows are in the log."""
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
-_MAX_ID_BYTES = 64
+_MAX_ID_BYTES, _CAPACITY = 64, 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +315,7 @@ class _Past:
                 self._log,
                 self._history,
                 self.position,
+                capacity=max(_CAPACITY, served.row_count or 0),
                 max_id_bytes=limit,
                 alive=self._alive,
             ) as segment:

@@ -49,7 +49,7 @@ class Staged:
             heap_bytes=heap_bytes_for(view),
             owner=int(view.header["owner"]),
             access=Access.of(view.path),
-            prefault_rows=0,
+            prefault_rows=int(view.header["entity_count"]),
         )
         return cls(Segment(created, None, read_only=False))
 

@@ -171,7 +171,14 @@ class World:
         """States of the past, from history and log."""
         for position in positions:
             with past_segment(
-                Thing, self.registry, self.producer._log, self.store, position, max_id_bytes=64, alive=lambda: None
+                Thing,
+                self.registry,
+                self.producer._log,
+                self.store,
+                position,
+                capacity=4,
+                max_id_bytes=64,
+                alive=lambda: None,
             ) as segment:
                 assert rows_of(segment) == self.model.state(position)
 
