@@ -49,6 +49,8 @@ BENCHMARKS = {
     ),
     "bootstrap": Benchmark("bootstrap", "--rows 20000 --seconds 1 --transfers 2 --rate 200"),
     "evolution": Benchmark("evolution", "--entities 20000 --quiet-seconds 0.5 --holders 2"),
+    "checks": Benchmark("checks", "--entities 20000 --fields 3 --repeats 2"),
+    "replace": Benchmark("replace", "--entities 20000 --nodes 2 --quiet-seconds 0.5 --rate 2000"),
     "gc_pauses": Benchmark("gc", "--objects 2000 --requests 500 --processes 1"),
     "materialize": Benchmark(
         "materialize", "--rows 2000 --wide-rows 300 --slice 200 --repeats 1 --pushes 10 --reads 20"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from feast_quorin.model_matrix import model_reader as model_reader
     from feast_quorin.online_store import QuorinOnlineStore as QuorinOnlineStore
     from feast_quorin.online_store import QuorinOnlineStoreConfig as QuorinOnlineStoreConfig
+    from feast_quorin.pinning import pinned as pinned
     from feast_quorin.provider import QuorinProvider as QuorinProvider
     from feast_quorin.read.asked import at_least as at_least
     from feast_quorin.read.asked import consistent as consistent
@@ -33,6 +34,7 @@ _MODULES = {
     "last_token": "write.tokens",
     "max_age": "read.asked",
     "model_reader": "model_matrix",
+    "pinned": "pinning",
     "skew": "skew_sides",
 }
 """Where each public name is."""

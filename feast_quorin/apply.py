@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from feast_quorin.checks import view_checks
 from feast_quorin.names import is_field_name, project_prefix, schema_names
 from feast_quorin.views import stored_view
 from quorin.errors import SchemaError, SegmentConflictError, SegmentNotFoundError
@@ -28,12 +29,16 @@ def apply_tables(session: Session, config: RepoConfig, tables: Iterable[Any]) ->
     Fields of removed features are dropped only if Feast numbered the new definition as a version: Feast also applies
     definitions that do not become current (``no_promote``, or an older ``version``). If versions of views are enabled,
     each has a segment of its own, and its features never change.
+
+    :raises SchemaError: for checks in a view's tags that are wrong; nothing of that view has changed.
     """
     for table in tables:
         view = stored_view(config, table)
+        checks = view_checks(table, view)
         if config.registry.enable_online_feature_view_versioning and session.catalogue.is_known(view.schema.__name__):
             continue
         apply_view(session, view, drops=getattr(table, "current_version_number", None) is not None)
+        session.catalogue.put_checks(view.schema.__name__, checks)
 
 
 def apply_view(session: Session, view: StoredView, *, drops: bool) -> None:
@@ -74,7 +79,8 @@ def _apply_once(session: Session, view: StoredView, *, drops: bool) -> None:
             _apply_once(session, view, drops=drops)
         return
     try:
-        current = session.prepare(view).schema
+        with session.latest(view) as segment:
+            current = segment.schema
     except SegmentNotFoundError:  # Only with an external consumer, which replays the log into the new segment.
         session.catalogue.restore(name)
         return

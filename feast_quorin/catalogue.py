@@ -7,13 +7,14 @@ the same view at the same time, one fails and continues with the other's segment
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from feast_quorin.convert.entity_ids import MAX_ID_BYTES
 from quorin.errors import SegmentConflictError, SegmentNotFoundError, WriterLeaseHeldError
 from quorin.hydration import rebuild_segment
-from quorin.schema import Schema, schema_from_json, schema_to_json
+from quorin.schema import Check, Schema, checks_to_json, schema_from_json, schema_to_json
 from quorin.wal import Beginning
 
 if TYPE_CHECKING:
@@ -70,6 +71,12 @@ class Catalogue:
     def swap_schema(self, old: Schema, new: Schema) -> bool:
         """Replace a schema in the control plane; False if ``old`` is no longer there."""
         return self._control.swap_schema(new.__name__, schema_to_json(new), expected=schema_to_json(old))
+
+    def put_checks(self, name: str, checks: Sequence[Check]) -> None:
+        """Let a schema have these checks, in place of others."""
+        text = checks_to_json(checks) if checks else None
+        if self._control.checks().get(name) != text:
+            self._control.put_checks(name, text)
 
     def vacancy(self, name: str) -> Vacancy:
         """Where a new schema and its segment would begin. Call it before :meth:`current_schema`."""

@@ -21,6 +21,7 @@ from feast.infra.compute_engines.local.nodes import LocalOutputNode
 from feast.repo_config import FeastConfigBaseModel
 
 from feast_quorin import feast_private
+from feast_quorin.config import ConfigError
 from feast_quorin.feast_versions import ARROW_MATERIALIZATION, has
 from feast_quorin.online_store import QuorinOnlineStore
 from feast_quorin.views import stored_view
@@ -43,6 +44,11 @@ class QuorinComputeEngineConfig(FeastConfigBaseModel):
     backend: Literal["pandas", "polars"] | None = None
     """The library that runs transformations, aggregations and joins, as in Feast's local engine."""
 
+    mode: Literal["upsert", "replace"] = "upsert"
+    """``upsert`` writes the rows of the interval over those that are served. ``replace`` serves nothing but them: the
+    newest row of each entity in the interval, in one flip, on all machines; entities without one are gone. Each view is
+    replaced by itself. Pushes meanwhile are kept."""
+
 
 class QuorinComputeEngine(LocalComputeEngine):
     """Materializes as Feast's local engine does, with Arrow tables from the offline store to the log.
@@ -53,11 +59,20 @@ class QuorinComputeEngine(LocalComputeEngine):
     def _materialize_one(
         self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any
     ) -> LocalMaterializationJob:
-        if not isinstance(self.online_store, QuorinOnlineStore) or not has(ARROW_MATERIALIZATION):
+        replaces = getattr(self.repo_config.batch_engine, "mode", "upsert") == "replace"
+        is_ours = isinstance(self.online_store, QuorinOnlineStore) and has(ARROW_MATERIALIZATION)
+        if replaces and (not is_ours or getattr(self.repo_config.online_store, "remote", None)):
+            raise ConfigError(
+                "batch_engine: mode: replace needs the online store quorin without remote, and a release of Feast with "
+                "which this engine materializes Arrow tables"
+            )
+        if not is_ours:
             return super()._materialize_one(registry, task, **kwargs)
         job_id = f"{task.feature_view.name}-{task.start_time}-{task.end_time}"
         context = self.get_execution_context(registry, task)
         try:
+            if replaces:
+                _check_whole(task)
             _Builder(registry, task, backend=feast_private.compute_backend(self, context)).build().execute(context)
         except Exception as error:  # noqa: BLE001 - the provider raises the job's error
             return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.ERROR, error=error)
@@ -111,17 +126,32 @@ class _OutputNode(LocalOutputNode):
     def execute(self, context: ExecutionContext) -> ArrowTableValue:
         table: pa.Table = self.get_single_table(context).data
         output = ArrowTableValue(data=table)
-        if not table.num_rows:
+        replaces = getattr(context.repo_config.batch_engine, "mode", "upsert") == "replace"
+        if not (table.num_rows or replaces):
             return output
         if self.feature_view.online:
             store: Any = context.online_store
+            write = store.replace_table if replaces else store.write_table
             with _progress(self._task, table.num_rows) as advance:
-                store.write_table(context.repo_config, self.feature_view, table, advance)
+                write(context.repo_config, self.feature_view, table, advance)
         if self.feature_view.offline:
             context.offline_store.offline_write_batch(
                 config=context.repo_config, feature_view=self.feature_view, table=table, progress=lambda _: None
             )
         return output
+
+
+def _check_whole(task: MaterializationTask) -> None:
+    """:raises ConfigError: for an interval that begins where the last one ended, as that of an incremental
+    materialization does: it would leave only what has changed since.
+    """
+    ends = [end for _, end in getattr(task.feature_view, "materialization_intervals", [])]
+    if ends and task.start_time >= max(ends):
+        raise ConfigError(
+            f"view {task.feature_view.name!r}: materializing from {task.start_time}, where the last interval ended, "
+            "would drop every entity without a newer row: expected an interval with all rows to serve (`feast "
+            "materialize`), or batch_engine: mode: upsert"
+        )
 
 
 @contextmanager

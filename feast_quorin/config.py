@@ -24,7 +24,7 @@ from pydantic import (
 from feast_quorin.read.ages import Limits, limits_of
 from quorin.errors import QuorinError
 from quorin.logging import HTTP_FORM, REDIS_FORM, URL_FORM, is_http, is_malformed, shown
-from quorin.shm import default_shm_dir
+from quorin.shm import check_pin, default_shm_dir
 from quorin.snapshot import Peers
 
 DEFAULT_PATH = "data/quorin"
@@ -118,6 +118,17 @@ class StoreSettings(FeastConfigBaseModel):
     """What stale reads do: raise ``StaleReplicaError``, or serve the rows and count them in
     ``quorin_stale_reads_total``."""
 
+    keep_generations: Annotated[int, Field(ge=0, strict=True)] | None = None
+    """How many generations of a view to keep for going back, after a replacement or an upgrade that this process makes;
+    by default one after a replacement, none after an upgrade."""
+
+    keep_bytes: Annotated[int, Field(ge=0, strict=True)] | None = None
+    """How many bytes the kept generations of all views may take together on this machine; None for no limit."""
+
+    pin: Literal["current"] | dict[StrictStr, StrictInt | StrictStr] | None = None
+    """By view, the generation that reads stay with while it goes on for others: its number, the newest of a version of
+    its schema (``v3``), or ``current``, the one at the first read. ``current`` alone pins all views."""
+
     remote: StrictStr | None = None
     """URL of a ``quorin serve`` on a machine that has the segments: ``http://`` or ``https://``. Reads and writes go
     there; settings of segments and of the log are that machine's, and exclude ``remote``."""
@@ -146,6 +157,11 @@ class StoreSettings(FeastConfigBaseModel):
         if value is not None:
             limits_of(value)
         return value
+
+    @field_validator("pin")
+    @classmethod
+    def _pins(cls, value: Any) -> Any:
+        return {view: check_pin(pin) for view, pin in value.items()} if isinstance(value, dict) else value
 
     @field_validator("shm_group", mode="before")
     @classmethod
@@ -237,6 +253,10 @@ class StoreSettings(FeastConfigBaseModel):
         """The nodes of ``bootstrap_from``."""
         token, ca = self.server_files(repo_path)
         return None if self.bootstrap_from is None else Peers(self.bootstrap_from, token_file=token, tls_ca=ca)
+
+    def pin_of(self, view: str) -> int | str | None:
+        """The generation that reads of a view stay with; None if they follow."""
+        return self.pin if self.pin is None or isinstance(self.pin, str) else self.pin.get(view)
 
     @property
     def follows(self) -> bool:

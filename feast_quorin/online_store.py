@@ -114,6 +114,12 @@ class QuorinOnlineStore(OnlineStore):
         """Write an Arrow table with the view's columns; faster than :meth:`online_write_batch`, returns as it does."""
         writing.write_table(self._session_for(config), stored_view(config, table), table, rows, progress)
 
+    def replace_table(
+        self, config: RepoConfig, table: Any, rows: pa.Table, progress: Callable[[int], Any] | None
+    ) -> None:
+        """Replace all rows of a view by those of an Arrow table with its columns; returns as :meth:`write_table`."""
+        writing.replace_table(self._session_for(config), stored_view(config, table), table, rows, progress)
+
     def write_plain_row(
         self, config: RepoConfig, table: Any, frame: pd.DataFrame, mapping: Mapping[str, str] | None
     ) -> bool:
@@ -290,7 +296,13 @@ class QuorinOnlineStore(OnlineStore):
 
     async def close(self) -> None:
         """Release segments and connections. The next use connects anew."""
-        self._session = self._plans = None
+        self.release()
+
+    def release(self) -> None:
+        """:meth:`close`, outside an event loop. Pins end now."""
+        session, self._session, self._plans = self._session, None, None
+        if session is not None and session.pid == os.getpid():
+            session.unpin()
 
     def _session_for(self, config: RepoConfig) -> Session:
         """The session of this process. A forked child must not use its parent's."""

@@ -9,26 +9,25 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from feast_quorin.catalogue import Catalogue
 from feast_quorin.convert.entity_ids import MAX_ID_BYTES
 from feast_quorin.read.asked import wait_for
+from feast_quorin.read.limits import check_fresh, column_reader
 from feast_quorin.views import check_entity
 from feast_quorin.write.tokens import Written
-from quorin import assembly, metrics
 from quorin.errors import (
     QuorinError,
     SchemaMismatchError,
     SegmentClosedError,
     SegmentConflictError,
     SegmentNotFoundError,
-    StaleReplicaError,
 )
 from quorin.evolution import upgrade_schema
 from quorin.follower import Follower
@@ -37,7 +36,7 @@ from quorin.logging import get_logger
 from quorin.offline import ParquetDatasetStore
 from quorin.shm import Segment, SegmentRegistry
 from quorin.snapshot import SnapshotStore
-from quorin.wal import WALProducer, position_at
+from quorin.wal import WALProducer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -70,7 +69,7 @@ class Session:
         if settings.redis_url is None:
             with suppress(OSError):  # SegmentRegistry raises an error that says what is wrong with the directory.
                 Path(connection).parent.mkdir(exist_ok=True)
-        self.registry = SegmentRegistry(connection, shm_dir=settings.shm_dir, shm_group=settings.shm_group)
+        self.registry = _registry(connection, settings)
         self._history = None if history is None else ParquetDatasetStore(history)
         store = None if snapshots is None else SnapshotStore(snapshots)
         peers = settings.peers(repo_path)
@@ -111,9 +110,7 @@ class Session:
         """A function that reads fields of a segment's rows as columns, with their positions and age limits for some of
         the fields; rows past ``key_ttl_seconds`` are not found.
         """
-        read = assembly.column_reader(segment, fields, positions=True, max_age=limits or None)
-        seconds = self.settings.key_ttl_seconds
-        return partial(_read_living, read, seconds) if seconds else read
+        return column_reader(segment, fields, self.settings.key_ttl_seconds, limits)
 
     @property
     def rows_expire(self) -> bool:
@@ -129,7 +126,7 @@ class Session:
         for _ in range(MAX_ATTEMPTS):
             try:
                 segment = self.prepare(view)
-                self.check_fresh(view, segment)
+                check_fresh(self.settings, view, segment)
                 wait_for(segment, apply=partial(self._drain, view), helps_at_once=not self.settings.redis_url)
                 return action(segment)
             except (SchemaMismatchError, SegmentNotFoundError):
@@ -151,13 +148,14 @@ class Session:
         segment = self._readers.get(name)
         if segment is None or not self.is_in_force(segment):
             with self._opening:
-                segment = self._readers[name] = self.open_or_restore(view)
+                pin = self.settings.pin_of(view.name)
+                segment = self._readers[name] = self.open_or_restore(view, pin=pin)
                 self.opened = object()
             self.catch_up(view, segment)
         return segment
 
-    def open(self, view: StoredView, *, read_only: bool = True) -> Segment:
-        """Open the view's current segment, whatever its fields.
+    def open(self, view: StoredView, *, read_only: bool = True, pin: int | str | None = None) -> Segment:
+        """Open the view's current segment, or the generation to ``pin``, whatever its fields.
 
         :raises SegmentNotFoundError: if there is none, or its file is lost.
         :raises SchemaError: if its rows have other join keys than the view's.
@@ -166,7 +164,7 @@ class Session:
         for attempt in range(_OPEN_ATTEMPTS):  # Another process may be removing or replacing the segment.
             time.sleep(max(0, attempt - 1) * _RETRY_SECONDS)
             with suppress(SegmentNotFoundError):
-                segment = self.registry.open_stored(name, read_only=read_only)
+                segment = self.registry.open_stored(name, read_only=read_only, pin=pin)
                 check_entity(view, segment.stored_schema)
                 return segment
             # Only now is the control plane needed, which may be away.
@@ -178,26 +176,29 @@ class Session:
             + (", and the consumer that fills it" if self.settings.consumer == "external" else "")
         )
 
-    def open_or_restore(self, view: StoredView, *, read_only: bool = True) -> Segment:
+    def open_or_restore(self, view: StoredView, *, read_only: bool = True, pin: int | str | None = None) -> Segment:
         """:meth:`open`; if the file of the view's segment is lost, rebuild it first, from the history and for the whole
         log. With ``consumer: external`` that is the consumer's task.
 
         :raises SegmentNotFoundError, SchemaError: as :meth:`open`.
         """
         try:
-            return self.open(view, read_only=read_only)
+            return self.open(view, read_only=read_only, pin=pin)
         except SegmentNotFoundError:
             if self.settings.consumer == "external" or self.catalogue.current_schema(view.schema.__name__) is None:
                 raise
         with suppress(SegmentConflictError):  # Another process has restored it.
             self.catalogue.restore(view.schema.__name__)
-        return self.open(view, read_only=read_only)
+        return self.open(view, read_only=read_only, pin=pin)
 
     def catch_up(self, view: StoredView, segment: Segment) -> None:
         """Apply what the log has and the view's open segment lacks, or wait for the process that is applying it. With
         ``consumer: external`` only warn if no process has confirmed for a while that the segment is up to date.
-        Reads go on without: if there is no room to grow, no permission to write, or no log, a warning is logged.
+        Reads go on without: if there is no room to grow, no permission to write, or no log, a warning is logged. A
+        pinned segment stays as it is.
         """
+        if segment.is_pinned:
+            return
         if self.follower is not None:
             self.follower.start()
             if not self.follower.wait_until_fresh(segment):
@@ -214,20 +215,6 @@ class Session:
             except QuorinError as error:
                 _log.warning("read_not_caught_up", view=view.name, error=str(error))
 
-    def check_fresh(self, view: StoredView, segment: Segment) -> None:
-        """Refuse or count a read of rows that may be older than ``max_lag_seconds``.
-
-        :raises StaleReplicaError: if they are, unless ``stale_reads: serve``.
-        """
-        limit = self.settings.max_lag_seconds
-        if limit is None:
-            return
-        lag = segment.confirmed_age_seconds()
-        if lag > limit:
-            metrics.stale_reads.labels(view.schema.__name__).inc()
-            if self.settings.stale_reads == "raise":
-                raise StaleReplicaError(f"feature view {view.name!r}", lag, limit)
-
     def _drain(self, view: StoredView) -> None:
         """Apply what the log has, if that is this process's task and it can."""
         if self.settings.consumer != "external":
@@ -239,9 +226,20 @@ class Session:
     def position(self, view: StoredView) -> int:
         """The log position up to which the view's segment is applied; 0 if it was replaced at this moment."""
         try:
-            return self.prepare(view).position
+            with self.latest(view) as segment:
+                return segment.position
         except SchemaMismatchError:
             return 0
+
+    @contextmanager
+    def latest(self, view: StoredView) -> Iterator[Segment]:
+        """The view's current segment, which writes and upgrades go to, also if reads are pinned to another."""
+        segment = self.prepare(view)
+        if not segment.is_pinned:
+            yield segment
+            return
+        with self.open_or_restore(view) as current:
+            yield current
 
     def consumer_of(self, view: StoredView) -> InlineConsumer:
         """The consumer that applies writes to the view in this process: one for each schema name."""
@@ -263,6 +261,8 @@ class Session:
         """Whether an open segment is neither removed nor replaced by one with other fields."""
         try:
             is_same = segment.stored_schema is segment.schema
+            if segment.is_pinned:
+                return True
             return is_same and _file(self.settings.shm_dir, segment.name).exists()
         except (SchemaMismatchError, SegmentClosedError, SegmentNotFoundError):
             return False
@@ -276,13 +276,19 @@ class Session:
         name = view.schema.__name__
         consumer = self._consumers.get(name)
         segment = None if consumer is None else consumer.segment
-        return self._readers.get(name) if segment is None else segment
+        reader = self._readers.get(name) if segment is None else segment
+        return None if reader is None or reader.is_pinned else reader
 
     def forget(self, view: StoredView) -> bool:
         """Open the view's segment anew at the next read; False if none is open."""
         was_open = self._readers.pop(view.schema.__name__, None) is not None
         self.opened = object()
         return was_open
+
+    def unpin(self) -> None:
+        """Release the pins of this session's segments; reads that still use one follow from then on."""
+        for segment in self._readers.values():
+            segment.unpin()
 
     def upgrade(self, old: Schema, new: Schema) -> None:
         """Upgrade the current segment to the next version of its schema.
@@ -313,20 +319,24 @@ class Session:
         segment = self.open_or_restore(view, read_only=False)
         reader = self._readers.get(name)
         # A segment that is no longer the control plane's can still have its file.
-        if reader is not None and not (self.is_in_force(reader) and reader.name == segment.name):
+        if reader is not None and not (self.is_in_force(reader) and (reader.is_pinned or reader.name == segment.name)):
             self.forget(view)
         return segment
-
-
-def _read_living(read: Callable[..., Columns], seconds: int, ids: Any, **options: Any) -> Columns:
-    columns = read(ids, **options)
-    columns.drop(columns.found & (columns.positions < position_at(time.time_ns() // 10**6 - 1000 * seconds)))
-    return columns
 
 
 @lru_cache(maxsize=4096)
 def _file(directory: str, segment_name: str) -> Path:
     return Path(directory, segment_name)
+
+
+def _registry(connection: str, settings: StoreSettings) -> SegmentRegistry:
+    return SegmentRegistry(
+        connection,
+        shm_dir=settings.shm_dir,
+        shm_group=settings.shm_group,
+        keep_generations=settings.keep_generations,
+        keep_bytes=settings.keep_bytes,
+    )
 
 
 def new_session(settings: StoreSettings, repo_path: Path | None, *, inherited: Session | None) -> Session:

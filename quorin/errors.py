@@ -34,6 +34,14 @@ class SegmentNotFoundError(QuorinError, LookupError):
     """A schema has no current segment, or the segment's file is gone."""
 
 
+class GenerationNotFoundError(QuorinError, LookupError):
+    """A segment has no such generation any more; the message names those that there are."""
+
+
+class PinLimitError(QuorinError, RuntimeError):
+    """As many generations of a segment are pinned as may be; the message names them."""
+
+
 class SegmentClosedError(QuorinError, ValueError):
     """A segment was used after it was closed."""
 
@@ -182,8 +190,32 @@ HydrationConflictError = SegmentConflictError
 """An alias of :class:`SegmentConflictError`, exported by :mod:`quorin.hydration`."""
 
 
+class ReplaceConflictError(QuorinError, RuntimeError):
+    """Another process is replacing the rows of the schema; the message names it."""
+
+
+class ReplaceAbortedError(QuorinError, RuntimeError):
+    """The rows of a schema were not replaced, and stay as they were; the message says why."""
+
+
+class PastUnavailableError(QuorinError, LookupError):
+    """A past state is no longer known; the message says how far back the log and the history reach."""
+
+
 class CorruptSnapshotError(QuorinError, ValueError):
     """A file is not a segment's snapshot, or is damaged; the message names it."""
+
+
+class CheckFailedError(QuorinError, ValueError):
+    """A generation does not pass its checks, and is not served; :attr:`failures` has a line for each that failed."""
+
+    def __init__(self, schema_name: str, failures: list[str]) -> None:
+        super().__init__(schema_name, failures)
+        self.schema_name = schema_name
+        self.failures = failures
+
+    def __str__(self) -> str:
+        return f"{self.schema_name} does not pass {len(self.failures)} of its checks: {'; '.join(self.failures)}"
 
 
 class NotPicklableError(QuorinError, TypeError):

@@ -4,6 +4,8 @@ A new schema in the control plane is a pending upgrade, which the writer of the 
 stores the schema, and the consumer that holds the writer lease copies the rows and flips. If no process holds the
 lease, this one does. So rows and log position stay together, and nothing is applied to a segment that is being
 replaced. An interrupted upgrade leaves the old segment in force, or the new one.
+
+:func:`replace` and :func:`rollback` exchange the rows instead: all of them, on all nodes, each in one flip.
 """
 
 from __future__ import annotations
@@ -12,7 +14,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
+from quorin.engine.checks.stored import store_checks
 from quorin.engine.format import segment as fmt
+from quorin.engine.loads.coordinator import end_load
+from quorin.engine.loads.replacing import ReplaceResult, replace, rollback
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.generations import heap_bytes_for
 from quorin.engine.memory.growth import evolve
@@ -20,7 +26,10 @@ from quorin.engine.ops.nodes import late_nodes
 from quorin.engine.rows.compatibility import can_upgrade
 from quorin.errors import (
     NotYetUpgradedError,
+    PastUnavailableError,
     QuorinError,
+    ReplaceAbortedError,
+    ReplaceConflictError,
     UpgradeAbortedError,
     UpgradeConflictError,
     UpgradeIncompatibleError,
@@ -33,17 +42,25 @@ from quorin.schema import fingerprint, schema_to_json
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from quorin.engine.backend import Backend
     from quorin.engine.memory.view import SegmentView
     from quorin.schema import Schema
     from quorin.shm import Segment, SegmentRegistry
 
 __all__ = [
     "NotYetUpgradedError",
+    "PastUnavailableError",
+    "ReplaceAbortedError",
+    "ReplaceConflictError",
+    "ReplaceResult",
     "UpgradeAbortedError",
     "UpgradeConflictError",
     "UpgradeIncompatibleError",
     "UpgradeResult",
+    "abort_replace",
     "can_upgrade",
+    "replace",
+    "rollback",
     "upgrade_schema",
 ]
 
@@ -129,6 +146,14 @@ def upgrade_schema(
         )
 
 
+def abort_replace(schema: Schema, backend: Backend, *, stream_key: str = DEFAULT_STREAM_KEY) -> int | None:
+    """End the open load of a schema, whoever coordinates it, so that another can begin; the rows stay as they are.
+
+    Returns the position at which the load began; None if none is open, or its commit comes first.
+    """
+    return end_load(backend, schema.__name__, stream_key=stream_key)
+
+
 def _wait_for_nodes(registry: SegmentRegistry, new: Schema, timeout_seconds: float) -> None:
     name, version = new.__name__, new.version
     late = late_nodes(registry.backend, lambda node: node.version_of(name) < version, timeout_seconds=timeout_seconds)
@@ -154,7 +179,8 @@ class _PendingUpgrade:
                     f"{self.new.version}: {stored!r}"
                 )
             if self._control.swap_schema(name, self._new, expected=stored):
-                return
+                break
+        store_checks(self._control, self.new)
 
     def is_stored(self) -> bool:
         """Whether the control plane still has the new schema."""

@@ -24,6 +24,7 @@ from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
 from quorin.engine.bootstrap.names import Wanted
 from quorin.engine.bootstrap.progress import logged_progress
 from quorin.engine.bootstrap.restore import restore_newest
+from quorin.engine.memory.staged import Staged
 from quorin.engine.rows.packed import text_addresses
 from quorin.errors import (
     ConnectionFailedError,
@@ -147,7 +148,9 @@ def build_segment(
     begins = 0 if beginning is None or beginning.log_identity != identity else beginning.position
     if not loaded.row_count or (begins and loaded.through <= begins):
         raise EmptyDatasetError(f"the history {store!r} has no row of {schema.__name__!r}")
-    with _read_ahead(loaded.batches(schema, newest_first=not loaded.has_partial_rows, after=begins)) as batches:
+    newest_first, replaced = not loaded.has_partial_rows, as_of_time_ns is None
+    batches_read = loaded.batches(schema, newest_first=newest_first, after=begins, replaced=replaced)
+    with _read_ahead(batches_read) as batches:
         entities, longest = _count_entities(loaded)
         capacity = max(least_capacity, math.ceil(capacity_factor * entities))
         segment = registry.create(
@@ -269,9 +272,17 @@ def catch_up(segment: Segment, store: ParquetDatasetStore, trimmed: int) -> int:
     silent. ``trimmed`` is what the log was trimmed to before this call: up to there the history is complete.
     """
     loaded = store.load(segment.schema)
-    batches = loaded.batches(segment.schema, newest_first=not loaded.has_partial_rows, after=segment.position)
-    applied = sum(apply_batch(segment, batch, position=positions, kind=kind) for kind, batch, positions in batches)
     through = max(loaded.through, trimmed)
+    is_replaced = any(commit.position > segment.position for commit in loaded.counted.commits)
+    after = 0 if is_replaced else segment.position
+    batches = loaded.batches(segment.schema, newest_first=not loaded.has_partial_rows, after=after)
+    if is_replaced:
+        # What a load has replaced meanwhile is in no entry that could be applied: a new generation leaves it out.
+        staged = Staged.beside(segment, segment.schema)
+        applied = sum(apply_batch(staged.segment, rows, position=at, kind=kind) for kind, rows, at in batches)
+        staged.put_in_force(segment, position=max(through, segment.position), log_identity=segment.log_identity)
+        return applied
+    applied = sum(apply_batch(segment, batch, position=positions, kind=kind) for kind, batch, positions in batches)
     if through > segment.position:
         segment.commit_position(through, segment.log_identity)
     return applied

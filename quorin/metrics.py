@@ -95,12 +95,21 @@ class SharedCounter:
 
 
 class SharedCounterByReason:
-    """A counter by reason and, unless ``by_schema`` is False, by schema."""
+    """A counter by reason, or by what else ``label`` names, and, unless ``by_schema`` is False, by schema."""
 
-    def __init__(self, name: str, text: str, word: str, reasons: tuple[str, ...], *, by_schema: bool = True) -> None:
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        word: str,
+        reasons: tuple[str, ...],
+        *,
+        by_schema: bool = True,
+        label: str = "reason",
+    ) -> None:
         self._indexes = {reason: counters.word(f"{word}.{reason}") for reason in reasons}
         self.by_schema = by_schema
-        self.family = series.counter_by(name.removesuffix("_total"), text, "reason", self._indexes)
+        self.family = series.counter_by(name.removesuffix("_total"), text, label, self._indexes)
 
     def labels(self, *labels: str) -> _Series:
         """The series of a schema (if by schema) and a reason."""
@@ -168,6 +177,15 @@ history_files_skipped = SharedCounter(
     "history_files_skipped",
 )
 upgrades = SharedCounter("quorin_schema_upgrades_total", "Segments that were upgraded to a newer schema.", "upgrades")
+replaces = SharedCounter(
+    "quorin_replaces_total", "Loads that replaced the rows of this machine's segment, rollbacks included.", "replaces"
+)
+rows_replaced = SharedCounter("quorin_replace_rows_total", "Rows of these loads.", "rows_replaced")
+loads_refused = SharedCounter(
+    "quorin_replaces_refused_total",
+    "Loads that were not put in force: refused by a check, aborted before their commit, or incomplete.",
+    "loads_refused",
+)
 watchdog_ticks = SharedCounter("quorin_watchdog_ticks_total", "Ticks of a watchdog.", "watchdog_ticks", by_schema=False)
 watchdog_dead_processes = SharedCounter(
     "quorin_watchdog_dead_processes_total",
@@ -212,6 +230,10 @@ requests_refused = SharedCounterByReason(
     counters.REFUSAL_REASONS,
     by_schema=False,
 )
+checks_failed = SharedCounterByReason(
+    "quorin_checks_failed_total", "Checks that refused a new generation.", "checks_failed", counters.CHECKS,
+    label="check",
+)  # fmt: skip
 logging.count_dropped_with(log_events_dropped.inc)
 
 
@@ -305,6 +327,7 @@ _COUNTERS = (
     flips, writer_leases, writer_recoveries, writers_overtaken, writers_fenced, flushes, flush_failures, flush_seconds,
     entries_trimmed, history_files_skipped, upgrades, watchdog_ticks, watchdog_dead_processes, watchdog_reclaimed_files,
     watchdog_reclaimed_bytes, reanchored, log_events_dropped, requests_refused, stale_reads,
+    replaces, rows_replaced, loads_refused, checks_failed,
 )  # fmt: skip
 _OF_SCHEMAS = (
     _bounded(

@@ -21,6 +21,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 
 from quorin.engine.caches import per_schema
+from quorin.engine.checks.declared import (
+    Check,
+    Freshness,
+    MeanDrift,
+    NullShare,
+    QuantileDrift,
+    Range,
+    RowCount,
+    check_checks,
+    checks_from_values,
+    checks_to_json,
+)
 from quorin.engine.format.field import MAX_NAME_BYTES, RESERVED_FIELD_NAMES, FeatureField, dtype
 from quorin.engine.format.hashing import hash_bytes
 from quorin.errors import SchemaError, SchemaTypeError
@@ -33,10 +45,20 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_FIELDS",
     "OFFSET_TABLE_DTYPE",
+    "Check",
     "FeatureField",
     "FeatureSchema",
+    "Freshness",
+    "MeanDrift",
+    "NullShare",
+    "QuantileDrift",
+    "Range",
+    "RowCount",
     "Schema",
     "SchemaType",
+    "check_checks",
+    "checks_from_values",
+    "checks_to_json",
     "compile_schema",
     "dtype",
     "fingerprint",
@@ -65,6 +87,7 @@ class SchemaType(type):
             schema = cast("Schema", cls)
             _check_schema(schema)
             schema.fields = tuple(schema.fields)
+            schema.checks = check_checks(name, schema.checks, schema.fields)
 
     def __eq__(cls, other: object) -> bool:
         if cls is other:
@@ -89,7 +112,13 @@ def _reduced(schema: Schema) -> str | tuple[Any, ...]:
         found = getattr(found, name, None)
     if found is schema and schema.__module__ != "__main__":
         return str(schema.__qualname__)
-    return schema_from_json, (schema_to_json(schema),)
+    return _unpickled, (schema_to_json(schema), tuple(schema.checks))
+
+
+def _unpickled(text: str, checks: tuple[Check, ...]) -> Schema:
+    schema = schema_from_json(text)
+    schema.checks = checks
+    return schema
 
 
 copyreg.pickle(SchemaType, _reduced)  # type: ignore[arg-type]
@@ -108,14 +137,18 @@ class FeatureSchema(metaclass=SchemaType):
     ``entity`` may say what the ids name, in any words, such as ``"driver_id"``. No upgrade leads to a schema of another
     entity, whose ids would find the rows of this one.
 
-    :raises SchemaError: when the class is defined with a bad name, ``version``, ``fields``, ``tie_breaker`` or
-        ``entity``.
+    ``checks`` say what a new generation must hold before it replaces the one that is served. They are no part of the
+    rows: schemas that differ in their checks alone are equal.
+
+    :raises SchemaError: when the class is defined with a bad name, ``version``, ``fields``, ``tie_breaker``,
+        ``entity`` or ``checks``.
     """
 
     version: ClassVar[int]
     fields: ClassVar[list[FeatureField] | tuple[FeatureField, ...]]
     tie_breaker: ClassVar[str | None] = None
     entity: ClassVar[str | None] = None
+    checks: ClassVar[list[Check] | tuple[Check, ...]] = ()
 
     def __init__(self) -> None:
         raise SchemaTypeError(f"{type(self).__name__} is a schema: use the class itself, it has no instances")
@@ -205,10 +238,11 @@ def make_schema(
     version: int = 1,
     tie_breaker: str | None = None,
     entity: str | None = None,
+    checks: list[Check] | tuple[Check, ...] = (),
 ) -> Schema:
-    """A schema class built at run time; the same checks as for a class statement."""
+    """A schema class built at run time; it is held to the same rules as a class statement."""
     _check_schema_name(name)
-    members = {"version": version, "fields": fields, "tie_breaker": tie_breaker, "entity": entity}
+    members = {"version": version, "fields": fields, "tie_breaker": tie_breaker, "entity": entity, "checks": checks}
     return SchemaType(name, (FeatureSchema,), members)  # type: ignore[return-value]
 
 

@@ -8,50 +8,56 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quorin.engine.format import segment as fmt
-from quorin.engine.format.name import SegmentName, is_same_line
-from quorin.engine.memory import file as mapping
-from quorin.engine.memory.access import SHM_GROUP_VARIABLE, Access, resolve_group
+from quorin.engine.checks.stored import store_checks
+from quorin.engine.format.name import is_same_line
+from quorin.engine.memory.access import SHM_GROUP_VARIABLE, resolve_group
 from quorin.engine.memory.file import SHM_DIR, SHM_DIR_VARIABLE, default_shm_dir
-from quorin.engine.memory.generations import MIN_HEAP_BYTES, create_successor
-from quorin.engine.memory.lineage import attach_newest, unlink_older_generations
+from quorin.engine.memory.first import first_generation, first_heap_bytes, first_sizes
+from quorin.engine.memory.generations import create_successor
+from quorin.engine.memory.kept import DEFAULT_PINNED_GENERATIONS, Limits
+from quorin.engine.memory.lineage import attach_newest, unlink_line
 from quorin.engine.memory.lock import FileLock
 from quorin.engine.memory.node import Node
+from quorin.engine.memory.pinned import Generation, check_pin, generations, pin_generation
+from quorin.engine.memory.publishing import make_current
 from quorin.engine.memory.segment import Segment
-from quorin.engine.memory.view import SegmentView
 from quorin.engine.memory.writer import lease_held
 from quorin.engine.paths import absolute
-from quorin.engine.rows.compatibility import can_upgrade
 from quorin.errors import (
     CorruptSegmentError,
+    GenerationNotFoundError,
+    PinLimitError,
     QuorinError,
     SchemaError,
     SchemaMismatchError,
     SegmentConflictError,
     SegmentNotFoundError,
 )
-from quorin.schema import FeatureSchema, Schema, schema_from_json, schema_to_json
+from quorin.schema import FeatureSchema, Schema, schema_to_json
 
 if TYPE_CHECKING:
-    from quorin.engine.backend import Beginning, ControlPlane
+    from quorin.engine.backend import Beginning
+    from quorin.engine.memory.view import SegmentView
 
 __all__ = [
     "SHM_DIR",
     "SHM_DIR_VARIABLE",
     "SHM_GROUP_VARIABLE",
     "CorruptSegmentError",
+    "Generation",
+    "GenerationNotFoundError",
+    "PinLimitError",
     "SchemaCRCMismatchError",
     "SchemaMismatchError",
     "Segment",
     "SegmentConflictError",
     "SegmentNotFoundError",
     "SegmentRegistry",
+    "check_pin",
     "default_shm_dir",
 ]
 
 SchemaCRCMismatchError = SchemaMismatchError
-
-_HEAP_BYTES_PER_VALUE = 32
 
 
 class SegmentRegistry:
@@ -66,6 +72,11 @@ class SegmentRegistry:
     the environment variable ``QUORIN_SHM_GROUP``, else none), lets members of a group read it: mode 0640. Segments that
     this registry opens for writing get the group too, and each generation inherits it. The attribute is the gid.
 
+    After a replacement the old generation is kept for going back: ``keep_generations`` says how many of a schema are
+    (by default one after a replacement and none after an upgrade), and ``keep_bytes`` how many bytes those of all
+    schemas may take together. They apply to what this registry's segments replace; where there is no room for rows,
+    kept generations go first. At most ``max_pinned`` generations of a schema can be pinned at a time.
+
     A registry is pickled as its connection, including a Redis password in plain text, for a process that has the same
     ``shm_dir``.
     """
@@ -77,9 +88,13 @@ class SegmentRegistry:
         shm_dir: str | os.PathLike[str] | None = None,
         shm_group: str | int | None = None,
         namespace: str = "quorin",
+        keep_generations: int | None = None,
+        keep_bytes: int | None = None,
+        max_pinned: int = DEFAULT_PINNED_GENERATIONS,
     ) -> None:
         from quorin.engine.backend import connect
 
+        self.limits = Limits(keep_generations, keep_bytes, max_pinned)
         self._directory = absolute(default_shm_dir() if shm_dir is None else shm_dir)
         if not self._directory.is_dir():
             raise SegmentNotFoundError(f"shm_dir {str(self._directory)!r} is not a directory")
@@ -143,18 +158,18 @@ class SegmentRegistry:
         :raises SegmentConflictError: if another process made a segment current at the same time; that one stays.
         """
         _check_schema(schema)
-        sizes = _sizes(schema, capacity, max_id_bytes, prefault_rows)
+        sizes = first_sizes(schema, capacity, max_id_bytes, prefault_rows)
         if not set_current:
-            return self.adopt(_first_generation(self, schema, sizes))
+            return self.adopt(first_generation(self.shm_dir, schema, self.node.identity, self.shm_group, sizes))
         while True:
             name = self.node.current(schema.__name__)
             previous = _attach_if_there(self._directory, name, writable=True)
             if previous is None:
-                segment = self.adopt(_first_generation(self, schema, sizes))
+                segment = self.adopt(first_generation(self.shm_dir, schema, self.node.identity, self.shm_group, sizes))
                 self.publish(segment, replacing=name)
                 return segment
             with suppress(SegmentNotFoundError):  # It was discarded this moment.
-                return self._replace(previous, schema, sizes)
+                return _replace(self, previous, schema, sizes)
 
     def publish(
         self, segment: Segment, *, replacing: str | None, beginning: Beginning | None = None, restores: bool = False
@@ -171,18 +186,17 @@ class SegmentRegistry:
         :raises WriterLeaseHeldError: if another process writes to the segment that would be replaced.
         :raises ConnectionFailedError: if the control plane is away.
         """
-        schema_name = segment.schema.__name__
+        schema_name, control = segment.schema.__name__, self.backend.control
         previous = _attach_if_there(self._directory, replacing, writable=True)
         try:
             if previous is None:
-                _make_current(self, segment, replacing, beginning, restores)
+                make_current(self.node, control, segment, replacing, beginning, restores=restores)
                 return
             with self.adopt(previous) as replaced:
                 # While its lease is held, no other process writes to it, discards it, or flips to a next generation.
                 view = replaced.writing_view()
-                _make_current(self, segment, replacing, beginning, restores)
-                unlink_older_generations(view)
-                mapping.unlink(view.path)
+                make_current(self.node, control, segment, replacing, beginning, restores=restores)
+                unlink_line(view)
         except QuorinError as error:
             self.discard(segment)
             if isinstance(error, SegmentNotFoundError):
@@ -191,9 +205,11 @@ class SegmentRegistry:
 
     def create_schema(self, schema: Schema, beginning: Beginning) -> bool:
         """Store a schema in the control plane, whose rows begin at ``beginning``; False if it has one of this name."""
-        return self.backend.control.swap_schema(
-            schema.__name__, schema_to_json(schema), expected=None, beginning=beginning
-        )
+        control = self.backend.control
+        is_new = control.swap_schema(schema.__name__, schema_to_json(schema), expected=None, beginning=beginning)
+        if is_new:
+            store_checks(control, schema)
+        return is_new
 
     def create_successor(self, segment: Segment, schema: Schema, *, capacity: int) -> Segment:
         """A new, empty segment in the line of an existing one, for a schema of the same name; not current.
@@ -210,34 +226,48 @@ class SegmentRegistry:
                 schema,
                 capacity=capacity,
                 max_id_bytes=view.layout.max_id_bytes,
-                heap_bytes=_first_heap_bytes(schema, capacity),
+                heap_bytes=first_heap_bytes(schema, capacity),
             )
         )
 
-    def open_current(self, schema: Schema, *, read_only: bool = True) -> Segment:
+    def open_current(self, schema: Schema, *, read_only: bool = True, pin: int | str | None = None) -> Segment:
         """The current segment of a schema.
 
         A segment of a newer version is read through ``schema``: fields match by name, a dropped field reads as null, a
         widened one as it is stored.
 
+        With ``pin`` reads stay with one generation, as after :meth:`Segment.pin`: the one of this number, the newest of
+        a version of the schema (``"v3"``), or the present one (``"current"``).
+
         :raises SegmentNotFoundError: if there is none, or its file is gone (``/dev/shm`` is empty after a reboot).
         :raises SchemaMismatchError: if it holds an older version, or other fields.
         :raises CorruptSegmentError: if it is damaged.
+        :raises GenerationNotFoundError: if there is no generation to ``pin``. :raises PinLimitError: if too many others
+            are pinned. :raises ValueError: for another ``pin``, or one that is not read-only.
         """
         _check_schema(schema)
-        return self._open(schema.__name__, schema, read_only=read_only)
+        return _open(self, schema.__name__, schema, read_only=read_only, pin=pin)
 
-    def open_stored(self, schema_name: str, *, read_only: bool = True) -> Segment:
-        """The current segment of a schema of this name, read through the schema that is stored in it.
-
-        :raises SegmentNotFoundError, CorruptSegmentError: as :meth:`open_current`.
+    def open_stored(self, schema_name: str, *, read_only: bool = True, pin: int | str | None = None) -> Segment:
+        """The current segment of a schema of this name, or the generation to ``pin``, read through the schema that is
+        stored in it. Raises as :meth:`open_current`.
         """
-        return self._open(schema_name, None, read_only=read_only)
+        return _open(self, schema_name, None, read_only=read_only, pin=pin)
+
+    def generations(self, schema_name: str) -> list[Generation]:
+        """The generations of a schema's segment that have a file on this node, newest first: the current one, those
+        that are kept, and those that are pinned.
+
+        :raises SegmentNotFoundError: if the schema has no current segment.
+        """
+        return generations(
+            self._directory, attach_newest(self._directory, _named(self, schema_name), None, writable=False)
+        )
 
     def adopt(self, view: SegmentView) -> Segment:
         """A segment of a file in :attr:`shm_dir`, open for writing; nothing has to point to it."""
         self.node.share(view.path)
-        segment = Segment(view, self.node, read_only=False)
+        segment = Segment(view, self.node, read_only=False, limits=self.limits)
         self._writable_segments.add(segment)
         return segment
 
@@ -271,32 +301,48 @@ class SegmentRegistry:
             named = self.node.current(name)
             if named is not None and is_same_line(named, view.name):  # It may name a generation before this one.
                 self.node.clear(name, expected=named)
-            unlink_older_generations(view)
-            mapping.unlink(view.path)
+            unlink_line(view)
             segment.close()
         finally:
             if lease is not None:
                 lease.release()
 
-    def _open(self, schema_name: str, schema: Schema | None, *, read_only: bool) -> Segment:
-        name = self.node.current(schema_name)
-        if name is None:
-            raise SegmentNotFoundError(
-                f"no segment is current for schema {schema_name!r} of {self.backend.address} in {self._directory}"
-            )
-        view = attach_newest(self._directory, name, schema, writable=not read_only)
-        return Segment(view, self.node, read_only=True) if read_only else self.adopt(view)
 
-    def _replace(self, previous: SegmentView, schema: Schema, sizes: dict[str, Any]) -> Segment:
-        """Replace a segment by a new, empty one; a writer that this registry opened releases its lease."""
-        self.release_lease(previous.name)
-        with self.adopt(previous) as segment:
-            segment.acquire_writer_lease()
-            # A schema in the control plane that differs from its segment's is a pending upgrade. Under the lease, no
-            # consumer can apply it before the segment of this schema is in force.
-            self.backend.control.put_schema(schema.__name__, schema_to_json(schema))
-            segment.replace(create_successor(segment.current_view(), schema, **sizes))
-            return self.adopt(segment.current_view())
+def _named(registry: SegmentRegistry, schema_name: str) -> str:
+    name = registry.node.current(schema_name)
+    if name is None:
+        raise SegmentNotFoundError(
+            f"no segment is current for schema {schema_name!r} of {registry.backend.address} in {registry.shm_dir}"
+        )
+    return name
+
+
+def _open(
+    registry: SegmentRegistry, schema_name: str, schema: Schema | None, *, read_only: bool, pin: int | str | None
+) -> Segment:
+    name, held = _named(registry, schema_name), None
+    if pin is None:
+        view = attach_newest(registry.shm_dir, name, schema, writable=not read_only)
+    elif read_only:
+        view, held = pin_generation(registry.shm_dir, name, schema, pin, registry.limits)
+    else:
+        raise ValueError(f"pin {pin!r}: only a segment that is open read-only can be pinned")
+    if not read_only:
+        return registry.adopt(view)
+    return Segment(view, registry.node, read_only=True, limits=registry.limits, pin=held)
+
+
+def _replace(registry: SegmentRegistry, previous: SegmentView, schema: Schema, sizes: dict[str, Any]) -> Segment:
+    """Replace a segment by a new, empty one; a writer that the registry opened releases its lease."""
+    registry.release_lease(previous.name)
+    with registry.adopt(previous) as segment:
+        segment.acquire_writer_lease()
+        # A schema in the control plane that differs from its segment's is a pending upgrade. Under the lease, no
+        # consumer can apply it before the segment of this schema is in force.
+        registry.backend.control.put_schema(schema.__name__, schema_to_json(schema))
+        store_checks(registry.backend.control, schema)
+        segment.replace(create_successor(segment.current_view(), schema, **sizes))
+        return registry.adopt(segment.current_view())
 
 
 def _locked_newest(segment: Segment) -> tuple[SegmentView, FileLock]:
@@ -311,16 +357,6 @@ def _locked_newest(segment: Segment) -> tuple[SegmentView, FileLock]:
         lease.release()  # Its writer flipped before we had the lock.
 
 
-def _sizes(schema: Schema, capacity: int, max_id_bytes: int, prefault_rows: int | None) -> dict[str, Any]:
-    """The sizes of a new segment. :raises ValueError: for a number out of range."""
-    _check_range("capacity", capacity, 1, fmt.MAX_ROWS // 2)
-    _check_range("max_id_bytes", max_id_bytes, 1, fmt.MAX_ID_BYTES)
-    if prefault_rows is not None:
-        _check_range("prefault_rows", prefault_rows, 0, fmt.MAX_ROWS)
-    sizes = {"capacity": capacity, "max_id_bytes": max_id_bytes, "heap_bytes": _first_heap_bytes(schema, capacity)}
-    return {**sizes, "prefault_rows": prefault_rows}
-
-
 def _attach_if_there(directory: Path, name: str | None, *, writable: bool = False) -> SegmentView | None:
     if name is None:
         return None
@@ -330,70 +366,6 @@ def _attach_if_there(directory: Path, name: str | None, *, writable: bool = Fals
         return None
 
 
-def _first_generation(registry: SegmentRegistry, schema: Schema, sizes: dict[str, Any]) -> SegmentView:
-    name, access = SegmentName.first(schema.__name__), Access.for_group(registry.shm_group)
-    return SegmentView.create(registry.shm_dir, name, schema, owner=registry.node.identity, access=access, **sizes)
-
-
-def _first_heap_bytes(schema: Schema, capacity: int) -> int:
-    """An estimate that growth corrects: a short value in every variable-size field."""
-    return MIN_HEAP_BYTES + _HEAP_BYTES_PER_VALUE * capacity * sum(field.is_variable for field in schema.fields)
-
-
-def _make_current(
-    registry: SegmentRegistry,
-    segment: Segment,
-    replacing: str | None,
-    beginning: Beginning | None,
-    restores: bool,
-) -> None:
-    view = segment.current_view()
-    name, control = view.stored.__name__, registry.backend.control
-
-    def put_schema() -> None:
-        _put_schema(control, view.stored, restores=restores, beginning=beginning)
-
-    is_current = registry.node.publish(name, view.name, expected=replacing, beginning=beginning, before=put_schema)
-    if not is_current:
-        raise SegmentConflictError(
-            f"another process made a segment of {name!r} current at the same time: expected {replacing!r}, "
-            f"found {registry.node.current(name)!r}"
-        )
-
-
-def _put_schema(control: ControlPlane, schema: Schema, *, restores: bool, beginning: Beginning | None) -> None:
-    """Let the control plane have a schema, or keep the later version that it has.
-
-    :raises SegmentNotFoundError: if it only ``restores`` one that the control plane may have lost, and it was dropped,
-        or replaced by another.
-    """
-    name, text = schema.__name__, schema_to_json(schema)
-    while (stored := control.schemas().get(name)) != text:
-        if stored is not None and _can_become(schema, stored):
-            return
-        if stored is not None and restores:
-            raise SegmentNotFoundError(f"the control plane has another schema {name!r} by now")
-        if restores:
-            if not control.restore_schema(name, text, beginning=beginning) and name in control.dropped_schemas():
-                raise SegmentNotFoundError(f"the schema {name!r} was dropped from the control plane")
-            continue
-        if control.swap_schema(name, text, expected=stored):
-            return
-
-
-def _can_become(schema: Schema, text: str) -> bool:
-    """Whether a schema can be upgraded to one in JSON."""
-    try:
-        return can_upgrade(schema, schema_from_json(text))[0]
-    except SchemaError:
-        return False
-
-
 def _check_schema(schema: object) -> None:
     if not (isinstance(schema, type) and issubclass(schema, FeatureSchema) and schema is not FeatureSchema):
         raise SchemaError(f"expected a subclass of FeatureSchema, got {schema!r}")
-
-
-def _check_range(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")

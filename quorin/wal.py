@@ -254,11 +254,14 @@ class WALProducer:
         if self._owns_backend:
             self._backend.close()
 
-    def append_batch(self, schema: Schema, batch: pa.RecordBatch, kind: Kind = Kind.upsert) -> Token:
-        """Append a checked, canonical batch (see :mod:`quorin.engine.rows.batch`). Returns the last position."""
+    def append_batch(self, schema: Schema, batch: pa.RecordBatch, kind: Kind = Kind.upsert, *, load: int = 0) -> Token:
+        """Append a checked, canonical batch (see :mod:`quorin.engine.rows.batch`), of a ``load`` if that is its kind.
+
+        Returns the last position.
+        """
         position, payloads, rows, size = Token(), [], 0, 0
         for part in cut(batch):
-            payloads.append(encode(kind, schema, part))
+            payloads.append(encode(kind, schema, part, load=load))
             rows += part.num_rows
             size += len(payloads[-1])
             if size >= MAX_APPEND_BYTES:

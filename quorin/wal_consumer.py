@@ -21,10 +21,11 @@ from quorin.engine.backend import connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.engine.bootstrap.progress import logged_progress
 from quorin.engine.bootstrap.writer import writing
-from quorin.engine.consumer.apply import Applier, apply_and_advance
+from quorin.engine.consumer.apply import Applier
 from quorin.engine.consumer.cursor import LogCursor
 from quorin.engine.consumer.historian import Historian
 from quorin.engine.consumer.history import NoopOfflineWriter, OfflineWriter
+from quorin.engine.consumer.loads import Loads, apply_and_advance
 from quorin.engine.consumer.ownership import Ownership
 from quorin.engine.consumer.plan import Agenda, FlushLimits, Pace, Step, next_step
 from quorin.engine.consumer.precedence import Precedence
@@ -129,14 +130,14 @@ class WALConsumer:
             new_segment={**sources, "capacity": capacity, "max_id_bytes": max_id_bytes, "show": show},
             stopping=self._stop,
         )
-        self._cursor = LogCursor(log, self._historian, batch_entries=batch_entries, reads_all=trims)
+        self._loads, self._pace = Loads(log, registry, self._historian), Pace()
+        self._cursor = LogCursor(log, self._historian, self._loads.keep, batch_entries=batch_entries, reads_all=trims)
         self._applier = Applier(log, self._backend.control, self._historian)
-        silent_after = node_timeout_seconds if trims else None
-        self._trimming = Trimming(log, self._historian, self._ownership, registry, silent_after)
+        self._agenda, timeout = self._new_agenda(), node_timeout_seconds if trims else None
+        self._trimming = Trimming(log, self._historian, self._ownership, registry, timeout)
         self._snapshots = writing(snapshots, registry, self._ownership.reports, snapshot_every_seconds, show=show)
         self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
         self._precedence = Precedence(registry.node, role, discovers=self._ownership.discovers)
-        self._agenda, self._pace = self._new_agenda(), Pace()
 
     def __enter__(self) -> WALConsumer:
         return self
@@ -186,10 +187,9 @@ class WALConsumer:
         :raises SegmentConflictError: as :meth:`run`. :raises ConnectionFailedError: if the log cannot be reached.
         """
         with _exclusive(self._running):
-            if tail is not None and self._historian.offline is None and time.monotonic() < self._agenda.check_at:
-                tail_rows = self._applier.apply_tail(tail, self._ownership.targets)
-                if tail_rows is not None:
-                    return tail_rows
+            is_fresh = self._historian.offline is None and time.monotonic() < self._agenda.check_at
+            if tail and is_fresh and (rows := self._applier.apply_tail(tail, self._ownership.targets)) is not None:
+                return rows
             self._look()
             self._agenda = self._new_agenda()
             held_before = {target.schema for target in self._ownership.owned()}
@@ -284,7 +284,8 @@ class WALConsumer:
             self._check()
             if self._cursor.lowest != start:  # Anchored anew: what was read is not all behind that.
                 return 0
-        applied, is_new = apply_and_advance(self._applier, found, self._ownership, self._cursor)
+        applied, is_new = apply_and_advance(self._applier, self._loads, found, self._ownership, self._cursor)
+        self._loads.stage(found.entries if block_ms else [], self._ownership.owned())
         count, size = len(found.entries), sum(len(payload) for _, payload in found.entries)
         if is_new:
             self._agenda.applied(time.monotonic(), self._flush_limits, rows=applied, size=size)

@@ -1,9 +1,9 @@
 """The watchdog: reclaims what dead processes left behind, and nothing else.
 
 Serving works without it: a dead writer's lease ends with the process, and leftover files only take space. It removes
-the entries of dead processes, and segment files of its own namespace that no process has mapped or locked and that no
-read can reach: unfinished files, replaced generations, generations that never came into force, and lines that the
-node's file does not name. :mod:`quorin.engine.ops.reclaim_plan` decides what to do.
+the entries of dead processes, and segment files of its own namespace that no process has mapped, locked or pinned and
+that no read can reach: unfinished files, replaced generations, generations that never came into force, and lines that
+the node's file does not name, with their kept generations. :mod:`quorin.engine.ops.reclaim_plan` decides what to do.
 
 It also retires the counters of schemas that are gone: those that the control plane does not have, that no deployment
 has a segment of on this machine, and that no process counts for.
@@ -27,8 +27,10 @@ from quorin.engine.counting import counters
 from quorin.engine.counting.requests import is_schema
 from quorin.engine.format.name import SegmentName
 from quorin.engine.memory import file as mapping
+from quorin.engine.memory.kept import parse_kept
 from quorin.engine.memory.lock import FileLock, is_locked
 from quorin.engine.memory.node import Node
+from quorin.engine.memory.pins import is_pinned, remove_unpinned
 from quorin.engine.ops import presence
 from quorin.engine.ops.reclaim_plan import Decision, SegmentFile, State, decide
 from quorin.engine.paths import absolute
@@ -211,14 +213,16 @@ def _files(directory: Path, currents: set[str]) -> tuple[SegmentFile, ...]:
     for entry in os.scandir(directory):
         name, owner = mapping.parse_pending(entry.name)
         pending = owner is not None
-        segment = SegmentName.match(name)
+        kept = parse_kept(directory / entry.name)
+        segment = SegmentName.match(name) if kept is None else kept.name
         if segment is None or not entry.is_file(follow_symlinks=False):
             continue
         try:
             status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
             continue
-        header = None if pending else mapping.read_header(directory / name)
+        path = directory / entry.name
+        header = None if pending else mapping.read_header(path)
         if os.geteuid() not in (0, status.st_uid) or (header is None and not pending):
             continue
         successor = 0 if header is None else int(header["successor"])
@@ -229,8 +233,10 @@ def _files(directory: Path, currents: set[str]) -> tuple[SegmentFile, ...]:
                 generation=segment.generation,
                 owner=int(owner or 0) if header is None else int(header["owner"]),
                 held=(status.st_dev, status.st_ino) in mapped
-                or (name not in currents and is_locked(directory / entry.name)),
+                or is_pinned(path)
+                or (name not in currents and is_locked(path)),
                 pending=pending,
+                kept=kept is not None,
                 successor=successor if successor > segment.generation else 0,
                 was_in_force=header is not None and int(header["epoch"]) > 0,
                 byte_count=status.st_size,
@@ -250,9 +256,8 @@ def _remove(path: Path, file: SegmentFile) -> bool:
             status = path.stat()
             if status.st_ino != file.inode or (status.st_dev, status.st_ino) in presence.mapped_inodes(path.parent):
                 return False
-            mapping.unlink(path)
+            return remove_unpinned(path)
         finally:
             lock.release()
     except (SegmentNotFoundError, FileNotFoundError):
         return False
-    return True

@@ -12,6 +12,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from feast_quorin.read.limits import check_fresh
 from quorin.assembly import Columns, RowReader, Rows, has_applied, row_reader
 from quorin.errors import SchemaMismatchError, SegmentClosedError, SegmentNotFoundError
 
@@ -98,7 +99,7 @@ class ViewReader:
             return bound
         now = time.monotonic()
         segment = self.session.prepare(self.view)
-        self.session.check_fresh(self.view, segment)
+        check_fresh(self.session.settings, self.view, segment)
         if bound is None or bound.segment is not segment:
             stored = {field.name for field in segment.schema.fields}
             kept = [name for name in self._fields if name in stored]

@@ -5,12 +5,13 @@ A view without a segment gets one at its first write. Fields that its segment la
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from feast_quorin.apply import apply_view
 from feast_quorin.views import check_entity
 from feast_quorin.write import tokens
+from quorin import evolution
 from quorin.errors import EntityIdError, InvalidRowError
 from quorin.inline_consumer import wait_until_applied
 
@@ -37,6 +38,26 @@ def write(session: Session, view: StoredView, batch: pa.RecordBatch, *, partial:
         raise type(error)(f"view {view.name!r}: {error}") from None
     tokens.add(session.written, token)
     return token
+
+
+def replace(
+    session: Session, view: StoredView, batches: Iterator[pa.RecordBatch], progress: Callable[[int], Any] | None
+) -> int:
+    """Replace all rows of the view. Returns the position of the commit.
+
+    :raises ReplaceConflictError: if another process is replacing them. :raises ReplaceAbortedError: without rows.
+    :raises LogFullError, InvalidRowError, EntityIdError: as :func:`write`; nothing is replaced.
+    """
+    _ensure_accepted(session, view)
+    done = 0
+
+    def advance(rows: int) -> None:
+        nonlocal done
+        if progress is not None:
+            progress(rows - done)
+        done = rows
+
+    return evolution.replace(view.schema, batches, session.registry, wait_for="log", progress=advance).position
 
 
 def write_row(

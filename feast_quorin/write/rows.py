@@ -117,6 +117,16 @@ def write_table(
         log.settle(session, view, position)
 
 
+def replace_table(
+    session: Session, view: StoredView, table: Any, rows: pa.Table, progress: Callable[[int], Any] | None = None
+) -> None:
+    """Replace all rows of the view by those of a table, and wait as the settings say. Raises as :func:`write_table`.
+
+    Until the flip the old rows are served, also after a crash or an error.
+    """
+    log.settle(session, view, log.replace(session, view, table_batches(view, table, rows), progress))
+
+
 def table_batches(view: StoredView, table: Any, rows: pa.Table) -> Iterator[pa.RecordBatch]:
     """An Arrow table's rows as batches; raises as :func:`write_table`."""
     reader = TableReader(view, table)

@@ -1,6 +1,7 @@
 """The command ``quorin``. One module per command or group.
 
-Exit codes: 0 done, 1 refused or failed (with the reason on stderr), 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 refused or failed (with the reason on stderr), 2 wrong usage, 3 rows do not pass their checks, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from quorin import __version__
 from quorin.cli import (
     bench,
     changes,
+    check,
     compact,
     consumer,
     deadletter,
@@ -24,6 +26,7 @@ from quorin.cli import (
     discard,
     doctor,
     export,
+    generations,
     get,
     hydrate,
     inspect,
@@ -33,6 +36,7 @@ from quorin.cli import (
     prewarm,
     put,
     ready,
+    replace,
     restore,
     scan,
     schema,
@@ -45,7 +49,7 @@ from quorin.cli import (
 )
 from quorin.cli.help import add_command
 from quorin.cli.options import escaped
-from quorin.errors import QuorinError
+from quorin.errors import CheckFailedError, QuorinError
 
 _ClickError: type[Any] = typer.BadParameter.__mro__[2]
 """``click.ClickException``: of the package click, or of the copy that newer releases of Typer bring."""
@@ -63,6 +67,8 @@ app = typer.Typer(
 for _command in (
     consumer.consumer,
     upgrade.upgrade,
+    replace.replace,
+    replace.rollback,
     watchdog.watchdog,
     inspect.inspect,
     schema.schema,
@@ -73,6 +79,7 @@ for _command in (
     delete.delete,
     export.export,
     skew.skew,
+    check.check,
     doctor.doctor,
     nodes.nodes,
     ready.ready,
@@ -84,6 +91,7 @@ for _command in (
     snapshot.snapshot,
     restore.restore,
     discard.discard,
+    generations.generations,
     compact.compact,
     top.top,
 ):
@@ -122,7 +130,7 @@ def main() -> None:
         code = 1
     except QuorinError as error:
         _print_error("\n".join([str(error), *getattr(error, "__notes__", [])]))
-        code = 1
+        code = 3 if isinstance(error, CheckFailedError) else 1
     except OSError as error:
         if error.filename is not None:
             _print_error(f"{os.fsdecode(error.filename)}: {error.strerror}")

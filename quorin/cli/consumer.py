@@ -25,6 +25,7 @@ from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
 if TYPE_CHECKING:
     from quorin.engine.backend import Backend
+    from quorin.shm import SegmentRegistry
     from quorin.snapshot import Peers, SnapshotStore
     from quorin.wal_consumer import OfflineWriter, WALConsumer
 
@@ -101,6 +102,18 @@ NodeTimeout = Annotated[
         help="The log is trimmed behind all nodes, except those that have been silent for longer: 30s, 10m, 1h.",
     ),
 ]
+KeepGenerations = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="How many replaced generations of each schema to keep for going back. Default: 1 after a replacement, "
+        "none after an upgrade.",
+        show_default=False,
+    ),
+]
+KeepMib = Annotated[
+    int | None, typer.Option(min=0, help="How much memory kept generations may take (MiB).", show_default=False)
+]
 MetricsAddress = Annotated[str, typer.Option(help="0.0.0.0 lets other machines connect.")]
 
 
@@ -119,6 +132,8 @@ def consumer(
     snapshots: Snapshots = None,
     snapshot_every: SnapshotEvery = "10m",
     keep_snapshots: KeepSnapshots = 3,
+    keep_generations: KeepGenerations = None,
+    keep_mib: KeepMib = None,
     bootstrap_from: BootstrapFrom = None,
     token_file: TokenFile = None,
     tls_ca: TlsCa = None,
@@ -146,7 +161,6 @@ def consumer(
     from quorin.cli.output import console, progress_bar
     from quorin.engine.backend import connect
     from quorin.engine.bootstrap.progress import logged_progress
-    from quorin.shm import SegmentRegistry
     from quorin.wal_consumer import WALConsumer
 
     logging.configure(log_level, json=log_json)
@@ -157,7 +171,7 @@ def consumer(
         backend,
         None,
         offline=history,
-        registry=SegmentRegistry(backend, shm_dir=shm_dir, shm_group=shm_group, namespace=namespace),
+        registry=_registry(backend, namespace, shm_dir, shm_group, keep_generations, keep_mib),
         stream_key=stream_key,
         capacity=capacity,
         max_id_bytes=max_id_bytes,
@@ -170,6 +184,26 @@ def consumer(
         show=progress_bar if console(stderr=True).is_terminal else logged_progress,
     )
     _run(running, backend, stream_key, metrics_port, metrics_address)
+
+
+def _registry(
+    backend: Backend,
+    namespace: str,
+    shm_dir: Path | None,
+    shm_group: str | None,
+    keep_generations: int | None,
+    keep_mib: int | None,
+) -> SegmentRegistry:
+    from quorin.shm import SegmentRegistry
+
+    return SegmentRegistry(
+        backend,
+        shm_dir=shm_dir,
+        shm_group=shm_group,
+        namespace=namespace,
+        keep_generations=keep_generations,
+        keep_bytes=None if keep_mib is None else keep_mib << 20,
+    )
 
 
 def _prepared_history(offline: str | None, trim: bool) -> OfflineWriter | None:

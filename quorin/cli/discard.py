@@ -22,8 +22,9 @@ def discard(
 ) -> None:
     """Remove the segment of a schema from this machine, rows and memory, for example before `quorin restore`.
 
-    The schema, the log, the history, snapshots and other machines keep what they have. Stop the consumer first: it
-    holds the segment, and would build a new one.
+    Kept and pinned generations go too; a process that pins one reads on from memory. The schema, the log, the history,
+    snapshots and other machines keep what they have. Stop the consumer first: it holds the segment, and would build a
+    new one.
 
     Examples:
         quorin discard UserFeatures --yes

@@ -94,7 +94,7 @@ def last_entries(log: Log, count: int, schema_name: str | None = None) -> Iterat
 
 def _entry(position: int, payload: bytes, *, names: Names, rows: bool) -> dict[str, Any]:
     """What an entry says of itself; a damaged one has its reason instead."""
-    from quorin.engine.log.record import decode, peek
+    from quorin.engine.log.record import Kind, decode, is_of_load, load_of, peek
     from quorin.errors import InvalidEntryError
 
     entry: dict[str, Any] = {"position": position, "bytes": len(payload)}
@@ -106,6 +106,8 @@ def _entry(position: int, payload: bytes, *, names: Names, rows: bool) -> dict[s
             "schema": names.schema(header.schema_name),
             "rows": header.row_count,
         }
+        if is_of_load(payload):
+            entry["load"] = position if header.kind is Kind.begin else load_of(payload)[0]
         if rows:
             entry["values"] = decode(payload).batch.to_pylist()
     except InvalidEntryError as error:
@@ -124,7 +126,8 @@ def _print(entries: list[dict[str, Any]], *, rows: bool, header: bool = True) ->
         if rows:
             listed = table("position", "written", "kind", "schema", "rows", "bytes")
             listed.show_header = False
-        cells = moment(entry.get("written_ns")), entry.get("kind"), entry.get("schema", entry.get("problem"))
+        kind = f"{entry['kind']} {entry['load']}" if "load" in entry else entry.get("kind")
+        cells = moment(entry.get("written_ns")), kind, entry.get("schema", entry.get("problem"))
         add_row(listed, entry["position"], *cells, entry.get("rows"), entry["bytes"])
         if rows:
             console().print(listed)

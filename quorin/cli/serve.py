@@ -17,7 +17,7 @@ _GROUP = "quorin.repository_server"
 _LARGEST_PORT = 65_535
 _MAX_AUTH_CACHE_SECONDS = 60
 _OF_REPOSITORIES = {"feature_store_yaml", "registry_ttl_sec", "metrics", "auth_cache_seconds"}
-_OF_CONNECTIONS = {"schema", "namespace", "shm_dir"}
+_OF_CONNECTIONS = {"schema", "pin", "namespace", "shm_dir"}
 
 Repository = Annotated[
     Path | None,
@@ -89,6 +89,13 @@ MaxRows = Annotated[int, typer.Option("--max-rows", min=1, help="The most entiti
 Transfers = Annotated[
     int, typer.Option("--transfers", min=0, help="How many new machines may copy this one's rows at once; 0: none.")
 ]
+Pins = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="With --connection: stay with a generation of a schema, such as Items=6 or Items=v3; may be repeated.",
+        show_default=False,
+    ),
+]
 DrainSeconds = Annotated[int, typer.Option("--drain-seconds", min=0, help="How long a stop waits for requests.")]
 AccessLog = Annotated[bool, typer.Option("--access-log/--no-access-log", help="Log a line for each request.")]
 
@@ -113,6 +120,7 @@ def serve(
     max_body_mib: MaxBody = 64,
     max_rows: MaxRows = 1_000_000,
     transfers: Transfers = 1,
+    pin: Pins = None,
     drain_seconds: DrainSeconds = 30,
     access_log: AccessLog = False,
     log_json: LogJson = None,
@@ -146,11 +154,15 @@ def serve(
     create: Any
     if _serves_segments(context):
         names = _schemas(str(connection), schema or [], namespace, shm_dir)
-        create = SegmentServer(str(connection), names, namespace, shm_dir, token, max_lag_seconds, limits, transfers)
+        places = namespace, shm_dir
+        pins = _pins(str(connection), pin or [], *places)
+        create = SegmentServer(
+            str(connection), names, namespace, shm_dir, token, max_lag_seconds, limits, transfers, pins
+        )
     else:
         server, folder = _repository_server(), (repo or Path()).absolute()
-        options = registry_ttl_sec, metrics, token, max_lag_seconds, limits, auth_cache_seconds, transfers
-        create = server(folder, feature_store_yaml, *options)
+        of_feast = registry_ttl_sec, metrics, token, max_lag_seconds, limits, auth_cache_seconds, transfers
+        create = server(folder, feature_store_yaml, *of_feast)
         try:
             create.check(workers)
         except ValueError as error:
@@ -192,6 +204,26 @@ def _schemas(connection: str, requested: list[str], namespace: str, shm_dir: Pat
         return tuple(resolve_name(names, name, registry.backend.address) for name in requested)
     finally:
         registry.backend.close()
+
+
+def _pins(connection: str, words: list[str], namespace: str, shm_dir: Path | None) -> dict[str, int | str]:
+    """The generation to stay with, by schema name.
+
+    :raises typer.BadParameter: for a word of another form. :raises GenerationNotFoundError: if it is gone.
+    """
+    from quorin.shm import SegmentRegistry, check_pin
+
+    pins: dict[str, int | str] = {}
+    for word in words:
+        requested, _, pin = word.partition("=")
+        [name] = _schemas(connection, [requested], namespace, shm_dir)
+        try:
+            pins[name] = check_pin(pin)
+        except ValueError as error:
+            raise typer.BadParameter(f"--pin {word}: {error}") from error
+        with SegmentRegistry(connection, shm_dir=shm_dir, namespace=namespace).open_stored(name, pin=pin):
+            pass  # So that one that is gone is an error of the command, not of each request.
+    return pins
 
 
 def _repository_server() -> Any:

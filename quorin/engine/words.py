@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from quorin.schema import FeatureField
+    from quorin.engine.format.field import FeatureField
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+
+
+def seconds_of(text: str) -> float | None:
+    """The seconds of a duration such as ``500ms``, ``10m`` or ``1h30m``; None for anything else."""
+    if not re.fullmatch(rf"(?:{_PART.pattern})+", text):
+        return None
+    return sum(float(part[1]) * _UNITS[part[2]] for part in _PART.finditer(text))
 
 
 def count(number: float) -> str:

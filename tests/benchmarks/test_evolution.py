@@ -1,4 +1,4 @@
-"""The benchmarks of upgrades and of the collector run, and find what must hold."""
+"""The benchmarks of upgrades, replacements, checks and the collector run, and find what must hold."""
 
 from __future__ import annotations
 
@@ -31,6 +31,20 @@ def test_a_short_upgrade_loses_nothing(tmp_path: Path) -> None:
     assert figures["reads"] > figures["reads_during_copy"] >= 0
     assert figures["ticks_most"] == 2
     assert figures["copy_4_per_s"] > 0
+
+
+def test_a_short_look_at_checks_and_pins(tmp_path: Path) -> None:
+    sizes = ["--entities", "5000", "--fields", "2", "--repeats", "1"]
+    figures = run(tmp_path, "checks", "checks", *sizes)["checks"]
+    assert all(value > 0 for value in figures.values())
+
+
+def test_a_short_replacement_loses_nothing(tmp_path: Path) -> None:
+    sizes = ["--entities", "5000", "--nodes", "2", "--quiet-seconds", "0.5", "--rate", "2000"]
+    figures = run(tmp_path, "replace", "replace", *sizes)["replace"]
+    assert figures["failed_reads"] == figures["mixed_rows"] == figures["lost_pushes"] == figures["rollback_wrong"] == 0
+    assert figures["reads"] > figures["reads_during"] >= 0
+    assert figures["rows_pushed"] > 0
 
 
 @pytest.mark.torture

@@ -17,7 +17,8 @@ from feast.data_source import PushMode
 from feast.types import Float64, Int32, Int64, String
 
 from feast_quorin import QuorinOnlineStore
-from quorin.errors import InvalidRowError
+from feast_quorin.config import ConfigError
+from quorin.errors import InvalidRowError, ReplaceAbortedError
 from tests.feast.conftest import make_sqlite_store
 from tests.feast.repos import DRIVERS, END, REQUESTS, START, ask, day, definitions, make_store
 from tests.feast.test_against_sqlite import same
@@ -279,3 +280,55 @@ def test_views_computed_when_written_are_the_same(arrow_store: FeatureStore, dat
 
 def _tenfold(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(n=frame["n"] * 10)
+
+
+@pytest.fixture
+def replacing_store(online_store: dict[str, Any], data: Path, tmp_path: Path) -> Iterator[FeatureStore]:
+    """An applied, empty store whose materializations replace views."""
+    engine = {**ENGINE, "mode": "replace"}
+    store = make_store(tmp_path / "repo", online_store, data=data, batch_engine=engine, provider=PROVIDER)
+    store.apply([DRIVER])
+    yield store
+    store.teardown()
+    assert list(Path(online_store["shm_dir"]).glob("quorin_*")) == []
+
+
+@pytest.mark.usefixtures("no_protos")
+def test_a_materialization_replaces_the_view(replacing_store: FeatureStore, tmp_path: Path) -> None:
+    store = replacing_store
+    given = source(tmp_path, {"driver_id": [1, 2, 2], "n": [1, 2, 3], "at": [day(1), day(1), day(2)]})
+    view = FeatureView(name="whole", entities=[DRIVER], schema=[Field(name="n", dtype=Int64)], source=given)
+    store.apply([DRIVER, view])
+
+    def answers() -> list[Any]:
+        return store.get_online_features(["whole:n"], {"driver_id": [1, 2, 3]}).to_dict()["n"]
+
+    store.materialize(START, END)
+    assert answers() == [1, 3, None]
+    source(tmp_path, {"driver_id": [2, 3], "n": [20, 30], "at": [day(1), day(1)]})
+    store.materialize(START, END)
+    assert answers() == [None, 20, 30]
+    source(
+        tmp_path,
+        {
+            "driver_id": pa.array([], pa.int64()),
+            "n": pa.array([], pa.int64()),
+            "at": pa.array([], pa.timestamp("us", "UTC")),
+        },
+    )
+    with pytest.raises(ReplaceAbortedError, match="no rows"):
+        store.materialize(START, END)
+    assert answers() == [None, 20, 30]
+    with pytest.raises(ConfigError, match="where the last interval ended"):
+        store.materialize_incremental(END + dt.timedelta(days=1))
+    assert answers() == [None, 20, 30]
+
+
+def test_another_online_store_cannot_be_replaced(data: Path, tmp_path: Path) -> None:
+    online = {"type": "sqlite", "path": str(tmp_path / "online.db")}
+    store = make_store(
+        tmp_path / "repo", online, data=data, batch_engine={**ENGINE, "mode": "replace"}, provider=PROVIDER
+    )
+    store.apply(definitions(data))
+    with pytest.raises(ConfigError, match="mode: replace needs the online store quorin"):
+        store.materialize(START, END)

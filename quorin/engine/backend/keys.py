@@ -1,4 +1,5 @@
-"""Every Redis key and script and every SQL table of the control plane and the log. They are defined only here.
+"""Every Redis key and script and every SQL table of the control plane and the log. They are defined only here; those of
+loads are in :mod:`quorin.engine.backend.load_keys`.
 
 Redis. All keys begin with the namespace as a hash tag, so that on a cluster a script's keys share a slot and two
 deployments can share a server. ``<log>`` is ``{namespace}:<stream key>``, by default ``{quorin}:quorin:wal``.
@@ -9,6 +10,8 @@ key                          type    holds
 ``{namespace}:schemas``      hash    schema name → the schema as JSON
 ``{namespace}:beginnings``   hash    schema name → ``<log identity>:<position>`` behind which its entries begin
 ``{namespace}:dropped``      hash    schema name → ``1`` from when it is dropped until it is stored again
+``{namespace}:checks``       hash    schema name → its checks as JSON (:mod:`quorin.engine.checks`)
+``{namespace}:loads``        hash    schema name → its open load as JSON (:mod:`quorin.engine.log.open_load`)
 ``{namespace}:processes``    hash    process → its report as JSON (:mod:`quorin.engine.ops.presence`)
 ``{namespace}:replicas``     hash    ``<node> <schema name>`` → the position that the replica has applied
 ``{namespace}:heartbeats``   hash    process or replica → when it was last reported, in ms of the server's clock
@@ -36,6 +39,7 @@ import re
 import secrets
 from dataclasses import astuple, dataclass
 
+from quorin.engine.backend.load_keys import SQL_LOADS, loads_key
 from quorin.errors import ConnectionFailedError
 
 DEFAULT_NAMESPACE = "quorin"
@@ -69,6 +73,11 @@ def beginnings_key(namespace: str) -> str:
 def dropped_key(namespace: str) -> str:
     """Hash whose fields are the names of dropped schemas."""
     return f"{{{namespace}}}:dropped"
+
+
+def checks_key(namespace: str) -> str:
+    """Hash of schema name to the JSON of its checks."""
+    return f"{{{namespace}}}:checks"
 
 
 def processes_key(namespace: str) -> str:
@@ -125,16 +134,9 @@ def log_keys(namespace: str, stream_key: str) -> LogKeys:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*\Z")
 _NAMESPACE_KEYS = (
-    legacy_current_key,
-    schemas_key,
-    beginnings_key,
-    dropped_key,
-    processes_key,
-    replicas_key,
-    heartbeats_key,
-    clock_key,
-    identity_key,
-)
+    legacy_current_key, schemas_key, beginnings_key, dropped_key, checks_key, loads_key, processes_key, replicas_key,
+    heartbeats_key, clock_key, identity_key,
+)  # fmt: skip
 _RESERVED_SUFFIXES = {
     key.rpartition(":")[2] for key in (*(key_of("n") for key_of in _NAMESPACE_KEYS), *astuple(log_keys("n", "s"))[1:])
 }
@@ -296,8 +298,8 @@ redis.call('HDEL', KEYS[2], ARGV[1])
 if ARGV[5] ~= '' then redis.call('HSET', KEYS[3], ARGV[1], ARGV[5]) end
 return 1
 """
-"""KEYS schemas, dropped, beginnings; ARGV schema name, its JSON, 'always', 'if' or 'restore' (if it was not dropped),
-the expected JSON ('': none), the beginning ('': as it is). Returns 1 if the schema was stored."""
+"""KEYS schemas, dropped, beginnings, checks (left alone); ARGV schema name, its JSON, 'always', 'if' or 'restore' (if
+it was not dropped), the expected JSON ('': none), the beginning ('': as it is). Returns 1 if the schema was stored."""
 
 LUA_DROP_SCHEMA = """
 local stored = redis.call('HGET', KEYS[1], ARGV[1])
@@ -305,10 +307,11 @@ if not stored or (ARGV[2] == 'if' and stored ~= ARGV[3]) then return 0 end
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('HSET', KEYS[2], ARGV[1], '1')
 redis.call('HDEL', KEYS[3], ARGV[1])
+redis.call('HDEL', KEYS[4], ARGV[1])
 return 1
 """
-"""KEYS schemas, dropped, beginnings; ARGV schema name, 'if' or 'always', the expected JSON. Returns 1 if the schema was
-dropped."""
+"""KEYS schemas, dropped, beginnings, checks; ARGV schema name, 'if' or 'always', the expected JSON. Returns 1 if the
+schema was dropped."""
 
 LUA_ANNOUNCE = """
 local now = redis.call('XADD', KEYS[3], 'MAXLEN', 1, '*', 't', '')
@@ -344,12 +347,12 @@ return found
 clock."""
 
 SQL_FILE = "quorin.db"
-SQL_VERSION = 3
+SQL_VERSION = 4
 """``PRAGMA user_version`` of the file. Tables that an older version lacks are added: ``namespaces`` came with version
 2, ``beginnings``, ``dropped``, ``heartbeats``, ``replicas`` and ``historians`` with 3, which no longer writes
-``current`` and ``trimmers``."""
+``current`` and ``trimmers``, and ``checks`` and ``loads`` with 4."""
 
-SQL_SCHEMA = """
+SQL_SCHEMA = f"""{SQL_LOADS}
 CREATE TABLE IF NOT EXISTS schemas (
     namespace TEXT NOT NULL, schema_name TEXT NOT NULL, json TEXT NOT NULL, PRIMARY KEY (namespace, schema_name)
 ) WITHOUT ROWID;
@@ -359,6 +362,9 @@ CREATE TABLE IF NOT EXISTS beginnings (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS dropped (
     namespace TEXT NOT NULL, schema_name TEXT NOT NULL, PRIMARY KEY (namespace, schema_name)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS checks (
+    namespace TEXT NOT NULL, schema_name TEXT NOT NULL, json TEXT NOT NULL, PRIMARY KEY (namespace, schema_name)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS processes (
     namespace TEXT NOT NULL, process TEXT NOT NULL, report TEXT NOT NULL, PRIMARY KEY (namespace, process)

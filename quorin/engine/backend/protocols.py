@@ -214,6 +214,23 @@ class ControlPlane(Protocol):
     def beginnings(self) -> dict[str, Beginning]:
         """Where schemas begin in the log, by name; the others begin at its start."""
 
+    def put_checks(self, schema_name: str, json: str | None) -> None:
+        """Store the JSON of a schema's checks, in place of any older one; None removes it. Dropping the schema does
+        too.
+        """
+
+    def checks(self) -> dict[str, str]:
+        """The checks' JSON by schema name."""
+
+    def swap_load(self, schema_name: str, json: str | None, *, expected: str | None) -> bool:
+        """Store or (None) remove a schema's open load if ``expected`` (None: none) is stored now; False if it is not.
+
+        Storing it counts as a sign of life of its coordinator.
+        """
+
+    def loads(self) -> dict[str, tuple[str, float]]:
+        """The open loads' JSON by schema name, each with the seconds since it was stored, by the store's own clock."""
+
     def announce(
         self, process: str, report: str, *, node: str = "", positions: Mapping[str, int] | None = None
     ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quorin.engine.backend import keys
+from quorin.engine.backend import keys, load_keys
 from quorin.engine.backend.protocols import Applied, Beginning
 from quorin.engine.backend.redis_connection import RedisServer, texts
 
@@ -19,12 +19,14 @@ class RedisControlPlane:
         self._server = server
         self._legacy_current = keys.legacy_current_key(namespace)
         self._schemas = keys.schemas_key(namespace)
-        self._of_schemas = [self._schemas, keys.dropped_key(namespace), keys.beginnings_key(namespace)]
+        self._checks = keys.checks_key(namespace)
+        self._of_schemas = [self._schemas, keys.dropped_key(namespace), keys.beginnings_key(namespace), self._checks]
         self._processes = keys.processes_key(namespace)
         self._heartbeats = keys.heartbeats_key(namespace)
         self._clock = keys.clock_key(namespace)
         self._replicas = keys.replicas_key(namespace)
         self._identity = keys.identity_key(namespace)
+        self._loads = load_keys.loads_key(namespace)
 
     def legacy_currents(self) -> dict[str, str]:
         """What earlier releases stored."""
@@ -70,6 +72,26 @@ class RedisControlPlane:
         """Where schemas begin in the log, by name."""
         found = texts(self._server.call("HGETALL", self._of_schemas[2]))
         return {name: Beginning(*map(int, text.split(":"))) for name, text in found.items()}
+
+    def put_checks(self, schema_name: str, json: str | None) -> None:
+        """Set or remove the checks."""
+        words = (schema_name,) if json is None else (schema_name, json)
+        self._server.call("HDEL" if json is None else "HSET", self._checks, *words)
+
+    def checks(self) -> dict[str, str]:
+        """The checks' JSON by name."""
+        return texts(self._server.call("HGETALL", self._checks))
+
+    def swap_load(self, schema_name: str, json: str | None, *, expected: str | None) -> bool:
+        """Compare and set, in one script with the time."""
+        words = [schema_name, load_keys.load_heartbeat(schema_name), json or "", expected or ""]
+        return bool(self._server.run(load_keys.LUA_SWAP_LOAD, [self._loads, self._heartbeats, self._clock], words))
+
+    def loads(self) -> dict[str, tuple[str, float]]:
+        """The loads, each with the time since it was stored."""
+        found = texts(self._server.call("HGETALL", self._loads))
+        silences = self.silences() if found else {}
+        return {name: (text, silences.get(load_keys.load_heartbeat(name), 0.0)) for name, text in found.items()}
 
     def announce(
         self, process: str, report: str, *, node: str = "", positions: Mapping[str, int] | None = None

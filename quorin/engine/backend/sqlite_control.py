@@ -97,6 +97,7 @@ class EmbeddedControlPlane:
                 return False
             connection.execute("INSERT OR REPLACE INTO dropped VALUES (?, ?)", key)
             connection.execute("DELETE FROM beginnings WHERE namespace = ? AND schema_name = ?", key)
+            connection.execute("DELETE FROM checks WHERE namespace = ? AND schema_name = ?", key)
             return True
 
     def dropped_schemas(self) -> set[str]:
@@ -110,6 +111,41 @@ class EmbeddedControlPlane:
         with self._database.connection() as connection:
             sql = "SELECT schema_name, log_identity, position FROM beginnings WHERE namespace = ?"
             return {name: Beginning(*at) for name, *at in connection.execute(sql, (self._namespace,))}
+
+    def put_checks(self, schema_name: str, json: str | None) -> None:
+        """Set or remove the checks."""
+        key = (self._namespace, schema_name)
+        with self._database.transaction() as connection:
+            if json is None:
+                connection.execute("DELETE FROM checks WHERE namespace = ? AND schema_name = ?", key)
+            else:
+                connection.execute("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", (*key, json))
+
+    def checks(self) -> dict[str, str]:
+        """The checks' JSON by name."""
+        with self._database.connection() as connection:
+            sql = "SELECT schema_name, json FROM checks WHERE namespace = ?"
+            return dict(connection.execute(sql, (self._namespace,)).fetchall())
+
+    def swap_load(self, schema_name: str, json: str | None, *, expected: str | None) -> bool:
+        """Compare and set, in one transaction."""
+        key = (self._namespace, schema_name)
+        with self._database.transaction() as connection:
+            sql = "SELECT json FROM loads WHERE namespace = ? AND schema_name = ?"
+            stored = connection.execute(sql, key).fetchone()
+            if (None if stored is None else stored[0]) != expected:
+                return False
+            connection.execute("DELETE FROM loads WHERE namespace = ? AND schema_name = ?", key)
+            if json is not None:
+                connection.execute("INSERT INTO loads VALUES (?, ?, ?, ?)", (*key, json, time.time()))
+            return True
+
+    def loads(self) -> dict[str, tuple[str, float]]:
+        """The loads, each with the time since it was stored."""
+        with self._database.connection() as connection:
+            sql = "SELECT schema_name, json, seconds FROM loads WHERE namespace = ?"
+            rows = connection.execute(sql, (self._namespace,)).fetchall()
+        return {name: (text, time.time() - at) for name, text, at in rows}
 
     def announce(
         self, process: str, report: str, *, node: str = "", positions: Mapping[str, int] | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -11,11 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from quorin import metrics
+from quorin.engine.consumer.history import LoadWriter
 from quorin.engine.consumer.plan import Cursors, is_all
-from quorin.engine.consumer.run import Run
+from quorin.engine.consumer.run import Destination, Run
 from quorin.engine.consumer.single_rows import SingleRows
 from quorin.engine.counting import counters
-from quorin.engine.log.record import Kind, decode, encode, fingerprint_bytes, peek, translate, written_at
+from quorin.engine.log.record import Kind, decode, encode, fingerprint_bytes, is_of_load, peek, translate, written_at
 from quorin.engine.log.record_fast import decode_alike, likeness, template_of
 from quorin.engine.memory.pauses import Pauses
 from quorin.errors import EntityIdError, EntityIdTooLongError, InvalidEntryError, InvalidRowError
@@ -26,10 +26,9 @@ from quorin.schema import schema_to_json
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from quorin.engine.backend import ControlPlane, Log, ReadResult, Tail
-    from quorin.engine.consumer.cursor import LogCursor
+    from quorin.engine.backend import ControlPlane, Log, Tail
     from quorin.engine.consumer.historian import Historian
-    from quorin.engine.consumer.ownership import Ownership
+    from quorin.engine.consumer.history import OfflineWriter
     from quorin.engine.consumer.target import Target
     from quorin.engine.log.record import Record
     from quorin.engine.log.record_fast import Template
@@ -47,9 +46,13 @@ _log = get_logger(__name__)
 
 
 class Applier:
-    """Applies entries; those that cannot be applied become dead letters of the log, with the reason."""
+    """Applies entries; those that cannot be applied become dead letters of the log, with the reason.
 
-    def __init__(self, log: Log, control: ControlPlane, historian: Historian) -> None:
+    Rows of loads go into the history only; :class:`quorin.engine.consumer.loads.Loads` stages them. One without a
+    historian applies entries a second time, to a segment that is not in force: it counts nothing, and buries nothing.
+    """
+
+    def __init__(self, log: Log, control: ControlPlane, historian: Historian | None) -> None:
         self._log = log
         self._control = control
         self._historian = historian
@@ -61,6 +64,10 @@ class Applier:
         self._single_rows: dict[tuple[Template, Schema], SingleRows | None] = {}
         self._pauses = Pauses()
 
+    @property
+    def _history(self) -> OfflineWriter | None:
+        return None if self._historian is None else self._historian.history
+
     def sees_new_versions(self, entries: list[Entry]) -> bool:
         """Whether entries are of a schema, or a version of one, that no entry was before."""
         versions = {fingerprint_bytes(payload) for _, payload in entries} - self._seen_versions
@@ -69,7 +76,7 @@ class Applier:
         self._seen_versions |= versions
         return bool(versions)
 
-    def apply(self, entries: list[Entry], targets: Mapping[str, Target], cursors: Cursors) -> int:
+    def apply(self, entries: list[Entry], targets: Mapping[str, Destination], cursors: Cursors) -> int:
         """Apply entries in the order of the log. Returns the number of rows that changed a segment.
 
         ``targets`` are the segments to write to, by schema name; entries that a cursor has passed are skipped.
@@ -79,10 +86,21 @@ class Applier:
         """
         self._applied_here = targets.keys()
         self._pauses.take(target.opened for target in targets.values())
-        applied, run = 0, Run()
+        known = {name: target.opened.position for name, target in targets.items()}
+        if entries and entries[0][0] <= max(known.values(), default=0):
+            # Entries that are read again for the history. A load may have replaced what they did to the segment.
+            again = [entry for entry in entries if _is_known(entry, known)]
+            self._apply(again, targets, cursors, changes=False)
+            entries = [entry for entry in entries if not _is_known(entry, known)]
+        return self._apply(entries, targets, cursors, changes=True)
+
+    def _apply(
+        self, entries: list[Entry], targets: Mapping[str, Destination], cursors: Cursors, *, changes: bool
+    ) -> int:
+        applied, run = 0, Run(changes=changes)
         for _, neighbours in groupby(entries, key=_likeness):
             alike = list(neighbours)
-            if len(alike) <= MAX_UNBATCHED_ROWS:
+            if changes and len(alike) <= MAX_UNBATCHED_ROWS:
                 unbatched = self._single_rows_for(alike, targets, cursors)
                 if unbatched is not None:
                     # The rows gathered so far come first: entries are applied in the order of the log.
@@ -90,11 +108,11 @@ class Applier:
                     run = Run()
                     continue
             for target, record, batch, part in self._decoded(alike, targets, cursors):
-                if not run.takes(target, record.kind, batch):
+                if not run.takes(target, record, batch):
                     applied += self._apply_run(run)
-                    run = Run()
+                    run = Run(changes=changes)
                 positions, payloads = [position for position, _ in part], [payload for _, payload in part]
-                run.add(target, record.kind, batch, positions, payloads, record.written_ns)
+                run.add(target, record.kind, batch, positions, payloads, record.written_ns, record.load)
         return applied + self._apply_run(run)
 
     def apply_tail(self, tail: Tail, targets: list[Target]) -> int | None:
@@ -104,6 +122,8 @@ class Applier:
         if there is more than one segment, or its lease is not held.
         """
         if len(targets) != 1 or not targets[0].holds_lease:
+            return None
+        if any(is_of_load(payload) for _, payload in tail.found.entries):
             return None
         (target,) = targets
         segment = target.opened
@@ -120,8 +140,8 @@ class Applier:
         return applied
 
     def _single_rows_for(
-        self, entries: list[Entry], targets: Mapping[str, Target], cursors: Cursors
-    ) -> tuple[Target, SingleRows] | None:
+        self, entries: list[Entry], targets: Mapping[str, Destination], cursors: Cursors
+    ) -> tuple[Destination, SingleRows] | None:
         """What applies all of these entries without decoding them; None if that is not possible for all of them."""
         template = template_of([payload for _, payload in entries])
         target = None if template is None else targets.get(template.schema_name)
@@ -141,9 +161,9 @@ class Applier:
             return None
         return target, rows
 
-    def _apply_unbatched(self, target: Target, rows: SingleRows, entries: list[Entry]) -> int:
+    def _apply_unbatched(self, target: Destination, rows: SingleRows, entries: list[Entry]) -> int:
         applied = rows.apply(target.opened, entries)
-        if (history := self._historian.history) is not None:
+        if (history := self._history) is not None:
             payloads = [payload for _, payload in entries]
             record = decode_alike(payloads)
             assert record is not None  # noqa: S101 - they fit a template, and their ids are text
@@ -151,12 +171,12 @@ class Applier:
             history.append(target.schema, record.batch, positions, kind=record.kind)
             self.appended[target.schema] = entries[-1][0]
         delay = max(0, time.time_ns() - written_at(entries[-1][1]))
-        metrics.count_applied(target.schema.__name__, applied, len(entries) - applied, delay)
+        self._count(target.schema.__name__, applied, len(entries) - applied, delay)
         return applied
 
     def _decoded(
-        self, entries: list[Entry], targets: Mapping[str, Target], cursors: Cursors
-    ) -> Iterator[tuple[Target, Record, pa.RecordBatch, list[Entry]]]:
+        self, entries: list[Entry], targets: Mapping[str, Destination], cursors: Cursors
+    ) -> Iterator[tuple[Destination, Record, pa.RecordBatch, list[Entry]]]:
         """Those of neighbouring entries that are to be applied, merged if they are alike: batches in the form of their
         target's schema, and the entries of each batch.
         """
@@ -177,8 +197,8 @@ class Applier:
                 self._bury(position, payload, error)
 
     def _decoded_together(
-        self, entries: list[Entry], targets: Mapping[str, Target], cursors: Cursors
-    ) -> tuple[Target, Record, pa.RecordBatch, list[Entry]] | None:
+        self, entries: list[Entry], targets: Mapping[str, Destination], cursors: Cursors
+    ) -> tuple[Destination, Record, pa.RecordBatch, list[Entry]] | None:
         record = decode_alike([payload for _, payload in entries])
         target = None if record is None else targets.get(record.schema_name)
         if record is None or target is None or not cursors.wants(record.schema_name, entries[0][0]):
@@ -202,6 +222,7 @@ class Applier:
             return 0
         name, batch = run.target.schema.__name__, run.merged()
         try:
+            _check_lengths(run, batch)
             applied = _apply_batch(run, batch)
         except (InvalidRowError, EntityIdError) as error:
             if len(run.positions) > 1:
@@ -212,14 +233,22 @@ class Applier:
                 return 0
             batch = self._without_rejected(run, batch)
             applied = _apply_batch(run, batch)
-        if (history := self._historian.history) is not None:
+        if (history := self._history) is not None:
             # A single entry may have lost rejected rows, so its positions are counted by the batch.
             single = len(run.positions) == 1
             positions = pa.repeat(run.positions[0], batch.num_rows) if single else run.row_positions()
-            history.append(run.target.schema, batch, positions, kind=run.kind)
+            if run.kind is not Kind.load:
+                history.append(run.target.schema, batch, positions, kind=run.kind)
+            elif isinstance(history, LoadWriter):
+                history.append(run.target.schema, batch, positions, load=run.load)
             self.appended[run.target.schema] = run.positions[-1]
-        metrics.count_applied(name, applied, batch.num_rows - applied, max(0, time.time_ns() - run.written_ns))
+        if run.changes and run.kind is not Kind.load:
+            self._count(name, applied, batch.num_rows - applied, max(0, time.time_ns() - run.written_ns))
         return applied
+
+    def _count(self, name: str, applied: int, ignored: int, delay_ns: int) -> None:
+        if self._historian is not None:
+            metrics.count_applied(name, applied, ignored, delay_ns)
 
     def _without_rejected(self, run: Run, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The rows of one entry whose ids fit the segment; the other rows become one dead letter."""
@@ -227,12 +256,14 @@ class Applier:
         limit = run.target.opened.current_view().layout.max_id_bytes
         fitting = pc.less_equal(pc.binary_length(batch.column(0)), limit)
         rejected = batch.filter(pc.invert(fitting))
-        payload = encode(run.kind, run.target.schema, rejected, written_ns=run.written_ns)
+        payload = encode(run.kind, run.target.schema, rejected, written_ns=run.written_ns, load=run.load)
         reason = f"{rejected.num_rows} entity ids have more than the segment's limit of {limit} bytes in UTF-8"
         self._bury(run.positions[0], payload, InvalidEntryError(reason))
         return batch.filter(fitting)
 
     def _bury(self, position: int, payload: bytes, error: Exception) -> None:
+        if self._historian is None:  # The one that applies the same entries to the serving segment buries them.
+            return
         dropped = self._log.bury(position, payload, str(error))
         try:
             name = peek(payload).schema_name
@@ -246,32 +277,31 @@ class Applier:
             _log.error("dead_letters_dropped", count=dropped, why="there are too many; the oldest were removed")
 
 
-def apply_and_advance(applier: Applier, found: ReadResult, ownership: Ownership, cursor: LogCursor) -> tuple[int, bool]:
-    """Apply what was read of the log to the owned segments, and publish the position in them.
-
-    Returns the number of rows that changed a segment, and whether the position is new.
-    """
-    with ExitStack() as held:
-        for target in ownership.owned():
-            held.enter_context(target.opened.writing)
-        # A lease may have been lost while the read waited. From here on none is: another owner in this process waits
-        # for ``writing``. So rows and position go into the same segment.
-        owned = ownership.owned()
-        targets = {target.schema.__name__: target for target in owned}
-        applied = applier.apply(found.entries, targets, cursor.positions)
-        # The position follows the rows. A crash in between applies them again; the other order would lose them.
-        is_new = cursor.advance(found.through, owned)
-        cursor.confirm(found, owned)
-    return applied, is_new
-
-
 def _likeness(entry: Entry) -> tuple[int, bytes, bytes]:
     return likeness(entry[1])
 
 
+def _is_known(entry: Entry, known: Mapping[str, int]) -> bool:
+    """Whether the segment of an entry's schema, at one of the positions ``known``, has the entry."""
+    try:
+        return entry[0] <= known.get(peek(entry[1]).schema_name, 0)
+    except InvalidEntryError:
+        return False
+
+
+def _check_lengths(run: Run, batch: pa.RecordBatch) -> None:
+    """Refuse what :func:`_apply_batch` would, in rows that it does not write to the segment."""
+    assert run.target is not None  # noqa: S101 - a run with batches has a target
+    if run.changes and run.kind is not Kind.load:
+        return
+    limit, longest = run.target.opened.current_view().layout.max_id_bytes, pc.max(pc.binary_length(batch.column(0)))
+    if batch.num_rows and longest.as_py() > limit:
+        raise EntityIdTooLongError(f"an entity id has {longest} bytes in UTF-8, over the segment's limit of {limit}")
+
+
 def _apply_batch(run: Run, batch: pa.RecordBatch) -> int:
     assert run.target is not None  # noqa: S101 - a run with batches has a target
-    if run.kind is Kind.partial and batch.num_columns == 2:
+    if not run.changes or run.kind is Kind.load or (run.kind is Kind.partial and batch.num_columns == 2):
         return 0
     # A single entry may have lost rejected rows, so its one position goes with all of its rows.
     position = run.positions[0] if len(run.positions) == 1 else run.row_positions()

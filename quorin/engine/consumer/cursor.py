@@ -9,7 +9,7 @@ from quorin.engine.consumer.plan import Cursors, Fit, anchor
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from quorin.engine.backend import Bounds, Log, ReadResult
     from quorin.engine.consumer.historian import Historian
@@ -27,13 +27,23 @@ class LogCursor:
     """The position of each owned segment in one log, by schema name.
 
     The position that counts is in the segment's header; this one may be behind it, where the history lacks rows that
-    the segment has. With ``reads_all`` entries of all schemas are read, those of other consumers' too.
+    the segment has. With ``reads_all`` entries of all schemas are read, those of other consumers' too. ``kept`` is told
+    which schemas are left when others are forgotten.
     """
 
-    def __init__(self, log: Log, historian: Historian, *, batch_entries: int, reads_all: bool) -> None:
+    def __init__(
+        self,
+        log: Log,
+        historian: Historian,
+        kept: Callable[[Collection[str]], None],
+        *,
+        batch_entries: int,
+        reads_all: bool,
+    ) -> None:
         self.positions = Cursors()
         self._log = log
         self._historian = historian
+        self._kept = kept
         self._batch_entries = batch_entries
         self._reads_all = reads_all
         self._identity = 0
@@ -43,6 +53,11 @@ class LogCursor:
     def lowest(self) -> int:
         """The position behind which the next read begins."""
         return self.positions.lowest
+
+    @property
+    def identity(self) -> int:
+        """The identity of the log at the last :meth:`anchor`."""
+        return self._identity
 
     def has(self, target: Target) -> bool:
         """Whether a target is anchored."""
@@ -55,6 +70,7 @@ class LogCursor:
     def keep(self, targets: Iterable[Target]) -> None:
         """Forget all but these targets."""
         names = {target.schema.__name__ for target in targets}
+        self._kept(names)
         self.positions = Cursors({name: at for name, at in self.positions.after.items() if name in names})
 
     def anchor(self, targets: Iterable[Target], *, anew: bool = False) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from quorin.engine.log.record import Kind
 
@@ -23,6 +23,19 @@ class OfflineWriter(Protocol):
 
     def flushed_position(self, schema: Schema) -> int | None:
         """The log position up to which a schema's rows are durable; None if applied rows count as durable."""
+
+
+@runtime_checkable
+class LoadWriter(OfflineWriter, Protocol):
+    """A history that also keeps loads, which replace a schema's rows whole. Others take none of their rows."""
+
+    def append(
+        self, schema: Schema, batch: pa.RecordBatch, positions: pa.Array, *, kind: Kind = Kind.upsert, load: int = 0
+    ) -> None:
+        """Take rows; those of a ``load`` count once it is committed."""
+
+    def commit_load(self, schema: Schema, load: int, position: int) -> None:
+        """Make durable that a load was committed, after its rows."""
 
 
 class NoopOfflineWriter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -10,17 +10,36 @@ import pyarrow as pa
 from quorin.engine.log.record import Kind
 
 if TYPE_CHECKING:
-    from quorin.engine.consumer.target import Target
+    from quorin.engine.log.record import Record
+    from quorin.schema import Schema
+    from quorin.shm import Segment
 
 MAX_MERGED_ROWS = 8192
 
 
-class Run:
-    """Neighbouring entries of one schema and kind, to be applied as one batch."""
+class Destination(Protocol):
+    """A schema, and the segment that its rows are applied to."""
 
-    def __init__(self) -> None:
-        self.target: Target | None = None
+    @property
+    def schema(self) -> Schema:
+        """The schema of the segment's rows."""
+
+    @property
+    def opened(self) -> Segment:
+        """The segment."""
+
+
+class Run:
+    """Neighbouring entries of one schema, kind and load, to be applied as one batch.
+
+    Without ``changes``, the segment has them already, and only the history takes them.
+    """
+
+    def __init__(self, *, changes: bool = True) -> None:
+        self.target: Destination | None = None
+        self.changes = changes
         self.kind = Kind.upsert
+        self.load = 0
         self.positions: list[int] = []
         self.payloads: list[bytes] = []
         self.written_ns = 0
@@ -28,24 +47,26 @@ class Run:
         self._counts: list[int] = []
         self._rows = 0
 
-    def takes(self, target: Target, kind: Kind, batch: pa.RecordBatch) -> bool:
-        """Whether entries can join the run: same schema, kind and columns, and not too many rows."""
+    def takes(self, target: Destination, record: Record, batch: pa.RecordBatch) -> bool:
+        """Whether entries can join the run: same schema, kind, load and columns, and not too many rows."""
         if self.target is None:
             return True
-        same = self.target is target and self.kind is kind and self._batches[0].schema.equals(batch.schema)
+        same = self.target is target and self.kind is record.kind and self.load == record.load
+        same = same and self._batches[0].schema.equals(batch.schema)
         return same and self._rows + batch.num_rows <= MAX_MERGED_ROWS
 
     def add(
         self,
-        target: Target,
+        target: Destination,
         kind: Kind,
         batch: pa.RecordBatch,
         positions: list[int],
         payloads: list[bytes],
         written_ns: int,
+        load: int = 0,
     ) -> None:
         """Add an entry; or several entries of one row each, with one batch of all their rows."""
-        self.target, self.kind, self.written_ns = target, kind, written_ns
+        self.target, self.kind, self.written_ns, self.load = target, kind, written_ns, load
         self.positions += positions
         self.payloads += payloads
         self._batches.append(batch)
@@ -67,9 +88,10 @@ class Run:
         """The entries one by one."""
         runs, merged, first = [], self.merged(), 0
         for count, position, payload in zip(self._counts, self.positions, self.payloads, strict=True):
-            run = Run()
+            run = Run(changes=self.changes)
             assert self.target is not None  # noqa: S101 - a run with batches has a target
-            run.add(self.target, self.kind, merged.slice(first, count), [position], [payload], self.written_ns)
+            rows = merged.slice(first, count)
+            run.add(self.target, self.kind, rows, [position], [payload], self.written_ns, self.load)
             runs.append(run)
             first += count
         return runs

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from quorin import metrics
+from quorin.engine.consumer.held import held_by_loads
 from quorin.engine.ops.presence import FORGET_SECONDS
 from quorin.errors import HistoryUnavailableError, WriterFencedError
 from quorin.logging import get_logger
@@ -73,9 +74,10 @@ class Trimming:
         if fence is None or not self._ownership.owns_all_schemas():
             return
         try:
-            metrics.entries_trimmed.inc(
-                self._log.trim(self._through_all_nodes(through, node_timeout_seconds), fence=fence)
+            held = held_by_loads(
+                self._through_all_nodes(through, node_timeout_seconds), self._log, self._control, node_timeout_seconds
             )
+            metrics.entries_trimmed.inc(self._log.trim(held, fence=fence))
         except WriterFencedError as error:
             _log.warning("log_not_trimmed", error=str(error))
 

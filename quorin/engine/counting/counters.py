@@ -47,6 +47,9 @@ REQUEST_BOUNDS = (
 
 STATUS_CLASSES = ("2xx", "3xx", "4xx", "5xx")
 
+CHECKS = ("row_count", "null_share", "range", "mean_drift", "quantile_drift", "freshness")
+"""The names of the kinds of :mod:`quorin.engine.checks.declared`."""
+
 NAMES = (
     "entries_appended", "rows_appended", "rows_applied", "rows_ignored", "dead_letters",
     "dead_letters_dropped", *(f"reanchored.{reason}" for reason in REANCHOR_REASONS), "attaches", "growths", "flips",
@@ -57,7 +60,7 @@ NAMES = (
     "stale_reads", *(f"requests_refused.{reason}" for reason in REFUSAL_REASONS),
     *(f"requests.{status}" for status in STATUS_CLASSES), "request_rows", "request_features", "request_ns",
     *(f"request_time.{number}" for number in range(len(REQUEST_BOUNDS) + 1)), "requests_in_flight",
-    "flush_failures",
+    "flush_failures", "replaces", "rows_replaced", "loads_refused", *(f"checks_failed.{check}" for check in CHECKS),
 )  # fmt: skip
 """What the words of a slot count, behind those of :mod:`quorin.engine.format.abi` that kernels count in. Only ever add
 to the end.

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from quorin import metrics
 from quorin.engine.history import parquet as columns
+from quorin.engine.history.counted import COMMITS, LOAD, Commit, Counted, commits_of, loads_of
 from quorin.engine.history.files import DataFile, Piece, in_force
 from quorin.engine.history.rewritten import restored, restored_schema, with_fields
 from quorin.engine.history.storage import Listing, Storage, VanishedError, decoded
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from quorin.engine.arrays import AnyArray
+    from quorin.engine.history.counted import Step
     from quorin.schema import Schema
 
 BATCH_ROWS = 65_536
@@ -50,10 +52,20 @@ class Dataset:
             self._refuse(path, "its name is none of a history's: <after>-<through>.parquet, 20 digits each")
         return found
 
+    def commits(self) -> tuple[Commit, ...]:
+        """The committed loads, in the order of the log."""
+        return commits_of(info.path for info in self._storage.files(self._storage.folder(self._name, COMMITS)))
+
+    def commit(self, commit: Commit) -> None:
+        """Record a commit; all rows of its load are durable."""
+        path = self._storage.folder(self._name, COMMITS, commit.file_name)
+        self._storage.write(path, lambda sink: sink.write(b"\n"))
+
     def load(self) -> Loaded:
         """Read the footers of the files in force; skip damaged files, or raise if strict."""
         metadata, damaged = {}, []
-        for file in self.listing().files:
+        listing, commits = self._consistent()
+        for file in listing.files:
             try:
                 metadata[file] = self._footer(file)
             except VanishedError:
@@ -62,7 +74,19 @@ class Dataset:
                 damaged.append(file)
                 self._refuse(file.path, str(error))
         pieces = in_force(metadata)
-        return Loaded(self._storage, [self._part(piece, metadata[piece.file]) for piece in pieces], damaged)
+        parts = [self._part(piece, metadata[piece.file]) for piece in pieces]
+        return Loaded(self._storage, parts, damaged, Counted(commits))
+
+    def _consistent(self) -> tuple[Listing, tuple[Commit, ...]]:
+        """All files and commits of one moment: a commit that is written while files are listed has rows that the list
+        may lack.
+        """
+        before = self.commits()
+        while True:
+            listing, after = self.listing(), self.commits()
+            if after == before:
+                return listing, after
+            before = after
 
     def check(self, file: DataFile) -> int:
         """How many rows a file has, if reads take it, as far as its footer tells.
@@ -151,12 +175,26 @@ class Part:
 
 
 class Loaded:
-    """One schema's history: ``parts`` in log order, each position in exactly one of them."""
+    """One schema's history: ``parts`` in log order, each position in exactly one of them; ``counted`` says which rows
+    count.
+    """
 
-    def __init__(self, storage: Storage, parts: list[Part], damaged: list[DataFile]) -> None:
+    def __init__(
+        self, storage: Storage, parts: list[Part], damaged: list[DataFile], counted: Counted | None = None
+    ) -> None:
         self._storage = storage
         self.parts = parts
         self.damaged = damaged
+        self.counted = Counted() if counted is None else counted
+
+    def counting(self, counted: Counted) -> Loaded:
+        """The same files with other rows that count."""
+        return Loaded(self._storage, self.parts, self.damaged, counted)
+
+    @property
+    def counts_all(self) -> bool:
+        """Whether every row counts, and none was replaced."""
+        return self.counted == Counted() and not any(LOAD in part.arrow_schema.names for part in self.parts)
 
     @property
     def row_count(self) -> int:
@@ -165,7 +203,12 @@ class Loaded:
 
     @property
     def through(self) -> int:
-        """The last log position; 0 without files."""
+        """The log position up to which the history has all rows; 0 without files."""
+        return max([self.file_through, *(commit.position for commit in self.counted.commits)])
+
+    @property
+    def file_through(self) -> int:
+        """The last log position of the files."""
         return max((part.piece.file.through for part in self.parts), default=0)
 
     @property
@@ -177,8 +220,10 @@ class Loaded:
         """Every id once, in order of first appearance."""
         known: pa.Array = pa.array([], pa.string())
         pending: list[pa.Array] = []
-        for _, batch in self.keys(["entity_id"]):
-            pending.append(batch.column(0))
+        all_count = self.counts_all
+        for _, batch in self.keys(["entity_id"] if all_count else ["entity_id", "position", LOAD]):
+            counted = None if all_count else pa.array(self.counted.mask(batch, replaced=False))
+            pending.append(batch.column(0) if counted is None else batch.column(0).filter(counted))
             if sum(map(len, pending)) > max(1 << 20, len(known)):
                 known, pending = pc.unique(pa.chunked_array([known, *pending])), []
         return pc.unique(pa.chunked_array([known, *pending])) if pending else known
@@ -227,16 +272,29 @@ class Loaded:
         return pa.Table.from_batches(found)
 
     def batches(
-        self, schema: Schema, *, newest_first: bool, after: int = 0
+        self, schema: Schema, *, newest_first: bool, after: int = 0, replaced: bool = True
     ) -> Iterator[tuple[Kind, pa.RecordBatch, pa.Array]]:
-        """Rows beyond position ``after`` in canonical form, in batches of one kind, with their positions."""
-        for part in reversed(self.parts) if newest_first else self.parts:
-            if part.piece.file.through <= after:
-                continue
-            names = [*columns.KEY_COLUMNS, *columns.field_columns(schema, part.arrow_schema)]
-            for batch in self.raw_batches(part, names, schema=schema):
-                first = int(np.searchsorted(numbers(batch.column("position"), np.int64), after, side="right"))
-                yield from columns.split(schema, part.piece.file.path, batch.slice(first))
+        """The rows that count, beyond position ``after``, in canonical form, in batches of one kind, with the positions
+        that they count at. Without ``replaced`` also those that a later load has replaced.
+        """
+        steps = self.counted.steps(after, replaced=replaced)
+        for step in reversed(steps) if newest_first else steps:
+            for part in reversed(self.parts) if newest_first else self.parts:
+                if part.piece.file.through > step.low and part.piece.beyond < step.high:
+                    yield from self._step(step, part, schema)
+
+    def _step(self, step: Step, part: Part, schema: Schema) -> Iterator[tuple[Kind, pa.RecordBatch, pa.Array]]:
+        has_loads = LOAD in part.arrow_schema.names
+        if step.load and not has_loads:
+            return
+        names = [*columns.KEY_COLUMNS, *columns.field_columns(schema, part.arrow_schema)]
+        for batch in self.raw_batches(part, [*names, LOAD] if has_loads else names, schema=schema):
+            first, last = np.searchsorted(numbers(batch.column("position"), np.int64), step[1:], side="right").tolist()
+            kept = batch.slice(first, last - first)
+            if has_loads:
+                kept = kept.filter(pa.array(loads_of(kept) == step.load))
+            for kind, rows, positions in columns.split(schema, part.piece.file.path, kept):
+                yield kind, rows, pa.repeat(step.load, len(rows)) if step.load else positions
 
     def _taken(self, part: Part, local: AnyArray, schema: Schema) -> Iterator[pa.RecordBatch]:
         """Rows of a file by number, one row group at a time."""

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from quorin.engine.backend import connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.engine.history import parquet as columns
+from quorin.engine.history.counted import LOAD, Commit, Counted
 from quorin.engine.history.point_in_time import by_entity_and_time, keys_of, taken
 from quorin.engine.log.record import Kind, decode, translate
 from quorin.engine.rows.batch import ENTITY_ID, EVENT_TIME, canonical_schema, fields_by_name
@@ -84,15 +85,23 @@ class _Rows:
     def __init__(self, schema: Schema, ids: pa.Array, store: ParquetDatasetStore | None, log: Log | None) -> None:
         # The log is read before the history that counts: what is trimmed from the log meanwhile is in that history.
         after = 0 if store is None or log is None else store.load(schema).through
-        tail = [] if log is None else list(_tail(log, schema, ids, after))
+        tail, commits = ([], []) if log is None else _tail(log, schema, ids, after)
         self._history = None if store is None else store.load(schema)
         self._stored, through = (0, 0) if self._history is None else (self._history.row_count, self._history.through)
         self._tail = [batch for position, batch in tail if position > through]
+        known = () if self._history is None else self._history.counted.commits
+        self.counted = Counted((*known, *(commit for commit in commits if commit.position > through)))
 
     @property
     def has_partial_rows(self) -> bool:
         """Whether any row may set only some fields."""
         return bool(self._tail) or (self._history is not None and self._history.has_partial_rows)
+
+    @property
+    def counts_all(self) -> bool:
+        """Whether every row counts, and none was replaced."""
+        has_loads = self.counted.commits or any(LOAD in batch.schema.names for batch in self._tail)
+        return not has_loads and (self._history is None or self._history.counts_all)
 
     def keys(self, names: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Columns of all rows, with the number of each batch's first row."""
@@ -100,7 +109,7 @@ class _Rows:
             yield from self._history.keys(names)
         number = self._stored
         for batch in self._tail:
-            yield number, batch.select(names)
+            yield number, batch.select([name for name in names if name in batch.schema.names])
             number += len(batch)
 
     def rows(self, numbers: Int64s, schema: Schema) -> pa.Table:
@@ -110,8 +119,11 @@ class _Rows:
         if self._history is not None:
             found.append(self._history.rows(stored, schema))
         if self._tail:
-            later = pa.Table.from_batches(self._tail).take(pa.array(numbers[len(stored) :] - self._stored))
-            (batch,) = later.combine_chunks().to_batches() or [self._tail[0].slice(0, 0)]
+            stored_columns = columns.file_schema(schema).names
+            later = pa.Table.from_batches([batch.select(stored_columns) for batch in self._tail]).take(
+                pa.array(numbers[len(stored) :] - self._stored)
+            )
+            (batch,) = later.combine_chunks().to_batches() or [self._tail[0].select(stored_columns).slice(0, 0)]
             found.append(pa.Table.from_batches([columns.canonical(schema, "the log", batch, Kind.upsert, None)]))
         return pa.concat_tables(found)
 
@@ -123,12 +135,15 @@ class _Rows:
         return count
 
 
-def _tail(log: Log, schema: Schema, ids: pa.Array, after: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The rows of entities in the log behind a position, as in a file of the history, with the entries' positions.
+def _tail(log: Log, schema: Schema, ids: pa.Array, after: int) -> tuple[list[tuple[int, pa.RecordBatch]], list[Commit]]:
+    """The rows of entities in the log behind a position, as in a file of the history, with the entries' positions; and
+    the loads that are committed there.
 
     Entries that a consumer would make dead letters are left out.
     """
     last = log.bounds().last
+    tail: list[tuple[int, pa.RecordBatch]] = []
+    commits: list[Commit] = []
     while after < last:
         found = log.read(after, schema_names=[schema.__name__])
         for position, payload in found.entries:
@@ -137,13 +152,17 @@ def _tail(log: Log, schema: Schema, ids: pa.Array, after: int) -> Iterator[tuple
                 batch = translate(record, schema)
             except InvalidEntryError:
                 continue
+            if record.kind is Kind.commit:
+                commits.append(Commit(record.load, position))
             rows = batch.filter(pc.is_in(batch.column(0), value_set=ids))
             if len(rows):
-                table = columns.to_table(schema, rows, pa.repeat(position, len(rows)), record.kind, 0)
-                yield position, table.combine_chunks().to_batches()[0]
+                kind = Kind.upsert if record.kind is Kind.load else record.kind
+                table = columns.to_table(schema, rows, pa.repeat(position, len(rows)), kind, 0, load=record.load)
+                tail.append((position, table.combine_chunks().to_batches()[0]))
         if found.through <= after:
-            return
+            break
         after = found.through
+    return tail, commits
 
 
 def _beginning(schema: Schema, backend: Backend, stream_key: str) -> int:
@@ -154,7 +173,7 @@ def _beginning(schema: Schema, backend: Backend, stream_key: str) -> int:
 
 
 def _table(schema: Schema, names: list[str], ids: pa.Array, rows: _Rows, first: int, n: int) -> pa.Table:
-    keys = keys_of(schema, rows, ids)
+    keys = keys_of(schema, rows, ids, replaced=True)
     sets = [np.array([name in named for name in names], np.bool_) for named in keys.field_sets]
     entities: list[int] = []
     picked: _Picked = []

@@ -9,6 +9,7 @@ column              type                    holds
 ``position``        int64                   the position of its log entry
 ``kind``            uint8                   1 upsert, 2 delete, 3 partial, as in the log
 ``partial_fields``  string                  the fields that a partial row sets, separated by commas
+``:load``           int64                   the load that the row is of; only files with such rows have the column
 the fields          as in the schema        a field that shares a name with a column above is ``<name>:field``
 =================== ======================= ===========================================================
 
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from quorin.engine.history.counted import LOAD
 from quorin.engine.log.record import Kind, Record, translate
 from quorin.engine.rows.batch import ENTITY_ID, EVENT_TIME, canonical_schema
 from quorin.engine.rows.column import numbers
@@ -65,8 +67,10 @@ def file_schema(schema: Schema) -> pa.Schema:
     return pa.schema([*SYSTEM_SCHEMA, *fields], metadata={SCHEMA_METADATA: schema_to_json(schema).encode()})
 
 
-def to_table(schema: Schema, batch: pa.RecordBatch, positions: pa.Array, kind: Kind, processing_ns: int) -> pa.Table:
-    """Canonical rows as columns of a file; fields that the batch lacks are null."""
+def to_table(
+    schema: Schema, batch: pa.RecordBatch, positions: pa.Array, kind: Kind, processing_ns: int, *, load: int = 0
+) -> pa.Table:
+    """Canonical rows as columns of a file; fields that the batch lacks are null. ``load`` is the load of all rows."""
     count = batch.num_rows
     names = batch.schema.names[2:]
     partial = ",".join(names) if kind is Kind.partial else None
@@ -82,7 +86,8 @@ def to_table(schema: Schema, batch: pa.RecordBatch, positions: pa.Array, kind: K
         batch.column(field.name) if field.name in names else pa.nulls(count, field.type)
         for field in schema_to_arrow(schema)
     ]
-    return pa.Table.from_arrays(columns, schema=file_schema(schema))
+    table = pa.Table.from_arrays(columns, schema=file_schema(schema))
+    return table.append_column(LOAD, pa.repeat(pa.scalar(load, pa.int64()), count)) if load else table
 
 
 def writer_options(rows: pa.Table, compression: str) -> dict[str, Any]:

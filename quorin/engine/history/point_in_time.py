@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from quorin.engine.history.counted import LOAD, order_of
 from quorin.engine.history.parquet import column_name
 from quorin.engine.log.record import Kind
 from quorin.engine.rows.batch import ENTITY_ID, EVENT_TIME, time_column
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from quorin.engine.arrays import AnyArray, Bytes, Int32s, Int64s
+    from quorin.engine.history.counted import Counted
     from quorin.engine.history.dataset import Loaded
     from quorin.schema import Schema
 
 AS_OF = "as_of_time_ns"
 _CODED_ROWS = 1 << 21
 _TIE = "tie"
+_ORDER, _UNCOUNTED = "order", -1
 _LATEST_NS = 2**63 - 1
 _EARLIEST_NS = -(2**63)
 
@@ -68,6 +71,14 @@ class KeySource(Protocol):
     def has_partial_rows(self) -> bool:
         """Whether any row may set only some fields."""
 
+    @property
+    def counts_all(self) -> bool:
+        """Whether every row counts, and none was replaced."""
+
+    @property
+    def counted(self) -> Counted:
+        """Which rows count."""
+
     def keys(self, names: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Columns of all rows in the order of the log, with the number of each batch's first row."""
 
@@ -90,10 +101,12 @@ class Keys:
     field_sets: list[frozenset[str]]
 
 
-def answer(schema: Schema, loaded: Loaded, asked: Queries) -> pa.Table:
-    """The row in force for each query, in the order of the queries, nulls where there is none."""
+def answer(schema: Schema, loaded: Loaded, asked: Queries, *, replaced: bool = False) -> pa.Table:
+    """The row in force for each query, in the order of the queries, nulls where there is none; ``replaced`` leaves out
+    what the last load has replaced.
+    """
     entities = asked.ids.dictionary_encode()
-    keys = keys_of(schema, loaded, entities.dictionary)
+    keys = keys_of(schema, loaded, entities.dictionary, replaced=replaced)
     chosen = _newest_at(keys, entities.indices.to_numpy(), asked.times)
     dead = (chosen >= 0) & (keys.kind[chosen] == Kind.delete) if len(keys.kind) else chosen >= 0
     chosen[dead] = -1
@@ -108,19 +121,23 @@ def latest(schema: Schema, loaded: Loaded, as_of_time_ns: int | None) -> pa.Tabl
     """The row in force of every entity that has one."""
     as_of = _LATEST_NS if as_of_time_ns is None else check_event_time(as_of_time_ns)
     ids = loaded.entity_ids()
-    found = answer(schema, loaded, Queries(ids, np.full(len(ids), as_of, np.int64), None))
+    asked = Queries(ids, np.full(len(ids), as_of, np.int64), None)
+    found = answer(schema, loaded, asked, replaced=as_of_time_ns is None)
     return found.filter(pc.is_valid(found.column(EVENT_TIME))).drop_columns(AS_OF)
 
 
-def keys_of(schema: Schema, loaded: KeySource, ids: pa.Array) -> Keys:
-    """The keys of all rows of these entities; the place of an id in ``ids`` is its number."""
+def keys_of(schema: Schema, loaded: KeySource, ids: pa.Array, *, replaced: bool = False) -> Keys:
+    """The keys of all rows of these entities that count; the place of an id in ``ids`` is its number."""
     names = ["entity_id", "event_time", "kind"] + (["partial_fields"] if loaded.has_partial_rows else [])
+    all_count = loaded.counts_all
     tie = None if schema.tie_breaker is None else column_name(schema.tie_breaker)
     parts: list[tuple[Any, ...]] = []
     waiting: list[pa.RecordBatch] = []
     base, rows = 0, 0
-    for first, batch in loaded.keys(names if tie is None else [*names, tie]):
-        waiting.append(batch if tie is None else _with_ties(batch, names, tie))
+    read = [*names, *([] if tie is None else [tie]), *([] if all_count else ["position", LOAD])]
+    for first, batch in loaded.keys(read):
+        taken = batch.select(names) if tie is None else _with_ties(batch, names, tie)
+        waiting.append(taken if all_count else _with_orders(taken, batch, loaded.counted, replaced=replaced))
         rows = first + len(batch)
         if rows - base >= _CODED_ROWS:
             parts.append(_coded(waiting, base, ids))
@@ -131,7 +148,15 @@ def keys_of(schema: Schema, loaded: KeySource, ids: pa.Array) -> Keys:
         codes, longs = np.zeros(0, np.int32), np.zeros(0, np.int64)
         return Keys(codes, longs, longs, longs, np.zeros(0, np.uint8), codes, [])
     entity, time, ties, number, kind = (np.concatenate([part[i] for part in parts]) for i in range(5))
-    fields = pa.chunked_array([part[5] for part in parts]).combine_chunks().dictionary_encode()
+    partial = pa.chunked_array([part[5] for part in parts]).combine_chunks()
+    if not all_count:
+        # Rows of a load come before what was logged since it began, as in the segment.
+        orders = np.concatenate([part[6] for part in parts])
+        order = np.flatnonzero(orders != _UNCOUNTED)
+        order = order[np.argsort(orders[order], kind="stable")]
+        entity, time, ties, number, kind = (each[order] for each in (entity, time, ties, number, kind))
+        partial = _one(partial).take(pa.array(order))
+    fields = partial.dictionary_encode()
     if isinstance(fields, pa.ChunkedArray):
         fields = fields.combine_chunks()
     codes = fields.indices.fill_null(-1).to_numpy(zero_copy_only=False)
@@ -144,6 +169,12 @@ def _with_ties(batch: pa.RecordBatch, names: list[str], tie: str) -> pa.RecordBa
     known = tie in batch.schema.names
     ties = batch.column(tie).cast(pa.int64()).fill_null(_EARLIEST_NS) if known else _no_ties(len(batch))
     return pa.RecordBatch.from_arrays([*(batch.column(name) for name in names), ties], [*names, _TIE])
+
+
+def _with_orders(batch: pa.RecordBatch, rows: pa.RecordBatch, counted: Counted, *, replaced: bool) -> pa.RecordBatch:
+    """A batch with one column more: the position that each of its rows counts at, if it does."""
+    orders = np.where(counted.mask(rows, replaced=replaced), order_of(rows), _UNCOUNTED)
+    return pa.RecordBatch.from_arrays([*batch.columns, pa.array(orders)], [*batch.schema.names, _ORDER])
 
 
 def _no_ties(count: int) -> pa.Array:
@@ -167,6 +198,7 @@ def _coded(batches: list[pa.RecordBatch], base: int, ids: pa.Array) -> tuple[Any
         np.flatnonzero(kept) + base,
         table.column("kind").to_numpy()[kept],
         partial,
+        table.column(_ORDER).to_numpy()[kept] if _ORDER in table.schema.names else None,
     )
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
+from quorin.engine.history.counted import is_commit
 from quorin.engine.history.files import PENDING_SUFFIX, DataFile, parse_path
 from quorin.engine.paths import absolute
 from quorin.engine.urls import URL_FORM, is_malformed, secrets_in, shown, without_secrets
@@ -103,7 +104,7 @@ class Storage:
                     found.leftovers.append(info.path)
             elif (file := parse_path(info.path)) is not None:
                 found.files.append(file)
-            else:
+            elif not is_commit(info.path):
                 found.foreign.append(info.path)
         return found
 

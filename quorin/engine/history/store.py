@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from quorin.engine.history import parquet as columns
+from quorin.engine.history.counted import Commit
 from quorin.engine.history.dataset import Dataset, Loaded, Part
 from quorin.engine.history.files import file_name, mergeable, superseded
 from quorin.engine.history.storage import Storage, VanishedError
@@ -100,10 +101,13 @@ class ParquetDatasetStore:
         """Whether the directory exists; the first flush creates it. In an object store: whether it has objects."""
         return self._storage.exists()
 
-    def append(self, schema: Schema, batch: pa.RecordBatch, positions: pa.Array, *, kind: Kind = Kind.upsert) -> None:
+    def append(
+        self, schema: Schema, batch: pa.RecordBatch, positions: pa.Array, *, kind: Kind = Kind.upsert, load: int = 0
+    ) -> None:
         """Append rows in canonical form; ``positions`` (int64, non-decreasing) holds the log position of each row.
 
-        Rows at positions that were appended before are skipped. Pass all rows of one position in one call.
+        Rows at positions that were appended before are skipped. Pass all rows of one position in one call. Rows of a
+        ``load`` count from its :meth:`commit_load` on.
         """
         if not batch.num_rows:
             return
@@ -115,8 +119,16 @@ class ParquetDatasetStore:
                     self._flush(buffer)
                     buffer.schema = schema
                 kept, places = batch.slice(first), positions.slice(first)
-                buffer.tables.append(columns.to_table(schema, kept, places, Kind(kind), time.time_ns()))
+                buffer.tables.append(columns.to_table(schema, kept, places, Kind(kind), time.time_ns(), load=load))
                 buffer.last = places[-1].as_py()
+
+    def commit_load(self, schema: Schema, load: int, position: int) -> None:
+        """Record durably that a load was committed at a log position: its rows, and what was logged since it began,
+        replace all earlier ones in reads of the present state. Call it before rows behind that position are appended.
+        """
+        with self._lock:
+            self._flush(self._buffer(schema))
+            self._dataset(schema).commit(Commit(load, position))
 
     def prepare(self) -> None:
         """Create the directory of a local history now, rather than with the first flush.
@@ -190,6 +202,9 @@ class ParquetDatasetStore:
     def latest_features(self, schema: Schema, *, as_of_time_ns: int | None = None) -> pa.Table:
         """The newest row of every entity that is not deleted, optionally at or before a time.
 
+        Without a time it is the present state: nothing from before the last load that replaced the schema's rows. With
+        one, rows count by event time, as in :meth:`read_point_in_time`, whatever has replaced them later.
+
         Columns: ``entity_id``, ``event_time_ns``, the fields.
         """
         from quorin.engine.history.point_in_time import latest
@@ -225,7 +240,8 @@ class ParquetDatasetStore:
         for neighbours in _of_one_schema(loaded.parts):
             rows = [part.row_count for part in neighbours]
             for run in mergeable([part.piece for part in neighbours], rows, most_rows=_MERGED_ROWS):
-                self._merge(loaded, [part for part in neighbours if part.piece in run])
+                parts = [part for part in neighbours if part.piece in run]
+                _merge(self._storage, self._compression, loaded, parts)
         listing = dataset.listing()
         damaged = {file.path for file in loaded.damaged}
         for file in superseded(file for file in listing.files if file.path not in damaged):
@@ -234,28 +250,12 @@ class ParquetDatasetStore:
             self._storage.remove(path)
         return before - len(dataset.listing().files)
 
-    def _merge(self, loaded: Loaded, parts: list[Part]) -> None:
-        """Write the rows of adjacent parts as one file with exactly their range."""
-        first, last = parts[0], parts[-1]
-        path = f"{first.piece.file.day}/{file_name(first.piece.beyond, last.piece.file.through)}"
-        if path in {part.piece.file.path for part in parts}:
-            return
-
-        def fill(sink: Any) -> None:
-            tables = _gathered(batch for part in parts for batch in loaded.raw_batches(part))
-            begin = next(tables, first.arrow_schema.empty_table())
-            options = columns.writer_options(begin, self._compression)
-            with pq.ParquetWriter(sink, first.arrow_schema, **options) as writer:
-                for table in chain([begin], tables):
-                    writer.write_table(table, columns.row_group_rows(table.nbytes, len(table)))
-
-        with contextlib.suppress(VanishedError):  # Another process compacts as well.
-            self._storage.write(path, fill)
-
     def _flush(self, buffer: _Buffer) -> None:
         if not buffer.tables:
             return
-        self._write(buffer.schema, buffer.start, buffer.last_taken, pa.concat_tables(buffer.tables))
+        # Rows of loads have a column more than the others.
+        table = pa.concat_tables(buffer.tables, promote_options="default")
+        self._write(buffer.schema, buffer.start, buffer.last_taken, table)
         buffer.start, buffer.tables = buffer.last_taken, []
 
     def _write(self, schema: Schema, after: int, through: int, table: pa.Table) -> None:
@@ -284,6 +284,25 @@ class ParquetDatasetStore:
             with contextlib.suppress(VanishedError):
                 return read(self._dataset(schema).load())
         raise HistoryUnavailableError(f"files of {schema.__name__!r} at {self._storage.address} vanished in every read")
+
+
+def _merge(storage: Storage, compression: str, loaded: Loaded, parts: list[Part]) -> None:
+    """Write the rows of adjacent parts as one file with exactly their range."""
+    first, last = parts[0], parts[-1]
+    path = f"{first.piece.file.day}/{file_name(first.piece.beyond, last.piece.file.through)}"
+    if path in {part.piece.file.path for part in parts}:
+        return
+
+    def fill(sink: Any) -> None:
+        tables = _gathered(batch for part in parts for batch in loaded.raw_batches(part))
+        begin = next(tables, first.arrow_schema.empty_table())
+        options = columns.writer_options(begin, compression)
+        with pq.ParquetWriter(sink, first.arrow_schema, **options) as writer:
+            for table in chain([begin], tables):
+                writer.write_table(table, columns.row_group_rows(table.nbytes, len(table)))
+
+    with contextlib.suppress(VanishedError):  # Another process compacts as well.
+        storage.write(path, fill)
 
 
 class _Buffer:

@@ -8,28 +8,35 @@ from typing import TYPE_CHECKING, Any
 from quorin.engine.http.requests import InvalidRequestError
 from quorin.engine.ops.observe import EventScans
 from quorin.engine.ops.readiness import readiness, schema_names
-from quorin.errors import QuorinError, SegmentClosedError, SegmentNotFoundError
+from quorin.errors import GenerationNotFoundError, QuorinError, SegmentClosedError, SegmentNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from quorin.engine.ops.readiness import Readiness
     from quorin.shm import Segment, SegmentRegistry
 
 
 class Catalogue:
-    """The schemas of a deployment as this node has them, or some of them. Threads may share it."""
+    """The schemas of a deployment as this node has them, or some of them. Threads may share it.
 
-    def __init__(self, registry: SegmentRegistry, names: Collection[str] = ()) -> None:
+    Those in ``pins`` stay with a generation (see :meth:`quorin.shm.SegmentRegistry.open_current`).
+    """
+
+    def __init__(
+        self, registry: SegmentRegistry, names: Collection[str] = (), pins: Mapping[str, int | str] | None = None
+    ) -> None:
         self._registry = registry
         self._names = frozenset(names)
+        self._pins = pins or {}
         self._segments: dict[str, Segment] = {}
         self._events = EventScans()
 
     def segment(self, name: str) -> Segment:
         """The current segment of a schema, read through the schema that is stored in it.
 
-        :raises InvalidRequestError: with 404 if there is none, or it is not among those that are served.
+        :raises InvalidRequestError: with 404 if there is none, if it is not among those that are served, or if the
+            generation to stay with is gone.
         """
         segment = self._segments.get(name)
         if segment is not None and self._is_in_force(segment):
@@ -39,7 +46,9 @@ class Catalogue:
         try:
             if self._names and name not in self._names:
                 raise SegmentNotFoundError
-            opened = self._segments[name] = self._registry.open_stored(name)
+            opened = self._segments[name] = self._registry.open_stored(name, pin=self._pins.get(name))
+        except GenerationNotFoundError as error:
+            raise InvalidRequestError(404, str(error)) from error
         except SegmentNotFoundError as error:
             there = [one for one in sorted(self._registry.node.currents()) if not self._names or one in self._names]
             raise InvalidRequestError(404, f"there is no schema {name!r} here; there are: {there}") from error
@@ -82,6 +91,8 @@ class Catalogue:
     def _is_in_force(segment: Segment) -> bool:
         """False if it was removed, or upgraded to a version whose fields are to be served."""
         try:
+            if segment.is_pinned:
+                return True
             view = segment.current_view()
         except (SegmentClosedError, SegmentNotFoundError):
             return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -83,7 +83,8 @@ class SegmentServer:
     """Makes the application that serves a connection's segments, in each worker: what :func:`quorin.http.run` takes.
 
     ``schemas`` are the names of those to serve, all if empty. ``connection`` must be a text, for the other processes.
-    ``transfers`` is how many new nodes may copy this node's rows at once.
+    ``transfers`` is how many new nodes may copy this node's rows at once. ``pins`` are generations to stay with, by
+    schema, as :meth:`quorin.shm.SegmentRegistry.open_current` takes them.
     """
 
     connection: str = field(repr=False)
@@ -94,6 +95,7 @@ class SegmentServer:
     max_lag_seconds: float | None = None
     limits: Limits = field(default_factory=Limits)
     transfers: int = 1
+    pins: Mapping[str, int | str] = field(default_factory=dict)
 
     def __call__(self) -> SegmentApplication:
         """The application of this process.
@@ -105,7 +107,7 @@ class SegmentServer:
         pa.array(np.empty(0))  # Arrow imports pandas, if there is one, at the first array from NumPy.
         registry = SegmentRegistry(self.connection, shm_dir=self.shm_dir, namespace=self.namespace)
         donor = Donor(registry, names=self.schemas, at_once=self.transfers, max_lag_seconds=self.max_lag_seconds)
-        return SegmentApplication(Catalogue(registry, self.schemas), donor, self)
+        return SegmentApplication(Catalogue(registry, self.schemas, self.pins), donor, self)
 
 
 class SegmentApplication:

@@ -8,9 +8,10 @@ An entry carries many rows of one schema as one Arrow record batch. All integers
           | 4 s    | u1   | u1  | u2        | u8         | i8 ns      | u4   | u4   |
           +--------+------+-----+-----------+------------+------------+------+------+------
 
-The schema's name (UTF-8) is padded with zeros to a multiple of 8 bytes, so that Arrow's buffers stay aligned. Two
-Arrow IPC messages follow: the batch's schema and the batch. The checksum is the CRC-32 of all bytes but its own four.
-"Written at" is when the producer created the record, in nanoseconds since the epoch; event times are in the batch.
+The schema's name (UTF-8) is padded with zeros to a multiple of 8 bytes, so that Arrow's buffers stay aligned. In
+records of loads (kinds from 4 on), 16 bytes follow: the load's id, and for a commit the number of the load's rows, both
+i8. Then there are two Arrow IPC messages: the batch's schema and the batch. The checksum is the CRC-32 of all bytes but
+its own four. "Written at" is when the producer created the record, in ns since the epoch; event times are in the batch.
 
 The fingerprint tells whether the writer's schema is the reader's own; if not, :func:`translate` maps by field name.
 """
@@ -39,6 +40,8 @@ VERSION = 1
 _HEADER = struct.Struct("<4sBBHQqI")
 _CRC = struct.Struct("<I")
 _WRITTEN = struct.Struct("<q")
+_LOAD = struct.Struct("<qq")
+_KIND_OFFSET = 5
 FINGERPRINT_OFFSET, WRITTEN_OFFSET, ROWS_OFFSET, CRC_OFFSET = 8, 16, 24, 28
 BODY_OFFSET = CRC_OFFSET + _CRC.size
 assert (_HEADER.size, BODY_OFFSET) == (CRC_OFFSET, 32)  # noqa: S101 - the grid above, checked at import
@@ -56,6 +59,14 @@ class Kind(enum.IntEnum):
     """Deletes entities; the batch has ids and event times only."""
     partial = 3
     """Sets some fields and keeps the others; the batch has only the fields that it sets."""
+    load = 4
+    """Whole rows of a load, which count from its commit on."""
+    begin = 5
+    """Begins a load, whose id is the position of this record, and ends an earlier one that was not committed."""
+    commit = 6
+    """The rows of a load, and what came after its beginning, replace all rows of the schema."""
+    abort = 7
+    """Ends a load without a commit."""
 
 
 _KINDS = {int(kind): kind for kind in Kind}
@@ -74,14 +85,26 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Record(Header):
-    """A decoded record. The batch's ids and times are checked; its fields are as the writer's schema had them."""
+    """A decoded record. The batch's ids and times are checked; its fields are as the writer's schema had them.
+
+    ``load`` is the id of the load that it belongs to; 0 for none.
+    """
 
     batch: pa.RecordBatch
+    load: int = 0
 
 
-def encode(kind: Kind, schema: Schema, batch: pa.RecordBatch, *, written_ns: int | None = None) -> bytes:
+def encode(
+    kind: Kind,
+    schema: Schema,
+    batch: pa.RecordBatch,
+    *,
+    written_ns: int | None = None,
+    load: int = 0,
+    load_rows: int = 0,
+) -> bytes:
     """A record as bytes. ``batch`` is canonical (see :mod:`quorin.engine.rows.batch`) for its kind; ``written_ns`` None
-    means now.
+    means now. ``load`` and ``load_rows`` are for records of loads: the id, and the number of all of its rows.
     """
     name = schema.__name__.encode()
     header = _HEADER.pack(
@@ -93,7 +116,7 @@ def encode(kind: Kind, schema: Schema, batch: pa.RecordBatch, *, written_ns: int
         time.time_ns() if written_ns is None else written_ns,
         batch.num_rows,
     )
-    padded_name = name + b"\0" * (-len(name) % 8)
+    padded_name = name + b"\0" * (-len(name) % 8) + (_LOAD.pack(load, load_rows) if kind >= Kind.load else b"")
     arrow_schema, arrow_batch = _schema_message(batch.schema), batch.serialize()
     crc = zlib.crc32(arrow_batch, zlib.crc32(arrow_schema, zlib.crc32(padded_name, zlib.crc32(header))))
     return b"".join((header, _CRC.pack(crc), padded_name, arrow_schema, arrow_batch))
@@ -123,7 +146,26 @@ def decode(payload: bytes | memoryview) -> Record:
         )
     batch = _decode_batch(view[start:])
     _check_batch(header, batch)
-    return Record(header.kind, header.schema_name, header.fingerprint, header.written_ns, header.row_count, batch)
+    load = load_of(payload)[0] if header.kind >= Kind.load else 0
+    return Record(header.kind, header.schema_name, header.fingerprint, header.written_ns, header.row_count, batch, load)
+
+
+def mark(kind: Kind, schema: Schema, *, load: int = 0, load_rows: int = 0) -> bytes:
+    """A record without rows that begins, commits or aborts a load."""
+    return encode(kind, schema, pa.RecordBatch.from_pylist([], DELETE_SCHEMA), load=load, load_rows=load_rows)
+
+
+def is_of_load(payload: bytes) -> bool:
+    """Whether a record begins, fills, commits or aborts a load; True also for kinds that are not known here."""
+    return len(payload) > _KIND_OFFSET and payload[_KIND_OFFSET] >= Kind.load
+
+
+def load_of(payload: bytes | memoryview) -> tuple[int, int]:
+    """The load's id and, of a commit, the number of its rows, in a record of a load whose header was read."""
+    view = memoryview(payload)
+    name_size = _HEADER.unpack_from(view)[3]
+    load, rows = _LOAD.unpack_from(view, BODY_OFFSET + (name_size + 7) // 8 * 8)
+    return load, rows
 
 
 def fingerprint_bytes(payload: bytes) -> bytes:
@@ -167,7 +209,7 @@ def translate_batch(batch: pa.RecordBatch, kind: int, schema: Schema) -> pa.Reco
     if kind == Kind.delete:
         return batch.select([0, 1])
     canonical = canonical_schema(schema)
-    if kind == Kind.upsert and batch.schema.equals(canonical):
+    if kind in (Kind.upsert, Kind.load) and batch.schema.equals(canonical):
         return batch
     fields, tie_breaker = fields_by_name(schema), schema.tie_breaker
     if kind == Kind.partial:
@@ -225,7 +267,10 @@ def _header_of(view: memoryview) -> tuple[Header, int]:
         name = str(view[BODY_OFFSET : BODY_OFFSET + name_size], "utf-8")
     except UnicodeDecodeError as error:
         raise InvalidEntryError(f"a record's schema name is no UTF-8: {error}") from error
-    return Header(_KINDS[kind], name, schema_fingerprint, written_ns, row_count), BODY_OFFSET + (name_size + 7) // 8 * 8
+    start = BODY_OFFSET + (name_size + 7) // 8 * 8 + (_LOAD.size if kind >= Kind.load else 0)
+    if start > len(view):
+        raise InvalidEntryError(f"a record of {len(view)} bytes is cut short: its batch begins at {start}")
+    return Header(_KINDS[kind], name, schema_fingerprint, written_ns, row_count), start
 
 
 def _checksums(view: memoryview) -> tuple[int, int]:

@@ -75,6 +75,20 @@ class Mapping:
             advice = _MADV_POPULATE_WRITE if self.writable else _MADV_POPULATE_READ
             _advise(self.address + first, last - first, advice)
 
+    def rename(self, path: Path) -> None:
+        """Give the file another name. A crash in between leaves it with both.
+
+        :raises FileExistsError: if another file has it. :raises SharedMemoryError: if the system refuses.
+        """
+        try:
+            os.link(self.path, path)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise SharedMemoryError(error.errno, f"cannot name segment file {path}: {error.strerror}") from error
+        unlink(self.path)
+        self.path = path
+
 
 class PendingFile:
     """A file that is being built under a name of its own; it gets its real name when it is whole.

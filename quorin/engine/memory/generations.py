@@ -5,6 +5,7 @@ Nothing here puts a generation in force; :mod:`quorin.engine.memory.segment` doe
 
 from __future__ import annotations
 
+import errno
 import time
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from quorin.engine.format import segment as fmt
 from quorin.engine.format.abi import DONE, R_APPLIED, R_FORGOTTEN, RESULT_ITEMS
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.access import Access
+from quorin.engine.memory.kept import drop_oldest
 from quorin.engine.memory.view import SegmentView
 from quorin.engine.rows.compatibility import fits
 from quorin.errors import CapacityExceededError, SharedMemoryError
@@ -97,8 +99,9 @@ def create_successor(
     Whoever may read ``view``'s file may read this one: a writer without the setting ``shm_group`` locks nobody out.
 
     A number may be taken by the attempt of a writer that died or came too late; such a file never comes into force.
+    Where there is no room, kept generations of the deployment go first.
     """
-    access = Access.of(view.path)
+    access, owner = Access.of(view.path), int(view.header["owner"])
     for generation in range(view.generation + 1, view.generation + _MAX_ATTEMPTS):
         try:
             return SegmentView.create(
@@ -108,12 +111,15 @@ def create_successor(
                 capacity=capacity,
                 max_id_bytes=max_id_bytes,
                 heap_bytes=heap_bytes,
-                owner=int(view.header["owner"]),
+                owner=owner,
                 access=access,
                 prefault_rows=prefault_rows,
             )
         except FileExistsError:
             continue
+        except SharedMemoryError as error:
+            if error.errno != errno.ENOSPC or not drop_oldest(view.path.parent, owner):
+                raise
     raise CapacityExceededError(f"segment {view.name!r}: files of its next {_MAX_ATTEMPTS} generations exist already")
 
 

@@ -67,7 +67,7 @@ def evolve(
         if not still_wanted():
             mapping.unlink(successor.path)
             return False
-        segment.replace(successor)
+        segment.replace(successor, keeping="upgrade")
     metrics.upgrades.labels(schema.__name__).inc()
     _log.info(
         "segment_upgraded",

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from quorin.engine.format.name import SegmentName, is_same_line
 from quorin.engine.memory import file as mapping
+from quorin.engine.memory.kept import unlink_kept
+from quorin.engine.memory.pins import remove_unpinned
 from quorin.engine.memory.view import SegmentView
 from quorin.errors import SegmentNotFoundError
 
@@ -44,11 +46,25 @@ def _newest_in_force(directory: Path, name: SegmentName, *, writable: bool) -> S
 
 
 def unlink_older_generations(view: SegmentView) -> None:
-    """Remove the files that a generation has replaced, and those that writers left that died before their flip."""
+    """Remove the files that a generation has replaced, and those that writers left that died before their flip; pinned
+    ones stay, and so do those that are kept, which have other names.
+    """
+    directory = view.path.parent
+    for name in view.segment_name.siblings(directory):
+        if name < view.segment_name:
+            remove_unpinned(directory / str(name))
+
+
+def unlink_line(view: SegmentView) -> None:
+    """Remove a generation's file, and those of all older ones, kept and pinned ones too: pinned readers keep the memory
+    alone.
+    """
     directory = view.path.parent
     for name in view.segment_name.siblings(directory):
         if name < view.segment_name:
             mapping.unlink(directory / str(name))
+    unlink_kept(directory, view.segment_name)
+    mapping.unlink(view.path)
 
 
 def is_older_generation(name: str, newer: str) -> bool:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from quorin import metrics
 from quorin.engine.format import segment as fmt
 from quorin.engine.memory.generations import next_generation
-from quorin.engine.memory.lineage import newest
+from quorin.engine.memory.kept import Limits
+from quorin.engine.memory.pinnable import ClosedView, Pinnable
 from quorin.engine.memory.shown import Shown
 from quorin.engine.memory.view import SegmentView, segment_stats
 from quorin.engine.memory.writer import Writer
 from quorin.errors import (
     NotPicklableError,
-    SegmentClosedError,
     SegmentReadOnlyError,
     WriterFencedError,
     WriterLeaseHeldError,
@@ -29,17 +29,20 @@ from quorin.errors import (
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
+    from quorin.engine.memory.kept import Reason
     from quorin.engine.memory.node import Node
+    from quorin.engine.memory.pins import Pin
     from quorin.schema import Schema
 
 _LOG_IDENTITY, _POSITION = fmt.partition_offset("log_identity"), fmt.partition_offset("position")
 _CONFIRMED = fmt.partition_offset("confirmed_ns") // fmt.WORD_BYTES
 _CLOCK_STEP_NS = 1_000_000_000
+_LIMITS = Limits()
 
 _log = get_logger(__name__)
 
 
-class Segment(Shown):
+class Segment(Pinnable, Shown):
     """Rows of one schema in shared memory, open in this process.
 
     Any number of threads and processes may read; one process at a time writes, the one that holds the writer lease, and
@@ -48,11 +51,15 @@ class Segment(Shown):
     pickled, nor can the readers that are bound to it: pickle the registry and the schema, and open it anew.
     """
 
-    __slots__ = ("__weakref__", "_view", "_writer", "read_only")
+    __slots__ = ("__weakref__",)
 
-    def __init__(self, view: SegmentView, node: Node | None, *, read_only: bool) -> None:
+    def __init__(
+        self, view: SegmentView, node: Node | None, *, read_only: bool, limits: Limits = _LIMITS, pin: Pin | None = None
+    ) -> None:
         self._view = view
         self._writer = Writer(node)
+        self._limits = limits
+        self._pin = None if pin is None else (pin, view)
         self.read_only = read_only
 
     def __enter__(self) -> Segment:
@@ -73,15 +80,9 @@ class Segment(Shown):
 
     def __repr__(self) -> str:
         view = self._view
-        if isinstance(view, _ClosedView):
+        if isinstance(view, ClosedView):
             return f"<Segment {view.closed_name} (closed)>"
         return f"<Segment {view.name}: {len(self)} of {self.capacity} entities>"
-
-    @property
-    def name(self) -> str:
-        """``quorin_<Schema>_<hex>``, the name of the current generation's file."""
-        name: str = self.current_view().name
-        return name
 
     @property
     def schema(self) -> Schema:
@@ -138,35 +139,6 @@ class Segment(Shown):
     def stats(self) -> dict[str, Any]:
         """Rows, bytes, load and who writes: one flat dictionary of plain values."""
         return segment_stats(self.current_view())
-
-    def current_view(self) -> SegmentView:
-        """The view of the newest generation, followed to it if need be. :raises SegmentClosedError: after close."""
-        view = self._view
-        if view.successor_name is not None:
-            return self.follow(view)
-        return view
-
-    def follow(self, seen: SegmentView) -> SegmentView:
-        """Attach the newest successor of ``seen``; other threads may do the same at the same time, without harm."""
-        if self._view is seen:
-            self._view = newest(seen, writable=not self.read_only)
-        return self._view
-
-    def pin(self) -> None:
-        """Stay with the present generation when the segment grows or is upgraded: reads then show it as it was left.
-        Its memory stays until :meth:`unpin` or :meth:`close`, and its writer goes on until a successor is there.
-
-        :raises SegmentReadOnlyError: for a segment that is open for writing, which can't stay behind.
-        """
-        if not self.read_only:
-            raise SegmentReadOnlyError(f"segment {self.name!r} is open for writing; only a read-only one can be pinned")
-        self._view = self.current_view().staying()
-
-    def unpin(self) -> None:
-        """Follow again, from the next read on."""
-        view = self._view
-        if not isinstance(view, _ClosedView) and view.pinned:
-            self._view = SegmentView(view.mapping, view.stored, view.layout, view.schema)
 
     def acquire_writer_lease(self, *, applies_upgrades: bool = False) -> None:
         """Become the segment's writer. Does nothing if this object is that already.
@@ -250,34 +222,37 @@ class Segment(Shown):
         """Say that this writer is alive; :meth:`commit_position` says so as well."""
         self._writer.heartbeat()
 
-    def replace(self, successor: SegmentView) -> None:
+    def replace(self, successor: SegmentView, *, keeping: Reason | None = None) -> None:
         """Put a finished successor of the same line in this generation's place; the caller has copied the rows.
 
         Readers follow from the next read on. The node's file is updated after that; if it can't be, the old
-        segment file stays as a signpost until the next flip, and nothing else is lost.
+        segment file stays as a signpost until the next flip, and nothing else is lost. With ``keeping``, which says
+        why, this generation is kept as far as the registry's limits allow.
 
         :raises WriterFencedError: if this object is not the writer, or was overtaken; the successor is removed.
         """
         old = self._writer.view
         if old is None:
             raise WriterFencedError(f"process {os.getpid()} is not the writer of {self.name!r}, so it can't replace it")
-        self._flip(old, successor)
+        self._flip(old, successor, keeping)
 
-    def _flip(self, old: SegmentView, successor: SegmentView) -> None:
+    def _flip(self, old: SegmentView, successor: SegmentView, keeping: Reason | None = None) -> None:
         lease = self._writer.exchange(old, successor)
         # Readers of an older version go on reading its fields after an upgrade.
         is_upgrade = successor.stored.version > old.schema.version
         self._view = successor.through(old.schema if is_upgrade else None)
         metrics.flips.labels(old.schema.__name__).inc()
-        self._writer.settle(successor, lease)
+        self._writer.settle(old, successor, lease, keeping=keeping, limits=self._limits)
 
     def close(self) -> None:
         """Release the memory, once no thread is inside a kernel, and the lease. Later reads raise
         :class:`SegmentClosedError`; a second call does nothing. A child that closes an inherited one harms no parent.
         """
-        if not isinstance(self._view, _ClosedView):
+        if not isinstance(self._view, ClosedView):
             self.release_writer_lease()
-            self._view = _ClosedView(self._view.name)  # type: ignore[assignment]
+            held, self._pin = self._pin, None
+            self._view = ClosedView(self._view.name)  # type: ignore[assignment]
+            self._release_pin(held)
 
     def _take_lease(self) -> SegmentView:
         if self.read_only:
@@ -288,13 +263,3 @@ class Segment(Shown):
             view = self.current_view()
             if self._writer.try_begin(view):
                 return view
-
-
-class _ClosedView:
-    """Stands in for the view of a closed segment; whatever is asked of it says that the segment is closed."""
-
-    def __init__(self, name: str) -> None:
-        self.closed_name = name
-
-    def __getattr__(self, attribute: str) -> Any:
-        raise SegmentClosedError(f"segment {self.closed_name!r} is closed")

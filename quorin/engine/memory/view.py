@@ -235,6 +235,8 @@ def segment_stats(view: SegmentView) -> dict[str, Any]:
         "heap_used_bytes": int(header["heap_used"]),
         "heap_garbage_bytes": int(header["heap_garbage"]),
         "generation": view.generation,
+        "pinned": view.pinned,
+        "replaced": bool(view.words[_SUCCESSOR]),
         "position": int(header["partitions"][0]["position"]),
         "writer_pid": int(header["writer_pid"]) if int(header["writer_active"]) else None,
         "writer_epoch": int(header["epoch"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,12 +14,15 @@ from quorin import metrics
 from quorin.engine import ends, forks
 from quorin.engine.format import segment as fmt
 from quorin.engine.memory import file as mapping
+from quorin.engine.memory.kept import keep
 from quorin.engine.memory.lineage import is_older_generation, unlink_older_generations
 from quorin.engine.memory.lock import FileLock, lock_if_there
+from quorin.engine.memory.pins import remove_unpinned
 from quorin.errors import CorruptSegmentError, QuorinError, WriterFencedError, WriterLeaseHeldError
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
+    from quorin.engine.memory.kept import Limits, Reason
     from quorin.engine.memory.node import Node
     from quorin.engine.memory.view import SegmentView
 
@@ -189,19 +193,34 @@ class Writer:
             )
         return lease
 
-    def settle(self, successor: SegmentView, lease: FileLock) -> None:
-        """Write to a successor that is in force, and remove what it has replaced."""
+    def settle(
+        self, old: SegmentView, successor: SegmentView, lease: FileLock, *, keeping: Reason | None, limits: Limits
+    ) -> None:
+        """Write to a successor that is in force, and remove what it has replaced, or keep it as the limits say."""
         old_lease = self._lease
         self.begin(successor, lease)
         try:
             # While the node's file names an old file, that file is what leads a process that opens the segment here.
             if self._is_reachable(successor):
+                if keeping is not None:
+                    _keep(old, keeping, limits)
                 unlink_older_generations(successor)
         finally:
             # Last: a process that waits for the old lease finds a complete flip. Also after an error, as the flip
             # itself is done.
             if old_lease is not None:
                 old_lease.release()
+
+    def forget(self, view: SegmentView) -> None:
+        """Remove the file of a generation that was pinned, if it was replaced and nothing needs it. Best effort: the
+        next flip and the watchdog do the same.
+        """
+        is_kept = view.path.name != view.name
+        if self._node is None or is_kept or not view.words[_SUCCESSOR_WORD]:
+            return
+        with suppress(QuorinError):
+            if self._node.current(view.stored.__name__) != view.name:
+                remove_unpinned(view.path)
 
     def after_fork_in_child(self) -> None:
         """A lock that another thread held at the fork would never be released in the child."""
@@ -235,3 +254,10 @@ class Writer:
         except QuorinError as error:
             _log.warning("node_file_not_updated", segment=successor.name, error=str(error))
             return False
+
+
+def _keep(view: SegmentView, reason: Reason, limits: Limits) -> None:
+    try:
+        keep(view.path, view.segment_name, reason, int(view.header["owner"]), limits)
+    except OSError as error:
+        _log.warning("generation_not_kept", segment=view.name, error=str(error))

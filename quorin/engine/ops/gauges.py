@@ -155,6 +155,12 @@ def _of_segments(states: tuple[SegmentState, ...]) -> Iterator[Metric]:
         ),
         ("quorin_newest_event_age_seconds", "Age of the newest event.", [_age(s, newest=True) for s in readable]),
         ("quorin_oldest_event_age_seconds", "Age of the oldest event.", [_age(s, newest=False) for s in readable]),
+        (
+            "quorin_kept_generations",
+            "Generations that are kept.",
+            [s.kept.generations for s in readable],
+        ),
+        ("quorin_kept_bytes", "Size of the kept generations.", [s.kept.bytes for s in readable]),
         ("quorin_segment_readers", "Other processes that have the segment mapped.", [len(s.readers) for s in readable]),
         (
             "quorin_writer_heartbeat_age_seconds",

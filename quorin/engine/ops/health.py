@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from quorin.engine.backend import connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SEQUENCE_BITS
+from quorin.engine.log.open_load import SILENT_SECONDS, open_loads
 from quorin.engine.ops.observe import Observer
 from quorin.engine.words import ago, count, counted, duration, size
 from quorin.errors import CorruptHistoryError, HistoryUnavailableError, QuorinError, install_command
@@ -85,11 +86,25 @@ def check_deployment(
             checks = [*_store(backend), _clock(backend, seen)]
             for state in seen.segments:
                 checks += _segment(state, observer, backend)
-            return [*checks, *_nodes(seen), *_log(seen)]
+            return [*checks, *_nodes(seen), *_log(seen), *_loads(backend)]
     except QuorinError as error:
         return [Check("control plane", PROBLEM, str(error), "check that it runs, and that this user has access")]
     finally:
         backend.close()
+
+
+def _loads(backend: Backend) -> Iterator[Check]:
+    """The views that are being replaced."""
+    for name, (load, silent_seconds) in open_loads(backend.control).items():
+        if load.state == "committed":
+            yield Check(
+                f"replacement of {name}", OK, f"committed at position {load.commit}; not all nodes have applied it yet"
+            )
+        else:
+            found = f"{load.state} since position {load.begin}, by {load.coordinator}, seen {ago(silent_seconds)}"
+            is_dead = silent_seconds > SILENT_SECONDS
+            advice = f"its process seems dead: `quorin replace {name} --abort`, or begin anew" if is_dead else ""
+            yield Check(f"replacement of {name}", WARNING if is_dead else OK, found, advice)
 
 
 def check_history(base: str | os.PathLike[str]) -> list[Check]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
+from quorin.engine.memory.kept import NOTHING_KEPT, Kept, kept_sizes
 from quorin.engine.memory.lineage import attach_newest
 from quorin.engine.memory.node import Node
 from quorin.engine.memory.segment import Segment
@@ -75,6 +76,7 @@ class SegmentState:
     lag: Lag | None = None
     events: Events | None = None
     readers: tuple[Process, ...] = ()
+    kept: Kept = NOTHING_KEPT
     problem: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -89,6 +91,8 @@ class SegmentState:
             "oldest_event_time_ns": self.events.oldest_ns if self.events else None,
             "newest_event_time_ns": self.events.newest_ns if self.events else None,
             "readers": [str(process) for process in self.readers],
+            "kept_generations": self.kept.generations,
+            "kept_bytes": self.kept.bytes,
             "problem": self.problem,
         }
 
@@ -143,6 +147,7 @@ class Observer:
         self._segments: dict[str, Segment] = {}
         self._events = EventScans()
         self._readers: dict[str, tuple[Process, ...]] = {}
+        self._kept: dict[str, Kept] = {}
         self._next_readers_at = 0.0
 
     def __enter__(self) -> Observer:
@@ -169,6 +174,7 @@ class Observer:
         identity = self._log.identity() if bounds.last else 0
         names = [name for name in sorted(control.schemas()) if schema_name in (None, name)]
         opened, problems = self._opened(names)
+        self._kept = kept_sizes(self._directory)
         self._scan(opened, readers=readers, events=events)
         positions = {name: one.position if one.log_identity == identity else 0 for name, one in opened.items()}
         found = unread(self._log, bounds, positions.items(), max_entries=_MAX_ENTRIES, max_bytes=_MAX_BYTES)
@@ -251,7 +257,8 @@ class Observer:
     def _state(self, name: str, segment: Segment, lag: Lag) -> SegmentState:
         view = segment.current_view()
         readers = self._readers.get(view.path.name, ())
-        return SegmentState(name, segment.schema, segment.stats(), lag, self._events.last(name), readers)
+        kept = self._kept.get(view.segment_name.line, NOTHING_KEPT)
+        return SegmentState(name, segment.schema, segment.stats(), lag, self._events.last(name), readers, kept)
 
     def _stored_schema(self, name: str) -> Schema | None:
         try:

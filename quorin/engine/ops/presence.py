@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from quorin.engine.memory.file import parse_pending
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from quorin.engine.backend import ControlPlane
 
@@ -163,6 +164,33 @@ def holders(directory: str | os.PathLike[str]) -> dict[str, list[Process]]:
             for name in names:
                 found.setdefault(name, []).append(Process(host, int(maps.parent.name), start))
     return found
+
+
+def pinners(paths: Iterable[Path]) -> dict[Path, list[Process]]:
+    """The processes of this machine that pin each of some files, as far as this user can see."""
+    found: dict[Path, list[Process]] = {}
+    inodes = {}
+    for path in paths:
+        with suppress(FileNotFoundError):
+            inodes[path.stat().st_ino] = path
+    for folder in Path("/proc").glob("[0-9]*/fdinfo") if inodes else ():
+        with suppress(OSError):  # The process ended meanwhile, or belongs to another user.
+            locked = {inode for entry in folder.iterdir() for inode in _pinned_inodes(entry)}
+            start = _start_of(int(folder.parent.name)) if locked & inodes.keys() else None
+            if start is not None:
+                for inode in locked & inodes.keys():
+                    found.setdefault(inodes[inode], []).append(Process(_this_host(), int(folder.parent.name), start))
+    return found
+
+
+def _pinned_inodes(entry: Path) -> list[int]:
+    """The inode that a descriptor of a process locks as :mod:`quorin.engine.memory.pins` does."""
+    try:
+        lines = entry.read_text().splitlines()
+    except OSError:  # It was closed meanwhile.
+        return []
+    words = [line.split() for line in lines if line.startswith("lock:") and "OFDLCK" in line]
+    return [int(parts[-3].rpartition(":")[2]) for parts in words]
 
 
 @cache

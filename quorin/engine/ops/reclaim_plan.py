@@ -28,7 +28,9 @@ class Reason(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class SegmentFile:
-    """A file that looks like a segment. ``line`` is the common part of its generations' names."""
+    """A file that looks like a segment. ``line`` is the common part of its generations' names. A ``held`` file is
+    mapped, locked or pinned by a process; a ``kept`` one waits for a way back.
+    """
 
     name: str
     line: str
@@ -36,6 +38,7 @@ class SegmentFile:
     owner: int
     held: bool
     pending: bool = False
+    kept: bool = False
     successor: int = 0
     was_in_force: bool = False
     byte_count: int = 0
@@ -81,7 +84,7 @@ def decide(state: State, misses: Mapping[str, int], *, threshold: int) -> Decisi
     """
     names = {schema: SegmentName.parse(text) for schema, text in state.currents.items()}
     named = {name.line: (schema, name) for schema, name in names.items()}
-    segments = [file for file in state.files if not file.pending]
+    segments = [file for file in state.files if not file.pending and not file.kept]
     lines: dict[str, dict[int, SegmentFile]] = defaultdict(dict)
     for file in segments:
         lines[file.line][file.generation] = file
@@ -97,7 +100,9 @@ def decide(state: State, misses: Mapping[str, int], *, threshold: int) -> Decisi
                 orphans.append((file, Reason.never_in_force))
             elif file is not current:
                 orphans.append((file, Reason.superseded))
-    orphans += [(file, Reason.unnamed) for file in segments if file.line not in named]
+    # Kept generations of a line that is current stay: limits and `quorin generations --drop` remove them.
+    others = (file for file in state.files if not file.pending and file.line not in named)
+    orphans += [(file, Reason.unnamed) for file in others]
     orphans += [(file, Reason.unfinished) for file in state.files if file.pending]
 
     ours = {file.name for file in state.files if _is_ours(file, state.identities, named)}

@@ -47,6 +47,8 @@ def test_a_line_that_is_in_order_is_left_alone() -> None:
         pytest.param([file(1, held=True, successor=2), file(2)], 2, {}, id="still read"),
         pytest.param([file(1), file(2, was_in_force=False, held=True)], 1, {}, id="being built"),
         pytest.param([file(1), file(2, pending=True, held=True)], 1, {}, id="being created"),
+        pytest.param([file(1, kept=True, successor=2), file(2)], 2, {}, id="kept"),
+        pytest.param([file(1), file(5, LINES[1], kept=True)], 1, {5: Reason.unnamed}, id="kept, line gone"),
         pytest.param([file(1, owner=THEIRS)], None, {}, id="another namespace's"),
         pytest.param([file(1, owner=0)], None, {}, id="nobody's, and not named"),
         pytest.param([file(1, pending=True, owner=THEIRS)], None, {}, id="another's unfinished"),

@@ -17,7 +17,9 @@ from quorin.engine.log.record import (
     Record,
     batch_in,
     decode,
+    is_of_load,
     is_sealed,
+    load_of,
     peek,
 )
 from quorin.engine.rows.column import text_lengths
@@ -60,7 +62,8 @@ def decode_alike(payloads: Sequence[bytes]) -> Record | None:
     except InvalidEntryError:
         return None
     last = peek(payloads[-1])
-    return Record(last.kind, last.schema_name, last.fingerprint, last.written_ns, len(payloads), batch)
+    load = load_of(payloads[-1])[0] if is_of_load(payloads[-1]) else 0
+    return Record(last.kind, last.schema_name, last.fingerprint, last.written_ns, len(payloads), batch, load)
 
 
 def cached_template(record: bytes) -> Template | None:

@@ -1,0 +1,52 @@
+"""What may be served: rows that have not expired, of a segment that does not lag too far behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from quorin import assembly, metrics
+from quorin.errors import StaleReplicaError
+from quorin.wal import position_at
+
+if TYPE_CHECKING:
+    from feast_quorin.config import StoreSettings
+    from feast_quorin.views import StoredView
+    from quorin.assembly import Columns
+    from quorin.shm import Segment
+
+
+def column_reader(
+    segment: Segment, fields: Sequence[str], key_ttl_seconds: int | None, limits: Mapping[str, timedelta] | None
+) -> Callable[..., Columns]:
+    """A function that reads fields of a segment's rows as columns, with their positions and age limits for some of the
+    fields. Rows that were last written longer ago than ``key_ttl_seconds`` are not found.
+    """
+    read = assembly.column_reader(segment, fields, positions=True, max_age=limits or None)
+    if not key_ttl_seconds:
+        return read
+
+    def read_living(ids: Any, **options: Any) -> Columns:
+        columns = read(ids, **options)
+        least = position_at(time.time_ns() // 10**6 - 1000 * key_ttl_seconds)
+        columns.drop(columns.found & (columns.positions < least))
+        return columns
+
+    return read_living
+
+
+def check_fresh(settings: StoreSettings, view: StoredView, segment: Segment) -> None:
+    """Refuse or count a read of rows that may be older than ``max_lag_seconds``. A pinned segment is old on purpose.
+
+    :raises StaleReplicaError: if they are, unless ``stale_reads: serve``.
+    """
+    limit = settings.max_lag_seconds
+    if limit is None or segment.is_pinned:
+        return
+    lag = segment.confirmed_age_seconds()
+    if lag > limit:
+        metrics.stale_reads.labels(view.schema.__name__).inc()
+        if settings.stale_reads == "raise":
+            raise StaleReplicaError(f"feature view {view.name!r}", lag, limit)

@@ -1,0 +1,308 @@
+"""``quorin replace`` and ``quorin rollback``: replace the rows of a schema whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quorin.cli.check import ChecksFile, checks_in
+from quorin.cli.options import (
+    Connection,
+    Namespace,
+    Opened,
+    ShmDir,
+    StreamKey,
+    existing_history,
+    known_schema,
+    of_repository,
+    resolve_field,
+)
+from quorin.cli.output import Json, add_row, console, print_json, progress_bar, table
+from quorin.cli.put import time_ns
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.engine.words import count, counted, duration
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from quorin.evolution import ReplaceResult
+    from quorin.offline import ParquetDatasetStore
+    from quorin.schema import Schema
+    from quorin.shm import SegmentRegistry
+
+_FORMATS = {".parquet": "parquet", ".arrow": "ipc", ".feather": "ipc", ".csv": "csv"}
+_RANGE = re.compile(r"(\d+)\.\.(\d+)\Z")
+_HISTORY = "history"
+
+
+class WaitFor(StrEnum):
+    """Where the new rows must be in force before the command returns."""
+
+    log = "log"
+    node = "node"
+    nodes = "nodes"
+
+
+SchemaName = Annotated[str, typer.Argument(help="The schema or feature view.")]
+Waits = Annotated[
+    WaitFor,
+    typer.Option("--wait-for", help="Return when the commit is in the log, this node serves it, or all live nodes do."),
+]
+Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait for that.")]
+AllowEmpty = Annotated[bool, typer.Option("--allow-empty", help="Also replace by no rows at all.")]
+OfflineIfAny = Annotated[
+    str | None,
+    typer.Option(
+        "--offline",
+        envvar="QUORIN_OFFLINE",
+        help="The history: a directory or URL. Needed for states before the log's start.",
+        callback=of_repository,
+        show_default=False,
+    ),
+]
+
+
+def replace(
+    connection: Connection,
+    schema: SchemaName,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="A file or directory (.parquet, .arrow, .feather, .csv), or `history`: its present rows.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check the rows, and change nothing.")] = False,
+    abort: Annotated[bool, typer.Option("--abort", help="End the replacement that is open, whoever began it.")] = False,
+    checks: ChecksFile = None,
+    no_checks: Annotated[bool, typer.Option("--no-checks", help="Do not check the rows.")] = False,
+    allow_empty: AllowEmpty = False,
+    offline: OfflineIfAny = None,
+    wait_for: Waits = WaitFor.node,
+    timeout: Timeout = 60.0,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    stream_key: StreamKey = DEFAULT_STREAM_KEY,
+    shm_dir: ShmDir = None,
+    as_json: Json = False,
+) -> None:
+    """Replace all rows of a schema or feature view, on all nodes, each in one flip. Reads and pushes continue.
+
+    The columns are `entity_id`, optionally `event_time_ns`, and the fields. Entities that the new rows do not have are
+    gone; what is pushed meanwhile stays. Until the flip the old rows are served.
+
+    Examples:
+        quorin replace driver_stats --from stats.parquet --dry-run
+        quorin replace driver_stats --from exports/ --wait-for nodes
+        quorin replace driver_stats --abort                 # end one whose process hangs
+
+    Exit codes: 0 replaced (with `--abort`: ended, or none was open), 1 refused, failed or not applied in time (with the
+    reason on stderr), 2 wrong usage, 3 the rows do not pass the schema's checks; nothing was replaced.
+    """
+    from quorin import evolution
+    from quorin.shm import SegmentRegistry
+
+    if abort == (source is not None):
+        raise typer.BadParameter("give either --from or --abort")
+    if dry_run and (abort or source == _HISTORY):
+        raise typer.BadParameter("--dry-run checks the rows of a file or directory")
+    with Opened(connection, namespace) as backend:
+        target = known_schema(backend, schema)
+        if abort:
+            load = evolution.abort_replace(target, backend, stream_key=stream_key)
+            _print_aborted(target.__name__, load, as_json=as_json)
+            return
+        registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
+        options: dict[str, Any] = {"allow_empty": allow_empty, "wait_for": wait_for.value, "timeout_seconds": timeout}
+        with progress_bar(target.__name__, hidden=as_json) as progress:
+            if source == _HISTORY:
+                result = _replaced_by_history(target, registry, offline, progress, stream_key, options)
+            else:
+                total, tables = _tables(Path(str(source)), target)
+                result = evolution.replace(
+                    target,
+                    tables,
+                    registry,
+                    checks=() if no_checks else None if checks is None else checks_in(checks, target),
+                    dry_run=dry_run,
+                    progress=lambda rows: progress(rows, total),
+                    stream_key=stream_key,
+                    **options,
+                )
+    _print(result, wait_for, as_json=as_json)
+
+
+def _replaced_by_history(
+    target: Schema, registry: SegmentRegistry, offline: str | None, progress: Any, stream_key: str, options: Any
+) -> ReplaceResult:
+    from quorin import evolution
+
+    return evolution.rollback(
+        target,
+        registry,
+        to_position=registry.backend.log(stream_key).bounds().last,
+        reapply=True,
+        history=_history(offline),
+        progress=lambda rows: progress(rows, 0),
+        stream_key=stream_key,
+        **options,
+    )
+
+
+def rollback(
+    connection: Connection,
+    schema: SchemaName,
+    to: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--to",
+            help="`position:P`, `time:T` (like 2026-05-01T12:00:00Z, or ns) or `generation:N`, one kept on this node.",
+            show_default=False,
+        ),
+    ] = None,
+    reapply: Annotated[bool, typer.Option("--reapply", help="Apply again what was pushed after that state.")] = False,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--without",
+            help="Positions A..B to leave out when applying again; may be repeated. Alone: roll back to before A.",
+            show_default=False,
+        ),
+    ] = None,
+    allow_empty: AllowEmpty = False,
+    offline: OfflineIfAny = None,
+    wait_for: Waits = WaitFor.node,
+    timeout: Timeout = 60.0,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    stream_key: StreamKey = DEFAULT_STREAM_KEY,
+    shm_dir: ShmDir = None,
+    as_json: Json = False,
+) -> None:
+    """Replace all rows of a schema or feature view by those of a past state, on all nodes, each in one flip.
+
+    The past state is that at a position of the log or at a time, from the log and the history, or a generation that
+    this node keeps. The log keeps what came later: `--reapply` applies it again, `--without` leaves a range out.
+
+    Examples:
+        quorin rollback driver_stats --to time:2026-05-01T12:00:00Z --wait-for nodes
+        quorin rollback driver_stats --without 1883199543061774336..1883199543067017216   # all but a bad batch
+        quorin rollback driver_stats --to generation:3
+
+    Exit codes: 0 rolled back, 1 the state is not known any more, refused, or not applied in time, 2 wrong usage.
+    """
+    from quorin import evolution
+    from quorin.shm import SegmentRegistry
+
+    state, ranges = _state(to or []), [_range(text) for text in without or []]
+    if not (state or ranges):
+        raise typer.BadParameter("give --to or --without")
+    with Opened(connection, namespace) as backend:
+        target = known_schema(backend, schema)
+        registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
+        with progress_bar(target.__name__, hidden=as_json) as progress:
+            try:
+                result = evolution.rollback(
+                    target,
+                    registry,
+                    history=_history(offline),
+                    reapply=reapply,
+                    without=ranges,
+                    allow_empty=allow_empty,
+                    wait_for=wait_for.value,
+                    timeout_seconds=timeout,
+                    progress=lambda rows: progress(rows, 0),
+                    stream_key=stream_key,
+                    **state,
+                )
+            except ValueError as error:
+                raise typer.BadParameter(str(error)) from error
+    _print(result, wait_for, as_json=as_json)
+
+
+def _history(offline: str | None) -> ParquetDatasetStore | None:
+    return None if offline is None else existing_history(offline)
+
+
+def _tables(path: Path, schema: Schema) -> tuple[int, Iterator[pa.RecordBatch]]:
+    """The number of rows of a file or directory, and its batches with the names of the schema's fields."""
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+
+    files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.suffix in _FORMATS)
+    formats = {_FORMATS.get(one.suffix) for one in files}
+    if not path.exists() or len(formats) != 1 or None in formats:
+        expected = ", ".join(_FORMATS)
+        raise typer.BadParameter(
+            f"--from {path}: expected `history`, a file that ends in {expected}, or a directory of one kind"
+        )
+    try:
+        dataset = ds.dataset([str(one) for one in files], format=formats.pop())
+        names = {
+            name: name if name in ("entity_id", "event_time_ns") else resolve_field(schema, name)
+            for name in dataset.schema.names
+        }
+        total = dataset.count_rows()
+    except (pa.ArrowException, OSError) as error:
+        raise typer.BadParameter(f"--from {path} cannot be read: {error}") from error
+    batches = dataset.to_batches(batch_size=1 << 16)
+    return total, (batch.rename_columns(list(names.values())) for batch in batches if batch.num_rows)
+
+
+def _state(words: list[str]) -> dict[str, Any]:
+    """The state that ``--to`` names, as arguments of the call."""
+    if len(words) > 1:
+        raise typer.BadParameter(f"--to: expected one state, got {len(words)}")
+    if not words:
+        return {}
+    kind, _, text = words[0].partition(":")
+    if kind == "time" and text:
+        return {"to_time_ns": time_ns(text)}
+    if kind in ("position", "generation") and text.isdigit():
+        return {f"to_{kind}": int(text)}
+    raise typer.BadParameter(f"--to {words[0]!r}: expected position:P, time:T or generation:N")
+
+
+def _range(text: str) -> tuple[int, int]:
+    match = _RANGE.match(text)
+    if match is None:
+        raise typer.BadParameter(f"--without {text!r}: expected two positions, A..B")
+    return int(match[1]), int(match[2])
+
+
+def _print_aborted(name: str, load: int | None, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"schema": name, "aborted": load})
+    else:
+        typer.echo(
+            f"no replacement of {name} is open"
+            if load is None
+            else f"ended the replacement that began at position {load}"
+        )
+
+
+def _print(result: ReplaceResult, wait_for: WaitFor, *, as_json: bool) -> None:
+    if as_json:
+        print_json(dataclasses.asdict(result))
+        return
+    if result.dry_run:
+        served = "no segment here" if result.replaced_rows is None else f"{counted(result.replaced_rows, 'row')} here"
+        typer.echo(f"{counted(result.row_count, 'row')} would replace {served}: this was a dry run")
+        return
+    shown = table("", "")
+    add_row(shown, "schema", result.schema_name)
+    add_row(shown, "rows", count(result.row_count))
+    if result.replaced_rows is not None:
+        add_row(shown, "replaced", count(result.replaced_rows))
+    add_row(shown, "began at", result.begin)
+    add_row(shown, "position", result.position)
+    where = {WaitFor.log: "each node's consumer", WaitFor.node: "this node", WaitFor.nodes: "all live nodes"}[wait_for]
+    add_row(shown, "in force", f"on {where}" if wait_for is not WaitFor.log else f"when {where} reads it")
+    add_row(shown, "took", duration(result.elapsed_seconds))
+    shown.show_header = False
+    console().print(shown)

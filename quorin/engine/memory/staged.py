@@ -1,0 +1,95 @@
+"""A segment that is built beside the serving one, in a line of its own, and then takes its place in one flip.
+
+Until then nothing points to it: growth and upgrades of the serving segment do not touch it, and it grows by itself.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from quorin.engine.format import segment as fmt
+from quorin.engine.format.name import SegmentName
+from quorin.engine.memory import file as mapping
+from quorin.engine.memory.access import Access
+from quorin.engine.memory.generations import heap_bytes_for
+from quorin.engine.memory.growth import evolve
+from quorin.engine.memory.header import rename
+from quorin.engine.memory.segment import Segment
+from quorin.engine.memory.view import SegmentView
+from quorin.errors import CapacityExceededError
+
+if TYPE_CHECKING:
+    from quorin.schema import Schema
+
+_EPOCH = fmt.header_word("epoch")
+_MAX_ATTEMPTS = 1000
+
+
+class Staged:
+    """The staged segment, which this process writes."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+        segment.acquire_writer_lease()
+
+    @classmethod
+    def beside(cls, serving: Segment, schema: Schema) -> Staged:
+        """An empty one with the serving segment's sizes, for the users who may read that.
+
+        :raises SharedMemoryError: if there is no room for it.
+        """
+        view = serving.current_view()
+        created = SegmentView.create(
+            view.path.parent,
+            SegmentName.first(schema.__name__),
+            schema,
+            capacity=view.layout.capacity,
+            max_id_bytes=view.layout.max_id_bytes,
+            heap_bytes=heap_bytes_for(view),
+            owner=int(view.header["owner"]),
+            access=Access.of(view.path),
+            prefault_rows=int(view.header["entity_count"]),
+        )
+        return cls(Segment(created, None, read_only=False))
+
+    def upgrade(self, schema: Schema) -> None:
+        """Carry its rows over to a newer version of its schema, if it is not of that version."""
+        if self.segment.stored_schema is not schema:
+            evolve(self.segment, schema)
+
+    def put_in_force(self, serving: Segment, *, position: int, log_identity: int) -> None:
+        """Replace the serving segment, whose lease is held, in one flip, with ``position`` as the applied position.
+
+        A crash at any point leaves the old generation in force, or the new one with its position; the file of the other
+        is reclaimed by the watchdog.
+
+        :raises WriterFencedError: if another process overtook this one; nothing has changed then.
+        """
+        old, staged = serving.writing_view(), self.segment.writing_view()
+        staged.header["partitions"] = old.header["partitions"]
+        self.segment.commit_position(position, log_identity)
+        self.segment.close()
+        serving.replace(_joined(old, staged), keeping="replace")
+
+    def discard(self) -> None:
+        """Remove it. Does nothing once it is in force."""
+        view = self.segment.current_view()
+        self.segment.close()
+        mapping.unlink(view.path)
+
+
+def _joined(serving: SegmentView, staged: SegmentView) -> SegmentView:
+    """A finished segment under the next free name of the serving one's line; nobody has it open for writing."""
+    # It was written under a lease, but was never in force: only an epoch above zero says so of a generation.
+    staged.words[_EPOCH] = 0
+    directory = serving.path.parent
+    for generation in range(serving.generation + 1, serving.generation + _MAX_ATTEMPTS):
+        name = serving.segment_name.at(generation)
+        rename(staged.mapping.memory, name, int(serving.header["owner"]))
+        with suppress(FileExistsError):
+            staged.mapping.rename(directory / str(name))
+            return SegmentView(staged.mapping, staged.stored, staged.layout)
+    raise CapacityExceededError(
+        f"segment {serving.name!r}: files of its next {_MAX_ATTEMPTS} generations exist already"
+    )
