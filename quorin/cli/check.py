@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quorin.cli.options import Connection, Namespace, Opened, Raw, ShmDir, find_field, known_schema, resolve_field
+from quorin.cli.options import Connection, Namespace, Opened, Raw, ShmDir, known_schema, resolve_field
 from quorin.cli.output import Json, add_row, console, print_json, progress_bar, table
 from quorin.cli.repository import Names
+from quorin.cli.rows_file import rows_of
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
 from quorin.engine.words import count
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from quorin.schema import Schema
     from quorin.shm import Segment, SegmentRegistry
 
-_FORMATS = {".parquet": "parquet", ".arrow": "ipc", ".csv": "csv"}
 
 ChecksFile = Annotated[
     Path | None,
@@ -46,9 +46,9 @@ def check(
         Path | None,
         typer.Option(
             "--from",
-            help="Check the rows of this .parquet, .arrow or .csv file beside what is served. Default: what is served.",
+            help="Check the rows of this file or directory (.parquet, .arrow, .feather, .csv) beside what is served. "
+            "Default: check what is served.",
             exists=True,
-            dir_okay=False,
             show_default=False,
         ),
     ] = None,
@@ -138,28 +138,18 @@ def _loaded(
     registry: SegmentRegistry, stored: Schema, source: Path, progress: Callable[[int, int], None]
 ) -> Iterator[Segment]:
     """A segment with the rows of a file, which nothing points to, and which goes at the end."""
-    import pyarrow as pa
-    import pyarrow.dataset as ds
-
     from quorin import layout
+    from quorin.errors import SegmentNotFoundError
 
-    kind = _FORMATS.get(source.suffix)
-    if kind is None:
-        raise typer.BadParameter(f"expected a file that ends in {', '.join(_FORMATS)}, got {str(source)!r}")
-    try:
-        found = ds.dataset(source, format=kind)
-        total = found.count_rows()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise typer.BadParameter(f"{source} cannot be read as {kind}: {error}") from error
-    columns = {
-        name: name if name in ("entity_id", "event_time_ns") else find_field(stored, name) or name
-        for name in found.schema.names
-    }
-    segment = registry.create(stored, capacity=max(1, total), set_current=False)
+    total, batches = rows_of(source, stored)
+    sizes = {"capacity": max(1, total)}
+    with suppress(SegmentNotFoundError), registry.open_stored(stored.__name__) as served:
+        sizes["max_id_bytes"] = served.current_view().layout.max_id_bytes
+    segment = registry.create(stored, **sizes, set_current=False)
     try:
         rows = 0
-        for batch in found.to_batches():
-            layout.insert_many(segment, batch.rename_columns(list(columns.values())))
+        for batch in batches:
+            layout.insert_many(segment, batch)
             rows += batch.num_rows
             progress(rows, max(rows, total))
         yield segment

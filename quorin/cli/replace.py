@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,22 +20,19 @@ from quorin.cli.options import (
     existing_history,
     known_schema,
     of_repository,
-    resolve_field,
 )
 from quorin.cli.output import Json, add_row, console, print_json, progress_bar, table
 from quorin.cli.put import time_ns
+from quorin.cli.rows_file import rows_of
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.engine.words import count, counted, duration
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from quorin.evolution import ReplaceResult
     from quorin.offline import ParquetDatasetStore
     from quorin.schema import Schema
     from quorin.shm import SegmentRegistry
 
-_FORMATS = {".parquet": "parquet", ".arrow": "ipc", ".feather": "ipc", ".csv": "csv"}
 _RANGE = re.compile(r"(\d+)\.\.(\d+)\Z")
 _HISTORY = "history"
 
@@ -124,7 +120,7 @@ def replace(
             if source == _HISTORY:
                 result = _replaced_by_history(target, registry, offline, progress, stream_key, options)
             else:
-                total, tables = _tables(Path(str(source)), target)
+                total, tables = rows_of(Path(str(source)), target)
                 result = evolution.replace(
                     target,
                     tables,
@@ -227,31 +223,6 @@ def rollback(
 
 def _history(offline: str | None) -> ParquetDatasetStore | None:
     return None if offline is None else existing_history(offline)
-
-
-def _tables(path: Path, schema: Schema) -> tuple[int, Iterator[pa.RecordBatch]]:
-    """The number of rows of a file or directory, and its batches with the names of the schema's fields."""
-    import pyarrow as pa
-    import pyarrow.dataset as ds
-
-    files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.suffix in _FORMATS)
-    formats = {_FORMATS.get(one.suffix) for one in files}
-    if not path.exists() or len(formats) != 1 or None in formats:
-        expected = ", ".join(_FORMATS)
-        raise typer.BadParameter(
-            f"--from {path}: expected `history`, a file that ends in {expected}, or a directory of one kind"
-        )
-    try:
-        dataset = ds.dataset([str(one) for one in files], format=formats.pop())
-        names = {
-            name: name if name in ("entity_id", "event_time_ns") else resolve_field(schema, name)
-            for name in dataset.schema.names
-        }
-        total = dataset.count_rows()
-    except (pa.ArrowException, OSError) as error:
-        raise typer.BadParameter(f"--from {path} cannot be read: {error}") from error
-    batches = dataset.to_batches(batch_size=1 << 16)
-    return total, (batch.rename_columns(list(names.values())) for batch in batches if batch.num_rows)
 
 
 def _state(words: list[str]) -> dict[str, Any]:

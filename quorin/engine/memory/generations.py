@@ -5,8 +5,9 @@ Nothing here puts a generation in force; :mod:`quorin.engine.memory.segment` doe
 
 from __future__ import annotations
 
-import errno
 import time
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ from quorin.engine.format import segment as fmt
 from quorin.engine.format.abi import DONE, R_APPLIED, R_FORGOTTEN, RESULT_ITEMS
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.access import Access
-from quorin.engine.memory.kept import drop_oldest
+from quorin.engine.memory.kept import with_room
 from quorin.engine.memory.view import SegmentView
 from quorin.engine.rows.compatibility import fits
 from quorin.errors import CapacityExceededError, SharedMemoryError
@@ -101,25 +102,22 @@ def create_successor(
     A number may be taken by the attempt of a writer that died or came too late; such a file never comes into force.
     Where there is no room, kept generations of the deployment go first.
     """
-    access, owner = Access.of(view.path), int(view.header["owner"])
+    access, owner, directory = Access.of(view.path), int(view.header["owner"]), view.path.parent
     for generation in range(view.generation + 1, view.generation + _MAX_ATTEMPTS):
-        try:
-            return SegmentView.create(
-                view.path.parent,
-                view.segment_name.at(generation),
-                schema,
-                capacity=capacity,
-                max_id_bytes=max_id_bytes,
-                heap_bytes=heap_bytes,
-                owner=owner,
-                access=access,
-                prefault_rows=prefault_rows,
-            )
-        except FileExistsError:
-            continue
-        except SharedMemoryError as error:
-            if error.errno != errno.ENOSPC or not drop_oldest(view.path.parent, owner):
-                raise
+        create = partial(
+            SegmentView.create,
+            directory,
+            view.segment_name.at(generation),
+            schema,
+            capacity=capacity,
+            max_id_bytes=max_id_bytes,
+            heap_bytes=heap_bytes,
+            owner=owner,
+            access=access,
+            prefault_rows=prefault_rows,
+        )
+        with suppress(FileExistsError):
+            return with_room(directory, owner, create)
     raise CapacityExceededError(f"segment {view.name!r}: files of its next {_MAX_ATTEMPTS} generations exist already")
 
 

@@ -7,20 +7,23 @@ renamed after the flip; a crash in between leaves it unkept, which loses the way
 
 from __future__ import annotations
 
+import errno
 import re
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from quorin.engine.format.name import SegmentName
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.pins import is_pinned, remove_unpinned
+from quorin.errors import SharedMemoryError
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+Created = TypeVar("Created")
 Reason = Literal["replace", "upgrade"]
 
 DEFAULT_PINNED_GENERATIONS = 4
@@ -113,11 +116,18 @@ def keep(path: Path, name: SegmentName, reason: Reason, owner: int, limits: Limi
         _shrink(path.parent, owner, limits.bytes)
 
 
-def drop_oldest(directory: Path, owner: int) -> bool:
-    """Remove the kept generation of a deployment that was kept first, of those that are not pinned; False without one.
-    Rows that are to be served go before it.
+def with_room(directory: Path, owner: int, create: Callable[[], Created]) -> Created:
+    """Create a segment file of a deployment. Where there is no room for it, kept generations go, the oldest first: rows
+    that are to be served go before them.
+
+    :raises SharedMemoryError: as ``create``, if none is left that is not pinned.
     """
-    return any(_remove([kept]) for kept in _of_owner(directory, owner))
+    while True:
+        try:
+            return create()
+        except SharedMemoryError as error:
+            if error.errno != errno.ENOSPC or not any(_remove([kept]) for kept in _of_owner(directory, owner)):
+                raise
 
 
 def kept_sizes(directory: Path) -> dict[str, Kept]:

@@ -6,6 +6,7 @@ Until then nothing points to it: growth and upgrades of the serving segment do n
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from quorin.engine.format import segment as fmt
@@ -15,6 +16,7 @@ from quorin.engine.memory.access import Access
 from quorin.engine.memory.generations import heap_bytes_for
 from quorin.engine.memory.growth import evolve
 from quorin.engine.memory.header import rename
+from quorin.engine.memory.kept import with_room
 from quorin.engine.memory.segment import Segment
 from quorin.engine.memory.view import SegmentView
 from quorin.errors import CapacityExceededError
@@ -35,23 +37,25 @@ class Staged:
 
     @classmethod
     def beside(cls, serving: Segment, schema: Schema) -> Staged:
-        """An empty one with the serving segment's sizes, for the users who may read that.
+        """An empty one with the serving segment's sizes, for the users who may read that. Kept generations make room.
 
         :raises SharedMemoryError: if there is no room for it.
         """
         view = serving.current_view()
-        created = SegmentView.create(
-            view.path.parent,
+        owner, directory = int(view.header["owner"]), view.path.parent
+        create = partial(
+            SegmentView.create,
+            directory,
             SegmentName.first(schema.__name__),
             schema,
             capacity=view.layout.capacity,
             max_id_bytes=view.layout.max_id_bytes,
             heap_bytes=heap_bytes_for(view),
-            owner=int(view.header["owner"]),
+            owner=owner,
             access=Access.of(view.path),
             prefault_rows=int(view.header["entity_count"]),
         )
-        return cls(Segment(created, None, read_only=False))
+        return cls(Segment(with_room(directory, owner, create), None, read_only=False))
 
     def upgrade(self, schema: Schema) -> None:
         """Carry its rows over to a newer version of its schema, if it is not of that version."""
