@@ -42,31 +42,31 @@ REDIS_EXECUTABLES = redis_executables()
 
 
 class RedisServer:
-    """One redis-server on a unix socket in a directory of its own, with arguments such as ``--appendonly yes``."""
+    """One redis-server on a unix socket in a directory of its own, with arguments such as ``--appendonly yes``; or a
+    Sentinel with a configuration.
+    """
 
-    def __init__(self, *arguments: str, version: str | None = None, prefix: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, *arguments: str, version: str | None = None, prefix: tuple[str, ...] = (), sentinel: str | None = None
+    ) -> None:
         self._prefix = prefix
         self._executable = REDIS_EXECUTABLES[version or next(iter(REDIS_EXECUTABLES))]
         self.directory = Path(tempfile.mkdtemp(prefix="redis"))
         self.socket = self.directory / "s"
         self.url = f"unix://{self.socket}"
         self._arguments = arguments
+        self._sentinel = sentinel
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
     def start(self) -> None:
-        command = [
-            *self._prefix,
-            self._executable,
-            "--port",
-            "0",
-            "--unixsocket",
-            str(self.socket),
-            "--dir",
-            str(self.directory),
-        ]
+        place = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.directory)]
+        command = [*self._prefix, self._executable, *place, "--save", "", *self._arguments]
+        if self._sentinel is not None:  # It keeps what it learns in its configuration.
+            (self.directory / "conf").write_text(f"unixsocket {self.socket}\n{self._sentinel}")
+            command = [self._executable, str(self.directory / "conf"), "--sentinel"]
         with (self.directory / "log").open("ab") as log:
-            self._process = subprocess.Popen([*command, "--save", "", *self._arguments], stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + 60
         while True:
             try:
@@ -79,6 +79,11 @@ class RedisServer:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError((self.directory / "log").read_text()) from None
                 time.sleep(0.02)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not ended."""
+        return self._process is not None
 
     @property
     def pid(self) -> int:

@@ -12,20 +12,19 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import redis
-
 from quorin.engine.backend import keys
 from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, not_the_historian
 from quorin.engine.backend.redis_allowance import MAX_SINGLE_SEQUENCE, Allowance
 from quorin.engine.backend.redis_connection import RedisServer, pairs, texts
 from quorin.engine.backend.redis_control import RedisControlPlane
-from quorin.engine.urls import REDIS_FORM, is_malformed, shown, split_credentials
+from quorin.engine.backend.redis_urls import route_of_client, route_of_url
 from quorin.errors import ConnectionFailedError, LogFullError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from quorin.engine.backend.protocols import Fence
+    from quorin.engine.backend.redis_routes import Route
 
 _MAX_READ_ENTRIES = 4096
 _MAX_TAIL_ENTRIES, _MAX_TAIL_BYTES = 8, 256 << 10
@@ -36,14 +35,12 @@ _FACTS = (
 
 
 class RedisBackend:
-    """Quorin's own connections to the server of a URL or a client."""
+    """Quorin's own connections to the servers of a URL or a client."""
 
     is_remote = True
 
-    def __init__(
-        self, connection_class: Any, settings: dict[str, Any], namespace: str, *, must_answer: bool = True
-    ) -> None:
-        self._server = RedisServer(connection_class, settings)
+    def __init__(self, route: Route, namespace: str, *, must_answer: bool = True) -> None:
+        self._server = RedisServer(route)
         self.namespace = namespace
         self.address = self._server.address
         self.control = RedisControlPlane(self._server, namespace)
@@ -52,29 +49,13 @@ class RedisBackend:
 
     @classmethod
     def from_url(cls, url: str, namespace: str, *, must_answer: bool = True) -> RedisBackend:
-        """Connect to ``redis://``, ``rediss://`` (TLS) or ``unix://``."""
-        if is_malformed(url):
-            raise ConnectionFailedError(f"the Redis URL {shown(url)} is wrong: expected {REDIS_FORM}")
-        # The parser does not get user and password, because its errors quote their input.
-        bare, user, password = split_credentials(url)
-        try:
-            settings: dict[str, Any] = dict(redis.connection.parse_url(bare))  # type: ignore[no-untyped-call]
-        except ValueError as error:
-            raise ConnectionFailedError(f"the Redis URL {shown(url)} is wrong: {error}") from None
-        settings |= {name: value for name, value in (("username", user), ("password", password)) if value}
-        return cls(settings.pop("connection_class", redis.Connection), settings, namespace, must_answer=must_answer)
+        """Connect to the server, cluster or service of Sentinel that a URL names."""
+        return cls(route_of_url(url, namespace), namespace, must_answer=must_answer)
 
     @classmethod
     def from_client(cls, client: Any, namespace: str, *, must_answer: bool = True) -> RedisBackend:
-        """Connect with the settings of a ``redis.Redis``; its own connections are not used."""
-        pool: Any = getattr(client, "connection_pool", None)
-        if not isinstance(client, redis.Redis) or type(pool) not in (
-            redis.ConnectionPool,
-            redis.BlockingConnectionPool,
-        ):
-            kind = f"{type(client).__module__}.{type(client).__name__}"
-            raise ConnectionFailedError(f"expected a redis.Redis with a plain connection pool, got {kind}")
-        return cls(pool.connection_class, dict(pool.connection_kwargs), namespace, must_answer=must_answer)
+        """Connect with the settings of a ``redis.Redis`` or ``redis.RedisCluster``; its connections are not used."""
+        return cls(route_of_client(client, namespace), namespace, must_answer=must_answer)
 
     def log(self, stream_key: str = keys.DEFAULT_STREAM_KEY) -> RedisLog:
         """The log of that name."""
