@@ -73,8 +73,12 @@ class Cluster:
         """Kill the slot's master and wait until its replica has taken over; returns the killed server's number."""
         old = self.master_of(slot)
         self.servers[old].kill()
-        until(lambda: self.master_of(slot) != old and self._is_served(self.master_of(slot)))
+        self.wait_for_other_master(slot, old)
         return old
+
+    def wait_for_other_master(self, slot: int, old: int) -> None:
+        """Until another server than this one is the slot's master."""
+        until(lambda: self.master_of(slot) != old and self._is_served(self.master_of(slot)))
 
     def move_slot(self, slot: int, between: Callable[[], None] = lambda: None) -> None:
         """Move a slot to another master as ``redis-cli --cluster reshard`` does; ``between``: after each key."""
@@ -93,6 +97,10 @@ class Cluster:
         """The numbers of the servers that run and are masters with slots."""
         owners = {self.ports.index(range_[2][1]) for range_ in self.call_any("CLUSTER", "SLOTS")}
         return sorted(number for number in owners if self.servers[number].is_running)
+
+    def restart(self, number: int) -> None:
+        """Start a server that was killed; it becomes the replica of the one that took over."""
+        self.servers[number].start()
 
     def flush(self) -> None:
         """Remove everything."""
@@ -147,7 +155,7 @@ class Watched:
             f"port {self.ports[2]}",
             f"sentinel monitor {SERVICE} 127.0.0.1 {self.ports[0]} 1",
             f"sentinel down-after-milliseconds {SERVICE} {down_after_ms}",
-            f"sentinel failover-timeout {SERVICE} 5000",
+            f"sentinel failover-timeout {SERVICE} 1000",
             *([f"sentinel auth-pass {SERVICE} {password}"] if password else []),
         ]
         self.sentinel = RedisServer(sentinel="\n".join(settings), version=version)
@@ -172,8 +180,17 @@ class Watched:
         """Kill the master and wait until its replica has taken over; returns the killed server's number."""
         old = self.master()
         self.servers[old].kill()
-        until(lambda: self.master() != old and self.call(self.master(), "ROLE")[0] == b"master")
+        self.wait_for_other_master(old)
         return old
+
+    def wait_for_other_master(self, old: int) -> None:
+        """Until another server than this one is the master."""
+        until(lambda: self.master() != old and self._is_up() and self.call(self.master(), "ROLE")[0] == b"master")
+
+    def restart(self, number: int) -> None:
+        """Start a server that was killed, as the master's replica: Sentinel would make it that after ten seconds."""
+        self.servers[number].start()
+        self.call(number, "REPLICAOF", "127.0.0.1", self.ports[self.master()])
 
     def flush(self) -> None:
         """Remove everything."""
@@ -183,6 +200,11 @@ class Watched:
         """End all servers."""
         for server in (self.sentinel, *self.servers):
             server.stop()
+
+    def _is_up(self) -> bool:
+        """Whether Sentinel holds the master for up, and no failover is going on."""
+        words = call(self.sentinel, "SENTINEL", "MASTER", SERVICE)
+        return bool(words[words.index(b"flags") + 1] == b"master")
 
     def _knows_replica(self) -> bool:
         return len(call(self.sentinel, "SENTINEL", "REPLICAS", SERVICE)) == 1

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import shutil
 import signal
 import subprocess
@@ -90,6 +91,10 @@ class RedisServer:
         """Of the server's process."""
         assert self._process is not None
         return self._process.pid
+
+    def signal(self, number: int) -> None:
+        """Stop it or let it go on, for example."""
+        os.kill(self.pid, number)
 
     def kill(self) -> None:
         """End it at once, as a crash would."""

@@ -142,7 +142,7 @@ class RedisLog:
             return position, None
         (_, found), schema, (identity, trimmed) = answers[1][0], answers[2], answers[3]
         seen, _ = _entries(found, after, {schema_name.encode()})
-        if seen.through < position:
+        if seen.through < position or self._lost_tail(after):
             return position, None
         return position, Tail(int(identity), int(trimmed or 0), schema.decode(), after, seen)
 
@@ -190,6 +190,7 @@ class RedisLog:
         max_entries: int = 1024,
         max_bytes: int = 16 << 20,
         block_ms: int = 0,
+        follows: bool = False,
     ) -> ReadResult:
         """Read the stream; entries of other schemas are fetched and dropped.
 
@@ -203,23 +204,37 @@ class RedisLog:
         answer = self._server.call(
             "XREAD", "COUNT", count, *waiting, "STREAMS", self._keys.stream, keys.stream_id_of(after)
         )
+        if follows and self._lost_tail(after):
+            return ReadResult([], after, lost_tail=True)
         if not answer:
             return ReadResult([], after, sent_ns + max(block, 0) * 1_000_000)
         names = None if schema_names is None else {name.encode() for name in schema_names}
         result, self._entry_bytes = _entries(answer[0][1], after, names)
         return replace(result, confirmed_ns=sent_ns) if len(answer[0][1]) < count else result
 
+    def _lost_tail(self, after: int) -> bool:
+        """Whether the entry at a position that was read is lost. Only a new connection may be to a server that lacks
+        it, so each is looked at once, and after the answer that it gave.
+        """
+        verified = self._server.purposes
+        if self._keys.stream in verified or not after:
+            return False
+        verified.add(self._keys.stream)
+        return after in self.state([after])[1].lost
+
     def bounds(self) -> Bounds:
         """The first entry's position and the last one ever assigned."""
         first, last, trimmed = self._server.run(keys.LUA_BOUNDS, [self._keys.stream, self._keys.trimmed], [])
         return Bounds(keys.position_of(first), keys.position_of(last), int(trimmed))
 
-    def state(self) -> tuple[int, Bounds]:
-        """Both in one script."""
-        first, last, trimmed, identity = self._server.run(
-            keys.LUA_STATE, self._created_together, [keys.fresh_identity()]
-        )
-        return int(identity), Bounds(keys.position_of(first), keys.position_of(last), int(trimmed))
+    def state(self, read: Collection[int] = ()) -> tuple[int, Bounds]:
+        """All in one script."""
+        ids = [keys.stream_id_of(position) for position in read]
+        answer = self._server.run(keys.LUA_STATE, self._created_together, [keys.fresh_identity(), *ids])
+        first, last, trimmed, identity, *has = answer
+        gone = (position for position, is_there in zip(read, has, strict=True) if not is_there)
+        lost = frozenset(position for position in gone if position > int(trimmed))
+        return int(identity), Bounds(keys.position_of(first), keys.position_of(last), int(trimmed), lost)
 
     def sizes(self) -> tuple[int, int]:
         """The lengths of the stream and of the hash of dead letters."""

@@ -106,12 +106,13 @@ class RedisServer:
             raise self._translated(error) from None
         return [self._translated(answer) if isinstance(answer, Exception) else answer for answer in answers]
 
-    def is_first_use(self, purpose: str) -> bool:
-        """Whether the thread's connection is newer than its last use for this purpose: it may be to another server."""
-        used: set[str] = self._of_thread.__dict__.setdefault("used", set())
-        is_first = purpose not in used
-        used.add(purpose)
-        return is_first
+    @property
+    def purposes(self) -> set[str]:
+        """What the thread's connection was used for, as its users note it; empty when it is a new one, which may be to
+        another server.
+        """
+        used: set[str] = self._of_thread.__dict__.setdefault("purposes", set())
+        return used
 
     def ping_once(self) -> None:
         """Check that the server can be used, without retries."""
@@ -245,7 +246,8 @@ class RedisServer:
         reason = without_secrets(str(error).partition(", with args beginning with")[0], self._route.secrets)
         if isinstance(error, redis.exceptions.OutOfMemoryError) or "-OOM " in reason:
             return LogFullError(f"{self._route.kind} at {self.address} is at its maxmemory: {reason}")
-        return ConnectionFailedError(f"{self._route.kind} at {self.address} cannot be used: {reason}")
+        part = f"{self._route.part}: " if self._route.part else ""
+        return ConnectionFailedError(f"{self._route.kind} at {self.address} cannot be used: {part}{reason}")
 
 
 def pairs(answer: list[bytes]) -> dict[bytes, bytes]:

@@ -6,6 +6,7 @@ All keys of a namespace carry it as their hash tag, so they are in one slot, and
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ _DEFAULTS: dict[str, Any] = {"socket_connect_timeout": 2.0, "socket_timeout": 5.
 _OF_POOLS = ("max_connections", "timeout")
 _PATHS = ("path", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 _NEEDS_PROTOCOL_3 = ("maint_notifications", "oss_cluster_maint", "event_dispatcher", "cache")
+_QUOTED_ERROR = re.compile(r"Error\((['\"])(.*?)\1\)")
 _NOT_OF_A_CLUSTER = "Cluster mode is not enabled", "cluster support disabled"
 
 
@@ -77,6 +79,8 @@ class Route(Protocol):
     """What is there, for messages."""
     address: str
     """Where, for messages: without user and password."""
+    part: str
+    """The part of it that is used, for messages; empty for all of it."""
     settings: Settings
     retries: int
     """How often a call is repeated that finds no master."""
@@ -100,6 +104,7 @@ class FixedRoute:
     """One server, or whatever is behind its address."""
 
     kind = "Redis"
+    part = ""
     retries = 2
 
     def __init__(self, settings: Settings) -> None:
@@ -129,6 +134,7 @@ class SentinelRoute:
     """The server that Sentinel names as a service's master. Each connection asks, as the master may change."""
 
     kind = "Redis behind Sentinel"
+    part = ""
     retries = 4
 
     def __init__(
@@ -161,9 +167,10 @@ class SentinelRoute:
             host, port = sentinel.discover_master(self._service)  # type: ignore[no-untyped-call]
             return host, int(port)
         except redis.sentinel.MasterNotFoundError as error:
-            reasons = str(error).partition(" : ")[2]
-            why = f"no Sentinel answers: {reasons}" if reasons else "Sentinel knows none, or holds it for down"
-            raise NoMasterError(f"the service {self._service!r} has no master: {why}") from None
+            # It lists clients and their errors in Python's notation.
+            reasons = "; ".join(text for _, text in _QUOTED_ERROR.findall(str(error)))
+            why = reasons or "Sentinel knows none, or holds it for down"
+            raise NoMasterError(f"no master of the service {self._service!r} was found: {why}") from None
         finally:
             for client in sentinel.sentinels:
                 client.close()
@@ -208,7 +215,7 @@ class ClusterTopology:
                 node: Any = self._nodes.get_node_from_slot(slot)
             except SlotNotCoveredError:
                 self._is_stale = True
-                raise NoMasterError(f"slot {slot} has no master") from None
+                raise NoMasterError("it has no master") from None
             return node.host, int(node.port)
 
     def mark_stale(self) -> None:
@@ -263,7 +270,7 @@ class ClusterRoute:
 
     def __init__(self, topology: ClusterTopology, slot: int) -> None:
         self._topology, self._slot = topology, slot
-        self.settings, self.address = topology.settings, topology.address
+        self.settings, self.address, self.part = topology.settings, topology.address, f"slot {slot}"
         self.secrets = _secrets(topology.settings.values)
 
     def connect(self) -> Any:

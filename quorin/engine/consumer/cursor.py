@@ -9,7 +9,7 @@ from quorin.engine.consumer.plan import Cursors, Fit, anchor
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from quorin.engine.backend import Bounds, Log, ReadResult
     from quorin.engine.consumer.historian import Historian
@@ -57,14 +57,14 @@ class LogCursor:
         names = {target.schema.__name__ for target in targets}
         self.positions = Cursors({name: at for name, at in self.positions.after.items() if name in names})
 
-    def anchor(self, targets: Iterable[Target], *, anew: bool = False) -> int:
+    def anchor(self, targets: Collection[Target], *, anew: bool = False) -> int:
         """Compare the log with each segment's header, and anchor the segments that do not follow it; ``anew``: all.
 
         Returns the log's last position.
         """
         if anew:
             self.keep([])
-        identity, bounds = self._log.state()
+        identity, bounds = self._log.state({at for target in targets if (at := target.opened.position)})
         for target in targets:
             if not self._follows(target, identity, bounds):
                 self._anchor(target, identity, bounds)
@@ -80,6 +80,7 @@ class LogCursor:
             max_entries=self._batch_entries,
             max_bytes=_READ_BYTES,
             block_ms=block_ms,
+            follows=True,
         )
 
     def advance(self, through: int, targets: Iterable[Target]) -> bool:
@@ -111,7 +112,8 @@ class LogCursor:
         """Whether a segment was anchored to this very log, and the log still has all entries behind its position."""
         at = self.positions.after.get(target.schema.__name__)
         is_same = target.opened.log_identity == identity == self._identity
-        return at is not None and is_same and bounds.trimmed <= at <= bounds.last
+        is_lost = target.opened.position in bounds.lost
+        return at is not None and is_same and bounds.trimmed <= at <= bounds.last and not is_lost
 
     def _anchor(self, target: Target, identity: int, bounds: Bounds) -> None:
         name, segment = target.schema.__name__, target.opened
