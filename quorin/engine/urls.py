@@ -20,18 +20,18 @@ REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://", "redis
 HTTP_FORM = "http://host:port or https://host:port, without user, password and query"
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_HOST = r"[\w.-]*|\[[\w:.%]+\]"
+_NAMED_HOST = r"[\w.-]+|\[[\w:.%]+\]"
 _URL = re.compile(
     rf"(?P<scheme>{_SCHEME.pattern})"
     r"(?:(?P<credentials>[^/?#]*)@)?"
-    rf"(?P<host>{_HOST})(?P<port>:[0-9]{{1,5}})?(?P<others>(?:,(?:{_HOST})(?::[0-9]{{1,5}})?)*)"
+    rf"(?P<host>{_NAMED_HOST}|)(?P<port>:[0-9]{{1,5}})?(?P<others>(?:,(?:{_NAMED_HOST})(?::[0-9]{{1,5}})?)*)"
     r"(?P<path>/[^?#]*)?"
     r"(?P<query>\?[^#]*)?"
 )
 _HTTP = re.compile(r"https?://([\w.-]+|\[[\w:.]+\])(:[0-9]{1,5})?(/[\w./~-]*)?")
 _DATABASE = re.compile(r"/?[0-9]*/?")
 _SERVICE = re.compile(r"/[\w.:-]+(?:/[0-9]*)?")
-_OF_A_CLUSTER = re.compile(r"[?&]cluster=")
+_OF_A_CLUSTER = re.compile(r"[?&]cluster=true(?:&|\Z)")
 _QUERY_CREDENTIALS = re.compile(r"(?<=[?&])(?:sentinel_)?(?:username|password)=[^&]*")
 
 

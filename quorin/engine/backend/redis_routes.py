@@ -6,7 +6,6 @@ All keys of a namespace carry it as their hash tag, so they are in one slot, and
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -28,7 +27,6 @@ _DEFAULTS: dict[str, Any] = {"socket_connect_timeout": 2.0, "socket_timeout": 5.
 _OF_POOLS = ("max_connections", "timeout")
 _PATHS = ("path", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 _NEEDS_PROTOCOL_3 = ("maint_notifications", "oss_cluster_maint", "event_dispatcher", "cache")
-_QUOTED_ERROR = re.compile(r"Error\((['\"])(.*?)\1\)")
 _NOT_OF_A_CLUSTER = "Cluster mode is not enabled", "cluster support disabled"
 
 
@@ -166,10 +164,10 @@ class SentinelRoute:
         try:
             host, port = sentinel.discover_master(self._service)  # type: ignore[no-untyped-call]
             return host, int(port)
-        except redis.sentinel.MasterNotFoundError as error:
-            # It lists clients and their errors in Python's notation.
-            reasons = "; ".join(text for _, text in _QUOTED_ERROR.findall(str(error)))
-            why = reasons or "Sentinel knows none, or holds it for down"
+        except redis.sentinel.MasterNotFoundError:
+            # Its text does not say why.
+            reasons = dict.fromkeys(filter(None, map(_why_not_used, sentinel.sentinels)))
+            why = "; ".join(reasons) or "Sentinel knows none, or holds it for down"
             raise NoMasterError(f"no master of the service {self._service!r} was found: {why}") from None
         finally:
             for client in sentinel.sentinels:
@@ -298,6 +296,15 @@ def _check_master(connection: Any) -> None:
         return
     if role != b"master":
         raise NoMasterError(f"{connection.host}:{connection.port}, which Sentinel names, is not a master")
+
+
+def _why_not_used(client: Any) -> str:
+    """Why a server does not answer; empty if it does."""
+    try:
+        client.ping()
+    except redis.exceptions.RedisError as error:
+        return str(error)
+    return ""
 
 
 def _secrets(values: dict[str, Any]) -> list[str]:
