@@ -23,12 +23,11 @@ from pydantic import (
 
 from feast_quorin.read.ages import Limits, limits_of
 from quorin.errors import QuorinError
-from quorin.logging import HTTP_FORM, REDIS_FORM, URL_FORM, is_http, is_malformed, shown
+from quorin.logging import HTTP_FORM, REDIS_FORM, REDIS_SCHEMES, URL_FORM, is_http, is_malformed, shown
 from quorin.shm import check_pin, default_shm_dir
 from quorin.snapshot import Peers
 
 DEFAULT_PATH = "data/quorin"
-_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 _MAX_SHOWN = 200
 _OF_SERVERS = frozenset(("token_file", "tls_ca"))
 """Settings of connections to ``quorin serve`` on other machines."""
@@ -59,7 +58,8 @@ class StoreSettings(FeastConfigBaseModel):
     """Directory of the embedded store (control plane and log), default ``data/quorin``, relative to the repo."""
 
     redis_url: StrictStr | None = Field(default=None, repr=False)
-    """URL of a Redis server as control plane and log instead: ``redis://``, ``rediss://`` or ``unix://``."""
+    """URL of Redis as control plane and log instead: ``redis://``, ``rediss://`` or ``unix://``; of a cluster with
+    ``?cluster=true``; of a service behind Sentinel ``redis+sentinel://``."""
 
     consumer: Literal["auto", "external", "inline"] = "auto"
     """Which process applies writes to shared memory. ``external``: only a ``quorin consumer`` process. ``auto``: with
@@ -218,8 +218,8 @@ class StoreSettings(FeastConfigBaseModel):
     @field_validator("redis_url")
     @classmethod
     def _redis_form(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(_REDIS_SCHEMES):
-            raise ValueError(f"expected a URL that starts with {', '.join(_REDIS_SCHEMES)}")
+        if value is not None and not value.startswith(REDIS_SCHEMES):
+            raise ValueError(f"expected a URL that starts with {', '.join(REDIS_SCHEMES)}")
         if value is not None and is_malformed(value):
             raise ValueError(f"expected {REDIS_FORM}")
         return value

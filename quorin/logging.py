@@ -23,11 +23,12 @@ from functools import cache
 from typing import Any, TextIO, cast
 
 from quorin.engine import forks
-from quorin.engine.urls import HTTP_FORM, REDIS_FORM, URL_FORM, is_http, is_malformed, shown
+from quorin.engine.urls import HTTP_FORM, REDIS_FORM, REDIS_SCHEMES, URL_FORM, is_http, is_malformed, shown
 
 __all__ = [
     "HTTP_FORM",
     "REDIS_FORM",
+    "REDIS_SCHEMES",
     "URL_FORM",
     "bind",
     "configure",

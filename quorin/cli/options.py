@@ -80,10 +80,11 @@ def _nothing() -> str:
 
 
 _CONNECTION_WORDS = "--connection", "-c"
-_CONNECTION_HELP = (
-    "The control plane: redis://, rediss:// or unix:// URL, or the directory of the embedded one. Default: that of the "
-    "Feast repository in this directory."
+_CONNECTION_FORMS = (
+    "The control plane: a redis://, rediss:// or unix:// URL, redis://HOST:PORT,HOST:PORT?cluster=true for a cluster, "
+    "redis+sentinel://HOST:PORT/SERVICE behind Sentinel, or the directory of the embedded one."
 )
+_CONNECTION_HELP = f"{_CONNECTION_FORMS} Default: that of the Feast repository in this directory."
 Connection = Annotated[
     str,
     typer.Option(
@@ -110,7 +111,7 @@ ServedConnection = Annotated[
     typer.Option(
         *_CONNECTION_WORDS,
         envvar="QUORIN_CONNECTION",
-        help="The control plane: redis://, rediss:// or unix:// URL, or the directory of the embedded one.",
+        help=_CONNECTION_FORMS,
         callback=existing,
         show_default=False,
     ),

@@ -12,20 +12,27 @@ from urllib.parse import unquote
 
 _ESCAPES = "user and password percent-encoded: %2F for /, %3F for ?, %23 for #, %40 for @"
 URL_FORM = f"scheme://[user:password@]host/path, {_ESCAPES}"
-REDIS_FORM = f"redis://[user:password@]host:port/db or unix://[user:password@]/path, {_ESCAPES}"
+REDIS_FORM = (
+    "redis://[user:password@]host:port/db, redis://[user:password@]host:port[,host:port]?cluster=true, "
+    f"redis+sentinel://[user:password@]host:port[,host:port]/service/db or unix://[user:password@]/path, {_ESCAPES}"
+)
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://")
 HTTP_FORM = "http://host:port or https://host:port, without user, password and query"
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_NAMED_HOST = r"[\w.-]+|\[[\w:.%]+\]"
 _URL = re.compile(
     rf"(?P<scheme>{_SCHEME.pattern})"
     r"(?:(?P<credentials>[^/?#]*)@)?"
-    r"(?P<host>[\w.-]*|\[[\w:.%]+\])(?P<port>:[0-9]{1,5})?"
+    rf"(?P<host>{_NAMED_HOST}|)(?P<port>:[0-9]{{1,5}})?(?P<others>(?:,(?:{_NAMED_HOST})(?::[0-9]{{1,5}})?)*)"
     r"(?P<path>/[^?#]*)?"
     r"(?P<query>\?[^#]*)?"
 )
 _HTTP = re.compile(r"https?://([\w.-]+|\[[\w:.]+\])(:[0-9]{1,5})?(/[\w./~-]*)?")
 _DATABASE = re.compile(r"/?[0-9]*/?")
-_QUERY_CREDENTIALS = re.compile(r"(?<=[?&])(?:username|password)=[^&]*")
+_SERVICE = re.compile(r"/[\w.:-]+(?:/[0-9]*)?")
+_OF_A_CLUSTER = re.compile(r"[?&]cluster=true(?:&|\Z)")
+_QUERY_CREDENTIALS = re.compile(r"(?<=[?&])(?:sentinel_)?(?:username|password)=[^&]*")
 
 
 def is_malformed(url: str) -> bool:
@@ -42,7 +49,7 @@ def shown(url: str) -> str:
     """A URL without user, password and query; of a malformed one, only the scheme."""
     parts = _parsed(url)
     if parts is not None:
-        return "".join(parts[name] or "" for name in ("scheme", "host", "port", "path"))
+        return "".join(parts[name] or "" for name in ("scheme", "host", "port", "others", "path"))
     scheme = _SCHEME.match(url)
     return f"{scheme[0] if scheme else ''}…"
 
@@ -56,7 +63,7 @@ def split_credentials(url: str) -> tuple[str, str, str]:
     if parts is None:
         raise ValueError(f"the URL {shown(url)} is malformed")
     user, _, password = (parts["credentials"] or "").partition(":")
-    bare = "".join(parts[name] or "" for name in ("scheme", "host", "port", "path", "query"))
+    bare = "".join(parts[name] or "" for name in ("scheme", "host", "port", "others", "path", "query"))
     return bare, unquote(user), unquote(password)
 
 
@@ -82,6 +89,12 @@ def _parsed(url: str) -> re.Match[str] | None:
         return None
     scheme, path = parts["scheme"], parts["path"] or ""
     if scheme in ("redis://", "rediss://") and not _DATABASE.fullmatch(path):
+        return None
+    is_sentinel = scheme in ("redis+sentinel://", "rediss+sentinel://")
+    if is_sentinel and not _SERVICE.fullmatch(path):
+        return None
+    # What follows a comma elsewhere is rather a part of a password than a host.
+    if parts["others"] and not is_sentinel and not _OF_A_CLUSTER.search(parts["query"] or ""):
         return None
     if scheme == "unix://" and (parts["host"] or parts["port"] or not path):
         return None

@@ -30,7 +30,8 @@ def test_paths_are_relative_to_the_repository(tmp_path: Path) -> None:
     assert QuorinOnlineStoreConfig(path="here").connection(tmp_path) == str(tmp_path / "here")
     assert QuorinOnlineStoreConfig(path="/there").connection(tmp_path) == "/there"
     assert QuorinOnlineStoreConfig(path="here").connection(None) == str(Path.cwd() / "here")
-    assert QuorinOnlineStoreConfig(redis_url="redis://h:1/2").connection(tmp_path) == "redis://h:1/2"
+    for url in ("redis://h:1/2", "rediss://u:p@h:1,g:2?cluster=true", "redis+sentinel://h,g/svc/1", "unix:///r.sock"):
+        assert QuorinOnlineStoreConfig(redis_url=url).connection(tmp_path) == url
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,8 @@ def test_paths_are_relative_to_the_repository(tmp_path: Path) -> None:
             "redis_url: expected a URL that starts with redis://.*got 'http://h'",
         ),
         ({"redis_url": "localhost:6379"}, "redis_url: expected a URL"),
+        ({"redis_url": "redis+sentinel://:s3cret@h:1"}, r"sentinel://.*/service/db.*, got 'redis\+sentinel://…'"),
+        ({"redis_url": "redis://:s3cret@h:1,g:2"}, r"\?cluster=true.*, got 'redis://…'"),
         ({"redis_url": "redis://:s3cret/x@h"}, r"redis_url: expected redis://\[user:.*%2F for /.*, got 'redis://…'"),
         ({"redis_url": ["redis://:s3cret@h"]}, "redis_url: .*string, got list"),
         ({"path": "redis://:s3cret@h"}, "path: expected a directory, not a URL, got 'redis://h'"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import shutil
 import signal
 import subprocess
@@ -42,31 +43,31 @@ REDIS_EXECUTABLES = redis_executables()
 
 
 class RedisServer:
-    """One redis-server on a unix socket in a directory of its own, with arguments such as ``--appendonly yes``."""
+    """One redis-server on a unix socket in a directory of its own, with arguments such as ``--appendonly yes``; or a
+    Sentinel with a configuration.
+    """
 
-    def __init__(self, *arguments: str, version: str | None = None, prefix: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, *arguments: str, version: str | None = None, prefix: tuple[str, ...] = (), sentinel: str | None = None
+    ) -> None:
         self._prefix = prefix
         self._executable = REDIS_EXECUTABLES[version or next(iter(REDIS_EXECUTABLES))]
         self.directory = Path(tempfile.mkdtemp(prefix="redis"))
         self.socket = self.directory / "s"
         self.url = f"unix://{self.socket}"
         self._arguments = arguments
+        self._sentinel = sentinel
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
     def start(self) -> None:
-        command = [
-            *self._prefix,
-            self._executable,
-            "--port",
-            "0",
-            "--unixsocket",
-            str(self.socket),
-            "--dir",
-            str(self.directory),
-        ]
+        place = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.directory)]
+        command = [*self._prefix, self._executable, *place, "--save", "", *self._arguments]
+        if self._sentinel is not None:  # It keeps what it learns in its configuration.
+            (self.directory / "conf").write_text(f"unixsocket {self.socket}\n{self._sentinel}")
+            command = [self._executable, str(self.directory / "conf"), "--sentinel"]
         with (self.directory / "log").open("ab") as log:
-            self._process = subprocess.Popen([*command, "--save", "", *self._arguments], stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + 60
         while True:
             try:
@@ -81,10 +82,19 @@ class RedisServer:
                 time.sleep(0.02)
 
     @property
+    def is_running(self) -> bool:
+        """Whether it was started and not ended."""
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         """Of the server's process."""
         assert self._process is not None
         return self._process.pid
+
+    def signal(self, number: int) -> None:
+        """Stop it or let it go on, for example."""
+        os.kill(self.pid, number)
 
     def kill(self) -> None:
         """End it at once, as a crash would."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, check_namespace
 from quorin.engine.paths import absolute
-from quorin.engine.urls import REDIS_FORM, shown
+from quorin.engine.urls import REDIS_FORM, REDIS_SCHEMES, shown
 from quorin.errors import ConnectionFailedError, needs_extra
 
 if TYPE_CHECKING:
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from quorin.engine.backend.protocols import Backend
     from quorin.engine.backend.redis import RedisBackend
 
-    Connection = redis.Redis | str | os.PathLike[str] | Backend
+    Connection = redis.Redis | redis.RedisCluster | str | os.PathLike[str] | Backend
 
-_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
-_NEARLY_A_URL = re.compile(r"(?si:rediss?:|unix:|[^/]*:.*@)")
+_NEARLY_A_URL = re.compile(r"(?si:rediss?(?:\+sentinel)?:|unix:|[^/]*:.*@)")
 
 
 def connect(connection: Connection, *, namespace: str = DEFAULT_NAMESPACE, must_answer: bool = True) -> Backend:
-    """Connect to a control plane: a ``redis.Redis``, a Redis URL, or a directory for the embedded one.
+    """Connect to a control plane: a ``redis.Redis`` or ``redis.RedisCluster``, a Redis URL, or a directory for the
+    embedded one.
 
     A directory is created, with access for its owner alone, if its parent exists. A relative path is made absolute, so
     that the connection keeps its directory when the process changes its own. A client's settings are copied; the
@@ -49,7 +49,8 @@ def connect(connection: Connection, *, namespace: str = DEFAULT_NAMESPACE, must_
     if any(base.__module__.partition(".")[0] == "redis" for base in type(connection).__mro__):
         return _redis_backend().from_client(connection, namespace, must_answer=must_answer)
     raise ConnectionFailedError(
-        f"expected a redis.Redis, a URL ({', '.join(_REDIS_SCHEMES)}) or a directory, got {type(connection).__name__}"
+        f"expected a redis.Redis, a redis.RedisCluster, a URL ({', '.join(REDIS_SCHEMES)}) or a directory, "
+        f"got {type(connection).__name__}"
     )
 
 
@@ -59,7 +60,7 @@ def embedded_directory(connection: str | os.PathLike[str]) -> Path | None:
     :raises ConnectionFailedError: if the connection is neither.
     """
     text = os.fspath(connection)
-    if isinstance(text, str) and text.startswith(_REDIS_SCHEMES):
+    if isinstance(text, str) and text.startswith(REDIS_SCHEMES):
         return None
     _check_path(text)
     return absolute(text)
@@ -83,7 +84,7 @@ def _check_path(text: str | bytes) -> None:
         raise ConnectionFailedError("expected a directory's path as text, without null characters and not empty")
     if "://" in text:
         scheme = shown(text).partition("://")[0]
-        raise ConnectionFailedError(f"URL scheme {scheme!r} is not known, expected one of {', '.join(_REDIS_SCHEMES)}")
+        raise ConnectionFailedError(f"URL scheme {scheme!r} is not known, expected one of {', '.join(REDIS_SCHEMES)}")
     if re.fullmatch(r"[\w.-]+:\d+", text):
         raise ConnectionFailedError(
             f"{text!r} looks like a host and port: write 'redis://{text}', or './{text}' for a directory"

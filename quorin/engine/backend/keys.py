@@ -242,10 +242,12 @@ LUA_STATE = (
 local known = ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
 local state = bounds_of(KEYS[1], KEYS[3])
 state[4] = known
+for i = 2, #ARGV do state[i + 3] = #redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i]) end
 return state
 """
 )
-"""KEYS stream, identity, trimmed; ARGV a fresh identity. Returns what LUA_BOUNDS returns, then the log's identity."""
+"""KEYS stream, identity, trimmed; ARGV a fresh identity, then ids. Returns what LUA_BOUNDS returns, then the log's
+identity, then for each id 1 or 0: whether the log has this entry."""
 
 LUA_LEASE = """
 local held = redis.call('GET', KEYS[1])

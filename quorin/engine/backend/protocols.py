@@ -22,21 +22,27 @@ class ReadResult:
     """Entries in the order of the log: all entries of the requested schemas up to ``through``.
 
     ``confirmed_ns`` is a time, in ns since the epoch, at which the log had nothing behind ``through``; 0 if it had
-    more, or if that is unknown.
+    more, or if that is unknown. With ``lost_tail`` the log no longer has the entry behind which it was read, though it
+    was not trimmed: a replica that lacked it took over. Then there are no entries, as more may have been lost.
     """
 
     entries: list[tuple[int, bytes]]
     through: int
     confirmed_ns: int = 0
+    lost_tail: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The first position still in the log, the last one ever assigned, the last one trimmed; 0 for none."""
+    """The first position still in the log, the last one ever assigned, the last one trimmed; 0 for none.
+
+    ``lost``: positions of entries that were in the log and are not, though not trimmed.
+    """
 
     first: int
     last: int
     trimmed: int = 0
+    lost: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +114,19 @@ class Log(Protocol):
         max_entries: int = 1024,
         max_bytes: int = 16 << 20,
         block_ms: int = 0,
+        follows: bool = False,
     ) -> ReadResult:
         """Entries behind position ``after``; waits up to ``block_ms`` if there are none.
 
         ``schema_names`` leaves out entries of other schemas. ``max_bytes`` is a target; at least one entry is returned.
+        With ``follows``, ``after`` is a position that was read, and the result says whether its entry was lost since.
         """
 
     def bounds(self) -> Bounds:
         """Where the log begins and ends. The end includes trimmed entries."""
 
-    def state(self) -> tuple[int, Bounds]:
-        """:meth:`identity` and :meth:`bounds`, read in one step."""
+    def state(self, read: Collection[int] = ()) -> tuple[int, Bounds]:
+        """:meth:`identity` and :meth:`bounds`, read in one step; ``read``: positions that may be lost since."""
 
     def sizes(self) -> tuple[int, int]:
         """The number of entries and of dead letters. Cheap, however large they are."""

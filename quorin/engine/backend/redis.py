@@ -12,21 +12,20 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import redis
-
 from quorin.engine.backend import keys
 from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, not_the_historian
 from quorin.engine.backend.redis_allowance import MAX_SINGLE_SEQUENCE, Allowance
 from quorin.engine.backend.redis_connection import RedisServer, pairs, texts
 from quorin.engine.backend.redis_control import RedisControlPlane
+from quorin.engine.backend.redis_urls import route_of_client, route_of_url
 from quorin.engine.log.token import Token
-from quorin.engine.urls import REDIS_FORM, is_malformed, shown, split_credentials
 from quorin.errors import ConnectionFailedError, LogFullError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from quorin.engine.backend.protocols import Fence
+    from quorin.engine.backend.redis_routes import Route
 
 _MAX_READ_ENTRIES = 4096
 _MAX_TAIL_ENTRIES, _MAX_TAIL_BYTES = 8, 256 << 10
@@ -37,14 +36,12 @@ _FACTS = (
 
 
 class RedisBackend:
-    """Quorin's own connections to the server of a URL or a client."""
+    """Quorin's own connections to the servers of a URL or a client."""
 
     is_remote = True
 
-    def __init__(
-        self, connection_class: Any, settings: dict[str, Any], namespace: str, *, must_answer: bool = True
-    ) -> None:
-        self._server = RedisServer(connection_class, settings)
+    def __init__(self, route: Route, namespace: str, *, must_answer: bool = True) -> None:
+        self._server = RedisServer(route)
         self.namespace = namespace
         self.address = self._server.address
         self.control = RedisControlPlane(self._server, namespace)
@@ -53,29 +50,13 @@ class RedisBackend:
 
     @classmethod
     def from_url(cls, url: str, namespace: str, *, must_answer: bool = True) -> RedisBackend:
-        """Connect to ``redis://``, ``rediss://`` (TLS) or ``unix://``."""
-        if is_malformed(url):
-            raise ConnectionFailedError(f"the Redis URL {shown(url)} is wrong: expected {REDIS_FORM}")
-        # The parser does not get user and password, because its errors quote their input.
-        bare, user, password = split_credentials(url)
-        try:
-            settings: dict[str, Any] = dict(redis.connection.parse_url(bare))  # type: ignore[no-untyped-call]
-        except ValueError as error:
-            raise ConnectionFailedError(f"the Redis URL {shown(url)} is wrong: {error}") from None
-        settings |= {name: value for name, value in (("username", user), ("password", password)) if value}
-        return cls(settings.pop("connection_class", redis.Connection), settings, namespace, must_answer=must_answer)
+        """Connect to the server, cluster or service of Sentinel that a URL names."""
+        return cls(route_of_url(url, namespace), namespace, must_answer=must_answer)
 
     @classmethod
     def from_client(cls, client: Any, namespace: str, *, must_answer: bool = True) -> RedisBackend:
-        """Connect with the settings of a ``redis.Redis``; its own connections are not used."""
-        pool: Any = getattr(client, "connection_pool", None)
-        if not isinstance(client, redis.Redis) or type(pool) not in (
-            redis.ConnectionPool,
-            redis.BlockingConnectionPool,
-        ):
-            kind = f"{type(client).__module__}.{type(client).__name__}"
-            raise ConnectionFailedError(f"expected a redis.Redis with a plain connection pool, got {kind}")
-        return cls(pool.connection_class, dict(pool.connection_kwargs), namespace, must_answer=must_answer)
+        """Connect with the settings of a ``redis.Redis`` or ``redis.RedisCluster``; its connections are not used."""
+        return cls(route_of_client(client, namespace), namespace, must_answer=must_answer)
 
     def log(self, stream_key: str = keys.DEFAULT_STREAM_KEY) -> RedisLog:
         """The log of that name."""
@@ -166,7 +147,7 @@ class RedisLog:
             return token, None
         (_, found), schema, (identity, trimmed) = answers[1][0], answers[2], answers[3]
         seen, _ = _entries(found, after, {schema_name.encode()})
-        if seen.through < token:
+        if seen.through < token or self._lost_tail(after):
             return token, None
         return token, Tail(int(identity), int(trimmed or 0), schema.decode(), after, seen)
 
@@ -215,6 +196,7 @@ class RedisLog:
         max_entries: int = 1024,
         max_bytes: int = 16 << 20,
         block_ms: int = 0,
+        follows: bool = False,
     ) -> ReadResult:
         """Read the stream; entries of other schemas are fetched and dropped.
 
@@ -228,23 +210,37 @@ class RedisLog:
         answer = self._server.call(
             "XREAD", "COUNT", count, *waiting, "STREAMS", self._keys.stream, keys.stream_id_of(after)
         )
+        if follows and self._lost_tail(after):
+            return ReadResult([], after, lost_tail=True)
         if not answer:
             return ReadResult([], after, sent_ns + max(block, 0) * 1_000_000)
         names = None if schema_names is None else {name.encode() for name in schema_names}
         result, self._entry_bytes = _entries(answer[0][1], after, names)
         return replace(result, confirmed_ns=sent_ns) if len(answer[0][1]) < count else result
 
+    def _lost_tail(self, after: int) -> bool:
+        """Whether the entry at a position that was read is lost. Only a new connection may be to a server that lacks
+        it, so each is looked at once, and after the answer that it gave.
+        """
+        verified = self._server.purposes
+        if self._keys.stream in verified or not after:
+            return False
+        verified.add(self._keys.stream)
+        return after in self.state([after])[1].lost
+
     def bounds(self) -> Bounds:
         """The first entry's position and the last one ever assigned."""
         first, last, trimmed = self._server.run(keys.LUA_BOUNDS, [self._keys.stream, self._keys.trimmed], [])
         return Bounds(keys.position_of(first), keys.position_of(last), int(trimmed))
 
-    def state(self) -> tuple[int, Bounds]:
-        """Both in one script."""
-        first, last, trimmed, identity = self._server.run(
-            keys.LUA_STATE, self._created_together, [keys.fresh_identity()]
-        )
-        return int(identity), Bounds(keys.position_of(first), keys.position_of(last), int(trimmed))
+    def state(self, read: Collection[int] = ()) -> tuple[int, Bounds]:
+        """All in one script."""
+        ids = [keys.stream_id_of(position) for position in read]
+        answer = self._server.run(keys.LUA_STATE, self._created_together, [keys.fresh_identity(), *ids])
+        first, last, trimmed, identity, *has = answer
+        gone = (position for position, is_there in zip(read, has, strict=True) if not is_there)
+        lost = frozenset(position for position in gone if position > int(trimmed))
+        return int(identity), Bounds(keys.position_of(first), keys.position_of(last), int(trimmed), lost)
 
     def sizes(self) -> tuple[int, int]:
         """The lengths of the stream and of the hash of dead letters."""

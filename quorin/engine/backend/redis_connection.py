@@ -2,9 +2,9 @@
 
 A call is one write to a socket and one read, a fifth of the cost of redis-py's client and pool.
 
-After a failover, another server behind the same address (a proxy, a DNS name, Sentinel's) may be the master, while
-connections to the former one stay open. A call that the former master refuses is retried on a new connection, and all
-threads reconnect at their next call.
+After a failover, another server may be the master, behind the same address (a proxy, a DNS name) or at another one
+(:mod:`quorin.engine.backend.redis_routes`), while connections to the former one stay open. A call that the former
+master refuses is retried on a new connection, and all threads reconnect at their next call.
 """
 
 from __future__ import annotations
@@ -15,52 +15,62 @@ import re
 import threading
 import weakref
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis
-from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from quorin.engine.paths import absolute
 from quorin.engine.urls import without_secrets
 from quorin.errors import ConnectionFailedError, LogFullError
 
-_DEFAULTS: dict[str, Any] = {"socket_connect_timeout": 2.0, "socket_timeout": 5.0}
-_RETRIES, _RETRY_PAUSE_SECONDS, _MAX_RETRY_PAUSE_SECONDS = 2, 0.02, 0.5
-_OF_POOLS = ("max_connections", "timeout")
-_PATHS = ("path", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
+if TYPE_CHECKING:
+    from quorin.engine.backend.redis_routes import Place, Route
+
+_RETRY_PAUSE_SECONDS, _MAX_RETRY_PAUSE_SECONDS = 0.02, 0.5
 _FAILED_OVER = redis.exceptions.ReadOnlyError, redis.exceptions.ClusterDownError, redis.exceptions.TryAgainError
 """Errors of a server that was demoted, or has no link to its master (``MASTERDOWN`` is a ``ClusterDownError``). While a
 server loads its data, redis-py raises a ``ConnectionError``."""
-_FAILED_OVER_TEXT = re.compile(r"^UNBLOCKED |-(?:READONLY|LOADING|MASTERDOWN|CLUSTERDOWN) ")
-"""Errors without a type in redis-py, including those that a script's error quotes."""
+_FAILED_OVER_TEXT = re.compile(r"^UNBLOCKED |(?:^|-)(?:READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN) ")
+"""Errors without a type in some versions of redis-py, including those that a script's error quotes."""
+_ELSEWHERE = re.compile(r"(?:(MOVED|ASK) )?([0-9]+) (\S*):([0-9]+)")
+_ASKING = b"*1\r\n$6\r\nASKING\r\n"
 
-_NEEDS_PROTOCOL_3 = ("maint_notifications", "oss_cluster_maint", "event_dispatcher", "cache")
+Command = bytes | list[bytes] | tuple[bytes, ...]
+"""In Redis' protocol: whole, in pieces, or several that are sent together."""
 
 
 class FailedOverError(redis.exceptions.ConnectionError):
     """The server refused a call, without effect, because it is not the master now."""
 
 
+class _AskError(Exception):
+    """A key is at another server while its slot is being moved there; the slot is still here."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self.place = place
+
+
 class RedisServer:
     """One connection per thread, retried calls, translated errors, and new connections after a fork."""
 
-    def __init__(self, connection_class: Any, settings: dict[str, Any]) -> None:
-        self._connection_class = connection_class
-        self._settings = _complete(settings)
-        self._secrets = [str(self._settings[name]) for name in ("password",) if self._settings.get(name)]
+    def __init__(self, route: Route) -> None:
+        self._route = route
         self._forget_connections()
         self._retry: Any = Retry(
             ExponentialBackoff(cap=_MAX_RETRY_PAUSE_SECONDS, base=_RETRY_PAUSE_SECONDS),
-            _RETRIES,
+            route.retries,
             (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError),
         )
         self._closed = False
-        self.address = _address_of(connection_class, self._settings)
-        self.longest_block_ms = int(self._settings["socket_timeout"] * 500)
+        connection_class: Any = redis.Connection
+        self._packer = connection_class()
+        self.address = route.address
+        self.longest_block_ms = int(route.settings.values["socket_timeout"] * 500)
 
-    def __reduce__(self) -> tuple[type[RedisServer], tuple[Any, dict[str, Any]]]:
-        return RedisServer, (self._connection_class, self._settings)
+    def __reduce__(self) -> tuple[type[RedisServer], tuple[Route]]:
+        return RedisServer, (self._route,)
 
     def run(self, script: str, keys_: list[str], arguments: list[Any]) -> Any:
         """Run a Lua script by its digest; the script itself is sent if the server does not know it."""
@@ -91,15 +101,23 @@ class RedisServer:
         :raises ConnectionFailedError: if the server cannot be reached.
         """
         try:
-            answers: list[Any] = self._repeat(b"".join(commands), len(commands))
+            answers: list[Any] = self._repeat(commands)
         except redis.exceptions.RedisError as error:
             raise self._translated(error) from None
         return [self._translated(answer) if isinstance(answer, Exception) else answer for answer in answers]
 
+    @property
+    def purposes(self) -> set[str]:
+        """What the thread's connection was used for, as its users note it; empty when it is a new one, which may be to
+        another server.
+        """
+        used: set[str] = self._of_thread.__dict__.setdefault("purposes", set())
+        return used
+
     def ping_once(self) -> None:
         """Check that the server can be used, without retries."""
         try:
-            self._exchange(self._connection(), self._packed("PING"))
+            self._attempt(self._packed("PING"))
         except redis.exceptions.RedisError as error:
             raise self._translated(error) from None
 
@@ -112,48 +130,97 @@ class RedisServer:
             connection.disconnect()
 
     def _packed(self, *words: Any) -> list[bytes]:
-        packed: list[bytes] = self._connection().pack_command(*words)
+        packed: list[bytes] = self._packer.pack_command(*words)
         return packed
 
-    def _repeat(self, command: bytes | list[bytes], answers: int | None = None) -> Any:
-        """Exchange, and retry if the connection breaks or the server is no longer the master. With ``answers``, returns
-        a list of that many answers.
+    def _repeat(self, command: Command) -> Any:
+        """The answer; of several commands, a list. Tried again if the connection breaks or the server is no longer the
+        master.
         """
-        return self._retry.call_with_retry(
-            lambda: self._exchange(self._connection(), command, answers), self._prepare_next_try
-        )
+        return self._retry.call_with_retry(lambda: self._attempt(command), self._prepare_next_try)
+
+    def _attempt(self, command: Command) -> Any:
+        try:
+            return self._exchange(self._connection(), command)
+        except _AskError as error:
+            return self._exchange(self._connection_to(error.place), command, asking=True)
 
     def _prepare_next_try(self, error: Exception) -> None:
         if self._closed or isinstance(error, redis.exceptions.AuthenticationError):
             raise error
 
-    def _exchange(self, connection: Any, command: bytes | list[bytes], answers: int | None = None) -> Any:
+    def _exchange(self, connection: Any, command: Command, *, asking: bool = False) -> Any:
         try:
-            connection.send_packed_command([command] if isinstance(command, bytes) else command)
-            if answers is None:
-                return connection.read_response()
-            read = [_answer(connection) for _ in range(answers)]
-            for answer in read:
-                if isinstance(answer, redis.exceptions.ResponseError):
-                    self._leave_failed_over(connection, answer)
-            return read
+            if isinstance(command, tuple):
+                connection.send_packed_command([(_ASKING if asking else b"").join((b"", *command))])
+                answers = [_answer(connection, asking) for _ in command]
+                for number, answer in enumerate(answers):
+                    # After the first, the call is not repeated: what the first did, it would do again.
+                    if isinstance(answer, redis.exceptions.ResponseError):
+                        self._leave_if_refused(connection, answer, raises=number == 0)
+                return answers
+            pieces = [command] if isinstance(command, bytes) else command
+            connection.send_packed_command([_ASKING, *pieces] if asking else pieces)
+            if asking:
+                connection.read_response()
+            return connection.read_response()
         except redis.exceptions.ResponseError as error:
-            self._leave_failed_over(connection, error)
+            self._leave_if_refused(connection, error)
+            raise
+        except (_AskError, FailedOverError):
             raise
         except BaseException:
             # The answer may still arrive, and the next call would read it as its own.
-            connection.disconnect()
+            self._drop(connection)
+            self._route.lost()
             raise
 
-    def _leave_failed_over(self, connection: Any, error: redis.exceptions.ResponseError) -> None:
-        """Let all threads reconnect if the server is not the master.
+    def _leave_if_refused(self, connection: Any, error: Exception, *, raises: bool = True) -> None:
+        """Let all threads reconnect if the server is not the master, or no longer the slot's.
 
-        :raises FailedOverError: if it is not.
+        :raises FailedOverError: if it is not. :raises _AskError: if the key alone is elsewhere.
         """
-        if isinstance(error, _FAILED_OVER) or _FAILED_OVER_TEXT.search(str(error)):
-            self._forget_connections()
-            connection.disconnect()
+        found = _ELSEWHERE.match(str(error))
+        if found is not None and (found[1] or isinstance(error, redis.exceptions.AskError)):
+            place = (found[3].strip("[]") or connection.host, int(found[4]))
+            is_moved = found[1] == "MOVED" or isinstance(error, redis.exceptions.MovedError)
+            if not is_moved:
+                if raises:
+                    raise _AskError(place)
+                return
+            if not self._route.moved(place):
+                raise ConnectionFailedError(
+                    f"Redis at {self.address} is a node of a cluster, and slot {found[2]} is at another node: connect "
+                    "to the cluster, with ?cluster=true"
+                )
+        elif isinstance(error, redis.exceptions.TryAgainError) or str(error).startswith("TRYAGAIN "):
+            if raises:  # Some keys of the call are here, others where the slot is being moved to.
+                raise FailedOverError(str(error))
+            return
+        elif isinstance(error, _FAILED_OVER) or _FAILED_OVER_TEXT.search(str(error)):
+            self._route.lost()
+        else:
+            return
+        self._forget_connections()
+        connection.disconnect()
+        if raises:
             raise FailedOverError(str(error)) from None
+
+    def _drop(self, connection: Any) -> None:
+        """End a connection; the thread's next call makes another."""
+        connection.disconnect()
+        if getattr(self._of_thread, "connection", None) is connection:
+            self._of_thread.__dict__.clear()
+
+    def _connection_to(self, place: Place) -> Any:
+        """A connection to a server that has some keys of a slot that is being moved to it."""
+        kept = getattr(self._of_thread, "importing", None)
+        if kept is None or kept[0] != place:
+            host, port = place
+            kept = place, self._route.settings.open(self.address, host=host, port=port)
+            self._of_thread.importing = kept
+            self._open.add(kept[1])
+        return kept[1]
 
     def _connection(self) -> Any:
         if self._closed:
@@ -162,10 +229,9 @@ class RedisServer:
             self._forget_connections()
         connection = getattr(self._of_thread, "connection", None)
         if connection is None:
-            try:
-                connection = self._of_thread.connection = self._connection_class(**self._settings)
-            except TypeError as error:
-                raise ConnectionFailedError(f"a setting for Redis at {self.address} is not known: {error}") from None
+            connection = self._route.connect()
+            self._of_thread.__dict__.clear()
+            self._of_thread.connection = connection
             self._open.add(connection)
         return connection
 
@@ -177,10 +243,11 @@ class RedisServer:
 
     def _translated(self, error: Exception) -> Exception:
         # A server that does not know AUTH quotes its arguments.
-        reason = without_secrets(str(error).partition(", with args beginning with")[0], self._secrets)
+        reason = without_secrets(str(error).partition(", with args beginning with")[0], self._route.secrets)
         if isinstance(error, redis.exceptions.OutOfMemoryError) or "-OOM " in reason:
-            return LogFullError(f"Redis at {self.address} is at its maxmemory: {reason}")
-        return ConnectionFailedError(f"Redis at {self.address} cannot be used: {reason}")
+            return LogFullError(f"{self._route.kind} at {self.address} is at its maxmemory: {reason}")
+        part = f"{self._route.part}: " if self._route.part else ""
+        return ConnectionFailedError(f"{self._route.kind} at {self.address} cannot be used: {part}{reason}")
 
 
 def pairs(answer: list[bytes]) -> dict[bytes, bytes]:
@@ -193,39 +260,16 @@ def texts(answer: list[bytes]) -> dict[str, str]:
     return {name.decode(): text.decode() for name, text in pairs(answer).items()}
 
 
-def _answer(connection: Any) -> Any:
+def _answer(connection: Any, asking: bool) -> Any:
     """The next answer, or the error if the server refused the command."""
     try:
+        if asking:
+            connection.read_response()
         return connection.read_response()
     except redis.exceptions.ResponseError as error:
         return error
 
 
-def _complete(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings for answers as bytes in protocol 2, with timeouts, and with no retries besides those made here."""
-    settings = {
-        name: str(absolute(value)) if name in _PATHS and value else value
-        for name, value in settings.items()
-        if name not in _OF_POOLS and not name.startswith(_NEEDS_PROTOCOL_3)
-    }
-    for name, value in _DEFAULTS.items():
-        if settings.get(name) is None:
-            settings[name] = value
-    return settings | {
-        "protocol": 2,
-        "decode_responses": False,
-        "encoding": "utf-8",
-        "retry": Retry(NoBackoff(), 0),
-    }
-
-
 @lru_cache(maxsize=32)
 def _digest(script: str) -> str:
     return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
-
-
-def _address_of(connection_class: Any, settings: dict[str, Any]) -> str:
-    if settings.get("path"):
-        return f"unix://{settings['path']}?db={settings.get('db') or 0}"
-    scheme = "rediss" if issubclass(connection_class, redis.SSLConnection) else "redis"
-    return f"{scheme}://{settings.get('host', 'localhost')}:{settings.get('port', 6379)}/{settings.get('db') or 0}"

@@ -134,6 +134,7 @@ class EmbeddedLog:
         max_entries: int = 1024,
         max_bytes: int = 16 << 20,
         block_ms: int = 0,
+        follows: bool = False,  # noqa: ARG002 - a file loses no tail while it is read
     ) -> ReadResult:
         """Read in one snapshot; other schemas' entries are not touched."""
         started = time.monotonic()
@@ -190,7 +191,7 @@ class EmbeddedLog:
         with self._database.snapshot() as connection:
             return self._bounds(connection)
 
-    def state(self) -> tuple[int, Bounds]:
+    def state(self, read: Collection[int] = ()) -> tuple[int, Bounds]:  # noqa: ARG002 - no replica takes over
         """One snapshot, unless the log does not exist yet."""
         with self._database.snapshot() as connection:
             sql = "SELECT identity FROM logs WHERE namespace = ? AND stream_key = ?"

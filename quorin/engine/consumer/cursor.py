@@ -73,14 +73,14 @@ class LogCursor:
         self._kept(names)
         self.positions = Cursors({name: at for name, at in self.positions.after.items() if name in names})
 
-    def anchor(self, targets: Iterable[Target], *, anew: bool = False) -> int:
+    def anchor(self, targets: Collection[Target], *, anew: bool = False) -> int:
         """Compare the log with each segment's header, and anchor the segments that do not follow it; ``anew``: all.
 
         Returns the log's last position.
         """
         if anew:
             self.keep([])
-        identity, bounds = self._log.state()
+        identity, bounds = self._log.state({at for target in targets if (at := target.opened.position)})
         for target in targets:
             if not self._follows(target, identity, bounds):
                 self._anchor(target, identity, bounds)
@@ -96,6 +96,7 @@ class LogCursor:
             max_entries=self._batch_entries,
             max_bytes=_READ_BYTES,
             block_ms=block_ms,
+            follows=True,
         )
 
     def advance(self, through: int, targets: Iterable[Target]) -> bool:
@@ -127,7 +128,8 @@ class LogCursor:
         """Whether a segment was anchored to this very log, and the log still has all entries behind its position."""
         at = self.positions.after.get(target.schema.__name__)
         is_same = target.opened.log_identity == identity == self._identity
-        return at is not None and is_same and bounds.trimmed <= at <= bounds.last
+        is_lost = target.opened.position in bounds.lost
+        return at is not None and is_same and bounds.trimmed <= at <= bounds.last and not is_lost
 
     def _anchor(self, target: Target, identity: int, bounds: Bounds) -> None:
         name, segment = target.schema.__name__, target.opened

@@ -162,7 +162,7 @@ class Fit(enum.Enum):
     new = "the segment has followed no log yet"
     new_after_trim = "the segment has followed no log yet, and entries were trimmed already"
     other_log = "the log was wiped and began anew, or is another one"
-    shorter = "the log ends before the segment's position: it lost its tail, or an older copy was restored"
+    shorter = "the log lacks the entry at the segment's position: it lost its tail, or an older copy was restored"
     trimmed = "entries behind the segment's position were trimmed before this consumer read them"
 
 
@@ -190,7 +190,7 @@ def anchor(*, position: int, log_identity: int, identity: int, bounds: Bounds, f
         return Anchor(0, Fit.new_after_trim if bounds.trimmed else Fit.new)
     if log_identity != identity:
         return Anchor(0, Fit.other_log)
-    if position > bounds.last:
+    if position > bounds.last or position in bounds.lost:
         return Anchor(0, Fit.shorter)
     # Rows that are in the segment but not durable in the history are read again, for the history.
     after = position if flushed is None else min(position, flushed)
