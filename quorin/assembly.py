@@ -200,8 +200,8 @@ def model_inputs(model: Any) -> dict[str, Any]:
     """``columns`` and ``categories`` of a fitted model, for :func:`model_reader`: of LightGBM, XGBoost, or an estimator
     or pipeline of scikit-learn that was fitted with a table.
 
-    LightGBM and XGBoost keep the categories of pandas' category columns: XGBoost since 3.1, and its texts are taken only
-    in ASCII, as some versions cut others. Models of scikit-learn only know names.
+    LightGBM and XGBoost keep the categories of pandas' category columns: XGBoost since 3.1, and its texts are taken
+    only in ASCII, as some versions cut others. Models of scikit-learn only know names.
 
     :raises InvalidRowError: for a model that does not know the names of its columns.
     """
