@@ -12,9 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from quorin.engine.reads.readers import ColumnReader
-from quorin.engine.reads.scan import scan_view
-
 if TYPE_CHECKING:
     from quorin.engine.arrays import Int64s, Mask
     from quorin.engine.history.store import ParquetDatasetStore
@@ -79,14 +76,18 @@ class HistorySides(Sides):
         as_of_time_ns: int,
         fields: Mapping[str, str] | None = None,
     ) -> None:
+        from quorin.assembly import column_reader  # Late, so that a process which only writes a history does without.
+
         self.name = segment.schema.__name__
         self.as_of_time_ns = as_of_time_ns
         self._segment, self._store = segment, store
         self._names = dict(fields or {field.name: field.name for field in segment.schema.fields})
-        self._read = ColumnReader(segment, list(self._names), positions=True)
+        self._read = column_reader(segment, list(self._names), positions=True)
 
     def served_ids(self) -> Iterator[pa.Array]:  # noqa: D102 - the base class says it
-        for batch in scan_view(self._segment.current_view(), None, None, []):
+        from quorin.assembly import scan
+
+        for batch in scan(self._segment, fields=[]):
             yield batch.column("entity_id")
 
     def offline_ids(self) -> pa.Array:  # noqa: D102
