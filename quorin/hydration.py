@@ -270,7 +270,10 @@ def catch_up(segment: Segment, store: ParquetDatasetStore, trimmed: int) -> int:
     """
     loaded = store.load(segment.schema)
     batches = loaded.batches(segment.schema, newest_first=not loaded.has_partial_rows, after=segment.position)
-    applied = sum(apply_batch(segment, batch, position=positions, kind=kind) for kind, batch, positions in batches)
+    applied = sum(
+        apply_batch(segment, batch, position=positions, kind=kind, keeps_deletions=True)
+        for kind, batch, positions in batches
+    )
     through = max(loaded.through, trimmed)
     if through > segment.position:
         segment.commit_position(through, segment.log_identity)
@@ -304,7 +307,7 @@ def _fill(segment: Segment, batches: Batches, total: int, as_of_time_ns: int | N
         if as_of_time_ns is not None:
             earlier = pc.less_equal(batch.column(1), as_of_time_ns)
             batch, positions = batch.filter(earlier), positions.filter(earlier)
-        apply_batch(segment, batch, position=positions, kind=kind)
+        apply_batch(segment, batch, position=positions, kind=kind, keeps_deletions=True)
         if progress is not None:
             progress(done, total)
 
