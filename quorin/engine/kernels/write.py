@@ -116,9 +116,9 @@ def apply_rows(segment, columns, batch, result):
 
     A row older in event time than the stored one is skipped; of one time, the one with the lower tie-breaker; then the
     one with the lower log position. It may still join last values. ``batch`` says where ids, times and positions are
-    (``B_IDS`` and so on), and ``columns`` is the column table. Adds to ``result`` how many rows took effect and how many
-    entities are new, and sets in it the first row that was not applied: the batch is DONE, or the segment is out of rows
-    (ROWS_FULL) or heap (HEAP_FULL) and must grow first.
+    (``B_IDS`` and so on), and ``columns`` is the column table. Adds to ``result`` how many rows took effect and how
+    many entities are new, and sets in it the first row that was not applied: the batch is DONE, or the segment is out
+    of rows (ROWS_FULL) or heap (HEAP_FULL) and must grow first.
     """
     mode, first, last = batch[B_MODE], result[R_NEXT], batch[B_ROWS]
     block = max(1, min(_BLOCK, last - first, _STAGED_BYTES // segment[D_BODY_BYTES]))
