@@ -282,7 +282,10 @@ def catch_up(segment: Segment, store: ParquetDatasetStore, trimmed: int) -> int:
         applied = sum(apply_batch(staged.segment, rows, position=at, kind=kind) for kind, rows, at in batches)
         staged.put_in_force(segment, position=max(through, segment.position), log_identity=segment.log_identity)
         return applied
-    applied = sum(apply_batch(segment, batch, position=positions, kind=kind) for kind, batch, positions in batches)
+    applied = sum(
+        apply_batch(segment, batch, position=positions, kind=kind, keeps_deletions=True)
+        for kind, batch, positions in batches
+    )
     if through > segment.position:
         segment.commit_position(through, segment.log_identity)
     return applied
@@ -315,7 +318,7 @@ def _fill(segment: Segment, batches: Batches, total: int, as_of_time_ns: int | N
         if as_of_time_ns is not None:
             earlier = pc.less_equal(batch.column(1), as_of_time_ns)
             batch, positions = batch.filter(earlier), positions.filter(earlier)
-        apply_batch(segment, batch, position=positions, kind=kind)
+        apply_batch(segment, batch, position=positions, kind=kind, keeps_deletions=True)
         if progress is not None:
             progress(done, total)
 

@@ -113,25 +113,38 @@ def delete(segment: Segment, entity_id: str, *, event_time_ns: int | None = None
     return before is not None and bool(result[R_APPLIED])
 
 
-def apply_batch(segment: Segment, batch: pa.RecordBatch, *, position: int | pa.Array = 0, kind: int = UPSERT) -> int:
+def apply_batch(
+    segment: Segment,
+    batch: pa.RecordBatch,
+    *,
+    position: int | pa.Array = 0,
+    kind: int = UPSERT,
+    keeps_deletions: bool = False,
+) -> int:
     """Apply a canonical batch (see :mod:`quorin.engine.rows.batch`) as its kind says: upsert, delete, or partial
     update.
 
     ``position`` is the log position of all rows, or of each (int64, without nulls).
 
     Each row is published on its own, whole; a crash in between leaves a prefix applied, and applying again completes
-    it. The segment grows as needed. Returns how many rows took effect.
+    it. The segment grows as needed, and forgets old deletions then, unless ``keeps_deletions``: where rows do not come
+    in the order of the log, those before a deletion may still come. Returns how many rows took effect.
 
     A batch of another version of the segment's schema is translated by name
     (:func:`quorin.engine.log.record.translate_batch`).
 
     :raises EntityIdTooLongError: if an id exceeds the segment's limit; nothing is applied then.
     """
-    return int(_apply_columnar(segment, batch, position, kind)[R_APPLIED])
+    return int(_apply_columnar(segment, batch, position, kind, keeps_deletions=keeps_deletions)[R_APPLIED])
 
 
 def _apply_columnar(
-    segment: Segment, batch: pa.RecordBatch, position: int | pa.Array = 0, kind: int = UPSERT
+    segment: Segment,
+    batch: pa.RecordBatch,
+    position: int | pa.Array = 0,
+    kind: int = UPSERT,
+    *,
+    keeps_deletions: bool = False,
 ) -> Int64s:
     from quorin.engine import kernels
 
@@ -147,7 +160,16 @@ def _apply_columnar(
             raise _too_long(view, batch.column(0))
         positions = np.array(position, np.int64) if isinstance(position, int) else numbers(position, np.int64)
         located_positions = (int(positions.__array_interface__["data"][0]), 8 * positions.ndim)
-        return apply_located(segment, view, located, kind, located_positions, rows, lambda: batch.nbytes)
+        return apply_located(
+            segment,
+            view,
+            located,
+            kind,
+            located_positions,
+            rows,
+            lambda: batch.nbytes,
+            keeps_deletions=keeps_deletions,
+        )
 
 
 def lookup(segment: Segment, entity_id: str) -> int | None:
@@ -233,6 +255,8 @@ def apply_located(
     positions: tuple[int, int],
     rows: int,
     size: Callable[[], int],
+    *,
+    keeps_deletions: bool = False,
 ) -> Int64s:
     """Run the kernel over a batch of ``rows``, growing the segment whenever it is full; ``segment.writing`` is held,
     and ``view`` is its writing view. ``positions`` are an address and their stride in bytes. ``size`` bounds the
@@ -247,7 +271,7 @@ def apply_located(
         code = kernels.apply_rows(view.descriptor, columns.words, batch, result)
         if code == DONE:
             return result
-        grow(segment, rows=code == ROWS_FULL, heap_bytes=2 * size())
+        grow(segment, rows=code == ROWS_FULL, heap_bytes=2 * size(), keeps_deletions=keeps_deletions)
         view = segment.writing_view()
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import hypothesis.strategies as st
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 
 from quorin import assembly, hydration
-from quorin.engine.rows.batch import row_batch
+from quorin.engine.log.record import Kind
+from quorin.engine.rows.batch import delete_batch, row_batch, to_batch
 from quorin.errors import EmptyDatasetError, HydrationConflictError, SegmentNotFoundError
 from quorin.hydration import hydrate
+from quorin.offline import ParquetDatasetStore
 from quorin.schema import FeatureField, dtype, make_schema
+from quorin.shm import SegmentRegistry
 from quorin.wal_consumer import WALConsumer
 from tests.support.machines import Machine
 from tests.support.schemas import Everything, rows_of
@@ -216,3 +221,26 @@ def test_an_error_while_reading_leaves_no_segment(machine: Machine) -> None:
         machine.registry.open_current(Pair)
     assert hydration.hydrate(Pair, machine.store(), machine.registry).entity_count == 1
     machine.reboot()
+
+
+def test_growth_while_it_is_built_forgets_no_deletion(registry: SegmentRegistry, tmp_path: Path) -> None:
+    """Newer files come first: when a segment grows, the rows before an old deletion are still to come."""
+    texts = make_schema("Texts", [FeatureField("text", dtype.string)])
+    store = ParquetDatasetStore(tmp_path / "history")
+    many = to_batch(texts, {"entity_id": [f"e{i}" for i in range(300)], "text": ["y" * 500] * 300}, event_time_ns=5)
+    for position, (batch, kind) in enumerate(
+        [
+            (row_batch(texts, "gone", {"text": "x"}, 1), Kind.upsert),
+            (many, Kind.upsert),
+            (delete_batch(["gone"], 10), Kind.delete),
+        ],
+        1,
+    ):
+        store.append(texts, batch, pa.repeat(pa.scalar(position, pa.int64()), len(batch)), kind=kind)
+        store.flush()
+    hydrate(texts, store, registry)
+    with registry.open_current(texts, read_only=False) as segment:
+        assert segment.stats()["generation"] > 1
+        assert assembly.read(segment, ["gone"]).column("found").to_pylist() == [False]
+        assert assembly.changed_since(segment, 2).batches.read_all().column("entity_id").to_pylist() == ["gone"]
+        registry.discard(segment)

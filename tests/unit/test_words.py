@@ -25,5 +25,6 @@ def test_one_thing_is_not_many(number, thing, text):
 
 def test_types_are_told_as_people_write_them():
     assert type_text(FeatureField("a", dtype.float32)) == "float32"
+    assert type_text(FeatureField("a", dtype.float32, history=50)) == "float32, last 50"
     assert type_text(FeatureField("a", dtype.float32, (3, 4))) == "float32[3][4]"
     assert type_text(FeatureField("a", dtype.string, (None,))) == "string[]"

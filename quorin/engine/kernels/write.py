@@ -115,11 +115,10 @@ def apply_rows(segment, columns, batch, result):
     """Apply the rows of a batch from ``result[R_NEXT]`` on, each published on its own, in order.
 
     A row older in event time than the stored one is skipped; of one time, the one with the lower tie-breaker; then the
-    one with the lower log position. What it is in the last values of fields with a history does not depend on that: see
-    :mod:`quorin.engine.kernels.rings`. ``batch`` says where ids, times and positions are (``B_IDS`` and so on), and
-    ``columns`` is the column table. Adds to ``result`` how many rows took effect and how many entities are new, and
-    sets in it the first row that was not applied: the batch is DONE, or the segment is out of rows (ROWS_FULL) or heap
-    (HEAP_FULL) and must grow first.
+    one with the lower log position. It may still join last values. ``batch`` says where ids, times and positions are
+    (``B_IDS`` and so on), and ``columns`` is the column table. Adds to ``result`` how many rows took effect and how
+    many entities are new, and sets in it the first row that was not applied: the batch is DONE, or the segment is out
+    of rows (ROWS_FULL) or heap (HEAP_FULL) and must grow first.
     """
     mode, first, last = batch[B_MODE], result[R_NEXT], batch[B_ROWS]
     block = max(1, min(_BLOCK, last - first, _STAGED_BYTES // segment[D_BODY_BYTES]))
@@ -172,16 +171,10 @@ def apply_rows(segment, columns, batch, result):
         else:
             store_u16(row + FLAGS, DELETED)
         if batch[B_RING_COUNT] > 0 and mode != DELETE:
-            begin_rings(segment, row, old, alive, batch)
-            time, tie, position = event_time(batch, i), row_tie(columns, batch, i), log_position(batch, i)
-            join_rings(segment, row, columns, batch, i, time, tie, position)
+            write_rings(segment, row, old, alive, columns, batch, i)
         publish_row(row, stamp, slot, slot_word(hashes[r], index))
 
-        now_alive = mode != DELETE
-        count_change(segment, ENTITY_COUNT, np.int64(now_alive) - np.int64(alive))
-        count_change(segment, DELETED_COUNT, np.int64(not now_alive) - np.int64(word != 0 and not alive))
-        result[R_APPLIED] += 1
-        result[R_CREATED] += np.int64(now_alive and not alive)
+        count_row(segment, mode != DELETE, word != 0, alive, result)
         if word != 0:
             if alive:
                 count_change(segment, HEAP_GARBAGE, heap_replaced(segment, old, columns, heap_columns))
@@ -236,6 +229,23 @@ def tie_order(segment, old, columns, batch, i):
     if has_body and load_u8(body + columns[tie + C_NULL_BYTE]) & columns[tie + C_NULL_MASK]:
         stored = load_i64(body + columns[tie + C_CELL])
     return np.int64(new > stored) - np.int64(new < stored)
+
+
+@inlined
+def count_row(segment, now_alive, was_known, was_alive, result):
+    """Count a row that took effect."""
+    count_change(segment, ENTITY_COUNT, np.int64(now_alive) - np.int64(was_alive))
+    count_change(segment, DELETED_COUNT, np.int64(not now_alive) - np.int64(was_known and not was_alive))
+    result[R_APPLIED] += 1
+    result[R_CREATED] += np.int64(now_alive and not was_alive)
+
+
+@helper
+def write_rings(segment, row, old, is_alive, columns, batch, i):
+    """Write the last values of fields with a history: those of the old row, if that is alive, and row ``i``'s own."""
+    begin_rings(segment, row, old, is_alive, batch)
+    time, tie, position = event_time(batch, i), row_tie(columns, batch, i), log_position(batch, i)
+    join_rings(segment, row, columns, batch, i, time, tie, position)
 
 
 @helper

@@ -43,12 +43,13 @@ def next_generation(
     *,
     capacity: int,
     heap_bytes: int = 0,
+    keeps_deletions: bool = False,
     copied: Callable[[int], None] | None = None,
 ) -> SegmentView:
     """The next generation with all of a view's rows, and room for as many bytes of new variable-size values.
 
-    ``schema`` is the view's own or one that can follow it. ``copied`` is told now and then how many rows
-    are.
+    ``schema`` is the view's own or one that can follow it. With ``keeps_deletions`` none is forgotten, however old.
+    ``copied`` is told now and then how many rows are.
 
     Its positions are those that the view had before the first row was copied: what is applied to the view meanwhile, by
     a writer that was frozen and wakes up, is applied again from the log.
@@ -67,7 +68,7 @@ def next_generation(
         except SharedMemoryError as error:
             raise CapacityExceededError(f"segment {view.name!r} is full and cannot grow: {error}") from error
         try:
-            forget_before_ns = time.time_ns() - DELETIONS_KEPT_NS
+            forget_before_ns = EARLIEST_NS if keeps_deletions else time.time_ns() - DELETIONS_KEPT_NS
             forgotten = copy_rows(view, successor, forget_before_ns=forget_before_ns, copied=copied)
         except BaseException:
             mapping.unlink(successor.path)

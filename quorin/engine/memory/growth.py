@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 
-def grow(segment: Segment, *, rows: bool, heap_bytes: int) -> None:
+def grow(segment: Segment, *, rows: bool, heap_bytes: int, keeps_deletions: bool = False) -> None:
     """Replace a segment that is full by one with room; the caller holds the writer lease.
 
     ``rows`` asks for twice the entities; ``heap_bytes`` is the room that is needed for new variable-size values. What
-    updates left behind in the heap stays behind. A crash at any point leaves the old generation in force, or the new
-    one.
+    updates left behind in the heap stays behind, and so do old deletions, unless ``keeps_deletions``. A crash at any
+    point leaves the old generation in force, or the new one.
 
     :raises CapacityExceededError: if memory is out, or the format's limit of rows is reached.
     :raises WriterFencedError: if another process overtook this one.
@@ -32,7 +32,12 @@ def grow(segment: Segment, *, rows: bool, heap_bytes: int) -> None:
     view = segment.writing_view()
     capacity = view.layout.capacity * 2 if rows else view.layout.capacity
     successor = next_generation(
-        view, view.stored, capacity=capacity, heap_bytes=heap_bytes, copied=lambda _: segment.heartbeat()
+        view,
+        view.stored,
+        capacity=capacity,
+        heap_bytes=heap_bytes,
+        keeps_deletions=keeps_deletions,
+        copied=lambda _: segment.heartbeat(),
     )
     segment.replace(successor)
     metrics.growths.labels(view.schema.__name__).inc()

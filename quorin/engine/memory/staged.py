@@ -71,7 +71,10 @@ class Staged:
         :raises WriterFencedError: if another process overtook this one; nothing has changed then.
         """
         old, staged = serving.writing_view(), self.segment.writing_view()
-        staged.header["partitions"] = old.header["partitions"]
+        partitions = old.header["partitions"].copy()
+        # What is gone has left no deletion, so changes are known from here on only.
+        partitions["forgotten"][0] = position
+        staged.header["partitions"] = partitions
         self.segment.commit_position(position, log_identity)
         self.segment.close()
         serving.replace(_joined(old, staged), keeping="replace")
