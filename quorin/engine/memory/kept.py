@@ -34,9 +34,9 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many generations of a schema are kept (None: one after a replacement, none after an upgrade), how many bytes
-    those of all schemas of the deployment may take together (None: no limit), and how many generations of a schema may
-    be pinned at a time.
+    """How many generations of a schema are kept (None: one, and only after a replacement), how many bytes those of all
+    schemas of the deployment may take together (None: no limit), and how many generations of a schema may be pinned at
+    a time.
 
     :raises ValueError: for a number out of range.
     """
@@ -54,9 +54,9 @@ class Limits:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
 
-    def kept_after(self, reason: Reason) -> int:
-        """How many generations of a schema are kept after a replacement or an upgrade."""
-        return int(reason == "replace") if self.generations is None else self.generations
+    def keeps_after(self, reason: Reason) -> bool:
+        """Whether the generation that was replaced is kept. An upgrade carries all rows over."""
+        return reason == "replace" if self.generations is None else self.generations > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,8 @@ def keep(path: Path, name: SegmentName, reason: Reason, owner: int, limits: Limi
 
     :raises OSError: if the system refuses; the file is as it was.
     """
-    most = limits.kept_after(reason)
-    if most:
+    most = 1 if limits.generations is None else limits.generations
+    if limits.keeps_after(reason):
         path.rename(path.with_name(f"{path.name}.{reason}-{time.time_ns():016x}.kept"))
     _remove(kept_files(path.parent, name)[: -most or None])
     if limits.bytes is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from quorin import layout
 from quorin.assembly import assemble, read
-from quorin.engine.memory import pinnable, pins
+from quorin.engine.memory import pinnable, pins, writer
 from quorin.engine.memory.growth import evolve, grow
 from quorin.engine.memory.kept import kept_files, parse_kept
 from quorin.engine.memory.pins import Pin, is_pinned, remove_unpinned
@@ -46,6 +47,13 @@ class Place:
         self.registry = SegmentRegistry(self.store, shm_dir=self.shm_dir, **limits)
         with self.registry.create(version(1), capacity=100) as segment:
             layout.insert_many(segment, table(version(1), 1))
+
+    @classmethod
+    def opened(cls, registry: SegmentRegistry) -> Place:
+        """A node that is there."""
+        place = cls.__new__(cls)
+        place.registry, place.shm_dir = registry, registry.shm_dir
+        return place
 
     def writer(self) -> Segment:
         return self.registry.open_stored("Moving", read_only=False)
@@ -183,7 +191,7 @@ def test_by_default_one_is_kept_after_a_replacement_and_none_after_an_upgrade(tm
     place.replace(3)
     assert [state for _, state, _ in place.states()] == ["current", "kept"]
     place.upgrade(2)
-    assert [state for _, state, _ in place.states()] == ["current"]
+    assert [(number, state) for number, state, _ in place.states()] == [(4, "current"), (2, "kept")]
     place.registry.backend.close()
 
 
@@ -298,6 +306,26 @@ def test_a_pin_ends_with_its_process(tmp_path: Path) -> None:
     until(lambda: not is_pinned(old.path))
     place.tick()
     assert place.files() == 1
+    place.registry.backend.close()
+
+
+def die_before_keeping(store: str, shm_dir: str) -> None:
+    """Replace the rows, and be killed after the flip, where the old generation would be kept."""
+    writer.keep = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+    Place.opened(SegmentRegistry(store, shm_dir=shm_dir, keep_generations=2)).replace(5)
+
+
+def test_a_writer_that_dies_before_it_keeps_the_old_generation_loses_the_way_back_alone(tmp_path: Path) -> None:
+    place = Place(tmp_path, keep_generations=2)
+    process = start(die_before_keeping, str(place.store), str(place.shm_dir))
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert place.states() == [(2, "current", False), (1, "replaced", False)]
+    assert counter_of(place, "current") == 5
+    place.tick()
+    assert (place.states(), place.files()) == ([(2, "current", False)], 1)
+    place.replace(6)
+    assert [state for _, state, _ in place.states()] == ["current", "kept"]
     place.registry.backend.close()
 
 
