@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -116,28 +116,17 @@ def replace(
             return
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
         options: dict[str, Any] = {"allow_empty": allow_empty, "wait_for": wait_for.value, "timeout_seconds": timeout}
+        options |= {"stream_key": stream_key}
         with progress_bar(target.__name__, hidden=as_json) as progress:
             if source == _HISTORY:
+                last, past = backend.log(stream_key).bounds().last, _history(offline)
                 result = evolution.rollback(
-                    target,
-                    registry,
-                    to_position=backend.log(stream_key).bounds().last,
-                    reapply=True,
-                    history=_history(offline),
-                    progress=lambda rows: progress(rows, 0),
-                    stream_key=stream_key,
-                    **options,
+                    target, registry, to_position=last, reapply=True, history=past, progress=_alone(progress), **options
                 )
             else:
                 total, tables = _tables(Path(str(source)), target)
                 result = evolution.replace(
-                    target,
-                    tables,
-                    registry,
-                    dry_run=dry_run,
-                    progress=lambda rows: progress(rows, total),
-                    stream_key=stream_key,
-                    **options,
+                    target, tables, registry, dry_run=dry_run, progress=lambda rows: progress(rows, total), **options
                 )
     _print(result, wait_for, as_json=as_json)
 
@@ -203,13 +192,18 @@ def rollback(
                     allow_empty=allow_empty,
                     wait_for=wait_for.value,
                     timeout_seconds=timeout,
-                    progress=lambda rows: progress(rows, 0),
+                    progress=_alone(progress),
                     stream_key=stream_key,
                     **state,
                 )
             except ValueError as error:
                 raise typer.BadParameter(str(error)) from error
     _print(result, wait_for, as_json=as_json)
+
+
+def _alone(progress: Callable[[int, int], None]) -> Callable[[int], None]:
+    """The progress of rows whose total is not known."""
+    return lambda rows: progress(rows, rows)
 
 
 def _history(offline: str | None) -> ParquetDatasetStore | None:
