@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -116,9 +117,10 @@ def replace(
             return
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
         options: dict[str, Any] = {"allow_empty": allow_empty, "wait_for": wait_for.value, "timeout_seconds": timeout}
+        options |= {"stream_key": stream_key}
         with progress_bar(target.__name__, hidden=as_json) as progress:
             if source == _HISTORY:
-                result = _replaced_by_history(target, registry, offline, progress, stream_key, options)
+                result = _replaced_by_history(target, registry, offline, progress, options)
             else:
                 total, tables = rows_of(Path(str(source)), target)
                 result = evolution.replace(
@@ -128,25 +130,23 @@ def replace(
                     checks=() if no_checks else None if checks is None else checks_in(checks, target),
                     dry_run=dry_run,
                     progress=lambda rows: progress(rows, total),
-                    stream_key=stream_key,
                     **options,
                 )
     _print(result, wait_for, as_json=as_json)
 
 
 def _replaced_by_history(
-    target: Schema, registry: SegmentRegistry, offline: str | None, progress: Any, stream_key: str, options: Any
+    target: Schema, registry: SegmentRegistry, offline: str | None, progress: Any, options: dict[str, Any]
 ) -> ReplaceResult:
     from quorin import evolution
 
     return evolution.rollback(
         target,
         registry,
-        to_position=registry.backend.log(stream_key).bounds().last,
+        to_position=registry.backend.log(options["stream_key"]).bounds().last,
         reapply=True,
         history=_history(offline),
-        progress=lambda rows: progress(rows, 0),
-        stream_key=stream_key,
+        progress=_alone(progress),
         **options,
     )
 
@@ -212,13 +212,18 @@ def rollback(
                     allow_empty=allow_empty,
                     wait_for=wait_for.value,
                     timeout_seconds=timeout,
-                    progress=lambda rows: progress(rows, 0),
+                    progress=_alone(progress),
                     stream_key=stream_key,
                     **state,
                 )
             except ValueError as error:
                 raise typer.BadParameter(str(error)) from error
     _print(result, wait_for, as_json=as_json)
+
+
+def _alone(progress: Callable[[int, int], None]) -> Callable[[int], None]:
+    """The progress of rows whose total is not known."""
+    return lambda rows: progress(rows, rows)
 
 
 def _history(offline: str | None) -> ParquetDatasetStore | None:
