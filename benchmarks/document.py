@@ -31,10 +31,15 @@ def update(directory: Path, entries: dict[str, Any]) -> None:
 def render(text: str, figures: dict[str, Any]) -> str:
     """The page with every entry's machine, pictures and tables in its place; the same figures give the same page."""
     for mark, entry in figures.items():
-        section(text, mark)
-        before, _, rest = text.partition(f"<!-- {mark} -->")
-        text = before + place(mark, _body(mark, entry)) + rest.partition(f"<!-- /{mark} -->")[2]
+        text = with_section(text, mark, _body(mark, entry))
     return text
+
+
+def with_section(text: str, mark: str, body: str) -> str:
+    """The page with another body between a mark's two lines. Raises ValueError where they are missing."""
+    section(text, mark)
+    before, _, rest = text.partition(f"<!-- {mark} -->")
+    return before + place(mark, body) + rest.partition(f"<!-- /{mark} -->")[2]
 
 
 def section(text: str, mark: str) -> str:
