@@ -155,6 +155,18 @@ def test_a_cluster_s_users_and_passwords(lone: Callable[..., RedisServer]) -> No
     assert "no permissions to run the 'cluster|slots' command" in failure(f"redis://ann:{SECRET}@{seed}")
 
 
+def test_a_cluster_without_slots_is_named(lone: Callable[..., RedisServer]) -> None:
+    (port,) = free_ports(1)
+    server = lone("--port", str(port))
+    call(server, "CLUSTER", "FLUSHSLOTS")
+    assert "no node of the cluster has a slot yet" in failure(f"redis://127.0.0.1:{port}?cluster=true")
+    backend = connect(f"redis://127.0.0.1:{port}?cluster=true", must_answer=False)
+    call(server, *ALL_SLOTS)
+    until(lambda: b"cluster_state:ok" in call(server, "CLUSTER", "INFO"))
+    backend.log().append([("A", b"x")])
+    backend.close()
+
+
 def test_tls_is_spoken_with_every_node_of_a_cluster(tmp_path: Path, lone: Callable[..., RedisServer]) -> None:
     certificate, key = make_certificate(tmp_path)
     (port,) = free_ports(1)
