@@ -31,6 +31,7 @@ def update(directory: Path, entries: dict[str, Any]) -> None:
 def render(text: str, figures: dict[str, Any]) -> str:
     """The page with every entry's machine, pictures and tables in its place; the same figures give the same page."""
     for mark, entry in figures.items():
+        section(text, mark)  # Before anything is drawn for it.
         text = with_section(text, mark, _body(mark, entry))
     return text
 
