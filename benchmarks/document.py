@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import pictures
+from benchmarks import pictures, report, summary
 
 PAGE, FIGURES, PICTURES = "performance.md", "figures.json", "pictures"
 
@@ -33,6 +33,8 @@ def render(text: str, figures: dict[str, Any]) -> str:
     for mark, entry in figures.items():
         section(text, mark)  # Before anything is drawn for it.
         text = with_section(text, mark, _body(mark, entry))
+    if f"<!-- {summary.MARK} -->" in text:
+        text = with_section(text, summary.MARK, f"\n{report.markdown(summary.table(figures))}\n")
     return text
 
 

@@ -354,7 +354,7 @@ def _in_processes(
 def _latency_table(title: str, figures: dict[str, dict[str, float]]) -> Table:
     """Quantiles; rows a second for batches; and how many times slower (or faster) than the first of its group."""
     table = Table(title=title, title_justify="left")
-    for column in ("request", "p50", "p99", "p999", "M rows/s", "p50 against the first"):
+    for column in ("request", "p50", "by process", "p99", "p999", "M rows/s", "p50 against the first"):
         table.add_column(column, justify="left" if column == "request" else "right")
     first: dict[str, float] = {}
     for name, row in figures.items():
@@ -363,7 +363,8 @@ def _latency_table(title: str, figures: dict[str, dict[str, float]]) -> Table:
         size = _batch_size(name)
         rate = f"{size / row['p50'] * 1e3:.1f}" if size else ""
         ratio = "" if base == row["p50"] else f"{row['p50'] / base:.2f}"
-        table.add_row(name, *(measuring.duration(row[q]) for q in measuring.QUANTILES), rate, ratio)
+        median, *tail = (measuring.duration(row[q]) for q in measuring.QUANTILES)
+        table.add_row(name, median, measuring.spread(row), *tail, rate, ratio)
     return table
 
 

@@ -190,10 +190,11 @@ def _tables(figures: dict[str, dict[str, float]]) -> list[Table]:
         short.add_column(heading, justify="right")
     full = Table(title="The same, quantiles", title_justify="left")
     full.add_column("case", no_wrap=True)
-    for heading in measuring.QUANTILES:
+    for heading in ("p50", "by process", "p99", "p999"):
         full.add_column(heading, justify="right")
     for name, row in figures.items():
-        full.add_row(name, *(measuring.duration(row[label]) for label in measuring.QUANTILES))
+        median, *tail = (measuring.duration(row[label]) for label in measuring.QUANTILES)
+        full.add_row(name, median, measuring.spread(row), *tail)
     for case in dict.fromkeys(name.rpartition(": ")[0] for name in figures):
         quorin, redis, sqlite = (
             figures[f"{case}: {store}"]["p50"] for store in ("feast-quorin", "feast-redis", "feast-sqlite")

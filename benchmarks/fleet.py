@@ -72,9 +72,11 @@ def _measure(arguments: argparse.Namespace) -> dict[str, float]:
         figures |= fleet_bulk.one_log(fleet, arguments.rows)
         figures |= fleet_bulk.memory_behind_the_trim(fleet, arguments.trim_rows, arguments.trim_rate)
         figures |= fleet_failures.redis_away(fleet, arguments.away_seconds, arguments.starts)
-        figures |= fleet_failures.many_nodes(fleet, arguments.many_nodes, arguments.rate, arguments.many_seconds)
         figures |= fleet_failures.takeovers(fleet, arguments.kills)
         figures |= fleet_feast.push_to_visible(fleet.server.address, arguments.feast_pushes)
+    figures |= fleet_failures.many_nodes(
+        arguments.many_nodes, arguments.entities, arguments.rate, arguments.many_seconds
+    )
     return figures | fleet_bulk.new_nodes(arguments.rows, min(arguments.tail, arguments.rows), arguments.starts)
 
 

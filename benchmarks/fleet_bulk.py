@@ -66,7 +66,7 @@ def new_nodes(rows: int, tail: int, starts: int) -> dict[str, float]:
     with ExitStack() as stack:
         fleet = Fleet(stack, 0, rows)
         history, snapshots = fleet.folder / "history", fleet.folder / "snapshots"
-        kept = ("--offline", str(history), "--snapshots", str(snapshots), "--snapshot-every", "1h")
+        kept = ("--offline", str(history), "--snapshots", str(snapshots), "--snapshot-every", "3s")
         position = fleet.write(rows)
         with consumer(fleet.url, fleet.shm_dir, *kept):
             segment = opened(fleet.registry)

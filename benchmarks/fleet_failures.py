@@ -27,10 +27,16 @@ print(time.monotonic() - begun)
 """
 
 
-def many_nodes(fleet: Fleet, count: int, rate: int, seconds: float) -> dict[str, float]:
-    """Pushes to many nodes: no error anywhere, and in the end all have the same bits."""
-    fleet.add(count - len(fleet.nodes))
-    fleet.reach(fleet.push(rate, 0.1)[-1][1])
+def many_nodes(count: int, entities: int, rate: int, seconds: float) -> dict[str, float]:
+    """Pushes to many nodes, none of them behind a trim: no error anywhere, and in the end all have the same bits."""
+    with ExitStack() as stack:
+        fleet = Fleet(stack, count, entities)
+        fleet.reach(fleet.write(entities))
+        fleet.reach(fleet.push(rate, 0.1)[-1][1])
+        return _pushed_to_all(fleet, rate, seconds)
+
+
+def _pushed_to_all(fleet: Fleet, rate: int, seconds: float) -> dict[str, float]:
     pushed = fleet.push(rate, seconds)
     fleet.reach(pushed[-1][1])
     answers = {each.ask("digest", fleet.entities) for each in fleet.nodes}
@@ -49,7 +55,8 @@ def takeovers(fleet: Fleet, kills: int) -> dict[str, float]:
         appliers = [first, *(stack.enter_context(node(fleet.url, shm_dir)) for _ in range(kills))]
         for applier in appliers[1:]:
             applier.ask("applies")
-        time.sleep(2 * PREPARE_SECONDS)
+        # All of them load kernels on the same cores.
+        time.sleep(2 * PREPARE_SECONDS + kills)
         segment = opened(fleet.registry)
         for _ in range(kills):
             victim = _applier(appliers)
@@ -79,8 +86,8 @@ def redis_away(fleet: Fleet, seconds: float, starts: int) -> dict[str, float]:
     _expect_ready(fleet, True)
     for each in fleet.nodes:
         each.begin("read", seconds, fleet.entities)
-    fleet.server.stop()
     gone = time.monotonic()
+    fleet.server.stop()
     back = threading.Timer(seconds, fleet.server.start)
     back.start()
     figures["lag_shown_s"] = seconds_until("lag shown", lambda: segment.confirmed_age_seconds() > 1.0, since=gone)

@@ -84,6 +84,13 @@ def duration(nanoseconds: float) -> str:
     return f"{nanoseconds:.0f} ns"
 
 
+def spread(row: Mapping[str, float]) -> str:
+    """The lowest and the highest process's p50; "" where one process measured."""
+    if "p50_lowest" not in row or row["p50_lowest"] == row["p50_highest"]:
+        return ""
+    return f"{duration(row['p50_lowest'])} to {duration(row['p50_highest'])}"
+
+
 def _time_calls(call: Callable[..., object], count: int, prepare: Callable[[], object] | None) -> list[int]:
     clock = time.perf_counter_ns
     times = [0] * count

@@ -1,4 +1,8 @@
-"""Pictures of the document's figures, as SVG. The same figures give the same bytes: no dates, no random names."""
+"""Pictures of the document's figures, as SVG. The same figures give the same bytes: no dates, no random names.
+
+Cases differ in marker, line and hatch as well as in colour. A picture has a ground of its own, which is dark where the
+reader's system is.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,17 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
+CASES = (("o", "-"), ("s", "--"), ("^", "-."), ("D", ":"), ("v", (0, (5, 1, 1, 1, 1, 1))))
+"""Marker and line of each case."""
+DARK = """<style>
+@media (prefers-color-scheme: dark) {
+  path[style*="fill: #ffffff"] { fill: #17181c !important }
+  [style*="stroke: #000000"] { stroke: #d0d0d0 !important }
+  [style*="stroke: #b0b0b0"] { stroke: #606060 !important }
+  text { fill: #d0d0d0 !important }
+}
+</style>
+"""
 PERCENTILES = ("p1", "p10", "p25", "p50", "p75", "p90", "p99", "p999")
 
 
@@ -68,7 +83,8 @@ def _svg(picture: Picture, figures: Figures) -> str:
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-        return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+        drawn = "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+        return drawn.replace(" <defs>", f"{DARK} <defs>", 1)
 
 
 # --- what each shows --------------------------------------------------------------------------------------------------
@@ -98,8 +114,8 @@ def _batches(axes: Axes, figures: Figures) -> None:
         size, _, form = name.removeprefix("batch of ").partition(": ")
         number = int(size.replace(",", ""))
         forms.setdefault(form, []).append((number, number / row["p50"] * 1e3))
-    for form, points in forms.items():
-        axes.plot(*zip(*points, strict=True), marker="o", label=form)
+    for (marker, line), (form, points) in zip(CASES, forms.items(), strict=False):
+        axes.plot(*zip(*points, strict=True), marker=marker, linestyle=line, label=form)
     axes.set_xscale("log")
     axes.set_xlabel("ids in a batch")
     axes.set_ylabel("million rows a second, one core")
@@ -112,8 +128,8 @@ def _entities(axes: Axes, figures: Figures) -> None:
         if name.endswith(" entities, 4 fields: assemble")
     ]
     counts = [count for count, _ in points]
-    for label in ("p50", "p99"):
-        axes.plot(counts, [row[label] / 1e3 for _, row in points], marker="o", label=label)
+    for (marker, line), label in zip(CASES, ("p50", "p99"), strict=False):
+        axes.plot(counts, [row[label] / 1e3 for _, row in points], marker=marker, linestyle=line, label=label)
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("entities of four floats, random ids")
@@ -125,7 +141,8 @@ def _memory(axes: Axes, figures: Figures) -> None:
     raw = [row["raw_bytes"] for row in rows.values()]
     rest = [row["bytes_an_entity"] - row["raw_bytes"] for row in rows.values()]
     axes.barh(list(rows), raw, label="values")
-    axes.barh(list(rows), rest, left=raw, label="id, index, event time, position, spare rows")
+    more = "id, index, event time, position, spare rows"
+    axes.barh(list(rows), rest, left=raw, label=more, hatch="///", edgecolor="#ffffff")
     axes.invert_yaxis()
     axes.set_xlabel("bytes an entity, at capacity")
 
@@ -133,8 +150,9 @@ def _memory(axes: Axes, figures: Figures) -> None:
 def _collector(axes: Axes, figures: Figures) -> None:
     labels = {"p50": "p50", "p99": "p99", "p999": "p99.9", "p9999": "p99.99", "longest": "longest"}
     names = {"default": "as it comes", "freeze": "frozen", "rare": "frozen, seldom run", "off": "off"}
-    for mode, row in figures["gc"].items():
-        axes.plot(list(labels.values()), [row[label] / 1e3 for label in labels], marker="o", label=names[mode])
+    for (marker, line), (mode, row) in zip(CASES, figures["gc"].items(), strict=False):
+        times = [row[label] / 1e3 for label in labels]
+        axes.plot(list(labels.values()), times, marker=marker, linestyle=line, label=names[mode])
     axes.set_yscale("log")
     axes.set_ylabel("µs a request")
 
@@ -173,8 +191,9 @@ def _upgrade(axes: Axes, figures: Figures) -> None:
 
 def _distributions(axes: Axes, cases: Mapping[str, Mapping[str, float]]) -> None:
     labels = [label.replace("p999", "p99.9") for label in PERCENTILES]
-    for name, row in cases.items():
-        axes.plot(labels, [row[label] for label in PERCENTILES], marker="o", markersize=3, label=name)
+    for (marker, line), (name, row) in zip(CASES, cases.items(), strict=False):
+        times = [row[label] for label in PERCENTILES]
+        axes.plot(labels, times, marker=marker, linestyle=line, markersize=4, label=name)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: measuring.duration(value))
     axes.set_xlabel("of all calls, clock included")
