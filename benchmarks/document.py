@@ -31,11 +31,18 @@ def update(directory: Path, entries: dict[str, Any]) -> None:
 def render(text: str, figures: dict[str, Any]) -> str:
     """The page with every entry's machine, pictures and tables in its place; the same figures give the same page."""
     for mark, entry in figures.items():
-        section(text, mark)
-        text = _replaced(text, mark, _body(mark, entry))
+        section(text, mark)  # Before anything is drawn for it.
+        text = with_section(text, mark, _body(mark, entry))
     if f"<!-- {summary.MARK} -->" in text:
-        text = _replaced(text, summary.MARK, f"\n{report.markdown(summary.table(figures))}\n")
+        text = with_section(text, summary.MARK, f"\n{report.markdown(summary.table(figures))}\n")
     return text
+
+
+def with_section(text: str, mark: str, body: str) -> str:
+    """The page with another body between a mark's two lines. Raises ValueError where they are missing."""
+    section(text, mark)
+    before, _, rest = text.partition(f"<!-- {mark} -->")
+    return before + place(mark, body) + rest.partition(f"<!-- /{mark} -->")[2]
 
 
 def section(text: str, mark: str) -> str:
@@ -49,11 +56,6 @@ def section(text: str, mark: str) -> str:
 def place(mark: str, body: str) -> str:
     """A body between its marks."""
     return f"<!-- {mark} -->\n{body}\n<!-- /{mark} -->"
-
-
-def _replaced(text: str, mark: str, body: str) -> str:
-    before, _, rest = text.partition(f"<!-- {mark} -->")
-    return before + place(mark, body) + rest.partition(f"<!-- /{mark} -->")[2]
 
 
 def _body(mark: str, entry: dict[str, Any]) -> str:

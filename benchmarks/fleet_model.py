@@ -283,9 +283,7 @@ def main(words: list[str] | None = None) -> None:
     arguments = vars(_parser().parse_args(words))
     page, as_json = arguments.pop("docs"), arguments.pop("json")
     if page is not None:
-        text = page.read_text()
-        old = document.place(MARK, document.section(text, MARK))
-        page.write_text(text.replace(old, document.place(MARK, table(CASES))))
+        page.write_text(document.with_section(page.read_text(), MARK, table(CASES)))
         return
     try:
         fleet = Fleet(**arguments)

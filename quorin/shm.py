@@ -63,10 +63,10 @@ SchemaCRCMismatchError = SchemaMismatchError
 class SegmentRegistry:
     """Creates, finds and removes the segments of one node, the processes that share a ``shm_dir``.
 
-    ``connection`` is the control plane: a ``redis.Redis``, a URL (``redis://``, ``rediss://``, ``unix://``), or a
-    directory path for the embedded one. A server may be away, once the node has met the deployment. Segment files are
-    in ``shm_dir``, by default the environment variable ``QUORIN_SHM_DIR``, else ``/dev/shm``; on a disk they survive a
-    reboot. Relative paths are made absolute.
+    ``connection`` is the control plane: a ``redis.Redis`` or ``redis.RedisCluster``, a URL (``redis://``, ``rediss://``,
+    ``unix://``, ``redis://…?cluster=true``, ``redis+sentinel://``), or a directory path for the embedded one. A server
+    may be away, once the node has met the deployment. Segment files are in ``shm_dir``, by default the environment
+    variable ``QUORIN_SHM_DIR``, else ``/dev/shm``; on a disk they survive a reboot. Relative paths are made absolute.
 
     Only the user that creates a segment reads and writes it, unless ``shm_group``, a group's name or a gid (by default
     the environment variable ``QUORIN_SHM_GROUP``, else none), lets members of a group read it: mode 0640. Segments that

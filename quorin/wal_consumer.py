@@ -279,10 +279,7 @@ class WALConsumer:
             self._drop_lost()
             return 0
         start, found = self._cursor.lowest, self._cursor.read(block_ms=block_ms)
-        if found.lost_tail:
-            self._cursor.anchor(self._ownership.owned(), anew=True)
-            return 0
-        if self._applier.sees_new_versions(found.entries):
+        if found.lost_tail or self._applier.sees_new_versions(found.entries):
             # A segment of an older version is upgraded first: applied to it, the entry would lose its new fields.
             self._check()
             if self._cursor.lowest != start:  # Anchored anew: what was read is not all behind that.

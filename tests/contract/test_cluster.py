@@ -11,6 +11,7 @@ import redis
 
 from quorin.engine.backend import connect
 from quorin.engine.backend.redis_urls import slot_of
+from quorin.engine.ops.health import check_deployment
 from quorin.errors import ConnectionFailedError
 from tests.contract.test_connect import SECRET, failure
 from tests.support.http import make_certificate
@@ -153,6 +154,28 @@ def test_a_cluster_s_users_and_passwords(lone: Callable[..., RedisServer]) -> No
     assert "invalid username-password pair" in failure(f"redis://ann:{SECRET}wrong@{seed}")
     call(server, "ACL", "SETUSER", "ann", "-cluster|slots", password=f"{SECRET}/x")
     assert "no permissions to run the 'cluster|slots' command" in failure(f"redis://ann:{SECRET}@{seed}")
+
+
+def test_a_cluster_without_slots_is_named(lone: Callable[..., RedisServer]) -> None:
+    (port,) = free_ports(1)
+    server = lone("--port", str(port))
+    call(server, "CLUSTER", "FLUSHSLOTS")
+    assert "no node of the cluster has a slot yet" in failure(f"redis://127.0.0.1:{port}?cluster=true")
+    backend = connect(f"redis://127.0.0.1:{port}?cluster=true", must_answer=False)
+    call(server, *ALL_SLOTS)
+    until(lambda: b"cluster_state:ok" in call(server, "CLUSTER", "INFO"))
+    backend.log().append([("A", b"x")])
+    backend.close()
+
+
+def test_the_doctor_counts_replicas_of_a_cluster_s_master(
+    redis_cluster: Cluster, lone: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    (port,) = free_ports(1)
+    lone("--port", str(port))
+    for url, status in ((redis_cluster.url, "ok"), (f"redis://127.0.0.1:{port}?cluster=true", "warning")):
+        checks = [check.as_dict() for check in check_deployment(url, shm_dir=tmp_path)]
+        assert [check["status"] for check in checks if check["name"] == "replicas of Redis"] == [status]
 
 
 def test_tls_is_spoken_with_every_node_of_a_cluster(tmp_path: Path, lone: Callable[..., RedisServer]) -> None:

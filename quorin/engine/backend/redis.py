@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _MAX_READ_ENTRIES = 4096
 _MAX_TAIL_ENTRIES, _MAX_TAIL_BYTES = 8, 256 << 10
 _FACTS = (
-    "aof_enabled", "aof_last_write_status", "maxmemory", "maxmemory_policy", "used_memory", "redis_mode", "role",
-    "connected_slaves", "uptime_in_seconds",
+    "aof_enabled", "aof_last_write_status", "maxmemory", "maxmemory_policy", "used_memory", "redis_mode", "server_mode",
+    "role", "connected_slaves", "uptime_in_seconds",
 )  # fmt: skip
 
 

@@ -182,7 +182,7 @@ class RedisServer:
         """
         found = _ELSEWHERE.match(str(error))
         if found is not None and (found[1] or isinstance(error, redis.exceptions.AskError)):
-            place = (found[3].strip("[]") or connection.host, int(found[4]))
+            place = (found[3].strip("[]") or getattr(connection, "host", "localhost"), int(found[4]))
             is_moved = found[1] == "MOVED" or isinstance(error, redis.exceptions.MovedError)
             if not is_moved:
                 if raises:

@@ -224,7 +224,6 @@ class ClusterTopology:
         """A node named the master of a slot, which is newer than what others may say."""
         with self._lock:
             self._moved[slot] = master if self._remap is None else self._remap(master)
-            self._is_stale = False
 
     def _look_up(self) -> None:
         try:
@@ -236,6 +235,9 @@ class ClusterTopology:
             # The nodes that were known may all have gone: the next attempt begins with the seeds.
             self._nodes = None
             raise self._unreachable(error) from None
+        except IndexError:  # It takes a master for granted.
+            self._nodes = None
+            raise NoMasterError("no node of the cluster has a slot yet") from None
         self._moved, self._is_stale = {}, False
 
     def _new_manager(self) -> Any:

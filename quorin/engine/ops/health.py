@@ -284,8 +284,17 @@ def _store(backend: Backend) -> Iterator[Check]:
         yield Check(name, PROBLEM, f"version {facts['version']}", "upgrade to Redis 6.2 or newer")
     else:
         yield Check(name, OK, f"version {facts['version']}, {facts.get('role', '?')}")
+    if "cluster" in (facts.get("redis_mode"), facts.get("server_mode")):  # The second is Valkey's.
+        yield _replication(facts)
     yield _persistence(facts)
     yield _eviction(facts)
+
+
+def _replication(facts: dict[str, str]) -> Check:
+    name, count = "replicas of Redis", int(facts.get("connected_slaves", 0))
+    if not count:
+        return Check(name, WARNING, "the master of this namespace has none", "if it fails, nothing takes over: add one")
+    return Check(name, OK, f"the master of this namespace has {count}")
 
 
 def _persistence(facts: dict[str, str]) -> Check:
