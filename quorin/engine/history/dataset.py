@@ -173,6 +173,24 @@ class Loaded:
         """Whether any row sets only some fields."""
         return any(part.has_partial_rows for part in self.parts)
 
+    def lacks(self, field: str) -> bool:
+        """Whether a file was written by a schema without this field."""
+        return any(columns.column_name(field) not in part.arrow_schema.names for part in self.parts)
+
+    def lost_through(self, field: str, as_of: AnyArray | int) -> AnyArray:
+        """The last position whose row had lost its value of a field when the log was at a position: if a schema loses a
+        field and gets it again, earlier rows have no value.
+        """
+        without = [part.piece for part in self.parts if columns.column_name(field) not in part.arrow_schema.names]
+        through = np.array([0, *(piece.file.through for piece in without)], np.int64)
+        return through[np.searchsorted([piece.beyond for piece in without], as_of, side="left")]
+
+    def with_part(self, file: DataFile, content: pa.Buffer) -> Loaded:
+        """The same history with one more file behind the others, which is only in memory."""
+        metadata = pq.read_metadata(pa.BufferReader(content))
+        part = Part(Piece(file, file.after), metadata, metadata.schema.to_arrow_schema(), False, 0)
+        return Loaded(self._storage.with_file(file.path, content), [*self.parts, part], self.damaged)
+
     def entity_ids(self) -> pa.Array:
         """Every id once, in order of first appearance."""
         known: pa.Array = pa.array([], pa.string())
@@ -230,10 +248,17 @@ class Loaded:
         self, schema: Schema, *, newest_first: bool, after: int = 0
     ) -> Iterator[tuple[Kind, pa.RecordBatch, pa.Array]]:
         """Rows beyond position ``after`` in canonical form, in batches of one kind, with their positions."""
+        lost = {
+            columns.column_name(field.name): self.lost_through(field.name, self.through)
+            for field in schema.fields
+            if self.lacks(field.name)
+        }
         for part in reversed(self.parts) if newest_first else self.parts:
-            if part.piece.file.through <= after:
+            through = part.piece.file.through
+            if through <= after:
                 continue
-            names = [*columns.KEY_COLUMNS, *columns.field_columns(schema, part.arrow_schema)]
+            fields = columns.field_columns(schema, part.arrow_schema)
+            names = [*columns.KEY_COLUMNS, *(name for name in fields if through > lost.get(name, 0))]
             for batch in self.raw_batches(part, names, schema=schema):
                 first = int(np.searchsorted(numbers(batch.column("position"), np.int64), after, side="right"))
                 yield from columns.split(schema, part.piece.file.path, batch.slice(first))
