@@ -138,13 +138,13 @@ def column_reader(segment: Segment, fields: Sequence[str] | None = None, *, posi
     return ColumnReader(segment, fields, positions=positions)
 
 
-def row_reader(parts: Sequence[tuple[Segment, Sequence[str] | None]]) -> RowReader:
-    """A callable that reads one entity in several segments at once, some fields of each, as Python values; the fastest
-    for few fields.
+def row_reader(parts: Sequence[tuple[Segment, Sequence[str] | None]], *, positions: bool = False) -> RowReader:
+    """A callable that reads one entity in several segments at once, some fields of each, as Python values, and the log
+    positions of the rows if ``positions``; the fastest for few fields.
 
     :raises InvalidRowError: for fields that a schema does not have.
     """
-    return RowReader(parts)
+    return RowReader(parts, positions=positions)
 
 
 def reader(segment: Segment, fields: Sequence[str] | None = None) -> Reader:

@@ -137,6 +137,10 @@ class IncompleteHistoryError(QuorinError, LookupError):
         return str(self.args[0])
 
 
+class ServedLogUnavailableError(ConnectionFailedError):
+    """The files of a served log cannot be listed, read or written; the message names the directory or URL."""
+
+
 class SnapshotUnavailableError(ConnectionFailedError):
     """A store of snapshots cannot be listed, read or written; the message names the directory or URL."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from quorin.engine.history.dataset import Loaded
     from quorin.schema import Schema
 
-FOUND, POSITION = "found", "position"
+FOUND, POSITION = "found", "log_position"
 _MAX_SHOWN = 3
+Number = TypeVar("Number", int, "Int64s")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class AsOf:
                 backend.close()
 
 
-def position_after(time_ns: int) -> int:
+def position_after(time_ns: Number) -> Number:
     """The lowest position that entries get from the millisecond after a time on."""
     return (time_ns // 1_000_000 + 1) << SEQUENCE_BITS
 
@@ -97,7 +98,7 @@ def read_at(schema: Schema, loaded: Loaded, ids: Any, asked: AsOf) -> pa.Table:
 
 def rows_at(schema: Schema, loaded: Loaded, ids: Any, position: int) -> pa.Table:
     """The row of each id that was in force at a position, in the order of the ids: the columns ``entity_id``,
-    ``found``, ``event_time_ns``, ``position`` and the fields; null where not found.
+    ``found``, ``event_time_ns``, ``log_position`` and the fields; null where not found.
     """
     entities = cast_entity_ids(ids, None).dictionary_encode()
     states = States.of(schema, loaded, entities.dictionary, position)
@@ -149,6 +150,22 @@ class States:
         if not len(self.rows) or not len(positions):
             return np.full(len(positions), -1, np.int64)
         return last_of_group(self.keys.position[self.rows], self.starts, self.counts, entity, positions)
+
+    def written_by(self, entity: AnyArray, positions: Int64s, event_times: Int64s) -> Int64s:
+        """For each query the index in ``keys`` of the entity's row with a position and an event time, -1 for none. Of
+        several it is the last one: it was in force as soon as the entry was applied.
+        """
+        keys, last = self.keys, self.last_at(entity, positions)
+        written, pending = np.full(len(positions), -1, np.int64), np.flatnonzero(last >= 0)
+        places = last[pending]
+        while len(pending):
+            rows = self.rows[places]
+            is_of_entry = keys.position[rows] == positions[pending]
+            is_it = is_of_entry & (keys.time[rows] == event_times[pending])
+            written[pending[is_it]] = rows[is_it]
+            goes_on = is_of_entry & ~is_it & (places > self.starts[entity[pending]])
+            pending, places = pending[goes_on], places[goes_on] - 1
+        return written
 
     def before(self, rows: Int64s) -> Int64s:
         """For each index in ``keys`` that of the row which was in force when it arrived, -1 for none."""

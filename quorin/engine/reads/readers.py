@@ -62,9 +62,10 @@ class RowReader:
     :class:`quorin.engine.reads.row.Rows`.
     """
 
-    __slots__ = ("_bound", "_parts")
+    __slots__ = ("_bound", "_parts", "_positions")
 
-    def __init__(self, parts: Sequence[tuple[Segment, Sequence[str] | None]]) -> None:
+    def __init__(self, parts: Sequence[tuple[Segment, Sequence[str] | None]], *, positions: bool = False) -> None:
+        self._positions = positions
         self._parts = [(segment, None if fields is None else tuple(fields)) for segment, fields in parts]
         self._bound = self._bind()
 
@@ -92,7 +93,10 @@ class RowReader:
 
     def _bind(self) -> tuple[RowsLayout, list[tuple[Segment, SegmentView]]]:
         views = [(segment, segment.current_view()) for segment, _ in self._parts]
-        plans = [column_plan(view, names) for (_, view), (_, names) in zip(views, self._parts, strict=True)]
+        plans = [
+            column_plan(view, names, positions=self._positions)
+            for (_, view), (_, names) in zip(views, self._parts, strict=True)
+        ]
         return RowsLayout([RowLayout(view, plan) for (_, view), plan in zip(views, plans, strict=True)]), views
 
 

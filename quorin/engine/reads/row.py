@@ -25,8 +25,8 @@ _HEAP_CELL, _HEAP_CELL_ITEMS = "QII", 3
 class RowLayout:
     """How the columns of one row lie in a buffer, as ``struct`` unpacks them.
 
-    ``slots`` says for each field where its values begin among those unpacked; the first is the event time, the last the
-    validity bits.
+    ``slots`` says for each field where its values begin among those unpacked; the first is the event time, the next the
+    log position if the plan has positions, the last the validity bits.
     """
 
     __slots__ = ("code", "heap", "plan", "required", "slot_count", "slots", "view")
@@ -36,7 +36,8 @@ class RowLayout:
         self.plan = plan
         self.heap = view.mapping.memory[view.layout.heap_offset :]
         self.slots = [0] * len(plan.fields)
-        codes, slot = ["q"], 1
+        codes = ["q"] * (2 if plan.has_positions else 1)
+        slot = len(codes)
         for index in sorted(range(len(plan.fields)), key=plan.starts.__getitem__):
             field = plan.fields[index]
             codes.append(_HEAP_CELL if field.is_variable else f"{field.element_count}{_CODES[field.dtype]}")
@@ -51,14 +52,27 @@ class RowsLayout:
     """The same for a row of each of several views, one after the other, and then a byte for each: whether it was found.
 
     ``firsts`` says for each view where its slots begin among the values unpacked; the bytes are the last of these.
+    ``ends`` says where each view's row begins in the buffer, and where the last one ends.
     """
 
-    __slots__ = ("_ends", "all_found", "bits", "byte_count", "firsts", "lacks_fields", "parts", "unpack", "words")
+    __slots__ = (
+        "_ends",
+        "all_found",
+        "bits",
+        "byte_count",
+        "ends",
+        "firsts",
+        "lacks_fields",
+        "parts",
+        "unpack",
+        "words",
+    )
 
     def __init__(self, parts: Sequence[RowLayout]) -> None:
         self.parts = tuple(parts)
         plans = [part.plan.words(1) for part in parts]
         self._ends = [0, *accumulate(part.plan.row_bytes for part in parts)]
+        self.ends = np.array(self._ends, np.int64)
         self.byte_count = self._ends[-1] + len(parts)
         head = np.array([len(parts), self._ends[-1]], np.int64)
         self.words = np.concatenate([head, *(word for plan in plans for word in ([len(plan)], plan))])
@@ -83,24 +97,24 @@ class RowsLayout:
 class Rows:
     """A row of one entity from each of several views; ``rows[number]`` is one of them.
 
-    ``values`` are what ``layout`` unpacks: zeros where there is no row.
+    ``values`` are what ``layout`` unpacks from ``buffer``: zeros where there is no row.
     """
 
-    __slots__ = ("_buffer", "_entity_id", "layout", "values")
+    __slots__ = ("buffer", "entity_id", "layout", "values")
 
     def __init__(self, layout: RowsLayout, entity_id: str, buffer: Bytes, values: tuple[Any, ...]) -> None:
         self.layout = layout
         self.values = values
-        self._entity_id = entity_id
-        self._buffer = buffer
+        self.entity_id = entity_id
+        self.buffer = buffer
 
     def __getitem__(self, number: int) -> OneRow:
         layout = self.layout
         part, first = layout.parts[number], layout.firsts[number]
         if not self.values[-1][number]:
-            return OneRow(part, self._entity_id, None, ())
+            return OneRow(part, self.entity_id, None, ())
         start, stop = layout.span(number)
-        return OneRow(part, self._entity_id, self._buffer[start:stop], self.values[first : first + part.slot_count])
+        return OneRow(part, self.entity_id, self.buffer[start:stop], self.values[first : first + part.slot_count])
 
     @property
     def complete(self) -> bool:

@@ -56,7 +56,7 @@ def served(segment: Any, ids: list[str]) -> Answer:
     rows = columns.to_batch()
     found = rows.column("found").to_pylist()
     positions = [at if there else None for at, there in zip(columns.positions.tolist(), found, strict=True)]
-    return {"position": positions, **{name: bits(rows.column(name)) for name in rows.schema.names}}
+    return {"log_position": positions, **{name: bits(rows.column(name)) for name in rows.schema.names}}
 
 
 def as_read(table: pa.Table) -> Answer:
@@ -111,11 +111,11 @@ def test_late_rows_do_not_count_before_they_arrive_or_after(registry: SegmentReg
         # Rows that are not flushed come from the log.
         late = producer.write(schema, "x", {"a": 5}, 40)
         producer.write(schema, "y", {"a": 6}, 40)
-        with pytest.raises(IncompleteHistoryError, match=f"'Pair' lacks log positions .* to {late}.*connection") as raised:
+        with pytest.raises(IncompleteHistoryError, match=f"'Pair' lacks .* to {late}.*connection") as raised:
             store.read_at(schema, ["x"], position=late)
         assert raised.value.missing == [(positions[-1], late)]
         read = read_at(store, schema, ["x", "y"], position=late, connection=registry)
-        assert (read["a"].to_pylist(), read["position"].to_pylist()) == ([5, None], [late, None])
+        assert (read["a"].to_pylist(), read["log_position"].to_pylist()) == ([5, None], [late, None])
         assert store.read_at(schema, ["y"], time_ns=time.time_ns(), connection=registry.backend)["a"].to_pylist() == [6]
         registry.discard(registry.open_current(schema))
 
@@ -189,7 +189,7 @@ def test_no_ids_and_no_rows_give_empty_tables(tmp_path: Path) -> None:
     store.skip_to(schema, 5)
     assert store.read_at(schema, [], position=5).num_rows == 0
     assert store.read_at(schema, ["x"], position=5).to_pylist() == [
-        {"entity_id": "x", "found": False, "event_time_ns": None, "position": None, "a": None}
+        {"entity_id": "x", "found": False, "event_time_ns": None, "log_position": None, "a": None}
     ]
     with pytest.raises(EntityIdError, match="row 1"):
         store.read_at(schema, ["x", ""], position=5)

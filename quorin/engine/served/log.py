@@ -1,0 +1,189 @@
+"""The writer's side of the served log: a sample of requests goes into the ring of this process, in about a microsecond.
+
+A request never waits and never fails because of it: what finds no room is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from quorin import metrics
+from quorin.engine import forks
+from quorin.engine.format import ring as fmt
+from quorin.engine.served import description
+from quorin.engine.served.collector import Collecting
+from quorin.engine.served.description import Description, ServedView
+from quorin.engine.served.files import ServedFiles
+from quorin.engine.served.ring import ring_file
+from quorin.errors import QuorinError
+from quorin.logging import get_logger
+
+if TYPE_CHECKING:
+    from quorin.engine.arrays import Int64s
+    from quorin.engine.memory.node import Node
+    from quorin.engine.reads.columns import Columns
+    from quorin.engine.reads.row import Rows
+
+MAX_REQUEST_ID = 128
+_RETRY_SECONDS = 1.0
+
+_log = get_logger(__name__)
+
+
+class ServedLog:
+    """Logs what requests are answered with. Threads may share it; a forked child writes to a ring of its own.
+
+    ``url`` is a directory or a URL that ``pyarrow.fs`` supports; ``sample`` is the share of the requests that are
+    logged. From the first logged request on a daemon thread writes files there, at the latest every ``every_seconds``,
+    if no other process of the node does.
+
+    A crash of this process loses at most the request that it is logging; a reboot loses what is not in a file.
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str],
+        node: Node,
+        shm_dir: str | os.PathLike[str],
+        *,
+        sample: float = 1.0,
+        every_seconds: float = 10.0,
+    ) -> None:
+        self.files = ServedFiles(url)
+        self.path = ring_path(Path(shm_dir), node.identity, self.files.identity)
+        self.sample = sample
+        self._collecting = Collecting(self.path, self.files, every_seconds)
+        self._is_all = sample >= 1.0
+        self._ring: Int64s | None = None
+        self._log_row: Any = None
+        self._log_parts: Any = None
+        self._retry_at = 0.0
+        self._was_full_at = 0.0
+        forks.register(self)
+
+    def after_fork_in_child(self) -> None:
+        """The ring is the parent's."""
+        self._ring = None
+
+    def describe(self, views: Sequence[ServedView]) -> int:
+        """The number of a kind of requests, for :meth:`row` and :meth:`rows`; -1 if it cannot be stored now."""
+        try:
+            return description.keep(self.path, Description(tuple(views)).to_json())
+        except OSError as error:
+            _log.warning("served_log_unavailable", path=str(self.path), error=str(error))
+            return -1
+
+    def is_sampled(self) -> bool:
+        """Whether to log the next request."""
+        return self._is_all or random.random() < self.sample  # noqa: S311 - no secret
+
+    def row(self, number: int, request_id: str, rows: Rows) -> None:
+        """Log a request of one entity whose views were read by one id, with positions."""
+        ring = self._ring
+        if ring is None:
+            ring = self._open()
+            if ring is None:
+                return
+        if not self._log_row(ring, time.time_ns(), number, request_id, rows.entity_id, rows.buffer, rows.layout.ends):
+            self._count_dropped()
+
+    def rows(
+        self,
+        number: int,
+        request_id: str,
+        ids: Sequence[pa.Array],
+        groups: Sequence[int],
+        reads: Sequence[Columns],
+        data: bytes = b"",
+    ) -> None:
+        """Log a request of many entities: the ids of each group, the group of each view, and what was read of it, with
+        positions. ``data`` is an Arrow IPC stream of what else belongs to the request, see :mod:`.files`.
+        """
+        ring = self._ring if self._ring is not None else self._open()
+        if ring is None:
+            return
+        head = np.zeros(fmt.RECORD_WORDS, np.int64)
+        count = len(ids[0]) if ids else 0
+        text = request_id.encode()
+        head[1:] = time.time_ns(), number, count, len(ids), len(reads), len(text), len(data)
+        parts: list[Any] = [np.array(groups, np.uint8), np.frombuffer(text, np.uint8)]
+        for group in ids:
+            parts += _text_of(group)
+        for read in reads:
+            states = read.found.view(np.uint8)
+            if read.hidden is not None:
+                states = np.where(read.hidden, np.uint8(fmt.HIDDEN), states)
+            parts += [read.positions, read.event_time_ns, states]
+        parts.append(np.frombuffer(data, np.uint8))
+        places = np.array([(part.ctypes.data, part.nbytes) for part in parts], np.int64).reshape(-1)
+        if not self._log_parts(ring, head, places):
+            self._count_dropped()
+
+    def collect(self) -> int:
+        """Write a file of what the rings of the node have now; returns the number of rows.
+
+        :raises HistoryUnavailableError: if the files cannot be written.
+        """
+        return self._collecting.collect()
+
+    def close(self) -> None:
+        """End the thread. What is in the ring stays there for other processes, or for ``quorin served collect``."""
+        self._collecting.stop()
+
+    def _open(self) -> Int64s | None:
+        if time.monotonic() < self._retry_at:
+            self._count_dropped()
+            return None
+        try:
+            from quorin.engine import kernels
+
+            self._log_row, self._log_parts = kernels.log_row, kernels.log_parts
+            self._ring = ring_file(self.path).own_ring().address
+            self._collecting.start()
+        except (OSError, QuorinError) as error:
+            self._retry_at = time.monotonic() + _RETRY_SECONDS
+            _log.warning("served_log_unavailable", path=str(self.path), error=str(error))
+            self._count_dropped()
+        return self._ring
+
+    def _count_dropped(self) -> None:
+        metrics.served_dropped.inc()
+        now = time.monotonic()
+        if now > self._was_full_at + 60:
+            self._was_full_at = now
+            _log.warning("served_log_dropped", url=self.files.address, reason="its ring is full or cannot be had")
+
+
+def ring_path(shm_dir: Path, identity: int, files_identity: str) -> Path:
+    """The file of the rings of a deployment's node and user whose files go to one place."""
+    return shm_dir / f"quorin-served-{os.geteuid()}-{identity:016x}-{files_identity}"
+
+
+def check_request_id(request_id: str) -> str:
+    """:raises ValueError: unless it is a text of 1 to 128 printable ASCII characters."""
+    if not isinstance(request_id, str) or not 0 < len(request_id) <= MAX_REQUEST_ID or not _is_printable(request_id):
+        raise ValueError(f"request id: expected 1 to {MAX_REQUEST_ID} printable ASCII characters, got {request_id!r}")
+    return request_id
+
+
+def _is_printable(text: str) -> bool:
+    return text.isascii() and text.isprintable()
+
+
+def _text_of(ids: Any) -> list[Any]:
+    """The offsets and the text of entity ids, for a record; they refer to the array's memory where they can."""
+    if not isinstance(ids, pa.Array) or ids.type != pa.string():
+        ids = pa.array(ids, pa.string()) if not isinstance(ids, pa.Array) else ids.cast(pa.string())
+    _, offsets, text = ids.buffers()
+    ends = np.frombuffer(offsets, np.int32, len(ids) + 1, 4 * ids.offset) if len(ids) else np.zeros(1, np.int32)
+    size = int(ends[-1]) - int(ends[0])
+    data = np.frombuffer(text, np.uint8, size, int(ends[0])) if size else np.zeros(0, np.uint8)
+    return [ends if ends[0] == 0 else ends - ends[0], data]
