@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from feast_quorin.compute_engine import QuorinComputeEngine, QuorinComputeEngineConfig
     from feast_quorin.online_store import QuorinOnlineStore, QuorinOnlineStoreConfig
     from feast_quorin.provider import QuorinProvider
+    from feast_quorin.read.as_of import read_at
+    from feast_quorin.read.request_id import request_id
 
 __all__ = [
     "QuorinComputeEngine",
@@ -18,6 +20,8 @@ __all__ = [
     "QuorinOnlineStore",
     "QuorinOnlineStoreConfig",
     "QuorinProvider",
+    "read_at",
+    "request_id",
 ]
 
 
@@ -29,6 +33,10 @@ def __getattr__(name: str) -> object:
     with needs_extra("feast"):
         if name == "QuorinProvider":
             from feast_quorin import provider as module
+        elif name == "read_at":
+            from feast_quorin.read import as_of as module  # type: ignore[no-redef]
+        elif name == "request_id":
+            from feast_quorin.read import request_id as module  # type: ignore[no-redef]
         elif name.startswith("QuorinCompute"):
             from feast_quorin import compute_engine as module  # type: ignore[no-redef]
         else:

@@ -275,6 +275,8 @@ class QuorinOnlineStore(OnlineStore):
 
     async def close(self) -> None:
         """Release segments and connections. The next use connects anew."""
+        if self._session is not None and self._session.served is not None:
+            await asyncio.to_thread(self._session.served.close)
         self._session = self._plans = None
 
     def _session_for(self, config: RepoConfig) -> Session:

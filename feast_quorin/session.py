@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from feast_quorin.catalogue import Catalogue
 from feast_quorin.convert.entity_ids import MAX_ID_BYTES
+from feast_quorin.read.served import log_view
 from feast_quorin.views import check_entity
 from quorin import assembly, metrics
 from quorin.errors import (
@@ -31,7 +32,7 @@ from quorin.evolution import upgrade_schema
 from quorin.follower import Follower
 from quorin.inline_consumer import InlineConsumer
 from quorin.logging import get_logger
-from quorin.offline import ParquetDatasetStore
+from quorin.offline import ParquetDatasetStore, ServedLog
 from quorin.shm import Segment, SegmentRegistry
 from quorin.snapshot import SnapshotStore
 from quorin.wal import WALProducer, position_at
@@ -72,6 +73,11 @@ class Session:
         store = None if snapshots is None else SnapshotStore(snapshots)
         peers = settings.peers(repo_path)
         self.catalogue = Catalogue(settings, self.registry, self._history, store, peers)
+        url, log = settings.served_log_url(repo_path), settings.served_log
+        self.served = None
+        """Logs what is answered; None without ``served_log``."""
+        if url is not None and log is not None:
+            self.served = ServedLog(url, self.registry, sample=log.sample, every_seconds=log.every_seconds)
         self.producer = WALProducer(self.registry.backend, registry=self.registry)
         sources = {"offline": self._history, "snapshots": store, "peers": peers}
         sizes = {"capacity": settings.capacity, "max_id_bytes": MAX_ID_BYTES}
@@ -95,7 +101,10 @@ class Session:
         def read_stored(segment: Segment) -> tuple[list[str], pa.RecordBatch]:
             stored = {field.name for field in segment.schema.fields}
             kept = [name for name in fields if name in stored]
-            return kept, self.reader_of(segment, kept)(ids).to_batch()
+            columns = self.reader_of(segment, kept)(ids)
+            if self.served is not None:
+                log_view(self.served, view, ids, columns)
+            return kept, columns.to_batch()
 
         return self.follow(view, read_stored)
 
@@ -103,7 +112,7 @@ class Session:
         """A function that reads fields of a segment's rows as columns; rows past ``key_ttl_seconds`` are not found."""
         seconds = self.settings.key_ttl_seconds
         if not seconds:
-            return assembly.column_reader(segment, fields)
+            return assembly.column_reader(segment, fields, positions=self.served is not None)
         read = assembly.column_reader(segment, fields, positions=True)
 
         def read_living(ids: Any) -> Columns:
@@ -112,6 +121,11 @@ class Session:
             return columns
 
         return read_living
+
+    @property
+    def now_ns(self) -> int:
+        """The time that ages of rows are counted to."""
+        return time.time_ns()
 
     @property
     def rows_expire(self) -> bool:

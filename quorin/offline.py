@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
 from quorin.engine.history.store import ParquetDatasetStore
+from quorin.engine.served.description import ServedView
+from quorin.engine.served.log import ServedLog, check_request_id
 from quorin.errors import (
     CorruptHistoryError,
     EmptyDatasetError,
@@ -31,7 +33,10 @@ __all__ = [
     "HistoryUnavailableError",
     "IncompleteHistoryError",
     "ParquetDatasetStore",
+    "ServedLog",
     "ServedLogUnavailableError",
+    "ServedView",
+    "check_request_id",
     "read_at",
     "read_served",
 ]
@@ -98,8 +103,9 @@ def read_served(
 
     ``progress`` is called with the number of files that were read, and of all.
 
-    :raises ServedLogUnavailableError, HistoryUnavailableError: if files cannot be read. :raises CorruptHistoryError: for
-        damaged ones. :raises InvalidRowError: for labels without these columns, or with a column that is served too.
+    :raises ServedLogUnavailableError, HistoryUnavailableError: if files cannot be read.
+    :raises CorruptHistoryError: for damaged ones. :raises InvalidRowError: for labels without these columns, or with a
+        column that is served too.
     """
     from quorin.engine.served.files import ServedFiles
     from quorin.engine.served.labels import with_labels
@@ -107,6 +113,6 @@ def read_served(
 
     store = history if isinstance(history, ParquetDatasetStore) else ParquetDatasetStore(history)
     choice = Choice(since_ns, until_ns, request_ids)
-    rows = read_log(ServedFiles(url), choice, progress or (lambda done, count: None))
+    rows = read_log(ServedFiles(url), choice, progress)
     table = replayed(rows, store, connection, namespace)
     return table if labels is None else with_labels(table, labels)

@@ -39,7 +39,16 @@ if TYPE_CHECKING:
     from quorin.schema import Schema
     from quorin.shm import Segment, SegmentRegistry
 
-__all__ = ["Beginning", "LogFullError", "Pipeline", "Tail", "WALProducer", "WriteSyncTimeoutError", "position_at"]
+__all__ = [
+    "Beginning",
+    "LogFullError",
+    "Pipeline",
+    "Tail",
+    "WALProducer",
+    "WriteSyncTimeoutError",
+    "position_at",
+    "time_of",
+]
 
 Appended = TypeVar("Appended")
 
@@ -61,6 +70,11 @@ def position_at(time_ms: int) -> int:
     does.
     """
     return max(0, time_ms) << SEQUENCE_BITS
+
+
+def time_of(position: int) -> int:
+    """When the entry at a position was appended, in milliseconds since the epoch, as in :func:`position_at`."""
+    return position >> SEQUENCE_BITS
 
 
 class WALProducer:

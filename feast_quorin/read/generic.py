@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from feast_quorin.session import Session
     from feast_quorin.views import StoredView
 
+LEADING = ["entity_id", "found", "event_time_ns"]
 _FOUND, _EVENT_TIME, _FIRST_FIELD = 1, 2, 3
 
 
@@ -100,6 +100,7 @@ def read_views(
             full_feature_names=full_feature_names,
             with_version=with_version,
             max_age_ns=max_age_ns(config, table),
+            now_ns=session.now_ns,
         )
 
 
@@ -112,10 +113,11 @@ def add_to_response(
     full_feature_names: bool,
     with_version: bool,
     max_age_ns: int = 0,
+    now_ns: int = 0,
 ) -> None:
     """Append one vector per requested feature to a ``GetOnlineFeaturesResponse``, as Feast does.
 
-    With ``max_age_ns``, older rows are null and ``OUTSIDE_MAX_AGE``.
+    With ``max_age_ns``, rows that are older at the time ``now_ns`` are null and ``OUTSIDE_MAX_AGE``.
     """
     view = table.projection.name_to_use()
     names = [f"{view}__{name}" if full_feature_names else name for name in requested]
@@ -127,7 +129,7 @@ def add_to_response(
     times_ns = rows.batch.column(_EVENT_TIME).to_pylist()
     too_old = [False] * len(found)
     if max_age_ns:
-        least = time.time_ns() - max_age_ns
+        least = now_ns - max_age_ns
         too_old = [row_time is not None and row_time < least for row_time in times_ns]
         statuses = [
             FieldStatus.OUTSIDE_MAX_AGE if is_old else status for is_old, status in zip(too_old, statuses, strict=True)

@@ -15,6 +15,7 @@ from feast_quorin.read.on_demand import compute
 from feast_quorin.read.request import Column, RequestData, entity_id, entity_ids, is_convertible, key_column
 from feast_quorin.read.response import LazyResponse
 from feast_quorin.read.row_response import RowResponse
+from feast_quorin.read.served import served_requests
 from feast_quorin.read.view_reader import EntityReader
 from quorin.assembly import OneRow
 from quorin.errors import EntityIdError
@@ -44,7 +45,9 @@ class Shape:
     keys, in the order of their names.
     """
 
-    __slots__ = ("_columns", "_groups", "_has_keys_only", "_keys_of_views", "_resolved", "_uses_all_keys", "keys")
+    __slots__ = (
+        "_columns", "_groups", "_has_keys_only", "_keys_of_views", "_resolved", "_served", "_uses_all_keys", "keys"
+    )  # fmt: skip
 
     def __init__(self, resolved: Resolved, columns: _Columns, keys_of_views: tuple[tuple[int, ...], ...]) -> None:
         self._resolved = resolved
@@ -56,6 +59,7 @@ class Shape:
         self._groups = [
             _ViewGroup(keys, columns.keys, resolved.views, keys_of_views) for keys in dict.fromkeys(keys_of_views)
         ]
+        self._served = served_requests(resolved, [group.view_indexes for group in self._groups])
 
     def answer(self, columns: list[list[Any]], metrics: Any = None) -> LazyResponse | None:
         """Read the entities of a request; None if only Feast can answer or refuse it.
@@ -75,17 +79,26 @@ class Shape:
         resolved = self._resolved
         rows = self._read_row(columns) if count == 1 and self._uses_all_keys else None
         if rows is not None and len(rows) == 1 and metrics is None and not resolved.transforms:
+            if self._served is not None:
+                self._served.row(rows[0])
             return RowResponse(resolved, self.keys, columns, rows[0])
-        keys, reads = self._read(columns, count) if rows is None else (columns, self._by_view(rows))
+        if rows is None:
+            keys, ids, reads = self._read(columns, count)
+        else:
+            keys, ids, reads = columns, [[row.entity_id] for row in rows], self._by_view(rows)
         if reads is None:
             return None
         if metrics is not None:
             self._report(metrics, reads, count, time.monotonic() - started)
         if not resolved.transforms:
+            if self._served is not None:
+                self._served.rows(ids, reads)
             return LazyResponse.of(resolved, self.keys, keys, reads)
         key_values = [*keys, *(data or ())]
         inputs = LazyResponse.of(resolved, (*self.keys, *self._columns.request), key_values, reads, resolved.inputs)
         computed = compute(resolved.transforms, inputs, resolved.full_names)
+        if self._served is not None:
+            self._served.rows(ids, reads, dict(zip(self._columns.request, data or (), strict=True)), computed)
         return LazyResponse.of(resolved, self.keys, keys, reads, computed=computed)
 
     def _request_data(self, columns: list[list[Any]]) -> list[list[Any]] | None:
@@ -111,24 +124,26 @@ class Shape:
             by_view.update((view, rows[index]) for index, view in enumerate(group.view_indexes))
         return [by_view[view] for view in range(len(by_view))]
 
-    def _read(self, columns: list[list[Any]], count: int) -> tuple[list[list[Any]], list[Any] | None]:
-        """The join keys as Feast returns them, and what was read of each view; None if only Feast can judge."""
+    def _read(self, columns: list[list[Any]], count: int) -> tuple[list[list[Any]], list[Any], list[Any] | None]:
+        """The join keys as Feast returns them, the entity ids of each group, and what was read of each view; None if
+        only Feast can judge.
+        """
         views = self._resolved.views
         keys = _all([key.normalised(values) for key, values in zip(self.keys, columns, strict=True)])
         if keys is None:
-            return [], None
+            return [], [], None
         try:
             ids = {group.key_indexes: group.ids(keys, count) for group in self._groups}
         except ValueError:  # A value cannot be a key.
-            return [], None
+            return [], [], None
         try:
             reads = [view.reader(ids[indexes]) for view, indexes in zip(views, self._keys_of_views, strict=True)]
         except EntityIdError:
-            return [], None
+            return [], [], None
         for view, read in zip(views, reads, strict=True):
             if view.max_age_ns:
                 read.hide(read.found & (read.event_time_ns < time.time_ns() - view.max_age_ns))
-        return keys, reads
+        return keys, list(ids.values()), reads
 
     def _report(self, metrics: Any, reads: list[Any], count: int, seconds: float) -> None:
         """Tell Feast's metrics what Feast's generic path would."""

@@ -16,6 +16,7 @@ from quorin.errors import SchemaMismatchError, SegmentClosedError, SegmentNotFou
 if TYPE_CHECKING:
     from feast_quorin.session import Session
     from feast_quorin.views import StoredView
+    from quorin.schema import Schema
     from quorin.shm import Segment
 
 LOOK_SECONDS = 0.005
@@ -39,6 +40,11 @@ class ViewReader:
         self._fields = [view.features[name].field for name in features]
         self._bound: _Bound | None = None
         self._look_again = 0.0
+
+    @property
+    def schema(self) -> Schema:
+        """The schema that the view is stored by."""
+        return self._view.schema
 
     def __call__(self, entity_ids: Any) -> Columns:
         """Read many entities, in any form that the engine takes. The columns are the requested fields that the segment
@@ -137,5 +143,6 @@ class EntityReader:
         if before is not None and before.segments == segments:
             read = before.read
         else:
-            read = row_reader([(segment, fields) for segment, fields, _ in complete])
+            positions = self._session.served is not None
+            read = row_reader([(segment, fields) for segment, fields, _ in complete], positions=positions)
         return _BoundViews(segments, read, min(until for _, _, until in complete), opened)

@@ -9,7 +9,6 @@ import os
 import random
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,10 +26,12 @@ from quorin.errors import QuorinError
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from quorin.engine.arrays import Int64s
-    from quorin.engine.memory.node import Node
     from quorin.engine.reads.columns import Columns
     from quorin.engine.reads.row import Rows
+    from quorin.shm import SegmentRegistry
 
 MAX_REQUEST_ID = 128
 _RETRY_SECONDS = 1.0
@@ -51,14 +52,13 @@ class ServedLog:
     def __init__(
         self,
         url: str | os.PathLike[str],
-        node: Node,
-        shm_dir: str | os.PathLike[str],
+        registry: SegmentRegistry,
         *,
         sample: float = 1.0,
         every_seconds: float = 10.0,
     ) -> None:
         self.files = ServedFiles(url)
-        self.path = ring_path(Path(shm_dir), node.identity, self.files.identity)
+        self.path = ring_path(registry.shm_dir, registry.node.identity, self.files.identity)
         self.sample = sample
         self._collecting = Collecting(self.path, self.files, every_seconds)
         self._is_all = sample >= 1.0

@@ -48,7 +48,7 @@ class Choice:
         return rows
 
 
-def read_log(files: ServedFiles, choice: Choice, progress: ShowProgress) -> pa.Table:
+def read_log(files: ServedFiles, choice: Choice, progress: ShowProgress | None) -> pa.Table:
     """The chosen rows of all files, with numbers of requests that are unique across files."""
     tables, base = [SCHEMA.empty_table()], 0
     paths = files.paths()
@@ -58,7 +58,8 @@ def read_log(files: ServedFiles, choice: Choice, progress: ShowProgress) -> pa.T
         shifted = pc.add(rows.column("request"), base)
         tables.append(choice.of(rows.set_column(0, SCHEMA.field("request"), shifted)))
         base += count
-        progress(number + 1, len(paths))
+        if progress is not None:
+            progress(number + 1, len(paths))
     return pa.concat_tables(tables)
 
 
