@@ -127,6 +127,15 @@ class ServedLog:
         if not self._log_parts(ring, head, places):
             self._count_dropped()
 
+    @property
+    def address(self) -> str:
+        """Where files go, without keys or passwords."""
+        return self.files.address
+
+    def start(self) -> None:
+        """Start the thread that writes files, unless it runs."""
+        self._collecting.start()
+
     def collect(self) -> int:
         """Write a file of what the rings of the node have now; returns the number of rows.
 
