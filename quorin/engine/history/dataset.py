@@ -126,6 +126,16 @@ class Part:
         return int(self.metadata.num_rows) - self.first
 
     @cached_property
+    def first_position(self) -> int:
+        """The position of its first row in force, or a lower one that no row before has."""
+        if self.first or not self.metadata.num_rows:
+            return self.piece.beyond + 1
+        index = self.metadata.schema.names.index("position")
+        statistics = self.metadata.row_group(0).column(index).statistics
+        known = statistics is not None and statistics.has_min_max
+        return int(statistics.min) if known else self.piece.beyond + 1
+
+    @cached_property
     def batch_rows(self) -> int:
         """The number of rows to decode at a time: some megabytes."""
         groups = [self.metadata.row_group(group) for group in range(self.metadata.num_row_groups)]
@@ -181,9 +191,9 @@ class Loaded:
         """The last position whose row had lost its value of a field when the log was at a position: if a schema loses a
         field and gets it again, earlier rows have no value.
         """
-        without = [part.piece for part in self.parts if columns.column_name(field) not in part.arrow_schema.names]
-        through = np.array([0, *(piece.file.through for piece in without)], np.int64)
-        return through[np.searchsorted([piece.beyond for piece in without], as_of, side="left")]
+        without = [part for part in self.parts if columns.column_name(field) not in part.arrow_schema.names]
+        through = np.array([0, *(part.piece.file.through for part in without)], np.int64)
+        return through[np.searchsorted([part.first_position for part in without], as_of, side="right")]
 
     def with_part(self, file: DataFile, content: pa.Buffer) -> Loaded:
         """The same history with one more file behind the others, which is only in memory."""
