@@ -27,6 +27,7 @@ def test_a_collector_killed_at_any_step_leaves_whole_files_and_each_request_once
     node = Node(tmp_path)
     node.fill()
     node.serve(0, 30)
+    node.log.close()  # Its thread would collect.
     process = run(collect_and_die, str(tmp_path), step, when)
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
