@@ -19,7 +19,7 @@ from quorin.schema import FeatureField, Schema, dtype, make_schema
 from quorin.shm import SegmentRegistry
 from tests.support.forking import context
 
-USED = ("log_row", "log_parts", "measure_records", "unpack_records", "read_each", "read_many", *kernels.APPLYING)
+USED = ("log_row", "log_record", "measure_records", "unpack_records", "read_each", "read_many", *kernels.APPLYING)
 kernels.load(USED)  # once by the server that forks
 
 SERVED = make_schema("Served", [FeatureField("number", dtype.int64), FeatureField("text", dtype.string)])

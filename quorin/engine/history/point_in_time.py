@@ -231,18 +231,19 @@ def values_from(
     schema: Schema, loaded: Loaded, keys: Keys, chosen: Int64s, sources: dict[str, Int64s]
 ) -> dict[str, pa.ChunkedArray]:
     """The values of each field from the rows that ``sources`` names, else from the ``chosen`` ones."""
+    fields = schema.fields if sources else schema.fields[:1]
     rows = {
         field.name: np.where(index >= 0, keys.number[index], -1) if len(keys.number) else index
-        for field in schema.fields
+        for field in fields
         for index in [sources.get(field.name, chosen)]
     }
     if not sources:  # All fields come from the same rows.
-        shared = next(iter(rows.values()))
-        rows = dict.fromkeys(rows, shared)
+        rows = dict.fromkeys((field.name for field in schema.fields), next(iter(rows.values())))
     needed = np.unique(np.concatenate(list(rows.values()) if sources else [next(iter(rows.values()))]))
     needed = needed[needed >= 0]
     values = loaded.rows(needed, schema)
-    places = {id(row): np.where(row >= 0, np.searchsorted(needed, row), -1) for row in rows.values()}
+    distinct = {id(row): row for row in rows.values()}
+    places = {key: np.where(row >= 0, np.searchsorted(needed, row), -1) for key, row in distinct.items()}
     return {name: taken(values.column(name), places[id(row)]) for name, row in rows.items()}
 
 

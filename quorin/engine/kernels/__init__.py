@@ -55,7 +55,7 @@ _KERNELS: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "search_rows": ("vectors", "search_rows", (_WORDS, _INT, _DOUBLE, _BYTES, _DOUBLES, _WORDS, _BYTES, _INT)),
     "mark_slots": ("vectors", "mark_slots", (_WORDS, *[_INT] * 4, _BYTES)),
     "log_row": ("served", "log_row", (_WORDS, _INT, _INT, _TEXT, _TEXT, _BYTES, _WORDS)),
-    "log_parts": ("served", "log_parts", (_WORDS, _WORDS, _WORDS)),
+    "log_record": ("served", "log_record", (_WORDS, types.Array(types.uint8, 1, "C", readonly=True))),
     "measure_records": ("served", "measure_records", (_WORDS, _INT, _INT, _WORDS)),
     "unpack_records": (
         "served",

@@ -82,20 +82,12 @@ def log_row(ring, time_ns, number, request_id, entity_id, row, ends):
 
 
 @kernel
-def log_parts(ring, head, parts):
-    """Write a record from its words and its parts, pairs of address and size; 0 if the ring is full."""
-    size = _HEAD_BYTES
-    for i in range(0, parts.size, 2):
-        size += padded(parts[i + 1])
-    record = begin(ring[0], ring[1], size)
+def log_record(ring, content):
+    """Write a whole record; 0 if the ring is full."""
+    record = begin(ring[0], ring[1], content.size)
     if record == 0:
         return 0
-    copy_bytes(record, array_address(head), _HEAD_BYTES)
-    store_i64(record + 8 * S_BYTES, size)
-    place = record + _HEAD_BYTES
-    for i in range(0, parts.size, 2):
-        copy_bytes(place, parts[i], parts[i + 1])
-        place += padded(parts[i + 1])
+    copy_bytes(record, array_address(content), content.size)
     finish(ring[0])
     return 1
 

@@ -53,6 +53,8 @@ SCHEMA = pa.schema(
         pa.field("data", pa.binary()),
     ]
 )
+READ_SCHEMA = pa.schema([field for field in SCHEMA if field.name != "description"])
+READ_SCHEMA = READ_SCHEMA.insert(9, pa.field("description", pa.dictionary(pa.int32(), pa.string())))
 _DICTIONARIES = ["row", "view", "position", "state", "description"]
 _ENCODINGS = {
     "request": "DELTA_BINARY_PACKED",
@@ -132,16 +134,17 @@ class ServedFiles:
         return self._storage.exists()
 
     def read(self, path: str) -> pa.Table:
-        """The rows of a file.
+        """The rows of a file; ``description``, which is long and the same in many rows, as a dictionary.
 
         :raises CorruptHistoryError: if it is damaged, or no file of a served log.
         """
 
         def decode(source: pa.NativeFile) -> Iterator[pa.Table]:
-            yield pq.ParquetFile(source, page_checksum_verification=True).read(use_threads=False)
+            file = pq.ParquetFile(source, page_checksum_verification=True, read_dictionary=["description"])
+            yield file.read(use_threads=False)
 
         (rows,) = decoded(self._storage, path, decode, "is damaged")
         missing = [field.name for field in SCHEMA if field.name not in rows.schema.names]
         if missing:
             raise CorruptHistoryError(f"{path} is no file of a served log: it has no columns {missing}")
-        return rows.select(SCHEMA.names).cast(SCHEMA)
+        return rows.select(SCHEMA.names).cast(READ_SCHEMA).unify_dictionaries()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 MAX_REQUEST_ID = 128
 _RETRY_SECONDS = 1.0
+_OFFSETS: dict[Any, Any] = {pa.string(): np.int32, pa.large_string(): np.int64}
+_HEAD = struct.Struct(f"<{fmt.RECORD_WORDS}q")
 
 _log = get_logger(__name__)
 
@@ -64,7 +67,7 @@ class ServedLog:
         self._is_all = sample >= 1.0
         self._ring: Int64s | None = None
         self._log_row: Any = None
-        self._log_parts: Any = None
+        self._log_record: Any = None
         self._retry_at = 0.0
         self._was_full_at = 0.0
         forks.register(self)
@@ -110,21 +113,20 @@ class ServedLog:
         ring = self._ring if self._ring is not None else self._open()
         if ring is None:
             return
-        head = np.zeros(fmt.RECORD_WORDS, np.int64)
-        count = len(ids[0]) if ids else 0
         text = request_id.encode()
-        head[1:] = time.time_ns(), number, count, len(ids), len(reads), len(text), len(data)
-        parts: list[Any] = [np.array(groups, np.uint8), np.frombuffer(text, np.uint8)]
+        parts = [b"", _padded(bytes(groups)), _padded(text)]
         for group in ids:
             parts += _text_of(group)
         for read in reads:
-            states = read.found.view(np.uint8)
+            states = read.found.tobytes()
             if read.hidden is not None:
-                states = np.where(read.hidden, np.uint8(fmt.HIDDEN), states)
-            parts += [read.positions, read.event_time_ns, states]
-        parts.append(np.frombuffer(data, np.uint8))
-        places = np.array([(part.ctypes.data, part.nbytes) for part in parts], np.int64).reshape(-1)
-        if not self._log_parts(ring, head, places):
+                states = np.where(read.hidden, np.uint8(fmt.HIDDEN), read.found.view(np.uint8)).tobytes()
+            parts += read.positions.tobytes(), read.event_time_ns.tobytes(), _padded(states)
+        parts.append(_padded(data))
+        size = _HEAD.size + sum(map(len, parts))
+        count = len(ids[0]) if ids else 0
+        parts[0] = _HEAD.pack(size, time.time_ns(), number, count, len(ids), len(reads), len(text), len(data))
+        if not self._log_record(ring, np.frombuffer(b"".join(parts), np.uint8)):
             self._count_dropped()
 
     @property
@@ -154,7 +156,7 @@ class ServedLog:
         try:
             from quorin.engine import kernels
 
-            self._log_row, self._log_parts = kernels.log_row, kernels.log_parts
+            self._log_row, self._log_record = kernels.log_row, kernels.log_record
             self._ring = ring_file(self.path).own_ring().address
             self._collecting.start()
         except (OSError, QuorinError) as error:
@@ -187,12 +189,23 @@ def _is_printable(text: str) -> bool:
     return text.isascii() and text.isprintable()
 
 
-def _text_of(ids: Any) -> list[Any]:
-    """The offsets and the text of entity ids, for a record; they refer to the array's memory where they can."""
-    if not isinstance(ids, pa.Array) or ids.type != pa.string():
-        ids = pa.array(ids, pa.string()) if not isinstance(ids, pa.Array) else ids.cast(pa.string())
+def _text_of(ids: Any) -> list[bytes]:
+    """The offsets and the text of entity ids, for a record."""
+    if not isinstance(ids, pa.Array):
+        ids = pa.array(ids, pa.string())
+    dtype = _OFFSETS.get(ids.type)
+    if dtype is None:
+        ids, dtype = ids.cast(pa.string()), np.int32
+    if not len(ids):
+        return [bytes(8)]
     _, offsets, text = ids.buffers()
-    ends = np.frombuffer(offsets, np.int32, len(ids) + 1, 4 * ids.offset) if len(ids) else np.zeros(1, np.int32)
-    size = int(ends[-1]) - int(ends[0])
-    data = np.frombuffer(text, np.uint8, size, int(ends[0])) if size else np.zeros(0, np.uint8)
-    return [ends if ends[0] == 0 else ends - ends[0], data]
+    ends = np.frombuffer(offsets, dtype, len(ids) + 1, ids.offset * np.dtype(dtype).itemsize)
+    first, last = int(ends[0]), int(ends[-1])
+    stops = (ends - first).astype(np.int32).tobytes()
+    return [_padded(stops), _padded(b"" if text is None else memoryview(text)[first:last].tobytes())]
+
+
+def _padded(content: bytes) -> bytes:
+    """Bytes with zeros up to the next word."""
+    rest = -len(content) % 8
+    return content + bytes(rest) if rest else content

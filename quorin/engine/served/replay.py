@@ -15,7 +15,7 @@ from quorin.engine.history.as_of import AsOf, States, missing, position_after
 from quorin.engine.log.record import Kind
 from quorin.engine.rows.column import numbers
 from quorin.engine.served.description import Description, ServedView
-from quorin.engine.served.files import SCHEMA, ServedFiles
+from quorin.engine.served.files import READ_SCHEMA, ServedFiles
 from quorin.errors import CorruptHistoryError, InvalidRowError
 from quorin.schema import FeatureField, Schema, dtype, make_schema
 
@@ -50,23 +50,29 @@ class Choice:
 
 def read_log(files: ServedFiles, choice: Choice, progress: ShowProgress | None) -> pa.Table:
     """The chosen rows of all files, with numbers of requests that are unique across files."""
-    tables, base = [SCHEMA.empty_table()], 0
+    tables, base = [READ_SCHEMA.empty_table()], 0
     paths = files.paths()
     for number, path in enumerate(paths):
         rows = files.read(path)
         count = (pc.max(rows.column("request")).as_py() or 0) + 1
         shifted = pc.add(rows.column("request"), base)
-        tables.append(choice.of(rows.set_column(0, SCHEMA.field("request"), shifted)))
+        tables.append(choice.of(rows.set_column(0, READ_SCHEMA.field("request"), shifted)))
         base += count
         if progress is not None:
             progress(number + 1, len(paths))
-    return pa.concat_tables(tables)
+    return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
 
 
 def replayed(rows: pa.Table, history: ParquetDatasetStore, connection: Any, namespace: str) -> pa.Table:
     """Rows of :func:`read_log` with their values, one for each row of a request."""
-    kinds = rows.column("description").unique().to_pylist()
-    tables = [_of_kind(rows, kind, history, connection, namespace) for kind in kinds]
+    described = rows.column("description").combine_chunks()
+    texts = [*described.dictionary.to_pylist(), None] if len(rows) else []
+    kinds = described.indices.fill_null(len(texts) - 1).to_numpy() if len(rows) else np.zeros(0, np.int32)
+    rows = rows.drop_columns("description")
+    tables = [
+        _of_kind(rows.take(pa.array(np.flatnonzero(kinds == kind))), texts[kind], history, connection, namespace)
+        for kind in np.unique(kinds).tolist()
+    ]
     if not tables:
         return pa.table({"request_id": pa.array([], pa.string()), KNOWN: pa.array([], pa.bool_())})
     try:
@@ -78,14 +84,12 @@ def replayed(rows: pa.Table, history: ParquetDatasetStore, connection: Any, name
 
 
 def _of_kind(
-    rows: pa.Table, text: str | None, history: ParquetDatasetStore, connection: Any, namespace: str
+    own: pa.Table, text: str | None, history: ParquetDatasetStore, connection: Any, namespace: str
 ) -> pa.Table:
     """The rows of one kind of requests."""
     if text is None:
-        lost = rows.filter(pc.is_null(rows.column("description")))
-        return lost.select(["request", "request_id", "time", "row"]).append_column(KNOWN, pa.repeat(False, len(lost)))
+        return own.select(["request", "request_id", "time", "row"]).append_column(KNOWN, pa.repeat(False, len(own)))
     views = Description.from_json(text).views
-    own = rows.filter(pc.equal(rows.column("description"), text)).combine_chunks()
     if len(own) % len(views):
         raise CorruptHistoryError(f"served log: {len(own)} rows of requests for {len(views)} views")
     first = own.take(pa.array(np.arange(0, len(own), len(views))))

@@ -93,6 +93,7 @@ class RingFile:
                 number = self._free()
                 ring = self._ring(number)
                 ring.begin_life()
+                self._file.populate(number)
                 self._own = {os.getpid(): number}
             return self._ring(number)
 
