@@ -56,6 +56,7 @@ BENCHMARKS = {
         "materialize", "--rows 2000 --wide-rows 300 --slice 200 --repeats 1 --pushes 10 --reads 20"
     ),
     "vectors": Benchmark("vectors", "--rows 500 --size 20 --searches 10"),
+    "served": Benchmark("served", "--rounds 1 --entities 2000 --requests 50"),
     "history": Benchmark(
         "history", "--entities 5000 --many 8000 --wide 1000 --rows 20000 --queries 2000 --feast-queries 100"
     ),

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from feast_quorin.online_store import QuorinOnlineStoreConfig as QuorinOnlineStoreConfig
     from feast_quorin.pinning import pinned as pinned
     from feast_quorin.provider import QuorinProvider as QuorinProvider
+    from feast_quorin.read.as_of import read_at as read_at
     from feast_quorin.read.asked import at_least as at_least
     from feast_quorin.read.asked import consistent as consistent
     from feast_quorin.read.asked import max_age as max_age
+    from feast_quorin.read.request_id import request_id as request_id
     from feast_quorin.skew_sides import skew as skew
     from feast_quorin.write.tokens import last_token as last_token
 
@@ -35,6 +37,8 @@ _MODULES = {
     "max_age": "read.asked",
     "model_reader": "model_matrix",
     "pinned": "pinning",
+    "read_at": "read.as_of",
+    "request_id": "read.request_id",
     "skew": "skew_sides",
 }
 """Where each public name is."""

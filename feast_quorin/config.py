@@ -43,6 +43,26 @@ class ConfigError(QuorinError, FeastConfigError):
         super().__init__(message, "online_store in feature_store.yaml")
 
 
+class ServedLogSettings(FeastConfigBaseModel):
+    """The keys under ``served_log``."""
+
+    url: StrictStr = Field(repr=False)
+    """Where files go: a directory relative to the repo, or a URL."""
+
+    sample: Annotated[float, Field(gt=0, le=1, strict=True)] = 1.0
+    """The share of the requests that are logged."""
+
+    every_seconds: Annotated[float, Field(gt=0, strict=True)] = 10.0
+    """How often a file is written, at the latest."""
+
+    @field_validator("url")
+    @classmethod
+    def _directory_or_url(cls, value: str) -> str:
+        if not value.strip() or ("://" in value and is_malformed(value)):
+            raise ValueError(f"expected a directory or {URL_FORM}")
+        return value
+
+
 class StoreSettings(FeastConfigBaseModel):
     """Where the store keeps its data, and which process applies writes. Every key has a default.
 
@@ -139,6 +159,9 @@ class StoreSettings(FeastConfigBaseModel):
     tls_ca: StrictStr | None = None
     """With ``remote`` or ``bootstrap_from``: a file, relative to the repo, with the certificates to trust in PEM; by
     default the system's."""
+
+    served_log: ServedLogSettings | None = None
+    """Logs what requests are answered with, see :class:`ServedLogSettings`; None logs nothing."""
 
     _working_directory: Path = PrivateAttr(default_factory=lambda: _working_directory())
 
@@ -277,6 +300,11 @@ class StoreSettings(FeastConfigBaseModel):
         )
         return self.connection(repo_path), history, snapshots
 
+    def served_log_url(self, repo_path: Path | None) -> str | None:
+        """Where the served log goes: an absolute directory, a URL, or None."""
+        url = None if self.served_log is None else self.served_log.url
+        return url if url is None or "://" in url else self._in_repo(repo_path, url)
+
     def _in_repo(self, repo_path: Path | None, path: str) -> str:
         return str(self._working_directory / (repo_path or ".") / Path(path).expanduser())
 
@@ -313,8 +341,9 @@ def _working_directory() -> Path:
 def _problem(model: Any, problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"]) or "online_store"
     if problem["type"] == "extra_forbidden":
-        similar = get_close_matches(key, model.model_fields, n=1)
-        hint = f"did you mean {similar[0]}?" if similar else f"expected one of {', '.join(model.model_fields)}"
+        known = ServedLogSettings.model_fields if problem["loc"][0] == "served_log" else model.model_fields
+        similar = get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"did you mean {similar[0]}?" if similar else f"expected one of {', '.join(known)}"
         return f"{key}: unknown key, {hint}"
     expected = problem["msg"].removeprefix("Value error, ")
     return f"{key}: {expected[:1].lower()}{expected[1:]}, got {_shown_value(key, problem['input'])}"

@@ -296,6 +296,8 @@ class QuorinOnlineStore(OnlineStore):
 
     async def close(self) -> None:
         """Release segments and connections. The next use connects anew."""
+        if self._session is not None and self._session.served is not None:
+            await asyncio.to_thread(self._session.served.close)
         self.release()
 
     def release(self) -> None:

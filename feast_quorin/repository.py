@@ -30,8 +30,8 @@ _CREATED = "created_ns"
 class Repository:
     """A Feast repository with a store of Quorin's: the engine's connection, and where its data is.
 
-    A directory is absolute. ``shm_dir``, ``shm_group``, ``offline`` and ``snapshots`` are None if the file leaves them
-    out.
+    A directory is absolute. ``shm_dir``, ``shm_group``, ``offline``, ``snapshots`` and ``served_log`` are None if the
+    file leaves them out.
     """
 
     file: Path
@@ -41,6 +41,7 @@ class Repository:
     shm_group: str | None
     offline: str | None
     snapshots: str | None
+    served_log: str | None
 
     def skew_sides(
         self, views: Sequence[str] | None, features: Sequence[str] | None, as_of_time_ns: int | None
@@ -74,8 +75,7 @@ def find(directory: Path) -> Repository | None:
     if store.get("remote") is not None:
         raise RepositoryError(f"the online store of {file} is remote: run the command on a machine with segments")
 
-    def placed(key: str) -> str | None:
-        value = store.get(key)
+    def placed(value: Any) -> str | None:
         if value is None or "://" in str(value):
             return None if value is None else str(value)
         return str(file.parent.absolute() / Path(str(value)).expanduser())
@@ -88,8 +88,9 @@ def find(directory: Path) -> Repository | None:
         path if url is None else str(url),
         None if shm_dir is None else str(Path(str(shm_dir)).absolute()),
         None if group is None else str(group),
-        placed("offline_path"),
-        placed("snapshots"),
+        placed(store.get("offline_path")),
+        placed(store.get("snapshots")),
+        placed(served.get("url") if isinstance(served := store.get("served_log"), dict) else None),
     )
 
 

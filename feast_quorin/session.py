@@ -33,7 +33,7 @@ from quorin.evolution import upgrade_schema
 from quorin.follower import Follower
 from quorin.inline_consumer import InlineConsumer
 from quorin.logging import get_logger
-from quorin.offline import ParquetDatasetStore
+from quorin.offline import ParquetDatasetStore, ServedLog
 from quorin.shm import Segment, SegmentRegistry
 from quorin.snapshot import SnapshotStore
 from quorin.wal import WALProducer
@@ -74,6 +74,11 @@ class Session:
         store = None if snapshots is None else SnapshotStore(snapshots)
         peers = settings.peers(repo_path)
         self.catalogue = Catalogue(settings, self.registry, self._history, store, peers)
+        url, log = settings.served_log_url(repo_path), settings.served_log
+        self.served = None
+        """Logs what is answered; None without ``served_log``."""
+        if url is not None and log is not None:
+            self.served = ServedLog(url, self.registry, sample=log.sample, every_seconds=log.every_seconds)
         self.producer, self.written = WALProducer(self.registry.backend, registry=self.registry), Written()
         sources = {"offline": self._history, "snapshots": store, "peers": peers}
         sizes = {"capacity": settings.capacity, "max_id_bytes": MAX_ID_BYTES}
@@ -111,6 +116,11 @@ class Session:
         the fields; rows past ``key_ttl_seconds`` are not found.
         """
         return column_reader(segment, fields, self.settings.key_ttl_seconds, limits)
+
+    @property
+    def now_ns(self) -> int:
+        """The time that ages of rows are counted to."""
+        return time.time_ns()
 
     @property
     def rows_expire(self) -> bool:

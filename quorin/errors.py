@@ -164,6 +164,23 @@ class HistoryUnavailableError(ConnectionFailedError):
     """The history's files cannot be listed, read or written; the message names the directory or URL."""
 
 
+class IncompleteHistoryError(QuorinError, LookupError):
+    """The history lacks log positions that a read as of a position depends on; :attr:`missing` has them, as pairs of
+    the position after which they begin and the last one.
+    """
+
+    def __init__(self, message: str, missing: list[tuple[int, int]]) -> None:
+        super().__init__(message, missing)
+        self.missing = missing
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class ServedLogUnavailableError(ConnectionFailedError):
+    """The files of a served log cannot be listed, read or written; the message names the directory or URL."""
+
+
 class SnapshotUnavailableError(ConnectionFailedError):
     """A store of snapshots cannot be listed, read or written; the message names the directory or URL."""
 

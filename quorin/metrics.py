@@ -223,6 +223,30 @@ stale_reads = SharedCounter(
     "Reads of rows that were not known to be as fresh as max_lag_seconds demands.",
     "stale_reads",
 )
+served_requests = SharedCounter(
+    "quorin_served_log_requests_total", "Requests in files of the served log.", "served_requests", by_schema=False
+)
+served_rows = SharedCounter(
+    "quorin_served_log_rows_total", "Rows in files of the served log.", "served_rows", by_schema=False
+)
+served_dropped = SharedCounter(
+    "quorin_served_log_dropped_total",
+    "Requests that were not logged because the ring of their process was full or could not be had.",
+    "served_dropped",
+    by_schema=False,
+)
+served_lost = SharedCounter(
+    "quorin_served_log_lost_total",
+    "Records that were lost because a process died while it wrote them, or were damaged.",
+    "served_lost",
+    by_schema=False,
+)
+served_failures = SharedCounter(
+    "quorin_served_log_failures_total",
+    "Files of the served log that could not be written; their records are kept as long as there is room.",
+    "served_failures",
+    by_schema=False,
+)
 requests_refused = SharedCounterByReason(
     "quorin_http_requests_refused_total",
     "Requests that servers refused before an application saw them.",
@@ -327,7 +351,8 @@ _COUNTERS = (
     flips, writer_leases, writer_recoveries, writers_overtaken, writers_fenced, flushes, flush_failures, flush_seconds,
     entries_trimmed, history_files_skipped, upgrades, watchdog_ticks, watchdog_dead_processes, watchdog_reclaimed_files,
     watchdog_reclaimed_bytes, reanchored, log_events_dropped, requests_refused, stale_reads,
-    replaces, rows_replaced, loads_refused, checks_failed,
+    replaces, rows_replaced, loads_refused, checks_failed, served_requests, served_rows, served_dropped, served_lost,
+    served_failures,
 )  # fmt: skip
 _OF_SCHEMAS = (
     _bounded(

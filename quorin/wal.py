@@ -51,6 +51,7 @@ __all__ = [
     "WALProducer",
     "WriteSyncTimeoutError",
     "position_at",
+    "time_of",
 ]
 
 Appended = TypeVar("Appended")
@@ -72,6 +73,11 @@ def position_at(time_ms: int) -> int:
     does.
     """
     return max(0, time_ms) << SEQUENCE_BITS
+
+
+def time_of(position: int) -> int:
+    """When the entry at a position was appended, in milliseconds since the epoch, as in :func:`position_at`."""
+    return position >> SEQUENCE_BITS
 
 
 class WALProducer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +19,7 @@ from feast_quorin.convert.times import to_datetime, to_timestamp
 from feast_quorin.read.ages import limits_for, settled_limits, shortest
 from feast_quorin.read.asked import current
 from feast_quorin.read.positions import add as add_positions
+from feast_quorin.read.served import log_view
 from feast_quorin.read.together import together
 from feast_quorin.views import stored_view
 from quorin.assembly import duration_ns
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from feast_quorin.session import Session
     from feast_quorin.views import StoredView
 
+LEADING = ["entity_id", "found", "event_time_ns", "log_position"]
 _FOUND, _EVENT_TIME, _POSITION, _FIRST_FIELD = range(1, 5)
 
 
@@ -112,8 +113,13 @@ def read_views(
         pairs = zip(choices, ids, strict=True)
         return [read_rows(session, view, of_view, requested, at_most) for (_, requested, view), of_view in pairs]
 
-    rows_of_views = together(session, [view for _, _, view in choices], read)
-    for (table, requested, _), (_, indexes, row_count), rows in zip(choices, entities, rows_of_views, strict=True):
+    now_ns, rows_of_views = session.now_ns, together(session, [view for _, _, view in choices], read)
+    for number, ((table, requested, view), (_, indexes, row_count), rows) in enumerate(
+        zip(choices, entities, rows_of_views, strict=True)
+    ):
+        limits = age_limits(config, table, requested)
+        if session.served is not None:
+            log_view(session.served, view, ids[number], rows.batch, limits, now_ns)
         add_to_response(
             response,
             table,
@@ -121,7 +127,8 @@ def read_views(
             rows.repeated(indexes, row_count),
             full_feature_names=full_feature_names,
             with_version=with_version,
-            limits=age_limits(config, table, requested),
+            limits=limits,
+            now_ns=now_ns,
         )
 
 
@@ -133,11 +140,12 @@ def add_to_response(
     *,
     full_feature_names: bool,
     with_version: bool,
-    limits: Mapping[str, timedelta] | None = None,
+    limits: Mapping[str, timedelta],
+    now_ns: int,
 ) -> None:
     """Append one vector per requested feature to a ``GetOnlineFeaturesResponse``, as Feast does.
 
-    Values that are older than the ``limits`` of their features are null and ``OUTSIDE_MAX_AGE``.
+    Values that are older at the time ``now_ns`` than the ``limits`` of their features are null and ``OUTSIDE_MAX_AGE``.
     """
     view = table.projection.name_to_use()
     names = [f"{view}__{name}" if full_feature_names else name for name in requested]
@@ -147,16 +155,16 @@ def add_to_response(
     add_positions(view, rows.batch.column(_POSITION).to_pylist())
     found = rows.batch.column(_FOUND).to_pylist()
     statuses = [FieldStatus.PRESENT if is_found else FieldStatus.NOT_FOUND for is_found in found]
-    times_ns, now = rows.batch.column(_EVENT_TIME).to_pylist(), time.time_ns()
+    times_ns = rows.batch.column(_EVENT_TIME).to_pylist()
     times = _timestamps(times_ns)
     template = GetOnlineFeaturesResponse.FeatureVector(statuses=statuses, event_timestamps=times)
     for name in requested:
         vector = response.results.add()
         vector.CopyFrom(template)
         if name in rows.features:
-            column, limit = rows.column(name), (limits or {}).get(name)
+            column, limit = rows.column(name), limits.get(name)
             if limit is not None:
-                least = now - duration_ns("max_age", limit)
+                least = now_ns - duration_ns("max_age", limit)
                 too_old = [row_time is not None and row_time < least for row_time in times_ns]
                 column = pc.if_else(pa.array(too_old, pa.bool_()), pa.scalar(None, column.type), column)
                 outside = FieldStatus.OUTSIDE_MAX_AGE

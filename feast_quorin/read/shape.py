@@ -17,6 +17,7 @@ from feast_quorin.read.on_demand import compute
 from feast_quorin.read.request import Column, RequestData, entity_id, entity_ids, is_convertible, key_column
 from feast_quorin.read.response import LazyResponse
 from feast_quorin.read.row_response import RowResponse
+from feast_quorin.read.served import served_requests
 from feast_quorin.read.together import together
 from feast_quorin.read.view_reader import EntityReader
 from quorin.assembly import OneRow
@@ -54,6 +55,7 @@ class Shape:
         "_has_limits",
         "_keys_of_views",
         "_resolved",
+        "_served",
         "_session",
         "_stored_views",
         "_uses_all_keys",
@@ -73,6 +75,7 @@ class Shape:
         self._groups = [
             _ViewGroup(keys, columns.keys, resolved.views, keys_of_views) for keys in dict.fromkeys(keys_of_views)
         ]
+        self._served = served_requests(resolved, [group.view_indexes for group in self._groups])
 
     def answer(self, columns: list[list[Any]], metrics: Any = None) -> LazyResponse | None:
         """Read the entities of a request; None if only Feast can answer or refuse it.
@@ -95,36 +98,42 @@ class Shape:
                 return None
             columns = [columns[index] for index in self._columns.key_indexes]
         resolved = self._resolved
-        rows, keys, reads = together(self._session, self._stored_views, partial(self._read_all, columns, count))
+        rows, keys, ids, reads = together(self._session, self._stored_views, partial(self._read_all, columns, count))
         if rows is not None and len(rows) == 1 and metrics is None and not resolved.transforms:
+            if self._served is not None:
+                self._served.row(rows[0])
             return RowResponse(resolved, self.keys, columns, rows[0])
         if rows is not None:
-            reads = self._by_view(rows)
+            ids, reads = [[row.entity_id] for row in rows], self._by_view(rows)
         if reads is None:
             return None
         if metrics is not None:
             self._report(metrics, reads, count, time.monotonic() - started)
         if not resolved.transforms:
+            if self._served is not None:
+                self._served.rows(ids, reads)
             return LazyResponse.of(resolved, self.keys, keys, reads)
         key_values = [*keys, *(data or ())]
         inputs = LazyResponse.of(resolved, (*self.keys, *self._columns.request), key_values, reads, resolved.inputs)
         computed = compute(resolved.transforms, inputs, resolved.full_names)
+        if self._served is not None:
+            self._served.rows(ids, reads, dict(zip(self._columns.request, data or (), strict=True)), computed)
         return LazyResponse.of(resolved, self.keys, keys, reads, computed=computed)
 
     def reads(self, columns: list[list[Any]]) -> list[Any] | None:
         """What is read of each view for the entities of a request; None if only Feast can judge the keys."""
         keys = [columns[index] for index in self._columns.key_indexes]
-        return self._read(keys, len(columns[0]), time.time_ns(), None)[1]
+        return self._read(keys, len(columns[0]), time.time_ns(), None)[2]
 
     def _read_all(
         self, columns: list[list[Any]], count: int, at_most: int | None
-    ) -> tuple[list[Rows] | None, list[list[Any]], list[Any] | None]:
+    ) -> tuple[list[Rows] | None, list[list[Any]], list[Any], list[Any] | None]:
         """What was read up to a log position: the rows of a request's one entity, or the join keys as Feast returns
-        them and what was read of each view, None if only Feast can judge.
+        them, the entity ids of each group, and what was read of each view, None if only Feast can judge.
         """
         now_ns = time.time_ns() if self._has_limits else 0
         rows = self._read_row(columns, now_ns, at_most) if count == 1 and self._uses_all_keys else None
-        return (None, *self._read(columns, count, now_ns, at_most)) if rows is None else (rows, columns, None)
+        return (None, *self._read(columns, count, now_ns, at_most)) if rows is None else (rows, columns, [], None)
 
     def _request_data(self, columns: list[list[Any]]) -> list[list[Any]] | None:
         if any(not is_convertible(columns[index]) for index in self._columns.unused_indexes):
@@ -151,22 +160,24 @@ class Shape:
 
     def _read(
         self, columns: list[list[Any]], count: int, now_ns: int, at_most: int | None
-    ) -> tuple[list[list[Any]], list[Any] | None]:
-        """The join keys as Feast returns them, and what was read of each view; None if only Feast can judge."""
+    ) -> tuple[list[list[Any]], list[Any], list[Any] | None]:
+        """The join keys as Feast returns them, the entity ids of each group, and what was read of each view; None if
+        only Feast can judge.
+        """
         views = self._resolved.views
         keys = _all([key.normalised(values) for key, values in zip(self.keys, columns, strict=True)])
         if keys is None:
-            return [], None
+            return [], [], None
         try:
             ids = {group.key_indexes: group.ids(keys, count) for group in self._groups}
         except ValueError:  # A value cannot be a key.
-            return [], None
+            return [], [], None
         try:
             pairs = zip(views, self._keys_of_views, strict=True)
             reads = [view.reader(ids[indexes], now_ns, at_most) for view, indexes in pairs]
         except EntityIdError:
-            return [], None
-        return keys, reads
+            return [], [], None
+        return keys, list(ids.values()), reads
 
     def _report(self, metrics: Any, reads: list[Any], count: int, seconds: float) -> None:
         """Tell Feast's metrics what Feast's generic path would."""

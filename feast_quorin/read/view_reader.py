@@ -19,6 +19,7 @@ from quorin.errors import SchemaMismatchError, SegmentClosedError, SegmentNotFou
 if TYPE_CHECKING:
     from feast_quorin.session import Session
     from feast_quorin.views import StoredView
+    from quorin.schema import Schema
     from quorin.shm import Segment
     from quorin.wal import Token
 
@@ -51,6 +52,11 @@ class ViewReader:
     def limited(self, limits: Mapping[str, timedelta]) -> ViewReader:
         """A reader of the same features with other limits."""
         return ViewReader(self.session, self.view, self._features, limits)
+
+    @property
+    def schema(self) -> Schema:
+        """The schema that the view is stored by."""
+        return self.view.schema
 
     def __call__(self, entity_ids: Any, now_ns: int = 0, at_most: int | None = None) -> Columns:
         """Read many entities, in any form that the engine takes. The columns are the requested fields that the segment

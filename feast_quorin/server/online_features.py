@@ -7,11 +7,13 @@ status and body are Feast's own.
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
+from feast_quorin.read.request_id import of_headers
 from feast_quorin.remote.messages import is_asking
 from feast_quorin.server import arrow_body, json_body
 from feast_quorin.server.remote_features import RemoteFeatures
@@ -120,6 +122,7 @@ class OnlineFeatures:
         self._services = Services(store)
         self._remote = RemoteFeatures(store, self._services, limits)
         self._limits = limits
+        self._is_logged = getattr(store.config.online_store, "served_log", None) is not None
         self._direct_rows = min(DIRECT_ROWS, limits.rows)
         self._direct_limits = replace(limits, rows=self._direct_rows, features=DIRECT_FEATURES)
 
@@ -137,7 +140,8 @@ class OnlineFeatures:
             return None
         if self._gate is not None and not self._gate.is_open(headers, request.choice):
             return None
-        return self._answer(request, arrow_body if arrow_body.CONTENT_TYPE in accept else json_body, headers)
+        with of_headers(headers) if self._is_logged else nullcontext():
+            return self._answer(request, arrow_body if arrow_body.CONTENT_TYPE in accept else json_body, headers)
 
     def reply(self, body: bytes, headers: Headers, may_read: Callable[[Choice], bool]) -> Reply | None:
         """The answer to a request of any size, or its refusal if it is beyond the limits. It may take seconds."""
@@ -149,7 +153,10 @@ class OnlineFeatures:
             return error_reply(413, too_much)
         request = parsed(body) if content_type.startswith(b"application/json") else None
         form = arrow_body if arrow_body.CONTENT_TYPE in accept else json_body
-        return self._answer(request, form, headers) if request is not None and may_read(request.choice) else None
+        if request is None or not may_read(request.choice):
+            return None
+        with of_headers(headers) if self._is_logged else nullcontext():
+            return self._answer(request, form, headers)
 
     def _answer(self, request: Request, form: Any, headers: Headers) -> Reply | None:
         """The answer in a form: a module with ``body`` and ``CONTENT_TYPE``. Headers may ask for positions."""

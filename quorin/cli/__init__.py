@@ -41,6 +41,7 @@ from quorin.cli import (
     scan,
     schema,
     serve,
+    served,
     skew,
     snapshot,
     top,
@@ -98,6 +99,7 @@ for _command in (
     add_command(app, _command)
 app.add_typer(deadletter.app)
 app.add_typer(log.app)
+app.add_typer(served.app)
 
 
 def _print_version(requested: bool) -> None:

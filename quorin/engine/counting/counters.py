@@ -61,6 +61,7 @@ NAMES = (
     *(f"requests.{status}" for status in STATUS_CLASSES), "request_rows", "request_features", "request_ns",
     *(f"request_time.{number}" for number in range(len(REQUEST_BOUNDS) + 1)), "requests_in_flight",
     "flush_failures", "replaces", "rows_replaced", "loads_refused", *(f"checks_failed.{check}" for check in CHECKS),
+    "flush_failures", "served_rows", "served_requests", "served_dropped", "served_lost", "served_failures",
 )  # fmt: skip
 """What the words of a slot count, behind those of :mod:`quorin.engine.format.abi` that kernels count in. Only ever add
 to the end.

@@ -150,6 +150,16 @@ class Part:
         return int(self.metadata.num_rows) - self.first
 
     @cached_property
+    def first_position(self) -> int:
+        """The position of its first row in force, or a lower one that no row before has."""
+        if self.first or not self.metadata.num_rows:
+            return self.piece.beyond + 1
+        index = self.metadata.schema.names.index("position")
+        statistics = self.metadata.row_group(0).column(index).statistics
+        known = statistics is not None and statistics.has_min_max
+        return int(statistics.min) if known else self.piece.beyond + 1
+
+    @cached_property
     def batch_rows(self) -> int:
         """The number of rows to decode at a time: some megabytes."""
         groups = [self.metadata.row_group(group) for group in range(self.metadata.num_row_groups)]
@@ -216,6 +226,24 @@ class Loaded:
         """Whether any row sets only some fields."""
         return any(part.has_partial_rows for part in self.parts)
 
+    def lacks(self, field: str) -> bool:
+        """Whether a file was written by a schema without this field."""
+        return any(columns.column_name(field) not in part.arrow_schema.names for part in self.parts)
+
+    def lost_through(self, field: str, as_of: AnyArray | int) -> AnyArray:
+        """The last position whose row had lost its value of a field when the log was at a position: if a schema loses a
+        field and gets it again, earlier rows have no value.
+        """
+        without = [part for part in self.parts if columns.column_name(field) not in part.arrow_schema.names]
+        through = np.array([0, *(part.piece.file.through for part in without)], np.int64)
+        return through[np.searchsorted([part.first_position for part in without], as_of, side="right")]
+
+    def with_part(self, file: DataFile, content: pa.Buffer) -> Loaded:
+        """The same history with one more file behind the others, which is only in memory."""
+        metadata = pq.read_metadata(pa.BufferReader(content))
+        part = Part(Piece(file, file.after), metadata, metadata.schema.to_arrow_schema(), False, 0)
+        return Loaded(self._storage.with_file(file.path, content), [*self.parts, part], self.damaged, self.counted)
+
     def entity_ids(self) -> pa.Array:
         """Every id once, in order of first appearance."""
         known: pa.Array = pa.array([], pa.string())
@@ -278,16 +306,26 @@ class Loaded:
         that they count at. Without ``replaced`` also those that a later load has replaced.
         """
         steps = self.counted.steps(after, replaced=replaced)
+        lost = {
+            columns.column_name(field.name): self.lost_through(field.name, self.through)
+            for field in schema.fields
+            if self.lacks(field.name)
+        }
         for step in reversed(steps) if newest_first else steps:
             for part in reversed(self.parts) if newest_first else self.parts:
-                if part.piece.file.through > step.low and part.piece.beyond < step.high:
-                    yield from self._step(step, part, schema)
+                through = part.piece.file.through
+                if through > step.low and part.piece.beyond < step.high:
+                    fields = columns.field_columns(schema, part.arrow_schema)
+                    kept = [name for name in fields if through > lost.get(name, 0)]
+                    yield from self._step(step, part, schema, kept)
 
-    def _step(self, step: Step, part: Part, schema: Schema) -> Iterator[tuple[Kind, pa.RecordBatch, pa.Array]]:
+    def _step(
+        self, step: Step, part: Part, schema: Schema, fields: list[str]
+    ) -> Iterator[tuple[Kind, pa.RecordBatch, pa.Array]]:
         has_loads = LOAD in part.arrow_schema.names
         if step.load and not has_loads:
             return
-        names = [*columns.KEY_COLUMNS, *columns.field_columns(schema, part.arrow_schema)]
+        names = [*columns.KEY_COLUMNS, *fields]
         for batch in self.raw_batches(part, [*names, LOAD] if has_loads else names, schema=schema):
             first, last = np.searchsorted(numbers(batch.column("position"), np.int64), step[1:], side="right").tolist()
             kept = batch.slice(first, last - first)

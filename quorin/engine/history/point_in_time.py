@@ -8,7 +8,7 @@ exact.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,7 +28,7 @@ from quorin.errors import InvalidRowError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from quorin.engine.arrays import AnyArray, Bytes, Int32s, Int64s
+    from quorin.engine.arrays import AnyArray, Bytes, Int32s, Int64s, Mask
     from quorin.engine.history.counted import Counted
     from quorin.engine.history.dataset import Loaded
     from quorin.schema import Schema
@@ -89,7 +89,8 @@ class Keys:
 
     ``entity`` (int32) numbers the entities, ``time`` (int64) is the event time, ``tie`` (int64) the tie-breaker, the
     least number where there is none, ``number`` (int64) the row's number in the history, ``kind`` (uint8) and
-    ``fields`` (int32: which set of ``field_sets`` a partial row sets, else -1).
+    ``fields`` (int32: which set of ``field_sets`` a partial row sets, else -1). ``position`` (int64) is empty unless it
+    was asked for.
     """
 
     entity: Int32s
@@ -99,6 +100,20 @@ class Keys:
     kind: Bytes
     fields: Int32s
     field_sets: list[frozenset[str]]
+    position: Int64s = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def only(self, kept: Mask) -> Keys:
+        """Some of the rows, in their order; they must have positions."""
+        return Keys(
+            self.entity[kept],
+            self.time[kept],
+            self.tie[kept],
+            self.number[kept],
+            self.kind[kept],
+            self.fields[kept],
+            self.field_sets,
+            self.position[kept],
+        )
 
 
 def answer(schema: Schema, loaded: Loaded, asked: Queries, *, replaced: bool = False) -> pa.Table:
@@ -126,15 +141,20 @@ def latest(schema: Schema, loaded: Loaded, as_of_time_ns: int | None) -> pa.Tabl
     return found.filter(pc.is_valid(found.column(EVENT_TIME))).drop_columns(AS_OF)
 
 
-def keys_of(schema: Schema, loaded: KeySource, ids: pa.Array, *, replaced: bool = False) -> Keys:
-    """The keys of all rows of these entities that count; the place of an id in ``ids`` is its number."""
+def keys_of(
+    schema: Schema, loaded: KeySource, ids: pa.Array, *, replaced: bool = False, with_positions: bool = False
+) -> Keys:
+    """The keys of all rows of these entities that count; the place of an id in ``ids`` is its number. Positions are
+    those that rows count at.
+    """
     names = ["entity_id", "event_time", "kind"] + (["partial_fields"] if loaded.has_partial_rows else [])
+    names += ["position"] if with_positions else []
     all_count = loaded.counts_all
     tie = None if schema.tie_breaker is None else column_name(schema.tie_breaker)
     parts: list[tuple[Any, ...]] = []
     waiting: list[pa.RecordBatch] = []
     base, rows = 0, 0
-    read = [*names, *([] if tie is None else [tie]), *([] if all_count else ["position", LOAD])]
+    read = list(dict.fromkeys([*names, *([] if tie is None else [tie]), *([] if all_count else ["position", LOAD])]))
     for first, batch in loaded.keys(read):
         taken = batch.select(names) if tie is None else _with_ties(batch, names, tie)
         waiting.append(taken if all_count else _with_orders(taken, batch, loaded.counted, replaced=replaced))
@@ -147,21 +167,22 @@ def keys_of(schema: Schema, loaded: KeySource, ids: pa.Array, *, replaced: bool 
     if not parts:
         codes, longs = np.zeros(0, np.int32), np.zeros(0, np.int64)
         return Keys(codes, longs, longs, longs, np.zeros(0, np.uint8), codes, [])
-    entity, time, ties, number, kind = (np.concatenate([part[i] for part in parts]) for i in range(5))
-    partial = pa.chunked_array([part[5] for part in parts]).combine_chunks()
+    entity, time, ties, number, kind, position = (np.concatenate([part[i] for part in parts]) for i in range(6))
+    partial = pa.chunked_array([part[6] for part in parts]).combine_chunks()
     if not all_count:
         # Rows of a load come before what was logged since it began, as in the segment.
-        orders = np.concatenate([part[6] for part in parts])
+        orders = np.concatenate([part[7] for part in parts])
         order = np.flatnonzero(orders != _UNCOUNTED)
         order = order[np.argsort(orders[order], kind="stable")]
         entity, time, ties, number, kind = (each[order] for each in (entity, time, ties, number, kind))
+        position = orders[order] if with_positions else position
         partial = _one(partial).take(pa.array(order))
     fields = partial.dictionary_encode()
     if isinstance(fields, pa.ChunkedArray):
         fields = fields.combine_chunks()
     codes = fields.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     sets = [frozenset(text.split(",")) if text else frozenset() for text in fields.dictionary.to_pylist()]
-    return Keys(entity, time, ties, number, kind, codes, sets)
+    return Keys(entity, time, ties, number, kind, codes, sets, position)
 
 
 def _with_ties(batch: pa.RecordBatch, names: list[str], tie: str) -> pa.RecordBatch:
@@ -197,6 +218,7 @@ def _coded(batches: list[pa.RecordBatch], base: int, ids: pa.Array) -> tuple[Any
         ties.to_numpy()[kept],
         np.flatnonzero(kept) + base,
         table.column("kind").to_numpy()[kept],
+        table.column("position").to_numpy()[kept] if "position" in table.schema.names else np.zeros(0, np.int64),
         partial,
         table.column(_ORDER).to_numpy()[kept] if _ORDER in table.schema.names else None,
     )
@@ -210,24 +232,35 @@ def _newest_at(keys: Keys, entity: AnyArray, times: Int64s) -> Int64s:
     if not len(keys.time) or not len(times):
         return np.full(len(times), -1, np.int64)
     order = by_entity_and_time(keys)
-    sorted_times = keys.time[order]
     counts = np.bincount(keys.entity, minlength=int(entity.max()) + 1)
-    # A binary search for all queries at once, each within the rows of its entity.
-    end = np.cumsum(counts)[entity]
-    first = end - counts[entity]
-    low = first
+    last = last_of_group(keys.time[order], np.cumsum(counts) - counts, counts, entity, times)
+    return np.where(last >= 0, order[last], -1)
+
+
+def last_of_group(values: Int64s, starts: Int64s, counts: Int64s, group: AnyArray, most: Int64s) -> Int64s:
+    """For each query the index of the last of its group's values that is at most ``most``, -1 if there is none.
+
+    The values of a group lie together in ascending order. A binary search for all queries at once.
+    """
+    first = starts[group]
+    low, end = first, first + counts[group]
     for _ in range(int(counts.max()).bit_length()):
         middle = (low + end) >> 1
-        at_or_before = (low < end) & (sorted_times[np.minimum(middle, len(order) - 1)] <= times)
-        low = np.where(at_or_before, middle + 1, low)
-        end = np.where(at_or_before, end, middle)
-    return np.where(low > first, order[low - 1], -1)
+        is_within = (low < end) & (values[np.minimum(middle, len(values) - 1)] <= most)
+        low = np.where(is_within, middle + 1, low)
+        end = np.where(is_within, end, middle)
+    return np.where(low > first, low - 1, -1)
 
 
 def by_entity_and_time(keys: Keys) -> Int64s:
     """The indices of all keys sorted by entity, then event time, tie-breaker, and the order of the log."""
     has_ties = keys.tie.max() > _EARLIEST_NS
     order = np.lexsort((keys.tie, keys.time)) if has_ties else np.argsort(keys.time, kind="stable")
+    return by_entity(keys, order)
+
+
+def by_entity(keys: Keys, order: Int64s) -> Int64s:
+    """Indices of keys sorted by entity; those of one entity stay in their order."""
     # NumPy sorts 16-bit numbers by radix: two such passes are several times quicker than one over 32 bits.
     for shift in (0, 16) if keys.entity.max() >> 16 else (0,):
         digits = (keys.entity[order] >> shift).astype(np.uint16)
@@ -241,18 +274,26 @@ def _field_values(schema: Schema, loaded: Loaded, keys: Keys, chosen: Int64s) ->
     known = chosen >= 0
     if len(keys.kind) and (keys.kind[chosen[known]] == Kind.partial).any():
         sources = _merged_sources(schema, keys, chosen)
+    return values_from(schema, loaded, keys, chosen, sources)
+
+
+def values_from(
+    schema: Schema, loaded: Loaded, keys: Keys, chosen: Int64s, sources: dict[str, Int64s]
+) -> dict[str, pa.ChunkedArray]:
+    """The values of each field from the rows that ``sources`` names, else from the ``chosen`` ones."""
+    fields = schema.fields if sources else schema.fields[:1]
     rows = {
         field.name: np.where(index >= 0, keys.number[index], -1) if len(keys.number) else index
-        for field in schema.fields
+        for field in fields
         for index in [sources.get(field.name, chosen)]
     }
     if not sources:  # All fields come from the same rows.
-        shared = next(iter(rows.values()))
-        rows = dict.fromkeys(rows, shared)
+        rows = dict.fromkeys((field.name for field in schema.fields), next(iter(rows.values())))
     needed = np.unique(np.concatenate(list(rows.values()) if sources else [next(iter(rows.values()))]))
     needed = needed[needed >= 0]
     values = loaded.rows(needed, schema)
-    places = {id(row): np.where(row >= 0, np.searchsorted(needed, row), -1) for row in rows.values()}
+    distinct = {id(row): row for row in rows.values()}
+    places = {key: np.where(row >= 0, np.searchsorted(needed, row), -1) for key, row in distinct.items()}
     return {name: taken(values.column(name), places[id(row)]) for name, row in rows.items()}
 
 

@@ -12,6 +12,7 @@ import errno
 import os
 import secrets
 import time
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -68,6 +69,8 @@ class Storage:
         self.is_local = isinstance(self._fs, fs.LocalFileSystem)
         self._hidden = _secrets_in(os.fspath(base))
         self.address = _shown(os.fspath(base))
+        self.in_memory: dict[str, pa.Buffer] = {}
+        """Files by path that are read from memory; see :meth:`with_file`."""
 
     def folder(self, *names: str) -> str:
         """A path under the base."""
@@ -108,8 +111,16 @@ class Storage:
                 found.foreign.append(info.path)
         return found
 
+    def with_file(self, path: str, content: pa.Buffer) -> Storage:
+        """The same storage for reading, with one more file, which is in memory only."""
+        other = copy(self)
+        other.in_memory = {**self.in_memory, path: content}
+        return other
+
     def open(self, path: str) -> pa.NativeFile:
         """Open a file for reading. :raises VanishedError: if it is gone."""
+        if path in self.in_memory:
+            return pa.BufferReader(self.in_memory[path])
         try:
             return self._fs.open_input_file(path)
         except FileNotFoundError as error:

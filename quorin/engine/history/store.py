@@ -14,14 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE
 from quorin.engine.history import parquet as columns
+from quorin.engine.history.as_of import AsOf, read_at
 from quorin.engine.history.counted import Commit
 from quorin.engine.history.dataset import Dataset, Loaded, Part
 from quorin.engine.history.files import file_name, mergeable, superseded
 from quorin.engine.history.storage import Storage, VanishedError
 from quorin.engine.log.record import Kind
 from quorin.engine.rows.column import numbers
-from quorin.errors import HistoryUnavailableError
+from quorin.errors import HistoryUnavailableError, IncompleteHistoryError
 from quorin.schema import Schema, fingerprint
 
 if TYPE_CHECKING:
@@ -211,6 +213,23 @@ class ParquetDatasetStore:
 
         return self._reading(schema, lambda loaded: latest(schema, loaded, as_of_time_ns))
 
+    def read_at(
+        self,
+        schema: Schema,
+        ids: Any,
+        *,
+        position: int | None = None,
+        time_ns: int | None = None,
+        connection: Any = None,
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> pa.Table:
+        """What reads returned when a log position was applied, or at a time: see :func:`quorin.offline.read_at`."""
+        asked = AsOf(position, time_ns, connection, namespace)
+        with contextlib.suppress(IncompleteHistoryError):
+            return self._reading(schema, lambda loaded: read_at(schema, loaded, ids, asked))
+        # Rows go from the log to the history, so what both lacked at first may be in the history now.
+        return self._reading(schema, lambda loaded: read_at(schema, loaded, ids, asked))
+
     def distinct_entity_ids(self, schema: Schema) -> pa.Array:
         """All distinct ids in the history, deleted ones included, in order of first appearance."""
         return self._reading(schema, lambda loaded: loaded.entity_ids())
@@ -240,8 +259,7 @@ class ParquetDatasetStore:
         for neighbours in _of_one_schema(loaded.parts):
             rows = [part.row_count for part in neighbours]
             for run in mergeable([part.piece for part in neighbours], rows, most_rows=_MERGED_ROWS):
-                parts = [part for part in neighbours if part.piece in run]
-                _merge(self._storage, self._compression, loaded, parts)
+                _merge(self._storage, self._compression, loaded, [part for part in neighbours if part.piece in run])
         listing = dataset.listing()
         damaged = {file.path for file in loaded.damaged}
         for file in superseded(file for file in listing.files if file.path not in damaged):
@@ -286,6 +304,22 @@ class ParquetDatasetStore:
         raise HistoryUnavailableError(f"files of {schema.__name__!r} at {self._storage.address} vanished in every read")
 
 
+class _Buffer:
+    """A schema's rows that are not durable yet: all that the log holds in ``(start, last_taken]``."""
+
+    def __init__(self, schema: Schema, durable: int) -> None:
+        self.schema = schema
+        self.start = durable
+        self.last = durable
+        self.tables: list[pa.Table] = []
+
+    @property
+    def last_taken(self) -> int:
+        """The position of the last appended row; :attr:`last` may be greater, if others made more rows durable."""
+        last: int = self.tables[-1].column("position")[-1].as_py()
+        return last
+
+
 def _merge(storage: Storage, compression: str, loaded: Loaded, parts: list[Part]) -> None:
     """Write the rows of adjacent parts as one file with exactly their range."""
     first, last = parts[0], parts[-1]
@@ -303,22 +337,6 @@ def _merge(storage: Storage, compression: str, loaded: Loaded, parts: list[Part]
 
     with contextlib.suppress(VanishedError):  # Another process compacts as well.
         storage.write(path, fill)
-
-
-class _Buffer:
-    """A schema's rows that are not durable yet: all that the log holds in ``(start, last_taken]``."""
-
-    def __init__(self, schema: Schema, durable: int) -> None:
-        self.schema = schema
-        self.start = durable
-        self.last = durable
-        self.tables: list[pa.Table] = []
-
-    @property
-    def last_taken(self) -> int:
-        """The position of the last appended row; :attr:`last` may be greater, if others made more rows durable."""
-        last: int = self.tables[-1].column("position")[-1].as_py()
-        return last
 
 
 def _of_one_schema(parts: list[Part]) -> Iterator[list[Part]]:

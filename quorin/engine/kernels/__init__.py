@@ -63,6 +63,14 @@ _KERNELS: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "compare_and_exchange": ("memory", "exchange_word", (_INT, _WORD, _WORD)),
     "search_rows": ("vectors", "search_rows", (_WORDS, _INT, _DOUBLE, _BYTES, _DOUBLES, _WORDS, _BYTES, _INT)),
     "mark_slots": ("vectors", "mark_slots", (_WORDS, *[_INT] * 4, _BYTES)),
+    "log_row": ("served", "log_row", (_WORDS, _INT, _INT, _TEXT, _TEXT, _BYTES, _WORDS)),
+    "log_record": ("served", "log_record", (_WORDS, types.Array(types.uint8, 1, "C", readonly=True))),
+    "measure_records": ("served", "measure_records", (_WORDS, _INT, _INT, _WORDS)),
+    "unpack_records": (
+        "served",
+        "unpack_records",
+        (_WORDS, _INT, _INT, *[_WORDS] * 8, _BYTES, _WORDS, _BYTES, _WORDS, _BYTES, _WORDS, _BYTES),
+    ),
     "list_keys": ("vectors", "list_keys", (_WORDS, _INT, _WORDS, _BYTES, _WORDS)),
 }
 READING = ("assemble_one", "read_one", "read_each", "read_many", "gather_values", "gather_texts", "write_decimals")

@@ -270,6 +270,17 @@ class SlotFile:
         os.posix_fallocate(self._descriptor, start, self._slot_bytes)
         return self._memory[start : start + self._slot_bytes]
 
+    def populate(self, slot: int) -> None:
+        """Map the pages of a slot now, rather than one by one when they are first written to."""
+        _advise(self._memory.ctypes.data + slot * self._slot_bytes, self._slot_bytes, _MADV_POPULATE_WRITE)
+
+    def clear(self, slot: int) -> None:
+        """Give back the room of a slot that is held: it reads as zeros then."""
+        start = slot * self._slot_bytes
+        # Without support for it the zeros take room until the slot is used again.
+        self._memory[start : start + self._slot_bytes][:] = 0
+        _advise(self._memory.ctypes.data + start, self._slot_bytes, mmap.MADV_REMOVE)
+
     def head(self, slot: int, size: int) -> bytes:
         """The first bytes of any slot."""
         return os.pread(self._descriptor, size, slot * self._slot_bytes)

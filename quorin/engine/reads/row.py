@@ -53,14 +53,27 @@ class RowsLayout:
     """The same for a row of each of several views, one after the other, and then a byte for each: whether it was found.
 
     ``firsts`` says for each view where its slots begin among the values unpacked; the bytes are the last of these.
+    ``ends`` says where each view's row begins in the buffer, and where the last one ends.
     """
 
-    __slots__ = ("_ends", "all_found", "bits", "byte_count", "firsts", "lacks_fields", "parts", "unpack", "words")
+    __slots__ = (
+        "_ends",
+        "all_found",
+        "bits",
+        "byte_count",
+        "ends",
+        "firsts",
+        "lacks_fields",
+        "parts",
+        "unpack",
+        "words",
+    )
 
     def __init__(self, parts: Sequence[RowLayout]) -> None:
         self.parts = tuple(parts)
         plans = [part.plan.words(1, part.ages) for part in parts]
         self._ends = [0, *accumulate(part.plan.row_bytes for part in parts)]
+        self.ends = np.array(self._ends, np.int64)
         self.byte_count = self._ends[-1] + len(parts)
         head = np.array([len(parts), self._ends[-1]], np.int64)
         self.words = np.concatenate([head, *(word for plan in plans for word in ([len(plan)], plan))])
@@ -85,10 +98,11 @@ class RowsLayout:
 class Rows:
     """A row of one entity from each of several views; ``rows[number]`` is one of them.
 
-    ``values`` are what ``layout`` unpacks: zeros where there is no row. Age limits were counted from ``now_ns``.
+    ``values`` are what ``layout`` unpacks from ``buffer``: zeros where there is no row. Age limits were counted from
+    ``now_ns``.
     """
 
-    __slots__ = ("_buffer", "_entity_id", "layout", "now_ns", "values")
+    __slots__ = ("buffer", "entity_id", "layout", "now_ns", "values")
 
     def __init__(
         self, layout: RowsLayout, entity_id: str, buffer: Bytes, values: tuple[Any, ...], now_ns: int = 0
@@ -96,17 +110,17 @@ class Rows:
         self.layout = layout
         self.values = values
         self.now_ns = now_ns
-        self._entity_id = entity_id
-        self._buffer = buffer
+        self.entity_id = entity_id
+        self.buffer = buffer
 
     def __getitem__(self, number: int) -> OneRow:
         layout = self.layout
         part, first = layout.parts[number], layout.firsts[number]
         if not self.values[-1][number]:
-            return OneRow(part, self._entity_id, None, (), self.now_ns)
+            return OneRow(part, self.entity_id, None, (), self.now_ns)
         start, stop = layout.span(number)
         values = self.values[first : first + part.slot_count]
-        return OneRow(part, self._entity_id, self._buffer[start:stop], values, self.now_ns)
+        return OneRow(part, self.entity_id, self.buffer[start:stop], values, self.now_ns)
 
     @property
     def complete(self) -> bool:
