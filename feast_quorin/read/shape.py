@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from feast_quorin.feast_private import RequestContext
+    from feast_quorin.read.asked import Asked
     from feast_quorin.read.resolved import Resolved, ViewPlan
     from quorin.assembly import Rows
 
@@ -54,6 +55,7 @@ class Shape:
         "_keys_of_views",
         "_resolved",
         "_session",
+        "_settled_ms",
         "_stored_views",
         "_uses_all_keys",
         "keys",
@@ -65,6 +67,7 @@ class Shape:
         self.keys = columns.keys
         self._keys_of_views = keys_of_views
         self._session = resolved.views[0].reader.session
+        self._settled_ms = self._session.settings.consistent_timeout_ms
         self._stored_views = [view.reader.view for view in resolved.views]
         self._has_limits = any(view.limits for view in resolved.views)
         self._has_keys_only = len(columns.keys) > 0 and not columns.request and not columns.unused_indexes
@@ -73,7 +76,7 @@ class Shape:
             _ViewGroup(keys, columns.keys, resolved.views, keys_of_views) for keys in dict.fromkeys(keys_of_views)
         ]
 
-    def answer(self, columns: list[list[Any]], metrics: Any = None) -> LazyResponse | None:
+    def answer(self, columns: list[list[Any]], metrics: Any, asked: Asked) -> LazyResponse | None:
         """Read the entities of a request; None if only Feast can answer or refuse it.
 
         ``metrics`` is ``feast.metrics`` if it counts online reads, else None.
@@ -89,7 +92,11 @@ class Shape:
                 return None
             columns = [columns[index] for index in self._columns.key_indexes]
         resolved = self._resolved
-        rows, keys, reads = together(self._session, self._stored_views, partial(self._read_all, columns, count))
+        if asked.consistent_ms is None and self._settled_ms is None:
+            rows, keys, reads = self._read_all(columns, count, None)
+        else:
+            read = partial(self._read_all, columns, count)
+            rows, keys, reads = together(self._session, self._stored_views, read)
         if rows is not None and len(rows) == 1 and metrics is None and not resolved.transforms:
             return RowResponse(resolved, self.keys, columns, rows[0])
         if rows is not None:

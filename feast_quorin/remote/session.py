@@ -43,6 +43,7 @@ class RemoteSession:
 
     def __init__(self, settings: StoreSettings, repo_path: Path | None, project: str) -> None:
         self.pid, self.settings = os.getpid(), settings
+        self.reached: dict[tuple[str, int], int] = {}
         self._project = project
         self._choice_keys = ChoiceKeys()
         token_file, tls_ca = settings.server_files(repo_path)
