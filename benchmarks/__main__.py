@@ -37,6 +37,7 @@ class Benchmark:
 BENCHMARKS = {
     "engine": Benchmark("engine", "--processes 1 --rounds 1 --entities 2000 --most-entities 10000"),
     "arrow_reads": Benchmark("arrow", "--processes 1 --rounds 1 --entities 2000"),
+    "moments": Benchmark("moments", "--processes 1 --rounds 1"),
     "feast_requests": Benchmark("feast", "--processes 1 --rounds 1 --entities 100"),
     "http": Benchmark("http", "--processes 1 --rounds 1 --entities 100 --requests 5000"),
     "log": Benchmark("log", "--rows 20000 --entities 5000 --writes 100 --syncs 50"),
