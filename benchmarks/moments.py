@@ -9,7 +9,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -83,7 +83,7 @@ def _child(arguments: argparse.Namespace) -> None:
             apart, parts = lambda: (read(left, few), read(right, few)), [(left, few), (right, few)]
             together = partial(read_together, parts, timeout_ms=60_000)
             names = {"one": "reader, 1 row", "many": f"assemble_batch, {MANY:,} rows", "two": f"read, 2 × {FEW} rows"}
-            cases = {
+            cases: dict[str, Callable[[], object]] = {
                 f"assemble, 1 row|{PLAIN}": partial(assemble, left, one),
                 f"assemble, 1 row|{AGED}": partial(assemble, left, one, max_age=AGE_SECONDS),
                 f"{names['one']}|{PLAIN}": partial(reader(left), one),
@@ -96,7 +96,10 @@ def _child(arguments: argparse.Namespace) -> None:
             calls = {name: 2000 if "1 row" in name else 100 for name in cases}
             samples = measuring.interleave(cases, rounds=arguments.rounds, calls=calls)
             with _writer(directory):
-                beside = {f"{names['two']}{BESIDE}|{PLAIN}": apart, f"{names['two']}{BESIDE}|{TOGETHER}": together}
+                beside: dict[str, Callable[[], object]] = {
+                    f"{names['two']}{BESIDE}|{PLAIN}": apart,
+                    f"{names['two']}{BESIDE}|{TOGETHER}": together,
+                }
                 calls = dict.fromkeys(beside, 20)
                 samples |= measuring.interleave(beside, rounds=arguments.rounds, calls=calls)
             measuring.send(samples)
