@@ -39,6 +39,7 @@ BENCHMARKS = {
     "arrow_reads": Benchmark("arrow", "--processes 1 --rounds 1 --entities 2000"),
     "asked": Benchmark("asked", "--processes 1 --rounds 1 --entities 2000"),
     "rows": Benchmark("rows", "--processes 1 --rounds 1 --entities 20000"),
+    "moments": Benchmark("moments", "--processes 1 --rounds 1"),
     "feast_requests": Benchmark("feast", "--processes 1 --rounds 1 --entities 100"),
     "http": Benchmark("http", "--processes 1 --rounds 1 --entities 100 --requests 5000"),
     "log": Benchmark("log", "--rows 20000 --entities 5000 --writes 100 --syncs 50"),

@@ -266,12 +266,13 @@ class QuorinOnlineStore(OnlineStore):
         if keys is None:
             return None
         names, columns = keys
+        asked = current()
         try:
             plan = plans.find(*choice)
-            shape = None if plan is None else plan.shape(names, current().limits)
+            shape = None if plan is None else plan.shape(names, asked.limits)
         except Exception:  # noqa: BLE001 - Feast's own path raises the error again
             return None
-        return None if shape is None else shape.answer(columns, feast_private.online_metrics())
+        return None if shape is None else shape.answer(columns, feast_private.online_metrics(), asked)
 
     async def _read_features_per_fv_async(self, config: RepoConfig, *request: Any) -> None:
         """:meth:`_read_features_per_fv`, which never waits."""

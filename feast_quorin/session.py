@@ -85,6 +85,8 @@ class Session:
         self.follower = Follower(self.registry, **sources, **sizes) if settings.follows else None
         self.accepted: dict[str, Schema] = {}
         """By schema name, the schema all of whose fields the segment has, as :mod:`feast_quorin.write.log` found."""
+        self.reached: dict[tuple[str, int], int] = {}
+        """Of :func:`quorin.assembly.at_one_position`."""
         self.opened = object()
         """Replaced by another object whenever reads of some view go to another segment than before."""
         self._readers: dict[str, Segment] = {}

@@ -12,7 +12,6 @@ from feast.feature_view import DUMMY_ENTITY_ID
 from feast.value_type import ValueType
 
 from feast_quorin import feast_private
-from feast_quorin.read.asked import current
 from feast_quorin.read.on_demand import compute
 from feast_quorin.read.request import Column, RequestData, entity_id, entity_ids, is_convertible, key_column
 from feast_quorin.read.response import LazyResponse
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from feast_quorin.feast_private import RequestContext
+    from feast_quorin.read.asked import Asked
     from feast_quorin.read.resolved import Resolved, ViewPlan
     from quorin.assembly import Rows
 
@@ -57,6 +57,7 @@ class Shape:
         "_resolved",
         "_served",
         "_session",
+        "_settled_ms",
         "_stored_views",
         "_uses_all_keys",
         "keys",
@@ -68,6 +69,7 @@ class Shape:
         self.keys = columns.keys
         self._keys_of_views = keys_of_views
         self._session = resolved.views[0].reader.session
+        self._settled_ms = self._session.settings.consistent_timeout_ms
         self._stored_views = [view.reader.view for view in resolved.views]
         self._has_limits = any(view.limits for view in resolved.views)
         self._has_keys_only = len(columns.keys) > 0 and not columns.request and not columns.unused_indexes
@@ -77,7 +79,7 @@ class Shape:
         ]
         self._served = served_requests(resolved, [group.view_indexes for group in self._groups])
 
-    def answer(self, columns: list[list[Any]], metrics: Any = None) -> LazyResponse | None:
+    def answer(self, columns: list[list[Any]], metrics: Any, asked: Asked) -> LazyResponse | None:
         """Read the entities of a request; None if only Feast can answer or refuse it.
 
         ``metrics`` is ``feast.metrics`` if it counts online reads, else None.
@@ -86,7 +88,7 @@ class Shape:
         :raises NotYetAppliedError, TokenError: for what :mod:`feast_quorin.read.asked` says.
         """
         started = 0.0 if metrics is None else time.monotonic()
-        token = current().at_least
+        token = asked.at_least
         if token is not None:
             for view in self._resolved.views:
                 view.reader.wait(token)
@@ -98,7 +100,11 @@ class Shape:
                 return None
             columns = [columns[index] for index in self._columns.key_indexes]
         resolved = self._resolved
-        rows, keys, ids, reads = together(self._session, self._stored_views, partial(self._read_all, columns, count))
+        if asked.consistent_ms is None and self._settled_ms is None:
+            rows, keys, ids, reads = self._read_all(columns, count, None)
+        else:
+            read = partial(self._read_all, columns, count)
+            rows, keys, ids, reads = together(self._session, self._stored_views, read)
         if rows is not None and len(rows) == 1 and metrics is None and not resolved.transforms:
             if self._served is not None:
                 self._served.row(rows[0])

@@ -32,6 +32,7 @@ def together(session: Any, views: Sequence[StoredView], read: Callable[[int | No
         read,
         timeout_ms=timeout_ms,
         reach=lambda index, position: _reach(session, views[index], position),
+        reached=session.reached,
     )
     return result
 

@@ -53,6 +53,7 @@ class RemoteSession:
 
     def __init__(self, settings: StoreSettings, repo_path: Path | None, project: str) -> None:
         self.pid, self.settings = os.getpid(), settings
+        self.reached: dict[tuple[str, int], int] = {}
         self._project = project
         self._choice_keys = ChoiceKeys()
         self.written = Written()

@@ -36,6 +36,7 @@ T = TypeVar("T")
 
 DEFAULT_TIMEOUT_MS = 100.0
 _POLL_SECONDS = 0.000_05
+_MAX_REACHED = 1024
 _LOG_IDENTITY, _POSITION = (fmt.partition_offset(name) for name in ("log_identity", "position"))
 
 
@@ -90,6 +91,7 @@ def at_one_position(
     *,
     timeout_ms: float = DEFAULT_TIMEOUT_MS,
     reach: Callable[[int, int], int] | None = None,
+    reached: dict[tuple[str, int], int] | None = None,
 ) -> tuple[int, T]:
     """Call ``read(position)`` until all rows that it reads of some segments are as they are at that position. Returns
     the position, and what ``read`` returned.
@@ -97,16 +99,19 @@ def at_one_position(
     ``read`` passes the position as ``at_most`` to readers of :mod:`quorin.assembly`, which raise if a row is after it.
     ``reach(i, position)`` is called where segment ``i`` is behind another: it applies what the log has for it after
     ``position``, if that is this process's task, and returns the position up to which it then has all; 0 if unknown.
+    ``reached`` keeps what it returned for later calls.
 
     :raises InconsistentReadError: after ``timeout_ms``; the text names the segment that was ahead, or behind.
     """
     deadline: float | None = None
-    reached: dict[tuple[int, int], int] = {}
+    reached = {} if reached is None else reached
+    if len(reached) > _MAX_REACHED:
+        reached.clear()
     with ExitStack() as asking:
         asked: set[Path] = set()
         while True:
             seen = [_seen(segment.current_view()) for segment in segments()]
-            applied = [max(one.position, reached.get((i, one.log_identity), 0)) for i, one in enumerate(seen)]
+            applied = [max(one.position, reached.get((one.view.name, one.log_identity), 0)) for one in seen]
             try:
                 _check_one_log(seen)
                 result = read(min(applied))
@@ -122,8 +127,11 @@ def at_one_position(
             elif now > deadline:
                 raise InconsistentReadError(f"{_positions(seen, applied)}, for {timeout_ms:g} ms: {problem}")
             for i, one in enumerate(seen):
-                if applied[i] < max(applied) and reach is not None:
-                    reached[i, one.log_identity] = max(applied[i], reach(i, one.position))
+                if applied[i] < max(applied) and reach is not None and not one.view.pinned:
+                    end = reach(i, one.position)
+                    # What made the segment grow is not in the generation that was seen.
+                    if segments()[i].current_view() is one.view:
+                        reached[one.view.name, one.log_identity] = max(applied[i], end)
                 if one.view.path not in asked:
                     asked.add(one.view.path)
                     asking.callback(Asking(one.view.path).end)
