@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,8 +31,6 @@ from quorin.engine.words import count, counted, duration
 if TYPE_CHECKING:
     from quorin.evolution import ReplaceResult
     from quorin.offline import ParquetDatasetStore
-    from quorin.schema import Schema
-    from quorin.shm import SegmentRegistry
 
 _RANGE = re.compile(r"(\d+)\.\.(\d+)\Z")
 _HISTORY = "history"
@@ -116,39 +115,21 @@ def replace(
             return
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
         options: dict[str, Any] = {"allow_empty": allow_empty, "wait_for": wait_for.value, "timeout_seconds": timeout}
+        options |= {"stream_key": stream_key}
         with progress_bar(target.__name__, hidden=as_json) as progress:
             if source == _HISTORY:
-                result = _replaced_by_history(target, registry, offline, progress, stream_key, options)
+                last, past = backend.log(stream_key).bounds().last, _history(offline)
+                result = evolution.rollback(
+                    target, registry, to_position=last, reapply=True, history=past, progress=_alone(progress), **options
+                )
             else:
                 total, tables = rows_of(Path(str(source)), target)
+                wanted = () if no_checks else None if checks is None else checks_in(checks, target)
+                options |= {"dry_run": dry_run, "checks": wanted}
                 result = evolution.replace(
-                    target,
-                    tables,
-                    registry,
-                    checks=() if no_checks else None if checks is None else checks_in(checks, target),
-                    dry_run=dry_run,
-                    progress=lambda rows: progress(rows, total),
-                    stream_key=stream_key,
-                    **options,
+                    target, tables, registry, progress=lambda rows: progress(rows, total), **options
                 )
     _print(result, wait_for, as_json=as_json)
-
-
-def _replaced_by_history(
-    target: Schema, registry: SegmentRegistry, offline: str | None, progress: Any, stream_key: str, options: Any
-) -> ReplaceResult:
-    from quorin import evolution
-
-    return evolution.rollback(
-        target,
-        registry,
-        to_position=registry.backend.log(stream_key).bounds().last,
-        reapply=True,
-        history=_history(offline),
-        progress=lambda rows: progress(rows, 0),
-        stream_key=stream_key,
-        **options,
-    )
 
 
 def rollback(
@@ -212,13 +193,18 @@ def rollback(
                     allow_empty=allow_empty,
                     wait_for=wait_for.value,
                     timeout_seconds=timeout,
-                    progress=lambda rows: progress(rows, 0),
+                    progress=_alone(progress),
                     stream_key=stream_key,
                     **state,
                 )
             except ValueError as error:
                 raise typer.BadParameter(str(error)) from error
     _print(result, wait_for, as_json=as_json)
+
+
+def _alone(progress: Callable[[int, int], None]) -> Callable[[int], None]:
+    """The progress of rows whose total is not known."""
+    return lambda rows: progress(rows, rows)
 
 
 def _history(offline: str | None) -> ParquetDatasetStore | None:

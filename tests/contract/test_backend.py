@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -675,3 +676,28 @@ def test_a_closed_backend_says_so(backend: Backend) -> None:
 
 def test_a_backend_is_taken_as_a_connection(backend: Backend) -> None:
     assert connect(backend) is backend
+
+
+def test_a_load_is_exchanged_for_the_one_that_is_expected(backend: Backend) -> None:
+    control = backend.control
+    assert control.loads() == {}
+    assert control.swap_load("A", "one", expected=None)
+    assert not control.swap_load("A", "two", expected=None)
+    assert not control.swap_load("A", "two", expected="other")
+    assert control.swap_load("A", "two", expected="one")
+    assert control.swap_load("B", "three", expected=None)
+    (text, silent), _ = control.loads()["A"], control.loads()["B"]
+    assert text == "two"
+    assert 0 <= silent < 60
+    assert not control.swap_load("A", None, expected="one")
+    assert control.swap_load("A", None, expected="two")
+    assert set(control.loads()) == {"B"}
+    assert all("load A" not in name for name in control.silences())
+    assert control.schemas() == {}
+
+
+def test_one_of_many_that_begin_a_load_at_once_has_it(backend: Backend) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda n: backend.control.swap_load("A", str(n), expected=None), range(32)))
+    assert sum(won) == 1
+    assert backend.control.loads()["A"][0] == str(won.index(True))

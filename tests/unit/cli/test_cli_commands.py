@@ -14,11 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import quorin
 from quorin.engine.backend import Backend, connect
+from quorin.engine.loads.coordinator import Coordinator
 from quorin.engine.log.record import Kind, encode
 from quorin.engine.ops.health import check_machine
 from quorin.engine.rows.batch import row_batch
@@ -49,10 +52,10 @@ class Place:
         with WALConsumer(self.backend, schemas or [TRIP], registry=self.registry) as consumer:
             consumer.drain()
 
-    def run(self, *words: str, code: int = 0, **environment: str) -> Any:
+    def run(self, *words: str, code: int | None = 0, **environment: str) -> Any:
         variables = {"QUORIN_CONNECTION": self.connection, "QUORIN_SHM_DIR": str(self.shm_dir), "COLUMNS": "200"}
         done = run_quorin([*words], {**os.environ, **variables, **environment}, directory=ROOT)
-        assert done.returncode == code, done.stdout + done.stderr
+        assert code is None or done.returncode == code, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         return done
 
@@ -361,3 +364,45 @@ def test_help_teaches_by_examples_and_says_exit_codes() -> None:
         assert "Exit codes" in done.stdout, name
     version = subprocess.run([sys.executable, "-m", "quorin", "--version"], cwd=ROOT, capture_output=True, text=True)
     assert version.stdout == f"quorin {quorin.__version__}\n"
+
+
+def test_replace_and_rollback(place: Place, tmp_path: Path) -> None:
+    def scores() -> dict[str, Any]:
+        return {row["entity_id"]: row["values"]["score"] for row in place.json("scan", "trip")["rows"]}
+
+    place.drain()
+    before, old = place.backend.log().bounds().last, scores()
+    file = tmp_path / "trips.parquet"
+    pq.write_table(pa.table({"entity_id": ["b", "c"], "score": [2.0, 3.0], "tags": [["y"], None]}), file)
+    assert (
+        f"2 rows would replace {len(old)} rows here: this was a dry run"
+        in place.run("replace", "trip", "--from", str(file), "--dry-run").stdout
+    )
+    assert "on this node" in place.run("replace", "trip", "--from", str(file)).stdout
+    assert scores() == {"b": 2.0, "c": 3.0}
+    done = place.json("rollback", "trip", "--to", f"position:{before}")
+    assert (done["row_count"], done["replaced_rows"], scores()) == (len(old), 2, old)
+    place.json("replace", "trip", "--from", "history")
+    assert scores() == old
+    shown = place.run("log", "tail", "-n", "3").stdout
+    assert f"commit {place.json('log', 'tail', '-n', '1')['entries'][0]['load']}" in shown
+    assert place.json("replace", "trip", "--abort") == {"schema": "shop__trip", "aborted": None}
+    with Coordinator(place.backend, TRIP) as load:
+        assert f"since position {load.load}" in place.run("doctor", code=None).stdout
+        assert "is replacing 'shop__trip'" in place.run("replace", "trip", "--from", str(file), code=1).stderr
+        assert str(load.load) in place.run("replace", "trip", "--abort").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["replace", "trip"], "give either --from or --abort"),
+        (["replace", "trip", "--from", "no/such/file.parquet"], "expected `history`, a file that ends in"),
+        (["replace", "trip", "--from", "history", "--dry-run"], "--dry-run checks the rows of a file"),
+        (["rollback", "trip"], "give --to or --without"),
+        (["rollback", "trip", "--to", "yesterday"], "expected position:P, time:T or generation:N"),
+        (["rollback", "trip", "--without", "5"], "expected two positions, A..B"),
+    ],
+)
+def test_wrong_words_for_a_replacement(place: Place, words: list[str], problem: str) -> None:
+    assert problem in place.run(*words, code=2).stderr

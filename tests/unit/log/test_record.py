@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quorin.engine.log.record import Kind, Record, decode, encode, peek, translate
+from quorin.engine.log.record import Kind, Record, decode, encode, is_of_load, load_of, mark, peek, translate
 from quorin.engine.rows.batch import canonical_schema, delete_batch, row_batch, subset_schema, to_batch
 from quorin.errors import InvalidEntryError
 from quorin.schema import FeatureField, Schema, dtype, fingerprint, make_schema
@@ -111,13 +111,27 @@ def test_garbage_behind_a_right_checksum_never_crashes(at: int, new: bytes) -> N
 
 def test_reasons_name_what_is_wrong() -> None:
     payload = encode(Kind.upsert, SCHEMA, TWO_ROWS)
-    for at, new, reason in ((4, b"\x09", "version 9"), (5, b"\x07", "kind 7"), (24, b"\x03", "says 3 rows and has 2")):
+    for at, new, reason in ((4, b"\x09", "version 9"), (5, b"\x09", "kind 9"), (24, b"\x03", "says 3 rows and has 2")):
         with pytest.raises(InvalidEntryError, match=reason):
             decode(damaged(payload, at, new))
     with pytest.raises(InvalidEntryError, match="checksum"):
         decode(payload[:-1] + b"\xaa")
     with pytest.raises(InvalidEntryError, match="at least 32 bytes, got 3"):
         decode(b"abc")
+
+
+def test_records_of_loads_name_the_load_and_of_a_commit_the_rows() -> None:
+    rows = encode(Kind.load, SCHEMA, TWO_ROWS, load=7)
+    assert (decode(rows).kind, decode(rows).load, load_of(rows)) == (Kind.load, 7, (7, 0))
+    assert translate(decode(rows), SCHEMA) == TWO_ROWS
+    commit = mark(Kind.commit, SCHEMA, load=7, load_rows=2)
+    assert (decode(commit).row_count, load_of(commit), is_of_load(commit)) == (0, (7, 2), True)
+    assert not is_of_load(encode(Kind.upsert, SCHEMA, TWO_ROWS))
+    assert not is_of_load(b"")
+    with pytest.raises(InvalidEntryError, match="checksum"):
+        decode(commit[:40] + b"\x08" + commit[41:])
+    with pytest.raises(InvalidEntryError, match="cut short"):
+        peek(commit[:41])
 
 
 @pytest.mark.parametrize(
