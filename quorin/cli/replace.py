@@ -31,8 +31,6 @@ from quorin.engine.words import count, counted, duration
 if TYPE_CHECKING:
     from quorin.evolution import ReplaceResult
     from quorin.offline import ParquetDatasetStore
-    from quorin.schema import Schema
-    from quorin.shm import SegmentRegistry
 
 _RANGE = re.compile(r"(\d+)\.\.(\d+)\Z")
 _HISTORY = "history"
@@ -120,35 +118,18 @@ def replace(
         options |= {"stream_key": stream_key}
         with progress_bar(target.__name__, hidden=as_json) as progress:
             if source == _HISTORY:
-                result = _replaced_by_history(target, registry, offline, progress, options)
+                last, past = backend.log(stream_key).bounds().last, _history(offline)
+                result = evolution.rollback(
+                    target, registry, to_position=last, reapply=True, history=past, progress=_alone(progress), **options
+                )
             else:
                 total, tables = rows_of(Path(str(source)), target)
+                wanted = () if no_checks else None if checks is None else checks_in(checks, target)
+                options |= {"dry_run": dry_run, "checks": wanted}
                 result = evolution.replace(
-                    target,
-                    tables,
-                    registry,
-                    checks=() if no_checks else None if checks is None else checks_in(checks, target),
-                    dry_run=dry_run,
-                    progress=lambda rows: progress(rows, total),
-                    **options,
+                    target, tables, registry, progress=lambda rows: progress(rows, total), **options
                 )
     _print(result, wait_for, as_json=as_json)
-
-
-def _replaced_by_history(
-    target: Schema, registry: SegmentRegistry, offline: str | None, progress: Any, options: dict[str, Any]
-) -> ReplaceResult:
-    from quorin import evolution
-
-    return evolution.rollback(
-        target,
-        registry,
-        to_position=registry.backend.log(options["stream_key"]).bounds().last,
-        reapply=True,
-        history=_history(offline),
-        progress=_alone(progress),
-        **options,
-    )
 
 
 def rollback(

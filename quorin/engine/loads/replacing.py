@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -148,14 +148,15 @@ def rollback(
     if not given:
         to_position = ranges[0][0] - 1
     past = _Past(schema, registry, history, stream_key, to_position, to_time_ns, to_generation, progress)
-    after = past.position
-    for first, last in ranges:
-        if first > last or first <= after:
-            raise ValueError(f"without {first}..{last}: expected positions behind {after}, in ascending order")
-    # A past state was served once; a check such as that of freshness must not keep anyone from going back to it.
-    options = _Options(registry, stream_key, (), validate, allow_empty, wait_for, timeout_seconds, progress)
-    again = ranges if reapply or ranges else None
-    return _replaced(schema, options, lambda load: past.rows(load.load, again))
+    with closing(past):
+        after = past.position
+        for first, last in ranges:
+            if first > last or first <= after:
+                raise ValueError(f"without {first}..{last}: expected positions behind {after}, in ascending order")
+        # A past state was served once; a check such as that of freshness must not keep anyone from going back to it.
+        options = _Options(registry, stream_key, (), validate, allow_empty, wait_for, timeout_seconds, progress)
+        again = ranges if reapply or ranges else None
+        return _replaced(schema, options, lambda load: past.rows(load.load, again))
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +272,7 @@ class _Past:
         self._schema, self._registry, self._history = schema, registry, history
         self._log = registry.backend.log(stream_key)
         self._progress = progress
-        # Pinned as long as this object is there.
+        # Pinned until the end.
         self._kept = None if generation is None else _generation(schema, registry, generation)
         self._view = None if self._kept is None else self._kept.current_view()
         if self._view is not None:
@@ -284,6 +285,11 @@ class _Past:
         last = self._log.bounds().last
         if self._view is None and not 0 <= self.position <= last:
             raise PastUnavailableError(f"position {self.position} is none of the log's past: it ends at {last}")
+
+    def close(self) -> None:
+        """Release the generation."""
+        if self._kept is not None:
+            self._kept.close()
 
     def rows(self, load: int, again: Ranges | None) -> Iterator[pa.RecordBatch]:
         """The rows; with ``again`` also what was pushed since, up to the beginning of ``load``, without the ranges."""

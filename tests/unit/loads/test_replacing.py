@@ -234,7 +234,7 @@ def test_back_to_a_position_a_time_and_a_generation(node: Machine) -> None:
     push(node, e=5)
     rollback(ROW, node.registry, to_generation=generation)
     assert served(node) == now
-    with pytest.raises(PastUnavailableError, match=r"generation 77 of .* is not kept"):
+    with pytest.raises(PastUnavailableError, match="has no generation 77 on this node; there are "):
         rollback(ROW, node.registry, to_generation=77)
     with pytest.raises(PastUnavailableError, match="is none of the log's past"):
         rollback(ROW, node.registry, to_position=2**62)
