@@ -328,7 +328,7 @@ def test_a_slot_without_a_master_is_named_and_used_again_when_it_has_one(pair: P
     backend.close()
 
 
-@of_clusters
+@pytest.mark.parametrize("shared", [f"cluster-{CLUSTER_VERSIONS[0]}"], indirect=True)
 def test_nodes_in_processes_of_their_own_follow_the_new_master(pair: Pair, tmp_path: Path) -> None:
     fleet = [Node(pair.url, tmp_path / name) for name in "CD"]
     servers = [node.start() for node in fleet]
