@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import requests
 
+from quorin.assembly import read_last
 from quorin.engine.backend import Beginning
 from quorin.engine.bootstrap.image import TRAILER_BYTES
 from quorin.engine.bootstrap.names import Wanted
@@ -32,6 +33,7 @@ from tests.support.proxy import Wire
 Pair = make_schema("Pair", [FeatureField("a", dtype.float64), FeatureField("b", dtype.string)])
 Wider = make_schema("Pair", [*Pair.fields, FeatureField("c", dtype.int64)], version=2)
 Other = make_schema("Pair", [FeatureField("a", dtype.string)], version=2)
+Kept = make_schema("Kept", [FeatureField("a", dtype.float64, history=3)])
 IDS = [*(f"e{number}" for number in range(200)), "a key that is long enough to need the heap"]
 SIZES = {"capacity": 16, "max_id_bytes": 64}
 
@@ -105,6 +107,26 @@ def test_the_rows_are_the_donors_bit_for_bit(donor: Donor, receiver: SegmentRegi
     assert seen[-1][0] == seen[-1][1] > 0
     with pytest.raises(SegmentNotFoundError):
         receiver.open_current(Pair)
+
+
+def test_a_segment_with_a_history_is_sent_to_those_that_read_its_format(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    for number in range(5):
+        machine.producer.write(Kept, "k", {"a": number}, number)
+    machine.drain([Kept])
+    (tmp_path / "other").mkdir()
+    receiver = SegmentRegistry(tmp_path / "store", shm_dir=tmp_path / "other")
+    with serve(machine, tmp_path / "log") as server:
+        peers = Peers([server.url])
+        with rebuild_segment(Kept, receiver, peers=peers, beginning=None, **SIZES) as segment:
+            assert read_last(segment, "k", "a").values.tolist() == [4, 3, 2]
+        for query in ("", "&format=1"):
+            answer = requests.get(f"{server.url}/v1/snapshot?schema=Kept{query}", timeout=60)
+            assert answer.status_code == 406
+            assert "sends segments of format 2; at most format 1 was asked for" in answer.json()["detail"]
+    receiver.backend.close()
+    machine.reboot()
+    machine.close()
 
 
 def test_a_row_of_each_source_that_fits_is_as_before(donor: Donor, receiver: SegmentRegistry) -> None:
