@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from feast_quorin.catalogue import Catalogue
 from feast_quorin.convert.entity_ids import MAX_ID_BYTES
-from feast_quorin.read.served import log_view
+from feast_quorin.read.logged_view import log_view
 from feast_quorin.views import check_entity
 from quorin import assembly, metrics
 from quorin.errors import (
@@ -59,8 +59,12 @@ _log = get_logger(__name__)
 class Session:
     """Everything that one process needs to read and write views. Threads may share it.
 
+    Ages of rows are counted to ``now_ns``, None for the present.
+
     :raises ConnectionFailedError: if the control plane cannot be reached; the text names the address.
     """
+
+    now_ns: int | None = None
 
     def __init__(self, settings: StoreSettings, repo_path: Path | None) -> None:
         self.pid, self.settings = os.getpid(), settings
@@ -73,11 +77,7 @@ class Session:
         store = None if snapshots is None else SnapshotStore(snapshots)
         peers = settings.peers(repo_path)
         self.catalogue = Catalogue(settings, self.registry, self._history, store, peers)
-        url, log = settings.served_log_url(repo_path), settings.served_log
-        self.served = None
-        """Logs what is answered; None without ``served_log``."""
-        if url is not None and log is not None:
-            self.served = ServedLog(url, self.registry, sample=log.sample, every_seconds=log.every_seconds)
+        self.served = _served_log(settings, self.registry, repo_path)
         self.producer = WALProducer(self.registry.backend, registry=self.registry)
         sources = {"offline": self._history, "snapshots": store, "peers": peers}
         sizes = {"capacity": settings.capacity, "max_id_bytes": MAX_ID_BYTES}
@@ -102,8 +102,7 @@ class Session:
             stored = {field.name for field in segment.schema.fields}
             kept = [name for name in fields if name in stored]
             columns = self.reader_of(segment, kept)(ids)
-            if self.served is not None:
-                log_view(self.served, view, ids, columns)
+            log_view(self.served, view, ids, columns)
             return kept, columns.to_batch()
 
         return self.follow(view, read_stored)
@@ -121,16 +120,6 @@ class Session:
             return columns
 
         return read_living
-
-    @property
-    def now_ns(self) -> int:
-        """The time that ages of rows are counted to."""
-        return time.time_ns()
-
-    @property
-    def rows_expire(self) -> bool:
-        """Whether rows are no longer served some time after they were written (``key_ttl_seconds``)."""
-        return self.settings.key_ttl_seconds is not None
 
     def follow(self, view: StoredView, action: Callable[[Segment], Result]) -> Result:
         """Call a function with a view's segment, and again if the segment is replaced meanwhile by one with other
@@ -319,6 +308,14 @@ class Session:
         if reader is not None and not (self.is_in_force(reader) and reader.name == segment.name):
             self.forget(view)
         return segment
+
+
+def _served_log(settings: StoreSettings, registry: SegmentRegistry, repo_path: Path | None) -> ServedLog | None:
+    """What logs the answers; None without ``served_log``."""
+    url, log = settings.served_log_url(repo_path), settings.served_log
+    if url is None or log is None:
+        return None
+    return ServedLog(url, registry, sample=log.sample, every_seconds=log.every_seconds)
 
 
 @lru_cache(maxsize=4096)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,7 @@ def read_views(
             full_feature_names=full_feature_names,
             with_version=with_version,
             max_age_ns=max_age_ns(config, table),
-            now_ns=session.now_ns,
+            now_ns=session.now_ns or time.time_ns(),
         )
 
 

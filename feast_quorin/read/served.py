@@ -16,10 +16,8 @@ if TYPE_CHECKING:
     from feast_quorin.read.computed import Computed
     from feast_quorin.read.request import Column
     from feast_quorin.read.resolved import Resolved
-    from feast_quorin.views import StoredView
     from quorin.assembly import Columns, Rows
     from quorin.offline import ServedLog
-    from quorin.schema import FeatureField
 
 
 class ServedRequests:
@@ -71,17 +69,6 @@ def served_requests(resolved: Resolved, groups: Sequence[Sequence[int]]) -> Serv
         name, schema = view.table.projection.name_to_use(), view.reader.schema
         views.append(ServedView(name, schema.__name__, features, group, schema.tie_breaker))
     return ServedRequests(log, views)
-
-
-def log_view(log: ServedLog, view: StoredView, ids: Sequence[str], columns: Columns) -> None:
-    """Log a read of one view on Feast's own path, where the request is not known: each entity once."""
-    if not log.is_sampled() or not columns.fields:
-        return
-    names: dict[str, str] = {stored.field: name for name, stored in view.features.items()}
-    features: list[tuple[str, FeatureField]] = [(names[field.name], field) for field in columns.fields]
-    number = log.describe([ServedView(view.name, view.schema.__name__, tuple(features), 0, view.schema.tie_breaker)])
-    if number >= 0:
-        log.rows(number, current(), [ids], [0], [columns])
 
 
 def _data(request: Mapping[Column, list[Any]], computed: Iterable[Computed]) -> bytes:

@@ -71,7 +71,7 @@ class ViewReader:
         """
         bound = self._bind()
         # Only columns come with the positions that tell when their rows were written.
-        if self.session.rows_expire or len(bound.fields) < len(self._fields):
+        if self.session.settings.key_ttl_seconds or len(bound.fields) < len(self._fields):
             return None
         return bound.segment, bound.fields, self._look_again
 

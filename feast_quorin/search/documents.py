@@ -137,9 +137,9 @@ def _search(session: Session, segment: Segment, field: str, query: Query, metric
     if field not in {stored.name for stored in segment.schema.fields}:
         return []
     among: Any = None
-    if query.filters is not None or session.rows_expire:
+    if query.filters is not None or session.settings.key_ttl_seconds:
         among = vector.entity_ids(segment)
-    if session.rows_expire:
+    if session.settings.key_ttl_seconds:
         among = among.filter(pa.array(session.reader_of(segment, [])(among).found))
     if query.filters is not None:
         among = among.filter(passing.of_entities(segment, among))
