@@ -60,8 +60,12 @@ _log = get_logger(__name__)
 class Session:
     """Everything that one process needs to read and write views. Threads may share it.
 
+    Ages of rows are counted to ``now_ns``, None for the present.
+
     :raises ConnectionFailedError: if the control plane cannot be reached; the text names the address.
     """
+
+    now_ns: int | None = None
 
     def __init__(self, settings: StoreSettings, repo_path: Path | None) -> None:
         self.pid, self.settings = os.getpid(), settings
@@ -74,11 +78,7 @@ class Session:
         store = None if snapshots is None else SnapshotStore(snapshots)
         peers = settings.peers(repo_path)
         self.catalogue = Catalogue(settings, self.registry, self._history, store, peers)
-        url, log = settings.served_log_url(repo_path), settings.served_log
-        self.served = None
-        """Logs what is answered; None without ``served_log``."""
-        if url is not None and log is not None:
-            self.served = ServedLog(url, self.registry, sample=log.sample, every_seconds=log.every_seconds)
+        self.served = _served_log(settings, self.registry, repo_path)
         self.producer, self.written = WALProducer(self.registry.backend, registry=self.registry), Written()
         sources = {"offline": self._history, "snapshots": store, "peers": peers}
         sizes = {"capacity": settings.capacity, "max_id_bytes": MAX_ID_BYTES}
@@ -118,16 +118,6 @@ class Session:
         the fields; rows past ``key_ttl_seconds`` are not found.
         """
         return column_reader(segment, fields, self.settings.key_ttl_seconds, limits)
-
-    @property
-    def now_ns(self) -> int:
-        """The time that ages of rows are counted to."""
-        return time.time_ns()
-
-    @property
-    def rows_expire(self) -> bool:
-        """Whether rows are no longer served some time after they were written (``key_ttl_seconds``)."""
-        return self.settings.key_ttl_seconds is not None
 
     def follow(self, view: StoredView, action: Callable[[Segment], Result]) -> Result:
         """Call a function with a view's segment, and again if the segment is replaced meanwhile by one with other
@@ -334,6 +324,14 @@ class Session:
         if reader is not None and not (self.is_in_force(reader) and (reader.is_pinned or reader.name == segment.name)):
             self.forget(view)
         return segment
+
+
+def _served_log(settings: StoreSettings, registry: SegmentRegistry, repo_path: Path | None) -> ServedLog | None:
+    """What logs the answers; None without ``served_log``."""
+    url, log = settings.served_log_url(repo_path), settings.served_log
+    if url is None or log is None:
+        return None
+    return ServedLog(url, registry, sample=log.sample, every_seconds=log.every_seconds)
 
 
 @lru_cache(maxsize=4096)

@@ -107,7 +107,11 @@ _first_seen_after: dict[str, str] = {}
 
 
 def _segments(config: pytest.Config) -> list[str]:
-    kept = "quorin-counters-", "quorin-node-"  # They stay for the next process, and go with the directory.
+    kept = (
+        "quorin-counters-",
+        "quorin-node-",
+        "quorin-served-",
+    )  # They stay for the next process, and go with the directory.
     return [path.name for path in config.stash[_OWN_SHM_DIR].iterdir() if not path.name.startswith(kept)]
 
 

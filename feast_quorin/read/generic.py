@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,8 +19,8 @@ from feast_quorin.convert.entity_ids import entity_ids, entity_ids_of_rows, key_
 from feast_quorin.convert.times import to_datetime, to_timestamp
 from feast_quorin.read.ages import limits_for, settled_limits, shortest
 from feast_quorin.read.asked import current
+from feast_quorin.read.logged_view import log_view
 from feast_quorin.read.positions import add as add_positions
-from feast_quorin.read.served import log_view
 from feast_quorin.read.together import together
 from feast_quorin.views import stored_view
 from quorin.assembly import duration_ns
@@ -113,13 +114,13 @@ def read_views(
         pairs = zip(choices, ids, strict=True)
         return [read_rows(session, view, of_view, requested, at_most) for (_, requested, view), of_view in pairs]
 
-    now_ns, rows_of_views = session.now_ns, together(session, [view for _, _, view in choices], read)
+    now_ns = session.now_ns or time.time_ns()
+    rows_of_views = together(session, [view for _, _, view in choices], read)
     for number, ((table, requested, view), (_, indexes, row_count), rows) in enumerate(
         zip(choices, entities, rows_of_views, strict=True)
     ):
         limits = age_limits(config, table, requested)
-        if session.served is not None:
-            log_view(session.served, view, ids[number], rows.batch, limits, now_ns)
+        log_view(session.served, view, ids[number], rows.batch, limits, now_ns)
         add_to_response(
             response,
             table,

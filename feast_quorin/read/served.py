@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from feast_quorin.read.logged_view import age_limits
 from feast_quorin.read.request_id import current
-from quorin.assembly import OneRow, duration_ns
-from quorin.offline import ServedRows, ServedView
+from quorin.assembly import OneRow
+from quorin.offline import ServedView
 
 if TYPE_CHECKING:
-    from datetime import timedelta
-
     from feast_quorin.read.computed import Computed
     from feast_quorin.read.request import Column
     from feast_quorin.read.resolved import Resolved
-    from feast_quorin.views import StoredView
     from quorin.assembly import Columns, Rows
     from quorin.offline import ServedLog
 
@@ -70,39 +68,11 @@ def served_requests(resolved: Resolved, groups: Sequence[Sequence[int]]) -> Serv
         own = [feature for feature in resolved.inputs if feature.view == index]
         features = tuple((feature.name, fields[feature.column]) for feature in own)
         names = [*view.codecs]
-        ages = _ages([names[feature.column] for feature in own], view.limits)
+        ages = age_limits([names[feature.column] for feature in own], view.limits)
         group = next(number for number, own in enumerate(groups) if index in own)
         name, schema = view.table.projection.name_to_use(), view.reader.schema
         views.append(ServedView(name, schema.__name__, features, group, schema.tie_breaker, ages))
     return ServedRequests(log, views)
-
-
-def log_view(
-    log: ServedLog,
-    view: StoredView,
-    ids: Sequence[str],
-    batch: pa.RecordBatch,
-    limits: Mapping[str, timedelta],
-    now_ns: int,
-) -> None:
-    """Log a read of one view on Feast's own path, where the request is not known: each entity once. ``limits`` are ages
-    at the time ``now_ns``, by feature.
-    """
-    fields = {field.name: field for field in view.schema.fields if field.name in batch.schema.names}
-    if not log.is_sampled() or not fields:
-        return
-    features = [(name, fields[stored.field]) for name, stored in view.features.items() if stored.field in fields]
-    ages = _ages([name for name, _ in features], limits)
-    number = log.describe(
-        [ServedView(view.name, view.schema.__name__, tuple(features), 0, view.schema.tie_breaker, ages)]
-    )
-    if number >= 0:
-        log.rows(number, current(), [ids], [0], [ServedRows.of(batch, now_ns)])
-
-
-def _ages(names: Iterable[str], limits: Mapping[str, timedelta]) -> tuple[int, ...]:
-    """The age limit of each feature in ns, 0 for none."""
-    return tuple(duration_ns("max_age", limits[name]) if name in limits else 0 for name in names)
 
 
 def _data(request: Mapping[Column, list[Any]], computed: Iterable[Computed]) -> bytes:

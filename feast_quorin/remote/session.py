@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -48,8 +47,8 @@ _UNANSWERED = (422, 500)
 class RemoteSession:
     """The connections of one process to the server of a store. Threads may share it; a forked child makes its own."""
 
-    served = None
-    """The server logs what it answers."""
+    served = now_ns = None
+    """The server logs what it answers; ages of rows are counted to the present."""
 
     def __init__(self, settings: StoreSettings, repo_path: Path | None, project: str) -> None:
         self.pid, self.settings = os.getpid(), settings
@@ -82,11 +81,6 @@ class RemoteSession:
                 return None
             _raise_known(error)
         return received(messages.answer(answer.body))
-
-    @property
-    def now_ns(self) -> int:
-        """The time that ages of rows are counted to."""
-        return time.time_ns()
 
     def prepare(self, view: StoredView) -> NoReturn:
         """:raises InconsistentReadError: as there are no segments here to read at one position."""

@@ -63,7 +63,7 @@ def as_read(table: pa.Table) -> Answer:
     return {name: bits(table.column(name)) for name in table.schema.names}
 
 
-@settings(deadline=None, max_examples=25, phases=[Phase.explicit, Phase.generate])
+@settings(deadline=None, max_examples=12, phases=[Phase.explicit, Phase.generate])
 @given(st.data(), st.sampled_from([Everything, Tied]))
 def test_rows_of_every_type_are_those_that_the_segment_had(tmp_path_factory, data: st.DataObject, schema) -> None:
     base = tmp_path_factory.mktemp("as-of")

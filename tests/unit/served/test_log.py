@@ -36,7 +36,7 @@ from tests.unit.history.test_as_of import Tied, batches
 from tests.unit.test_offline import bits
 
 
-@settings(deadline=None, max_examples=25, phases=[Phase.explicit, Phase.generate])
+@settings(deadline=None, max_examples=12, phases=[Phase.explicit, Phase.generate])
 @given(st.data(), st.sampled_from([Everything, Tied]))
 def test_what_was_served_comes_back_to_the_bit(tmp_path_factory, data: st.DataObject, schema: Schema) -> None:
     """After later, late and partial rows, deletions, growth, compaction, and the loss of the segment."""
