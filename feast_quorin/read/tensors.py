@@ -47,7 +47,7 @@ class TensorResponse(OnlineResponse):
 
     def positions(self) -> Positions:
         """The log positions of the writes that made the rows, by name of the view in the request: a list in the order
-        of the request, None where the entity has no row.
+        of the request, None where the entity has no row. Empty if a version of Feast reads the views itself.
         """
         return dict(self._positions or {})
 
