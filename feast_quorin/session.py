@@ -60,12 +60,10 @@ _log = get_logger(__name__)
 class Session:
     """Everything that one process needs to read and write views. Threads may share it.
 
-    Ages of rows are counted to ``now_ns``, None for the present.
-
     :raises ConnectionFailedError: if the control plane cannot be reached; the text names the address.
     """
 
-    now_ns: int | None = None
+    now_ns: int | None = None  # Ages of rows are counted to this time; None for the present.
 
     def __init__(self, settings: StoreSettings, repo_path: Path | None) -> None:
         self.pid, self.settings = os.getpid(), settings
