@@ -296,7 +296,7 @@ def read_row(segment, key, count, h, out, index, now, at_most):
             if same_key and flags & DELETED == 0:
                 copy_spans(segment, row, out, index)
                 if positions != 0:
-                    store_u64(positions + 8 * index, np.uint64(position))
+                    store_u64(positions + 8 * index, load_u64(row + POSITION))
                 if flags & HAS_NULLS != 0:
                     patch_nulls(segment, row, out, index)
                 if now != 0:

@@ -4,7 +4,8 @@ The *applied position* of a segment is one up to which it has every entry of the
 header, or a later one if the log is known to have nothing more for it. A read notes the lowest applied position *P* of
 all segments, and then reads. A row that it finds with a log position of *P* or before is the row at *P*: all entries up
 to *P* had been applied when it was read, and the entry that wrote it is the last of those that count. A row written
-after *P* is refused by the kernel, and the read begins again. So an answer is right whatever the process that applies
+after *P* is refused by the kernel, a generation that was replaced or forgot a deletion after *P* beforehand, and the
+read begins again. So an answer is right whatever the process that applies
 does meanwhile, and that it pauses now and then for those who ask (:mod:`quorin.engine.memory.pauses`) only bounds how
 often a read has to begin again.
 """
@@ -37,7 +38,9 @@ T = TypeVar("T")
 DEFAULT_TIMEOUT_MS = 100.0
 _POLL_SECONDS = 0.000_05
 _MAX_REACHED = 1024
-_LOG_IDENTITY, _POSITION = (fmt.partition_offset(name) for name in ("log_identity", "position"))
+_LOG_IDENTITY, _POSITION, _FORGOTTEN = (
+    fmt.partition_offset(name) for name in ("log_identity", "position", "forgotten")
+)
 
 
 class _Seen(NamedTuple):
@@ -114,6 +117,7 @@ def at_one_position(
             applied = [max(one.position, reached.get((one.view.name, one.log_identity), 0)) for one in seen]
             try:
                 _check_one_log(seen)
+                _check_known(seen, min(applied))
                 result = read(min(applied))
                 # A writer that overtakes another may lack rows for a moment, until it has read the log again.
                 if [_seen(one.current_view())[:2] for one in segments()] == [one[:2] for one in seen]:
@@ -149,6 +153,18 @@ def _seen(view: SegmentView) -> _Seen:
 def _check_one_log(seen: Sequence[_Seen]) -> None:
     if len({one.log_identity for one in seen}) > 1:
         raise InconsistentReadError("the segments follow different logs, or one has met none yet")
+
+
+def _check_known(seen: Sequence[_Seen], position: int) -> None:
+    """Refuse a generation that does not tell what it held at a position: a load replaced its rows after that, or growth
+    has forgotten a later deletion.
+    """
+    from quorin.engine import kernels
+
+    for one in seen:
+        forgotten = int(kernels.load_acquire(one.view.mapping.address + _FORGOTTEN))
+        if forgotten > position:
+            raise InconsistentReadError(f"segment {one.view.name!r} knows only its rows since position {forgotten}")
 
 
 def _positions(seen: Sequence[_Seen], applied: Sequence[int]) -> str:
