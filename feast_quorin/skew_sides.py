@@ -18,12 +18,12 @@ from feast.value_type import ValueType
 from feast_quorin.convert.codecs import ProtoCodec
 from feast_quorin.convert.entity_ids import EMPTY, entity_id_column
 from feast_quorin.online_store import QuorinOnlineStore
+from feast_quorin.read.ages import limits_for
 from feast_quorin.views import stored_view
 from feast_quorin.write.tables import NO_TIME, feature_column, key_column, map_columns, times_ns
 from quorin import assembly
 from quorin.errors import InvalidRowError, RepositoryError
 from quorin.offline import SideRows, Sides, SkewReport, compare
-from quorin.wal import position_at
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -95,6 +95,7 @@ class FeastSides(Sides):
         if wrong:
             raise RepositoryError(f"feature view {table.name!r} has no features {wrong}, it has {[*self._types]}")
         self._features = list(features or self._types)
+        self._limits = limits_for(store.config.online_store.age_limits, table, self._features)
         self._keys = {column.name: column.dtype.to_value_type() for column in table.entity_columns}
         ttl_ns = round(table.ttl.total_seconds() * 1e9) if table.ttl else 0
         self.least_time_ns = self.as_of_time_ns - ttl_ns if ttl_ns else None
@@ -112,7 +113,8 @@ class FeastSides(Sides):
             stored = {field.name for field in segment.schema.fields}
             fields = {name: self._view.features[name].field for name in self._features}
             kept = {name: field for name, field in fields.items() if field in stored}
-            columns = assembly.column_reader(segment, list(kept.values()), positions=True)(ids)
+            limits = {fields[name]: limit for name, limit in self._limits.items() if name in kept}
+            columns = self._session.reader_of(segment, list(kept.values()), limits)(ids, now_ns=time.time_ns())
             self._drop_expired(columns)
             arrays = {name: pa.nulls(len(ids), self._arrow_type(name)) for name in self._features}
             arrays |= {name: self._comparable(name, columns.arrow(index)) for index, name in enumerate(kept)}
@@ -214,12 +216,9 @@ class FeastSides(Sides):
 
     def _drop_expired(self, columns: Any) -> None:
         """Take rows for absent that reads would not return."""
-        now, seconds = time.time_ns(), self._session.settings.key_ttl_seconds
-        if seconds:
-            columns.drop(columns.found & (columns.positions < position_at(now // 10**6 - 1000 * seconds)))
         ttl = getattr(self._table, "ttl", None) if self._store.config.online_store.enforce_ttl else None
         if ttl:
-            columns.drop(columns.found & (columns.event_time_ns < now - assembly.duration_ns("ttl", ttl)))
+            columns.drop(columns.found & (columns.event_time_ns < time.time_ns() - assembly.duration_ns("ttl", ttl)))
 
 
 def _canonical(data: bytes) -> bytes:
