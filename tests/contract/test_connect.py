@@ -361,7 +361,7 @@ def test_a_file_of_another_kind_or_format_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "quorin.db") as connection:
         connection.execute("PRAGMA user_version = 9")
     connection.close()
-    assert "has format 9, this release reads 3" in failure(tmp_path)
+    assert "has format 9, this release reads 4" in failure(tmp_path)
 
 
 @pytest.mark.parametrize("namespace", ["", "a b", "{x}", None, 5])

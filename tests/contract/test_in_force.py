@@ -121,7 +121,7 @@ def test_of_two_that_create_a_segment_one_is_told(
     world: World, second: Second, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Segment] = []
-    meanwhile(monkeypatch, shm, "_first_generation", lambda: made.append(world.registry.create(STOP, capacity=8)))
+    meanwhile(monkeypatch, shm, "first_generation", lambda: made.append(world.registry.create(STOP, capacity=8)))
     with pytest.raises(SegmentConflictError, match="at the same time"):
         second.registry.create(WIDER, capacity=8)
     assert files(world) == {made[0].name} == set(world.registry.node.currents().values())
@@ -132,7 +132,7 @@ def test_a_segment_that_is_discarded_while_it_is_being_replaced_is_created_anew(
     world: World, second: Second, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = world.registry.create(STOP, capacity=8)
-    meanwhile(monkeypatch, second.registry, "_replace", lambda: world.registry.discard(old))
+    meanwhile(monkeypatch, shm, "_replace", lambda: world.registry.discard(old))
     with second.registry.create(STOP, capacity=8) as segment:
         assert files(world) == {segment.name} == set(world.registry.node.currents().values())
 

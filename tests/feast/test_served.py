@@ -83,6 +83,27 @@ def test_what_was_served_comes_back_after_later_writes(
     store.teardown()
 
 
+@pytest.mark.parametrize("count", [1, 3], ids=["one", "many"])
+def test_what_an_age_limit_kept_back_comes_back_as_null(
+    online_store: dict[str, Any], data: Path, tmp_path: Path, count: int
+) -> None:
+    store = logging_store(tmp_path, data, online_store)
+    push(store, 1.5)
+    features, entities = (
+        ["customer_stats:score", "customer_stats:city"],
+        [{"customer": n} for n in CUSTOMERS[1:][:count]],
+    )
+    with feast_quorin.max_age({"customer_stats:city": 60}):
+        answer = store.get_online_features(features, entities).to_dict()
+    whole = store.get_online_features(features, entities).to_dict()
+    assert (answer["score"], answer["city"]) == ([1.5] * count, [None] * count)
+    served = replay(store, tmp_path)
+    for name in ("score", "city"):
+        assert served[name].to_pylist() == [*answer[name], *whole[name]]
+    assert whole["city"] == ["x"] * count
+    store.teardown()
+
+
 def test_labels_make_a_training_set_of_what_was_served(
     online_store: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:

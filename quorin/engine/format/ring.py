@@ -29,5 +29,5 @@ RECORD_WORDS = 8
 S_BYTES, S_TIME, S_REQUEST, S_ROWS, S_GROUPS, S_VIEWS, S_ID_BYTES, S_DATA_BYTES = range(RECORD_WORDS)
 """Size, time (ns since the epoch), number of the request's description, and counts."""
 
-NOT_FOUND, PRESENT, HIDDEN = 0, 1, 2
-"""The state of a row: there was none; it was served; it was there, and answered as null because of its age."""
+NOT_FOUND, PRESENT = 0, 1
+"""The state of a row: there was none; it was served."""

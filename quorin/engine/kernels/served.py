@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 
 from quorin.engine.format.ring import (
-    HIDDEN,
     NOT_FOUND,
     PRESENT,
     RECORD_WORDS,
@@ -231,7 +230,7 @@ def is_record(record, size, most):
     for view in range(views):
         states = record + need - view * (16 * rows + padded(rows)) - padded(rows)
         for row in range(rows):
-            if load_u8(states + row) > HIDDEN:
+            if load_u8(states + row) > PRESENT:
                 return False
     return True
 
