@@ -109,6 +109,14 @@ SERIES = {
         {"quorin_flush_failures_total": "0x20 0+1x40"},
         {"quorin_flush_failures_total": "5x60"},
     ),
+    "QuorinChecksFailed": (
+        {'quorin_checks_failed_total{schema="Trip",check="range"}': "0x20 1x40"},
+        {'quorin_checks_failed_total{schema="Trip",check="range"}': "3x60"},
+    ),
+    "QuorinServedLogIncomplete": (
+        {"quorin_served_log_dropped_total": "0x20 0+1x40", "quorin_served_log_failures_total": "0x60"},
+        {"quorin_served_log_dropped_total": "7x60", "quorin_served_log_failures_total": "2x60"},
+    ),
     "QuorinSharedMemoryFilling": (
         {"quorin_shm_free_bytes": "9x60", "quorin_shm_bytes": "100x60"},
         {"quorin_shm_free_bytes": "11x60", "quorin_shm_bytes": "100x60"},
