@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from feast.repo_config import RepoConfig
 
     from feast_quorin.read.response import LazyResponse
-    from feast_quorin.write.tokens import Written
     from quorin.shm import SegmentRegistry
 
 
@@ -60,9 +59,8 @@ class QuorinOnlineStore(OnlineStore):
     """Feature views in shared memory.
 
     A process attaches a view's segment at its first read, and follows it when it is replaced. Writes go to the log
-    first, so they survive the crash of any process.
-
-    A store is pickled without its session, which is made from Feast's configuration where it is unpickled and used.
+    first, so they survive the crash of any process. A store is pickled without its session, which is made from Feast's
+    configuration where it is unpickled and used.
     """
 
     _versioned_read_supported = True
@@ -282,10 +280,6 @@ class QuorinOnlineStore(OnlineStore):
         """What this process has open of the store."""
         return self._session_for(config)
 
-    def written(self, config: RepoConfig) -> Written:
-        """The tokens of what this process has written; see :func:`feast_quorin.last_token`."""
-        return self._session_for(config).written
-
     def registry(self, config: RepoConfig) -> SegmentRegistry:
         """The segments that this process serves, and where they stand."""
         return self._session_for(config).registry
@@ -297,15 +291,13 @@ class QuorinOnlineStore(OnlineStore):
 
     async def close(self) -> None:
         """Release segments and connections. The next use connects anew."""
-        if self._session is not None and self._session.served is not None:
-            await asyncio.to_thread(self._session.served.close)
-        self.release()
+        await asyncio.to_thread(self.release)
 
     def release(self) -> None:
         """:meth:`close`, outside an event loop. Pins end now."""
         session, self._session, self._plans = self._session, None, None
         if session is not None and session.pid == os.getpid():
-            session.unpin()
+            session.close()
 
     def _session_for(self, config: RepoConfig) -> Session:
         """The session of this process. A forked child must not use its parent's."""

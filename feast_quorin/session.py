@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
     from feast_quorin.config import StoreSettings
     from feast_quorin.views import StoredView
-    from quorin.assembly import Columns
     from quorin.schema import Schema
 
 Result = TypeVar("Result")
@@ -83,8 +81,7 @@ class Session:
         self.follower = Follower(self.registry, **sources, **sizes) if settings.follows else None
         self.accepted: dict[str, Schema] = {}
         """By schema name, the schema all of whose fields the segment has, as :mod:`feast_quorin.write.log` found."""
-        self.reached: dict[tuple[str, int], int] = {}
-        """Of :func:`quorin.assembly.at_one_position`."""
+        self.reached: dict[tuple[str, int], int] = {}  # Of :func:`quorin.assembly.at_one_position`.
         self.opened = object()
         """Replaced by another object whenever reads of some view go to another segment than before."""
         self._readers: dict[str, Segment] = {}
@@ -95,8 +92,7 @@ class Session:
     def read(
         self, view: StoredView, ids: Sequence[str], fields: Sequence[str], at_most: int | None = None
     ) -> tuple[list[str], pa.RecordBatch]:
-        """Read fields of entities. Returns the names of those that the segment has, and :func:`quorin.assembly.read`'s
-        batch of them.
+        """Read fields of entities. Returns the names of those that the segment has, and what the engine reads of them.
 
         :raises InconsistentReadError: for a row that was written after the log position ``at_most``.
         :raises SegmentNotFoundError: if the view was never applied, or was removed.
@@ -105,17 +101,9 @@ class Session:
         def read_stored(segment: Segment) -> tuple[list[str], pa.RecordBatch]:
             stored = {field.name for field in segment.schema.fields}
             kept = [name for name in fields if name in stored]
-            return kept, self.reader_of(segment, kept)(ids, at_most=at_most).to_batch()
+            return kept, column_reader(segment, kept, self.settings.key_ttl_seconds)(ids, at_most=at_most).to_batch()
 
         return self.follow(view, read_stored)
-
-    def reader_of(
-        self, segment: Segment, fields: Sequence[str], limits: Mapping[str, timedelta] | None = None
-    ) -> Callable[..., Columns]:
-        """A function that reads fields of a segment's rows as columns, with their positions and age limits for some of
-        the fields; rows past ``key_ttl_seconds`` are not found.
-        """
-        return column_reader(segment, fields, self.settings.key_ttl_seconds, limits)
 
     def follow(self, view: StoredView, action: Callable[[Segment], Result]) -> Result:
         """Call a function with a view's segment, and again if the segment is replaced meanwhile by one with other
@@ -210,18 +198,12 @@ class Session:
                 advice = "run `quorin consumer` on this machine, or set consumer: auto"
                 _log.warning("nobody_applies", view=view.name, lag_seconds=lag, advice=advice)
         else:
-            try:
-                self.consumer_of(view).catch_up(segment.position)
-            except QuorinError as error:
-                _log.warning("read_not_caught_up", view=view.name, error=str(error))
+            _apply_if_possible(view, lambda: self.consumer_of(view).catch_up(segment.position))
 
     def _drain(self, view: StoredView) -> None:
         """Apply what the log has, if that is this process's task and it can."""
         if self.settings.consumer != "external":
-            try:
-                self.consumer_of(view).drain()
-            except QuorinError as error:
-                _log.warning("read_not_caught_up", view=view.name, error=str(error))
+            _apply_if_possible(view, lambda: self.consumer_of(view).drain())
 
     def position(self, view: StoredView) -> int:
         """The log position up to which the view's segment is applied; 0 if it was replaced at this moment."""
@@ -285,16 +267,17 @@ class Session:
         self.opened = object()
         return was_open
 
-    def unpin(self) -> None:
-        """Release the pins of this session's segments; reads that still use one follow from then on."""
+    def close(self) -> None:
+        """End the pins of this session's segments, whose readers follow from then on, and the served log's thread."""
         for segment in self._readers.values():
             segment.unpin()
+        if self.served is not None:
+            self.served.close()
 
     def upgrade(self, old: Schema, new: Schema) -> None:
         """Upgrade the current segment to the next version of its schema.
 
-        :raises UpgradeAbortedError: if another process keeps the writer lease for ``timeout_ms`` without upgrading.
-        :raises UpgradeConflictError: if another process upgrades it to something else at the same time.
+        :raises UpgradeAbortedError, UpgradeConflictError: as :func:`quorin.evolution.upgrade_schema`.
         """
         upgrade_schema(old, new, self.registry, timeout_seconds=self.settings.timeout_ms / 1000)
         self.accepted.pop(old.__name__, None)
@@ -330,6 +313,14 @@ def _served_log(settings: StoreSettings, registry: SegmentRegistry, repo_path: P
     if url is None or log is None:
         return None
     return ServedLog(url, registry, sample=log.sample, every_seconds=log.every_seconds)
+
+
+def _apply_if_possible(view: StoredView, apply: Callable[[], object]) -> None:
+    """Apply the log; a read goes on without, so what prevents it is only logged."""
+    try:
+        apply()
+    except QuorinError as error:
+        _log.warning("read_not_caught_up", view=view.name, error=str(error))
 
 
 @lru_cache(maxsize=4096)

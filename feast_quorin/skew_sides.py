@@ -19,6 +19,7 @@ from feast_quorin.convert.codecs import ProtoCodec
 from feast_quorin.convert.entity_ids import EMPTY, entity_id_column
 from feast_quorin.online_store import QuorinOnlineStore
 from feast_quorin.read.ages import limits_for
+from feast_quorin.read.limits import column_reader
 from feast_quorin.views import stored_view
 from feast_quorin.write.tables import NO_TIME, feature_column, key_column, map_columns, times_ns
 from quorin import assembly
@@ -113,8 +114,9 @@ class FeastSides(Sides):
             stored = {field.name for field in segment.schema.fields}
             fields = {name: self._view.features[name].field for name in self._features}
             kept = {name: field for name, field in fields.items() if field in stored}
+            ttl = self._session.settings.key_ttl_seconds
             limits = {fields[name]: limit for name, limit in self._limits.items() if name in kept}
-            columns = self._session.reader_of(segment, list(kept.values()), limits)(ids, now_ns=time.time_ns())
+            columns = column_reader(segment, list(kept.values()), ttl, limits)(ids, now_ns=time.time_ns())
             self._drop_expired(columns)
             arrays = {name: pa.nulls(len(ids), self._arrow_type(name)) for name in self._features}
             arrays |= {name: self._comparable(name, columns.arrow(index)) for index, name in enumerate(kept)}

@@ -279,13 +279,10 @@ def catch_up(segment: Segment, store: ParquetDatasetStore, trimmed: int) -> int:
     if is_replaced:
         # What a load has replaced meanwhile is in no entry that could be applied: a new generation leaves it out.
         staged = Staged.beside(segment, segment.schema)
-        applied = sum(apply_batch(staged.segment, rows, position=at, kind=kind) for kind, rows, at in batches)
+        applied = _fill(staged.segment, batches, 0, None, None)
         staged.put_in_force(segment, position=max(through, segment.position), log_identity=segment.log_identity)
         return applied
-    applied = sum(
-        apply_batch(segment, batch, position=positions, kind=kind, keeps_deletions=True)
-        for kind, batch, positions in batches
-    )
+    applied = _fill(segment, batches, 0, None, None)
     if through > segment.position:
         segment.commit_position(through, segment.log_identity)
     return applied
@@ -311,16 +308,17 @@ def _shown(show: ShowProgress, what: str, progress: Progress | None) -> Iterator
         yield both
 
 
-def _fill(segment: Segment, batches: Batches, total: int, as_of_time_ns: int | None, progress: Progress | None) -> None:
-    done = 0
+def _fill(segment: Segment, batches: Batches, total: int, as_of_time_ns: int | None, progress: Progress | None) -> int:
+    done = applied = 0
     for kind, batch, positions in batches:
         done += len(batch)
         if as_of_time_ns is not None:
             earlier = pc.less_equal(batch.column(1), as_of_time_ns)
             batch, positions = batch.filter(earlier), positions.filter(earlier)
-        apply_batch(segment, batch, position=positions, kind=kind, keeps_deletions=True)
+        applied += apply_batch(segment, batch, position=positions, kind=kind, keeps_deletions=True)
         if progress is not None:
             progress(done, total)
+    return applied
 
 
 @contextmanager

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def column_reader(
-    segment: Segment, fields: Sequence[str], key_ttl_seconds: int | None, limits: Mapping[str, timedelta] | None
+    segment: Segment, fields: Sequence[str], key_ttl_seconds: int | None, limits: Mapping[str, timedelta] | None = None
 ) -> Callable[..., Columns]:
     """A function that reads fields of a segment's rows as columns, with their positions and age limits for some of the
     fields. Rows that were last written longer ago than ``key_ttl_seconds`` are not found.

@@ -63,10 +63,8 @@ class LazyResponse(TensorResponse):
     """Feast's response without its protobuf, which is built when a caller asks for ``proto``.
 
     Dictionaries, frames, tables and tensors are made from what was read, and equal what Feast makes of its protobuf.
-    Everything was read, and computed, at the time of the request: later writes do not show.
-
-    ``key_values`` are the normalised values of the columns ``keys``. ``features`` are the features to return, by
-    default the requested ones.
+    Everything was read, and computed, at the time of the request: later writes do not show. ``key_values`` are the
+    normalised values of the columns ``keys``; ``features`` are those to return, by default the requested ones.
     """
 
     def __init__(

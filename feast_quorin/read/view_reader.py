@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from feast_quorin.read.limits import check_fresh
+from feast_quorin.read.limits import check_fresh, column_reader
 from quorin.assembly import Columns, RowReader, Rows, has_applied, row_reader
 from quorin.errors import SchemaMismatchError, SegmentClosedError, SegmentNotFoundError
 
@@ -126,7 +126,7 @@ class _Bound:
     def __init__(self, session: Session, segment: Segment, fields: list[str], limits: Mapping[str, timedelta]) -> None:
         self.segment = segment
         self.fields = tuple(fields)
-        self.read: Callable[..., Columns] = session.reader_of(segment, fields, limits)
+        self.read: Callable[..., Columns] = column_reader(segment, fields, session.settings.key_ttl_seconds, limits)
 
 
 class _BoundViews(NamedTuple):

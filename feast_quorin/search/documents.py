@@ -15,6 +15,7 @@ from feast_quorin.convert.entity_ids import entity_key
 from feast_quorin.convert.times import to_datetime
 from feast_quorin.feast_private import entity_row_indexes
 from feast_quorin.feast_versions import DOCUMENTS, has
+from feast_quorin.read.limits import column_reader
 from feast_quorin.search.filters import RowFilter
 from quorin import vector
 from quorin.errors import InvalidRowError
@@ -140,7 +141,7 @@ def _search(session: Session, segment: Segment, field: str, query: Query, metric
     if query.filters is not None or session.settings.key_ttl_seconds:
         among = vector.entity_ids(segment)
     if session.settings.key_ttl_seconds:
-        among = among.filter(pa.array(session.reader_of(segment, [])(among).found))
+        among = among.filter(pa.array(column_reader(segment, [], session.settings.key_ttl_seconds)(among).found))
     if query.filters is not None:
         among = among.filter(passing.of_entities(segment, among))
     return vector.search(segment, field, query.embedding, k=query.k, metric=metric, among=among).entity_ids

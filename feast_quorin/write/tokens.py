@@ -66,5 +66,5 @@ def last_token(store: Any) -> Token | None:
     online_store = store.provider.online_store
     if not hasattr(online_store, "written"):
         raise ValueError(f"expected `online_store: {{type: quorin}}`, got {type(online_store).__name__}")
-    written: Written = online_store.written(store.config)
+    written: Written = online_store.session(store.config).written
     return written.token

@@ -27,9 +27,11 @@ def rows_of(path: Path, schema: Schema) -> tuple[int, Iterator[pa.RecordBatch]]:
     import pyarrow as pa
     import pyarrow.dataset as ds
 
+    if not path.exists():
+        raise typer.BadParameter(f"--from {path}: no such file or directory")
     files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.suffix in _FORMATS)
     formats = {_FORMATS.get(one.suffix) for one in files}
-    if not path.exists() or len(formats) != 1 or None in formats:
+    if len(formats) != 1 or None in formats:
         expected = ", ".join(_FORMATS)
         raise typer.BadParameter(f"--from {path}: expected a file that ends in {expected}, or a directory of one kind")
     try:

@@ -1,5 +1,4 @@
-"""Every Redis key and script and every SQL table of the control plane and the log. They are defined only here; those of
-loads are in :mod:`quorin.engine.backend.load_keys`.
+"""Every Redis key and script and every SQL table of the control plane and the log; those of loads: ``load_keys.py``.
 
 Redis. All keys begin with the namespace as a hash tag, so that on a cluster a script's keys share a slot and two
 deployments can share a server. ``<log>`` is ``{namespace}:<stream key>``, by default ``{quorin}:quorin:wal``.

@@ -61,12 +61,7 @@ class ParquetDatasetStore:
     """
 
     def __init__(
-        self,
-        base: str | os.PathLike[str],
-        *,
-        compression: str = "zstd",
-        filesystem: Any = None,
-        strict: bool = False,
+        self, base: str | os.PathLike[str], *, compression: str = "zstd", filesystem: Any = None, strict: bool = False
     ) -> None:
         self._storage = Storage(base, filesystem)
         self._compression = compression
@@ -255,17 +250,7 @@ class ParquetDatasetStore:
         """
         dataset = self._dataset(schema)
         before = len(dataset.listing().files)
-        loaded = dataset.load()
-        for neighbours in _of_one_schema(loaded.parts):
-            rows = [part.row_count for part in neighbours]
-            for run in mergeable([part.piece for part in neighbours], rows, most_rows=_MERGED_ROWS):
-                _merge(self._storage, self._compression, loaded, [part for part in neighbours if part.piece in run])
-        listing = dataset.listing()
-        damaged = {file.path for file in loaded.damaged}
-        for file in superseded(file for file in listing.files if file.path not in damaged):
-            self._storage.remove(file.path)
-        for path in listing.leftovers:
-            self._storage.remove(path)
+        _compact(dataset, self._storage, self._compression)
         return before - len(dataset.listing().files)
 
     def _flush(self, buffer: _Buffer) -> None:
@@ -318,6 +303,21 @@ class _Buffer:
         """The position of the last appended row; :attr:`last` may be greater, if others made more rows durable."""
         last: int = self.tables[-1].column("position")[-1].as_py()
         return last
+
+
+def _compact(dataset: Dataset, storage: Storage, compression: str) -> None:
+    """Merge what can be merged, and remove what is merged, and what crashed writers left."""
+    loaded = dataset.load()
+    for neighbours in _of_one_schema(loaded.parts):
+        rows = [part.row_count for part in neighbours]
+        for run in mergeable([part.piece for part in neighbours], rows, most_rows=_MERGED_ROWS):
+            _merge(storage, compression, loaded, [part for part in neighbours if part.piece in run])
+    listing = dataset.listing()
+    damaged = {file.path for file in loaded.damaged}
+    for file in superseded(file for file in listing.files if file.path not in damaged):
+        storage.remove(file.path)
+    for path in listing.leftovers:
+        storage.remove(path)
 
 
 def _merge(storage: Storage, compression: str, loaded: Loaded, parts: list[Part]) -> None:

@@ -10,15 +10,6 @@ from __future__ import annotations
 import numpy as np
 
 from quorin.engine.format.abi import (
-    AGE_BITS,
-    AGE_COUNT,
-    AGE_ITEMS,
-    AGE_NS,
-    AGE_NULL_MASK,
-    AGE_NULL_STEP,
-    AGE_NULL_TARGET,
-    AGE_STEP,
-    AGE_TARGET,
     AHEAD,
     ANY_POSITION,
     BAD_ID,
@@ -38,7 +29,6 @@ from quorin.engine.format.abi import (
     MISSING_FLOAT32,
     MOVED,
     NOT_ASCII,
-    OUTDATED,
     P_AGE_COUNT,
     P_MISSING,
     P_OUT_BYTES,
@@ -72,6 +62,7 @@ from quorin.engine.format.abi import (
     W_READS,
     ZEROS,
 )
+from quorin.engine.kernels.ages import withhold
 from quorin.engine.kernels.compiling import helper, inlined, kernel, unlocked_kernel
 from quorin.engine.kernels.counting import count_time, counters_of
 from quorin.engine.kernels.hashing import hash_id
@@ -99,7 +90,6 @@ from quorin.engine.kernels.memory import (
 )
 from quorin.engine.kernels.rows import (
     DELETED,
-    EVENT_TIME,
     FLAGS,
     FLOAT32,
     FLOAT64,
@@ -364,30 +354,6 @@ def patch_nulls(segment, row, out, index):
             for i in range(segment[at + PATCH_COUNT]):
                 store_u32(target + 4 * i, segment[at + PATCH_BITS])
         at += PATCH_ITEMS
-
-
-@helper
-def withhold(segment, row, out, index, now):
-    """Let the values that are over their age limits read as null; OUTDATED if there are any, else FOUND."""
-    event_time = load_i64(row + EVENT_TIME)
-    at = P_SPANS + SPAN_ITEMS * segment[P_SPAN_COUNT] + PATCH_ITEMS * segment[P_PATCH_COUNT]
-    code = FOUND
-    for _ in range(segment[P_AGE_COUNT]):
-        # Subtracting from now, which is above 0, cannot overflow; an event time may be any integer.
-        if event_time >= now - segment[at + AGE_NS]:
-            break
-        code = OUTDATED
-        target = out + segment[at + AGE_TARGET] + index * segment[at + AGE_STEP]
-        if segment[P_MISSING] == MISSING_FLOAT32:
-            for i in range(segment[at + AGE_COUNT]):
-                store_u32(target + 4 * i, segment[at + AGE_BITS])
-        else:
-            for i in range(segment[at + AGE_COUNT]):
-                store_u8(target + i, 0)
-            bits = out + segment[at + AGE_NULL_TARGET] + index * segment[at + AGE_NULL_STEP]
-            store_u8(bits, load_u8(bits) & ~segment[at + AGE_NULL_MASK])
-        at += AGE_ITEMS
-    return code
 
 
 @helper

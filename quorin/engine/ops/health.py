@@ -96,15 +96,12 @@ def check_deployment(
 def _loads(backend: Backend) -> Iterator[Check]:
     """The views that are being replaced."""
     for name, (load, silent_seconds) in open_loads(backend.control).items():
-        if load.state == "committed":
-            yield Check(
-                f"replacement of {name}", OK, f"committed at position {load.commit}; not all nodes have applied it yet"
-            )
-        else:
+        found, advice = f"committed at position {load.commit}; not all nodes have applied it yet", ""
+        if load.state != "committed":
             found = f"{load.state} since position {load.begin}, by {load.coordinator}, seen {ago(silent_seconds)}"
-            is_dead = silent_seconds > SILENT_SECONDS
-            advice = f"its process seems dead: `quorin replace {name} --abort`, or begin anew" if is_dead else ""
-            yield Check(f"replacement of {name}", WARNING if is_dead else OK, found, advice)
+            if silent_seconds > SILENT_SECONDS:
+                advice = f"its process seems dead: `quorin replace {name} --abort`, or begin anew"
+        yield Check(f"replacement of {name}", WARNING if advice else OK, found, advice)
 
 
 def check_history(base: str | os.PathLike[str]) -> list[Check]:
@@ -291,10 +288,10 @@ def _store(backend: Backend) -> Iterator[Check]:
 
 
 def _replication(facts: dict[str, str]) -> Check:
-    name, count = "replicas of Redis", int(facts.get("connected_slaves", 0))
-    if not count:
-        return Check(name, WARNING, "the master of this namespace has none", "if it fails, nothing takes over: add one")
-    return Check(name, OK, f"the master of this namespace has {count}")
+    count = int(facts.get("connected_slaves", 0))
+    advice = "" if count else "if it fails, nothing takes over: add one"
+    found = f"the master of this namespace has {count or 'none'}"
+    return Check("replicas of Redis", OK if count else WARNING, found, advice)
 
 
 def _persistence(facts: dict[str, str]) -> Check:
@@ -393,14 +390,11 @@ def _log(seen: Deployment) -> Iterator[Check]:
     share = seen.log_entries / DEFAULT_MAX_ENTRIES
     found = f"{counted(seen.log_entries, 'entry')}, trimmed to position {seen.log.trimmed}"
     if share > 0.9:
-        advice = "writes fail at a million entries: run the consumer with --offline or --trim"
-        yield Check("log", PROBLEM, found, advice)
+        yield Check("log", PROBLEM, found, "writes fail at a million entries: consume with --offline or --trim")
     elif share > 0.5:
         yield Check("log", WARNING, found, "it approaches its limit of a million entries: let a consumer trim it")
     else:
         yield Check("log", OK, found)
-    if seen.dead_letters:
-        advice = "`quorin deadletter list` shows the reasons; fix the cause, then `quorin deadletter replay`"
-        yield Check("dead letters", WARNING, f"{seen.dead_letters:,}", advice)
-    else:
-        yield Check("dead letters", OK, "none")
+    advice = "`quorin deadletter list` shows the reasons; fix the cause, then `quorin deadletter replay`"
+    none = Check("dead letters", OK, "none")
+    yield Check("dead letters", WARNING, f"{seen.dead_letters:,}", advice) if seen.dead_letters else none

@@ -130,7 +130,13 @@ class Deployment:
             "node": self.node,
             "nodes": [node.as_dict() for node in self.nodes],
             "shared_memory": {"bytes": self.shm_bytes, "free_bytes": self.shm_free_bytes},
-            "log": {**asdict(self.log), "entries": self.log_entries, "dead_letters": self.dead_letters},
+            "log": {
+                "first": self.log.first,
+                "last": self.log.last,
+                "trimmed": self.log.trimmed,
+                "entries": self.log_entries,
+                "dead_letters": self.dead_letters,
+            },
         }
 
 

@@ -444,7 +444,10 @@ def test_replace_and_rollback(place: Place, tmp_path: Path) -> None:
     ("words", "problem"),
     [
         (["replace", "trip"], "give either --from or --abort"),
-        (["replace", "trip", "--from", "no/such/file.parquet"], "expected `history`, a file that ends in"),
+        (
+            ["replace", "trip", "--from", "no/such/file.parquet"],
+            "file.parquet: no such file or directory",
+        ),
         (["replace", "trip", "--from", "history", "--dry-run"], "--dry-run checks the rows of a file"),
         (["rollback", "trip"], "give --to or --without"),
         (["rollback", "trip", "--to", "yesterday"], "expected position:P, time:T or generation:N"),

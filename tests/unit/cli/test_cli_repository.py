@@ -216,9 +216,18 @@ LEAVES = {
     for inner, leaf in (getattr(command, "commands", None) or {"": command}).items()
 }
 UNENDING = {("consumer",), ("metrics",), ("serve",), ("top",), ("watchdog",), ("bench",)}
-"""Commands that run until they are stopped, or for long: their examples are only read."""
+OF_A_STATE = {("rollback",), ("generations",), ("served", "replay"), ("served", "collect")}
+"""Commands that run until they are stopped, or for long, or whose examples name a time, a generation or a log of their
+own: their examples are only read.
+"""
 BEFORE = {
     ("hydrate",): ["discard driver_stats --yes"],
+    ("check",): [
+        "check driver_stats --checks checks.json --save",
+        "export driver_stats new.parquet",
+        "export UserFeatures new.csv",
+    ],
+    ("replace",): ["export driver_stats stats.parquet", "export driver_stats exports/one.parquet"],
     ("restore",): ["snapshot driver_stats driver_stats.snapshot", "discard driver_stats --yes"],
 }
 
@@ -244,6 +253,9 @@ def test_examples_run_as_printed(name: tuple[str, ...], repo: FeastRepository, m
     (directory / "features" / "user.py").write_text(
         f"from quorin.schema import schema_from_json\nUserFeatures = schema_from_json('''{next_version(USERS, 3)}''')\n"
     )
+    (directory / "exports").mkdir()
+    for file in ("checks.json", "checks.yaml"):
+        (directory / file).write_text('[{"check": "row_count", "at_least": 1}]')
     printed = examples(LEAVES[name])
     assert printed, f"the help of {name} has no examples"
     assert "Exit codes:" in LEAVES[name].help or name == ("serve",)
@@ -255,9 +267,10 @@ def test_examples_run_as_printed(name: tuple[str, ...], repo: FeastRepository, m
         words = shlex.split(line, comments=True)[1:]
         words = words[: words.index(">")] if ">" in words else words
         needs_feast = name == ("skew",) and "--offline" not in words
-        if needs_feast or (name in UNENDING and "--once" not in words):
+        if needs_feast or name in OF_A_STATE or (name in UNENDING and "--once" not in words):
             monkeypatch.chdir(directory)
             monkeypatch.setenv("STORE_DIRECTORY", "data/store")
+            monkeypatch.setenv("QUORIN_SERVED_LOG", "data/served")
             repository.cache_clear()
             LEAVES[name].make_context("quorin", words[len(name) :])
         elif name == ("doctor",):
