@@ -44,9 +44,9 @@ def model_reader(
     values.
 
     ``features`` is a list of references or a feature service. ``columns`` are names of features in the model's order,
-    ``view.feature`` where several views have one of that name, or a dict of the model's names to them; with
-    ``full_feature_names`` features are called ``view__feature``, as in training sets. The rest is as in
-    :func:`quorin.assembly.model_reader`.
+    ``view.feature`` where several views have one of that name, or a dict of the model's names to them; by default all
+    features, view by view, in the order of ``features``. With ``full_feature_names`` they are called ``view__feature``,
+    as in training sets. The rest is as in :func:`quorin.assembly.model_reader`.
 
     :raises InvalidRowError: as there, and for timestamps and features of on-demand views, which are no stored numbers.
     :raises RepositoryError: for a store that is not Quorin on this machine.
@@ -174,14 +174,14 @@ class FeastModelReader:
         return bound
 
     def _views(self, resolved: Resolved) -> list[_View]:
-        views = []
+        views, order = [], _order(self._features)
         for view in resolved.views:
             types = {field.name: field.dtype.to_value_type() for field in view.table.features}
             name = view.table.projection.name_to_use()
             prefix = f"{name}__" if self._full_names else ""
             fields = {
                 prefix + feature: view.codecs[feature].field(view.fields[feature])
-                for feature in view.requested
+                for feature in sorted(view.requested, key=lambda feature: order.get((name, feature), len(order)))
                 if types[feature] not in _UNFIT
             }
             views.append(_View(stored_view(self._store.config, view.table).schema, MatrixPart(name, fields)))
@@ -195,6 +195,16 @@ class _Bound(NamedTuple):
     layout: MatrixLayout
     views: list[_View]
     view_names: tuple[str, ...]
+
+
+def _order(features: Any) -> dict[tuple[str, str], int]:
+    """The place of each feature of a view in a request. Feast resolves the features of a view in any order."""
+    if isinstance(features, list):
+        pairs = [tuple(reference.split(":", 1)) for reference in features]
+    else:
+        projections = features.feature_view_projections
+        pairs = [(one.name_to_use(), field.name) for one in projections for field in one.features]
+    return {(view, feature): place for place, (view, feature) in enumerate(pairs)}
 
 
 def _rows(entity_rows: Any) -> Any:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from feast.repo_config import RepoConfig
 
     from feast_quorin.remote.response import RemoteResponse
-    from feast_quorin.write.tokens import Written
 
 _log = get_logger(__name__)
 
@@ -95,9 +94,9 @@ class RemoteStore:
         """Release connections. The next use connects anew."""
         self._remote = None
 
-    def written(self, config: RepoConfig) -> Written:
-        """The tokens of what this process has written."""
-        return self._session_for(config).written
+    def session(self, config: RepoConfig) -> RemoteSession:
+        """The connections of this process."""
+        return self._session_for(config)
 
     def registry(self, config: RepoConfig) -> NoReturn:
         """:raises ValueError: as there are no segments here."""

@@ -64,7 +64,7 @@ def last_token(store: Any) -> Token | None:
     :raises ValueError: if the online store is not Quorin's.
     """
     online_store = store.provider.online_store
-    if not hasattr(online_store, "written"):
+    if not hasattr(online_store, "session"):
         raise ValueError(f"expected `online_store: {{type: quorin}}`, got {type(online_store).__name__}")
     written: Written = online_store.session(store.config).written
     return written.token

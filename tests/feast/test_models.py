@@ -105,6 +105,13 @@ def test_json_keeps_the_reader_and_another_view_is_refused(filled, data):
 
 
 @pytest.mark.parametrize("online_store", ["embedded"], indirect=True)
+def test_columns_are_by_default_in_the_order_of_the_request(filled):
+    names = ["small", "acc", "conv_rate"]
+    for order in (names, names[::-1]):
+        assert model_reader(filled, [f"driver_stats:{name}" for name in order]).names == order
+
+
+@pytest.mark.parametrize("online_store", ["embedded"], indirect=True)
 def test_pushed_rows_show_at_once(filled):
     reader = model_reader(filled, ["customer_stats:score", "customer_stats:city"], categories={"city": ["Oslo"]})
     assert reader([{"customer": "alice"}])[0, 0] == 1.5
