@@ -65,7 +65,8 @@ def served_requests(resolved: Resolved, groups: Sequence[Sequence[int]]) -> Serv
     views = []
     for index, view in enumerate(resolved.views):
         fields = [view.codecs[name].field(view.fields[name]) for name in view.codecs]
-        own = [feature for feature in resolved.inputs if feature.view == index]
+        # In one order in every process: Feast resolves the features of a view in any.
+        own = sorted((one for one in resolved.inputs if one.view == index), key=lambda one: one.name)
         features = tuple((feature.name, fields[feature.column]) for feature in own)
         names = [*view.codecs]
         ages = age_limits([names[feature.column] for feature in own], view.limits)

@@ -198,7 +198,10 @@ def hold_with_a_thread(path: str, ready: str) -> None:
 def test_a_process_whose_first_thread_ended_still_holds(place: Place, tmp_path: Path) -> None:
     with place.registry.create(Scalars, capacity=10, set_current=False) as segment:
         path = segment.current_view().path
-        process = fork.Process(target=hold_with_a_thread, args=(str(path), str(tmp_path / "ready")))
+        # Not forked from a process that has imported half the world: a thread that exits runs what all of that left.
+        process = multiprocessing.get_context("spawn").Process(
+            target=hold_with_a_thread, args=(str(path), str(tmp_path / "ready"))
+        )
         process.start()
         until((tmp_path / "ready").exists)
     until(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
