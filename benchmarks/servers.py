@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from benchmarks.machine import free_port
 
@@ -37,7 +39,8 @@ class Server:
 
     def stop(self) -> None:
         """Save everything to its disk, and end."""
-        with redis.Redis(port=self.port) as client:
+        # Without the client's own retries, which would wait for the server that has just ended.
+        with redis.Redis(port=self.port, retry=Retry(NoBackoff(), 0)) as client:
             client.shutdown(save=True)
         self.end()
 
