@@ -22,7 +22,6 @@ from feast.repo_config import RepoConfig
 from feast.types import Float32
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 import feast_quorin
 from benchmarks import machine, measuring, report
@@ -49,7 +48,7 @@ def main() -> None:
     passed = ["--child", "--rounds", str(arguments.rounds), "--entities", str(arguments.entities)]
     runs = measuring.in_fresh_processes("benchmarks.asked", passed, count=arguments.processes)
     figures = measuring.summary(list(track(runs, total=arguments.processes, console=console)))
-    table = _table(figures)
+    table = report.against_plain("Positions and tokens", figures)
     console.print(table)
     report.keep(arguments, "asked", where, {"asked": figures}, [table])
 
@@ -151,18 +150,6 @@ def _store(folder: Path) -> Iterator[FeatureStore]:
 
 def _names() -> list[str]:
     return [f"f{number}" for number in range(FIELDS)]
-
-
-def _table(figures: dict[str, dict[str, float]]) -> Table:
-    table = Table(title="Positions and tokens", title_justify="left")
-    for column in ("read", "asks for", "p50", "p99", "p50 against without"):
-        table.add_column(column, justify="right" if column.startswith("p") else "left")
-    for name, row in figures.items():
-        case, _, way = name.partition("|")
-        ratio = row["p50"] / figures[f"{case}|{PLAIN}"]["p50"]
-        shown = f"{100 * (ratio - 1):+.1f} %" if way else ""
-        table.add_row(case, way, measuring.duration(row["p50"]), measuring.duration(row["p99"]), shown)
-    return table
 
 
 if __name__ == "__main__":

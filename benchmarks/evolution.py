@@ -279,18 +279,14 @@ def _table(figures: dict[str, float], arguments: argparse.Namespace) -> Table:
         "under load: the copy": f"{figures['copy_seconds']:.2f} s",
         "reads that failed": f"{figures['failed_reads']:,.0f} of {figures['reads']:,.0f}",
         "writes that were lost": f"{figures['lost_writes']:,.0f} of {figures['rows_written']:,.0f}",
-        "assemble p50 / p99, before": _pair(figures, quiet),
-        "assemble p50 / p99, during the copy": f"{_pair(figures, copy)} ({ratio:.1f}x)",
+        "assemble p50 / p99, before": measuring.p50_and_p99(figures, quiet),
+        "assemble p50 / p99, during the copy": f"{measuring.p50_and_p99(figures, copy)} ({ratio:.1f}x)",
         "dead holder: ticks until all of it is reclaimed": f"{figures['ticks_most']:.0f}",
         "one tick of the watchdog": f"{figures['tick_seconds'] * 1e3:.1f} ms",
     }
     for name, cell in rows.items():
         table.add_row(name, cell)
     return table
-
-
-def _pair(figures: dict[str, float], name: str) -> str:
-    return " / ".join(measuring.duration(figures[f"{name}_{label}"]) for label in ("p50", "p99"))
 
 
 if __name__ == "__main__":

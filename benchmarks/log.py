@@ -228,12 +228,12 @@ def _table(figures: dict[str, dict[str, float]], arguments: argparse.Namespace) 
         "pipeline": lambda f: f"{f['pipeline_per_s']:,.0f} rows/s",
         "write_many, appended": lambda f: f"{f['bulk_appended_per_s'] / 1e6:.2f} M rows/s",
         "write_many, visible": lambda f: f"{f['bulk_visible_per_s'] / 1e6:.2f} M rows/s",
-        "write_sync p50 / p99": lambda f: _pair(f, "sync"),
+        "write_sync p50 / p99": lambda f: measuring.p50_and_p99(f, "sync"),
         "yardstick p50: PING on one connection": lambda f: measuring.duration(f["ping_p50"]) if "ping_p50" in f else "",
         "yardstick p50: bare hand-over / SQLite commit": lambda f: measuring.duration(_yardstick(f)),
         "write_sync against that": lambda f: f"{f['sync_p50'] / _yardstick(f):.2f}×",
-        "assemble p50 / p99, quiet": lambda f: _pair(f, "read_quiet"),
-        "assemble p50 / p99, consumer at full speed": lambda f: _pair(f, "read_busy"),
+        "assemble p50 / p99, quiet": lambda f: measuring.p50_and_p99(f, "read_quiet"),
+        "assemble p50 / p99, consumer at full speed": lambda f: measuring.p50_and_p99(f, "read_busy"),
         "consumer's private memory, first / most / last": lambda f: (
             " / ".join(f"{f[f'consumer_bytes_{when}'] / 2**20:.0f}" for when in ("first", "most", "last")) + " MiB"
         ),
@@ -245,10 +245,6 @@ def _table(figures: dict[str, dict[str, float]], arguments: argparse.Namespace) 
 
 def _yardstick(figures: dict[str, float]) -> float:
     return figures["hand_over_p50"] if "hand_over_p50" in figures else figures["insert_p50"]
-
-
-def _pair(figures: dict[str, float], name: str) -> str:
-    return " / ".join(measuring.duration(figures[f"{name}_{label}"]) for label in ("p50", "p99"))
 
 
 if __name__ == "__main__":

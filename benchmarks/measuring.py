@@ -84,6 +84,11 @@ def duration(nanoseconds: float) -> str:
     return f"{nanoseconds:.0f} ns"
 
 
+def p50_and_p99(figures: Mapping[str, float], name: str) -> str:
+    """The percentiles that stand under ``{name}_p50`` and ``{name}_p99``, in nanoseconds, as text."""
+    return " / ".join(duration(figures[f"{name}_{label}"]) for label in ("p50", "p99"))
+
+
 def spread(row: Mapping[str, float]) -> str:
     """The lowest and the highest process's p50; "" where one process measured."""
     if "p50_lowest" not in row or row["p50_lowest"] == row["p50_highest"]:

@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from benchmarks import machine, measuring, report
 from benchmarks.engine import floats, ids_of
@@ -48,7 +47,7 @@ def main() -> None:
             "benchmarks.moments", ["--child", "--rounds", str(arguments.rounds)], count=arguments.processes
         )
         figures = measuring.summary(list(track(runs, total=arguments.processes, console=console)))
-        table = _table(figures)
+        table = report.against_plain("Age limits and consistent reads", figures)
         console.print(table)
         report.keep(arguments, "moments", where, {"moments": figures}, [table])
 
@@ -140,18 +139,6 @@ def _write_for_ever(store: Path) -> None:
 def _rows(fields: int) -> pa.Table:
     values = np.random.default_rng(1).standard_normal((fields, ENTITIES), dtype=np.float32)
     return pa.table({"entity_id": ids_of(ENTITIES), **{f"f{number}": row for number, row in enumerate(values)}})
-
-
-def _table(figures: dict[str, dict[str, float]]) -> Table:
-    table = Table(title="Age limits and consistent reads", title_justify="left")
-    for column in ("read", "asks for", "p50", "p99", "p50 against without"):
-        table.add_column(column, justify="right" if column.startswith("p") else "left")
-    for name, row in figures.items():
-        case, _, way = name.partition("|")
-        ratio = row["p50"] / figures[f"{case}|{PLAIN}"]["p50"]
-        shown = f"{100 * (ratio - 1):+.1f} %" if way else ""
-        table.add_row(case, way, measuring.duration(row["p50"]), measuring.duration(row["p99"]), shown)
-    return table
 
 
 if __name__ == "__main__":

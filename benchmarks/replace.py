@@ -262,18 +262,14 @@ def _table(figures: dict[str, float], arguments: argparse.Namespace) -> Table:
         "rows of two generations": f"{figures['mixed_rows']:,.0f}",
         "pushed rows that were lost": f"{figures['lost_pushes']:,.0f} of {figures['rows_pushed']:,.0f}",
         "reads/s during the replacement": f"{figures['reads_per_s']:,.0f}",
-        "assemble p50 / p99, before": _pair(figures, "read_quiet"),
-        "assemble p50 / p99, during": f"{_pair(figures, 'read_during')} ({ratio:.1f}x)",
+        "assemble p50 / p99, before": measuring.p50_and_p99(figures, "read_quiet"),
+        "assemble p50 / p99, during": f"{measuring.p50_and_p99(figures, 'read_during')} ({ratio:.1f}x)",
         f"rolled back on {arguments.nodes} nodes": f"{figures['rollback_seconds']:.2f} s",
         "rows that are not as they were": f"{figures['rollback_wrong']:,.0f}",
     }
     for name, cell in rows.items():
         table.add_row(name, cell)
     return table
-
-
-def _pair(figures: dict[str, float], name: str) -> str:
-    return " / ".join(measuring.duration(figures[f"{name}_{label}"]) for label in ("p50", "p99"))
 
 
 if __name__ == "__main__":

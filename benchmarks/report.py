@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import machine
+from rich.table import Table
+
+from benchmarks import machine, measuring
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
-
-    from rich.table import Table
 
 
 def put(document: Path, name: str, where: str, tables: Sequence[Table]) -> None:
@@ -39,6 +39,19 @@ def keep(
         arguments.json.write_text(json.dumps({"machine": where, **figures}, indent=2) + "\n")
     if arguments.docs:
         put(arguments.docs, name, machine.one_line(where), tables)
+
+
+def against_plain(title: str, figures: Mapping[str, Mapping[str, float]]) -> Table:
+    """A row for each of ``figures``, named ``case|way``, beside the same case read plainly, whose way is empty."""
+    table = Table(title=title, title_justify="left")
+    for column in ("read", "asks for", "p50", "p99", "p50 against without"):
+        table.add_column(column, justify="right" if column.startswith("p") else "left")
+    for name, row in figures.items():
+        case, _, way = name.partition("|")
+        ratio = row["p50"] / figures[f"{case}|"]["p50"]
+        shown = f"{100 * (ratio - 1):+.1f} %" if way else ""
+        table.add_row(case, way, measuring.duration(row["p50"]), measuring.duration(row["p99"]), shown)
+    return table
 
 
 def markdown(table: Table) -> str:
