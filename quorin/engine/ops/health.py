@@ -86,7 +86,7 @@ def check_deployment(
             checks = [*_store(backend), _clock(backend, seen)]
             for state in seen.segments:
                 checks += _segment(state, observer, backend)
-            return [*checks, *_nodes(seen), *_log(seen), *_loads(backend)]
+            return [*checks, *_nodes(seen, backend), *_log(seen), *_loads(backend)]
     except QuorinError as error:
         return [Check("control plane", PROBLEM, str(error), "check that it runs, and that this user has access")]
     finally:
@@ -115,15 +115,15 @@ def check_history(base: str | os.PathLike[str]) -> list[Check]:
             return [Check(f"history at {storage.address}", PROBLEM, "no such directory", advice)]
         return [check for name in storage.schema_names() for check in _history(storage, name)]
     except HistoryUnavailableError as error:
-        return [
-            Check("history", PROBLEM, str(error), "see that the storage can be reached, and that this user may read it")
-        ]
+        advice = "see that the storage can be reached, and that this user may read it"
+        return [Check("history", PROBLEM, str(error), advice)]
 
 
-def _nodes(seen: Deployment) -> Iterator[Check]:
+def _nodes(seen: Deployment, backend: Backend) -> Iterator[Check]:
     """This node's freshness, and each other node that is silent or far behind."""
     own = next((node for node in seen.nodes if node.node == seen.node and node.is_alive), None)
-    if own is None and seen.segments:
+    # With the embedded log a writer may apply its rows itself, and end.
+    if own is None and any(backend.is_remote or (state.lag and state.lag.entries) for state in seen.segments):
         advice = "run `quorin consumer` here, or serve with consumer: auto; without either its rows grow stale"
         yield Check("this node", WARNING, "no process applies the log here", advice)
     for node in seen.nodes:

@@ -115,8 +115,15 @@ def test_a_running_consumer_reports_its_node_is_ready_and_shows_in_metrics(world
         thread.join(60)
     (late,) = readiness(world.registry, max_lag_seconds=0)
     assert "last known to be up to date" in late.problem
+    unapplied = ["no process applies the log here"]
+    assert warnings_of_this_node(world) == (unapplied if world.backend.is_remote else [])
+    world.producer.write(TRIP, "b", row(2))
+    assert warnings_of_this_node(world) == unapplied
+
+
+def warnings_of_this_node(world: World) -> list[str]:  # noqa: F811
     checks = check_deployment(world.connection, shm_dir=world.shm_dir)
-    assert [check.found for check in checks if check.name == "this node"] == ["no process applies the log here"]
+    return [check.found for check in checks if check.name == "this node"]
 
 
 def test_a_missing_segment_keeps_a_node_from_being_ready(world: World) -> None:  # noqa: F811
