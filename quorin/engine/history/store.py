@@ -94,6 +94,9 @@ class ParquetDatasetStore:
         """The base without keys or passwords."""
         return self._storage.address
 
+    def of_partition(self, partition: int, count: int) -> ParquetDatasetStore:
+        return self
+
     def exists(self) -> bool:
         """Whether the directory exists; the first flush creates it. In an object store: whether it has objects."""
         return self._storage.exists()
