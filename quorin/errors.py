@@ -160,10 +160,6 @@ class ConnectionFailedError(QuorinError, ConnectionError):
     """The control plane is unreachable, or a connection string is invalid; the message holds no secrets."""
 
 
-class PartitionedError(QuorinError, RuntimeError):
-    """What was asked for works on one log, and the deployment has several partitions; the message names it."""
-
-
 class HistoryUnavailableError(ConnectionFailedError):
     """The history's files cannot be listed, read or written; the message names the directory or URL."""
 
