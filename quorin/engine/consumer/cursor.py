@@ -179,7 +179,7 @@ class LogCursor:
 
     def _catch_up(self, target: Target, progress: Progress, trimmed: int) -> None:
         """Apply what the history has behind the segment's position, if the history can be read."""
-        from quorin.hydration import catch_up
+        from quorin.engine.bootstrap.filling import catch_up
         from quorin.offline import ParquetDatasetStore
 
         history, segment = self._historian.offline, target.opened
