@@ -117,7 +117,7 @@ def rebuild_segment(
     :raises CorruptHistoryError: as :func:`hydrate`. :raises SharedMemoryError: if there is no room.
     """
     held, readable = registry.partitioning, _readable(history)
-    numbers: list[int | None] = sorted(held.held) if held.count > 1 else [None]
+    numbers: list[int | None] = [*sorted(held.held)] if held.count > 1 else [None]
     if held.count > 1 and (snapshots is not None or peers is not None):
         raise PartitionedError(
             f"snapshots and peers: expected a deployment of one partition, {registry.backend.address} has {held.count}"

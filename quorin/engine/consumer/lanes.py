@@ -67,7 +67,7 @@ class Lanes:
         """
         if self._lanes:
             return
-        held = getattr(self._registry, "partitioning", None) or _One()
+        held = self._registry.partitioning
         log = partial(self._registry.backend.log, self._stream_key)
         if held.count == 1:
             self._lanes = [self._new(log(), None, history_of_partition(self._history, 0, 1))]
@@ -175,11 +175,6 @@ class Lanes:
         is_first, delay = lane.failures == 0, lane.failed(time.monotonic())
         if is_first:
             _log.warning("partition_unreachable", partition=lane.partition, error=str(error), next_try_seconds=delay)
-
-
-class _One:
-    count = 1
-    held = [0]
 
 
 class _Reads:

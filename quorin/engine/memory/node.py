@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from quorin.engine.backend.protocols import Beginning
+from quorin.engine.backend.protocols import Beginning, in_order
 from quorin.engine.format.name import SegmentName
 from quorin.engine.memory.access import Access, grant, why_not
 from quorin.engine.memory.lock import FileLock
@@ -155,8 +155,9 @@ class Node:
             before()
             beginnings = _without(state.beginnings, schema_name)
             if beginning is not None:
-                one = isinstance(beginning, Beginning)
-                beginnings[schema_name] = astuple(beginning) if one else tuple(astuple(each) for each in beginning)
+                is_one = isinstance(beginning, Beginning)
+                each = tuple(astuple(one) for one in in_order(beginning))
+                beginnings[schema_name] = each[0] if is_one else each
             self._write(replace(state, currents={**state.currents, schema_name: segment_name}, beginnings=beginnings))
             return True
 

@@ -7,7 +7,6 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from quorin.engine.format.partition import Partitioning
 from quorin.engine.ops import presence
 from quorin.engine.ops.presence import WHOLE
 from quorin.engine.ops.unread import unread
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from quorin.engine.backend import Backend, Bounds, Log
+    from quorin.engine.format.partition import Partitioning
     from quorin.engine.ops.presence import Report
 
 DEFAULT_NODE_TIMEOUT_SECONDS = 600.0
