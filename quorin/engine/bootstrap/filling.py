@@ -161,10 +161,13 @@ def _batches(schema: Schema, origins: Sequence[_Origin], as_of_time_ns: int | No
         yield from one.loaded.batches(schema, newest_first=newest_first, after=one.begins, replaced=replaced)
 
 
-def catch_up(segment: Segment, store: ParquetDatasetStore, trimmed: int, at: Position | None = None) -> int:
+def catch_up(
+    segment: Segment, store: ParquetDatasetStore, trimmed: int, at: Position | None = None, identity: int | None = None
+) -> int:
     """Apply the history's rows behind a segment's position, and advance it. Returns the number of rows that changed.
 
-    ``at`` is the segment's position in the log of one partition, whose history ``store`` is.
+    ``at`` is the segment's position in the log of one partition, whose history ``store`` is; ``identity`` is that of
+    the log, by default the one that the segment follows.
 
     For a segment that is older than the start of its log: one from a snapshot, from a disk, or of a consumer that was
     silent. ``trimmed`` is what the log was trimmed to before this call: up to there the history is complete.
@@ -183,7 +186,7 @@ def catch_up(segment: Segment, store: ParquetDatasetStore, trimmed: int, at: Pos
         return applied
     applied = _fill(segment, batches, 0, None, None)
     if through > at.position:
-        at.commit_position(through, at.log_identity)
+        at.commit_position(through, at.log_identity if identity is None else identity)
     return applied
 
 

@@ -6,8 +6,9 @@ import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from quorin.engine.backend.beginnings import beginnings_of
+from quorin.engine.backend.beginnings import beginning_in, beginnings_of
 from quorin.engine.format.name import is_same_line
+from quorin.engine.memory.generations import next_generation
 from quorin.engine.memory.growth import evolve
 from quorin.engine.rows.compatibility import can_upgrade
 from quorin.errors import (
@@ -164,6 +165,24 @@ class Target:
                 raise
             before_overtaking()
             self.opened.overtake_writer()
+        if not self._is_users and self.opened.partitioning != registry.partitioning:
+            self._hold(registry)
+
+    def _hold(self, registry: SegmentRegistry) -> None:
+        """Carry the rows over to a segment of the partitions that the node holds now.
+
+        :raises PartitionCountError: if the deployment has another number of partitions than the segment was made for.
+        """
+        segment, held = self.opened, registry.partitioning
+        with segment.writing:
+            view = segment.writing_view()
+            before = view.partitioning
+            segment.replace(next_generation(view, view.stored, capacity=view.layout.capacity, partitioning=held))
+            beginnings = registry.node.state().beginning_of(self.schema.__name__)
+            for partition in held.held - before.held:
+                if (begins := beginning_in(beginnings, partition)) is not None:
+                    segment.part(partition).commit_position(begins.position, begins.log_identity)
+        _log.info("partitions_changed", segment=segment.name, before=str(before), now=str(held), rows=len(segment))
 
     def check_in_force(self, registry: SegmentRegistry, named: str | None) -> None:
         """Stop writing to a segment that is no longer in force; ``named`` is the node's current segment.

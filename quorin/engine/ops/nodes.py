@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from quorin.engine.log.token import Token
 from quorin.engine.ops import presence
 from quorin.engine.ops.presence import WHOLE
 from quorin.engine.ops.unread import unread
@@ -191,6 +192,17 @@ def with_behind(nodes: Iterable[NodeReport], logs: Sequence[Log], bounds: Sequen
         return one.with_behind(of_logs)
 
     return [replace(node, replicas=tuple(counted(one) for one in node.replicas)) for node in nodes]
+
+
+def positions_of(logs: Sequence[Log], position: int) -> dict[int | None, int]:
+    """A position of the only log, or those of a token by partition.
+
+    :raises TokenError: with several partitions, for a position that is no token.
+    """
+    if len(logs) == 1:
+        return {None: int(position)}
+    partitions = {log.identity(): partition for partition, log in enumerate(logs)}
+    return {partitions[identity]: at for identity, at in Token.of(position).parts if identity in partitions}
 
 
 def late_nodes(
