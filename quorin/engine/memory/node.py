@@ -196,9 +196,14 @@ class Node:
         if not os.access(file, os.W_OK):
             reason = f"{os.strerror(errno.EACCES)}{why_not(file, writing=True)}"
             raise SharedMemoryError(errno.EACCES, f"cannot apply the log on the node of {file}: {reason}")
-        path = file.with_suffix(f".{purpose}")
+        path = self.beside(purpose)
         _make_empty(path)
         return path
+
+    def beside(self, purpose: str) -> Path:
+        """The path of the node's file for a purpose, whether or not it is there. Its own file is that of ``""``."""
+        file = self._file(self.identity)
+        return file.with_suffix(f".{purpose}") if purpose else file
 
     def state(self) -> NodeState:
         """The present state."""
