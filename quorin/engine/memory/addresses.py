@@ -1,8 +1,8 @@
 """The URLs at which the ``quorin serve`` processes of a node can be reached, each for as long as its process lives.
 
 A URL is the content of a file ``quorin-node-<identity>.serve-<random>``, which its process has locked. The kernel
-releases the lock when the process ends, however it does, so no URL outlives its server. A process that was killed leaves
-a file without a lock, which the next reader removes.
+releases the lock when the process ends, however it does, so no URL outlives its server. A process that was killed
+leaves a file without a lock, which the next reader removes.
 """
 
 from __future__ import annotations
