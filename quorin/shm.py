@@ -81,6 +81,7 @@ class SegmentRegistry:
 
     ``partitions`` is the number of the deployment's partitions, if it is to be checked, as for
     :class:`quorin.wal.WALProducer`.
+
     ``held`` says which partitions of the deployment's segments that this registry makes hold, as numbers or a text such
     as ``"0-7"``; by default all.
 

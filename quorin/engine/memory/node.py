@@ -204,13 +204,12 @@ class Node:
 
         :raises SharedMemoryError: if the node is another user's, whose processes could not use a lock of this one's.
         """
-        file = self._file(self.identity)
-        if not os.access(file, os.W_OK):
-            reason = f"{os.strerror(errno.EACCES)}{why_not(file, writing=True)}"
-            raise SharedMemoryError(errno.EACCES, f"cannot apply the log on the node of {file}: {reason}")
-        path = file.with_suffix(f".{purpose}")
-        _make_empty(path)
-        return path
+        _check_own(self._file(self.identity))
+        return _make_empty(self.beside(purpose))
+
+    def beside(self, purpose: str) -> Path:
+        """The path of the node's file for a purpose, whether or not there is one; of its own file for ``""``."""
+        return self._file(self.identity).with_suffix(f".{purpose}" if purpose else "")
 
     def state(self) -> NodeState:
         """The present state."""
@@ -381,13 +380,21 @@ def _without(mapping: Mapping[str, T], name: str) -> dict[str, T]:
     return {key: value for key, value in mapping.items() if key != name}
 
 
-def _make_empty(path: Path) -> None:
+def _check_own(file: Path) -> None:
+    """:raises SharedMemoryError: if the node of a file is another user's."""
+    if not os.access(file, os.W_OK):
+        reason = f"{os.strerror(errno.EACCES)}{why_not(file, writing=True)}"
+        raise SharedMemoryError(errno.EACCES, f"cannot apply the log on the node of {file}: {reason}")
+
+
+def _make_empty(path: Path) -> Path:
     """Make an empty file, mode 0600, unless it is there. :raises SharedMemoryError: if the system refuses."""
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     except OSError as error:
         reason = f"{error.strerror}{why_not(path, writing=True)}"
         raise SharedMemoryError(error.errno, f"cannot make {path}: {reason}") from error
+    return path
 
 
 def _files(directory: Path) -> list[Path]:
