@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quorin.engine.format.hashing import hash_bytes
@@ -14,6 +14,7 @@ COUNTS = [1 << bits for bits in range(9)]
 
 
 @given(st.text(min_size=1))
+@settings(max_examples=50)
 def test_a_partition_is_the_top_bits_of_the_pinned_hash(entity_id: str) -> None:
     for count in COUNTS:
         partition = partition_of(entity_id, count)
