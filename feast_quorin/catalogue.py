@@ -15,13 +15,13 @@ from feast_quorin.convert.entity_ids import MAX_ID_BYTES
 from quorin.errors import SegmentConflictError, SegmentNotFoundError, WriterLeaseHeldError
 from quorin.hydration import begin, beginnings_of, ends_of, rebuild_segment
 from quorin.schema import Check, Schema, checks_to_json, schema_from_json, schema_to_json
-from quorin.wal import Beginning
 
 if TYPE_CHECKING:
     from feast_quorin.config import StoreSettings
     from quorin.offline import ParquetDatasetStore
     from quorin.shm import Segment, SegmentRegistry
     from quorin.snapshot import Peers, SnapshotStore
+    from quorin.wal import Beginning
 
 _RETRY_SECONDS = 0.01
 

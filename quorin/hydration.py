@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from quorin.engine.backend.protocols import Beginnings
-    from quorin.engine.backend.protocols import Beginning, in_order
-from quorin.engine.bootstrap.filling import Progress
+    from quorin.engine.bootstrap.filling import Progress
     from quorin.engine.bootstrap.progress import ShowProgress
     from quorin.engine.consumer.history import OfflineWriter
     from quorin.offline import ParquetDatasetStore
