@@ -14,10 +14,10 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import asdict, astuple, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from quorin.engine.format.name import SegmentName
 from quorin.engine.memory.access import Access, grant, why_not
@@ -27,7 +27,7 @@ from quorin.errors import CorruptSegmentError, SegmentNotFoundError, SharedMemor
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from quorin.engine.backend import Backend, Beginning
+    from quorin.engine.backend import Backend, Beginnings
 
 T = TypeVar("T")
 
@@ -43,7 +43,8 @@ class NodeState:
     ``node`` is a random name: a machine that was rebooted, or a new pod, is a new node, as it has no rows. ``former``
     are identities that the deployment had before its control plane was wiped; ``addresses`` are where it was reached.
     ``beginnings`` has the log identity and position behind which the rows of a current segment begin: it tells a
-    segment of a schema from one of an earlier schema of that name, which was dropped.
+    segment of a schema from one of an earlier schema of that name, which was dropped. Of several partitions, a pair for
+    each in order.
     """
 
     identity: int
@@ -52,11 +53,20 @@ class NodeState:
     addresses: tuple[str, ...] = ()
     former: tuple[int, ...] = ()
     currents: Mapping[str, str] = field(default_factory=dict)
-    beginnings: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    beginnings: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The text of the file."""
         return json.dumps({"format": FORMAT, **asdict(self)})
+
+    def beginning(self, schema_name: str) -> Beginnings:
+        """Where the rows of a current segment begin: a tuple, one for each, of several partitions; None if unknown."""
+        from quorin.engine.backend import Beginning
+
+        own = self.beginnings.get(schema_name)
+        if own is None:
+            return None
+        return Beginning(*own) if isinstance(own[0], int) else tuple(Beginning(*part) for part in own)
 
     @classmethod
     def from_json(cls, path: Path, text: str | bytes) -> NodeState:
@@ -130,22 +140,22 @@ class Node:
         segment_name: str,
         *,
         expected: str | None,
-        beginning: Beginning | None,
+        beginning: Beginnings,
         before: Callable[[], None],
     ) -> bool:
-        """Make a segment current, whose rows begin at ``beginning``, if ``expected`` (None: none) is current now; False
-        if it is not.
+        """Make a segment current whose rows begin at ``beginning``, if ``expected`` (None: none) is; False if not.
 
-        ``before`` is called after the comparison, while no other process can change what is current on the node. If it
-        raises, nothing has changed.
+        ``before`` is called after the comparison, while no other process changes the file. If it raises, nothing has.
         """
         with self._changing() as state:
             if state.currents.get(schema_name) != expected:
                 return False
             before()
             beginnings = _without(state.beginnings, schema_name)
-            if beginning is not None:
-                beginnings[schema_name] = beginning.log_identity, beginning.position
+            if isinstance(beginning, Sequence):
+                beginnings[schema_name] = tuple(map(astuple, beginning))
+            elif beginning is not None:
+                beginnings[schema_name] = astuple(beginning)
             self._write(replace(state, currents={**state.currents, schema_name: segment_name}, beginnings=beginnings))
             return True
 
