@@ -37,7 +37,7 @@ from quorin.errors import (
 from quorin.schema import FeatureSchema, Schema, schema_to_json
 
 if TYPE_CHECKING:
-    from quorin.engine.backend import Beginnings
+    from quorin.engine.backend.protocols import Beginnings
     from quorin.engine.format.partition import Partitioning
     from quorin.engine.memory.view import SegmentView
 
@@ -186,7 +186,8 @@ class SegmentRegistry:
         the segment. If that segment still exists its file is removed, which tells readers and writers that have it open
         that it is no longer current. If publishing fails, ``segment`` is discarded. The control plane gets the schema,
         unless it has a later version, to which a consumer then upgrades the segment. With ``restores`` it must not have
-        dropped it, or replaced it by another. ``beginning`` is where the segment's rows begin in the log.
+        dropped it, or replaced it by another. ``beginning`` is where the segment's rows begin in the log,
+        or in that of each partition.
 
         :raises SegmentConflictError: if another segment than ``replacing`` is current; that one stays.
         :raises WriterLeaseHeldError: if another process writes to the segment that would be replaced.

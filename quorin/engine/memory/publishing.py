@@ -10,7 +10,8 @@ from quorin.errors import SchemaError, SegmentConflictError, SegmentNotFoundErro
 from quorin.schema import schema_from_json, schema_to_json
 
 if TYPE_CHECKING:
-    from quorin.engine.backend import Beginnings, ControlPlane
+    from quorin.engine.backend import ControlPlane
+    from quorin.engine.backend.protocols import Beginnings
     from quorin.engine.memory.node import Node
     from quorin.engine.memory.segment import Segment
     from quorin.schema import Schema
