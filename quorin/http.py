@@ -19,6 +19,7 @@ with needs_extra("serve"):
     from quorin.engine.http.run import Address, run
     from quorin.engine.http.segments import SegmentServer
     from quorin.engine.ops.readiness import Readiness, readiness
+    from quorin.engine.routing.router import Elsewhere
 
 __all__ = [
     "Address",
@@ -26,6 +27,7 @@ __all__ = [
     "Catalogue",
     "Direct",
     "Donor",
+    "Elsewhere",
     "Headers",
     "InvalidHeaderError",
     "InvalidStreamError",

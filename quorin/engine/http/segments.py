@@ -20,6 +20,7 @@ from quorin.engine.http.asked import Asked, InvalidHeaderError, asked_by, may_wa
 from quorin.engine.http.catalogue import Catalogue
 from quorin.engine.http.compression import accepted_encoding, compressed
 from quorin.engine.http.donor import Donor
+from quorin.engine.http.elsewhere import LaterElsewhere, NothingElsewhere, WouldWaitError, check_filled
 from quorin.engine.http.joined import join
 from quorin.engine.http.limits import Limits
 from quorin.engine.http.openapi import description
@@ -34,12 +35,17 @@ from quorin.engine.http.requests import (
     parse_assemble,
     parse_read,
 )
+from quorin.engine.memory.addresses import register_address
+from quorin.engine.routing.reads import RoutedReader
+from quorin.engine.routing.router import Elsewhere
 from quorin.errors import (
     EntityIdError,
     InconsistentReadError,
     InvalidMaxAgeError,
     InvalidRowError,
+    NotHeldError,
     NotYetAppliedError,
+    PartitionedError,
     QuorinError,
     TokenError,
 )
@@ -48,6 +54,8 @@ from quorin.shm import SegmentRegistry
 
 if TYPE_CHECKING:
     from quorin.engine.http.reply import Direct, Headers
+    from quorin.engine.memory.addresses import RegisteredAddress
+    from quorin.engine.routing.router import Fetching, Router
     from quorin.schema import Schema
 
 _DIRECT_BYTES = 16 * 1024
@@ -59,12 +67,14 @@ _MAY_WAIT = CONSISTENT.encode()
 _SWITCH_SECONDS = 0.001
 """How long a thread keeps the interpreter's lock from the thread that answers small requests."""
 
+_NOTHING, _LATER = NothingElsewhere(), LaterElsewhere()
+
 _log = get_logger(__name__)
 
 
 class Question(NamedTuple):
-    """Body and content type of a request, what its headers ask for, whether the reply is to be Arrow, and the most
-    values in it.
+    """Body and content type of a request, what its headers ask for, whether the reply is to be Arrow, the most values
+    in it, and who is asked for rows that this node does not hold.
     """
 
     body: bytes
@@ -72,6 +82,7 @@ class Question(NamedTuple):
     asked: Asked
     as_arrow: bool
     max_values: int
+    elsewhere: Fetching
 
 
 Answer = Callable[[Question], bytes]
@@ -84,7 +95,8 @@ class SegmentServer:
 
     ``schemas`` are the names of those to serve, all if empty. ``connection`` must be a text, for the other processes.
     ``transfers`` is how many new nodes may copy this node's rows at once. ``pins`` are generations to stay with, by
-    schema, as :meth:`quorin.shm.SegmentRegistry.open_current` takes them.
+    schema, as :meth:`quorin.shm.SegmentRegistry.open_current` takes them. ``elsewhere`` says how other nodes are asked
+    for rows that this one does not hold; they get the same ``token``.
     """
 
     connection: str = field(repr=False)
@@ -96,6 +108,16 @@ class SegmentServer:
     limits: Limits = field(default_factory=Limits)
     transfers: int = 1
     pins: Mapping[str, int | str] = field(default_factory=dict)
+    elsewhere: Elsewhere = field(default_factory=Elsewhere)
+
+    def advertise(self, url: str) -> RegisteredAddress:
+        """Let other nodes ask this one at a URL, while the result is kept.
+
+        :raises ValueError: for a URL of another form. :raises SharedMemoryError: if the node is another user's.
+        """
+        return register_address(
+            SegmentRegistry(self.connection, shm_dir=self.shm_dir, namespace=self.namespace).node, url
+        )
 
     def __call__(self) -> SegmentApplication:
         """The application of this process.
@@ -107,15 +129,18 @@ class SegmentServer:
         pa.array(np.empty(0))  # Arrow imports pandas, if there is one, at the first array from NumPy.
         registry = SegmentRegistry(self.connection, shm_dir=self.shm_dir, namespace=self.namespace)
         donor = Donor(registry, names=self.schemas, at_once=self.transfers, max_lag_seconds=self.max_lag_seconds)
-        return SegmentApplication(Catalogue(registry, self.schemas, self.pins), donor, self)
+        router = self.elsewhere.router(registry.node, self.token)
+        return SegmentApplication(Catalogue(registry, self.schemas, self.pins), donor, router, self)
 
 
 class SegmentApplication:
     """ASGI, and what the protocol needs beyond it: ``direct``, ``limits`` and ``token``."""
 
-    def __init__(self, catalogue: Catalogue, donor: Donor, options: SegmentServer) -> None:
+    def __init__(self, catalogue: Catalogue, donor: Donor, router: Router, options: SegmentServer) -> None:
         self._catalogue = catalogue
         self._donor = donor
+        self._router = router
+        self._missing_partitions = options.elsewhere.missing_partitions
         self._max_lag_seconds = options.max_lag_seconds
         self._openapi = orjson.dumps(description(has_token=options.token is not None))
         self.limits = options.limits
@@ -146,7 +171,8 @@ class SegmentApplication:
             body = await asgi.receive_body(receive)
             if body is None:
                 return
-            reply = await asyncio.to_thread(self._answer, self._posts[path], body, headers, self.limits.values)
+            answer = self._posts[path]
+            reply = await asyncio.to_thread(self._answer, answer, body, headers, self.limits.values, self._router)
         elif path in self._gets and method in ("GET", "HEAD"):
             reply = await asyncio.to_thread(_guarded, self._gets[path])
         elif path in self.paths:
@@ -162,15 +188,20 @@ class SegmentApplication:
         if len(body) > _DIRECT_BYTES or _MAY_WAIT in body or may_wait(headers):
             return None
         limit = _DIRECT_VALUES if accepted_encoding(headers) is None else _DIRECT_VALUES_COMPRESSED
-        reply = self._answer(answer, body, headers, min(limit, self.limits.values))
+        try:
+            reply = self._answer(answer, body, headers, min(limit, self.limits.values), _LATER)
+        except WouldWaitError:
+            return None
         return None if reply.status == _TOO_LARGE else reply
 
-    def _answer(self, answer: Answer, body: bytes, headers: Headers, max_values: int) -> Reply:
+    def _answer(self, answer: Answer, body: bytes, headers: Headers, max_values: int, elsewhere: Fetching) -> Reply:
         content_type, accept = forms(headers)
         as_arrow = ARROW in accept
 
         def answered() -> Reply:
-            question = Question(body, content_type, asked_by(headers), as_arrow, max_values)
+            asked = asked_by(headers)
+            asks = _NOTHING if asked.is_forwarded else elsewhere
+            question = Question(body, content_type, asked, as_arrow, max_values, asks)
             return Reply(200, ARROW if as_arrow else JSON, answer(question))
 
         return compressed(_guarded(answered), accepted_encoding(headers))
@@ -180,15 +211,25 @@ class SegmentApplication:
         segment = self._catalogue.segment(request.schema)
         check_values(len(request.entity_ids) * _width(segment.schema, request.fields), question.max_values)
         question.asked.wait(segment)
-        read = assembly.column_reader(segment, request.fields, positions=request.positions, max_age=request.max_age)
-        columns = read(request.entity_ids)
+        if question.asked.is_forwarded:
+            check_filled(segment)
+        read = RoutedReader(
+            question.elsewhere,
+            segment,
+            request.fields,
+            positions=request.positions,
+            max_age=request.max_age,
+            missing_partitions=self._missing_partitions,
+        )
+        columns = read(request.entity_ids, waiting=question.asked.waiting)
         if question.as_arrow:
             return replies.rows_arrow(segment.schema, columns)
         return replies.rows_json(segment.schema, request.entity_ids, columns, positions=request.positions)
 
     def _assemble(self, question: Question) -> bytes:
         request = parse_assemble(question.body, question.content_type, self.limits.rows)
-        vectors = join(self._catalogue, request, question.max_values, question.asked)
+        others = question.elsewhere, self._missing_partitions
+        vectors = join(self._catalogue, request, question.max_values, question.asked, *others)
         return replies.vectors_arrow(vectors) if question.as_arrow else replies.vectors_json(vectors)
 
     def _schemas(self) -> Reply:
@@ -211,11 +252,21 @@ def _guarded(answer: Callable[[], Reply]) -> Reply:
         return error_reply(422, str(error))
     except (NotYetAppliedError, TokenError) as error:
         return too_old(error)
+    except PartitionedError as error:
+        return error_reply(422, str(error))
+    except NotHeldError as error:
+        return not_held(error)
     except InconsistentReadError as error:
         return error_reply(503, str(error))
     except QuorinError as error:
         _log.exception("request_failed")
         return error_reply(503, f"{type(error).__name__}: the server's log has the reason")
+
+
+def not_held(error: NotHeldError) -> Reply:
+    """The refusal of a request for rows that no node has answered for."""
+    about = {"detail": str(error), "error": type(error).__name__, "partition": error.partition}
+    return Reply(503, JSON, orjson.dumps(about))
 
 
 def _width(schema: Schema, names: list[str] | None) -> int:
