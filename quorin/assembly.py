@@ -29,6 +29,8 @@ from quorin.engine.reads.scan import Changes, changes_view, scan_view
 from quorin.engine.reads.together import at_one_position, read_together
 from quorin.engine.reads.vectors import Reader, assemble, assemble_batch
 from quorin.engine.reads.waiting import DEFAULT_TIMEOUT_MS, has_applied, wait_for
+from quorin.engine.routing.reads import RoutedReader
+from quorin.engine.routing.router import LATER, Elsewhere, Fetching, Waiting, WouldWaitError
 from quorin.engine.rows.intake import number_ids
 from quorin.errors import ChangesForgottenError, EntityNotFoundError, NotHeldError
 
@@ -42,11 +44,14 @@ if TYPE_CHECKING:
     from quorin.wal import Token
 
 __all__ = [
+    "LATER",
     "Changes",
     "ChangesForgottenError",
     "ColumnReader",
     "Columns",
+    "Elsewhere",
     "EntityNotFoundError",
+    "Fetching",
     "LastValues",
     "MatrixLayout",
     "MatrixPart",
@@ -55,9 +60,12 @@ __all__ = [
     "NotHeldError",
     "OneRow",
     "Reader",
+    "RoutedReader",
     "RowReader",
     "Rows",
     "RowsLayout",
+    "Waiting",
+    "WouldWaitError",
     "assemble",
     "assemble_batch",
     "at_one_position",
