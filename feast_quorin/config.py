@@ -86,6 +86,14 @@ class StoreSettings(FeastConfigBaseModel):
     Redis, a ``quorin consumer`` of this machine if one runs, else a background thread of one of the processes that
     read; with the embedded store, the process that writes. ``inline`` means the same as ``auto``."""
 
+    partitions: Annotated[int, Field(ge=1, le=256, strict=True)] | None = None
+    """How many partitions a new deployment has: a power of two up to 256, each with a log of its own. A deployment that
+    exists must have this number. None takes what it has, one for a new one."""
+
+    held_partitions: StrictStr | None = None
+    """Which partitions this machine holds, such as ``"0-7"``; None for all. The same for all processes of the machine,
+    and for a ``quorin consumer --partitions`` on it."""
+
     capacity: int = 4096
     """Entities that fit in a new segment before it grows."""
 

@@ -31,7 +31,7 @@ from quorin.errors import (
 )
 from quorin.evolution import upgrade_schema
 from quorin.follower import Follower
-from quorin.inline_consumer import InlineConsumer
+from quorin.inline_consumer import InlineConsumer, progress, shows
 from quorin.logging import get_logger
 from quorin.offline import ParquetDatasetStore, ServedLog
 from quorin.shm import Segment, SegmentRegistry
@@ -210,13 +210,21 @@ class Session:
         if self.settings.consumer != "external":
             _apply_if_possible(view, lambda: self.consumer_of(view).drain())
 
-    def position(self, view: StoredView) -> int:
-        """The log position up to which the view's segment is applied; 0 if it was replaced at this moment."""
+    def progress(self, view: StoredView) -> int:
+        """A number that grows as the view's segment advances; 0 if it was replaced at this moment."""
         try:
             with self.latest(view) as segment:
-                return segment.position
+                return progress(segment)
         except SchemaMismatchError:
             return 0
+
+    def shows(self, view: StoredView, position: int) -> bool:
+        """Whether the view's segment has applied a position; False if it was replaced at this moment."""
+        try:
+            with self.latest(view) as segment:
+                return shows(segment, position)
+        except SchemaMismatchError:
+            return False
 
     @contextmanager
     def latest(self, view: StoredView) -> Iterator[Segment]:
@@ -338,6 +346,8 @@ def _registry(connection: str, settings: StoreSettings) -> SegmentRegistry:
         connection,
         shm_dir=settings.shm_dir,
         shm_group=settings.shm_group,
+        partitions=settings.partitions,
+        held=settings.held_partitions,
         keep_generations=settings.keep_generations,
         keep_bytes=settings.keep_bytes,
     )

@@ -11,8 +11,10 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from quorin.engine.backend import logs
 from quorin.engine.backend.beginnings import beginning_in, beginnings_of
 from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
+from quorin.engine.backend.protocols import Beginning, in_order
 from quorin.engine.bootstrap.filling import MIN_ID_BYTES, HydrationResult, begins_at, build_segment
 from quorin.engine.bootstrap.names import Wanted
 from quorin.engine.bootstrap.progress import logged_progress
@@ -41,7 +43,16 @@ if TYPE_CHECKING:
     from quorin.shm import Segment, SegmentRegistry
     from quorin.snapshot import Peers, SnapshotStore
 
-__all__ = ["EmptyDatasetError", "HydrationConflictError", "HydrationResult", "hydrate"]
+__all__ = [
+    "EmptyDatasetError",
+    "HydrationConflictError",
+    "HydrationResult",
+    "begin",
+    "beginnings_of",
+    "ends_of",
+    "hydrate",
+    "rebuild_segment",
+]
 
 _log = get_logger(__name__)
 
@@ -88,6 +99,24 @@ def hydrate(
     registry.publish(segment, replacing=lost, beginning=beginning)
     segment.close()
     return result
+
+
+def ends_of(registry: SegmentRegistry, *, stream_key: str = DEFAULT_STREAM_KEY) -> Beginnings:
+    """Where a schema that is stored now would begin: the end of the log, of several partitions that of each."""
+    states = [log.state() for log in logs(registry.backend, stream_key)]
+    ends = tuple(Beginning(identity, bounds.last) for identity, bounds in states)
+    return ends[0] if len(ends) == 1 else ends
+
+
+def begin(segment: Segment, registry: SegmentRegistry, beginning: Beginnings, history: OfflineWriter | None) -> None:
+    """Let a new, empty segment, and the history, have only what is logged behind a beginning; the lease is held."""
+    held, readable = registry.partitioning, _readable(history)
+    for number, own in enumerate(in_order(beginning)):
+        if number in held.held:
+            progress_of(segment, number if held.count > 1 else None).commit_position(own.position, own.log_identity)
+        if readable is not None:
+            # Entries for a segment that another process makes current meanwhile come after the beginning.
+            readable.of_partition(number, held.count).skip_to(segment.schema, own.position)
 
 
 def rebuild_segment(

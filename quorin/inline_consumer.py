@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from quorin.wal import Tail
     from quorin.wal_consumer import OfflineWriter
 
-__all__ = ["InlineConsumer", "wait_until_applied"]
+__all__ = ["InlineConsumer", "progress", "shows", "wait_until_applied"]
 
 DEFAULT_TIMEOUT_MS = 10_000.0
 _FIRST_PAUSE_SECONDS = 0.0002
