@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Container, Iterable
 
-    from quorin.engine.backend import Log
     from quorin.engine.consumer.target import Target
+    from quorin.engine.format.partition import Partitioning
     from quorin.schema import Schema
     from quorin.shm import Segment, SegmentRegistry
 
@@ -34,7 +34,7 @@ class Ownership:
         self,
         schemas_or_segments: Iterable[Schema | Segment] | Schema | Segment | None,
         registry: SegmentRegistry,
-        log: Log,
+        stream_key: str,
         *,
         before_overtaking: Callable[[], None],
         frozen_after_seconds: float,
@@ -48,13 +48,19 @@ class Ownership:
         self._lives = Lives(registry)
         self._before_overtaking = before_overtaking
         self._frozen_after_seconds = frozen_after_seconds
-        self._new_segment = {**new_segment, "stream_key": log.stream_key, "progress": self._heartbeat}
+        self._new_segment = {**new_segment, "stream_key": stream_key, "progress": self._heartbeat}
         self._stopping = stopping
 
     @property
     def discovers(self) -> bool:
         """Whether the targets follow the control plane's schemas."""
         return self._discovery is not None
+
+    @property
+    def partitioning(self) -> Partitioning:
+        """The partitions of the segments: of those that the user passed in, else of those that the registry makes."""
+        own = [target.opened.partitioning for target in self.targets if target.is_users]
+        return own[0] if own else self._registry.partitioning
 
     @property
     def schema_names(self) -> set[str]:
@@ -134,6 +140,9 @@ class Ownership:
             target.opened.heartbeat()
             target.opened.acquire_writer_lease()
         self._registry.node.confirm()
+        if (count := self._registry.partitioning.count) > 1:
+            # A control plane that was wiped gets the number back, before a producer takes it for a new deployment.
+            self._registry.backend.settle_partitions(count)
         currents, schemas = self._registry.node.currents(), self._control.schemas()
         for name in self.schema_names.intersection(currents) - schemas.keys():
             self._lives.restore(name)

@@ -106,6 +106,7 @@ def _loads(backend: Backend) -> Iterator[Check]:
 
 def check_history(base: str | os.PathLike[str]) -> list[Check]:
     """Every file of a history as far as its footer: one check a schema, and one for each file that cannot be read."""
+    from quorin.engine.history.folders import schemas_of
     from quorin.engine.history.storage import Storage
 
     try:
@@ -113,7 +114,7 @@ def check_history(base: str | os.PathLike[str]) -> list[Check]:
         if not storage.exists():
             advice = "see that the address is right; a consumer makes a history with its first flush"
             return [Check(f"history at {storage.address}", PROBLEM, "no such directory", advice)]
-        return [check for name in storage.schema_names() for check in _history(storage, name)]
+        return [check for folder, name in schemas_of(storage) for check in _history(folder, name)]
     except HistoryUnavailableError as error:
         advice = "see that the storage can be reached, and that this user may read it"
         return [Check("history", PROBLEM, str(error), advice)]
