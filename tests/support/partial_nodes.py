@@ -1,4 +1,4 @@
-"""Nodes of one machine, each with a ``shm_dir`` of its own, that hold some partitions of a deployment or all of them."""
+"""Nodes of one machine, each with its own ``shm_dir``, that hold some partitions of a deployment or all of them."""
 
 from __future__ import annotations
 
