@@ -63,8 +63,8 @@ class ViewReader:
         has: all of them, unless the view changed and this process has not noticed yet. Ages count from ``now_ns``.
 
         :raises InconsistentReadError: for a row that was written after the log position ``at_most``.
-        :raises SegmentNotFoundError: if the view was never applied, or was removed. :raises NotHeldError: for a row of
-            a partition that no machine answers for.
+        :raises SegmentNotFoundError: if the view was never applied, or was removed.
+        :raises NotHeldError: for a row of a partition that no machine answers for.
         """
         for _ in range(_MAX_ATTEMPTS):
             try:

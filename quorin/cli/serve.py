@@ -122,9 +122,7 @@ Partial = Annotated[
         help="With --connection: if no machine answers for a partition, refuse the request or answer without its rows."
     ),
 ]
-PeerTimeout = Annotated[
-    str, typer.Option("--peer-timeout", help="With --connection: how long to wait for another machine.")
-]
+PeerTimeout = Annotated[str, typer.Option(help="With --connection: how long another machine may take to answer.")]
 PeerCa = Annotated[
     Path | None,
     typer.Option(

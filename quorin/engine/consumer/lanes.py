@@ -72,7 +72,7 @@ class Lanes:
         """
         if self._lanes:
             return
-        held = self._registry.partitioning
+        held = self._ownership.partitioning
         log = partial(self._registry.backend.log, self._stream_key)
         if held.count == 1:
             self._lanes = [self._new(log(), None, history_of_partition(self._history, 0, 1))]
