@@ -243,6 +243,13 @@ class LogFullError(QuorinError, RuntimeError):
     """The log is at its limit; the refused entries were not written."""
 
 
+class LogClosedError(QuorinError, RuntimeError):
+    """The log takes no more entries, since the deployment is growing to more partitions; nothing was written.
+
+    Producers look the number of partitions up and write again, so they raise it only if that takes too long.
+    """
+
+
 class InvalidEntryError(QuorinError, ValueError):
     """A log entry cannot be decoded; a consumer makes it a dead letter."""
 

@@ -19,6 +19,7 @@ key                          type    holds
 ``<log>``                    stream  the entries: ``s`` schema name, ``p`` record (:mod:`quorin.engine.log.record`)
 ``<log>:identity``           string  the log's identity, created together with the stream
 ``<log>:trimmed``            string  the last position that was trimmed
+``<log>:closed``             hash    that the log is closed (:mod:`quorin.engine.backend.growth_keys`)
 ``<log>:historian``          string  the holder of the historian's lease, with the lease's time to live
 ``<log>:historian:token``    string  how often the lease went to another holder
 ``<log>:dead``               hash    position → record of a dead letter
@@ -111,6 +112,7 @@ class LogKeys:
     stream: str
     identity: str
     trimmed: str
+    closed: str
     historian: str
     historian_token: str
     dead: str
@@ -120,15 +122,8 @@ class LogKeys:
 def log_keys(namespace: str, stream_key: str) -> LogKeys:
     """The keys of the log named ``stream_key``."""
     stream = f"{{{namespace}}}:{stream_key}"
-    return LogKeys(
-        stream,
-        f"{stream}:identity",
-        f"{stream}:trimmed",
-        f"{stream}:historian",
-        f"{stream}:historian:token",
-        f"{stream}:dead",
-        f"{stream}:dead:reasons",
-    )
+    suffixes = ("identity", "trimmed", "closed", "historian", "historian:token", "dead", "dead:reasons")
+    return LogKeys(stream, *(f"{stream}:{suffix}" for suffix in suffixes))
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*\Z")
@@ -172,7 +167,7 @@ def stream_id_of(position: int) -> str:
     return f"{position >> SEQUENCE_BITS}-{position & MAX_SEQUENCE}"
 
 
-_ENSURE = """
+LUA_ENSURE = """
 local function ensure(stream, identity, trimmed, fresh)
   if redis.call('EXISTS', stream) == 0 then
     redis.call('DEL', trimmed)
@@ -190,12 +185,13 @@ local function ensure(stream, identity, trimmed, fresh)
 end
 """
 
-LUA_IDENTITY = _ENSURE + "return ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])"
+LUA_IDENTITY = LUA_ENSURE + "return ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])"
 """KEYS stream, identity, trimmed; ARGV a fresh identity. Returns the log's identity."""
 
 LUA_APPEND = (
-    _ENSURE
+    LUA_ENSURE
     + """
+if redis.call('HEXISTS', KEYS[4], 'last') == 1 then return {{}, -1, '0'} end
 local known = ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
 local limit = tonumber(ARGV[2])
 local length = redis.call('XLEN', KEYS[1])
@@ -214,39 +210,41 @@ end
 return {ids, length + #ids, known}
 """
 )
-"""KEYS stream, identity, trimmed; ARGV a fresh identity, the limit of entries (-1: none), then schema and record of
-each entry. Returns the ids, none if the entries do not fit, the number of entries in the stream afterwards, and the
-log's identity."""
+"""KEYS stream, identity, trimmed, closed; ARGV a fresh identity, the limit of entries (-1: none), then schema and record
+of each entry. Returns the ids, none if the entries do not fit, the number of entries in the stream afterwards (-1: the
+log is closed), and the log's identity."""
 
 _BOUNDS = """
-local function bounds_of(stream, trimmed)
-  if redis.call('EXISTS', stream) == 0 then return {'0-0', '0-0', '0'} end
+local function bounds_of(stream, trimmed, closed)
+  if redis.call('EXISTS', stream) == 0 then return {'0-0', '0-0', '0', 0} end
   local info = redis.call('XINFO', 'STREAM', stream)
-  local bounds = {'0-0', '0-0', redis.call('GET', trimmed) or '0'}
+  local last = redis.call('HGET', closed, 'last')
+  local bounds = {'0-0', '0-0', redis.call('GET', trimmed) or '0', last and 1 or 0}
   for i = 1, #info, 2 do
     if info[i] == 'first-entry' and info[i + 1] then bounds[1] = info[i + 1][1] end
-    if info[i] == 'last-generated-id' then bounds[2] = info[i + 1] end
+    if info[i] == 'last-generated-id' then bounds[2] = last or info[i + 1] end
   end
   return bounds
 end
 """
 
-LUA_BOUNDS = _BOUNDS + "return bounds_of(KEYS[1], KEYS[2])"
-"""KEYS stream, trimmed. Returns the first entry's id (0-0: none), the last one ever assigned, the trimmed position."""
+LUA_BOUNDS = _BOUNDS + "return bounds_of(KEYS[1], KEYS[2], KEYS[3])"
+"""KEYS stream, trimmed, closed. Returns the first entry's id (0-0: none), the last one ever assigned, the trimmed
+position, and 1 if the log is closed."""
 
 LUA_STATE = (
-    _ENSURE
+    LUA_ENSURE
     + _BOUNDS
     + """
 local known = ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
-local state = bounds_of(KEYS[1], KEYS[3])
-state[4] = known
-for i = 2, #ARGV do state[i + 3] = #redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i]) end
+local state = bounds_of(KEYS[1], KEYS[3], KEYS[4])
+state[5] = known
+for i = 2, #ARGV do state[i + 4] = #redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i]) end
 return state
 """
 )
-"""KEYS stream, identity, trimmed; ARGV a fresh identity, then ids. Returns what LUA_BOUNDS returns, then the log's
-identity, then for each id 1 or 0: whether the log has this entry."""
+"""KEYS stream, identity, trimmed, closed; ARGV a fresh identity, then ids. Returns what LUA_BOUNDS returns, then the
+log's identity, then for each id 1 or 0: whether the log has this entry."""
 
 LUA_LEASE = """
 local held = redis.call('GET', KEYS[1])
@@ -348,10 +346,10 @@ return found
 clock."""
 
 SQL_FILE = "quorin.db"
-SQL_VERSION = 4
+SQL_VERSION = 5
 """``PRAGMA user_version`` of the file. Tables that an older version lacks are added: ``namespaces`` came with version
 2, ``beginnings``, ``dropped``, ``heartbeats``, ``replicas`` and ``historians`` with 3, which no longer writes
-``current`` and ``trimmers``, and ``checks`` and ``loads`` with 4."""
+``current`` and ``trimmers``, ``checks`` and ``loads`` with 4, and ``closed_logs`` with 5."""
 
 SQL_SCHEMA = f"""{SQL_LOADS}
 CREATE TABLE IF NOT EXISTS schemas (

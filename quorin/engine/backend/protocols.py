@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from quorin.errors import WriterFencedError
+from quorin.errors import LogClosedError, WriterFencedError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -36,13 +36,15 @@ class ReadResult:
 class Bounds:
     """The first position still in the log, the last one ever assigned, the last one trimmed; 0 for none.
 
-    ``lost``: positions of entries that were in the log and are not, though not trimmed.
+    ``lost``: positions of entries that were in the log and are not, though not trimmed. ``is_closed``: no entry comes
+    behind ``last`` any more, unless the log is reopened.
     """
 
     first: int
     last: int
     trimmed: int = 0
     lost: frozenset[int] = frozenset()
+    is_closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ class Log(Protocol):
         between leaves tokens that reads refuse, never one that a read takes for applied.
 
         :raises quorin.errors.LogFullError: if the log would hold more than ``max_entries``; nothing was written.
+        :raises quorin.errors.LogClosedError: if the log is closed; nothing was written.
         """
 
     def append_and_read(
@@ -103,7 +106,7 @@ class Log(Protocol):
         The tail is None if there are many entries, if they cannot be read in one step, or if the control plane does not
         know the schema.
 
-        :raises quorin.errors.LogFullError: as :meth:`append`.
+        :raises quorin.errors.LogFullError, quorin.errors.LogClosedError: as :meth:`append`.
         """
 
     def read(
@@ -127,6 +130,25 @@ class Log(Protocol):
 
     def state(self, read: Collection[int] = ()) -> tuple[int, Bounds]:
         """:meth:`identity` and :meth:`bounds`, read in one step; ``read``: positions that may be lost since."""
+
+    def close_for_appends(self, growth: int) -> int | None:
+        """Refuse appends from now on, in one step, and return the last position; reads and trims go on.
+
+        ``growth`` is the number of the growth that asks for it (:mod:`quorin.engine.repartition`). None, and nothing
+        has changed, if that growth or a later one was ended by :meth:`reopen_for_appends`: a process that slept cannot
+        close the log that others have reopened. Closing a closed log changes nothing.
+        """
+
+    def reopen_for_appends(self, growth: int) -> bool:
+        """Allow appends again if that growth, or an earlier one, closed the log; from now on it cannot close it.
+
+        False if the log was open.
+        """
+
+    def begin_behind(self, position: int) -> int:
+        """Create the log if it does not exist, and return its identity. If it had no entry yet, its first one comes
+        behind ``position``.
+        """
 
     def sizes(self) -> tuple[int, int]:
         """The number of entries and of dead letters. Cheap, however large they are."""
@@ -305,4 +327,12 @@ def not_the_historian(fence: Fence, stream_key: str, address: str) -> WriterFenc
     return WriterFencedError(
         f"log {stream_key!r} at {address} was not trimmed: the historian's lease {fence.token} of {fence.holder!r} has "
         "ended, or another process has taken it over"
+    )
+
+
+def log_closed(stream_key: str, address: str) -> LogClosedError:
+    """The error for an append to a closed log."""
+    return LogClosedError(
+        f"log {stream_key!r} at {address} is closed: its rows go to the logs of twice as many partitions; nothing was "
+        "written"
     )

@@ -13,7 +13,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from quorin.engine.backend import keys
-from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, not_the_historian
+from quorin.engine.backend.growth_keys import LUA_BEGIN_BEHIND, LUA_CLOSE, LUA_REOPEN
+from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, log_closed, not_the_historian
 from quorin.engine.backend.redis_allowance import MAX_SINGLE_SEQUENCE, Allowance
 from quorin.engine.backend.redis_connection import RedisServer, pairs, texts
 from quorin.engine.backend.redis_control import RedisControlPlane
@@ -91,7 +92,7 @@ class RedisLog:
     def __init__(self, server: RedisServer, namespace: str, stream_key: str) -> None:
         self._server = server
         self._keys = keys.log_keys(namespace, stream_key)
-        self._created_together = [self._keys.stream, self._keys.identity, self._keys.trimmed]
+        self._created_together = [self._keys.stream, self._keys.identity, self._keys.trimmed, self._keys.closed]
         self._schemas = keys.schemas_key(namespace)
         self._entry_bytes = 1 << 20
         self._allowance = Allowance()
@@ -160,6 +161,8 @@ class RedisLog:
     def _appended(self, answer: Any, count: int, max_entries: int | None, asked_at: float) -> list[Token]:
         """The positions in the script's answer."""
         ids, length, identity = answer[0], answer[1], int(answer[2])
+        if length < 0:
+            raise log_closed(self.stream_key, self._server.address)
         if not ids:
             raise LogFullError(
                 f"log {self.stream_key!r} at {self._server.address} has {length} entries, the limit is {max_entries}: "
@@ -230,17 +233,35 @@ class RedisLog:
 
     def bounds(self) -> Bounds:
         """The first entry's position and the last one ever assigned."""
-        first, last, trimmed = self._server.run(keys.LUA_BOUNDS, [self._keys.stream, self._keys.trimmed], [])
-        return Bounds(keys.position_of(first), keys.position_of(last), int(trimmed))
+        names = [self._keys.stream, self._keys.trimmed, self._keys.closed]
+        first, last, trimmed, closed = self._server.run(keys.LUA_BOUNDS, names, [])
+        return Bounds(keys.position_of(first), keys.position_of(last), int(trimmed), is_closed=bool(closed))
 
     def state(self, read: Collection[int] = ()) -> tuple[int, Bounds]:
         """All in one script."""
         ids = [keys.stream_id_of(position) for position in read]
         answer = self._server.run(keys.LUA_STATE, self._created_together, [keys.fresh_identity(), *ids])
-        first, last, trimmed, identity, *has = answer
+        first, last, trimmed, closed, identity, *has = answer
         gone = (position for position, is_there in zip(read, has, strict=True) if not is_there)
         lost = frozenset(position for position in gone if position > int(trimmed))
-        return int(identity), Bounds(keys.position_of(first), keys.position_of(last), int(trimmed), lost)
+        ends = keys.position_of(first), keys.position_of(last)
+        return int(identity), Bounds(*ends, int(trimmed), lost, is_closed=bool(closed))
+
+    def close_for_appends(self, growth: int) -> int | None:
+        """One script. The highest id there can be becomes the stream's last, so that the server refuses every append
+        behind it, those of connections and releases that know nothing of this one too.
+        """
+        last = self._server.run(LUA_CLOSE, self._created_together, [keys.fresh_identity(), growth])
+        return keys.position_of(last) if last else None
+
+    def reopen_for_appends(self, growth: int) -> bool:
+        """One script, which puts the stream's last id back."""
+        return bool(self._server.run(LUA_REOPEN, [self._keys.stream, self._keys.closed], [growth]))
+
+    def begin_behind(self, position: int) -> int:
+        """One script."""
+        arguments = [keys.fresh_identity(), keys.stream_id_of(position)]
+        return int(self._server.run(LUA_BEGIN_BEHIND, self._created_together, arguments))
 
     def sizes(self) -> tuple[int, int]:
         """The lengths of the stream and of the hash of dead letters."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quorin.engine.backend import keys, sqlite_lease
-from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, not_the_historian
+from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, log_closed, not_the_historian
 from quorin.engine.backend.sqlite_control import EmbeddedControlPlane
 from quorin.engine.backend.sqlite_file import Database, data_version, min_position, snapshot
 from quorin.engine.log.token import Token
@@ -117,10 +117,13 @@ class EmbeddedLog:
                 f"log {self.stream_key!r} in {self._database.address} has {count} entries, the limit is "
                 f"{max_entries}: {len(entries)} more do not fit until a consumer has applied and trimmed some"
             )
-        tokens = [
-            Token((identity, int(connection.execute(_INSERT, (min_position(), log, *entry)).lastrowid or 0)))
-            for entry in entries
-        ]
+        try:
+            tokens = [
+                Token((identity, int(connection.execute(_INSERT, (min_position(), log, *entry)).lastrowid or 0)))
+                for entry in entries
+            ]
+        except sqlite3.IntegrityError:  # The trigger of closed logs.
+            raise log_closed(self.stream_key, self._database.address) from None
         if tokens:
             sql = "UPDATE logs SET last_position = ?, entry_count = entry_count + ? WHERE id = ?"
             connection.execute(sql, (int(tokens[-1]), len(tokens), log))
@@ -201,6 +204,35 @@ class EmbeddedLog:
         with self._database.transaction() as connection:
             return self._ensure(connection)[1], self._bounds(connection)
 
+    def close_for_appends(self, growth: int) -> int | None:
+        """One transaction. A trigger refuses every insert into the log from then on."""
+        with self._database.transaction() as connection:
+            log, _, _ = self._ensure(connection)
+            ended, closed = _closed(connection, log)
+            if growth <= ended:
+                return None
+            if not closed:
+                connection.execute("INSERT OR REPLACE INTO closed_logs VALUES (?, ?, ?)", (log, ended, growth))
+            return self._row(connection)[1]
+
+    def reopen_for_appends(self, growth: int) -> bool:
+        """One transaction."""
+        with self._database.transaction() as connection:
+            log, _, _ = self._ensure(connection)
+            ended, closed = _closed(connection, log)
+            left = closed if closed > growth else 0
+            values = (log, max(ended, growth), left)
+            connection.execute("INSERT OR REPLACE INTO closed_logs VALUES (?, ?, ?)", values)
+            return closed > left
+
+    def begin_behind(self, position: int) -> int:
+        """One transaction. Logs of one file share their positions, so that later entries have higher ones anyhow."""
+        with self._database.transaction() as connection:
+            log, identity, _ = self._ensure(connection)
+            sql = "UPDATE logs SET last_position = ? WHERE id = ? AND last_position = 0"
+            connection.execute(sql, (position, log))
+            return identity
+
     def sizes(self) -> tuple[int, int]:
         """The numbers of rows in the two tables."""
         with self._database.snapshot() as connection:
@@ -266,7 +298,8 @@ class EmbeddedLog:
     def _bounds(self, connection: sqlite3.Connection) -> Bounds:
         log, last, trimmed = self._row(connection)
         first = connection.execute("SELECT MIN(position) FROM entries WHERE log = ?", (log,)).fetchone()[0]
-        return Bounds(first or 0, last, trimmed)
+        is_closed = connection.execute("SELECT * FROM closed_logs WHERE log = ? AND closed", (log,)).fetchone()
+        return Bounds(first or 0, last, trimmed, is_closed=is_closed is not None)
 
     def _ensure(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
         """Id, identity and number of entries of this log, which is created if it does not exist."""
@@ -283,6 +316,12 @@ class EmbeddedLog:
         sql = "SELECT id, last_position, trimmed FROM logs WHERE namespace = ? AND stream_key = ?"
         row = connection.execute(sql, self._key).fetchone()
         return (0, 0, 0) if row is None else (int(row[0]), int(row[1]), int(row[2]))
+
+
+def _closed(connection: sqlite3.Connection, log: int) -> tuple[int, int]:
+    """The last growth of a log that was ended, and the one that closed it; 0 for none."""
+    sql = "SELECT ended, closed FROM closed_logs WHERE log = ?"
+    return connection.execute(sql, (log,)).fetchone() or (0, 0)
 
 
 _SELECT_TAIL = (

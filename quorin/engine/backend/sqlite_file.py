@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quorin.engine.backend import keys
+from quorin.engine.backend.growth_keys import SQL_CLOSED
 from quorin.errors import ConnectionFailedError
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ class Database:
         if version > keys.SQL_VERSION:
             raise ConnectionFailedError(f"{self._path} has format {version}, this release reads {keys.SQL_VERSION}")
         connection.executescript(
-            f"BEGIN IMMEDIATE; {keys.SQL_SCHEMA} INSERT INTO sqlite_sequence SELECT 'entries', {min_position()} "
+            f"BEGIN IMMEDIATE; {keys.SQL_SCHEMA} {SQL_CLOSED} INSERT INTO sqlite_sequence SELECT 'entries', {min_position()} "
             f"WHERE NOT EXISTS (SELECT * FROM sqlite_sequence WHERE name = 'entries'); "
             f"PRAGMA user_version = {keys.SQL_VERSION}; COMMIT;"
         )
