@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import closing
 
 import pytest
 
 from quorin.engine.backend import Backend, Bounds, Log, connect
-from quorin.errors import LogClosedError
+from quorin.engine.format.growth import Former, Growth
+from quorin.errors import LogClosedError, PartitionCountError
 
 GROWTH = 1
 
@@ -23,7 +25,7 @@ def test_a_closed_log_refuses_appends_and_keeps_its_entries(backend: Backend) ->
         lambda: log.append([("Trip", b"x"), ("Trip", b"y")]),
         lambda: log.append_and_read("Trip", b"x", after=0),
     ):
-        with pytest.raises(LogClosedError, match="closed.*nothing was written"):
+        with pytest.raises(LogClosedError, match=r"closed.*nothing was written"):
             append()
     assert log.state(tokens) == (identity, Bounds(tokens[0], tokens[1], is_closed=True))
     assert log.bounds() == log.state()[1]
@@ -103,9 +105,13 @@ def test_a_new_log_begins_behind_a_position(backend: Backend) -> None:
     far = (time.time_ns() // 1_000_000 + 1000) << 20 | 5  # Ahead of the clock, as another machine's may be.
     identity = log.begin_behind(far)
     assert identity == log.identity()
-    assert log.bounds() == Bounds(0, far)
-    assert log.begin_behind(far + 10) == identity
-    assert log.bounds().last == far or log.bounds().last == far + 10
+    assert log.bounds() == Bounds(0, far, far)
+    assert log.begin_behind(far - 10) == identity
+    assert log.bounds() == Bounds(0, far, far)
+    assert log.begin_behind(far + 10) == identity, "by a second growth, when the first was ended"
+    assert log.state([far + 10]) == (identity, Bounds(0, far + 10, far + 10))
+    assert log.append([("Trip", b"one")])[-1] > far + 10
+    assert [payload for _, payload in log.read(far + 10).entries] == [b"one"]
 
 
 def test_a_log_that_has_entries_stays_as_it_is(backend: Backend) -> None:
@@ -157,3 +163,39 @@ def test_no_append_comes_behind_the_closing(backend: Backend, connection: str) -
     assert set(written) <= found
     for one in backends:
         one.close()
+
+
+def test_a_growth_is_swapped_only_as_expected(backend: Backend) -> None:
+    control = backend.control
+    assert control.growth() is None
+    assert not control.swap_growth("{1}", expected="{0}")
+    assert control.swap_growth("{1}", expected=None)
+    assert not control.swap_growth("{2}", expected=None, count=2)
+    assert backend.partitions() == 1
+    assert control.swap_growth("{é}", expected="{1}", count=2)
+    assert control.growth() == "{é}"
+    assert backend.partitions() == 1, "it is remembered"
+    backend.forget_partitions()
+    assert backend.partitions() == 2
+
+
+def test_logs_of_a_former_number_of_partitions_are_there(backend: Backend) -> None:
+    position = backend.log().append([("Trip", b"one")])[-1]
+    backend.log().close_for_appends(GROWTH)
+    assert backend.control.swap_growth(Growth(former=(Former(1, position),)).to_json(), expected=None, count=2)
+    backend.forget_partitions()
+    assert [payload for _, payload in backend.log(partition=0, of=1).read(0).entries] == [b"one"]
+    with pytest.raises(LogClosedError):
+        backend.log(partition=0, of=1).append([("Trip", b"two")])
+    assert backend.log(partition=1).append([("Trip", b"three")])
+
+
+def test_a_number_that_the_deployment_grew_from_may_be_expected(backend: Backend, connection: str) -> None:
+    backend.settle_partitions(2)
+    grown = Growth(former=(Former(2, 5),)).to_json()
+    assert backend.control.swap_growth(grown, expected=None, count=4)
+    for expected in (2, 4):
+        with closing(connect(connection, partitions=expected)) as other:
+            assert other.partitions() == 4
+    with closing(connect(connection, partitions=8)) as other, pytest.raises(PartitionCountError, match=r"8 .* has 4"):
+        other.partitions()

@@ -1,7 +1,9 @@
-"""Every Redis key and script and every SQL table of the control plane and the log; those of loads: ``load_keys.py``.
+"""Every Redis key and script and every SQL table of the control plane and the log; those of loads are in
+``load_keys.py``, those of partitions in ``partition_keys.py``.
 
 Redis. All keys begin with the namespace as a hash tag, so that on a cluster a script's keys share a slot and two
-deployments can share a server. ``<log>`` is ``{namespace}:<stream key>``, by default ``{quorin}:quorin:wal``.
+deployments can share a server. ``<log>`` is ``{namespace}:<stream key>``, by default ``{quorin}:quorin:wal``; the log
+of partition ``p`` of ``P > 1`` is ``{namespace/P/p}:<stream key>``, so that a cluster's masters share the logs.
 
 ===========================  ======  ===================================================================
 key                          type    holds
@@ -16,6 +18,8 @@ key                          type    holds
 ``{namespace}:heartbeats``   hash    process or replica → when it was last reported, in ms of the server's clock
 ``{namespace}:clock``        stream  one entry, whose id is the server's time when it was last read
 ``{namespace}:identity``     string  a random number that the namespace's segments carry
+``{namespace}:partitions``   string  the number of partitions, if it was asked for when the deployment was made
+``{namespace}:growth``       string  the last growth as JSON (:mod:`quorin.engine.repartition.plan`)
 ``<log>``                    stream  the entries: ``s`` schema name, ``p`` record (:mod:`quorin.engine.log.record`)
 ``<log>:identity``           string  the log's identity, created together with the stream
 ``<log>:trimmed``            string  the last position that was trimmed
@@ -39,7 +43,9 @@ import re
 import secrets
 from dataclasses import astuple, dataclass
 
+from quorin.engine.backend.growth_keys import growth_key
 from quorin.engine.backend.load_keys import SQL_LOADS, loads_key
+from quorin.engine.backend.partition_keys import LUA_ENSURE, partitions_key
 from quorin.errors import ConnectionFailedError
 
 DEFAULT_NAMESPACE = "quorin"
@@ -129,7 +135,7 @@ def log_keys(namespace: str, stream_key: str) -> LogKeys:
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*\Z")
 _NAMESPACE_KEYS = (
     legacy_current_key, schemas_key, beginnings_key, dropped_key, checks_key, loads_key, processes_key, replicas_key,
-    heartbeats_key, clock_key, identity_key,
+    heartbeats_key, clock_key, identity_key, partitions_key, growth_key,
 )  # fmt: skip
 _RESERVED_SUFFIXES = {
     key.rpartition(":")[2] for key in (*(key_of("n") for key_of in _NAMESPACE_KEYS), *astuple(log_keys("n", "s"))[1:])
@@ -167,26 +173,8 @@ def stream_id_of(position: int) -> str:
     return f"{position >> SEQUENCE_BITS}-{position & MAX_SEQUENCE}"
 
 
-LUA_ENSURE = """
-local function ensure(stream, identity, trimmed, fresh)
-  if redis.call('EXISTS', stream) == 0 then
-    redis.call('DEL', trimmed)
-    redis.call('XGROUP', 'CREATE', stream, 'new', '$', 'MKSTREAM')
-    redis.call('XGROUP', 'DESTROY', stream, 'new')
-    redis.call('SET', identity, fresh)
-    return fresh
-  end
-  local known = redis.call('GET', identity)
-  if not known then
-    redis.call('SET', identity, fresh)
-    return fresh
-  end
-  return known
-end
-"""
-
 LUA_IDENTITY = LUA_ENSURE + "return ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])"
-"""KEYS stream, identity, trimmed; ARGV a fresh identity. Returns the log's identity."""
+"""KEYS stream, identity, trimmed, closed, partitions; ARGV a fresh identity. Returns the log's identity."""
 
 LUA_APPEND = (
     LUA_ENSURE
@@ -210,9 +198,9 @@ end
 return {ids, length + #ids, known}
 """
 )
-"""KEYS stream, identity, trimmed, closed; ARGV a fresh identity, the limit of entries (-1: none), then schema and record
-of each entry. Returns the ids, none if the entries do not fit, the number of entries in the stream afterwards (-1: the
-log is closed), and the log's identity."""
+"""KEYS stream, identity, trimmed, closed, partitions; ARGV a fresh identity, the limit of entries (-1: none), then
+schema and record of each entry. Returns the ids, none if the entries do not fit, the number of entries in the stream
+afterwards (-1: the log is closed), and the log's identity."""
 
 _BOUNDS = """
 local function bounds_of(stream, trimmed, closed)
@@ -243,8 +231,8 @@ for i = 2, #ARGV do state[i + 4] = #redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[
 return state
 """
 )
-"""KEYS stream, identity, trimmed, closed; ARGV a fresh identity, then ids. Returns what LUA_BOUNDS returns, then the
-log's identity, then for each id 1 or 0: whether the log has this entry."""
+"""KEYS stream, identity, trimmed, closed, partitions; ARGV a fresh identity, then ids. Returns what LUA_BOUNDS returns,
+then the log's identity, then for each id 1 or 0: whether the log has this entry."""
 
 LUA_LEASE = """
 local held = redis.call('GET', KEYS[1])
@@ -346,10 +334,10 @@ return found
 clock."""
 
 SQL_FILE = "quorin.db"
-SQL_VERSION = 5
+SQL_VERSION = 4
 """``PRAGMA user_version`` of the file. Tables that an older version lacks are added: ``namespaces`` came with version
 2, ``beginnings``, ``dropped``, ``heartbeats``, ``replicas`` and ``historians`` with 3, which no longer writes
-``current`` and ``trimmers``, ``checks`` and ``loads`` with 4, and ``closed_logs`` with 5."""
+``current`` and ``trimmers``, and ``checks`` and ``loads`` with 4."""
 
 SQL_SCHEMA = f"""{SQL_LOADS}
 CREATE TABLE IF NOT EXISTS schemas (

@@ -9,19 +9,23 @@ from __future__ import annotations
 import sqlite3
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from quorin.engine.backend import keys, sqlite_lease
+from quorin.engine.backend.partition_count import OnlyLog, PartitionCount
+from quorin.engine.backend.partition_keys import log_tag
 from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, log_closed, not_the_historian
-from quorin.engine.backend.sqlite_control import EmbeddedControlPlane
+from quorin.engine.backend.sqlite_closable import ClosableEmbeddedLog, closed_in
+from quorin.engine.backend.sqlite_control import EmbeddedControlPlane, settled_count
 from quorin.engine.backend.sqlite_file import Database, data_version, min_position, snapshot
 from quorin.engine.log.token import Token
-from quorin.errors import LogFullError
+from quorin.errors import ConnectionFailedError, LogClosedError, LogFullError, PartitionCountError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from quorin.engine.backend.protocols import Fence
+    from quorin.engine.backend.protocols import Fence, Log
+    from quorin.errors import QuorinError
 
 _MAX_TAIL_ENTRIES = 8
 _POLL_SECONDS = (0.00002, 0.005)
@@ -38,12 +42,48 @@ class EmbeddedBackend:
         self.namespace = namespace
         self.address = self._database.address
         self.control = EmbeddedControlPlane(self._database, namespace)
+        self._count = PartitionCount(self.control, f"{namespace!r} in {self.address}")
         self.check()
 
-    def log(self, stream_key: str = keys.DEFAULT_STREAM_KEY) -> EmbeddedLog:
-        """The log of that name."""
+    def partitions(self) -> int:
+        """Read once from its table."""
+        return self._count.get()
+
+    def settle_partitions(self, count: int) -> None:
+        """One transaction."""
+        self._count.settle(count)
+
+    def expect_partitions(self, count: int | None) -> None:
+        """Nothing is read yet."""
+        self._count.expect(count)
+
+    def forget_partitions(self) -> None:
+        """Nothing is read yet."""
+        self._count.forget()
+
+    def log(
+        self, stream_key: str = keys.DEFAULT_STREAM_KEY, partition: int | None = None, *, of: int | None = None
+    ) -> Log:
+        """The log of that name and partition."""
         keys.check_stream_key(stream_key)
-        return EmbeddedLog(self._database, self.namespace, stream_key)
+        self._count.note(stream_key)
+        if partition is None:
+            return cast("Log", OnlyLog(EmbeddedLog(self._database, self.namespace, stream_key), self._count))
+        count = self._count.check_partition(partition) if of is None else of
+        tag = log_tag(self.namespace, count, partition)
+        return EmbeddedLog(self._database, tag, stream_key, partition)
+
+    def append_together(
+        self, parts: Sequence[tuple[Log, Sequence[tuple[str, bytes]]]], *, max_entries: int | None = None
+    ) -> list[Token | QuorinError]:
+        """One log after the other: one file has them all."""
+        results: list[Token | QuorinError] = []
+        for log, entries in parts:
+            try:
+                results.append(log.append(entries, max_entries=max_entries)[-1])
+            except (ConnectionFailedError, LogFullError, LogClosedError) as error:
+                results.append(error)
+        return results
 
     def check(self) -> None:
         """Open the file."""
@@ -63,13 +103,15 @@ class EmbeddedBackend:
         self._database.close()
 
 
-class EmbeddedLog:
+class EmbeddedLog(ClosableEmbeddedLog):
     """The rows of the table ``entries`` that belong to one row of ``logs``."""
 
-    def __init__(self, database: Database, namespace: str, stream_key: str) -> None:
+    def __init__(self, database: Database, tag: str, stream_key: str, partition: int = 0) -> None:
+        """``tag`` is the log's namespace in the table: that of the deployment, or with the partition behind it."""
         self._database = database
-        self._key = (namespace, stream_key)
+        self._key = (tag, stream_key)
         self.stream_key = stream_key
+        self.partition = partition
 
     def identity(self) -> int:
         """The random number created together with the log."""
@@ -204,35 +246,6 @@ class EmbeddedLog:
         with self._database.transaction() as connection:
             return self._ensure(connection)[1], self._bounds(connection)
 
-    def close_for_appends(self, growth: int) -> int | None:
-        """One transaction. A trigger refuses every insert into the log from then on."""
-        with self._database.transaction() as connection:
-            log, _, _ = self._ensure(connection)
-            ended, closed = _closed(connection, log)
-            if growth <= ended:
-                return None
-            if not closed:
-                connection.execute("INSERT OR REPLACE INTO closed_logs VALUES (?, ?, ?)", (log, ended, growth))
-            return self._row(connection)[1]
-
-    def reopen_for_appends(self, growth: int) -> bool:
-        """One transaction."""
-        with self._database.transaction() as connection:
-            log, _, _ = self._ensure(connection)
-            ended, closed = _closed(connection, log)
-            left = closed if closed > growth else 0
-            values = (log, max(ended, growth), left)
-            connection.execute("INSERT OR REPLACE INTO closed_logs VALUES (?, ?, ?)", values)
-            return closed > left
-
-    def begin_behind(self, position: int) -> int:
-        """One transaction. Logs of one file share their positions, so that later entries have higher ones anyhow."""
-        with self._database.transaction() as connection:
-            log, identity, _ = self._ensure(connection)
-            sql = "UPDATE logs SET last_position = ? WHERE id = ? AND last_position = 0"
-            connection.execute(sql, (position, log))
-            return identity
-
     def sizes(self) -> tuple[int, int]:
         """The numbers of rows in the two tables."""
         with self._database.snapshot() as connection:
@@ -298,14 +311,18 @@ class EmbeddedLog:
     def _bounds(self, connection: sqlite3.Connection) -> Bounds:
         log, last, trimmed = self._row(connection)
         first = connection.execute("SELECT MIN(position) FROM entries WHERE log = ?", (log,)).fetchone()[0]
-        is_closed = connection.execute("SELECT * FROM closed_logs WHERE log = ? AND closed", (log,)).fetchone()
-        return Bounds(first or 0, last, trimmed, is_closed=is_closed is not None)
+        return Bounds(first or 0, last, trimmed, is_closed=closed_in(connection, log)[1] > 0)
 
     def _ensure(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
         """Id, identity and number of entries of this log, which is created if it does not exist."""
         sql = "SELECT id, identity, entry_count FROM logs WHERE namespace = ? AND stream_key = ?"
         row = connection.execute(sql, self._key).fetchone()
         if row is None:
+            if (count := settled_count(connection, self._key[0]) or 1) > 1:
+                raise PartitionCountError(
+                    f"the deployment {self._key[0]!r} in {self._database.address} has {count} partitions, and no "
+                    "number of them was stored when this process asked: connect anew"
+                )
             values = (*self._key, keys.fresh_identity())
             connection.execute("INSERT INTO logs (namespace, stream_key, identity) VALUES (?, ?, ?)", values)
             row = connection.execute(sql, self._key).fetchone()
@@ -316,12 +333,6 @@ class EmbeddedLog:
         sql = "SELECT id, last_position, trimmed FROM logs WHERE namespace = ? AND stream_key = ?"
         row = connection.execute(sql, self._key).fetchone()
         return (0, 0, 0) if row is None else (int(row[0]), int(row[1]), int(row[2]))
-
-
-def _closed(connection: sqlite3.Connection, log: int) -> tuple[int, int]:
-    """The last growth of a log that was ended, and the one that closed it; 0 for none."""
-    sql = "SELECT ended, closed FROM closed_logs WHERE log = ?"
-    return connection.execute(sql, (log,)).fetchone() or (0, 0)
 
 
 _SELECT_TAIL = (

@@ -16,74 +16,16 @@ ended: a process that sleeps between its look and its step changes nothing when 
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from quorin.engine.format.growth import Growth, State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LogName = tuple[str, int]
 """A log of the old or the new count: its stream key and partition."""
-
-
-class State(StrEnum):
-    """Where the last growth is."""
-
-    settled = "settled"
-    closing = "closing"
-    ending = "ending"
-
-
-@dataclass(frozen=True, slots=True)
-class Former:
-    """A count of partitions that the deployment had. ``end``: every position of its logs is at or below it, and all of
-    later logs are above.
-    """
-
-    count: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class Growth:
-    """What the control plane has of growths. ``number`` is that of the last one, ``count`` what it began with.
-
-    ``stream_keys`` are the names of the logs that grow. ``former`` are the counts that there were, the oldest first,
-    until their logs are empty.
-    """
-
-    state: State = State.settled
-    number: int = 0
-    count: int = 1
-    stream_keys: tuple[str, ...] = ()
-    coordinator: str = ""
-    began_ns: int = 0
-    former: tuple[Former, ...] = ()
-
-    @classmethod
-    def parse(cls, text: str | None) -> Growth:
-        """From the JSON in the control plane; None is a deployment that never grew."""
-        if text is None:
-            return cls()
-        found = json.loads(text)
-        found["state"] = State(found["state"])
-        found["stream_keys"] = tuple(found["stream_keys"])
-        found["former"] = tuple(Former(**former) for former in found["former"])
-        return cls(**found)
-
-    def to_json(self) -> str:
-        """As the control plane stores it: the same bytes for the same growth."""
-        return json.dumps(asdict(self), separators=(",", ":"))
-
-    def begun(self, count: int, stream_keys: tuple[str, ...], coordinator: str, now_ns: int) -> Growth:
-        """The next growth, from a count of partitions."""
-        return Growth(State.closing, self.number + 1, count, stream_keys, coordinator, now_ns, self.former)
-
-    def committed(self, end: int) -> Growth:
-        """This one, done."""
-        return replace(self, state=State.settled, former=(*self.former, Former(self.count, end)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +78,7 @@ class Exchange:
 Step = Close | Begin | Reopen | Exchange
 
 
-def is_complete(growth: Growth, seen: Seen) -> bool:
+def is_complete(seen: Seen) -> bool:
     """Whether all old logs are closed, and all new ones begin behind them."""
     is_closed = all(end is not None for end in seen.ends.values())
     return is_closed and all(behind > seen.end for behind in seen.begun.values())

@@ -7,16 +7,14 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quorin.engine.format.growth import Former, Growth, State
 from quorin.engine.repartition.plan import (
     Begin,
     Close,
     Exchange,
-    Former,
-    Growth,
     LogName,
     Reopen,
     Seen,
-    State,
     Step,
     ended,
     is_complete,
@@ -57,7 +55,7 @@ class ModelLog:
 @dataclass
 class Model:
     count: int
-    stored: Growth = Growth()
+    stored: Growth = field(default_factory=Growth)
     logs: dict[tuple[int, LogName], ModelLog] = field(default_factory=dict)
 
     def log(self, count: int, name: LogName) -> ModelLog:
@@ -83,7 +81,7 @@ class Model:
                 if self.stored == expected:
                     if count is not None:
                         seen = self.seen(expected)
-                        assert is_complete(expected, seen), "a count is in force only when all logs are closed"
+                        assert is_complete(seen), "a count is in force only when all logs are closed"
                     self.stored = growth
                     self.count = count or self.count
 
