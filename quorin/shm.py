@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import weakref
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quorin.engine.checks.stored import store_checks
 from quorin.engine.format.name import is_same_line
+from quorin.engine.format.partition import Partitioning
 from quorin.engine.memory.access import SHM_GROUP_VARIABLE, resolve_group
 from quorin.engine.memory.file import SHM_DIR, SHM_DIR_VARIABLE, default_shm_dir
 from quorin.engine.memory.first import first_generation, first_heap_bytes, first_sizes
@@ -80,6 +82,9 @@ class SegmentRegistry:
     ``partitions`` is the number of the deployment's partitions, if it is to be checked, as for
     :class:`quorin.wal.WALProducer`.
 
+    ``held`` says which partitions of the deployment's segments that this registry makes hold, as numbers or a text such
+    as ``"0-7"``; by default all.
+
     A registry is pickled as its connection, including a Redis password in plain text, for a process that has the same
     ``shm_dir``.
     """
@@ -95,9 +100,11 @@ class SegmentRegistry:
         keep_bytes: int | None = None,
         max_pinned: int = DEFAULT_PINNED_GENERATIONS,
         partitions: int | None = None,
+        held: frozenset[int] | str | None = None,
     ) -> None:
         from quorin.engine.backend import connect
 
+        self._held = held
         self.limits = Limits(keep_generations, keep_bytes, max_pinned)
         self._directory = absolute(default_shm_dir() if shm_dir is None else shm_dir)
         if not self._directory.is_dir():
@@ -121,6 +128,18 @@ class SegmentRegistry:
     def shm_dir(self) -> Path:
         """The directory of the segment files."""
         return self._directory
+
+    @cached_property
+    def partitioning(self) -> Partitioning:
+        """How many partitions the deployment has, and which of them segments that this registry makes hold.
+
+        The control plane is asked once. :raises PartitionCountError: if ``held`` names partitions that there are not.
+        :raises ConnectionFailedError: if the control plane is away.
+        """
+        count = self.backend.partitions()
+        if self._held is None:
+            return Partitioning.all(count)
+        return Partitioning.parse(self._held, count) if isinstance(self._held, str) else Partitioning(count, self._held)
 
     def current_name(self, schema_name: str) -> str | None:
         """This node's segment for a schema of this name, whatever its fields; None if its file is gone."""
@@ -164,12 +183,12 @@ class SegmentRegistry:
         _check_schema(schema)
         sizes = first_sizes(schema, capacity, max_id_bytes, prefault_rows)
         if not set_current:
-            return self.adopt(first_generation(self.shm_dir, schema, self.node.identity, self.shm_group, sizes))
+            return _first(self, schema, sizes)
         while True:
             name = self.node.current(schema.__name__)
             previous = _attach_if_there(self._directory, name, writable=True)
             if previous is None:
-                segment = self.adopt(first_generation(self.shm_dir, schema, self.node.identity, self.shm_group, sizes))
+                segment = _first(self, schema, sizes)
                 self.publish(segment, replacing=name)
                 return segment
             with suppress(SegmentNotFoundError):  # It was discarded this moment.
@@ -336,6 +355,12 @@ def _open(
     return Segment(view, registry.node, read_only=True, limits=registry.limits, pin=held)
 
 
+def _first(registry: SegmentRegistry, schema: Schema, sizes: dict[str, Any]) -> Segment:
+    """A new, empty segment in a line of its own; not current."""
+    identity, group = registry.node.identity, registry.shm_group
+    return registry.adopt(first_generation(registry.shm_dir, schema, identity, group, registry.partitioning, sizes))
+
+
 def _replace(registry: SegmentRegistry, previous: SegmentView, schema: Schema, sizes: dict[str, Any]) -> Segment:
     """Replace a segment by a new, empty one; a writer that the registry opened releases its lease."""
     registry.release_lease(previous.name)
@@ -345,7 +370,8 @@ def _replace(registry: SegmentRegistry, previous: SegmentView, schema: Schema, s
         # consumer can apply it before the segment of this schema is in force.
         registry.backend.control.put_schema(schema.__name__, schema_to_json(schema))
         store_checks(registry.backend.control, schema)
-        segment.replace(create_successor(segment.current_view(), schema, **sizes))
+        partitioning = registry.partitioning
+        segment.replace(create_successor(segment.current_view(), schema, partitioning=partitioning, **sizes))
         return registry.adopt(segment.current_view())
 
 

@@ -13,6 +13,7 @@ from quorin.engine.memory.view import SegmentView
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from quorin.engine.format.partition import Partitioning
     from quorin.schema import Schema
 
 _HEAP_BYTES_PER_VALUE = 32
@@ -29,11 +30,11 @@ def first_sizes(schema: Schema, capacity: int, max_id_bytes: int, prefault_rows:
 
 
 def first_generation(
-    directory: Path, schema: Schema, owner: int, group: int | None, sizes: dict[str, Any]
+    directory: Path, schema: Schema, owner: int, group: int | None, partitioning: Partitioning, sizes: dict[str, Any]
 ) -> SegmentView:
     """A new, empty segment file of a line of its own, readable for a group."""
     name, access = SegmentName.first(schema.__name__), Access.for_group(group)
-    return SegmentView.create(directory, name, schema, owner=owner, access=access, **sizes)
+    return SegmentView.create(directory, name, schema, owner=owner, access=access, partitioning=partitioning, **sizes)
 
 
 def first_heap_bytes(schema: Schema, capacity: int) -> int:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _LOG_IDENTITY = fmt.partition_offset("log_identity")
 _POSITION = fmt.partition_offset("position")
+_PART_BYTES = fmt.PARTITION_DTYPE.itemsize
 _HEARTBEAT = fmt.header_offset("writer_heartbeat_ns")
 _SUCCESSOR, _SUCCESSOR_WORD = fmt.header_offset("successor"), fmt.header_word("successor")
 _EPOCH, _PID, _ACTIVE = fmt.header_word("epoch"), fmt.header_word("writer_pid"), fmt.header_word("writer_active")
@@ -152,17 +153,20 @@ class Writer:
             self.release()
             self.lock.release()
 
-    def commit_position(self, position: int, log_identity: int, view: SegmentView) -> None:
-        """Publish a position in the log, and the heartbeat with it. A crash in between leaves an earlier position."""
+    def commit_position(self, position: int, log_identity: int, view: SegmentView, partition: int = 0) -> None:
+        """Publish a position in a partition's log, and the heartbeat with it. A crash in between leaves an earlier
+        position.
+        """
         from quorin.engine import kernels
 
         header = view.mapping.address
-        if int(kernels.load_acquire(header + _LOG_IDENTITY)) != log_identity:
+        part = header + _PART_BYTES * partition
+        if int(kernels.load_acquire(part + _LOG_IDENTITY)) != log_identity:
             # A position of the old log beside the identity of the new one would skip entries after a crash, and end
             # the wait of a writer whose rows aren't applied. So the position is 0 whenever the identity changes.
-            kernels.store_release(header + _POSITION, 0)
-            kernels.store_release(header + _LOG_IDENTITY, log_identity)
-        kernels.store_release(header + _POSITION, position)
+            kernels.store_release(part + _POSITION, 0)
+            kernels.store_release(part + _LOG_IDENTITY, log_identity)
+        kernels.store_release(part + _POSITION, position)
         kernels.store_release(header + _HEARTBEAT, time.time_ns())
 
     def heartbeat(self) -> None:
