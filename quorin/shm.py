@@ -25,6 +25,7 @@ from quorin.engine.memory.publishing import make_current
 from quorin.engine.memory.segment import Segment
 from quorin.engine.memory.writer import lease_held
 from quorin.engine.paths import absolute
+from quorin.engine.repartition.node import node_count
 from quorin.errors import (
     CorruptSegmentError,
     GenerationNotFoundError,
@@ -131,15 +132,28 @@ class SegmentRegistry:
 
     @cached_property
     def partitioning(self) -> Partitioning:
-        """How many partitions the deployment has, and which of them segments that this registry makes hold.
+        """How many partitions the deployment has, and which of them segments that this registry makes hold. While this
+        node has not applied what was written before the deployment grew, the number that it had then.
 
         The control plane is asked once. :raises PartitionCountError: if ``held`` names partitions that there are not.
         :raises ConnectionFailedError: if the control plane is away.
         """
+        return self.partitioning_at(node_count(self.backend, self.node, self.shm_dir))
+
+    def partitioning_at(self, count: int) -> Partitioning:
+        """Which partitions this registry's segments hold if there are ``count``: those with the same rows."""
+        return self._wanted.at(count)
+
+    @cached_property
+    def _wanted(self) -> Partitioning:
         count = self.backend.partitions()
         if self._held is None:
             return Partitioning.all(count)
         return Partitioning.parse(self._held, count) if isinstance(self._held, str) else Partitioning(count, self._held)
+
+    def grow_to(self, partitioning: Partitioning) -> None:
+        """Make segments of more partitions from now on: this node has applied the logs of the former ones."""
+        vars(self)["partitioning"] = partitioning
 
     def current_name(self, schema_name: str) -> str | None:
         """This node's segment for a schema of this name, whatever its fields; None if its file is gone."""

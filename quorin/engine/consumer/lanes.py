@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from quorin.engine.consumer.history import history_of_partition
 from quorin.engine.consumer.lane import Lane, Seen
+from quorin.engine.repartition.node import carry_over, successor_of
 from quorin.errors import ConnectionFailedError
 from quorin.logging import get_logger
 
@@ -42,6 +43,7 @@ class Lanes:
         self._registry = registry
         self._stream_key = stream_key
         self._history = history
+        self._ownership = ownership
         self._new = partial(Lane, registry=registry, ownership=ownership, settings=settings)
         self._lanes: list[Lane] = []
         self._reads: _Reads | None = None
@@ -67,15 +69,38 @@ class Lanes:
         """
         if self._lanes:
             return
-        held = getattr(self._registry, "partitioning", None) or _One()
-        log = partial(self._registry.backend.log, self._stream_key)
+        held = self._registry.partitioning
+        log = partial(self._registry.backend.log, self._stream_key, of=held.count)
+        history = partial(history_of_partition, self._history)
+        self._ownership.partition_count = held.count
         if held.count == 1:
-            self._lanes = [self._new(log(), None, history_of_partition(self._history, 0, 1))]
+            self._lanes = [self._new(log(0), None, history(0, 1))]
             return
-        self._lanes = [
-            self._new(log(partition=p), p, history_of_partition(self._history, p, held.count))
-            for p in sorted(held.held)
-        ]
+        self._lanes = [self._new(log(number), number, history(number, held.count)) for number in sorted(held.held)]
+
+    def carry_over(self) -> bool:
+        """If the deployment has grown and its former logs are applied to their ends, carry the segments over to the
+        new number of partitions, and follow their logs: :meth:`make` makes the lanes. False if there is nothing to do.
+
+        :raises ConnectionFailedError: if the history cannot be written, or a log cannot be reached.
+        :raises WriterFencedError: if a segment was overtaken.
+        """
+        owned = self._ownership.owned()
+        if not owned or not self._lanes or not all(lane.is_at_end for lane in self._lanes):
+            return False
+        before, backend = self._registry.partitioning, self._registry.backend
+        former = successor_of(backend, before.count)
+        if former is None:
+            return False
+        self.flush()
+        after = self._registry.partitioning_at(2 * before.count)
+        carry_over(backend, self._stream_key, [target.opened for target in owned], after, former)
+        self.stop_reading()
+        self.release()
+        self._lanes = []
+        backend.forget_partitions()
+        self._registry.grow_to(after)
+        return True
 
     def follow(self, target: Target) -> bool:
         """Whether all lanes follow their log for a target, or are about to."""
@@ -175,11 +200,6 @@ class Lanes:
         is_first, delay = lane.failures == 0, lane.failed(time.monotonic())
         if is_first:
             _log.warning("partition_unreachable", partition=lane.partition, error=str(error), next_try_seconds=delay)
-
-
-class _One:
-    count = 1
-    held = [0]
 
 
 class _Reads:
