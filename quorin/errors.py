@@ -101,6 +101,18 @@ class NotHeldError(QuorinError, LookupError):
         return f"partition {self.partition} of {self.schema_name!r} is not held by this node: {where}"
 
 
+class HoldersUnavailableError(NotHeldError):
+    """An entity's partition is not held by this node, and no node that holds it has answered: :attr:`reasons`."""
+
+    def __init__(self, schema_name: str, partition: int, holders: tuple[str, ...], reasons: tuple[str, ...]) -> None:
+        super().__init__(schema_name, partition, holders)
+        self.args = schema_name, partition, holders, reasons
+        self.reasons = reasons
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}; {'; '.join(self.reasons)}"
+
+
 class ChangesForgottenError(QuorinError, LookupError):
     """Changes were asked for since a position at which a segment still had deletions that it has forgotten since:
     :attr:`complete_from` is the first position since which it knows all changes.

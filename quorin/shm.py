@@ -39,7 +39,7 @@ from quorin.errors import (
 from quorin.schema import FeatureSchema, Schema, schema_to_json
 
 if TYPE_CHECKING:
-    from quorin.engine.backend import Beginning
+    from quorin.engine.backend.protocols import Beginnings
     from quorin.engine.memory.view import SegmentView
 
 __all__ = [
@@ -209,7 +209,7 @@ class SegmentRegistry:
                 return _replace(self, previous, schema, sizes)
 
     def publish(
-        self, segment: Segment, *, replacing: str | None, beginning: Beginning | None = None, restores: bool = False
+        self, segment: Segment, *, replacing: str | None, beginning: Beginnings = None, restores: bool = False
     ) -> None:
         """Make a segment the current one of its schema on this node.
 
@@ -217,7 +217,8 @@ class SegmentRegistry:
         the segment. If that segment still exists its file is removed, which tells readers and writers that have it open
         that it is no longer current. If publishing fails, ``segment`` is discarded. The control plane gets the schema,
         unless it has a later version, to which a consumer then upgrades the segment. With ``restores`` it must not have
-        dropped it, or replaced it by another. ``beginning`` is where the segment's rows begin in the log.
+        dropped it, or replaced it by another. ``beginning`` is where the segment's rows begin in the log,
+        or in that of each partition.
 
         :raises SegmentConflictError: if another segment than ``replacing`` is current; that one stays.
         :raises WriterLeaseHeldError: if another process writes to the segment that would be replaced.
@@ -240,7 +241,7 @@ class SegmentRegistry:
                 raise SegmentConflictError(f"the segment of {schema_name!r} was removed at the same time") from error
             raise
 
-    def create_schema(self, schema: Schema, beginning: Beginning) -> bool:
+    def create_schema(self, schema: Schema, beginning: Beginnings) -> bool:
         """Store a schema in the control plane, whose rows begin at ``beginning``; False if it has one of this name."""
         control = self.backend.control
         is_new = control.swap_schema(schema.__name__, schema_to_json(schema), expected=None, beginning=beginning)

@@ -40,11 +40,12 @@ def nodes(
 
     Exit codes: 0 shown, 1 the control plane cannot be reached, 2 wrong usage.
     """
+    from quorin.engine.backend import logs
     from quorin.engine.ops.nodes import observed_nodes
 
     timeout = seconds(node_timeout)
     with Opened(connection, namespace) as backend:
-        found = observed_nodes(backend, backend.log(stream_key), node_timeout_seconds=timeout)
+        found = observed_nodes(backend, logs(backend, stream_key), node_timeout_seconds=timeout)
         address = backend.address
     if as_json:
         print_json({"address": address, "nodes": [node.as_dict() for node in found]})

@@ -48,7 +48,10 @@ class PartitionCount:
         if self._known is None:
             if self._wanted is not None:
                 self.settle(self._wanted)
-            self._known = self._known or self._control.partition_count() or 1
+            stored = self._known or self._control.partition_count()
+            if stored is None and not self._control.schemas():
+                return 1  # The deployment may not have been made yet, and have another number then.
+            self._known = stored or 1
         return self._known
 
     def settle(self, count: int) -> None:

@@ -138,6 +138,9 @@ class Ownership:
             target.opened.heartbeat()
             target.opened.acquire_writer_lease()
         self._registry.node.confirm()
+        if (count := self._registry.partitioning.count) > 1:
+            # A control plane that was wiped gets the number back, before a producer takes it for a new deployment.
+            self._registry.backend.settle_partitions(count)
         currents, schemas = self._registry.node.currents(), self._control.schemas()
         for name in self.schema_names.intersection(currents) - schemas.keys():
             self._lives.restore(name)
