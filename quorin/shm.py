@@ -146,13 +146,10 @@ class SegmentRegistry:
 
     @cached_property
     def _wanted(self) -> Partitioning:
-        count = self.backend.partitions()
-        if self._held is None:
-            return Partitioning.all(count)
-        return Partitioning.parse(self._held, count) if isinstance(self._held, str) else Partitioning(count, self._held)
+        return Partitioning.holding(self._held, self.backend.partitions())
 
-    def grow_to(self, partitioning: Partitioning) -> None:
-        """Make segments of more partitions from now on: this node has applied the logs of the former ones."""
+    def set_partitioning(self, partitioning: Partitioning) -> None:
+        """Make segments of other partitions from now on: those that this node follows the logs of."""
         vars(self)["partitioning"] = partitioning
 
     def current_name(self, schema_name: str) -> str | None:

@@ -71,6 +71,11 @@ class Lanes:
         :raises ConnectionFailedError: if the control plane cannot be reached.
         :raises PartitionedError: if the history cannot be kept by partition.
         """
+        lowest = self._ownership.lowest_count()
+        if lowest not in (None, self._registry.partitioning.count):
+            # One of the segments lacks what was written before the deployment grew. The others wait for it.
+            self._end()
+            self._registry.set_partitioning(self._registry.partitioning_at(lowest))
         if self._lanes:
             return
         held = self._registry.partitioning
@@ -100,12 +105,16 @@ class Lanes:
         self.flush()
         after = self._registry.partitioning_at(2 * before.count)
         carry_over(backend, self._stream_key, [target.opened for target in owned], after, former)
+        self._end()
+        backend.forget_partitions()
+        self._registry.set_partitioning(after)
+        return True
+
+    def _end(self) -> None:
+        """Read these logs no more."""
         self.stop_reading()
         self.release()
         self._lanes, self._others = [], {}
-        backend.forget_partitions()
-        self._registry.grow_to(after)
-        return True
 
     def follow(self, target: Target) -> bool:
         """Whether all lanes follow their log for a target, or are about to."""

@@ -66,6 +66,10 @@ class Ownership:
         """The targets whose writer this consumer is now. A lease can be lost between any two calls."""
         return [target for target in self.targets if target.holds_lease and self._is_of_logs(target)]
 
+    def lowest_count(self) -> int | None:
+        """The lowest number of partitions of the segments whose writer this consumer is; None if there is none."""
+        return min((target.opened.partitioning.count for target in self.targets if target.holds_lease), default=None)
+
     def _is_of_logs(self, target: Target) -> bool:
         return self.partition_count in (None, target.opened.partitioning.count)
 

@@ -134,6 +134,13 @@ def _new(backend: Backend, growth: Growth, name: LogName) -> Log:
     return backend.log(stream_key, partition, of=2 * growth.count)
 
 
+def was_ended(growth: Growth, partitions: int) -> RepartitionConflictError:
+    """The error of a process whose growth another one has undone."""
+    return RepartitionConflictError(
+        f"another process has undone the growth to {partitions} partitions; the deployment has {growth.count}"
+    )
+
+
 def _check_no_load(backend: Backend) -> None:
     for name, (load, _) in open_loads(backend.control).items():
         if load.state != "committed":

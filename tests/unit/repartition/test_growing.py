@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
-import pytest
-
 from quorin.assembly import read
-from quorin.engine.format.growth import Growth, State
-from quorin.engine.format.partition import Partitioning, partition_of
+from quorin.engine.format.growth import Growth
+from quorin.engine.format.partition import Partitioning
 from quorin.engine.repartition import run
-from quorin.errors import LogClosedError, PartitionCountError
 from quorin.shm import SegmentRegistry
-from quorin.wal import WALProducer
-from quorin.wal_consumer import WALConsumer
-from tests.support.world import STOP, TRIP, World, row, running, until, world  # noqa: F401 - world is a fixture
+from tests.support.world import TRIP, World, row, running, until
 
 KEYS = ["quorin:wal"]
 
@@ -41,7 +35,9 @@ def test_rows_written_before_meanwhile_and_after_are_served(world: World) -> Non
             grow(world, count)
             for entity in ids[: 10 * count]:
                 world.producer.write(TRIP, entity, row(1000.0 * count))
-            world.producer.write_many(TRIP, [{"entity_id": entity, **row(count)} for entity in (f"new {count}", "both")])
+            world.producer.write_many(
+                TRIP, [{"entity_id": entity, **row(count)} for entity in (f"new {count}", "both")]
+            )
             with world.registry.open_current(TRIP) as segment:
                 until(lambda: segment.partitioning == Partitioning.all(count))  # noqa: B023
                 until(lambda: world.rows("both") == [row(count)])  # noqa: B023
