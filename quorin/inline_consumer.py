@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from quorin.wal import Tail
     from quorin.wal_consumer import OfflineWriter
 
-__all__ = ["InlineConsumer", "wait_until_applied"]
+__all__ = ["InlineConsumer", "progress", "shows", "wait_until_applied"]
 
 DEFAULT_TIMEOUT_MS = 10_000.0
 _FIRST_PAUSE_SECONDS = 0.0002
@@ -170,7 +170,7 @@ class InlineConsumer:
 
     def _ends(self) -> Token:
         """The last position of each partition's log that the node holds."""
-        held = self._registry.partitioning
+        held = self._registry.partitioning if self.segment is None else self.segment.partitioning
         logs = (self._registry.backend.log(self._stream_key, partition) for partition in sorted(held.held))
         states = (log.state() for log in logs)
         return Token(*((identity, bounds.last) for identity, bounds in states if bounds.last))

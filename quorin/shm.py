@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from quorin.engine.checks.stored import store_checks
 from quorin.engine.format.name import is_same_line
-from quorin.engine.format.partition import Partitioning
 from quorin.engine.memory.access import SHM_GROUP_VARIABLE, resolve_group
 from quorin.engine.memory.file import SHM_DIR, SHM_DIR_VARIABLE, default_shm_dir
-from quorin.engine.memory.first import first_generation, first_heap_bytes, first_sizes
+from quorin.engine.memory.first import first_generation, first_heap_bytes, first_sizes, held_partitions
 from quorin.engine.memory.generations import create_successor
 from quorin.engine.memory.kept import DEFAULT_PINNED_GENERATIONS, Limits
-from quorin.engine.memory.lineage import attach_newest, unlink_line
+from quorin.engine.memory.lineage import attach_if_there, attach_newest, unlink_line
 from quorin.engine.memory.lock import FileLock
 from quorin.engine.memory.node import Node
 from quorin.engine.memory.pinned import Generation, check_pin, generations, pin_generation
@@ -40,6 +39,7 @@ from quorin.schema import FeatureSchema, Schema, schema_to_json
 
 if TYPE_CHECKING:
     from quorin.engine.backend.protocols import Beginnings
+    from quorin.engine.format.partition import Partitioning
     from quorin.engine.memory.view import SegmentView
 
 __all__ = [
@@ -80,11 +80,8 @@ class SegmentRegistry:
     schemas may take together. They apply to what this registry's segments replace; where there is no room for rows,
     kept generations go first. At most ``max_pinned`` generations of a schema can be pinned at a time.
 
-    ``partitions`` is the number of the deployment's partitions, if it is to be checked, as for
-    :class:`quorin.wal.WALProducer`.
-
-    ``held`` says which partitions of the deployment's segments that this registry makes hold, as numbers or a text such
-    as ``"0-7"``; by default all.
+    ``partitions`` is the deployment's number of partitions, to be checked, as for :class:`quorin.wal.WALProducer`.
+    ``held`` says which of them new segments hold, as numbers or a text such as ``"0-7"``; by default all.
 
     A registry is pickled as its connection, including a Redis password in plain text, for a process that has the same
     ``shm_dir``.
@@ -132,29 +129,28 @@ class SegmentRegistry:
 
     @cached_property
     def partitioning(self) -> Partitioning:
-        """How many partitions the deployment has, and which of them segments that this registry makes hold. While this
-        node has not applied what was written before the deployment grew, the number that it had then.
+        """How many partitions the deployment has, which the control plane is asked once, and which of them are held.
+        While this node has not applied what was written before the deployment grew, as many as there were then.
 
-        The control plane is asked once. :raises PartitionCountError: if ``held`` names partitions that there are not.
-        :raises ConnectionFailedError: if the control plane is away.
+        :raises PartitionCountError: if ``held`` names others. :raises ConnectionFailedError: if it cannot be asked.
         """
         return self.partitioning_at(node_count(self.backend, self.node, self.shm_dir))
 
     def partitioning_at(self, count: int) -> Partitioning:
-        """Which partitions this registry's segments hold if there are ``count``: those with the same rows."""
+        """The partitions to hold if there are ``count``: those with the same rows."""
         return self._wanted.at(count)
+
+    def set_partitioning(self, partitioning: Partitioning) -> None:
+        """Hold these from now on: this node follows their logs."""
+        vars(self)["partitioning"] = partitioning
 
     @cached_property
     def _wanted(self) -> Partitioning:
-        return Partitioning.holding(self._held, self.backend.partitions())
-
-    def set_partitioning(self, partitioning: Partitioning) -> None:
-        """Make segments of other partitions from now on: those that this node follows the logs of."""
-        vars(self)["partitioning"] = partitioning
+        return held_partitions(self._held, self.backend.partitions())
 
     def current_name(self, schema_name: str) -> str | None:
         """This node's segment for a schema of this name, whatever its fields; None if its file is gone."""
-        view = _attach_if_there(self._directory, self.node.current(schema_name))
+        view = attach_if_there(self._directory, self.node.current(schema_name))
         return None if view is None else view.name
 
     def vacancy(self, schema_name: str) -> str | None:
@@ -165,7 +161,7 @@ class SegmentRegistry:
         :raises SegmentConflictError: if the schema has a current segment.
         """
         name = self.node.current(schema_name)
-        if _attach_if_there(self._directory, name) is not None:
+        if attach_if_there(self._directory, name) is not None:
             raise SegmentConflictError(f"{schema_name!r} has a current segment, {name!r}, which stays as it is")
         return name
 
@@ -193,17 +189,7 @@ class SegmentRegistry:
         """
         _check_schema(schema)
         sizes = first_sizes(schema, capacity, max_id_bytes, prefault_rows)
-        if not set_current:
-            return _first(self, schema, sizes)
-        while True:
-            name = self.node.current(schema.__name__)
-            previous = _attach_if_there(self._directory, name, writable=True)
-            if previous is None:
-                segment = _first(self, schema, sizes)
-                self.publish(segment, replacing=name)
-                return segment
-            with suppress(SegmentNotFoundError):  # It was discarded this moment.
-                return _replace(self, previous, schema, sizes)
+        return _create_current(self, schema, sizes) if set_current else _first(self, schema, sizes)
 
     def publish(
         self, segment: Segment, *, replacing: str | None, beginning: Beginnings = None, restores: bool = False
@@ -222,7 +208,7 @@ class SegmentRegistry:
         :raises ConnectionFailedError: if the control plane is away.
         """
         schema_name, control = segment.schema.__name__, self.backend.control
-        previous = _attach_if_there(self._directory, replacing, writable=True)
+        previous = attach_if_there(self._directory, replacing, writable=True)
         try:
             if previous is None:
                 make_current(self.node, control, segment, replacing, beginning, restores=restores)
@@ -373,6 +359,18 @@ def _first(registry: SegmentRegistry, schema: Schema, sizes: dict[str, Any]) -> 
     return registry.adopt(first_generation(registry.shm_dir, schema, identity, group, registry.partitioning, sizes))
 
 
+def _create_current(registry: SegmentRegistry, schema: Schema, sizes: dict[str, Any]) -> Segment:
+    while True:
+        name = registry.node.current(schema.__name__)
+        previous = attach_if_there(registry.shm_dir, name, writable=True)
+        if previous is None:
+            segment = _first(registry, schema, sizes)
+            registry.publish(segment, replacing=name)
+            return segment
+        with suppress(SegmentNotFoundError):  # It was discarded this moment.
+            return _replace(registry, previous, schema, sizes)
+
+
 def _replace(registry: SegmentRegistry, previous: SegmentView, schema: Schema, sizes: dict[str, Any]) -> Segment:
     """Replace a segment by a new, empty one; a writer that the registry opened releases its lease."""
     registry.release_lease(previous.name)
@@ -397,15 +395,6 @@ def _locked_newest(segment: Segment) -> tuple[SegmentView, FileLock]:
         if view.successor_name is None:
             return view, lease
         lease.release()  # Its writer flipped before we had the lock.
-
-
-def _attach_if_there(directory: Path, name: str | None, *, writable: bool = False) -> SegmentView | None:
-    if name is None:
-        return None
-    try:
-        return attach_newest(directory, name, None, writable=writable)
-    except (SegmentNotFoundError, CorruptSegmentError):
-        return None
 
 
 def _check_schema(schema: object) -> None:

@@ -78,7 +78,7 @@ class Lanes:
             self._registry.set_partitioning(self._registry.partitioning_at(lowest))
         if self._lanes:
             return
-        held = self._registry.partitioning
+        held = self._ownership.partitioning
         log = partial(self._registry.backend.log, self._stream_key, of=held.count)
         history = partial(history_of_partition, self._history)
         self._ownership.partition_count = held.count

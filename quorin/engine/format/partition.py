@@ -68,13 +68,6 @@ class Partitioning:
         """A node that holds all partitions."""
         return cls(count, frozenset(range(check_count(count))))
 
-    @classmethod
-    def holding(cls, held: frozenset[int] | str | None, count: int) -> Partitioning:
-        """The partitions of a setting: numbers, a text as for :meth:`parse`, or None for all."""
-        if held is None:
-            return cls.all(count)
-        return cls.parse(held, count) if isinstance(held, str) else cls(count, held)
-
     def at(self, count: int) -> Partitioning:
         """The partitions that have the same rows if there are ``count``: of twice as many, ``2p`` and ``2p + 1``. Of
         fewer, those that have them and may have more.

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.name import SegmentName
+from quorin.engine.format.partition import Partitioning
 from quorin.engine.memory.access import Access
 from quorin.engine.memory.generations import MIN_HEAP_BYTES
 from quorin.engine.memory.view import SegmentView
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
-    from quorin.engine.format.partition import Partitioning
     from quorin.schema import Schema
 
 _HEAP_BYTES_PER_VALUE = 32
@@ -35,6 +36,16 @@ def first_generation(
     """A new, empty segment file of a line of its own, readable for a group."""
     name, access = SegmentName.first(schema.__name__), Access.for_group(group)
     return SegmentView.create(directory, name, schema, owner=owner, access=access, partitioning=partitioning, **sizes)
+
+
+def held_partitions(held: Iterable[int] | str | None, count: int) -> Partitioning:
+    """The partitions to hold of ``count``: numbers, or a text such as ``0-7``; None is all.
+
+    :raises PartitionCountError: for partitions that there are not.
+    """
+    if held is None:
+        return Partitioning.all(count)
+    return Partitioning.parse(held, count) if isinstance(held, str) else Partitioning(count, frozenset(held))
 
 
 def first_heap_bytes(schema: Schema, capacity: int) -> int:

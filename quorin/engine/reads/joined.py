@@ -11,7 +11,6 @@ import pyarrow as pa
 from quorin.engine.reads.columns import Columns
 from quorin.engine.reads.gather import COMPILED_GATHER
 from quorin.engine.rows.column import arrow_type_of
-from quorin.errors import InvalidRowError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,17 +27,14 @@ class JoinedColumns(Columns):
     ``parts`` are pairs of indexes of ids, and what :func:`quorin.assembly.read` returned for these ids there, with
     positions, for the same fields and without age limits: those of ``own`` are applied to all rows at the same time.
 
-    :raises InvalidRowError: if a part has other columns than the fields, as while a node upgrades its schema.
+    ``not_held`` says which ids no node has answered for, as an array of booleans: they are not found.
     """
 
     __slots__ = ("_arrays",)
 
-    def __init__(self, own: Columns, ids: Any, parts: Sequence[tuple[Int64s, pa.RecordBatch]]) -> None:
+    def __init__(self, own: Columns, ids: Any, parts: Sequence[tuple[Int64s, pa.RecordBatch]], not_held: Mask) -> None:
         super().__init__(own.plan, own.view, ids, COMPILED_GATHER, own.ages, own.now_ns)
-        names = [*LEADING, *(field.name for field in self.fields)]
-        for _, batch in parts:
-            if batch.schema.names != names:
-                raise InvalidRowError(f"expected the columns {names} from another node, got {batch.schema.names}")
+        self.not_held = not_held
         variable = {index: own.arrow(index) for index, field in enumerate(self.fields) if field.is_variable}
         self.buffer, self.found = own.buffer, own.found
         for rows, batch in parts:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +18,15 @@ from quorin.errors import HoldersUnavailableError, NotHeldError, NotYetAppliedEr
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
     from quorin.engine.arrays import Bytes, Int64s
     from quorin.engine.memory.node import Node
     from quorin.engine.routing.connections import Answered, Connections, UnansweredError
     from quorin.engine.routing.targets import Target
 
+Missing = Literal["error", "mask"]
 ARROW = "application/vnd.apache.arrow.stream"
 FORWARDED = "quorin-forwarded"
 DEFAULT_TIMEOUT_SECONDS = 1.0
@@ -35,16 +39,30 @@ _MAX_SHOWN = 300
 _OK, _TOO_OLD = 200, 412
 
 
+class Waiting(NamedTuple):
+    """A token that other nodes wait for before they read, and for how long at most; none by default."""
+
+    token: str | None = None
+    timeout_ms: float = 0.0
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What asks another node to wait."""
+        if self.token is None:
+            return {}
+        return {"Quorin-At-Least": self.token, "Quorin-Timeout-Ms": str(math.ceil(self.timeout_ms))}
+
+
 class Question(NamedTuple):
-    """What to ask for some ids: the path, the JSON of the request, further headers, and a schema for errors. With a
-    token in the headers, the other node may wait ``waiting_seconds`` before it answers.
+    """What to ask for some ids: the path, the JSON of the request, a schema's name for errors, and what to wait for.
+    ``problem`` says what is wrong with an answer, None if nothing.
     """
 
     path: str
     about: Mapping[str, Any]
     schema_name: str
-    headers: Mapping[str, str] = {}
-    waiting_seconds: float = 0.0
+    waiting: Waiting
+    problem: Callable[[pa.RecordBatch], str | None]
 
 
 class Fetched(NamedTuple):
@@ -54,6 +72,35 @@ class Fetched(NamedTuple):
 
     parts: list[tuple[Int64s, pa.RecordBatch]]
     lacking: dict[int, list[str]]
+
+
+class Fetching(Protocol):
+    """What of a :class:`Router` reads use."""
+
+    def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> Fetched:
+        """As :meth:`Router.fetch`."""
+
+    def raise_lacking(self, question: Question, lacking: Mapping[int, list[str]]) -> NoReturn:
+        """As :meth:`Router.raise_lacking`."""
+
+
+class WouldWaitError(Exception):
+    """An answer needs other nodes, and the thread that reads must not wait for them."""
+
+
+class Later:
+    """For a first attempt in a thread that must not wait, as one that all requests share: asks nobody."""
+
+    def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> NoReturn:  # noqa: ARG002
+        """:raises WouldWaitError: always."""
+        raise WouldWaitError
+
+    def raise_lacking(self, question: Question, lacking: Mapping[int, list[str]]) -> NoReturn:
+        """:raises NotHeldError: always."""
+        raise NotHeldError(question.schema_name, min(lacking))
+
+
+LATER = Later()
 
 
 class Router:
@@ -97,17 +144,15 @@ class Router:
                 break
             rows = {target: _merged(rows_of[partition] for partition in own) for target, own in assigned.items()}
             for target, answer in self._ask(question, ids, rows):
-                batch = answer if isinstance(answer, pa.RecordBatch) else None
-                if batch is not None and len(batch) == len(rows[target]):
-                    parts.append((rows[target], batch))
+                if isinstance(answer, pa.RecordBatch):
+                    parts.append((rows[target], answer))
                     for partition in assigned[target]:
                         del reasons[partition]
                     continue
                 avoided |= {target.url}
                 self._avoided[target.url] = time.monotonic()
-                reason = answer if batch is None else f"{len(batch)} rows for {len(rows[target])} ids"
                 for partition in assigned[target]:
-                    reasons[partition].append(f"{target.url}: {reason}")
+                    reasons[partition].append(f"{target.url}: {answer}")
             if not reasons:
                 break
         return Fetched(parts, reasons)
@@ -146,14 +191,15 @@ class Router:
 
         if self._connections is None:
             self._connections = Connections(tls_ca=self._tls_ca)
-        headers = {**self._headers, **question.headers}
+        headers = {**self._headers, **question.waiting.headers}
         outgoing = [
             Outgoing(target.url, question.path, _message(ids.take(pa.array(own)), question.about), headers)
             for target, own in rows.items()
         ]
-        timeout_seconds = self._timeout_seconds + question.waiting_seconds
+        timeout_seconds = self._timeout_seconds + question.waiting.timeout_ms / 1000
         answers = self._connections.exchange(outgoing, timeout_seconds=timeout_seconds)
-        return [(target, _batch(answer)) for target, answer in zip(rows, answers, strict=True)]
+        found = [(target, _batch(answer)) for target, answer in zip(rows, answers, strict=True)]
+        return [(target, _checked(batch, len(rows[target]), question)) for target, batch in found]
 
 
 def _merged(indexes: Iterable[Int64s]) -> Int64s:
@@ -167,6 +213,13 @@ def _message(ids: pa.Array, about: Mapping[str, Any]) -> bytes:
         writer.write_batch(pa.record_batch([ids], schema=schema))
     body: bytes = sink.getvalue().to_pybytes()
     return body
+
+
+def _checked(batch: pa.RecordBatch | str, count: int, question: Question) -> pa.RecordBatch | str:
+    """The batch, or why it is no answer."""
+    if isinstance(batch, str):
+        return batch
+    return f"{len(batch)} rows for {count} ids" if len(batch) != count else question.problem(batch) or batch
 
 
 def _batch(answer: Answered | UnansweredError) -> pa.RecordBatch | str:
@@ -197,3 +250,20 @@ def _refusal(answer: Answered) -> str:
             raise NotYetAppliedError(*late, applied=about["applied"])
         raise TokenError(detail)
     return f"{answer.status}: {detail[:_MAX_SHOWN]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """How other nodes are asked for rows that this one does not hold.
+
+    ``missing_partitions`` says what becomes of an answer if none of them answers for a partition: an ``error``, or a
+    ``mask`` of the rows that are missing for that reason. ``tls_ca`` are the certificates to trust in PEM.
+    """
+
+    missing_partitions: Missing = "error"
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+    tls_ca: Path | None = None
+
+    def router(self, node: Node, token: str | None) -> Router:
+        """What asks them, with the token that their servers expect."""
+        return Router(node, token=token, tls_ca=self.tls_ca, timeout_seconds=self.timeout_seconds)

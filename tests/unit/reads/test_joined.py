@@ -10,7 +10,6 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pyarrow as pa
-import pytest
 from hypothesis import HealthCheck, given, settings
 
 from quorin.assembly import column_reader
@@ -18,9 +17,8 @@ from quorin.engine.http.replies import rows_json
 from quorin.engine.reads.columns import Columns
 from quorin.engine.reads.joined import JoinedColumns
 from quorin.engine.rows.batch import checked_row, rows_batch
-from quorin.errors import InvalidRowError
 from quorin.layout import apply_batch
-from quorin.schema import FeatureField, Schema, dtype, make_schema
+from quorin.schema import Schema
 from quorin.shm import Segment, SegmentRegistry
 from tests.support.schemas import Everything, rows_of, schemas
 
@@ -95,7 +93,7 @@ def compare(
         read_there = column_reader(other, [field.name for field in local.fields], positions=True)
         halves = [half for half in (away[::2], away[1::2]) if len(half)]
         parts = [(half, sent(read_there([ids[index] for index in half]).to_batch())) for half in halves]
-        joined = JoinedColumns(local, ids, parts)
+        joined = JoinedColumns(local, ids, parts, np.zeros(len(ids), np.bool_))
         assert_equal(joined, expected, schema, ids)
         dropped = np.arange(len(ids)) % 3 == 0
         for columns in (joined, expected):
@@ -122,13 +120,3 @@ def cases(draw: st.DrawFn) -> tuple[Any, ...]:
 @given(case=cases())
 def test_rows_of_two_nodes_equal_those_of_one(case: tuple[Any, ...], registry: SegmentRegistry) -> None:
     compare(registry, *case)
-
-
-def test_a_node_in_the_middle_of_an_upgrade_is_not_joined(registry: SegmentRegistry) -> None:
-    """It has other fields, so what it answers is not what was asked for."""
-    schema = make_schema("Items", [FeatureField("a", dtype.int64)])
-    with filled(registry, schema, {}) as segment:
-        own = column_reader(segment, positions=True)(["id1"])
-        other = own.to_batch().rename_columns(["entity_id", "found", "event_time_ns", "log_position", "b"])
-        with pytest.raises(InvalidRowError, match=r"expected the columns \[.*'a'\] from another node, got \[.*'b'\]"):
-            JoinedColumns(own, ["id1"], [(np.array([0]), other)])
