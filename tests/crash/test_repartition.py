@@ -129,7 +129,7 @@ class Deployment:
         self.backend.close()
 
 
-@pytest.fixture(params=["redis", "embedded"])
+@pytest.fixture
 def deployment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Deployment]:
     url = str(tmp_path / "store") if request.param == "embedded" else str(request.getfixturevalue("redis_url"))
     opened = Deployment(url, tmp_path, keeps_history=False)
@@ -137,6 +137,7 @@ def deployment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Deplo
     opened.close()
 
 
+@pytest.mark.parametrize("deployment", ["redis"], indirect=True)
 def test_a_command_that_dies_behind_every_step_goes_on(deployment: Deployment) -> None:
     with deployment.running():
         deaths = 0
@@ -148,6 +149,7 @@ def test_a_command_that_dies_behind_every_step_goes_on(deployment: Deployment) -
     deployment.check()
 
 
+@pytest.mark.parametrize("deployment", ["embedded"], indirect=True)
 def test_an_abort_that_dies_reopens_the_logs_when_it_is_run_again(deployment: Deployment) -> None:
     with deployment.running():
         assert deployment.die_at(2, 2)
@@ -161,6 +163,7 @@ def test_an_abort_that_dies_reopens_the_logs_when_it_is_run_again(deployment: De
     deployment.check()
 
 
+@pytest.mark.parametrize("deployment", ["redis"], indirect=True)
 def test_producers_finish_a_growth_whose_command_died(deployment: Deployment) -> None:
     with deployment.running():
         assert deployment.die_at(2, 2), "when the log is closed, and there is no other yet"
@@ -171,6 +174,7 @@ def test_producers_finish_a_growth_whose_command_died(deployment: Deployment) ->
 
 
 @pytest.mark.torture
+@pytest.mark.parametrize("deployment", ["redis", "embedded"], indirect=True)
 def test_a_command_that_dies_at_any_of_its_steps(deployment: Deployment) -> None:
     with deployment.running():
         for partitions in (2, 4, 8, 16):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quorin.engine.format.growth import Former, Growth, State
@@ -90,6 +90,7 @@ class Model:
         self.log(self.count, ("wal", 0)).append()
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     count=st.sampled_from([1, 2, 4]),
     events=st.lists(st.sampled_from(["look 0", "look 1", "act 0", "act 1", "abort", "begin", "write"]), max_size=60),
