@@ -282,6 +282,35 @@ class LogFullError(QuorinError, RuntimeError):
     """The log is at its limit; the refused entries were not written."""
 
 
+class LogClosedError(QuorinError, RuntimeError):
+    """The log takes no more entries, since the deployment is growing to more partitions; nothing was written.
+
+    Producers look the number of partitions up and write again, so they raise it only if that takes too long.
+    """
+
+
+class RepartitionConflictError(QuorinError, RuntimeError):
+    """The deployment cannot grow to more partitions now: what is in the way is named."""
+
+
+class NotYetRepartitionedError(QuorinError, TimeoutError):
+    """Live nodes do not have the new number of partitions in time: :attr:`nodes` are theirs. They get it when they have
+    applied the logs that were closed.
+    """
+
+    def __init__(self, count: int, timeout_seconds: float, nodes: Sequence[str]) -> None:
+        super().__init__(count, timeout_seconds, nodes)
+        self.count = count
+        self.timeout_seconds = timeout_seconds
+        self.nodes = nodes
+
+    def __str__(self) -> str:
+        return (
+            f"the deployment has {self.count} partitions, and after {self.timeout_seconds:g} s these nodes do not: "
+            f"{', '.join(self.nodes)}; they get there when they have applied the closed logs"
+        )
+
+
 class InvalidEntryError(QuorinError, ValueError):
     """A log entry cannot be decoded; a consumer makes it a dead letter."""
 

@@ -6,6 +6,7 @@ lease, this one does. So rows and log position stay together, and nothing is app
 replaced. An interrupted upgrade leaves the old segment in force, or the new one.
 
 :func:`replace` and :func:`rollback` exchange the rows instead: all of them, on all nodes, each in one flip.
+:func:`repartition` grows a deployment to twice as many partitions.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from quorin.engine.memory import file as mapping
 from quorin.engine.memory.generations import heap_bytes_for
 from quorin.engine.memory.growth import evolve
 from quorin.engine.ops.nodes import late_nodes
+from quorin.engine.repartition.growing import RepartitionResult, abort_repartition, repartition
 from quorin.engine.rows.compatibility import can_upgrade
 from quorin.errors import (
+    NotYetRepartitionedError,
     NotYetUpgradedError,
     PastUnavailableError,
     QuorinError,
+    RepartitionConflictError,
     ReplaceAbortedError,
     ReplaceConflictError,
     UpgradeAbortedError,
@@ -48,8 +52,11 @@ if TYPE_CHECKING:
     from quorin.shm import Segment, SegmentRegistry
 
 __all__ = [
+    "NotYetRepartitionedError",
     "NotYetUpgradedError",
     "PastUnavailableError",
+    "RepartitionConflictError",
+    "RepartitionResult",
     "ReplaceAbortedError",
     "ReplaceConflictError",
     "ReplaceResult",
@@ -57,8 +64,10 @@ __all__ = [
     "UpgradeConflictError",
     "UpgradeIncompatibleError",
     "UpgradeResult",
+    "abort_repartition",
     "abort_replace",
     "can_upgrade",
+    "repartition",
     "replace",
     "rollback",
     "upgrade_schema",

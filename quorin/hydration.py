@@ -146,7 +146,7 @@ def rebuild_segment(
     """
     held, readable = registry.partitioning, _readable(history)
     numbers: list[int | None] = [*sorted(held.held)] if held.count > 1 else [None]
-    logs = [registry.backend.log(stream_key, number) for number in numbers]
+    logs = [registry.backend.log(stream_key, number or 0, of=held.count) for number in numbers]
     for log, number in zip(logs, numbers, strict=True):
         name = replica_name(schema.__name__, number)
         registry.backend.control.hold(registry.node.id, name, log.bounds().trimmed)

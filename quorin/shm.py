@@ -24,6 +24,7 @@ from quorin.engine.memory.publishing import make_current
 from quorin.engine.memory.segment import Segment
 from quorin.engine.memory.writer import lease_held
 from quorin.engine.paths import absolute
+from quorin.engine.repartition.node import node_count
 from quorin.errors import (
     CorruptSegmentError,
     GenerationNotFoundError,
@@ -129,9 +130,22 @@ class SegmentRegistry:
     @cached_property
     def partitioning(self) -> Partitioning:
         """How many partitions the deployment has, which the control plane is asked once, and which of them are held.
+        While this node has not applied what was written before the deployment grew, as many as there were then.
 
         :raises PartitionCountError: if ``held`` names others. :raises ConnectionFailedError: if it cannot be asked.
         """
+        return self.partitioning_at(node_count(self.backend, self.node, self.shm_dir))
+
+    def partitioning_at(self, count: int) -> Partitioning:
+        """The partitions to hold if there are ``count``: those with the same rows."""
+        return self._wanted.at(count)
+
+    def set_partitioning(self, partitioning: Partitioning) -> None:
+        """Hold these from now on: this node follows their logs."""
+        vars(self)["partitioning"] = partitioning
+
+    @cached_property
+    def _wanted(self) -> Partitioning:
         return held_partitions(self._held, self.backend.partitions())
 
     def current_name(self, schema_name: str) -> str | None:

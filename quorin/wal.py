@@ -23,6 +23,7 @@ from quorin.engine.log.token import Token
 from quorin.engine.reads.waiting import has_applied, pause
 from quorin.engine.rows.batch import check_entity_id, checked_row, delete_batch, row_batch, rows_batch, to_batch
 from quorin.errors import (
+    LogClosedError,
     LogFullError,
     NotPicklableError,
     NotYetAppliedError,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Beginning",
+    "LogClosedError",
     "LogFullError",
     "Pipeline",
     "Tail",

@@ -189,14 +189,7 @@ class WALConsumer:
             self._agenda = self._new_agenda()
             held_before = {target.schema for target in self._ownership.owned()}
             try:
-                self._take(waiting=False)
-                self._ownership.renew()
-                self._agenda.checked(time.monotonic())
-                # The ends are fixed here: a drain beside a busy producer must return.
-                ends = [(lane, lane.check()) for lane in self._lanes]
-                applied = sum(self._drain(lane, end) for lane, end in ends)
-                self._flush()
-                return applied
+                return self._drain_all()
             finally:
                 # Others may write once the leases are released, so the next call anchors all segments again.
                 self._lanes.keep([])
@@ -261,6 +254,9 @@ class WALConsumer:
     def _check(self) -> None:
         """Renew the ownership, and anchor segments that do not follow their log."""
         self._ownership.renew()
+        if self._lanes.carry_over():
+            self._agenda.lost(0, time.monotonic())
+            return
         self._lanes.check()
         self._agenda.checked(time.monotonic())
 
@@ -292,6 +288,16 @@ class WALConsumer:
             size = sum(len(payload) for _, payload in found.entries)
             self._agenda.applied(time.monotonic(), self._flush_limits, rows=applied, size=size)
         return applied
+
+    def _drain_all(self) -> int:
+        self._take(waiting=False)
+        self._ownership.renew()
+        self._agenda.checked(time.monotonic())
+        # The ends are fixed here: a drain beside a busy producer must return.
+        ends = [(lane, lane.check()) for lane in self._lanes]
+        applied = sum(self._drain(lane, end) for lane, end in ends)
+        self._flush()
+        return applied + (self._drain_all() if self._lanes.carry_over() else 0)
 
     def _drain(self, lane: Lane, end: int) -> int:
         """Apply a log up to a position; returns the number of rows that changed a segment."""

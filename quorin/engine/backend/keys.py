@@ -19,9 +19,11 @@ key                          type    holds
 ``{namespace}:clock``        stream  one entry, whose id is the server's time when it was last read
 ``{namespace}:identity``     string  a random number that the namespace's segments carry
 ``{namespace}:partitions``   string  the number of partitions, if it was asked for when the deployment was made
+``{namespace}:growth``       string  the last growth as JSON (:mod:`quorin.engine.repartition.plan`)
 ``<log>``                    stream  the entries: ``s`` schema name, ``p`` record (:mod:`quorin.engine.log.record`)
 ``<log>:identity``           string  the log's identity, created together with the stream
 ``<log>:trimmed``            string  the last position that was trimmed
+``<log>:closed``             hash    that the log is closed (:mod:`quorin.engine.backend.growth_keys`)
 ``<log>:historian``          string  the holder of the historian's lease, with the lease's time to live
 ``<log>:historian:token``    string  how often the lease went to another holder
 ``<log>:dead``               hash    position → record of a dead letter
@@ -41,6 +43,7 @@ import re
 import secrets
 from dataclasses import astuple, dataclass
 
+from quorin.engine.backend.growth_keys import growth_key
 from quorin.engine.backend.load_keys import SQL_LOADS, loads_key
 from quorin.engine.backend.partition_keys import LUA_ENSURE, partitions_key
 from quorin.errors import ConnectionFailedError
@@ -115,6 +118,7 @@ class LogKeys:
     stream: str
     identity: str
     trimmed: str
+    closed: str
     historian: str
     historian_token: str
     dead: str
@@ -124,21 +128,14 @@ class LogKeys:
 def log_keys(namespace: str, stream_key: str) -> LogKeys:
     """The keys of the log named ``stream_key``."""
     stream = f"{{{namespace}}}:{stream_key}"
-    return LogKeys(
-        stream,
-        f"{stream}:identity",
-        f"{stream}:trimmed",
-        f"{stream}:historian",
-        f"{stream}:historian:token",
-        f"{stream}:dead",
-        f"{stream}:dead:reasons",
-    )
+    suffixes = ("identity", "trimmed", "closed", "historian", "historian:token", "dead", "dead:reasons")
+    return LogKeys(stream, *(f"{stream}:{suffix}" for suffix in suffixes))
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*\Z")
 _NAMESPACE_KEYS = (
     legacy_current_key, schemas_key, beginnings_key, dropped_key, checks_key, loads_key, processes_key, replicas_key,
-    heartbeats_key, clock_key, identity_key, partitions_key,
+    heartbeats_key, clock_key, identity_key, partitions_key, growth_key,
 )  # fmt: skip
 _RESERVED_SUFFIXES = {
     key.rpartition(":")[2] for key in (*(key_of("n") for key_of in _NAMESPACE_KEYS), *astuple(log_keys("n", "s"))[1:])
@@ -177,11 +174,12 @@ def stream_id_of(position: int) -> str:
 
 
 LUA_IDENTITY = LUA_ENSURE + "return ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])"
-"""KEYS stream, identity, trimmed, partitions; ARGV a fresh identity. Returns the log's identity."""
+"""KEYS stream, identity, trimmed, closed, partitions; ARGV a fresh identity. Returns the log's identity."""
 
 LUA_APPEND = (
     LUA_ENSURE
     + """
+if redis.call('HEXISTS', KEYS[4], 'last') == 1 then return {{}, -1, '0'} end
 local known = ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
 local limit = tonumber(ARGV[2])
 local length = redis.call('XLEN', KEYS[1])
@@ -200,39 +198,41 @@ end
 return {ids, length + #ids, known}
 """
 )
-"""KEYS stream, identity, trimmed, partitions; ARGV a fresh identity, the limit of entries (-1: none), then schema and
-record of each entry. Returns the ids, none if the entries do not fit, the number of entries in the stream afterwards,
-and the log's identity."""
+"""KEYS stream, identity, trimmed, closed, partitions; ARGV a fresh identity, the limit of entries (-1: none), then
+schema and record of each entry. Returns the ids, none if the entries do not fit, the number of entries in the stream
+afterwards (-1: the log is closed), and the log's identity."""
 
 _BOUNDS = """
-local function bounds_of(stream, trimmed)
-  if redis.call('EXISTS', stream) == 0 then return {'0-0', '0-0', '0'} end
+local function bounds_of(stream, trimmed, closed)
+  if redis.call('EXISTS', stream) == 0 then return {'0-0', '0-0', '0', 0} end
   local info = redis.call('XINFO', 'STREAM', stream)
-  local bounds = {'0-0', '0-0', redis.call('GET', trimmed) or '0'}
+  local last = redis.call('HGET', closed, 'last')
+  local bounds = {'0-0', '0-0', redis.call('GET', trimmed) or '0', last and 1 or 0}
   for i = 1, #info, 2 do
     if info[i] == 'first-entry' and info[i + 1] then bounds[1] = info[i + 1][1] end
-    if info[i] == 'last-generated-id' then bounds[2] = info[i + 1] end
+    if info[i] == 'last-generated-id' then bounds[2] = last or info[i + 1] end
   end
   return bounds
 end
 """
 
-LUA_BOUNDS = _BOUNDS + "return bounds_of(KEYS[1], KEYS[2])"
-"""KEYS stream, trimmed. Returns the first entry's id (0-0: none), the last one ever assigned, the trimmed position."""
+LUA_BOUNDS = _BOUNDS + "return bounds_of(KEYS[1], KEYS[2], KEYS[3])"
+"""KEYS stream, trimmed, closed. Returns the first entry's id (0-0: none), the last one ever assigned, the trimmed
+position, and 1 if the log is closed."""
 
 LUA_STATE = (
     LUA_ENSURE
     + _BOUNDS
     + """
 local known = ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
-local state = bounds_of(KEYS[1], KEYS[3])
-state[4] = known
-for i = 2, #ARGV do state[i + 3] = #redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i]) end
+local state = bounds_of(KEYS[1], KEYS[3], KEYS[4])
+state[5] = known
+for i = 2, #ARGV do state[i + 4] = #redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i]) end
 return state
 """
 )
-"""KEYS stream, identity, trimmed, partitions; ARGV a fresh identity, then ids. Returns what LUA_BOUNDS returns, then
-the log's identity, then for each id 1 or 0: whether the log has this entry."""
+"""KEYS stream, identity, trimmed, closed, partitions; ARGV a fresh identity, then ids. Returns what LUA_BOUNDS returns,
+then the log's identity, then for each id 1 or 0: whether the log has this entry."""
 
 LUA_LEASE = """
 local held = redis.call('GET', KEYS[1])

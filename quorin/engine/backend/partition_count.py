@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from quorin.engine.format.growth import counts_before
 from quorin.engine.format.partition import check_count
 from quorin.errors import PartitionCountError, PartitionedError
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class PartitionCount:
-    """Asked for at its first use, then remembered: it is fixed when a deployment is made.
+    """Asked for at its first use, then remembered: it changes only when the deployment grows.
 
     ``wanted`` is the number that the process was told to expect. It is checked at the first use too, as the store may
     be away before.
@@ -58,12 +59,18 @@ class PartitionCount:
     def settle(self, count: int) -> None:
         """Make it the deployment's number if that is new.
 
+        A number that the deployment has grown from is as good as the one that it has now.
+
         :raises PartitionCountError: if the deployment has another number, naming both.
         """
         in_force = self._control.settle_partitions(check_count(count), stream_keys=sorted(self._stream_keys))
-        if in_force != count:
+        if in_force != count and count not in counts_before(self._control.growth()):
             raise self._differs(count, in_force)
-        self._known = count
+        self._known = in_force
+
+    def forget(self) -> None:
+        """Ask again at the next use: the deployment may have grown."""
+        self._known = None
 
     def check_partition(self, partition: int) -> int:
         """The number of partitions, if it has this one.
@@ -86,7 +93,7 @@ class PartitionCount:
     def _differs(self, wanted: int, actual: int | None) -> PartitionCountError:
         return PartitionCountError(
             f"{wanted} partitions are expected here, and the deployment {self._deployment} has {actual}: the number is "
-            "fixed when a deployment is made"
+            "fixed when a deployment is made, and doubled by `quorin repartition`"
         )
 
 

@@ -51,7 +51,7 @@ deployment is new. Returns the count in force."""
 LUA_ENSURE = """
 local function ensure(stream, identity, trimmed, fresh)
   if redis.call('EXISTS', stream) == 0 then
-    local count = KEYS[4] and redis.call('GET', KEYS[4]) or '1'
+    local count = KEYS[5] and redis.call('GET', KEYS[5]) or '1'
     if count ~= '1' then error('PARTITIONS ' .. count .. ' ') end
     redis.call('DEL', trimmed)
     redis.call('XGROUP', 'CREATE', stream, 'new', '$', 'MKSTREAM')
@@ -67,7 +67,7 @@ local function ensure(stream, identity, trimmed, fresh)
   return known
 end
 """
-"""The beginning of scripts that create a log which is not there. KEYS[4], of the only log of a deployment, is its
+"""The beginning of scripts that create a log which is not there. KEYS[5], of the only log of a deployment, is its
 number of partitions: the log is not created if there are several, whatever the caller had read before."""
 
 SQL_PARTITIONS = """

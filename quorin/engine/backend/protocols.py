@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from quorin.errors import QuorinError, WriterFencedError
+from quorin.errors import LogClosedError, QuorinError, WriterFencedError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -37,13 +37,15 @@ class ReadResult:
 class Bounds:
     """The first position still in the log, the last one ever assigned, the last one trimmed; 0 for none.
 
-    ``lost``: positions of entries that were in the log and are not, though not trimmed.
+    ``lost``: positions of entries that were in the log and are not, though not trimmed. ``is_closed``: no entry comes
+    behind ``last`` any more, unless the log is reopened.
     """
 
     first: int
     last: int
     trimmed: int = 0
     lost: frozenset[int] = frozenset()
+    is_closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ class Log(Protocol):
         between leaves tokens that reads refuse, never one that a read takes for applied.
 
         :raises quorin.errors.LogFullError: if the log would hold more than ``max_entries``; nothing was written.
+        :raises quorin.errors.LogClosedError: if the log is closed; nothing was written.
         """
 
     def append_and_read(
@@ -108,7 +111,7 @@ class Log(Protocol):
         The tail is None if there are many entries, if they cannot be read in one step, or if the control plane does not
         know the schema.
 
-        :raises quorin.errors.LogFullError: as :meth:`append`.
+        :raises quorin.errors.LogFullError, quorin.errors.LogClosedError: as :meth:`append`.
         """
 
     def read(
@@ -132,6 +135,25 @@ class Log(Protocol):
 
     def state(self, read: Collection[int] = ()) -> tuple[int, Bounds]:
         """:meth:`identity` and :meth:`bounds`, read in one step; ``read``: positions that may be lost since."""
+
+    def close_for_appends(self, growth: int) -> int | None:
+        """Refuse appends from now on, in one step, and return the last position; reads and trims go on.
+
+        ``growth`` is the number of the growth that asks for it (:mod:`quorin.engine.repartition`). None, and nothing
+        has changed, if that growth or a later one was ended by :meth:`reopen_for_appends`: a process that slept cannot
+        close the log that others have reopened. Closing a closed log changes nothing.
+        """
+
+    def reopen_for_appends(self, growth: int) -> bool:
+        """Allow appends again if that growth, or an earlier one, closed the log; from now on it cannot close it.
+
+        False if the log was open.
+        """
+
+    def begin_behind(self, position: int) -> int:
+        """Create the log if it does not exist, and return its identity. Its next entry comes behind ``position``, up to
+        which a log without entries counts as trimmed.
+        """
 
     def sizes(self) -> tuple[int, int]:
         """The number of entries and of dead letters. Cheap, however large they are."""
@@ -239,6 +261,14 @@ class ControlPlane(Protocol):
         for under the default name and under ``stream_keys``. Returns the number in force. All in one step.
         """
 
+    def growth(self) -> str | None:
+        """The JSON of the last growth (:mod:`quorin.engine.repartition.plan`); None if there was none."""
+
+    def swap_growth(self, json: str, *, expected: str | None, count: int | None = None) -> bool:
+        """Store a growth if ``expected`` (None: none) is stored now, and with a ``count`` the number of partitions in
+        the same step; False if it is not.
+        """
+
     def put_checks(self, schema_name: str, json: str | None) -> None:
         """Store the JSON of a schema's checks, in place of any older one; None removes it. Dropping the schema does
         too.
@@ -317,8 +347,12 @@ class Backend(Protocol):
         :raises PartitionCountError: if another one is expected already, or known.
         """
 
-    def log(self, stream_key: str = ..., partition: int | None = None) -> Log:
-        """The log of that name and partition, which need not exist yet. A partition asks for their number.
+    def forget_partitions(self) -> None:
+        """Ask for the number of partitions again when it is needed next: the deployment may have grown."""
+
+    def log(self, stream_key: str = ..., partition: int | None = None, *, of: int | None = None) -> Log:
+        """The log of that name and partition, which need not exist yet. A partition asks for their number, unless it is
+        one ``of`` a number that the deployment had or will have.
 
         Without a partition it is the only log, which is not asked for now: its first use raises ``PartitionedError`` if
         the deployment has several.
@@ -358,4 +392,12 @@ def not_the_historian(fence: Fence, stream_key: str, address: str) -> WriterFenc
     return WriterFencedError(
         f"log {stream_key!r} at {address} was not trimmed: the historian's lease {fence.token} of {fence.holder!r} has "
         "ended, or another process has taken it over"
+    )
+
+
+def log_closed(stream_key: str, address: str) -> LogClosedError:
+    """The error for an append to a closed log."""
+    return LogClosedError(
+        f"log {stream_key!r} at {address} is closed: its rows go to the logs of twice as many partitions; nothing was "
+        "written"
     )

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 from quorin.engine.backend import keys
 from quorin.engine.backend.partition_count import OnlyLog, PartitionCount
 from quorin.engine.backend.partition_keys import log_tag, partitions_key
-from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, not_the_historian
+from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, log_closed, not_the_historian
 from quorin.engine.backend.redis_allowance import MAX_SINGLE_SEQUENCE, Allowance
+from quorin.engine.backend.redis_closable import ClosableRedisLog
 from quorin.engine.backend.redis_commands import begun, bulk, packed
 from quorin.engine.backend.redis_connection import RedisServer, pairs, texts
 from quorin.engine.backend.redis_control import RedisControlPlane
@@ -81,13 +82,19 @@ class RedisBackend:
         """Nothing is sent yet."""
         self._count.expect(count)
 
-    def log(self, stream_key: str = keys.DEFAULT_STREAM_KEY, partition: int | None = None) -> Log:
+    def forget_partitions(self) -> None:
+        """Nothing is sent yet."""
+        self._count.forget()
+
+    def log(
+        self, stream_key: str = keys.DEFAULT_STREAM_KEY, partition: int | None = None, *, of: int | None = None
+    ) -> Log:
         """The log of that name and partition."""
         keys.check_stream_key(stream_key)
         self._count.note(stream_key)
         if partition is None:
             return cast("Log", OnlyLog(RedisLog(self._server, self.namespace, stream_key), self._count))
-        count = self._count.check_partition(partition)
+        count = self._count.check_partition(partition) if of is None else of
         tag = log_tag(self.namespace, count, partition)
         return RedisLog(self._server_of(tag), self.namespace, stream_key, partition, tag)
 
@@ -128,7 +135,7 @@ class RedisBackend:
             server.close()
 
 
-class RedisLog:
+class RedisLog(ClosableRedisLog):
     """One stream, its identity and its dead letters."""
 
     def __init__(
@@ -137,7 +144,7 @@ class RedisLog:
         """``tag`` is the hash tag of the log's keys, the namespace for the only log of a deployment."""
         self._server = server
         self._keys = keys.log_keys(tag or namespace, stream_key)
-        self._created_together = [self._keys.stream, self._keys.identity, self._keys.trimmed]
+        self._created_together = [self._keys.stream, self._keys.identity, self._keys.trimmed, self._keys.closed]
         self._is_only = tag in (None, namespace)
         if self._is_only:
             self._created_together.append(partitions_key(namespace))
@@ -231,6 +238,8 @@ class RedisLog:
     def _appended(self, answer: Any, count: int, max_entries: int | None, asked_at: float) -> list[Token]:
         """The positions in the script's answer. :raises LogFullError: if the entries did not fit."""
         ids, length, identity = answer[0], answer[1], int(answer[2])
+        if length < 0:
+            raise log_closed(self.stream_key, self._server.address)
         if not ids:
             raise LogFullError(
                 f"log {self.stream_key!r} at {self._server.address} has {length} entries, the limit is {max_entries}: "
@@ -301,17 +310,19 @@ class RedisLog:
 
     def bounds(self) -> Bounds:
         """The first entry's position and the last one ever assigned."""
-        first, last, trimmed = self._server.run(keys.LUA_BOUNDS, [self._keys.stream, self._keys.trimmed], [])
-        return Bounds(keys.position_of(first), keys.position_of(last), int(trimmed))
+        names = [self._keys.stream, self._keys.trimmed, self._keys.closed]
+        first, last, trimmed, closed = self._server.run(keys.LUA_BOUNDS, names, [])
+        return Bounds(keys.position_of(first), keys.position_of(last), int(trimmed), is_closed=bool(closed))
 
     def state(self, read: Collection[int] = ()) -> tuple[int, Bounds]:
         """All in one script."""
         ids = [keys.stream_id_of(position) for position in read]
         answer = self._server.run(keys.LUA_STATE, self._created_together, [keys.fresh_identity(), *ids])
-        first, last, trimmed, identity, *has = answer
+        first, last, trimmed, closed, identity, *has = answer
         gone = (position for position, is_there in zip(read, has, strict=True) if not is_there)
         lost = frozenset(position for position in gone if position > int(trimmed))
-        return int(identity), Bounds(keys.position_of(first), keys.position_of(last), int(trimmed), lost)
+        ends = keys.position_of(first), keys.position_of(last)
+        return int(identity), Bounds(*ends, int(trimmed), lost, is_closed=bool(closed))
 
     def sizes(self) -> tuple[int, int]:
         """The lengths of the stream and of the hash of dead letters."""

@@ -22,7 +22,7 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from quorin.engine.urls import without_secrets
-from quorin.errors import ConnectionFailedError, LogFullError, PartitionCountError
+from quorin.errors import ConnectionFailedError, LogClosedError, LogFullError, PartitionCountError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -293,6 +293,8 @@ class RedisServer:
             )
         if isinstance(error, redis.exceptions.OutOfMemoryError) or "-OOM " in reason:
             return LogFullError(f"{self._route.kind} at {self.address} is at its maxmemory: {reason}")
+        if "has exhausted the last possible ID" in reason:  # How an append to a closed log fails.
+            return LogClosedError(f"{self._route.kind} at {self.address}: the log is closed; nothing was written")
         part = f"{self._route.part}: " if self._route.part else ""
         return ConnectionFailedError(f"{self._route.kind} at {self.address} cannot be used: {part}{reason}")
 

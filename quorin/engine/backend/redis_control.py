@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quorin.engine.backend import keys, load_keys, partition_keys
+from quorin.engine.backend import growth_keys, keys, load_keys, partition_keys
 from quorin.engine.backend.protocols import Applied, Beginning, Beginnings, in_order
 from quorin.engine.backend.redis_connection import RedisServer, texts
 
@@ -27,6 +27,7 @@ class RedisControlPlane:
         self._replicas = keys.replicas_key(namespace)
         self._identity = keys.identity_key(namespace)
         self._partitions = partition_keys.partitions_key(namespace)
+        self._growth = growth_keys.growth_key(namespace)
         self._namespace = namespace
         self._loads = load_keys.loads_key(namespace)
 
@@ -83,6 +84,16 @@ class RedisControlPlane:
         """One script."""
         streams = [keys.log_keys(self._namespace, name).stream for name in {keys.DEFAULT_STREAM_KEY, *stream_keys}]
         return int(self._server.run(partition_keys.LUA_SETTLE, [self._partitions, self._schemas, *streams], [count]))
+
+    def growth(self) -> str | None:
+        """What is stored."""
+        stored = self._server.call("GET", self._growth)
+        return None if stored is None else stored.decode()
+
+    def swap_growth(self, json: str, *, expected: str | None, count: int | None = None) -> bool:
+        """Compare and set, in one script with the number of partitions."""
+        words = [json, expected or "", "" if count is None else count]
+        return bool(self._server.run(growth_keys.LUA_SWAP_GROWTH, [self._growth, self._partitions], words))
 
     def put_checks(self, schema_name: str, json: str | None) -> None:
         """Set or remove the checks."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from quorin.errors import ConnectionFailedError, LogFullError, QuorinError
+from quorin.errors import ConnectionFailedError, LogClosedError, LogFullError, QuorinError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -53,7 +53,7 @@ def append_together(parts: Sequence[tuple[TogetherLog, Entries]], max_entries: i
 def _append_alone(log: TogetherLog, entries: Entries, max_entries: int | None) -> Token | QuorinError:
     try:
         return log.append(entries, max_entries=max_entries)[-1]
-    except (ConnectionFailedError, LogFullError) as error:
+    except (ConnectionFailedError, LogFullError, LogClosedError) as error:
         return error
 
 
@@ -97,5 +97,5 @@ def _result(token_of: Callable[[Any], Token | None], answer: Any) -> Result:
         return answer
     try:
         return token_of(answer)
-    except LogFullError as error:
+    except (LogFullError, LogClosedError) as error:
         return error

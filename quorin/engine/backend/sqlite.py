@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 from quorin.engine.backend import keys, sqlite_lease
 from quorin.engine.backend.partition_count import OnlyLog, PartitionCount
 from quorin.engine.backend.partition_keys import log_tag
-from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, not_the_historian
+from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, log_closed, not_the_historian
+from quorin.engine.backend.sqlite_closable import ClosableEmbeddedLog, closed_in
 from quorin.engine.backend.sqlite_control import EmbeddedControlPlane, settled_count
 from quorin.engine.backend.sqlite_file import Database, data_version, min_position, snapshot
 from quorin.engine.log.token import Token
-from quorin.errors import ConnectionFailedError, LogFullError, PartitionCountError
+from quorin.errors import ConnectionFailedError, LogClosedError, LogFullError, PartitionCountError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -56,13 +57,20 @@ class EmbeddedBackend:
         """Nothing is read yet."""
         self._count.expect(count)
 
-    def log(self, stream_key: str = keys.DEFAULT_STREAM_KEY, partition: int | None = None) -> Log:
+    def forget_partitions(self) -> None:
+        """Nothing is read yet."""
+        self._count.forget()
+
+    def log(
+        self, stream_key: str = keys.DEFAULT_STREAM_KEY, partition: int | None = None, *, of: int | None = None
+    ) -> Log:
         """The log of that name and partition."""
         keys.check_stream_key(stream_key)
         self._count.note(stream_key)
         if partition is None:
             return cast("Log", OnlyLog(EmbeddedLog(self._database, self.namespace, stream_key), self._count))
-        tag = log_tag(self.namespace, self._count.check_partition(partition), partition)
+        count = self._count.check_partition(partition) if of is None else of
+        tag = log_tag(self.namespace, count, partition)
         return EmbeddedLog(self._database, tag, stream_key, partition)
 
     def append_together(
@@ -73,7 +81,7 @@ class EmbeddedBackend:
         for log, entries in parts:
             try:
                 results.append(log.append(entries, max_entries=max_entries)[-1])
-            except (ConnectionFailedError, LogFullError) as error:
+            except (ConnectionFailedError, LogFullError, LogClosedError) as error:
                 results.append(error)
         return results
 
@@ -95,7 +103,7 @@ class EmbeddedBackend:
         self._database.close()
 
 
-class EmbeddedLog:
+class EmbeddedLog(ClosableEmbeddedLog):
     """The rows of the table ``entries`` that belong to one row of ``logs``."""
 
     def __init__(self, database: Database, tag: str, stream_key: str, partition: int = 0) -> None:
@@ -151,10 +159,13 @@ class EmbeddedLog:
                 f"log {self.stream_key!r} in {self._database.address} has {count} entries, the limit is "
                 f"{max_entries}: {len(entries)} more do not fit until a consumer has applied and trimmed some"
             )
-        tokens = [
-            Token((identity, int(connection.execute(_INSERT, (min_position(), log, *entry)).lastrowid or 0)))
-            for entry in entries
-        ]
+        try:
+            tokens = [
+                Token((identity, int(connection.execute(_INSERT, (min_position(), log, *entry)).lastrowid or 0)))
+                for entry in entries
+            ]
+        except sqlite3.IntegrityError:  # The trigger of closed logs.
+            raise log_closed(self.stream_key, self._database.address) from None
         if tokens:
             sql = "UPDATE logs SET last_position = ?, entry_count = entry_count + ? WHERE id = ?"
             connection.execute(sql, (int(tokens[-1]), len(tokens), log))
@@ -300,7 +311,7 @@ class EmbeddedLog:
     def _bounds(self, connection: sqlite3.Connection) -> Bounds:
         log, last, trimmed = self._row(connection)
         first = connection.execute("SELECT MIN(position) FROM entries WHERE log = ?", (log,)).fetchone()[0]
-        return Bounds(first or 0, last, trimmed)
+        return Bounds(first or 0, last, trimmed, is_closed=closed_in(connection, log)[1] > 0)
 
     def _ensure(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
         """Id, identity and number of entries of this log, which is created if it does not exist."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from quorin.engine.backend import keys, partition_keys
+from quorin.engine.backend import growth_keys, keys, partition_keys
 from quorin.engine.backend.protocols import Applied, Beginning, Beginnings, in_order
 
 if TYPE_CHECKING:
@@ -143,6 +143,24 @@ class EmbeddedControlPlane:
                 connection.execute(f"PRAGMA user_version = {partition_keys.SQL_VERSION_PARTITIONED}")
             return count
 
+    def growth(self) -> str | None:
+        """What is stored."""
+        with self._database.connection() as connection:
+            return _growth(connection, self._namespace)
+
+    def swap_growth(self, json: str, *, expected: str | None, count: int | None = None) -> bool:
+        """Compare and set, in one transaction with the number of partitions."""
+        with self._database.transaction() as connection:
+            if _growth(connection, self._namespace) != expected:
+                return False
+            connection.execute(growth_keys.SQL_GROWTH)
+            connection.execute("INSERT OR REPLACE INTO growth VALUES (?, ?)", (self._namespace, json))
+            if count is not None:
+                connection.execute(partition_keys.SQL_PARTITIONS)
+                connection.execute("INSERT OR REPLACE INTO partitions VALUES (?, ?)", (self._namespace, count))
+                connection.execute(f"PRAGMA user_version = {partition_keys.SQL_VERSION_PARTITIONED}")
+            return True
+
     def put_checks(self, schema_name: str, json: str | None) -> None:
         """Set or remove the checks."""
         key = (self._namespace, schema_name)
@@ -235,3 +253,10 @@ def settled_count(connection: sqlite3.Connection, namespace: str) -> int | None:
         return None
     row = connection.execute("SELECT count FROM partitions WHERE namespace = ?", (namespace,)).fetchone()
     return None if row is None else int(row[0])
+
+
+def _growth(connection: sqlite3.Connection, namespace: str) -> str | None:
+    if not connection.execute("SELECT * FROM sqlite_master WHERE name = 'growth'").fetchone():
+        return None
+    row = connection.execute("SELECT json FROM growth WHERE namespace = ?", (namespace,)).fetchone()
+    return None if row is None else str(row[0])

@@ -143,7 +143,7 @@ def _origins(
         number = partition if held.count > 1 else None
         # Read before the files are listed: entries trimmed by now are in them. Entries trimmed later may be in files
         # that are not loaded here.
-        identity, bounds = registry.backend.log(stream_key, number).state()
+        identity, bounds = registry.backend.log(stream_key, number or 0, of=registry.partitioning.count).state()
         own = beginning_in(beginning, number)
         begins = begins_at(own, identity)
         loaded = store.of_partition(partition, held.count).load(schema)

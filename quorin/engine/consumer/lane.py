@@ -64,6 +64,8 @@ class Lane:
         self.partition = partition
         self.must_look = False
         """Whether the log has to be compared with the segments before it is read on."""
+        self.closed_end: int | None = None
+        """The last position of the log, if it was closed when it was last looked at: the deployment grows."""
         self.failures = 0
         self.retry_at = 0.0
         self._ownership = ownership
@@ -107,6 +109,12 @@ class Lane:
         is_anew = self.historian.renewed(seen.fence)
         self.cursor.anchor(self._ownership.owned(), seen.identity, seen.bounds, anew=is_anew)
         self.must_look = False
+        self.closed_end = seen.bounds.last if seen.bounds.is_closed else None
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether everything that the log will ever have is applied."""
+        return self.closed_end is not None and self.cursor.lowest >= self.closed_end
 
     def mark(self) -> Any:
         """Differs from one taken before if segments came, went or were anchored anew, or the position moved."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from quorin.engine.consumer.history import history_of_partition
 from quorin.engine.consumer.lane import Lane, Seen
+from quorin.engine.repartition.node import carry_over, successor_of
 from quorin.errors import ConnectionFailedError, WriterFencedError
 from quorin.logging import get_logger
 
@@ -45,8 +46,8 @@ class Lanes:
         self._registry = registry
         self._stream_key = stream_key
         self._history = history
-        self._new = partial(Lane, registry=registry, ownership=ownership, settings=settings)
         self._ownership = ownership
+        self._new = partial(Lane, registry=registry, ownership=ownership, settings=settings)
         self._lanes: list[Lane] = []
         self._others: dict[int, Log] = {}
         self._name_others_at = 0.0
@@ -71,18 +72,50 @@ class Lanes:
         :raises ConnectionFailedError: if the control plane cannot be reached.
         :raises PartitionedError: if the history cannot be kept by partition.
         """
+        lowest = self._ownership.lowest_count()
+        if lowest not in (None, self._registry.partitioning.count):
+            # One of the segments lacks what was written before the deployment grew. The others wait for it.
+            self._end()
+            self._registry.set_partitioning(self._registry.partitioning_at(lowest))
         if self._lanes:
             return
         held = self._ownership.partitioning
-        log = partial(self._registry.backend.log, self._stream_key)
+        log = partial(self._registry.backend.log, self._stream_key, of=held.count)
+        history = partial(history_of_partition, self._history)
+        self._ownership.partition_count = held.count
         if held.count == 1:
-            self._lanes = [self._new(log(), None, history_of_partition(self._history, 0, 1))]
+            self._lanes = [self._new(log(0), None, history(0, 1))]
             return
-        self._lanes = [
-            self._new(log(partition=p), p, history_of_partition(self._history, p, held.count))
-            for p in sorted(held.held)
-        ]
-        self._others = {p: log(partition=p) for p in range(held.count) if p not in held.held}
+        self._lanes = [self._new(log(number), number, history(number, held.count)) for number in sorted(held.held)]
+        self._others = {number: log(number) for number in range(held.count) if number not in held.held}
+
+    def carry_over(self) -> bool:
+        """If the deployment has grown and its former logs are applied to their ends, carry the segments over to the
+        new number of partitions, and follow their logs: :meth:`make` makes the lanes. False if there is nothing to do.
+
+        :raises ConnectionFailedError: if the history cannot be written, or a log cannot be reached.
+        :raises WriterFencedError: if a segment was overtaken.
+        """
+        owned = self._ownership.owned()
+        if not owned or not self._lanes or not all(lane.is_at_end for lane in self._lanes):
+            return False
+        before, backend = self._registry.partitioning, self._registry.backend
+        former = successor_of(backend, before.count)
+        if former is None:
+            return False
+        self.flush()
+        after = self._registry.partitioning_at(2 * before.count)
+        carry_over(backend, self._stream_key, [target.opened for target in owned], after, former)
+        self._end()
+        backend.forget_partitions()
+        self._registry.set_partitioning(after)
+        return True
+
+    def _end(self) -> None:
+        """Read these logs no more."""
+        self.stop_reading()
+        self.release()
+        self._lanes, self._others = [], {}
 
     def follow(self, target: Target) -> bool:
         """Whether all lanes follow their log for a target, or are about to."""

@@ -50,6 +50,8 @@ class Ownership:
         self._frozen_after_seconds = frozen_after_seconds
         self._new_segment = {**new_segment, "stream_key": stream_key, "progress": self._heartbeat}
         self._stopping = stopping
+        self.partition_count: int | None = None
+        """What the logs that are read have; a segment of more partitions has applied them all."""
 
     @property
     def discovers(self) -> bool:
@@ -69,7 +71,14 @@ class Ownership:
 
     def owned(self) -> list[Target]:
         """The targets whose writer this consumer is now. A lease can be lost between any two calls."""
-        return [target for target in self.targets if target.holds_lease]
+        return [target for target in self.targets if target.holds_lease and self._is_of_logs(target)]
+
+    def lowest_count(self) -> int | None:
+        """The lowest number of partitions of the segments whose writer this consumer is; None if there is none."""
+        return min((target.opened.partitioning.count for target in self.targets if target.holds_lease), default=None)
+
+    def _is_of_logs(self, target: Target) -> bool:
+        return self.partition_count in (None, target.opened.partitioning.count)
 
     def reports(self) -> dict[str, dict[str, Any]]:
         """Segment and position of each owned target, by schema name."""

@@ -165,14 +165,13 @@ class Target:
                 raise
             before_overtaking()
             self.opened.overtake_writer()
-        if not self.is_users and self.opened.partitioning != registry.partitioning:
+        here, held = self.opened.partitioning, registry.partitioning
+        # A segment of another number of partitions has to apply closed logs first, or waits for others that do.
+        if not self.is_users and here != held and here.count == held.count:
             self._hold(registry)
 
     def _hold(self, registry: SegmentRegistry) -> None:
-        """Carry the rows over to a segment of the partitions that the node holds now.
-
-        :raises PartitionCountError: if the deployment has another number of partitions than the segment was made for.
-        """
+        """Carry the rows over to a segment of the partitions that the node holds now."""
         segment, held = self.opened, registry.partitioning
         with segment.writing:
             view = segment.writing_view()

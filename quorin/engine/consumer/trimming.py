@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from quorin import metrics
 from quorin.engine.consumer.held import held_by_loads
+from quorin.engine.format.growth import Growth
 from quorin.engine.ops.presence import FORGET_SECONDS, replica_name
 from quorin.errors import HistoryUnavailableError, WriterFencedError
 from quorin.logging import get_logger
@@ -91,13 +92,25 @@ class Trimming:
 
     def _through_all_nodes(self, through: int, node_timeout_seconds: float) -> int:
         """The position up to which every live node has applied what it serves, at most ``through``."""
-        served = {replica_name(name, self._partition) for name in self._control.schemas()}
+        names = self._control.schemas()
+        served = {replica_name(name, self._partition) for name in names}
+        begins = self._begins()
         for (node, name), applied in self._control.replicas().items():
             if applied.silent_seconds > FORGET_SECONDS:
                 self._control.forget_replica(node, name)
-            elif node != self._node.id and name in served and applied.silent_seconds <= node_timeout_seconds:
+            elif node == self._node.id or applied.silent_seconds > node_timeout_seconds:
+                continue
+            elif name in served:
                 through = min(through, applied.position)
+            elif applied.position < begins and name.partition("/")[0] in names:
+                # A node of a former number of partitions, which needs the whole log.
+                through = min(through, begins)
         return through
+
+    def _begins(self) -> int:
+        """The position behind which the logs of this number of partitions begin; 0 if there was no other."""
+        former = Growth.parse(self._control.growth()).former if self._partition is not None else ()
+        return former[-1].end + 1 if former else 0
 
 
 def _flushed_behind(history: OfflineWriter, appended: dict[Schema, int]) -> list[int]:

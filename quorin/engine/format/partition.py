@@ -68,15 +68,29 @@ class Partitioning:
         """A node that holds all partitions."""
         return cls(count, frozenset(range(check_count(count))))
 
+    def at(self, count: int) -> Partitioning:
+        """The partitions that have the same rows if there are ``count``: of twice as many, ``2p`` and ``2p + 1``. Of
+        fewer, those that have them and may have more.
+        """
+        if check_count(count) >= self.count:
+            times = count // self.count
+            held = {partition * times + part for partition in self.held for part in range(times)}
+        else:
+            held = {partition * count // self.count for partition in self.held}
+        return Partitioning(count, frozenset(held))
+
     @classmethod
     def parse(cls, text: str, count: int) -> Partitioning:
-        """The partitions of a text such as ``0-7,9``.
+        """The partitions of a text such as ``0-7,9``, or ``0-7/16``, which names the number that it speaks of and means
+        the same rows for any other.
 
         :raises PartitionCountError: for another text, or a partition that there is not.
         """
         check_count(count)
+        if isinstance(text, str) and (spoken := re.fullmatch(r"([^/]*)/([0-9]{1,3})", text)):
+            return cls.parse(spoken[1], check_count(int(spoken[2]))).at(count)
         if not isinstance(text, str) or not _RANGES.fullmatch(text):
-            raise PartitionCountError(f"expected partitions such as '0-7' or '0-3,9', got {text!r}")
+            raise PartitionCountError(f"expected partitions such as '0-7', '0-3,9' or '0-7/16', got {text!r}")
         held: set[int] = set()
         for part in text.split(","):
             first, _, last = part.partition("-")

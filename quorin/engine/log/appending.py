@@ -11,7 +11,7 @@ from quorin.engine.format.partition import partition_of, ranges
 from quorin.engine.log.record import Kind, encode
 from quorin.engine.log.token import Token
 from quorin.engine.rows.partitions import split
-from quorin.errors import ConnectionFailedError, LogFullError, QuorinError
+from quorin.errors import ConnectionFailedError, LogClosedError, LogFullError, QuorinError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,6 +31,8 @@ MAX_APPEND_BYTES = 8 << 20
 MAX_SPLIT_ROWS, MAX_SPLIT_BYTES = 1 << 17, 8 << 20
 """What is split at once: rows that the cache holds while they are put in order, and enough for large entries."""
 _BLOCKED_SECONDS = 0.02
+_GROWTH_SECONDS = 10.0
+"""How long a write waits at least for a growth to be done; closing all logs takes milliseconds."""
 
 
 class Appender:
@@ -46,7 +48,12 @@ class Appender:
 
     def append_row(self, name: str, entity_id: str, payload: bytes) -> Token:
         """Append the record of one row."""
+        try:
+            return self._append_row(name, entity_id, payload)
+        except LogClosedError as closed:
+            return self._in_successors(lambda: self._append_row(name, entity_id, payload), closed)
 
+    def _append_row(self, name: str, entity_id: str, payload: bytes) -> Token:
         def append() -> Token:
             logs = self._logs or self._found_logs()
             if len(logs) == 1:
@@ -59,6 +66,12 @@ class Appender:
 
     def append_row_and_read(self, name: str, entity_id: str, payload: bytes, after: int) -> tuple[Token, Tail | None]:
         """:meth:`append_row`, and read the schema's entries behind ``after``: None with several partitions."""
+        try:
+            return self._append_row_and_read(name, entity_id, payload, after)
+        except LogClosedError as closed:
+            return self._in_successors(lambda: self._append_row(name, entity_id, payload), closed), None
+
+    def _append_row_and_read(self, name: str, entity_id: str, payload: bytes, after: int) -> tuple[Token, Tail | None]:
         if len(self._retried(self._found_logs)) > 1:
             return self.append_row(name, entity_id, payload), None
         position, tail = self._retried(
@@ -68,7 +81,19 @@ class Appender:
         return position, tail
 
     def append_batch(self, schema: Schema, batch: pa.RecordBatch, kind: Kind, load: int) -> Token:
-        """Append a canonical batch in entries, so many bytes at a time. Returns the position of the last."""
+        """Append a canonical batch in entries, so many bytes at a time. Returns the position of the last.
+
+        If a log is closed meanwhile, the whole batch goes to its successors: rows that are written twice take effect
+        once. Rows of a load do not: loads have one log.
+        """
+        try:
+            return self._append_batch(schema, batch, kind, load)
+        except LogClosedError as closed:
+            if load:
+                raise
+            return self._in_successors(lambda: self._append_batch(schema, batch, kind, load), closed)
+
+    def _append_batch(self, schema: Schema, batch: pa.RecordBatch, kind: Kind, load: int) -> Token:
         position, count = Token(), len(self._retried(self._found_logs)) if batch.num_rows else 1
         if count > 1:
             for rows in _slices(batch, MAX_SPLIT_ROWS, MAX_SPLIT_BYTES):
@@ -128,8 +153,26 @@ class Appender:
             f"the rows of {_named(failed)} of {len(self._logs)} were not written, {there}: writing all of them again "
             f"is safe; {error}"
         )
-        kind = LogFullError if isinstance(error, LogFullError) else ConnectionFailedError
-        return kind(message)
+        for kind in (LogClosedError, LogFullError):
+            if any(isinstance(one, kind) for one in failed.values()):
+                return kind(message)
+        return ConnectionFailedError(message)
+
+    def _in_successors(self, append: Callable[[], Appended], closed: LogClosedError) -> Appended:
+        """Append to the logs that the deployment has after it has grown, or to the same ones if they are reopened.
+
+        :raises LogClosedError: if that takes too long.
+        """
+        from quorin.engine.repartition.waiting import settled
+
+        deadline = time.monotonic() + max(_GROWTH_SECONDS, self._block_ms / 1000)
+        while settled(self._backend, deadline):
+            self._logs = []
+            try:
+                return append()
+            except LogClosedError as again:
+                closed = again
+        raise closed
 
     def _found_logs(self) -> list[Log]:
         if not self._logs:

@@ -150,7 +150,7 @@ def copy_rows(
 
     plan = _carry_plan(view.stored, successor.stored)
     result = np.zeros(RESULT_ITEMS, np.int64)
-    count, slots = view.layout.partition_count, view.layout.slot_count
+    count, slots = successor.layout.partition_count, view.layout.slot_count
     forgotten, kept = np.zeros(count, np.int64), _kept(view, successor)
     for first in range(0, slots, _SLOTS_AT_ONCE):
         last = min(first + _SLOTS_AT_ONCE, slots)
@@ -167,28 +167,36 @@ def copy_rows(
 
 def copy_partitions(partitions: AnyArray, view: SegmentView, successor: SegmentView, forgotten: Int64s) -> None:
     """Fill a successor's table of partitions: what a view's table said before its rows were copied, and what was
-    ``forgotten`` on the way.
+    ``forgotten`` on the way. In one of more partitions each has what the one had that it was a part of, but a position.
     """
-    count = view.partitioning.count
-    partitions["forgotten"][:count] = np.maximum(partitions["forgotten"][:count], forgotten)
+    table = successor.header["partitions"].copy()
+    count, before = successor.partitioning.count, view.partitioning.count
+    both = view.partitioning.at(count).held & successor.partitioning.held
     for number in range(count):
-        if number not in view.partitioning.held & successor.partitioning.held:
+        table[number] = partitions[number * before // count]
+        table["forgotten"][number] = max(int(table["forgotten"][number]), int(forgotten[number]))
+        if count != before:
+            table["position"][number] = table["log_identity"][number] = 0
+        if number not in both:
             for word in ("position", "confirmed_ns", "forgotten"):
-                partitions[word][number] = 0
-    successor.header["partitions"] = partitions
+                table[word][number] = 0
+    successor.header["partitions"] = table
 
 
 def _kept(view: SegmentView, successor: SegmentView) -> Mask:
     """The partitions whose rows a successor gets, as a mask of all; of one item if it gets all rows.
 
-    :raises PartitionCountError: if the two are of different counts of partitions.
+    :raises PartitionCountError: if the successor is of fewer partitions.
     """
-    ours, theirs = view.partitioning, successor.partitioning
-    if ours.count != theirs.count:
-        raise PartitionCountError(f"{view.name} is one of {ours.count} partitions, expected {theirs.count}")
+    theirs = successor.partitioning
+    if theirs.count < view.partitioning.count:
+        raise PartitionCountError(
+            f"{view.name} is one of {view.partitioning.count} partitions, expected at most {theirs.count}"
+        )
+    ours = view.partitioning.at(theirs.count)
     if ours.held <= theirs.held:
         return np.ones(1, np.bool_)
-    return np.array([number in theirs.held for number in range(ours.count)])
+    return np.array([number in theirs.held for number in range(theirs.count)])
 
 
 def _carry_plan(old: Schema, new: Schema) -> Int64s:

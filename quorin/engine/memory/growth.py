@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 from quorin import metrics
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.generations import next_generation
+from quorin.errors import CorruptSegmentError
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from quorin.engine.format.partition import Partitioning
     from quorin.engine.memory.segment import Segment
+    from quorin.engine.memory.view import SegmentView
     from quorin.schema import Schema
 
 
@@ -83,3 +86,46 @@ def evolve(
         rows=len(segment),
     )
     return True
+
+
+def repartition(segment: Segment, partitioning: Partitioning, logs: Sequence[int], position: int) -> bool:
+    """Carry a segment over to more partitions, whose logs have these identities; the caller holds the writer lease.
+
+    Everything up to ``position``, behind which the logs begin, is applied: all of the logs before them. False if the
+    segment has as many partitions already. A crash at any point leaves the old generation in force, or the new one.
+
+    :raises CapacityExceededError: if memory is out.
+    :raises CorruptSegmentError: if the new generation lacks rows; the old one stays in force.
+    :raises WriterFencedError: if another process overtook this one.
+    """
+    with segment.writing:
+        view = segment.writing_view()
+        if view.partitioning.count >= partitioning.count:
+            return False
+        successor = next_generation(
+            view,
+            view.stored,
+            capacity=view.layout.capacity,
+            keeps_deletions=True,
+            copied=lambda _: segment.heartbeat(),
+            partitioning=partitioning,
+        )
+        _check_rows(view, successor)
+        table = successor.header["partitions"]
+        table["log_identity"][: len(logs)] = logs
+        for number in partitioning.held:
+            table["position"][number] = position
+        segment.replace(successor)
+    _log.info("segment_repartitioned", old=view.name, new=segment.name, partitions=str(partitioning), rows=len(segment))
+    return True
+
+
+def _check_rows(view: SegmentView, successor: SegmentView) -> None:
+    """:raises CorruptSegmentError: if a successor that holds the same partitions has not as many rows."""
+    if not view.partitioning.at(successor.partitioning.count).held <= successor.partitioning.held:
+        return
+    counters = "entity_count", "deleted_count"
+    rows, carried = ([int(one.header[counter]) for counter in counters] for one in (view, successor))
+    if rows != carried:
+        mapping.unlink(successor.path)
+        raise CorruptSegmentError(f"segment {view.name!r} has {rows} rows and deletions, its successor got {carried}")

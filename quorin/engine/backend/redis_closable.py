@@ -1,0 +1,35 @@
+"""What a growth does with a log on Redis: close it, reopen it, begin it behind those that it follows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quorin.engine.backend import keys
+from quorin.engine.backend.growth_keys import LUA_BEGIN_BEHIND, LUA_CLOSE, LUA_REOPEN
+
+if TYPE_CHECKING:
+    from quorin.engine.backend.redis_connection import RedisServer
+
+
+class ClosableRedisLog:
+    """Part of :class:`quorin.engine.backend.redis.RedisLog`, whose server and keys it uses."""
+
+    _server: RedisServer
+    _keys: keys.LogKeys
+    _created_together: list[str]
+
+    def close_for_appends(self, growth: int) -> int | None:
+        """One script. The highest id there can be becomes the stream's last, so that the server refuses every append
+        behind it, those of connections and releases that know nothing of this one too.
+        """
+        last = self._server.run(LUA_CLOSE, self._created_together, [keys.fresh_identity(), growth])
+        return keys.position_of(last) if last else None
+
+    def reopen_for_appends(self, growth: int) -> bool:
+        """One script, which puts the stream's last id back."""
+        return bool(self._server.run(LUA_REOPEN, [self._keys.stream, self._keys.closed], [growth]))
+
+    def begin_behind(self, position: int) -> int:
+        """One script."""
+        arguments = [keys.fresh_identity(), keys.stream_id_of(position), position]
+        return int(self._server.run(LUA_BEGIN_BEHIND, self._created_together, arguments))

@@ -1,0 +1,70 @@
+"""What a growth does with a log in SQLite: close it, reopen it, begin it behind those that it follows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quorin.engine.backend.growth_keys import SQL_CLOSED
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from quorin.engine.backend.sqlite_file import Database
+
+
+class ClosableEmbeddedLog:
+    """Part of :class:`quorin.engine.backend.sqlite.EmbeddedLog`, whose row it uses."""
+
+    _database: Database
+
+    def _ensure(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
+        raise NotImplementedError
+
+    def _row(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
+        raise NotImplementedError
+
+    def close_for_appends(self, growth: int) -> int | None:
+        """One transaction. A trigger refuses every insert into the log from then on."""
+        with self._database.transaction() as connection:
+            log, _, _ = self._ensure(connection)
+            ended, closed = closed_in(connection, log)
+            if growth <= ended:
+                return None
+            if not closed:
+                _make_closed_table(connection)
+                connection.execute("INSERT OR REPLACE INTO closed_logs VALUES (?, ?, ?)", (log, ended, growth))
+            return self._row(connection)[1]
+
+    def reopen_for_appends(self, growth: int) -> bool:
+        """One transaction."""
+        with self._database.transaction() as connection:
+            log, _, _ = self._ensure(connection)
+            ended, closed = closed_in(connection, log)
+            left = closed if closed > growth else 0
+            _make_closed_table(connection)
+            values = (log, max(ended, growth), left)
+            connection.execute("INSERT OR REPLACE INTO closed_logs VALUES (?, ?, ?)", values)
+            return closed > left
+
+    def begin_behind(self, position: int) -> int:
+        """One transaction."""
+        with self._database.transaction() as connection:
+            log, identity, _ = self._ensure(connection)
+            sql = "UPDATE logs SET last_position = ?1, trimmed = ?1 "
+            sql += "WHERE id = ?2 AND last_position < ?1 AND entry_count = 0"
+            connection.execute(sql, (position, log))
+            connection.execute("UPDATE sqlite_sequence SET seq = MAX(seq, ?) WHERE name = 'entries'", (position,))
+            return identity
+
+
+def closed_in(connection: sqlite3.Connection, log: int) -> tuple[int, int]:
+    """The last growth of a log that was ended, and the one that closed it; 0 for none."""
+    if not connection.execute("SELECT * FROM sqlite_master WHERE name = 'closed_logs'").fetchone():
+        return 0, 0
+    sql = "SELECT ended, closed FROM closed_logs WHERE log = ?"
+    return connection.execute(sql, (log,)).fetchone() or (0, 0)
+
+
+def _make_closed_table(connection: sqlite3.Connection) -> None:
+    for statement in SQL_CLOSED:
+        connection.execute(statement)

@@ -1,0 +1,65 @@
+"""How a node gets from one number of partitions to the next: it applies the closed logs to their end, then it flips.
+
+A node without rows begins with the first number whose logs still have entries, and comes to the present one as others
+do. So there is one way, whether a node was there all the time, was away, or is new.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quorin.engine.format.growth import Growth, State
+from quorin.engine.memory import file as mapping
+from quorin.engine.memory.growth import repartition
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from quorin.engine.backend import Backend
+    from quorin.engine.format.growth import Former
+    from quorin.engine.format.partition import Partitioning
+    from quorin.engine.memory.node import Node
+    from quorin.engine.memory.segment import Segment
+
+
+def node_count(backend: Backend, node: Node, shm_dir: Path) -> int:
+    """The number of partitions that this node's segments have: the lowest, if a flip was interrupted between them."""
+    count, growth = backend.partitions(), Growth.parse(backend.control.growth())
+    if not growth.former:
+        return count
+    counts = [former.count for former in growth.former]
+    headers = (mapping.read_header(shm_dir / name) for name in node.currents().values())
+    here = [int(header["partition_count"]) or 1 for header in headers if header is not None]
+    if here:
+        return min((known for known in here if known in counts), default=count)
+    return next((known for known in counts if _has_entries(backend, growth, known)), count)
+
+
+def successor_of(backend: Backend, count: int) -> Former | None:
+    """What the deployment has grown from, if that is ``count``; None while the growth is under way."""
+    growth = Growth.parse(backend.control.growth())
+    return next((former for former in growth.former if former.count == count), None)
+
+
+def is_growing(backend: Backend) -> bool:
+    """Whether logs may be closed without successors in force."""
+    return Growth.parse(backend.control.growth()).state is not State.settled
+
+
+def carry_over(
+    backend: Backend, stream_key: str, segments: Iterable[Segment], partitioning: Partitioning, former: Former
+) -> None:
+    """Flip segments that have applied all logs of the former number of partitions.
+
+    :raises CapacityExceededError: if memory is out. :raises WriterFencedError: if another process overtook this one.
+    """
+    count, begins = partitioning.count, former.end + 1
+    logs = [backend.log(stream_key, number, of=count).begin_behind(begins) for number in range(count)]
+    for segment in segments:
+        repartition(segment, partitioning, logs, begins)
+
+
+def _has_entries(backend: Backend, growth: Growth, count: int) -> bool:
+    logs = (backend.log(key, number, of=count) for key in growth.stream_keys for number in range(count))
+    return any(log.sizes()[0] for log in logs)
