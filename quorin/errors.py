@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from quorin.engine.installation import install_command as install_command
+
 
 class QuorinError(Exception):
     """The base class of all errors in this module."""
@@ -158,6 +160,14 @@ class UpgradeAbortedError(QuorinError, RuntimeError):
 
 class ConnectionFailedError(QuorinError, ConnectionError):
     """The control plane is unreachable, or a connection string is invalid; the message holds no secrets."""
+
+
+class PartitionCountError(QuorinError, ValueError):
+    """A number of partitions is not possible, or not that of the deployment; the message names both."""
+
+
+class PartitionedError(QuorinError, RuntimeError):
+    """What was asked for works on one log, and the deployment has several partitions; the message names it."""
 
 
 class HistoryUnavailableError(ConnectionFailedError):
@@ -365,27 +375,3 @@ def needs_extra(extra: str) -> Iterator[None]:
         if library in ("", "quorin", "feast_quorin"):
             raise
         raise MissingExtraError(extra, library) from error
-
-
-def install_command(*extras: str) -> str:
-    """The command that installs Quorin with extras, from the checkout or wheel of this installation.
-
-    A release on a package index changes this function, and the block "Install" of the README.
-    """
-    return f"pip install '{_installed_from()}[{','.join(extras)}]'"
-
-
-def _installed_from() -> str:
-    """The path that pip recorded (PEP 610) if it still exists, else ``.``: a checkout in the working directory."""
-    import json
-    from importlib import metadata
-    from pathlib import Path
-    from urllib.parse import unquote, urlsplit
-
-    try:
-        recorded = json.loads(metadata.distribution("quorin").read_text("direct_url.json") or "{}")
-    except (metadata.PackageNotFoundError, ValueError):
-        return "."
-    url = urlsplit(recorded.get("url", ""))
-    path = Path(unquote(url.path))
-    return str(path) if url.scheme == "file" and path.exists() else "."

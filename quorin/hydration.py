@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from quorin.engine.backend import Beginning
     from quorin.engine.bootstrap.progress import ShowProgress
     from quorin.engine.consumer.history import OfflineWriter
+    from quorin.engine.consumer.progress import Progress as Position
     from quorin.engine.history.dataset import Loaded
     from quorin.offline import ParquetDatasetStore
     from quorin.schema import Schema
@@ -265,26 +266,29 @@ def _from_snapshots(
         )
 
 
-def catch_up(segment: Segment, store: ParquetDatasetStore, trimmed: int) -> int:
+def catch_up(segment: Segment, store: ParquetDatasetStore, trimmed: int, at: Position | None = None) -> int:
     """Apply the history's rows behind a segment's position, and advance it. Returns the number of rows that changed.
+
+    ``at`` is the segment's position in the log of one partition, whose history ``store`` is.
 
     For a segment that is older than the start of its log: one from a snapshot, from a disk, or of a consumer that was
     silent. ``trimmed`` is what the log was trimmed to before this call: up to there the history is complete.
     """
+    at = segment if at is None else at
     loaded = store.load(segment.schema)
     through = max(loaded.through, trimmed)
-    is_replaced = any(commit.position > segment.position for commit in loaded.counted.commits)
-    after = 0 if is_replaced else segment.position
+    is_replaced = any(commit.position > at.position for commit in loaded.counted.commits)
+    after = 0 if is_replaced else at.position
     batches = loaded.batches(segment.schema, newest_first=not loaded.has_partial_rows, after=after)
     if is_replaced:
         # What a load has replaced meanwhile is in no entry that could be applied: a new generation leaves it out.
         staged = Staged.beside(segment, segment.schema)
         applied = _fill(staged.segment, batches, 0, None, None)
-        staged.put_in_force(segment, position=max(through, segment.position), log_identity=segment.log_identity)
+        staged.put_in_force(segment, position=max(through, at.position), log_identity=at.log_identity)
         return applied
     applied = _fill(segment, batches, 0, None, None)
-    if through > segment.position:
-        segment.commit_position(through, segment.log_identity)
+    if through > at.position:
+        at.commit_position(through, at.log_identity)
     return applied
 
 

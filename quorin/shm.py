@@ -77,6 +77,9 @@ class SegmentRegistry:
     schemas may take together. They apply to what this registry's segments replace; where there is no room for rows,
     kept generations go first. At most ``max_pinned`` generations of a schema can be pinned at a time.
 
+    ``partitions`` is the number of the deployment's partitions, if it is to be checked, as for
+    :class:`quorin.wal.WALProducer`.
+
     A registry is pickled as its connection, including a Redis password in plain text, for a process that has the same
     ``shm_dir``.
     """
@@ -91,6 +94,7 @@ class SegmentRegistry:
         keep_generations: int | None = None,
         keep_bytes: int | None = None,
         max_pinned: int = DEFAULT_PINNED_GENERATIONS,
+        partitions: int | None = None,
     ) -> None:
         from quorin.engine.backend import connect
 
@@ -99,7 +103,7 @@ class SegmentRegistry:
         if not self._directory.is_dir():
             raise SegmentNotFoundError(f"shm_dir {str(self._directory)!r} is not a directory")
         self.shm_group = resolve_group(shm_group)
-        self.backend = connect(connection, namespace=namespace, must_answer=False)
+        self.backend = connect(connection, namespace=namespace, must_answer=False, partitions=partitions)
         self.node = Node(self._directory, self.backend, self.shm_group)
         self.node.check_reachable()
         self._writable_segments: weakref.WeakSet[Segment] = weakref.WeakSet()

@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from quorin import metrics
 from quorin.engine.backend import Beginning, Tail, connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SEQUENCE_BITS
 from quorin.engine.format.name import is_same_line
+from quorin.engine.log.appending import MAX_ENTRY_ROWS, Appender
 from quorin.engine.log.record import Kind, encode
 from quorin.engine.log.record_fast import encode_row
 from quorin.engine.log.token import Token
-from quorin.engine.reads.waiting import pause
+from quorin.engine.reads.waiting import has_applied, pause
 from quorin.engine.rows.batch import check_entity_id, checked_row, delete_batch, row_batch, rows_batch, to_batch
 from quorin.errors import (
-    ConnectionFailedError,
     LogFullError,
     NotPicklableError,
     NotYetAppliedError,
@@ -34,7 +33,7 @@ from quorin.errors import (
 from quorin.schema import FeatureSchema
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Mapping
 
     import pyarrow as pa
 
@@ -54,16 +53,10 @@ __all__ = [
     "time_of",
 ]
 
-Appended = TypeVar("Appended")
-
-MAX_ENTRY_ROWS = 8192
-MAX_ENTRY_BYTES = 1 << 20
-MAX_APPEND_BYTES = 8 << 20
 DEFAULT_MAX_ENTRIES = 1_000_000
 DEFAULT_FLEET_WAIT_MS = 10_000.0
 DEFAULT_WAIT_MS = 100.0
 _RECHECK_SECONDS = 0.1
-_BLOCKED_SECONDS = 0.02
 
 
 def position_at(time_ms: int) -> int:
@@ -83,10 +76,15 @@ def time_of(position: int) -> int:
 class WALProducer:
     """Appends rows to a log. Threads may share a producer, and it keeps working in a forked child.
 
-    ``max_entries`` limits the log: writes that would exceed it raise ``LogFullError`` until a consumer has trimmed;
-    None sets no limit. A write to a log that is full or unreachable fails at once, or is retried for ``block_ms``.
-    :meth:`wait` needs ``registry`` only if segments are not in the default directory. A pickled producer contains its
-    connection, including a Redis password in plain text.
+    ``max_entries`` limits the log, of several partitions the log of each: writes that would exceed it raise
+    ``LogFullError`` until a consumer has trimmed; None sets no limit. A write to a log that is full or unreachable
+    fails at once, or is retried for ``block_ms``. :meth:`wait` needs ``registry`` only if segments are not in the
+    default directory. A pickled producer contains its connection, including a Redis password in plain text.
+
+    ``partitions`` is the number of the deployment's partitions, if it is to be checked: a power of two up to 256, which
+    is that of a new deployment. With several, a row goes to the log of its entity's partition. A batch is split, its
+    parts are appended at once, and the call returns when all are. If some could not be, it raises, naming their
+    partitions: writing all rows again is safe. The token has a part for each log that got rows.
     """
 
     def __init__(
@@ -98,12 +96,12 @@ class WALProducer:
         block_ms: float = 0,
         registry: SegmentRegistry | None = None,
         namespace: str = DEFAULT_NAMESPACE,
+        partitions: int | None = None,
     ) -> None:
-        self._backend = connect(connection, namespace=namespace)
+        self._backend = connect(connection, namespace=namespace, partitions=partitions)
         self._owns_backend = self._backend is not connection
         self._log = self._backend.log(stream_key)
-        self._max_entries = max_entries
-        self._block_ms = block_ms
+        self._appender = Appender(self._backend, stream_key, max_entries, block_ms)
         self._registry = registry
         self._segments: dict[Schema, Segment] = {}
         self._identity = 0
@@ -137,8 +135,10 @@ class WALProducer:
         _check_schema(schema)
         if partial:
             batch = row_batch(schema, entity_id, values, event_time_ns, partial=True)
-            return self._append(schema, [encode(Kind.partial, schema, batch)], 1)
-        return self._append(schema, [encode_row(schema, entity_id, values, event_time_ns)], 1)
+            payload = encode(Kind.partial, schema, batch)
+        else:
+            payload = encode_row(schema, entity_id, values, event_time_ns)
+        return self._appender.append_row(schema.__name__, entity_id, payload)
 
     def write_and_read(
         self, schema: Schema, entity_id: str, values: Mapping[str, Any], event_time_ns: int | None = None, *, after: int
@@ -151,12 +151,8 @@ class WALProducer:
         :raises InvalidRowError, EntityIdError, LogFullError: as :meth:`write`.
         """
         _check_schema(schema)
-        name, payload = schema.__name__, encode_row(schema, entity_id, values, event_time_ns)
-        position, tail = self._append_or_retry(
-            lambda: self._log.append_and_read(name, payload, after=after, max_entries=self._max_entries)
-        )
-        metrics.count_appended(name, 1, 1)
-        return position, tail
+        payload = encode_row(schema, entity_id, values, event_time_ns)
+        return self._appender.append_row_and_read(schema.__name__, entity_id, payload, after)
 
     def write_many(
         self, schema: Schema, table: Any, *, event_time_ns: int | None = None, partial: bool = False
@@ -185,7 +181,8 @@ class WALProducer:
         Rows with an older event time do not bring the entity back, even if they arrive later.
         """
         _check_schema(schema)
-        return self._append(schema, [encode(Kind.delete, schema, delete_batch([entity_id], event_time_ns))], 1)
+        payload = encode(Kind.delete, schema, delete_batch([entity_id], event_time_ns))
+        return self._appender.append_row(schema.__name__, entity_id, payload)
 
     def write_sync(
         self,
@@ -265,40 +262,11 @@ class WALProducer:
 
         Returns the last position.
         """
-        position, payloads, rows, size = Token(), [], 0, 0
-        for part in cut(batch):
-            payloads.append(encode(kind, schema, part, load=load))
-            rows += part.num_rows
-            size += len(payloads[-1])
-            if size >= MAX_APPEND_BYTES:
-                position = Token.covering(position, self._append(schema, payloads, rows))
-                payloads, rows, size = [], 0, 0
-        return Token.covering(position, self._append(schema, payloads, rows)) if payloads else position
-
-    def _append(self, schema: Schema, payloads: list[bytes], rows: int) -> Token:
-        name = schema.__name__
-        entries = [(name, payload) for payload in payloads]
-        position = self._append_or_retry(lambda: self._log.append(entries, max_entries=self._max_entries)[-1])
-        metrics.count_appended(name, len(payloads), rows)
-        return position
-
-    def _append_or_retry(self, append: Callable[[], Appended]) -> Appended:
-        """Append; retry for ``block_ms`` while the log is full or unreachable."""
-        try:
-            return append()
-        except (LogFullError, ConnectionFailedError):
-            if not self._block_ms:
-                raise
-        started = time.monotonic()
-        while True:
-            time.sleep(_BLOCKED_SECONDS)
-            try:
-                return append()
-            except (LogFullError, ConnectionFailedError):
-                if (time.monotonic() - started) * 1000 >= self._block_ms:
-                    raise
+        return self._appender.append_batch(schema, batch, kind, load)
 
     def _is_applied(self, segment: Segment, position: int) -> bool:
+        if self._backend.partitions() > 1:
+            return has_applied(segment, Token.of(position)) and segment.current_view().path.exists()
         followed = segment.log_identity  # Before the position, which may still be one of a log that was wiped since.
         if segment.position < position:
             return False
@@ -370,21 +338,6 @@ class Pipeline:
             self.position = self._producer.append_batch(self._schema, rows_batch(self._schema, self._rows))
             self._rows = []
         return self.position
-
-
-def cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Slices of at most 8,192 rows and about 1 MiB each; a single row may be larger."""
-    if not batch.num_rows:
-        return
-    rows = min(MAX_ENTRY_ROWS, max(1, MAX_ENTRY_BYTES * batch.num_rows // max(1, batch.nbytes)))
-    for start in range(0, batch.num_rows, rows):
-        part = batch.slice(start, rows)
-        if part.num_rows > 1 and part.nbytes > 2 * MAX_ENTRY_BYTES:
-            half = part.num_rows // 2
-            yield from cut(part.slice(0, half))
-            yield from cut(part.slice(half))
-        else:
-            yield part
 
 
 def _check_schema(schema: object) -> None:

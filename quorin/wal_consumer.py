@@ -6,7 +6,8 @@ nothing, because event times decide. Entries that cannot be applied become dead 
 before the position passes them.
 
 :mod:`quorin.engine.consumer.plan` decides what to do next. The parts that do it have one job each: ``ownership`` takes
-segments, ``cursor`` reads the log, ``apply`` applies entries, ``trimming`` flushes and trims.
+segments, ``cursor`` reads the log, ``apply`` applies entries, ``trimming`` flushes and trims. A ``lane`` has these for
+one log; ``lanes`` reads the logs of several partitions at once. All rows are applied by one thread.
 """
 
 from __future__ import annotations
@@ -21,15 +22,12 @@ from quorin.engine.backend import connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.engine.bootstrap.progress import logged_progress
 from quorin.engine.bootstrap.writer import writing
-from quorin.engine.consumer.apply import Applier
-from quorin.engine.consumer.cursor import LogCursor
-from quorin.engine.consumer.historian import Historian
 from quorin.engine.consumer.history import NoopOfflineWriter, OfflineWriter
-from quorin.engine.consumer.loads import Loads, apply_and_advance
+from quorin.engine.consumer.lane import Lane, LaneSettings
+from quorin.engine.consumer.lanes import Lanes
 from quorin.engine.consumer.ownership import Ownership
 from quorin.engine.consumer.plan import Agenda, FlushLimits, Pace, Step, next_step
 from quorin.engine.consumer.precedence import Precedence
-from quorin.engine.consumer.trimming import Trimming
 from quorin.engine.ops.nodes import DEFAULT_NODE_TIMEOUT_SECONDS
 from quorin.errors import (
     ConnectionFailedError,
@@ -45,7 +43,7 @@ from quorin.shm import SegmentRegistry
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from quorin.engine.backend import Connection, Tail
+    from quorin.engine.backend import Connection, ReadResult, Tail
     from quorin.engine.bootstrap.progress import ShowProgress
     from quorin.schema import Schema
     from quorin.shm import Segment
@@ -116,25 +114,21 @@ class WALConsumer:
         self._backend = connect(connection, namespace=namespace)
         self._owns_backend = self._backend is not connection
         registry = SegmentRegistry(self._backend, namespace=namespace) if registry is None else registry
-        log = self._backend.log(stream_key)
         trims, sources = trims and offline is not None, {"history": offline, "snapshots": snapshots, "peers": peers}
         self._stop, self._running = threading.Event(), threading.Lock()
         is_of_all, role = schemas_or_segments is None, "follower" if yields else "consumer"
-        self._historian = Historian(log, registry.node, offline, role=role, trims=trims, is_of_all=is_of_all)
         self._ownership = Ownership(
             schemas_or_segments,
             registry,
-            log,
-            before_overtaking=self._historian.end_others_of_node,
+            self._backend.log(stream_key).stream_key,
+            before_overtaking=lambda: self._lanes.end_others_of_node(),
             frozen_after_seconds=frozen_after_seconds,
             new_segment={**sources, "capacity": capacity, "max_id_bytes": max_id_bytes, "show": show},
             stopping=self._stop,
         )
-        self._loads, self._pace = Loads(log, registry, self._historian), Pace()
-        self._cursor = LogCursor(log, self._historian, self._loads.keep, batch_entries=batch_entries, reads_all=trims)
-        self._applier = Applier(log, self._backend.control, self._historian)
-        self._agenda, timeout = self._new_agenda(), node_timeout_seconds if trims else None
-        self._trimming = Trimming(log, self._historian, self._ownership, registry, timeout)
+        settings = LaneSettings(role, trims, is_of_all, batch_entries, node_timeout_seconds)
+        self._lanes, self._pace = Lanes(registry, stream_key, offline, self._ownership, settings), Pace()
+        self._has_history, self._agenda = offline is not None, self._new_agenda()
         self._snapshots = writing(snapshots, registry, self._ownership.reports, snapshot_every_seconds, show=show)
         self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
         self._precedence = Precedence(registry.node, role, discovers=self._ownership.discovers)
@@ -187,29 +181,27 @@ class WALConsumer:
         :raises SegmentConflictError: as :meth:`run`. :raises ConnectionFailedError: if the log cannot be reached.
         """
         with _exclusive(self._running):
-            is_fresh = self._historian.offline is None and time.monotonic() < self._agenda.check_at
-            if tail and is_fresh and (rows := self._applier.apply_tail(tail, self._ownership.targets)) is not None:
+            is_fresh = not self._has_history and time.monotonic() < self._agenda.check_at
+            lane, targets = self._lanes.only, self._ownership.targets
+            if tail and lane and is_fresh and (rows := lane.applier.apply_tail(tail, targets)) is not None:
                 return rows
             self._look()
             self._agenda = self._new_agenda()
             held_before = {target.schema for target in self._ownership.owned()}
             try:
                 self._take(waiting=False)
-                # The end is fixed here: a drain beside a busy producer must return.
-                end, applied = self._check(), 0
-                while self._cursor.lowest < end:
-                    before = self._cursor.lowest
-                    applied += self._read(block_ms=0)
-                    if self._cursor.lowest == before:
-                        # The last entries were trimmed or wiped, or a segment was lost meanwhile.
-                        break
+                self._ownership.renew()
+                self._agenda.checked(time.monotonic())
+                # The ends are fixed here: a drain beside a busy producer must return.
+                ends = [(lane, lane.check()) for lane in self._lanes]
+                applied = sum(self._drain(lane, end) for lane, end in ends)
                 self._flush()
                 return applied
             finally:
                 # Others may write once the leases are released, so the next call anchors all segments again.
-                self._cursor.keep([])
+                self._lanes.keep([])
                 self._ownership.release(keep=held_before)
-                self._historian.release()
+                self._lanes.release()
 
     def close(self) -> None:
         """Close the segments that this consumer opened, and its connection."""
@@ -244,8 +236,8 @@ class WALConsumer:
 
     @property
     def is_failing(self) -> bool:
-        """Whether :meth:`run` cannot reach the log or the history now."""
-        return self._agenda.failures > 0
+        """Whether :meth:`run` cannot reach a log or the history now."""
+        return self._agenda.failures > 0 or self._lanes.is_failing
 
     def _new_agenda(self) -> Agenda:
         return Agenda(len(self._ownership.targets), stopping=self._stop.is_set(), discovers=self._ownership.discovers)
@@ -259,63 +251,82 @@ class WALConsumer:
             self._agenda.looked(len(self._ownership.targets), time.monotonic())
 
     def _take(self, *, waiting: bool) -> None:
+        self._lanes.make()
         for target in self._ownership.targets:
-            if not (target.holds_lease and self._cursor.has(target)):
-                self._cursor.forget(target)
+            if not (target.holds_lease and self._lanes.follow(target)):
+                self._lanes.forget(target)
                 self._ownership.take(target, waiting=waiting)
         self._agenda.took(len(self._ownership.owned()), time.monotonic())
 
-    def _check(self) -> int:
-        """Renew the ownership and anchor segments that do not follow the log; returns the log's last position."""
+    def _check(self) -> None:
+        """Renew the ownership, and anchor segments that do not follow their log."""
         self._ownership.renew()
-        is_anew = self._historian.renew(self._ownership.owns_all_schemas)
-        last = self._cursor.anchor(self._ownership.owned(), anew=is_anew)
+        self._lanes.check()
         self._agenda.checked(time.monotonic())
-        return last
 
     def _read(self, *, block_ms: int) -> int:
-        """Read once, apply, publish the position; returns the number of rows that changed a segment."""
+        """Read once, apply, publish the positions; returns the number of rows that changed a segment."""
         if len(self._ownership.owned()) < self._agenda.owned:
             self._drop_lost()
             return 0
-        start, found = self._cursor.lowest, self._cursor.read(block_ms=block_ms)
-        if found.lost_tail or self._applier.sees_new_versions(found.entries):
-            # A segment of an older version is upgraded first: applied to it, the entry would lose its new fields.
-            self._check()
-            if self._cursor.lowest != start:  # Anchored anew: what was read is not all behind that.
-                return 0
-        applied, is_new = apply_and_advance(self._applier, self._loads, found, self._ownership, self._cursor)
-        self._loads.stage(found.entries if block_ms else [], self._ownership.owned())
-        count, size = len(found.entries), sum(len(payload) for _, payload in found.entries)
-        if is_new:
-            self._agenda.applied(time.monotonic(), self._flush_limits, rows=applied, size=size)
+        count = applied = 0
+        for lane, found in self._lanes.read(block_ms=block_ms):
+            applied += self._apply(lane, found, stages=block_ms > 0)
+            count += len(found.entries)
         if self._pace.is_fast(count, time.monotonic()) and block_ms and count < _STREAM_ENTRIES:
             # Few entries at a high rate: a short pause lets more gather, and leaves the processor to the producers.
             time.sleep(_GATHER_SECONDS)
         return applied
 
+    def _apply(self, lane: Lane, found: ReadResult, *, stages: bool) -> int:
+        """Apply what was read of a log; returns the number of rows that changed a segment."""
+        start = lane.cursor.lowest
+        if found.lost_tail or lane.applier.sees_new_versions(found.entries):
+            # A segment of an older version is upgraded first: applied to it, the entry would lose its new fields.
+            self._ownership.renew()
+            lane.check()
+            if lane.cursor.lowest != start:  # Anchored anew: what was read is not all behind that.
+                return 0
+        applied, is_new = lane.apply(found, stages=stages)
+        if is_new:
+            size = sum(len(payload) for _, payload in found.entries)
+            self._agenda.applied(time.monotonic(), self._flush_limits, rows=applied, size=size)
+        return applied
+
+    def _drain(self, lane: Lane, end: int) -> int:
+        """Apply a log up to a position; returns the number of rows that changed a segment."""
+        applied = 0
+        while lane.cursor.lowest < end and len(self._ownership.owned()) >= self._agenda.owned:
+            before = lane.cursor.lowest
+            applied += self._apply(lane, lane.cursor.read(block_ms=0)(), stages=False)
+            if lane.cursor.lowest == before:
+                # The last entries were trimmed or wiped, or a segment was lost meanwhile.
+                break
+        return applied
+
     def _flush(self) -> None:
-        self._trimming.flush(self._cursor.lowest, self._applier.appended)
+        self._lanes.flush()
         self._agenda.flushed()
 
     def _finish(self) -> None:
+        self._lanes.stop_reading()
         try:
             if self._agenda.unflushed:
                 self._flush()
-            self._historian.release()
+            self._lanes.release()
             self._precedence.withdraw(self._backend.control)
         except (ConnectionFailedError, WriterFencedError) as error:
             # Stopping has to release the leases all the same; the log still has what is not flushed.
             _log.warning("log_not_trimmed", error=str(error))
         finally:
-            self._cursor.keep([])
+            self._lanes.keep([])
             self._ownership.release()
             self._precedence.release()
 
     def _drop_lost(self) -> None:
         """Note that a segment is no longer owned: its entries are not read until it is taken again."""
         owned = self._ownership.owned()
-        self._cursor.keep(owned)
+        self._lanes.keep(owned)
         self._agenda.lost(len(owned), time.monotonic())
 
 

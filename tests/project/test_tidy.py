@@ -160,6 +160,7 @@ def test_one_place_holds_scripts_and_tables():
     assert [module_name(path) for path in SOURCES if words.search(path.read_text())] == [
         "quorin.engine.backend.keys",
         "quorin.engine.backend.load_keys",
+        "quorin.engine.backend.partition_keys",
     ]
 
 

@@ -3,10 +3,12 @@
 from typing import TYPE_CHECKING
 
 from quorin.engine.backend.connect import connect, embedded_directory
+from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
 from quorin.engine.backend.protocols import (
     Applied,
     Backend,
     Beginning,
+    Beginnings,
     Bounds,
     ControlPlane,
     DeadLetter,
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
     from quorin.engine.backend.connect import Connection as Connection
 
 __all__ = [
-    "Applied", "Backend", "Beginning", "Bounds", "ControlPlane", "DeadLetter", "Fence", "Log", "ReadResult", "Tail",
-    "connect", "embedded_directory",
+    "Applied", "Backend", "Beginning", "Beginnings", "Bounds", "ControlPlane", "DeadLetter", "Fence", "Log",
+    "ReadResult", "Tail", "connect", "embedded_directory", "logs",
 ]  # fmt: skip
+
+
+def logs(backend: Backend, stream_key: str = DEFAULT_STREAM_KEY) -> list[Log]:
+    """The logs of that name, one a partition, in order."""
+    return [backend.log(stream_key, partition) for partition in range(backend.partitions())]

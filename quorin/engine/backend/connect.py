@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 _NEARLY_A_URL = re.compile(r"(?si:rediss?(?:\+sentinel)?:|unix:|[^/]*:.*@)")
 
 
-def connect(connection: Connection, *, namespace: str = DEFAULT_NAMESPACE, must_answer: bool = True) -> Backend:
+def connect(
+    connection: Connection,
+    *,
+    namespace: str = DEFAULT_NAMESPACE,
+    must_answer: bool = True,
+    partitions: int | None = None,
+) -> Backend:
     """Connect to a control plane: a ``redis.Redis`` or ``redis.RedisCluster``, a Redis URL, or a directory for the
     embedded one.
 
@@ -32,10 +38,21 @@ def connect(connection: Connection, *, namespace: str = DEFAULT_NAMESPACE, must_
     that the connection keeps its directory when the process changes its own. A client's settings are copied; the
     connections are Quorin's own. A backend is returned as it is. Without ``must_answer`` a server is not contacted yet.
 
+    ``partitions``, or ``?partitions=16`` in a Redis URL, is the number of partitions: that of a new deployment, and
+    what any other must have, which is checked when it is first needed. None takes what the deployment has, and 1 if it
+    is new.
+
+    :raises PartitionCountError: for a number that is no power of two from 1 to 256, or not the one that a URL has.
     :raises ConnectionFailedError: if the connection is none of these, or cannot be reached or used. The text names the
         address, never a password.
     :raises MissingExtraError: for a Redis URL without the extra ``redis``.
     """
+    backend = _backend(connection, namespace, must_answer=must_answer)
+    backend.expect_partitions(partitions)
+    return backend
+
+
+def _backend(connection: Connection, namespace: str, *, must_answer: bool) -> Backend:
     check_namespace(namespace)
     if _is_backend(connection):
         return connection  # type: ignore[return-value]

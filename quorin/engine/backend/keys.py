@@ -1,7 +1,9 @@
-"""Every Redis key and script and every SQL table of the control plane and the log; those of loads: ``load_keys.py``.
+"""Every Redis key and script and every SQL table of the control plane and the log; those of loads are in
+``load_keys.py``, those of partitions in ``partition_keys.py``.
 
 Redis. All keys begin with the namespace as a hash tag, so that on a cluster a script's keys share a slot and two
-deployments can share a server. ``<log>`` is ``{namespace}:<stream key>``, by default ``{quorin}:quorin:wal``.
+deployments can share a server. ``<log>`` is ``{namespace}:<stream key>``, by default ``{quorin}:quorin:wal``; the log
+of partition ``p`` of ``P > 1`` is ``{namespace/P/p}:<stream key>``, so that a cluster's masters share the logs.
 
 ===========================  ======  ===================================================================
 key                          type    holds
@@ -16,6 +18,7 @@ key                          type    holds
 ``{namespace}:heartbeats``   hash    process or replica → when it was last reported, in ms of the server's clock
 ``{namespace}:clock``        stream  one entry, whose id is the server's time when it was last read
 ``{namespace}:identity``     string  a random number that the namespace's segments carry
+``{namespace}:partitions``   string  the number of partitions, if it was asked for when the deployment was made
 ``<log>``                    stream  the entries: ``s`` schema name, ``p`` record (:mod:`quorin.engine.log.record`)
 ``<log>:identity``           string  the log's identity, created together with the stream
 ``<log>:trimmed``            string  the last position that was trimmed
@@ -39,6 +42,7 @@ import secrets
 from dataclasses import astuple, dataclass
 
 from quorin.engine.backend.load_keys import SQL_LOADS, loads_key
+from quorin.engine.backend.partition_keys import LUA_ENSURE, partitions_key
 from quorin.errors import ConnectionFailedError
 
 DEFAULT_NAMESPACE = "quorin"
@@ -134,7 +138,7 @@ def log_keys(namespace: str, stream_key: str) -> LogKeys:
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*\Z")
 _NAMESPACE_KEYS = (
     legacy_current_key, schemas_key, beginnings_key, dropped_key, checks_key, loads_key, processes_key, replicas_key,
-    heartbeats_key, clock_key, identity_key,
+    heartbeats_key, clock_key, identity_key, partitions_key,
 )  # fmt: skip
 _RESERVED_SUFFIXES = {
     key.rpartition(":")[2] for key in (*(key_of("n") for key_of in _NAMESPACE_KEYS), *astuple(log_keys("n", "s"))[1:])
@@ -172,29 +176,11 @@ def stream_id_of(position: int) -> str:
     return f"{position >> SEQUENCE_BITS}-{position & MAX_SEQUENCE}"
 
 
-_ENSURE = """
-local function ensure(stream, identity, trimmed, fresh)
-  if redis.call('EXISTS', stream) == 0 then
-    redis.call('DEL', trimmed)
-    redis.call('XGROUP', 'CREATE', stream, 'new', '$', 'MKSTREAM')
-    redis.call('XGROUP', 'DESTROY', stream, 'new')
-    redis.call('SET', identity, fresh)
-    return fresh
-  end
-  local known = redis.call('GET', identity)
-  if not known then
-    redis.call('SET', identity, fresh)
-    return fresh
-  end
-  return known
-end
-"""
-
-LUA_IDENTITY = _ENSURE + "return ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])"
-"""KEYS stream, identity, trimmed; ARGV a fresh identity. Returns the log's identity."""
+LUA_IDENTITY = LUA_ENSURE + "return ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])"
+"""KEYS stream, identity, trimmed, partitions; ARGV a fresh identity. Returns the log's identity."""
 
 LUA_APPEND = (
-    _ENSURE
+    LUA_ENSURE
     + """
 local known = ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
 local limit = tonumber(ARGV[2])
@@ -214,9 +200,9 @@ end
 return {ids, length + #ids, known}
 """
 )
-"""KEYS stream, identity, trimmed; ARGV a fresh identity, the limit of entries (-1: none), then schema and record of
-each entry. Returns the ids, none if the entries do not fit, the number of entries in the stream afterwards, and the
-log's identity."""
+"""KEYS stream, identity, trimmed, partitions; ARGV a fresh identity, the limit of entries (-1: none), then schema and
+record of each entry. Returns the ids, none if the entries do not fit, the number of entries in the stream afterwards,
+and the log's identity."""
 
 _BOUNDS = """
 local function bounds_of(stream, trimmed)
@@ -235,7 +221,7 @@ LUA_BOUNDS = _BOUNDS + "return bounds_of(KEYS[1], KEYS[2])"
 """KEYS stream, trimmed. Returns the first entry's id (0-0: none), the last one ever assigned, the trimmed position."""
 
 LUA_STATE = (
-    _ENSURE
+    LUA_ENSURE
     + _BOUNDS
     + """
 local known = ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
@@ -245,8 +231,8 @@ for i = 2, #ARGV do state[i + 3] = #redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[
 return state
 """
 )
-"""KEYS stream, identity, trimmed; ARGV a fresh identity, then ids. Returns what LUA_BOUNDS returns, then the log's
-identity, then for each id 1 or 0: whether the log has this entry."""
+"""KEYS stream, identity, trimmed, partitions; ARGV a fresh identity, then ids. Returns what LUA_BOUNDS returns, then
+the log's identity, then for each id 1 or 0: whether the log has this entry."""
 
 LUA_LEASE = """
 local held = redis.call('GET', KEYS[1])

@@ -6,13 +6,14 @@ Objects are thread-safe, and keep working in a forked child, which opens connect
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from quorin.errors import WriterFencedError
+from quorin.errors import QuorinError, WriterFencedError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping
 
     from quorin.engine.log.token import Token
 
@@ -82,6 +83,10 @@ class Log(Protocol):
     @property
     def stream_key(self) -> str:
         """The name of the log."""
+
+    @property
+    def partition(self) -> int:
+        """The partition that the log is of; 0 of one."""
 
     def identity(self) -> int:
         """A random 63-bit number created with the log. It changes when the log is wiped and starts over."""
@@ -173,6 +178,10 @@ class Beginning:
     position: int
 
 
+Beginnings = Beginning | Sequence[Beginning] | None
+"""Of one partition, of several in order, or unchanged."""
+
+
 @dataclass(frozen=True, slots=True)
 class Applied:
     """The position that a replica has applied, and seconds since it was reported, by the store's own clock."""
@@ -196,15 +205,15 @@ class ControlPlane(Protocol):
         If it has none, because it is new or was wiped, it becomes ``remembered``, or a fresh number.
         """
 
-    def put_schema(self, schema_name: str, json: str, *, beginning: Beginning | None = None) -> None:
-        """Store a schema's JSON, in place of any older one. With ``beginning`` its life in the log begins there."""
+    def put_schema(self, schema_name: str, json: str, *, beginning: Beginnings = None) -> None:
+        """Store a schema's JSON, in place of any older one. With ``beginning`` its life in the log begins there; of
+        several partitions it is a sequence, one for each in order.
+        """
 
-    def swap_schema(
-        self, schema_name: str, json: str, *, expected: str | None, beginning: Beginning | None = None
-    ) -> bool:
+    def swap_schema(self, schema_name: str, json: str, *, expected: str | None, beginning: Beginnings = None) -> bool:
         """:meth:`put_schema` if ``expected`` (None: none) is stored now; False if it is not."""
 
-    def restore_schema(self, schema_name: str, json: str, *, beginning: Beginning | None) -> bool:
+    def restore_schema(self, schema_name: str, json: str, *, beginning: Beginnings) -> bool:
         """:meth:`put_schema` if none is stored, and none was dropped; False otherwise."""
 
     def schemas(self) -> dict[str, str]:
@@ -219,8 +228,16 @@ class ControlPlane(Protocol):
     def dropped_schemas(self) -> set[str]:
         """The names of schemas that were dropped, unlike those that are missing because the control plane was wiped."""
 
-    def beginnings(self) -> dict[str, Beginning]:
-        """Where schemas begin in the log, by name; the others begin at its start."""
+    def beginnings(self, partition: int = 0) -> dict[str, Beginning]:
+        """Where schemas begin in the log of a partition, by name; the others begin at its start."""
+
+    def partition_count(self) -> int | None:
+        """The number of partitions; None if none was settled, so that it is 1."""
+
+    def settle_partitions(self, count: int, *, stream_keys: Collection[str] = ()) -> int:
+        """Store the number of partitions if the deployment is new: without a number, schemas and a log, which is looked
+        for under the default name and under ``stream_keys``. Returns the number in force. All in one step.
+        """
 
     def put_checks(self, schema_name: str, json: str | None) -> None:
         """Store the JSON of a schema's checks, in place of any older one; None removes it. Dropping the schema does
@@ -282,10 +299,39 @@ class Backend(Protocol):
     def control(self) -> ControlPlane:
         """The control plane of this connection's namespace."""
 
-    def log(self, stream_key: str = ...) -> Log:
-        """The log of that name, which need not exist yet.
+    def partitions(self) -> int:
+        """The deployment's number of partitions: one round trip, then remembered.
+
+        :raises PartitionCountError: if it is not the number that the connection was told to expect.
+        """
+
+    def settle_partitions(self, count: int) -> None:
+        """Make it the deployment's number of partitions if that is new, in one step.
+
+        :raises PartitionCountError: if the deployment has another number, naming both.
+        """
+
+    def expect_partitions(self, count: int | None) -> None:
+        """Check the number of partitions at its first use, and settle it; None expects any.
+
+        :raises PartitionCountError: if another one is expected already, or known.
+        """
+
+    def log(self, stream_key: str = ..., partition: int | None = None) -> Log:
+        """The log of that name and partition, which need not exist yet. A partition asks for their number.
+
+        Without a partition it is the only log, which is not asked for now: its first use raises ``PartitionedError`` if
+        the deployment has several.
 
         :raises ConnectionFailedError: for a name that would collide with other keys, such as ``schemas``.
+        :raises PartitionCountError: for a partition that there is not.
+        """
+
+    def append_together(
+        self, parts: Sequence[tuple[Log, Sequence[tuple[str, bytes]]]], *, max_entries: int | None = None
+    ) -> list[Token | QuorinError]:
+        """:meth:`Log.append` to several logs of partitions at once, all entries of one log or none. Returns the token
+        of each log's last entry, or why its entries were not written.
         """
 
     def check(self) -> None:
@@ -298,6 +344,13 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Close the connections. Closing twice is fine; using a closed backend raises ``ConnectionFailedError``."""
+
+
+def in_order(beginning: Beginnings) -> Sequence[Beginning]:
+    """The beginnings, one a partition; none if they stay as they are."""
+    if beginning is None:
+        return ()
+    return [beginning] if isinstance(beginning, Beginning) else beginning
 
 
 def not_the_historian(fence: Fence, stream_key: str, address: str) -> WriterFencedError:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from quorin.engine.backend import keys
+from quorin.engine.backend.partition_count import OnlyLog, PartitionCount
+from quorin.engine.backend.partition_keys import log_tag, partitions_key
 from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, not_the_historian
 from quorin.engine.backend.redis_allowance import MAX_SINGLE_SEQUENCE, Allowance
 from quorin.engine.backend.redis_connection import RedisServer, pairs, texts
 from quorin.engine.backend.redis_control import RedisControlPlane
+from quorin.engine.backend.redis_together import append_together
 from quorin.engine.backend.redis_urls import route_of_client, route_of_url
 from quorin.engine.log.token import Token
 from quorin.errors import ConnectionFailedError, LogFullError
@@ -24,8 +27,9 @@ from quorin.errors import ConnectionFailedError, LogFullError
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from quorin.engine.backend.protocols import Fence
+    from quorin.engine.backend.protocols import Fence, Log
     from quorin.engine.backend.redis_routes import Route
+    from quorin.errors import QuorinError
 
 _MAX_READ_ENTRIES = 4096
 _MAX_TAIL_ENTRIES, _MAX_TAIL_BYTES = 8, 256 << 10
@@ -40,28 +44,66 @@ class RedisBackend:
 
     is_remote = True
 
-    def __init__(self, route: Route, namespace: str, *, must_answer: bool = True) -> None:
+    def __init__(
+        self, route: Route, namespace: str, *, must_answer: bool = True, partitions: int | None = None
+    ) -> None:
+        self._route = route
         self._server = RedisServer(route)
+        self._servers: dict[str, RedisServer] = {}
+        """Of partitions that have a route of their own, by hash tag."""
         self.namespace = namespace
         self.address = self._server.address
         self.control = RedisControlPlane(self._server, namespace)
+        self._count = PartitionCount(self.control, f"{namespace!r} at {self.address}", partitions)
         if must_answer:
             self._server.ping_once()
 
     @classmethod
     def from_url(cls, url: str, namespace: str, *, must_answer: bool = True) -> RedisBackend:
         """Connect to the server, cluster or service of Sentinel that a URL names."""
-        return cls(route_of_url(url, namespace), namespace, must_answer=must_answer)
+        route, partitions = route_of_url(url, namespace)
+        return cls(route, namespace, must_answer=must_answer, partitions=partitions)
 
     @classmethod
     def from_client(cls, client: Any, namespace: str, *, must_answer: bool = True) -> RedisBackend:
         """Connect with the settings of a ``redis.Redis`` or ``redis.RedisCluster``; its connections are not used."""
         return cls(route_of_client(client, namespace), namespace, must_answer=must_answer)
 
-    def log(self, stream_key: str = keys.DEFAULT_STREAM_KEY) -> RedisLog:
-        """The log of that name."""
+    def partitions(self) -> int:
+        """Read once from its key."""
+        return self._count.get()
+
+    def settle_partitions(self, count: int) -> None:
+        """One script."""
+        self._count.settle(count)
+
+    def expect_partitions(self, count: int | None) -> None:
+        """Nothing is sent yet."""
+        self._count.expect(count)
+
+    def log(self, stream_key: str = keys.DEFAULT_STREAM_KEY, partition: int | None = None) -> Log:
+        """The log of that name and partition."""
         keys.check_stream_key(stream_key)
-        return RedisLog(self._server, self.namespace, stream_key)
+        self._count.note(stream_key)
+        if partition is None:
+            return cast("Log", OnlyLog(RedisLog(self._server, self.namespace, stream_key), self._count))
+        count = self._count.check_partition(partition)
+        tag = log_tag(self.namespace, count, partition)
+        return RedisLog(self._server_of(tag), self.namespace, stream_key, partition, tag)
+
+    def append_together(
+        self, parts: Sequence[tuple[Log, Sequence[tuple[str, bytes]]]], *, max_entries: int | None = None
+    ) -> list[Token | QuorinError]:
+        """One script a log, sent to all masters before the first answer is read."""
+        return append_together(cast("Sequence[Any]", parts), max_entries)
+
+    def _server_of(self, tag: str) -> RedisServer:
+        server = self._servers.get(tag)
+        if server is None:
+            route = self._route.beside(tag)
+            server = self._server if route is self._route else RedisServer(route)
+            server = self._servers.setdefault(tag, server)
+        return server
 
     def check(self) -> None:
         """One ``PING``."""
@@ -82,16 +124,23 @@ class RedisBackend:
 
     def close(self) -> None:
         """Close the connections."""
-        self._server.close()
+        for server in (self._server, *self._servers.values()):
+            server.close()
 
 
 class RedisLog:
     """One stream, its identity and its dead letters."""
 
-    def __init__(self, server: RedisServer, namespace: str, stream_key: str) -> None:
+    def __init__(
+        self, server: RedisServer, namespace: str, stream_key: str, partition: int = 0, tag: str | None = None
+    ) -> None:
+        """``tag`` is the hash tag of the log's keys, the namespace for the only log of a deployment."""
         self._server = server
-        self._keys = keys.log_keys(namespace, stream_key)
+        self._keys = keys.log_keys(tag or namespace, stream_key)
         self._created_together = [self._keys.stream, self._keys.identity, self._keys.trimmed]
+        self._is_only = tag in (None, namespace)
+        if self._is_only:
+            self._created_together.append(partitions_key(namespace))
         self._schemas = keys.schemas_key(namespace)
         self._entry_bytes = 1 << 20
         self._allowance = Allowance()
@@ -99,6 +148,12 @@ class RedisLog:
         """What the append script said last; the allowance that it granted is no older."""
         self._single_entries: dict[str, bytes] = {}
         self.stream_key = stream_key
+        self.partition = partition
+
+    @property
+    def server(self) -> RedisServer:
+        """The connections to the log."""
+        return self._server
 
     def identity(self) -> int:
         """The random number created together with the stream."""
@@ -114,21 +169,26 @@ class RedisLog:
             if position is not None:
                 return [Token((identity, position))]
         asked_at = time.monotonic()
-        answer = self._server.run(keys.LUA_APPEND, self._created_together, self._append_arguments(entries, max_entries))
-        return self._appended(answer, len(entries), max_entries, asked_at)
+        answer = self._server.run(keys.LUA_APPEND, self._created_together, _append_arguments(entries, max_entries))
+        return self.appended(answer, len(entries), max_entries, asked_at)
+
+    def append_command(self, entries: Sequence[tuple[str, bytes]], max_entries: int | None) -> tuple[Any, ...]:
+        """The words of the script's call, for a server that may not know it; :meth:`appended` takes the answer."""
+        arguments = _append_arguments(entries, max_entries)
+        return ("EVAL", keys.LUA_APPEND, len(self._created_together), *self._created_together, *arguments)
 
     def append_and_read(
         self, schema_name: str, payload: bytes, *, after: int, max_entries: int | None = None
     ) -> tuple[Token, Tail | None]:
         """One round trip; the append is first."""
+        if not self._is_only:  # Its schema is at another server than its entries.
+            return self.append([(schema_name, payload)], max_entries=max_entries)[0], None
         asked_at, known_identity = time.monotonic(), self._known_identity
         is_single = self._allowance.covers_one(max_entries)
         if is_single:
             append = self._single_append(schema_name, payload)
         else:
-            arguments = self._append_arguments([(schema_name, payload)], max_entries)
-            words = ("EVAL", keys.LUA_APPEND, len(self._created_together), *self._created_together, *arguments)
-            append = _packed(words)
+            append = _packed(self.append_command([(schema_name, payload)], max_entries))
         count = max(1, min(_MAX_TAIL_ENTRIES, _MAX_TAIL_BYTES // self._entry_bytes))
         read = _begun(1, "XREAD", "COUNT", count, "STREAMS", self._keys.stream) + _bulk(keys.stream_id_of(after))
         ask_schema = _begun(0, "HGET", self._schemas, schema_name)
@@ -142,7 +202,7 @@ class RedisLog:
                 return self.append([(schema_name, payload)], max_entries=max_entries)[0], None
             token = Token((known_identity, position))
         else:
-            (token,) = self._appended(answers[0], 1, max_entries, asked_at)
+            (token,) = self.appended(answers[0], 1, max_entries, asked_at)
         if any(isinstance(answer, Exception) for answer in answers) or None in (*answers[1:3], answers[3][0]):
             return token, None
         (_, found), schema, (identity, trimmed) = answers[1][0], answers[2], answers[3]
@@ -151,14 +211,8 @@ class RedisLog:
             return token, None
         return token, Tail(int(identity), int(trimmed or 0), schema.decode(), after, seen)
 
-    def _append_arguments(self, entries: Sequence[tuple[str, bytes]], max_entries: int | None) -> list[Any]:
-        arguments: list[Any] = [keys.fresh_identity(), -1 if max_entries is None else max_entries]
-        for entry in entries:
-            arguments += entry
-        return arguments
-
-    def _appended(self, answer: Any, count: int, max_entries: int | None, asked_at: float) -> list[Token]:
-        """The positions in the script's answer."""
+    def appended(self, answer: Any, count: int, max_entries: int | None, asked_at: float) -> list[Token]:
+        """The positions in the script's answer. :raises LogFullError: if the entries did not fit."""
         ids, length, identity = answer[0], answer[1], int(answer[2])
         if not ids:
             raise LogFullError(
@@ -286,6 +340,13 @@ class RedisLog:
         """Remove a dead letter."""
         self._server.call("HDEL", self._keys.dead_reasons, int(position))
         return bool(self._server.call("HDEL", self._keys.dead, int(position)))
+
+
+def _append_arguments(entries: Sequence[tuple[str, bytes]], max_entries: int | None) -> list[Any]:
+    arguments: list[Any] = [keys.fresh_identity(), -1 if max_entries is None else max_entries]
+    for entry in entries:
+        arguments += entry
+    return arguments
 
 
 def _packed(words: Sequence[str | bytes | int], following: int = 0) -> bytes:

@@ -22,9 +22,11 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from quorin.engine.urls import without_secrets
-from quorin.errors import ConnectionFailedError, LogFullError
+from quorin.errors import ConnectionFailedError, LogFullError, PartitionCountError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from quorin.engine.backend.redis_routes import Place, Route
 
 _RETRY_PAUSE_SECONDS, _MAX_RETRY_PAUSE_SECONDS = 0.02, 0.5
@@ -33,6 +35,8 @@ _FAILED_OVER = redis.exceptions.ReadOnlyError, redis.exceptions.ClusterDownError
 server loads its data, redis-py raises a ``ConnectionError``."""
 _FAILED_OVER_TEXT = re.compile(r"^UNBLOCKED |(?:^|-)(?:READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN) ")
 """Errors without a type in some versions of redis-py, including those that a script's error quotes."""
+_SEVERAL_PARTITIONS = re.compile(r"\bPARTITIONS ([0-9]+) ")
+"""What a script says instead of creating the only log of a deployment that has several."""
 _ELSEWHERE = re.compile(r"(?:(MOVED|ASK) )?([0-9]+) (\S*):([0-9]+)")
 _ASKING = b"*1\r\n$6\r\nASKING\r\n"
 
@@ -106,6 +110,47 @@ class RedisServer:
             raise self._translated(error) from None
         return [self._translated(answer) if isinstance(answer, Exception) else answer for answer in answers]
 
+    def start(self, commands: Iterable[tuple[Any, ...]]) -> Any:
+        """Send commands, each as its words, without waiting for answers. Returns what :meth:`finish` reads them from;
+        this thread must do that, or call :meth:`abandon`, before it makes another call. Nothing is tried again.
+
+        :raises ConnectionFailedError: if the server cannot be reached.
+        """
+        try:
+            connection = self._connection()
+            try:
+                for words in commands:
+                    connection.send_packed_command(self._packed(*words))
+            except BaseException:
+                self.abandon(connection)
+                raise
+        except redis.exceptions.RedisError as error:
+            raise self._translated(error) from None
+        return connection
+
+    def finish(self, connection: Any, count: int) -> list[Any]:
+        """The answers to so many commands; where the server refused a command, its error.
+
+        :raises ConnectionFailedError: if the connection broke.
+        """
+        try:
+            try:
+                answers = [_answer(connection, False) for _ in range(count)]
+            except BaseException:
+                self.abandon(connection)
+                raise
+            for answer in answers:
+                if isinstance(answer, redis.exceptions.ResponseError):
+                    self._leave_if_refused(connection, answer, raises=False)
+        except redis.exceptions.RedisError as error:
+            raise self._translated(error) from None
+        return [self._translated(answer) if isinstance(answer, Exception) else answer for answer in answers]
+
+    def abandon(self, connection: Any) -> None:
+        """End a connection whose answers may still arrive: the next call would read them as its own."""
+        self._drop(connection)
+        self._route.lost()
+
     @property
     def purposes(self) -> set[str]:
         """What the thread's connection was used for, as its users note it; empty when it is a new one, which may be to
@@ -170,9 +215,7 @@ class RedisServer:
         except (_AskError, FailedOverError):
             raise
         except BaseException:
-            # The answer may still arrive, and the next call would read it as its own.
-            self._drop(connection)
-            self._route.lost()
+            self.abandon(connection)
             raise
 
     def _leave_if_refused(self, connection: Any, error: Exception, *, raises: bool = True) -> None:
@@ -244,6 +287,11 @@ class RedisServer:
     def _translated(self, error: Exception) -> Exception:
         # A server that does not know AUTH quotes its arguments.
         reason = without_secrets(str(error).partition(", with args beginning with")[0], self._route.secrets)
+        if (several := _SEVERAL_PARTITIONS.search(reason)) is not None:
+            return PartitionCountError(
+                f"the deployment at {self.address} has {several[1]} partitions, and no number of them was stored when "
+                "this process asked: connect anew"
+            )
         if isinstance(error, redis.exceptions.OutOfMemoryError) or "-OOM " in reason:
             return LogFullError(f"{self._route.kind} at {self.address} is at its maxmemory: {reason}")
         part = f"{self._route.part}: " if self._route.part else ""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quorin.engine.backend import keys, load_keys
-from quorin.engine.backend.protocols import Applied, Beginning
+from quorin.engine.backend import keys, load_keys, partition_keys
+from quorin.engine.backend.protocols import Applied, Beginning, Beginnings, in_order
 from quorin.engine.backend.redis_connection import RedisServer, texts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 
 class RedisControlPlane:
@@ -26,6 +26,8 @@ class RedisControlPlane:
         self._clock = keys.clock_key(namespace)
         self._replicas = keys.replicas_key(namespace)
         self._identity = keys.identity_key(namespace)
+        self._partitions = partition_keys.partitions_key(namespace)
+        self._namespace = namespace
         self._loads = load_keys.loads_key(namespace)
 
     def legacy_currents(self) -> dict[str, str]:
@@ -37,20 +39,18 @@ class RedisControlPlane:
         self._server.call("SET", self._identity, remembered or keys.fresh_identity(), "NX")
         return int(self._server.call("GET", self._identity))
 
-    def put_schema(self, schema_name: str, json: str, *, beginning: Beginning | None = None) -> None:
+    def put_schema(self, schema_name: str, json: str, *, beginning: Beginnings = None) -> None:
         """Store a schema in one script with its beginning."""
         self._server.run(
             keys.LUA_PUT_SCHEMA, self._of_schemas, [schema_name, json, "always", "", _beginning_text(beginning)]
         )
 
-    def swap_schema(
-        self, schema_name: str, json: str, *, expected: str | None, beginning: Beginning | None = None
-    ) -> bool:
+    def swap_schema(self, schema_name: str, json: str, *, expected: str | None, beginning: Beginnings = None) -> bool:
         """Compare and set, in one script with the beginning."""
         words = [schema_name, json, "if", expected or "", _beginning_text(beginning)]
         return bool(self._server.run(keys.LUA_PUT_SCHEMA, self._of_schemas, words))
 
-    def restore_schema(self, schema_name: str, json: str, *, beginning: Beginning | None) -> bool:
+    def restore_schema(self, schema_name: str, json: str, *, beginning: Beginnings) -> bool:
         """Compare and set, in one script."""
         words = [schema_name, json, "restore", "", _beginning_text(beginning)]
         return bool(self._server.run(keys.LUA_PUT_SCHEMA, self._of_schemas, words))
@@ -68,10 +68,21 @@ class RedisControlPlane:
         """The names of dropped schemas."""
         return {name.decode() for name in self._server.call("HKEYS", self._of_schemas[1])}
 
-    def beginnings(self) -> dict[str, Beginning]:
-        """Where schemas begin in the log, by name."""
+    def beginnings(self, partition: int = 0) -> dict[str, Beginning]:
+        """Where schemas begin in the log of a partition, by name."""
         found = texts(self._server.call("HGETALL", self._of_schemas[2]))
-        return {name: Beginning(*map(int, text.split(":"))) for name, text in found.items()}
+        parts = {name: partition_keys.beginning_in(text, partition) for name, text in found.items()}
+        return {name: Beginning(*part) for name, part in parts.items() if part is not None}
+
+    def partition_count(self) -> int | None:
+        """What is stored."""
+        stored = self._server.call("GET", self._partitions)
+        return None if stored is None else int(stored)
+
+    def settle_partitions(self, count: int, *, stream_keys: Collection[str] = ()) -> int:
+        """One script."""
+        streams = [keys.log_keys(self._namespace, name).stream for name in {keys.DEFAULT_STREAM_KEY, *stream_keys}]
+        return int(self._server.run(partition_keys.LUA_SETTLE, [self._partitions, self._schemas, *streams], [count]))
 
     def put_checks(self, schema_name: str, json: str | None) -> None:
         """Set or remove the checks."""
@@ -135,5 +146,5 @@ class RedisControlPlane:
         return bool(self._server.call("HDEL", self._processes, process))
 
 
-def _beginning_text(beginning: Beginning | None) -> str:
-    return "" if beginning is None else f"{beginning.log_identity}:{beginning.position}"
+def _beginning_text(beginning: Beginnings) -> str:
+    return partition_keys.beginnings_text([(one.log_identity, one.position) for one in in_order(beginning)])

@@ -1,6 +1,7 @@
 """Which server a connection goes to: a fixed one, the master that Sentinel names, or the master of a cluster's slot.
 
-All keys of a namespace carry it as their hash tag, so they are in one slot, and one master has them all.
+All keys of a namespace carry it as their hash tag, so they are in one slot, and one master has them all. Only logs of
+partitions have hash tags of their own, and so routes of their own on a cluster.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, NodesManager
+from redis.crc import key_slot
 from redis.exceptions import RedisClusterException, SlotNotCoveredError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
@@ -85,6 +87,9 @@ class Route(Protocol):
     secrets: list[str]
     """What no message may show."""
 
+    def beside(self, tag: str, /) -> Route:
+        """The route to the keys with another hash tag; this one where all keys are together."""
+
     def connect(self) -> Any:
         """A connection to the master, which connects when it is first used.
 
@@ -116,6 +121,10 @@ class FixedRoute:
             else f"{settings.scheme}://{values.get('host', 'localhost')}:{values.get('port', 6379)}/{database}"
         )
 
+    def beside(self, _: str, /) -> FixedRoute:
+        """The server has all keys."""
+        return self
+
     def connect(self) -> Any:
         """A connection to the server."""
         return self.settings.open(self.address)
@@ -142,6 +151,10 @@ class SentinelRoute:
         self.secrets = [*_secrets(settings.values), *_secrets(sentinel_login)]
         database = settings.values.get("db") or 0
         self.address = f"{settings.scheme}+sentinel://{_listed(sentinels)}/{service}/{database}"
+
+    def beside(self, _: str, /) -> SentinelRoute:
+        """The master has all keys."""
+        return self
 
     def connect(self) -> Any:
         """A connection to the master, which is refused if it is a replica by then."""
@@ -273,6 +286,10 @@ class ClusterRoute:
         self.settings, self.address, self.part = topology.settings, topology.address, f"slot {slot}"
         self.secrets = _secrets(topology.settings.values)
 
+    def beside(self, tag: str, /) -> ClusterRoute:
+        """The route to the tag's slot, which knows what this one learns of the cluster."""
+        return ClusterRoute(self._topology, slot_of(tag))
+
     def connect(self) -> Any:
         """A connection to the slot's master."""
         host, port = self._topology.master(self._slot)
@@ -286,6 +303,11 @@ class ClusterRoute:
         """The slot is there now."""
         self._topology.moved(self._slot, master)
         return True
+
+
+def slot_of(tag: str) -> int:
+    """The slot of the keys with a hash tag."""
+    return int(key_slot(tag.encode()))
 
 
 def _check_master(connection: Any) -> None:

@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
 import redis
-from redis.crc import key_slot
 
-from quorin.engine.backend.redis_routes import ClusterRoute, ClusterTopology, FixedRoute, SentinelRoute, Settings
+from quorin.engine.backend.redis_routes import (
+    ClusterRoute,
+    ClusterTopology,
+    FixedRoute,
+    SentinelRoute,
+    Settings,
+    slot_of,
+)
+from quorin.engine.format.partition import check_count
 from quorin.engine.urls import REDIS_FORM, is_malformed, shown, split_credentials
 from quorin.errors import ConnectionFailedError
 
@@ -22,8 +29,8 @@ _SENTINEL_LOGIN = {"sentinel_username": "username", "sentinel_password": "passwo
 _POOLS = redis.ConnectionPool, redis.BlockingConnectionPool
 
 
-def route_of_url(url: str, namespace: str) -> Route:
-    """The route that a URL of one of ``REDIS_SCHEMES`` names.
+def route_of_url(url: str, namespace: str) -> tuple[Route, int | None]:
+    """The route that a URL of one of ``REDIS_SCHEMES`` names, and its number of partitions, if it has one.
 
     :raises ConnectionFailedError: for a wrong URL. The text names no user and no password.
     """
@@ -37,6 +44,7 @@ def route_of_url(url: str, namespace: str) -> Route:
     hosts, *path = before_query.split("/")
     query = dict(parse_qsl(words, keep_blank_values=True))
     is_cluster = _is_cluster(url, scheme, query.pop("cluster", "false"))
+    partitions = _partitions(url, query.pop("partitions", None))
     login = {name: query.pop(word) for word, name in _SENTINEL_LOGIN.items() if is_sentinel and word in query}
     service = path.pop(0) if is_sentinel else ""
     database = path[0] if path else ""
@@ -45,13 +53,13 @@ def route_of_url(url: str, namespace: str) -> Route:
         if value:
             settings.values[name] = value
     if is_sentinel:
-        return SentinelRoute(_places(hosts, _SENTINEL_PORT), service, settings, login)
+        return SentinelRoute(_places(hosts, _SENTINEL_PORT), service, settings, login), partitions
     places = _places(hosts, _REDIS_PORT)
     if is_cluster:
-        return ClusterRoute(ClusterTopology(places, settings), slot_of(namespace))
+        return ClusterRoute(ClusterTopology(places, settings), slot_of(namespace)), partitions
     if scheme != "unix":
         settings.values["host"], settings.values["port"] = places[0]
-    return FixedRoute(settings)
+    return FixedRoute(settings), partitions
 
 
 def route_of_client(client: Any, namespace: str) -> Route:
@@ -68,11 +76,6 @@ def route_of_client(client: Any, namespace: str) -> Route:
             f"expected a redis.Redis with a plain connection pool or a redis.RedisCluster, got {kind}"
         )
     return FixedRoute(Settings(pool.connection_class, dict(pool.connection_kwargs)))
-
-
-def slot_of(tag: str) -> int:
-    """The slot of the keys with a hash tag."""
-    return int(key_slot(tag.encode()))
 
 
 def _topology_of(client: redis.RedisCluster) -> ClusterTopology:
@@ -92,6 +95,14 @@ def _is_cluster(url: str, scheme: str, text: str) -> bool:
     if text == "true" and scheme == "unix":
         raise ConnectionFailedError(f"the Redis URL {shown(url)} is wrong: a cluster is not reached by a unix socket")
     return text == "true"
+
+
+def _partitions(url: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise ConnectionFailedError(f"the Redis URL {shown(url)} is wrong: expected a number of partitions, such as 16")
+    return check_count(int(text))
 
 
 def _settings(url: str, scheme: str, rest: str) -> Settings:

@@ -9,19 +9,22 @@ from __future__ import annotations
 import sqlite3
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from quorin.engine.backend import keys, sqlite_lease
+from quorin.engine.backend.partition_count import OnlyLog, PartitionCount
+from quorin.engine.backend.partition_keys import log_tag
 from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, not_the_historian
-from quorin.engine.backend.sqlite_control import EmbeddedControlPlane
+from quorin.engine.backend.sqlite_control import EmbeddedControlPlane, settled_count
 from quorin.engine.backend.sqlite_file import Database, data_version, min_position, snapshot
 from quorin.engine.log.token import Token
-from quorin.errors import LogFullError
+from quorin.errors import ConnectionFailedError, LogFullError, PartitionCountError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from quorin.engine.backend.protocols import Fence
+    from quorin.engine.backend.protocols import Fence, Log
+    from quorin.errors import QuorinError
 
 _MAX_TAIL_ENTRIES = 8
 _POLL_SECONDS = (0.00002, 0.005)
@@ -38,12 +41,41 @@ class EmbeddedBackend:
         self.namespace = namespace
         self.address = self._database.address
         self.control = EmbeddedControlPlane(self._database, namespace)
+        self._count = PartitionCount(self.control, f"{namespace!r} in {self.address}")
         self.check()
 
-    def log(self, stream_key: str = keys.DEFAULT_STREAM_KEY) -> EmbeddedLog:
-        """The log of that name."""
+    def partitions(self) -> int:
+        """Read once from its table."""
+        return self._count.get()
+
+    def settle_partitions(self, count: int) -> None:
+        """One transaction."""
+        self._count.settle(count)
+
+    def expect_partitions(self, count: int | None) -> None:
+        """Nothing is read yet."""
+        self._count.expect(count)
+
+    def log(self, stream_key: str = keys.DEFAULT_STREAM_KEY, partition: int | None = None) -> Log:
+        """The log of that name and partition."""
         keys.check_stream_key(stream_key)
-        return EmbeddedLog(self._database, self.namespace, stream_key)
+        self._count.note(stream_key)
+        if partition is None:
+            return cast("Log", OnlyLog(EmbeddedLog(self._database, self.namespace, stream_key), self._count))
+        tag = log_tag(self.namespace, self._count.check_partition(partition), partition)
+        return EmbeddedLog(self._database, tag, stream_key, partition)
+
+    def append_together(
+        self, parts: Sequence[tuple[Log, Sequence[tuple[str, bytes]]]], *, max_entries: int | None = None
+    ) -> list[Token | QuorinError]:
+        """One log after the other: one file has them all."""
+        results: list[Token | QuorinError] = []
+        for log, entries in parts:
+            try:
+                results.append(log.append(entries, max_entries=max_entries)[-1])
+            except (ConnectionFailedError, LogFullError) as error:
+                results.append(error)
+        return results
 
     def check(self) -> None:
         """Open the file."""
@@ -66,10 +98,12 @@ class EmbeddedBackend:
 class EmbeddedLog:
     """The rows of the table ``entries`` that belong to one row of ``logs``."""
 
-    def __init__(self, database: Database, namespace: str, stream_key: str) -> None:
+    def __init__(self, database: Database, tag: str, stream_key: str, partition: int = 0) -> None:
+        """``tag`` is the log's namespace in the table: that of the deployment, or with the partition behind it."""
         self._database = database
-        self._key = (namespace, stream_key)
+        self._key = (tag, stream_key)
         self.stream_key = stream_key
+        self.partition = partition
 
     def identity(self) -> int:
         """The random number created together with the log."""
@@ -273,6 +307,11 @@ class EmbeddedLog:
         sql = "SELECT id, identity, entry_count FROM logs WHERE namespace = ? AND stream_key = ?"
         row = connection.execute(sql, self._key).fetchone()
         if row is None:
+            if (count := settled_count(connection, self._key[0]) or 1) > 1:
+                raise PartitionCountError(
+                    f"the deployment {self._key[0]!r} in {self._database.address} has {count} partitions, and no "
+                    "number of them was stored when this process asked: connect anew"
+                )
             values = (*self._key, keys.fresh_identity())
             connection.execute("INSERT INTO logs (namespace, stream_key, identity) VALUES (?, ?, ?)", values)
             row = connection.execute(sql, self._key).fetchone()

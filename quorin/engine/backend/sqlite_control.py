@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from quorin.engine.backend import keys
-from quorin.engine.backend.protocols import Applied, Beginning
+from quorin.engine.backend import keys, partition_keys
+from quorin.engine.backend.protocols import Applied, Beginning, Beginnings, in_order
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from quorin.engine.backend.sqlite_file import Database
 
@@ -42,15 +42,13 @@ class EmbeddedControlPlane:
             connection.execute("INSERT OR IGNORE INTO namespaces VALUES (?, ?)", (self._namespace, fresh))
             return int(connection.execute(sql, (self._namespace,)).fetchone()[0])
 
-    def put_schema(self, schema_name: str, json: str, *, beginning: Beginning | None = None) -> None:
+    def put_schema(self, schema_name: str, json: str, *, beginning: Beginnings = None) -> None:
         """Store a schema, in one transaction with its beginning."""
         with self._database.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO schemas VALUES (?, ?, ?)", (self._namespace, schema_name, json))
             self._begin(connection, schema_name, beginning)
 
-    def swap_schema(
-        self, schema_name: str, json: str, *, expected: str | None, beginning: Beginning | None = None
-    ) -> bool:
+    def swap_schema(self, schema_name: str, json: str, *, expected: str | None, beginning: Beginnings = None) -> bool:
         """Compare and set, in one transaction with the beginning."""
         with self._database.transaction() as connection:
             key = (self._namespace, schema_name)
@@ -64,14 +62,26 @@ class EmbeddedControlPlane:
                 self._begin(connection, schema_name, beginning)
             return bool(changed)
 
-    def _begin(self, connection: sqlite3.Connection, schema_name: str, beginning: Beginning | None) -> None:
+    def _begin(self, connection: sqlite3.Connection, schema_name: str, beginning: Beginnings) -> None:
         key = (self._namespace, schema_name)
         connection.execute("DELETE FROM dropped WHERE namespace = ? AND schema_name = ?", key)
         if beginning is not None:
-            values = (*key, beginning.log_identity, beginning.position)
-            connection.execute("INSERT OR REPLACE INTO beginnings VALUES (?, ?, ?, ?)", values)
+            self._forget_beginnings(connection, schema_name)
+            values = [
+                (self._in_partition(partition), schema_name, one.log_identity, one.position)
+                for partition, one in enumerate(in_order(beginning))
+            ]
+            connection.executemany("INSERT INTO beginnings VALUES (?, ?, ?, ?)", values)
 
-    def restore_schema(self, schema_name: str, json: str, *, beginning: Beginning | None) -> bool:
+    def _forget_beginnings(self, connection: sqlite3.Connection, schema_name: str) -> None:
+        sql = "DELETE FROM beginnings WHERE schema_name = ?1 AND (namespace = ?2 OR namespace GLOB ?2 || '/*')"
+        connection.execute(sql, (schema_name, self._namespace))
+
+    def _in_partition(self, partition: int) -> str:
+        """The namespace of a partition's rows of ``beginnings``."""
+        return f"{self._namespace}/{partition}" if partition else self._namespace
+
+    def restore_schema(self, schema_name: str, json: str, *, beginning: Beginnings) -> bool:
         """Compare and set, in one transaction."""
         with self._database.transaction() as connection:
             key = (self._namespace, schema_name)
@@ -96,7 +106,7 @@ class EmbeddedControlPlane:
             if not connection.execute(sql, (*key, expected)).rowcount:
                 return False
             connection.execute("INSERT OR REPLACE INTO dropped VALUES (?, ?)", key)
-            connection.execute("DELETE FROM beginnings WHERE namespace = ? AND schema_name = ?", key)
+            self._forget_beginnings(connection, schema_name)
             connection.execute("DELETE FROM checks WHERE namespace = ? AND schema_name = ?", key)
             return True
 
@@ -106,11 +116,32 @@ class EmbeddedControlPlane:
             sql = "SELECT schema_name FROM dropped WHERE namespace = ?"
             return {row[0] for row in connection.execute(sql, (self._namespace,))}
 
-    def beginnings(self) -> dict[str, Beginning]:
-        """Where schemas begin in the log, by name."""
+    def beginnings(self, partition: int = 0) -> dict[str, Beginning]:
+        """Where schemas begin in the log of a partition, by name."""
         with self._database.connection() as connection:
             sql = "SELECT schema_name, log_identity, position FROM beginnings WHERE namespace = ?"
-            return {name: Beginning(*at) for name, *at in connection.execute(sql, (self._namespace,))}
+            return {name: Beginning(*at) for name, *at in connection.execute(sql, (self._in_partition(partition),))}
+
+    def partition_count(self) -> int | None:
+        """What is stored."""
+        with self._database.connection() as connection:
+            return settled_count(connection, self._namespace)
+
+    def settle_partitions(self, count: int, *, stream_keys: Collection[str] = ()) -> int:  # noqa: ARG002 - any log
+        """One transaction."""
+        with self._database.transaction() as connection:
+            stored = settled_count(connection, self._namespace)
+            if stored is not None:
+                return stored
+            sql = "SELECT EXISTS (SELECT * FROM schemas WHERE namespace = ?1) OR EXISTS "
+            sql += "(SELECT * FROM logs WHERE namespace = ?1)"
+            if connection.execute(sql, (self._namespace,)).fetchone()[0]:
+                return 1
+            connection.execute(partition_keys.SQL_PARTITIONS)
+            connection.execute("INSERT INTO partitions VALUES (?, ?)", (self._namespace, count))
+            if count > 1:
+                connection.execute(f"PRAGMA user_version = {partition_keys.SQL_VERSION_PARTITIONED}")
+            return count
 
     def put_checks(self, schema_name: str, json: str | None) -> None:
         """Set or remove the checks."""
@@ -196,3 +227,11 @@ class EmbeddedControlPlane:
             connection.execute("DELETE FROM heartbeats WHERE namespace = ? AND process = ?", key)
             sql = "DELETE FROM processes WHERE namespace = ? AND process = ?"
             return connection.execute(sql, (self._namespace, process)).rowcount == 1
+
+
+def settled_count(connection: sqlite3.Connection, namespace: str) -> int | None:
+    """The stored number of partitions; None if there is none."""
+    if not connection.execute("SELECT * FROM sqlite_master WHERE name = 'partitions'").fetchone():
+        return None
+    row = connection.execute("SELECT count FROM partitions WHERE namespace = ?", (namespace,)).fetchone()
+    return None if row is None else int(row[0])

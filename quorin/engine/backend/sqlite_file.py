@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quorin.engine.backend import keys
+from quorin.engine.backend.partition_keys import SQL_VERSION_PARTITIONED
 from quorin.errors import ConnectionFailedError
 
 if TYPE_CHECKING:
@@ -176,9 +177,9 @@ class Database:
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA secure_delete = OFF")  # Some builds of SQLite overwrite all deleted rows with zeros.
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version == keys.SQL_VERSION:
+        if version in (keys.SQL_VERSION, SQL_VERSION_PARTITIONED):
             return
-        if version > keys.SQL_VERSION:
+        if version > SQL_VERSION_PARTITIONED:
             raise ConnectionFailedError(f"{self._path} has format {version}, this release reads {keys.SQL_VERSION}")
         connection.executescript(
             f"BEGIN IMMEDIATE; {keys.SQL_SCHEMA} INSERT INTO sqlite_sequence SELECT 'entries', {min_position()} "

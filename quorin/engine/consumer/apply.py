@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from quorin import metrics
 from quorin.engine.consumer.history import LoadWriter
 from quorin.engine.consumer.plan import Cursors, is_all
+from quorin.engine.consumer.progress import progress_of
 from quorin.engine.consumer.run import Destination, Run
 from quorin.engine.consumer.single_rows import SingleRows
 from quorin.engine.counting import counters
@@ -53,8 +54,11 @@ class Applier:
     historian applies entries a second time, to a segment that is not in force: it counts nothing, and buries nothing.
     """
 
-    def __init__(self, log: Log, control: ControlPlane, historian: Historian | None) -> None:
+    def __init__(
+        self, log: Log, control: ControlPlane, historian: Historian | None, partition: int | None = None
+    ) -> None:
         self._log = log
+        self._partition = partition
         self._control = control
         self._historian = historian
         self.appended: dict[Schema, int] = {}
@@ -87,7 +91,7 @@ class Applier:
         """
         self._applied_here = targets.keys()
         self._pauses.take(target.opened for target in targets.values())
-        known = {name: target.opened.position for name, target in targets.items()}
+        known = {name: progress_of(target.opened, self._partition).position for name, target in targets.items()}
         if entries and entries[0][0] <= max(known.values(), default=0):
             # Entries that are read again for the history. A load may have replaced what they did to the segment.
             again = [entry for entry in entries if _is_known(entry, known)]

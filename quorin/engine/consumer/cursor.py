@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from quorin import metrics
 from quorin.engine.consumer.plan import Cursors, Fit, anchor
+from quorin.engine.consumer.progress import progress_of
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
@@ -13,9 +15,8 @@ if TYPE_CHECKING:
 
     from quorin.engine.backend import Bounds, Log, ReadResult
     from quorin.engine.consumer.historian import Historian
+    from quorin.engine.consumer.progress import Progress
     from quorin.engine.consumer.target import Target
-    from quorin.schema import Schema
-    from quorin.shm import Segment
 
 _READ_BYTES = 16 << 20
 _CONFIRM_NS = 20_000_000
@@ -37,6 +38,7 @@ class LogCursor:
         historian: Historian,
         kept: Callable[[Collection[str]], None],
         *,
+        partition: int | None,
         batch_entries: int,
         reads_all: bool,
     ) -> None:
@@ -44,6 +46,7 @@ class LogCursor:
         self._log = log
         self._historian = historian
         self._kept = kept
+        self._partition = partition
         self._batch_entries = batch_entries
         self._reads_all = reads_all
         self._identity = 0
@@ -73,23 +76,26 @@ class LogCursor:
         self._kept(names)
         self.positions = Cursors({name: at for name, at in self.positions.after.items() if name in names})
 
-    def anchor(self, targets: Collection[Target], *, anew: bool = False) -> int:
-        """Compare the log with each segment's header, and anchor the segments that do not follow it; ``anew``: all.
+    def look(self, targets: Iterable[Target]) -> Callable[[], tuple[int, Bounds]]:
+        """A call that returns what :meth:`anchor` compares the segments with; any thread may make it."""
+        read = {at for target in targets if (at := self._progress(target).position)}
+        return lambda: self._log.state(read)
 
-        Returns the log's last position.
-        """
+    def anchor(self, targets: Collection[Target], identity: int, bounds: Bounds, *, anew: bool = False) -> None:
+        """Compare the log with each segment's header, and anchor the segments that do not follow it; ``anew``: all."""
         if anew:
             self.keep([])
-        identity, bounds = self._log.state({at for target in targets if (at := target.opened.position)})
         for target in targets:
             if not self._follows(target, identity, bounds):
                 self._anchor(target, identity, bounds)
         self._identity = identity
-        return bounds.last
 
-    def read(self, *, block_ms: int) -> ReadResult:
-        """The next entries behind the lowest position; waits up to ``block_ms`` if there are none."""
-        return self._log.read(
+    def read(self, *, block_ms: int) -> Callable[[], ReadResult]:
+        """A call that returns the next entries behind the lowest position, and waits up to ``block_ms`` if there are
+        none; any thread may make it.
+        """
+        return partial(
+            self._log.read,
             self.lowest,
             # A consumer that trims has to see every entry: one that no consumer applies is buried, not lost unseen.
             schema_names=None if self._reads_all else list(self.positions.after),
@@ -110,8 +116,9 @@ class LogCursor:
         for target in targets:
             after = self.positions.after[target.schema.__name__]
             # Entries read again for the history alone are behind the header's position, which never goes back.
-            if after > target.opened.position:
-                target.opened.commit_position(after, self._identity)
+            progress = self._progress(target)
+            if after > progress.position:
+                progress.commit_position(after, self._identity)
         return True
 
     def confirm(self, found: ReadResult, targets: Iterable[Target]) -> None:
@@ -122,21 +129,22 @@ class LogCursor:
         self._confirmed_ns = at
         for target in targets:
             if at and self.positions.after[target.schema.__name__] >= found.through:
-                target.opened.confirm(at)
+                self._progress(target).confirm(at)
 
     def _follows(self, target: Target, identity: int, bounds: Bounds) -> bool:
         """Whether a segment was anchored to this very log, and the log still has all entries behind its position."""
         at = self.positions.after.get(target.schema.__name__)
-        is_same = target.opened.log_identity == identity == self._identity
-        is_lost = target.opened.position in bounds.lost
+        progress = self._progress(target)
+        is_same = progress.log_identity == identity == self._identity
+        is_lost = progress.position in bounds.lost
         return at is not None and is_same and bounds.trimmed <= at <= bounds.last and not is_lost
 
     def _anchor(self, target: Target, identity: int, bounds: Bounds) -> None:
-        name, segment = target.schema.__name__, target.opened
-        if 0 < segment.position < bounds.trimmed and segment.log_identity == identity:
+        name, segment, progress = target.schema.__name__, target.opened, self._progress(target)
+        if 0 < progress.position < bounds.trimmed and progress.log_identity == identity:
             # A segment from a snapshot or a disk is older than the log's start. What it lacks is in the history,
             # because the log is trimmed only behind durable rows.
-            self._catch_up(target.schema, segment, bounds.trimmed)
+            self._catch_up(target, progress, bounds.trimmed)
         written = self._historian.history
         flushed = None if written is None else written.flushed_position(target.schema)
         if flushed is not None and (flushed > 0 or not len(segment)):
@@ -144,8 +152,8 @@ class LogCursor:
             # this schema beside a segment with rows is another one, or was lost: then all of the log is read.
             flushed = max(flushed, bounds.trimmed)
         start = anchor(
-            position=segment.position,
-            log_identity=segment.log_identity,
+            position=progress.position,
+            log_identity=progress.log_identity,
             identity=identity,
             bounds=bounds,
             flushed=flushed,
@@ -155,8 +163,9 @@ class LogCursor:
             _log.warning(
                 "log_reanchored",
                 schema=name,
+                **self._named,
                 reason=start.fit.value,
-                position=segment.position,
+                position=progress.position,
                 last=bounds.last,
                 trimmed=bounds.trimmed,
                 reading_from=start.after,
@@ -166,13 +175,22 @@ class LogCursor:
         if start.resets:
             # Before the first row of this log is applied: the old position says nothing about it, and readers that
             # wait for a position must not take it for one of this log.
-            segment.commit_position(start.after, identity)
+            progress.commit_position(start.after, identity)
 
-    def _catch_up(self, schema: Schema, segment: Segment, trimmed: int) -> None:
+    def _catch_up(self, target: Target, progress: Progress, trimmed: int) -> None:
         """Apply what the history has behind the segment's position, if the history can be read."""
         from quorin.hydration import catch_up
         from quorin.offline import ParquetDatasetStore
 
-        history = self._historian.offline
-        if isinstance(history, ParquetDatasetStore) and history.flushed_position(schema):
-            _log.info("caught_up_from_history", segment=segment.name, rows=catch_up(segment, history, trimmed))
+        history, segment = self._historian.offline, target.opened
+        if isinstance(history, ParquetDatasetStore) and history.flushed_position(target.schema):
+            rows = catch_up(segment, history, trimmed, progress)
+            _log.info("caught_up_from_history", segment=segment.name, **self._named, rows=rows)
+
+    def _progress(self, target: Target) -> Progress:
+        return progress_of(target.opened, self._partition)
+
+    @property
+    def _named(self) -> dict[str, int]:
+        """The partition for the log, if there are several."""
+        return {} if self._partition is None else {"partition": self._partition}

@@ -55,17 +55,23 @@ class Historian:
         """The history that this consumer writes now; None if it keeps none, or another consumer writes it."""
         return self._written if self._fence is not None or not self._shares else None
 
-    def renew(self, owns_all: Callable[[], bool]) -> bool:
-        """Take or renew the lease. True if it was taken or lost since the last call: then the log is to be read again
-        from where the history is durable.
+    def acquired(self, owns_all: Callable[[], bool]) -> Fence | None:
+        """Take or renew the lease, if this consumer wants it; None while another has it. Any thread may call it:
+        nothing is written on a lease before :meth:`renewed`.
 
         :raises WriterFencedError: as ``owns_all``.
         """
-        before, self._fence = self._fence, self._acquired(owns_all) if self._contends else None
+        return self._acquired(owns_all) if self._contends else None
+
+    def renewed(self, fence: Fence | None) -> bool:
+        """Write on a lease from now on. True if it was taken or lost since the last call: then the log is to be read
+        again from where the history is durable.
+        """
+        before, self._fence = self._fence, fence
         return self._fence != before
 
     def confirmed(self, owns_all: Callable[[], bool]) -> Fence | None:
-        """The lease of the last :meth:`renew`, with all of its time ahead; None if there was none, or it ended since.
+        """The lease of the last :meth:`renewed`, with all of its time ahead; None if there was none, or it ended since.
 
         One that was taken anew does not count: what is applied here may be in no history yet.
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from quorin.engine.log.record import Kind
+from quorin.errors import PartitionedError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,6 +39,14 @@ class LoadWriter(OfflineWriter, Protocol):
         """Make durable that a load was committed, after its rows."""
 
 
+@runtime_checkable
+class PartitionedWriter(OfflineWriter, Protocol):
+    """A history that can be kept for each partition apart."""
+
+    def of_partition(self, partition: int, count: int) -> OfflineWriter:
+        """The history of one partition of ``count``."""
+
+
 class NoopOfflineWriter:
     """Keeps no history: entries may be trimmed once they are applied. A lost segment is then lost for good."""
 
@@ -50,3 +59,22 @@ class NoopOfflineWriter:
     def flushed_position(self, schema: Schema) -> int | None:  # noqa: ARG002 - the same for all schemas
         """None: all applied rows count as durable."""
         return None
+
+    def of_partition(self, partition: int, count: int) -> NoopOfflineWriter:  # noqa: ARG002 - the same for all
+        """Itself."""
+        return self
+
+
+def history_of_partition(history: OfflineWriter | None, partition: int, count: int) -> OfflineWriter | None:
+    """The part of a history that one partition's consumer writes.
+
+    :raises PartitionedError: if there are several partitions, and the history has no ``of_partition``.
+    """
+    if history is None or isinstance(history, PartitionedWriter):
+        return None if history is None else history.of_partition(partition, count)
+    if count == 1:
+        return history
+    raise PartitionedError(
+        f"a deployment of {count} partitions needs a history with a method of_partition(partition, count); "
+        f"{type(history).__name__} has none"
+    )

@@ -7,7 +7,6 @@ begins. A consumer that restarts, or builds its segment, in the middle of a load
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from quorin import metrics
@@ -21,11 +20,8 @@ from quorin.logging import get_logger
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
-    from quorin.engine.backend import Log, ReadResult
-    from quorin.engine.consumer.apply import Applier
-    from quorin.engine.consumer.cursor import LogCursor
+    from quorin.engine.backend import Log
     from quorin.engine.consumer.historian import Historian
-    from quorin.engine.consumer.ownership import Ownership
     from quorin.engine.consumer.plan import Cursors
     from quorin.engine.consumer.target import Target
     from quorin.shm import SegmentRegistry
@@ -181,31 +177,6 @@ class Loads:
         stage = self._stages.pop(name, None)
         if stage is not None:
             stage.staged.discard()
-
-
-def apply_and_advance(
-    applier: Applier, loads: Loads, found: ReadResult, ownership: Ownership, cursor: LogCursor
-) -> tuple[int, bool]:
-    """Apply what was read of the log to the owned segments, and publish the position in them.
-
-    Returns the number of rows that changed a segment, and whether the position is new.
-    """
-    with ExitStack() as held:
-        for target in ownership.owned():
-            held.enter_context(target.opened.writing)
-        # A lease may have been lost while the read waited. From here on none is: another owner in this process waits
-        # for ``writing``. So rows and position go into the same segment.
-        owned = ownership.owned()
-        targets = {target.schema.__name__: target for target in owned}
-        applied = 0
-        for entries, mark in loads.between_marks(found.entries, targets):
-            applied += applier.apply(entries, targets, cursor.positions)
-            if mark is not None:
-                loads.apply(mark, targets, cursor.positions, log_identity=cursor.identity)
-        # The position follows the rows. A crash in between applies them again; the other order would lose them.
-        is_new = cursor.advance(found.through, owned)
-        cursor.confirm(found, owned)
-    return applied, is_new
 
 
 def _is_mark(payload: bytes, names: Collection[str]) -> bool:

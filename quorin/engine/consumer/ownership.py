@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Container, Iterable
 
-    from quorin.engine.backend import Log
     from quorin.engine.consumer.target import Target
     from quorin.schema import Schema
     from quorin.shm import Segment, SegmentRegistry
@@ -34,7 +33,7 @@ class Ownership:
         self,
         schemas_or_segments: Iterable[Schema | Segment] | Schema | Segment | None,
         registry: SegmentRegistry,
-        log: Log,
+        stream_key: str,
         *,
         before_overtaking: Callable[[], None],
         frozen_after_seconds: float,
@@ -48,7 +47,7 @@ class Ownership:
         self._lives = Lives(registry)
         self._before_overtaking = before_overtaking
         self._frozen_after_seconds = frozen_after_seconds
-        self._new_segment = {**new_segment, "stream_key": log.stream_key, "progress": self._heartbeat}
+        self._new_segment = {**new_segment, "stream_key": stream_key, "progress": self._heartbeat}
         self._stopping = stopping
 
     @property

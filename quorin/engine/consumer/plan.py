@@ -101,7 +101,7 @@ class Agenda:
 
     def failed(self, step: Step, now: float) -> float:
         """A step failed because something was unreachable. Returns the seconds until the retry; it checks the log."""
-        delay: float = min(BACK_OFF_SECONDS[0] * 2**self.failures, BACK_OFF_SECONDS[1])
+        delay = back_off(self.failures)
         self.failures += 1
         self.failing = step
         self.retry_at = now + delay
@@ -112,6 +112,12 @@ class Agenda:
         """A step succeeded. That ends failures of this step only: another step may need something else."""
         if step is self.failing:
             self.failures, self.failing = 0, None
+
+
+def back_off(failures: int) -> float:
+    """The seconds to wait before the next try, after so many failures before this one."""
+    first, longest = BACK_OFF_SECONDS
+    return float(min(first * 2 ** min(failures, 30), longest))
 
 
 def next_step(agenda: Agenda, now: float) -> tuple[Step, float]:

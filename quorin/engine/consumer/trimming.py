@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from quorin import metrics
 from quorin.engine.consumer.held import held_by_loads
-from quorin.engine.ops.presence import FORGET_SECONDS
+from quorin.engine.ops.presence import FORGET_SECONDS, replica_name
 from quorin.errors import HistoryUnavailableError, WriterFencedError
 from quorin.logging import get_logger
 
@@ -36,8 +36,10 @@ class Trimming:
         ownership: Ownership,
         registry: SegmentRegistry,
         node_timeout_seconds: float | None,
+        partition: int | None = None,
     ) -> None:
         self._log = log
+        self._partition = partition
         self._control = registry.backend.control
         self._node = registry.node
         self._node_timeout_seconds = node_timeout_seconds
@@ -45,14 +47,10 @@ class Trimming:
         self._history = historian.offline
         self._ownership = ownership
 
-    def flush(self, applied: int, appended: dict[Schema, int]) -> None:
-        """Make the history durable, then trim the log up to ``applied``, as far as the history is durable.
+    def flush(self) -> None:
+        """Make the history durable.
 
-        ``appended`` has the last position that went into the history, for each schema that may not be durable; schemas
-        that turn out to be durable are removed.
-
-        :raises HistoryUnavailableError: if the history cannot be written; nothing is trimmed.
-        :raises WriterFencedError: if a segment was overtaken; nothing is trimmed.
+        :raises HistoryUnavailableError: if the history cannot be written.
         """
         if self._history is None:
             return
@@ -64,7 +62,17 @@ class Trimming:
             raise
         metrics.flushes.inc()
         metrics.flush_seconds.inc(time.monotonic_ns() - started)
-        if self._node_timeout_seconds is not None:
+
+    def trim(self, applied: int, appended: dict[Schema, int]) -> None:
+        """Trim the log up to ``applied``, as far as the history is durable.
+
+        ``appended`` has the last position that went into the history, for each schema that may not be durable; schemas
+        that turn out to be durable are removed.
+
+        :raises HistoryUnavailableError: if the history cannot be read; nothing is trimmed.
+        :raises WriterFencedError: if a segment was overtaken; nothing is trimmed.
+        """
+        if self._history is not None and self._node_timeout_seconds is not None:
             self._trim(min([applied, *_flushed_behind(self._history, appended)]), self._node_timeout_seconds)
 
     def _trim(self, through: int, node_timeout_seconds: float) -> None:
@@ -83,11 +91,11 @@ class Trimming:
 
     def _through_all_nodes(self, through: int, node_timeout_seconds: float) -> int:
         """The position up to which every live node has applied what it serves, at most ``through``."""
-        schemas = self._control.schemas()
+        served = {replica_name(name, self._partition) for name in self._control.schemas()}
         for (node, name), applied in self._control.replicas().items():
             if applied.silent_seconds > FORGET_SECONDS:
                 self._control.forget_replica(node, name)
-            elif node != self._node.id and name in schemas and applied.silent_seconds <= node_timeout_seconds:
+            elif node != self._node.id and name in served and applied.silent_seconds <= node_timeout_seconds:
                 through = min(through, applied.position)
         return through
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -196,6 +197,16 @@ class Loaded:
         self.parts = parts
         self.damaged = damaged
         self.counted = Counted() if counted is None else counted
+
+    @classmethod
+    def union(cls, storage: Storage, partitions: Sequence[Loaded]) -> Loaded:
+        """The histories of all partitions, one behind the other: an entity's rows are all in one of them, in the order
+        of its log. A history of several partitions has no loads.
+        """
+        if len(partitions) == 1:
+            return partitions[0]
+        parts, damaged = chain(*(one.parts for one in partitions)), chain(*(one.damaged for one in partitions))
+        return cls(storage, list(parts), list(damaged))
 
     def counting(self, counted: Counted) -> Loaded:
         """The same files with other rows that count."""

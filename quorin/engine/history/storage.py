@@ -63,7 +63,7 @@ class Storage:
     ) -> None:
         self._what, self._error = what, error
         try:
-            self._fs, self._root = _resolve(base, filesystem)
+            self._fs, self.root = _resolve(base, filesystem)
         except HistoryUnavailableError as failure:
             raise error(str(failure)) from None
         self.is_local = isinstance(self._fs, fs.LocalFileSystem)
@@ -74,21 +74,28 @@ class Storage:
 
     def folder(self, *names: str) -> str:
         """A path under the base."""
-        return "/".join((self._root, *names))
+        return "/".join((self.root, *names))
 
     def prepare(self) -> None:
         """Create a local base. :raises HistoryUnavailableError: if it is not writable."""
         if self.is_local:
-            self._guarded(self._root, lambda: _make_writable(Path(self._root)))
+            self._guarded(self.root, lambda: _make_writable(Path(self.root)))
 
     def exists(self) -> bool:
         """Whether the base exists; in an object store, whether it has objects."""
-        info = self._guarded(self._root, lambda: self._fs.get_file_info(self._root))
+        info = self._guarded(self.root, lambda: self._fs.get_file_info(self.root))
         return bool(info.type == fs.FileType.Directory)
 
-    def schema_names(self) -> list[str]:
-        """The folders under the base, one for each schema, sorted."""
-        infos = self._guarded(self._root, lambda: self._fs.get_file_info(fs.FileSelector(self._root)))
+    def under(self, *names: str) -> Storage:
+        """The storage of a folder under the base."""
+        other = copy(self)
+        other.root, other.address = self.folder(*names), "/".join((self.address.rstrip("/"), *names))
+        return other
+
+    def folders(self) -> list[str]:
+        """The names of the folders under the base, sorted; none if it does not exist."""
+        selector = fs.FileSelector(self.root, allow_not_found=True)
+        infos = self._guarded(self.root, lambda: self._fs.get_file_info(selector))
         return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
 
     def files(self, folder: str) -> list[fs.FileInfo]:

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -17,9 +16,11 @@ import pyarrow.parquet as pq
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
 from quorin.engine.history import parquet as columns
 from quorin.engine.history.as_of import AsOf, read_at
+from quorin.engine.history.compaction import compact
 from quorin.engine.history.counted import Commit
-from quorin.engine.history.dataset import Dataset, Loaded, Part
-from quorin.engine.history.files import file_name, mergeable, superseded
+from quorin.engine.history.dataset import Dataset, Loaded
+from quorin.engine.history.files import file_name
+from quorin.engine.history.folders import Folders
 from quorin.engine.history.storage import Storage, VanishedError
 from quorin.engine.log.record import Kind
 from quorin.engine.rows.column import numbers
@@ -28,12 +29,10 @@ from quorin.schema import Schema, fingerprint
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from datetime import timedelta
 
 _ATTEMPTS = 5
-_MERGED_ROWS = 4_000_000
-_GATHERED_BYTES = 64 << 20
 _Result = TypeVar("_Result")
 
 
@@ -53,6 +52,9 @@ class ParquetDatasetStore:
     may share a store. Pickling stores its base and filesystem, access keys included, in plain text, but no unflushed
     rows.
 
+    The history of a deployment with several partitions is written through :meth:`of_partition`, for each apart; reads
+    take all of them. ``partitions`` says how many there are, by default what the history has.
+
     ``compression`` is Parquet's (``zstd``, ``lz4``, ``snappy``, ``gzip``, ``brotli`` or ``none``). Float columns that
     it hardly shrinks, such as embeddings, stay uncompressed.
 
@@ -61,9 +63,15 @@ class ParquetDatasetStore:
     """
 
     def __init__(
-        self, base: str | os.PathLike[str], *, compression: str = "zstd", filesystem: Any = None, strict: bool = False
+        self,
+        base: str | os.PathLike[str],
+        *,
+        compression: str = "zstd",
+        filesystem: Any = None,
+        strict: bool = False,
+        partitions: int | None = None,
     ) -> None:
-        self._storage = Storage(base, filesystem)
+        self._folders = Folders(Storage(base, filesystem), partitions)
         self._compression = compression
         self._strict = strict
         self._begin()
@@ -92,11 +100,22 @@ class ParquetDatasetStore:
     @property
     def address(self) -> str:
         """The base without keys or passwords."""
-        return self._storage.address
+        return self._folders.base.address
+
+    def of_partition(self, partition: int, count: int) -> ParquetDatasetStore:
+        """The history of one partition of ``count``, which its consumer writes; of 1, this history.
+
+        :raises PartitionCountError: if this history is of another partition, or another number of them.
+        """
+        if count == 1 and self._folders.partition is None:
+            return self
+        store = object.__new__(type(self))
+        store.__setstate__({**self.__getstate__(), "_folders": self._folders.of_partition(partition, count)})
+        return store
 
     def exists(self) -> bool:
         """Whether the directory exists; the first flush creates it. In an object store: whether it has objects."""
-        return self._storage.exists()
+        return self._folders.base.exists()
 
     def append(
         self, schema: Schema, batch: pa.RecordBatch, positions: pa.Array, *, kind: Kind = Kind.upsert, load: int = 0
@@ -132,7 +151,7 @@ class ParquetDatasetStore:
 
         :raises HistoryUnavailableError: if it is not writable.
         """
-        self._storage.prepare()
+        self._folders.base.prepare()
 
     def flush(self) -> None:
         """Make all appended rows durable: one file for each schema with new rows.
@@ -220,6 +239,7 @@ class ParquetDatasetStore:
     ) -> pa.Table:
         """What reads returned when a log position was applied, or at a time: see :func:`quorin.offline.read_at`."""
         asked = AsOf(position, time_ns, connection, namespace)
+        self._folders.to_write()  # Refused for several partitions: a position is one of a log.
         with contextlib.suppress(IncompleteHistoryError):
             return self._reading(schema, lambda loaded: read_at(schema, loaded, ids, asked))
         # Rows go from the log to the history, so what both lacked at first may be in the history now.
@@ -235,11 +255,15 @@ class ParquetDatasetStore:
         Files come newest first, so that few rows are written twice; with partial rows, which depend on earlier rows, in
         log order. Applying all of them reproduces the rows as they were served.
         """
-        loaded = self._dataset(schema).load()
-        yield from loaded.batches(schema, newest_first=not loaded.has_partial_rows)
+        for dataset in self._datasets(schema):
+            loaded = dataset.load()
+            yield from loaded.batches(schema, newest_first=not loaded.has_partial_rows)
 
     def load(self, schema: Schema) -> Loaded:
-        """A schema's files in force, with their footers read."""
+        """A schema's files in force, with their footers read.
+
+        :raises PartitionedError: if the history is of several partitions, whose files have no common order.
+        """
         return self._dataset(schema).load()
 
     def compact(self, schema: Schema) -> int:
@@ -248,10 +272,12 @@ class ParquetDatasetStore:
         Reads continue meanwhile. A crash at any point loses and duplicates nothing: once a merged file has its name, it
         is in force and its parts are not. Unfinished files of crashed writers are removed after an hour.
         """
-        dataset = self._dataset(schema)
-        before = len(dataset.listing().files)
-        _compact(dataset, self._storage, self._compression)
-        return before - len(dataset.listing().files)
+        fewer = 0
+        for folder, dataset in zip(self._folders.to_read(), self._datasets(schema), strict=True):
+            before = len(dataset.listing().files)
+            compact(dataset, folder, self._compression)
+            fewer += before - len(dataset.listing().files)
+        return fewer
 
     def _flush(self, buffer: _Buffer) -> None:
         if not buffer.tables:
@@ -270,7 +296,8 @@ class ParquetDatasetStore:
             with pq.ParquetWriter(sink, table.schema, **options) as writer:
                 writer.write_table(table, rows)
 
-        self._storage.write(self._storage.folder(schema.__name__, day, file_name(after, through)), fill)
+        folder = self._folders.to_write()
+        folder.write(folder.folder(schema.__name__, day, file_name(after, through)), fill)
 
     def _buffer(self, schema: Schema) -> _Buffer:
         buffer = self._buffers.get(schema.__name__)
@@ -279,14 +306,21 @@ class ParquetDatasetStore:
         return buffer
 
     def _dataset(self, schema: Schema) -> Dataset:
-        return Dataset(self._storage, schema.__name__, strict=self._strict, reported=self._reported)
+        return self._dataset_in(self._folders.to_write(), schema)
+
+    def _datasets(self, schema: Schema) -> list[Dataset]:
+        """That of each partition."""
+        return [self._dataset_in(folder, schema) for folder in self._folders.to_read()]
+
+    def _dataset_in(self, folder: Storage, schema: Schema) -> Dataset:
+        return Dataset(folder, schema.__name__, strict=self._strict, reported=self._reported)
 
     def _reading(self, schema: Schema, read: Callable[[Loaded], _Result]) -> _Result:
         """Read, and retry if a compaction removed files meanwhile."""
         for _ in range(_ATTEMPTS):
             with contextlib.suppress(VanishedError):
-                return read(self._dataset(schema).load())
-        raise HistoryUnavailableError(f"files of {schema.__name__!r} at {self._storage.address} vanished in every read")
+                return read(Loaded.union(self._folders.base, [one.load() for one in self._datasets(schema)]))
+        raise HistoryUnavailableError(f"files of {schema.__name__!r} at {self.address} vanished in every read")
 
 
 class _Buffer:
@@ -303,61 +337,3 @@ class _Buffer:
         """The position of the last appended row; :attr:`last` may be greater, if others made more rows durable."""
         last: int = self.tables[-1].column("position")[-1].as_py()
         return last
-
-
-def _compact(dataset: Dataset, storage: Storage, compression: str) -> None:
-    """Merge what can be merged, and remove what is merged, and what crashed writers left."""
-    loaded = dataset.load()
-    for neighbours in _of_one_schema(loaded.parts):
-        rows = [part.row_count for part in neighbours]
-        for run in mergeable([part.piece for part in neighbours], rows, most_rows=_MERGED_ROWS):
-            _merge(storage, compression, loaded, [part for part in neighbours if part.piece in run])
-    listing = dataset.listing()
-    damaged = {file.path for file in loaded.damaged}
-    for file in superseded(file for file in listing.files if file.path not in damaged):
-        storage.remove(file.path)
-    for path in listing.leftovers:
-        storage.remove(path)
-
-
-def _merge(storage: Storage, compression: str, loaded: Loaded, parts: list[Part]) -> None:
-    """Write the rows of adjacent parts as one file with exactly their range."""
-    first, last = parts[0], parts[-1]
-    path = f"{first.piece.file.day}/{file_name(first.piece.beyond, last.piece.file.through)}"
-    if path in {part.piece.file.path for part in parts}:
-        return
-
-    def fill(sink: Any) -> None:
-        tables = _gathered(batch for part in parts for batch in loaded.raw_batches(part))
-        begin = next(tables, first.arrow_schema.empty_table())
-        options = columns.writer_options(begin, compression)
-        with pq.ParquetWriter(sink, first.arrow_schema, **options) as writer:
-            for table in chain([begin], tables):
-                writer.write_table(table, columns.row_group_rows(table.nbytes, len(table)))
-
-    with contextlib.suppress(VanishedError):  # Another process compacts as well.
-        storage.write(path, fill)
-
-
-def _of_one_schema(parts: list[Part]) -> Iterator[list[Part]]:
-    """Runs of adjacent parts with the same columns."""
-    run: list[Part] = []
-    for part in parts:
-        if run and not run[-1].arrow_schema.equals(part.arrow_schema):
-            yield run
-            run = []
-        run.append(part)
-    if run:
-        yield run
-
-
-def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Batches combined into tables large enough for good row groups."""
-    waiting: list[pa.RecordBatch] = []
-    for batch in batches:
-        waiting.append(batch)
-        if sum(item.nbytes for item in waiting) >= _GATHERED_BYTES:
-            yield pa.Table.from_batches(waiting)
-            waiting = []
-    if waiting:
-        yield pa.Table.from_batches(waiting)

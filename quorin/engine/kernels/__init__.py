@@ -54,6 +54,8 @@ _KERNELS: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "event_times": ("measure", "event_times", (_WORDS, _INT, _INT, _WORDS)),
     "longest_id": ("measure", "longest_id", (_INT, _INT, _INT)),
     "mark_ids": ("measure", "mark_ids", (_INT, _INT, _INT, _BYTES)),
+    "partitions_of": ("partitions", "partitions_of", (*[_INT] * 4, _BYTES)),
+    "order_by_partition": ("partitions", "order_by_partition", (_BYTES, _WORDS, _WORDS)),
     "arrow_columns": ("arrow", "arrow_columns", (_INT, _WORDS, _INT, _WORDS)),
     "apply_rows": ("write", "apply_rows", (_WORDS, _WORDS, _WORDS, _WORDS)),
     "copy_rows": ("carry", "copy_rows", (_WORDS, _WORDS, _WORDS, *[_INT] * 3, _WORDS)),

@@ -113,7 +113,7 @@ def check_history(base: str | os.PathLike[str]) -> list[Check]:
         if not storage.exists():
             advice = "see that the address is right; a consumer makes a history with its first flush"
             return [Check(f"history at {storage.address}", PROBLEM, "no such directory", advice)]
-        return [check for name in storage.schema_names() for check in _history(storage, name)]
+        return [check for folder, name in schemas_of(storage) for check in _history(folder, name)]
     except HistoryUnavailableError as error:
         return [
             Check("history", PROBLEM, str(error), "see that the storage can be reached, and that this user may read it")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from quorin.engine.memory.file import parse_pending
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from quorin.engine.backend import ControlPlane
 
@@ -81,8 +81,26 @@ class Report:
 def announce(control: ControlPlane, role: str, node: str, schemas: Mapping[str, Mapping[str, Any]]) -> None:
     """Write this process's entry, with the current time as its heartbeat. One write."""
     report = {"role": role, "node": node, "heartbeat_ns": time.time_ns(), "schemas": schemas}
-    positions = {name: int(schema["position"]) for name, schema in schemas.items()}
+    positions = {
+        replica_name(name, partition): position
+        for name, schema in schemas.items()
+        for partition, position in positions_of(schema)
+    }
     control.announce(str(Process.this()), json.dumps(report), node=node, positions=positions)
+
+
+def positions_of(schema: Mapping[str, Any]) -> Iterator[tuple[int | None, int]]:
+    """The positions of one schema's entry in a report, each with its partition; None is the only log there is."""
+    if "partitions" not in schema:
+        yield None, int(schema["position"])
+        return
+    for partition, part in schema["partitions"].items():
+        yield int(partition), int(part["position"])
+
+
+def replica_name(schema_name: str, partition: int | None) -> str:
+    """What the control plane calls a node's replica of a schema, or of one partition of it."""
+    return schema_name if partition is None else f"{schema_name}/{partition}"
 
 
 def withdraw(control: ControlPlane) -> None:

@@ -204,7 +204,7 @@ def test_a_consumer_that_freezes_before_it_trims_and_is_overtaken_trims_nothing(
         other._take(waiting=False)
         return trim(through, **options)
 
-    frozen._trimming._log.trim = after_a_while  # type: ignore[method-assign]
+    frozen._lanes.only.trimming._log.trim = after_a_while  # type: ignore[method-assign]
     frozen._flush()
     assert [position for position, _ in world.log.read(0).entries] == [kept]
     assert world.log.historian() is None, "one that needs no lease keeps none"
@@ -233,7 +233,7 @@ def test_of_two_nodes_one_writes_the_history_and_the_other_goes_on_when_it_ends(
     for consumer in (second, first):
         consumer._read(block_ms=0)
     assert [written(history) for history in histories] == [positions, []]
-    assert world.log.release_historian(first._historian.name), "as when it dies, and its time is over"
+    assert world.log.release_historian(first._lanes.only.historian.name), "as when it dies, and its time is over"
     second._flush()
     assert world.log.bounds().first == positions[0], "what is applied here is not all in the history"
     positions.append(world.producer.write(TRIP, "c", row(3)))

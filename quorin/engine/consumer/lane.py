@@ -1,0 +1,162 @@
+"""One log and what a consumer does with it: anchor, read, apply, flush and trim.
+
+A deployment with several partitions has a log for each. Any thread may make a lane's calls to its log; all else is
+done by the thread that applies.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from quorin.engine.consumer.apply import Applier
+from quorin.engine.consumer.cursor import LogCursor
+from quorin.engine.consumer.historian import Historian
+from quorin.engine.consumer.loads import Loads
+from quorin.engine.consumer.plan import back_off
+from quorin.engine.consumer.trimming import Trimming
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from quorin.engine.backend import Bounds, Fence, Log, ReadResult
+    from quorin.engine.consumer.history import OfflineWriter
+    from quorin.engine.consumer.ownership import Ownership
+    from quorin.engine.consumer.target import Target
+    from quorin.shm import SegmentRegistry
+
+
+@dataclass(frozen=True, slots=True)
+class LaneSettings:
+    """What all lanes of a consumer have in common."""
+
+    role: str
+    trims: bool
+    is_of_all: bool
+    batch_entries: int
+    node_timeout_seconds: float
+
+
+class Seen(NamedTuple):
+    """A log, and whether this consumer is its historian, at one moment."""
+
+    fence: Fence | None
+    identity: int
+    bounds: Bounds
+
+
+class Lane:
+    """One log of a consumer, whose segments are those of ``ownership``. ``partition`` None is the only log there is.
+
+    Each lane fails alone: while its log is unreachable the others go on.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        partition: int | None,
+        history: OfflineWriter | None,
+        registry: SegmentRegistry,
+        ownership: Ownership,
+        settings: LaneSettings,
+    ) -> None:
+        self.partition = partition
+        self.must_look = False
+        """Whether the log has to be compared with the segments before it is read on."""
+        self.failures = 0
+        self.retry_at = 0.0
+        self._ownership = ownership
+        self.historian = Historian(
+            log, registry.node, history, role=settings.role, trims=settings.trims, is_of_all=settings.is_of_all
+        )
+        self._loads = Loads(log, registry, self.historian)
+        self.cursor = LogCursor(
+            log,
+            self.historian,
+            self._loads.keep,
+            partition=partition,
+            batch_entries=settings.batch_entries,
+            reads_all=settings.trims,
+        )
+        self.applier = Applier(log, registry.backend.control, self.historian, partition)
+        timeout = settings.node_timeout_seconds if settings.trims else None
+        self.trimming = Trimming(log, self.historian, ownership, registry, timeout, partition)
+
+    def follows(self, target: Target) -> bool:
+        """Whether a target is anchored to the log, or is about to be."""
+        return self.must_look or self.cursor.has(target)
+
+    def check(self) -> int:
+        """Compare the log with the segments, and anchor those that do not follow it; returns its last position.
+
+        :raises WriterFencedError: if a segment was overtaken.
+        """
+        seen = self.look()()
+        self.saw(seen)
+        return seen.bounds.last
+
+    def look(self) -> Callable[[], Seen]:
+        """A call that sees the log as it is."""
+        state, owns_all = self.cursor.look(self._ownership.owned()), self._ownership.owns_all_schemas
+        # In this order: what a former historian has trimmed is seen.
+        return lambda: Seen(self.historian.acquired(owns_all), *state())
+
+    def saw(self, seen: Seen) -> None:
+        """Anchor the segments that do not follow the log as it was seen."""
+        is_anew = self.historian.renewed(seen.fence)
+        self.cursor.anchor(self._ownership.owned(), seen.identity, seen.bounds, anew=is_anew)
+        self.must_look = False
+
+    def mark(self) -> Any:
+        """Differs from one taken before if segments came, went or were anchored anew, or the position moved."""
+        return [target.schema.__name__ for target in self._ownership.owned()], dict(self.cursor.positions.after)
+
+    def apply(self, found: ReadResult, *, stages: bool) -> tuple[int, bool]:
+        """Apply what was read of the log to the owned segments, and publish the position in them.
+
+        Returns the number of rows that changed a segment, and whether the position is new. With ``stages`` rows of
+        loads that are open are staged.
+        """
+        with ExitStack() as held:
+            for target in self._ownership.owned():
+                held.enter_context(target.opened.writing)
+            # A lease may have been lost while the read waited. From here on none is: another owner in this process
+            # waits for ``writing``. So rows and position go into the same segment.
+            owned = self._ownership.owned()
+            targets = {target.schema.__name__: target for target in owned}
+            applied = 0
+            for entries, mark in self._loads.between_marks(
+                found.entries, () if self.partition is not None else targets
+            ):
+                applied += self.applier.apply(entries, targets, self.cursor.positions)
+                if mark is not None:
+                    self._loads.apply(mark, targets, self.cursor.positions, log_identity=self.cursor.identity)
+            # The position follows the rows. A crash in between applies them again; the other order would lose them.
+            is_new = self.cursor.advance(found.through, owned)
+            self.cursor.confirm(found, owned)
+        if self.partition is None:
+            self._loads.stage(found.entries if stages else [], self._ownership.owned())
+        return applied, is_new
+
+    def flush(self) -> None:
+        """Make the history durable. :raises HistoryUnavailableError: if it cannot be written."""
+        self.trimming.flush()
+
+    def trim(self) -> None:
+        """Trim the log behind what is applied and durable. :raises ConnectionFailedError: if it is unreachable.
+
+        :raises WriterFencedError: if a segment was overtaken; nothing is trimmed.
+        """
+        self.trimming.trim(self.cursor.lowest, self.applier.appended)
+
+    def failed(self, now: float) -> float:
+        """The log was unreachable. Returns the seconds until the next try, which looks first."""
+        delay = back_off(self.failures)
+        self.failures += 1
+        self.retry_at, self.must_look = now + delay, True
+        return delay
+
+    def succeeded(self) -> None:
+        """The log was reached."""
+        self.failures = 0

@@ -1,0 +1,222 @@
+"""The logs of a consumer: one, or one for each partition that its node holds."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from quorin.engine.consumer.history import history_of_partition
+from quorin.engine.consumer.lane import Lane, Seen
+from quorin.errors import ConnectionFailedError
+from quorin.logging import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from quorin.engine.backend import ReadResult
+    from quorin.engine.consumer.history import OfflineWriter
+    from quorin.engine.consumer.lane import LaneSettings
+    from quorin.engine.consumer.ownership import Ownership
+    from quorin.engine.consumer.target import Target
+    from quorin.shm import SegmentRegistry
+
+_log = get_logger(__name__)
+
+
+class Lanes:
+    """One lane for each log. They are made when there is a first segment to write to: how many logs there are is
+    decided by then, and known to the control plane.
+    """
+
+    def __init__(
+        self,
+        registry: SegmentRegistry,
+        stream_key: str,
+        history: OfflineWriter | None,
+        ownership: Ownership,
+        settings: LaneSettings,
+    ) -> None:
+        self._registry = registry
+        self._stream_key = stream_key
+        self._history = history
+        self._new = partial(Lane, registry=registry, ownership=ownership, settings=settings)
+        self._lanes: list[Lane] = []
+        self._reads: _Reads | None = None
+
+    def __iter__(self) -> Iterator[Lane]:
+        return iter(self._lanes)
+
+    @property
+    def only(self) -> Lane | None:
+        """The lane of the only log; None if there are several, or none was made yet."""
+        return self._lanes[0] if len(self._lanes) == 1 and self._lanes[0].partition is None else None
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether a log cannot be reached now."""
+        return any(lane.failures for lane in self._lanes)
+
+    def make(self) -> None:
+        """Make the lanes, unless they are made.
+
+        :raises ConnectionFailedError: if the control plane cannot be reached.
+        :raises PartitionedError: if the history cannot be kept by partition.
+        """
+        if self._lanes:
+            return
+        held = getattr(self._registry, "partitioning", None) or _One()
+        log = partial(self._registry.backend.log, self._stream_key)
+        if held.count == 1:
+            self._lanes = [self._new(log(), None, history_of_partition(self._history, 0, 1))]
+            return
+        self._lanes = [
+            self._new(log(partition=p), p, history_of_partition(self._history, p, held.count))
+            for p in sorted(held.held)
+        ]
+
+    def follow(self, target: Target) -> bool:
+        """Whether all lanes follow their log for a target, or are about to."""
+        return all(lane.follows(target) for lane in self._lanes)
+
+    def forget(self, target: Target) -> None:
+        """A target has to be anchored again, because another process may have written to its segment."""
+        for lane in self._lanes:
+            lane.cursor.forget(target)
+
+    def keep(self, targets: list[Target]) -> None:
+        """Forget all but these targets."""
+        for lane in self._lanes:
+            lane.cursor.keep(targets)
+
+    def check(self) -> None:
+        """Compare the logs with the segments, and anchor those that do not follow: now, or before what is read next.
+
+        :raises ConnectionFailedError: if the only log cannot be reached.
+        """
+        for lane in self._lanes:
+            if lane.partition is None:
+                lane.check()
+            else:
+                lane.must_look = True
+
+    def read(self, *, block_ms: int) -> list[tuple[Lane, ReadResult]]:
+        """What the logs have next; waits up to ``block_ms`` if none has anything.
+
+        Several logs are read at once, each by a thread of its own; one that is unreachable is tried again later.
+
+        :raises ConnectionFailedError: if the only log cannot be reached.
+        :raises WriterFencedError: if a segment was overtaken.
+        """
+        only = self.only
+        if only is not None:
+            return [(only, only.cursor.read(block_ms=block_ms)())]
+        if self._reads is None:
+            self._reads = _Reads(len(self._lanes))
+        for lane in self._lanes:
+            if time.monotonic() >= lane.retry_at and not self._reads.is_busy(lane):
+                call = lane.look() if lane.must_look else lane.cursor.read(block_ms=block_ms)
+                self._reads.start(lane, lane.mark(), call)
+        found: list[tuple[Lane, ReadResult]] = []
+        for lane, mark, outcome in self._reads.finished(block_ms / 1000):
+            if isinstance(outcome, ConnectionFailedError):
+                self.failed(lane, outcome)
+                continue
+            if isinstance(outcome, BaseException):
+                raise outcome
+            lane.succeeded()
+            # What was read for other segments, or from another position, may have a gap.
+            if mark != lane.mark():
+                continue
+            if isinstance(outcome, Seen):
+                lane.saw(outcome)
+            else:
+                found.append((lane, outcome))
+        return found
+
+    def flush(self) -> None:
+        """Make the histories durable, and trim the logs.
+
+        :raises ConnectionFailedError: if a history cannot be written, or the only log cannot be reached.
+        :raises WriterFencedError: if a segment was overtaken; the rest is not trimmed.
+        """
+        for lane in self._lanes:
+            lane.flush()
+        for lane in self._lanes:
+            if lane.failures:
+                continue
+            try:
+                lane.trim()
+            except ConnectionFailedError as error:
+                if lane.partition is None:
+                    raise
+                self.failed(lane, error)
+
+    def stop_reading(self) -> None:
+        """Wait for the reads that are in flight, and end their threads."""
+        reads, self._reads = self._reads, None
+        if reads is not None:
+            reads.close()
+
+    def release(self) -> None:
+        """End the historian's leases."""
+        for lane in self._lanes:
+            lane.historian.release()
+
+    def end_others_of_node(self) -> None:
+        """End the leases of another consumer of this node, which is frozen: what it has decided to trim stays."""
+        for lane in self._lanes:
+            lane.historian.end_others_of_node()
+
+    def failed(self, lane: Lane, error: ConnectionFailedError) -> None:
+        """A lane could not reach its log; the others go on."""
+        is_first, delay = lane.failures == 0, lane.failed(time.monotonic())
+        if is_first:
+            _log.warning("partition_unreachable", partition=lane.partition, error=str(error), next_try_seconds=delay)
+
+
+class _One:
+    count = 1
+    held = [0]
+
+
+class _Reads:
+    """Calls to logs that are in flight, at most one a lane."""
+
+    def __init__(self, lanes: int) -> None:
+        self._threads = ThreadPoolExecutor(lanes, thread_name_prefix="quorin-lane")
+        self._busy: set[Lane] = set()
+        self._done: SimpleQueue[tuple[Lane, Any, Any]] = SimpleQueue()
+
+    def is_busy(self, lane: Lane) -> bool:
+        """Whether a call of the lane is in flight."""
+        return lane in self._busy
+
+    def start(self, lane: Lane, mark: Any, call: Callable[[], Any]) -> None:
+        """Make a call in a thread; :meth:`finished` returns what it returned or raised."""
+        self._busy.add(lane)
+        self._threads.submit(self._make, lane, mark, call)
+
+    def finished(self, timeout_seconds: float) -> Iterator[tuple[Lane, Any, Any]]:
+        """The calls that have ended since; waits for one of them."""
+        try:
+            one = self._done.get(timeout=timeout_seconds)
+            while True:
+                self._busy.discard(one[0])
+                yield one
+                one = self._done.get_nowait()
+        except Empty:
+            return
+
+    def close(self) -> None:
+        """Wait for all calls."""
+        self._threads.shutdown()
+
+    def _make(self, lane: Lane, mark: Any, call: Callable[[], Any]) -> None:
+        try:
+            outcome = call()
+        except BaseException as error:  # noqa: BLE001 - it is raised where the outcome is used
+            outcome = error
+        self._done.put((lane, mark, outcome))

@@ -1,0 +1,31 @@
+"""How far a segment is in one log: its only log, or that of one partition."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from quorin.shm import Segment
+
+
+class Progress(Protocol):
+    """A position in one log, in a segment's header."""
+
+    @property
+    def position(self) -> int:
+        """The log position up to which everything is applied; 0 before the first."""
+
+    @property
+    def log_identity(self) -> int:
+        """Which log the position belongs to; 0 before the first."""
+
+    def commit_position(self, position: int, log_identity: int) -> None:
+        """Publish that everything up to ``position`` of a log is applied; call it after the rows are."""
+
+    def confirm(self, at_ns: int) -> None:
+        """Record that at a time (ns since the epoch) the log had nothing that this segment lacks."""
+
+
+def progress_of(segment: Segment, partition: int | None) -> Progress:
+    """The progress of a segment in the log of a partition; None is the only log of a deployment with one partition."""
+    return segment if partition is None else segment.part(partition)

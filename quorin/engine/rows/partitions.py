@@ -1,0 +1,53 @@
+"""Batches by partition: which partition each id is in, and a batch split into one for each partition."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from quorin.engine.format.partition import check_count, hash_shift
+from quorin.engine.rows.packed import text_addresses
+
+if TYPE_CHECKING:
+    from quorin.engine.arrays import Bytes
+
+
+def partitions_of(ids: pa.Array, count: int) -> Bytes:
+    """The partition, of ``count``, of each id of an Arrow array of strings or bytes, as uint8 of shape ``(n,)``.
+
+    Equal to :func:`quorin.engine.format.partition.partition_of`. Ids must not be null.
+    """
+    if check_count(count) == 1 or not len(ids):
+        return np.zeros(len(ids), np.uint8)
+    from quorin.engine import kernels
+
+    partitions = np.empty(len(ids), np.uint8)
+    kernels.partitions_of(*text_addresses(ids), hash_shift(count), partitions)
+    return partitions
+
+
+def order_by_partition(partitions: Bytes, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers in the order of partitions, int64 of shape ``(n,)``, and where each begins, of ``(count + 1,)``.
+
+    Rows of one partition stay in their order.
+    """
+    from quorin.engine import kernels
+
+    starts, order = np.empty(count + 1, np.int64), np.empty(partitions.size, np.int64)
+    kernels.order_by_partition(partitions, starts, order)
+    return order, starts
+
+
+def split(batch: pa.RecordBatch, count: int) -> dict[int, pa.RecordBatch]:
+    """The rows of a canonical batch by partition, in their order; partitions without rows are left out."""
+    if not batch.num_rows:
+        return {}
+    order, starts = order_by_partition(partitions_of(batch.column(0), count), count)
+    ordered, begins = batch.take(pa.array(order)), starts.tolist()
+    return {
+        partition: ordered.slice(begins[partition], begins[partition + 1] - begins[partition])
+        for partition in range(count)
+        if begins[partition + 1] > begins[partition]
+    }
