@@ -127,7 +127,7 @@ def numbers(array: pa.Array, kind: type[np.number[Any]]) -> AnyArray:
 
 
 def number_array(values: Sequence[int] | AnyArray, kind: pa.DataType) -> pa.Array:
-    """Numbers without nulls as an array, a view of ``values`` where they are in NumPy; ``pa.array`` would load pandas."""
+    """Numbers without nulls as an array, a view of ``values`` if they are in NumPy; ``pa.array`` would load pandas."""
     items = np.ascontiguousarray(values, kind.to_pandas_dtype())
     return pa.Array.from_buffers(kind, len(items), [None, pa.py_buffer(items)])
 

@@ -136,7 +136,7 @@ class Remembered(NoopOfflineWriter):
 
 
 def test_no_rows_wait_until_pandas_is_loaded(world: World) -> None:
-    """Arrow loads pandas with the first array of Python's or NumPy's values, in half a second of the applying thread."""
+    """Arrow loads pandas with the first array of Python's or NumPy's values, in half a second of that thread."""
     wide = make_schema(
         "Wide",
         [
@@ -149,10 +149,11 @@ def test_no_rows_wait_until_pandas_is_loaded(world: World) -> None:
     rows = [row(number, None) | values for number in range(20)]
     table = pa.Table.from_pylist([{"entity_id": f"e{number}", **rows[number]} for number in range(20)])
     for schema in (TRIP, wide):
+        names = [field.name for field in schema.fields]
         world.backend.control.put_schema(schema.__name__, schema_to_json(schema))
-        world.producer.write_many(schema, table.select(["entity_id", *(field.name for field in schema.fields)]))
+        world.producer.write_many(schema, table.select(["entity_id", *names]))
         for number in range(20):
-            world.producer.write(schema, f"e{number}", {field.name: rows[number][field.name] for field in schema.fields})
+            world.producer.write(schema, f"e{number}", {name: rows[number][name] for name in names})
             world.producer.write(schema, f"e{number}", {"score": 2.0}, partial=True)
         world.producer.delete(schema, "e1")
         world.append(schema, b"garbage")
