@@ -156,6 +156,8 @@ class WALConsumer:
         """
         with _exclusive(self._running), self._snapshots:
             self._agenda = self._new_agenda()
+            if self._has_history:
+                self._flusher.prepare()
             try:
                 while (step := next_step(self._agenda, time.monotonic()))[0] is not Step.stop:
                     self._perform(*step)

@@ -6,6 +6,8 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from quorin import metrics
 from quorin.engine.consumer.history import ConcurrentWriter
 from quorin.errors import HistoryUnavailableError
@@ -31,6 +33,13 @@ class Flusher:
         self._lanes = lanes
         self._thread: ThreadPoolExecutor | None = None
         self._in_flight: tuple[Future[int], Flushed] | None = None
+
+    @staticmethod
+    def prepare() -> None:
+        """Load now what rows on their way to a history would wait for: Arrow imports pandas, if there is one, with the
+        first scalar, which takes half a second.
+        """
+        pa.scalar(0)
 
     @property
     def is_done(self) -> bool:
