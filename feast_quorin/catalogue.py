@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from feast_quorin.convert.entity_ids import MAX_ID_BYTES
 from quorin.errors import SegmentConflictError, SegmentNotFoundError, WriterLeaseHeldError
-from quorin.hydration import rebuild_segment
+from quorin.hydration import begin, beginnings_of, ends_of, rebuild_segment
 from quorin.schema import Check, Schema, checks_to_json, schema_from_json, schema_to_json
-from quorin.wal import Beginning
 
 if TYPE_CHECKING:
     from feast_quorin.config import StoreSettings
     from quorin.offline import ParquetDatasetStore
     from quorin.shm import Segment, SegmentRegistry
     from quorin.snapshot import Peers, SnapshotStore
+    from quorin.wal import Beginning
 
 _RETRY_SECONDS = 0.01
 
@@ -32,7 +32,7 @@ class Vacancy(NamedTuple):
     meanwhile.
     """
 
-    beginning: Beginning
+    beginning: Beginning | Sequence[Beginning] | None
     replacing: str | None
 
 
@@ -53,7 +53,6 @@ class Catalogue:
         self._snapshots = snapshots
         self._peers = peers
         self._control = registry.backend.control
-        self._log = registry.backend.log()
 
     def current_schema(self, name: str) -> Schema | None:
         """The schema with this name in the control plane; None if there is none."""
@@ -80,8 +79,7 @@ class Catalogue:
 
     def vacancy(self, name: str) -> Vacancy:
         """Where a new schema and its segment would begin. Call it before :meth:`current_schema`."""
-        identity, bounds = self._log.state()
-        return Vacancy(Beginning(identity, bounds.last), self._registry.node.current(name))
+        return Vacancy(ends_of(self._registry), self._registry.node.current(name))
 
     def create(self, schema: Schema, vacancy: Vacancy) -> None:
         """Store a new schema, and make an empty segment of it current on this node. It applies entries logged after its
@@ -98,10 +96,7 @@ class Catalogue:
         segment = self._registry.create(
             schema, set_current=False, capacity=self._settings.capacity, max_id_bytes=MAX_ID_BYTES
         )
-        segment.commit_position(beginning.position, beginning.log_identity)
-        if self._history is not None:
-            # Entries for a segment that another process makes current meanwhile come after the beginning.
-            self._history.skip_to(schema, beginning.position)
+        begin(segment, self._registry, beginning, self._history)
         self._registry.publish(segment, replacing=vacancy.replacing, beginning=beginning, restores=True)
         segment.close()
 
@@ -115,7 +110,7 @@ class Catalogue:
         """
         # In this order: discard() drops the schema first, and then the segment.
         lost = self._registry.vacancy(name)
-        beginning = self._control.beginnings().get(name)
+        beginning = beginnings_of(self._registry.backend, name)
         schema = self.current_schema(name)
         if schema is None:
             return

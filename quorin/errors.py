@@ -84,6 +84,35 @@ class EntityNotFoundError(QuorinError, KeyError):
         return f"no row for entity id {self.entity_id!r} in segment {self.segment_name!r}"
 
 
+class NotHeldError(QuorinError, LookupError):
+    """An entity's partition is not held by this node, so it is not known whether the entity has a row.
+
+    :attr:`partition` is its number, :attr:`holders` names the nodes that hold it, as far as this node knows.
+    """
+
+    def __init__(self, schema_name: str, partition: int, holders: tuple[str, ...] = ()) -> None:
+        super().__init__(schema_name, partition, holders)
+        self.schema_name = schema_name
+        self.partition = partition
+        self.holders = holders
+
+    def __str__(self) -> str:
+        where = f"it is held by {', '.join(self.holders)}" if self.holders else "no node is known to hold it"
+        return f"partition {self.partition} of {self.schema_name!r} is not held by this node: {where}"
+
+
+class HoldersUnavailableError(NotHeldError):
+    """An entity's partition is not held by this node, and no node that holds it has answered: :attr:`reasons`."""
+
+    def __init__(self, schema_name: str, partition: int, holders: tuple[str, ...], reasons: tuple[str, ...]) -> None:
+        super().__init__(schema_name, partition, holders)
+        self.args = schema_name, partition, holders, reasons
+        self.reasons = reasons
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}; {'; '.join(self.reasons)}"
+
+
 class ChangesForgottenError(QuorinError, LookupError):
     """Changes were asked for since a position at which a segment still had deletions that it has forgotten since:
     :attr:`complete_from` is the first position since which it knows all changes.

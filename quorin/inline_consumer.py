@@ -20,6 +20,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
+from quorin.engine.log.token import Token
+from quorin.engine.reads.waiting import has_applied
 from quorin.errors import (
     NotPicklableError,
     SchemaMismatchError,
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from quorin.wal import Tail
     from quorin.wal_consumer import OfflineWriter
 
-__all__ = ["InlineConsumer", "wait_until_applied"]
+__all__ = ["InlineConsumer", "progress", "shows", "wait_until_applied"]
 
 DEFAULT_TIMEOUT_MS = 10_000.0
 _FIRST_PAUSE_SECONDS = 0.0002
@@ -143,6 +145,11 @@ class InlineConsumer:
         ``after`` is a position that the segment has reached. If the log has nothing after it, no segment is opened for
         writing. Raises as :meth:`settle`.
         """
+        if self._registry.partitioning.count > 1:
+            ends = self._ends()
+            if not self.drain() and not self._shows(ends):
+                self._wait(ends)
+            return
         last = self._log.bounds().last
         if self._has_all(after, last):
             return
@@ -155,9 +162,26 @@ class InlineConsumer:
 
         Returns a log position up to which the segment then has all entries of its schema; 0 if another process is
         applying them. Raises as :meth:`drain`.
+
+        :raises PartitionedError: with several partitions, which have no position in common.
         """
         last = self._log.bounds().last
         return last if self._has_all(after, last) or self.drain() else 0
+
+    def _ends(self) -> Token:
+        """The last position of each partition's log that the node holds."""
+        held = self._registry.partitioning if self.segment is None else self.segment.partitioning
+        logs = (self._registry.backend.log(self._stream_key, partition) for partition in sorted(held.held))
+        states = (log.state() for log in logs)
+        return Token(*((identity, bounds.last) for identity, bounds in states if bounds.last))
+
+    def _shows(self, position: int) -> bool:
+        """Whether the segment has applied a position; of several partitions, those of a token."""
+        try:
+            segment = self.segment
+            return segment is not None and shows(segment, position)
+        except _GONE:
+            return False
 
     def _has_all(self, after: int, last: int) -> bool:
         """Whether the log has no entry of the schema after one position and up to another."""
@@ -243,10 +267,10 @@ class InlineConsumer:
             return None
 
     def _position(self) -> int:
-        """The position of the segment; 0 if it was replaced at this moment."""
+        """The position of the segment, of several partitions their sum; 0 if it was replaced at this moment."""
         segment = self.segment
         try:
-            return 0 if segment is None else segment.position
+            return 0 if segment is None else progress(segment)
         except _GONE:
             return 0
 
@@ -263,7 +287,29 @@ class InlineConsumer:
         return False
 
     def _wait(self, position: int) -> None:
-        wait_until_applied(self.schema_name, position, self._position, timeout_ms=self._timeout_ms, apply=self.drain)
+        wait_until_applied(
+            self.schema_name,
+            position,
+            self._position,
+            timeout_ms=self._timeout_ms,
+            apply=self.drain,
+            shows=lambda: self._shows(position),
+        )
+
+
+def shows(segment: Segment, position: int) -> bool:
+    """Whether a segment has applied a position; with several partitions, what a token has of those that it holds.
+
+    :raises TokenError: with several partitions, for a position that is no token, or a token of other logs.
+    """
+    if segment.partitioning.count == 1:
+        return segment.position >= position
+    return has_applied(segment, Token.of(position))
+
+
+def progress(segment: Segment) -> int:
+    """A number that grows as a segment advances: its position, or the sum of those of its partitions."""
+    return segment.position if segment.partitioning.count == 1 else sum(part.position for part in segment.parts())
 
 
 def wait_until_applied(
@@ -273,8 +319,10 @@ def wait_until_applied(
     *,
     timeout_ms: float = DEFAULT_TIMEOUT_MS,
     apply: Callable[[], bool] = lambda: False,
+    shows: Callable[[], bool] | None = None,
 ) -> None:
-    """Wait until ``applied()``, a segment's position, has reached a log position.
+    """Wait until ``applied()``, a segment's position, has reached a log position; or until ``shows()``, where several
+    partitions have a position each.
 
     ``apply`` is tried again and again meanwhile; the wait ends when it returns True. As long as the position advances
     there is no limit.
@@ -284,7 +332,7 @@ def wait_until_applied(
     pause, reached, since = _FIRST_PAUSE_SECONDS, -1, time.monotonic()
     while not apply():
         now_at = applied()
-        if now_at >= position:
+        if now_at >= position if shows is None else shows():
             return
         if now_at > reached:
             reached, since = now_at, time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,10 @@ from quorin.engine.checks.stored import store_checks
 from quorin.engine.format.name import is_same_line
 from quorin.engine.memory.access import SHM_GROUP_VARIABLE, resolve_group
 from quorin.engine.memory.file import SHM_DIR, SHM_DIR_VARIABLE, default_shm_dir
-from quorin.engine.memory.first import first_generation, first_heap_bytes, first_sizes
+from quorin.engine.memory.first import first_generation, first_heap_bytes, first_sizes, held_partitions
 from quorin.engine.memory.generations import create_successor
 from quorin.engine.memory.kept import DEFAULT_PINNED_GENERATIONS, Limits
-from quorin.engine.memory.lineage import attach_newest, unlink_line
+from quorin.engine.memory.lineage import attach_if_there, attach_newest, unlink_line
 from quorin.engine.memory.lock import FileLock
 from quorin.engine.memory.node import Node
 from quorin.engine.memory.pinned import Generation, check_pin, generations, pin_generation
@@ -36,7 +37,8 @@ from quorin.errors import (
 from quorin.schema import FeatureSchema, Schema, schema_to_json
 
 if TYPE_CHECKING:
-    from quorin.engine.backend import Beginning
+    from quorin.engine.backend.protocols import Beginnings
+    from quorin.engine.format.partition import Partitioning
     from quorin.engine.memory.view import SegmentView
 
 __all__ = [
@@ -77,8 +79,8 @@ class SegmentRegistry:
     schemas may take together. They apply to what this registry's segments replace; where there is no room for rows,
     kept generations go first. At most ``max_pinned`` generations of a schema can be pinned at a time.
 
-    ``partitions`` is the number of the deployment's partitions, if it is to be checked, as for
-    :class:`quorin.wal.WALProducer`.
+    ``partitions`` is the deployment's number of partitions, to be checked, as for :class:`quorin.wal.WALProducer`.
+    ``held`` says which of them new segments hold, as numbers or a text such as ``"0-7"``; by default all.
 
     A registry is pickled as its connection, including a Redis password in plain text, for a process that has the same
     ``shm_dir``.
@@ -95,9 +97,11 @@ class SegmentRegistry:
         keep_bytes: int | None = None,
         max_pinned: int = DEFAULT_PINNED_GENERATIONS,
         partitions: int | None = None,
+        held: frozenset[int] | str | None = None,
     ) -> None:
         from quorin.engine.backend import connect
 
+        self._held = held
         self.limits = Limits(keep_generations, keep_bytes, max_pinned)
         self._directory = absolute(default_shm_dir() if shm_dir is None else shm_dir)
         if not self._directory.is_dir():
@@ -122,9 +126,17 @@ class SegmentRegistry:
         """The directory of the segment files."""
         return self._directory
 
+    @cached_property
+    def partitioning(self) -> Partitioning:
+        """How many partitions the deployment has, which the control plane is asked once, and which of them are held.
+
+        :raises PartitionCountError: if ``held`` names others. :raises ConnectionFailedError: if it cannot be asked.
+        """
+        return held_partitions(self._held, self.backend.partitions())
+
     def current_name(self, schema_name: str) -> str | None:
         """This node's segment for a schema of this name, whatever its fields; None if its file is gone."""
-        view = _attach_if_there(self._directory, self.node.current(schema_name))
+        view = attach_if_there(self._directory, self.node.current(schema_name))
         return None if view is None else view.name
 
     def vacancy(self, schema_name: str) -> str | None:
@@ -135,7 +147,7 @@ class SegmentRegistry:
         :raises SegmentConflictError: if the schema has a current segment.
         """
         name = self.node.current(schema_name)
-        if _attach_if_there(self._directory, name) is not None:
+        if attach_if_there(self._directory, name) is not None:
             raise SegmentConflictError(f"{schema_name!r} has a current segment, {name!r}, which stays as it is")
         return name
 
@@ -163,20 +175,10 @@ class SegmentRegistry:
         """
         _check_schema(schema)
         sizes = first_sizes(schema, capacity, max_id_bytes, prefault_rows)
-        if not set_current:
-            return self.adopt(first_generation(self.shm_dir, schema, self.node.identity, self.shm_group, sizes))
-        while True:
-            name = self.node.current(schema.__name__)
-            previous = _attach_if_there(self._directory, name, writable=True)
-            if previous is None:
-                segment = self.adopt(first_generation(self.shm_dir, schema, self.node.identity, self.shm_group, sizes))
-                self.publish(segment, replacing=name)
-                return segment
-            with suppress(SegmentNotFoundError):  # It was discarded this moment.
-                return _replace(self, previous, schema, sizes)
+        return _create_current(self, schema, sizes) if set_current else _first(self, schema, sizes)
 
     def publish(
-        self, segment: Segment, *, replacing: str | None, beginning: Beginning | None = None, restores: bool = False
+        self, segment: Segment, *, replacing: str | None, beginning: Beginnings = None, restores: bool = False
     ) -> None:
         """Make a segment the current one of its schema on this node.
 
@@ -184,14 +186,15 @@ class SegmentRegistry:
         the segment. If that segment still exists its file is removed, which tells readers and writers that have it open
         that it is no longer current. If publishing fails, ``segment`` is discarded. The control plane gets the schema,
         unless it has a later version, to which a consumer then upgrades the segment. With ``restores`` it must not have
-        dropped it, or replaced it by another. ``beginning`` is where the segment's rows begin in the log.
+        dropped it, or replaced it by another. ``beginning`` is where the segment's rows begin in the log,
+        or in that of each partition.
 
         :raises SegmentConflictError: if another segment than ``replacing`` is current; that one stays.
         :raises WriterLeaseHeldError: if another process writes to the segment that would be replaced.
         :raises ConnectionFailedError: if the control plane is away.
         """
         schema_name, control = segment.schema.__name__, self.backend.control
-        previous = _attach_if_there(self._directory, replacing, writable=True)
+        previous = attach_if_there(self._directory, replacing, writable=True)
         try:
             if previous is None:
                 make_current(self.node, control, segment, replacing, beginning, restores=restores)
@@ -207,7 +210,7 @@ class SegmentRegistry:
                 raise SegmentConflictError(f"the segment of {schema_name!r} was removed at the same time") from error
             raise
 
-    def create_schema(self, schema: Schema, beginning: Beginning) -> bool:
+    def create_schema(self, schema: Schema, beginning: Beginnings) -> bool:
         """Store a schema in the control plane, whose rows begin at ``beginning``; False if it has one of this name."""
         control = self.backend.control
         is_new = control.swap_schema(schema.__name__, schema_to_json(schema), expected=None, beginning=beginning)
@@ -336,6 +339,24 @@ def _open(
     return Segment(view, registry.node, read_only=True, limits=registry.limits, pin=held)
 
 
+def _first(registry: SegmentRegistry, schema: Schema, sizes: dict[str, Any]) -> Segment:
+    """A new, empty segment in a line of its own; not current."""
+    identity, group = registry.node.identity, registry.shm_group
+    return registry.adopt(first_generation(registry.shm_dir, schema, identity, group, registry.partitioning, sizes))
+
+
+def _create_current(registry: SegmentRegistry, schema: Schema, sizes: dict[str, Any]) -> Segment:
+    while True:
+        name = registry.node.current(schema.__name__)
+        previous = attach_if_there(registry.shm_dir, name, writable=True)
+        if previous is None:
+            segment = _first(registry, schema, sizes)
+            registry.publish(segment, replacing=name)
+            return segment
+        with suppress(SegmentNotFoundError):  # It was discarded this moment.
+            return _replace(registry, previous, schema, sizes)
+
+
 def _replace(registry: SegmentRegistry, previous: SegmentView, schema: Schema, sizes: dict[str, Any]) -> Segment:
     """Replace a segment by a new, empty one; a writer that the registry opened releases its lease."""
     registry.release_lease(previous.name)
@@ -345,7 +366,8 @@ def _replace(registry: SegmentRegistry, previous: SegmentView, schema: Schema, s
         # consumer can apply it before the segment of this schema is in force.
         registry.backend.control.put_schema(schema.__name__, schema_to_json(schema))
         store_checks(registry.backend.control, schema)
-        segment.replace(create_successor(segment.current_view(), schema, **sizes))
+        partitioning = registry.partitioning
+        segment.replace(create_successor(segment.current_view(), schema, partitioning=partitioning, **sizes))
         return registry.adopt(segment.current_view())
 
 
@@ -359,15 +381,6 @@ def _locked_newest(segment: Segment) -> tuple[SegmentView, FileLock]:
         if view.successor_name is None:
             return view, lease
         lease.release()  # Its writer flipped before we had the lock.
-
-
-def _attach_if_there(directory: Path, name: str | None, *, writable: bool = False) -> SegmentView | None:
-    if name is None:
-        return None
-    try:
-        return attach_newest(directory, name, None, writable=writable)
-    except (SegmentNotFoundError, CorruptSegmentError):
-        return None
 
 
 def _check_schema(schema: object) -> None:

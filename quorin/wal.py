@@ -239,13 +239,13 @@ class WALProducer:
         :raises NotYetAppliedError: after ``timeout_ms``, naming the nodes. :raises ConnectionFailedError: if the
             control plane cannot be reached.
         """
-        from quorin.engine.ops.nodes import late_nodes
+        from quorin.engine.backend import logs
+        from quorin.engine.ops.nodes import late_nodes, positions_of
 
         _check_schema(schema)
         name = schema.__name__
-        late = late_nodes(
-            self._backend, lambda node: node.position_of(name) < position, timeout_seconds=timeout_ms / 1000
-        )
+        positions = positions_of(logs(self._backend, self._log.stream_key), position)
+        late = late_nodes(self._backend, lambda node: node.lacks(name, positions), timeout_seconds=timeout_ms / 1000)
         if late:
             raise NotYetAppliedError(name, position, timeout_ms, late)
 

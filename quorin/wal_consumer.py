@@ -116,7 +116,7 @@ class WALConsumer:
         self._owns_backend = self._backend is not connection
         registry = SegmentRegistry(self._backend, namespace=namespace) if registry is None else registry
         trims, sources = trims and offline is not None, {"history": offline, "snapshots": snapshots, "peers": peers}
-        self._stop, self._running = threading.Event(), threading.Lock()
+        self._registry, self._stop, self._running = registry, threading.Event(), threading.Lock()
         is_of_all, role = schemas_or_segments is None, "follower" if yields else "consumer"
         self._ownership = Ownership(
             schemas_or_segments,
@@ -224,7 +224,7 @@ class WALConsumer:
                 self._take(waiting=True)
             elif step is Step.check:
                 self._check()
-                self._precedence.announce(self._backend.control, self._ownership.reports())
+                self._precedence.announce(self._backend.control, self._ownership.reports(), self._registry.partitioning)
             elif step is Step.flush:
                 self._advance_flush()
             elif step is Step.read:

@@ -95,7 +95,13 @@ def settle(session: Session, view: StoredView, position: int, tail: Tail | None 
             consumer.drain(tail, calls_holder=True)
     elif waits:
         name = view.schema.__name__
-        wait_until_applied(name, position, lambda: session.position(view), timeout_ms=settings.timeout_ms)
+        wait_until_applied(
+            name,
+            position,
+            lambda: session.progress(view),
+            timeout_ms=settings.timeout_ms,
+            shows=lambda: session.shows(view, position),
+        )
     if settings.wait == "fleet":
         session.producer.wait_for_nodes(view.schema, position, timeout_ms=settings.timeout_ms)
 

@@ -21,6 +21,7 @@ from quorin.cli.options import (
     StreamKey,
     of_repository,
 )
+from quorin.cli.partitions import Of, Ordinal, Partitions, held_partitions
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
 if TYPE_CHECKING:
@@ -127,6 +128,9 @@ def consumer(
     max_id_bytes: MaxIdBytes = 64,
     shm_dir: ShmDir = None,
     shm_group: ShmGroup = None,
+    partitions: Partitions = None,
+    ordinal: Ordinal = None,
+    of: Of = None,
     frozen_after: FrozenAfter = 30.0,
     node_timeout: NodeTimeout = "10m",
     snapshots: Snapshots = None,
@@ -154,6 +158,9 @@ def consumer(
         quorin consumer -c redis://localhost:6379 --snapshots data/snapshots  # also save snapshots
         # start with the rows of another machine:
         quorin consumer -c redis://localhost:6379 --bootstrap-from http://localhost:6566
+        # hold a part of the rows:
+        quorin consumer -c "redis://localhost:6379?partitions=16" --partitions 0-7
+        quorin consumer -c "redis://localhost:6379?partitions=16" --partitions auto --ordinal 0 --of 2
 
     Exit codes: 0 stopped by a signal, 1 could not continue (with the reason on stderr), 2 wrong usage.
     """
@@ -171,7 +178,9 @@ def consumer(
         backend,
         None,
         offline=history,
-        registry=_registry(backend, namespace, shm_dir, shm_group, keep_generations, keep_mib),
+        registry=_registry(
+            backend, shm_dir, shm_group, keep_generations, keep_mib, held_partitions(backend, partitions, ordinal, of)
+        ),
         stream_key=stream_key,
         capacity=capacity,
         max_id_bytes=max_id_bytes,
@@ -188,11 +197,11 @@ def consumer(
 
 def _registry(
     backend: Backend,
-    namespace: str,
     shm_dir: Path | None,
     shm_group: str | None,
     keep_generations: int | None,
     keep_mib: int | None,
+    held: frozenset[int] | str | None,
 ) -> SegmentRegistry:
     from quorin.shm import SegmentRegistry
 
@@ -200,9 +209,10 @@ def _registry(
         backend,
         shm_dir=shm_dir,
         shm_group=shm_group,
-        namespace=namespace,
+        namespace=backend.namespace,
         keep_generations=keep_generations,
         keep_bytes=None if keep_mib is None else keep_mib << 20,
+        held=held,
     )
 
 

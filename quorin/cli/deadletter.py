@@ -10,10 +10,11 @@ import typer
 from quorin.cli.help import add_command
 from quorin.cli.options import Connection, Namespace, Opened, StreamKey
 from quorin.cli.output import Json, add_row, console, print_json, table
+from quorin.engine.backend import logs
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SEQUENCE_BITS
 
 if TYPE_CHECKING:
-    from quorin.engine.backend import Backend, DeadLetter
+    from quorin.engine.backend import Backend, DeadLetter, Log
 
 app = typer.Typer(
     name="deadletter",
@@ -37,16 +38,16 @@ def list_dead_letters(
     Exit codes: 0 shown, also if there are none, 1 the control plane cannot be reached, 2 wrong usage.
     """
     with Opened(connection, namespace) as backend:
-        letters = backend.log(stream_key).dead_letters()
+        letters, is_parted = _letters(backend, stream_key), backend.partitions() > 1
     if as_json:
-        print_json({"dead_letters": [_summary(letter) for letter in letters]})
+        print_json({"dead_letters": [_summary(*one, is_parted=is_parted) for one in letters]})
         return
     if not letters:
         typer.echo("no dead letters")
         return
-    listed = table(*_NAMES.values())
-    for letter in letters:
-        add_row(listed, *("?" if cell is None else cell for cell in _summary(letter).values()))
+    listed = table(*_NAMES.values(), *(["partition"] if is_parted else []))
+    for one in letters:
+        add_row(listed, *("?" if cell is None else cell for cell in _summary(*one, is_parted=is_parted).values()))
     console().print(listed)
 
 
@@ -70,8 +71,8 @@ def show_dead_letter(
     from quorin.errors import InvalidEntryError
 
     with Opened(connection, namespace) as backend:
-        letter = _find(backend, stream_key, [position])[0]
-    shown: dict[str, Any] = _summary(letter)
+        (letter, log), is_parted = _find(backend, stream_key, [position])[0], backend.partitions() > 1
+    shown: dict[str, Any] = _summary(letter, log, is_parted=is_parted)
     try:
         record = decode(letter.payload)
         shown |= {"kind": record.kind.name, "values": record.batch.slice(0, rows).to_pylist()}
@@ -110,9 +111,9 @@ def replay_dead_letters(
         raise typer.BadParameter("give positions, or --all")
     failed = 0
     with Opened(connection, namespace) as backend:
-        for letter in _find(backend, stream_key, positions or []):
+        for letter, log in _find(backend, stream_key, positions or []):
             try:
-                typer.echo(f"{letter.position} is in the log again at {replay(backend.log(stream_key), letter)}")
+                typer.echo(f"{letter.position} is in the log again at {replay(log, letter)}")
             except InvalidEntryError as error:
                 failed += 1
                 typer.echo(str(error), err=True)
@@ -125,17 +126,26 @@ add_command(app, show_dead_letter, "show")
 add_command(app, replay_dead_letters, "replay")
 
 
-def _find(backend: Backend, stream_key: str, positions: list[int]) -> list[DeadLetter]:
-    """The dead letters at these positions; all without positions."""
-    letters = {letter.position: letter for letter in backend.log(stream_key).dead_letters()}
+def _letters(backend: Backend, stream_key: str) -> list[tuple[DeadLetter, Log]]:
+    """All dead letters, by position, each with its log."""
+    found = [(letter, log) for log in logs(backend, stream_key) for letter in log.dead_letters()]
+    return sorted(found, key=lambda one: one[0].position)
+
+
+def _find(backend: Backend, stream_key: str, positions: list[int]) -> list[tuple[DeadLetter, Log]]:
+    """The dead letters at these positions, of any partition's log; all without positions."""
+    letters = _letters(backend, stream_key)
+    known = {letter.position for letter, _ in letters}
     for position in positions:
-        if position not in letters:
+        if position not in known:
             raise typer.BadParameter(f"there is no dead letter at {position}; `quorin deadletter list` shows them")
-    return [letters[position] for position in positions] if positions else list(letters.values())
+    return [one for position in positions for one in letters if one[0].position == position] if positions else letters
 
 
-def _summary(letter: DeadLetter) -> dict[str, Any]:
-    """A dead letter without its rows; None for what its header does not contain."""
+def _summary(letter: DeadLetter, log: Log, *, is_parted: bool) -> dict[str, Any]:
+    """A dead letter without its rows, with its partition if there are several; None for what its header does not
+    contain.
+    """
     from quorin.engine.log.record import peek
     from quorin.errors import InvalidEntryError
 
@@ -147,7 +157,7 @@ def _summary(letter: DeadLetter) -> dict[str, Any]:
     # A position begins with the milliseconds at which the log assigned it, or at which the log began.
     logged_at = datetime.fromtimestamp((letter.position >> SEQUENCE_BITS) / 1000, UTC).isoformat(timespec="seconds")
     values = (letter.position, logged_at, schema, rows, len(letter.payload), letter.reason)
-    return dict(zip(_NAMES, values, strict=True))
+    return dict(zip(_NAMES, values, strict=True)) | ({"partition": log.partition} if is_parted else {})
 
 
 _NAMES = {

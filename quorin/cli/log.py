@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +12,7 @@ from quorin.cli.help import add_command
 from quorin.cli.options import Connection, Namespace, Opened, Raw, StreamKey, resolve_schema
 from quorin.cli.output import Json, add_row, console, plain, print_json, table
 from quorin.cli.repository import Names
+from quorin.engine.backend import logs as logs_of
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SEQUENCE_BITS
 from quorin.engine.words import moment
 
@@ -30,6 +31,9 @@ def tail(
     schema: Annotated[
         str | None, typer.Option("--schema", "-s", help="Only this schema or feature view.", show_default=False)
     ] = None,
+    partition: Annotated[
+        int | None, typer.Option(min=0, help="Only the log of this partition. Default: all.", show_default=False)
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-F", help="Show new entries too, until Ctrl-C.")] = False,
     rows: Annotated[bool, typer.Option("--rows", help="Show the rows of each entry.")] = False,
     namespace: Namespace = DEFAULT_NAMESPACE,
@@ -45,6 +49,7 @@ def tail(
         quorin log tail                             # the last ten
         quorin log tail -n 3 --rows                 # with their rows
         quorin log tail --schema driver_stats --json
+        quorin log tail --partition 3               # of one partition
 
     Exit codes: 0 shown, 1 the control plane cannot be reached, 2 wrong usage, 130 ended by Ctrl-C.
     """
@@ -52,20 +57,33 @@ def tail(
         raise typer.BadParameter("--follow prints lines as they come; expected it without --json")
     with Opened(connection, namespace) as backend:
         names, name = Names.of(backend, raw=raw), None if schema is None else resolve_schema(backend, schema)
-        log = backend.log(stream_key)
-        last = log.bounds().last
-        shown = [_entry(*one, names=names, rows=rows or as_json) for one in last_entries(log, entries, name)]
+        logs = logs_of(backend, stream_key) if partition is None else [backend.log(stream_key, partition)]
+        lasts = {log: log.bounds().last for log in logs}
+        is_parted = backend.partitions() > 1
+        found = sorted(
+            (*one, log.partition if is_parted else None) for log in logs for one in last_entries(log, entries, name)
+        )[-entries:]
+        shown = [_entry(*one, names=names, rows=rows or as_json) for one in found]
         if as_json:
-            print_json({"entries": shown, "last": last})
+            print_json({"entries": shown, "last": max(lasts.values())})
             return
         _print(shown, rows=rows)
         while follow:
-            found = log.read(last, schema_names=None if name is None else [name], block_ms=_WAIT_MS)
-            _print([_entry(*one, names=names, rows=rows) for one in found.entries], rows=rows, header=False)
-            last = max(last, found.through)
+            _follow(lasts, name, lambda *one: _entry(*one, names=names, rows=rows), is_parted=is_parted, rows=rows)
 
 
 add_command(app, tail)
+
+
+def _follow(
+    lasts: dict[Log, int], name: str | None, entry: Callable[..., dict[str, Any]], *, is_parted: bool, rows: bool
+) -> None:
+    """Show what is new in the logs since the positions ``lasts``, and move these on; waits a little for entries."""
+    for log, last in lasts.items():
+        found = log.read(last, schema_names=None if name is None else [name], block_ms=_WAIT_MS // len(lasts))
+        new = [entry(*one, log.partition if is_parted else None) for one in found.entries]
+        _print(new, rows=rows, header=False)
+        lasts[log] = max(last, found.through)
 
 
 def last_entries(log: Log, count: int, schema_name: str | None = None) -> Iterator[tuple[int, bytes]]:
@@ -92,12 +110,13 @@ def last_entries(log: Log, count: int, schema_name: str | None = None) -> Iterat
         window_ms *= 10
 
 
-def _entry(position: int, payload: bytes, *, names: Names, rows: bool) -> dict[str, Any]:
+def _entry(position: int, payload: bytes, partition: int | None, *, names: Names, rows: bool) -> dict[str, Any]:
     """What an entry says of itself; a damaged one has its reason instead."""
     from quorin.engine.log.record import Kind, decode, is_of_load, load_of, peek
     from quorin.errors import InvalidEntryError
 
     entry: dict[str, Any] = {"position": position, "bytes": len(payload)}
+    entry |= {} if partition is None else {"partition": partition}
     try:
         header = peek(payload)
         entry |= {
@@ -120,18 +139,25 @@ def _print(entries: list[dict[str, Any]], *, rows: bool, header: bool = True) ->
         if header:
             typer.echo("no entries")
         return
-    listed = table("position", "written", "kind", "schema", "rows", "bytes")
+    columns = ["position", "written", "kind", "schema", "rows", "bytes"]
+    columns += ["partition"] if "partition" in entries[0] else []
+    listed = table(*columns)
     listed.show_header = header
     for entry in entries:
         if rows:
-            listed = table("position", "written", "kind", "schema", "rows", "bytes")
+            listed = table(*columns)
             listed.show_header = False
         kind = f"{entry['kind']} {entry['load']}" if "load" in entry else entry.get("kind")
         cells = moment(entry.get("written_ns")), kind, entry.get("schema", entry.get("problem"))
-        add_row(listed, entry["position"], *cells, entry.get("rows"), entry["bytes"])
+        add_row(listed, entry["position"], *cells, entry.get("rows"), entry["bytes"], *_partition_of(entry))
         if rows:
             console().print(listed)
             for row in entry.get("values", []):
                 typer.echo(f"  {plain(row)}")
     if not rows:
         console().print(listed)
+
+
+def _partition_of(entry: dict[str, Any]) -> list[int]:
+    """A cell more, with several partitions."""
+    return [entry["partition"]] if "partition" in entry else []

@@ -23,6 +23,9 @@ NodeTimeout = Annotated[
 def nodes(
     connection: Connection,
     schemas: Annotated[bool, typer.Option("--schemas", help="One line for each schema of each node.")] = False,
+    partitions: Annotated[
+        bool, typer.Option("--partitions", help="One line for each partition of each schema of each node.")
+    ] = False,
     node_timeout: NodeTimeout = "10m",
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
@@ -35,27 +38,31 @@ def nodes(
 
     Examples:
         quorin nodes
-        quorin nodes --schemas  # one line for each schema of each node
+        quorin nodes --schemas     # one line for each schema of each node
+        quorin nodes --partitions  # and for each partition
         quorin nodes --json
 
     Exit codes: 0 shown, 1 the control plane cannot be reached, 2 wrong usage.
     """
+    from quorin.engine.backend import logs
     from quorin.engine.ops.nodes import observed_nodes
 
     timeout = seconds(node_timeout)
     with Opened(connection, namespace) as backend:
-        found = observed_nodes(backend, backend.log(stream_key), node_timeout_seconds=timeout)
+        found = observed_nodes(backend, logs(backend, stream_key), node_timeout_seconds=timeout)
         address = backend.address
     if as_json:
         print_json({"address": address, "nodes": [node.as_dict() for node in found]})
     elif not found:
         console().print("no node has reported: run `quorin consumer` on it, or serve from it")
     else:
-        console().print(_by_schema(found) if schemas else _by_node(found))
+        console().print(_by_partition(found) if partitions else _by_schema(found) if schemas else _by_node(found))
 
 
 def _by_node(found: list[NodeReport]) -> object:
-    shown = table("node", "host", "applied by", "seen", "state", "schemas", "lag", "rows behind", "bytes behind")
+    names = ["node", "host", "applied by", "seen", "state", "schemas", "lag", "rows behind", "bytes behind"]
+    has_partitions = any(node.partitions.count > 1 for node in found)
+    shown = table(*names, *(["partitions"] if has_partitions else []))
     for node in found:
         behind = node.behind
         more = "" if behind.is_exact else "+"
@@ -70,6 +77,7 @@ def _by_node(found: list[NodeReport]) -> object:
             duration(node.lag_seconds),
             count(behind.rows) + more,
             size(behind.bytes) + more,
+            *([str(node.partitions)] if has_partitions else []),
         )
     return shown
 
@@ -90,4 +98,26 @@ def _by_schema(found: list[NodeReport]) -> object:
                 count(behind.rows) + more,
                 size(behind.bytes) + more,
             )
+    return shown
+
+
+def _by_partition(found: list[NodeReport]) -> object:
+    from quorin.engine.ops.nodes import PartReplica
+
+    shown = table("node", "schema", "partition", "position", "lag", "entries behind", "rows behind", "bytes behind")
+    for node in found:
+        for replica in node.replicas:
+            for part in replica.parts or (PartReplica(0, replica.position, replica.lag_seconds, replica.behind),):
+                behind, more = part.behind, "" if part.behind.is_exact else "+"
+                add_row(
+                    shown,
+                    node.node or "?",
+                    replica.schema_name,
+                    part.partition,
+                    part.position,
+                    duration(part.lag_seconds),
+                    count(behind.entries) + more,
+                    count(behind.rows) + more,
+                    size(behind.bytes) + more,
+                )
     return shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,13 +12,22 @@ import typer
 from quorin.cli.durations import seconds
 from quorin.cli.options import LogJson, Namespace, ServedConnection, ShmDir, resolve_name
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
+from quorin.engine.urls import HTTP_FORM, is_http, shown
 from quorin.errors import install_command, needs_extra
 
 _GROUP = "quorin.repository_server"
 _LARGEST_PORT = 65_535
 _MAX_AUTH_CACHE_SECONDS = 60
 _OF_REPOSITORIES = {"feature_store_yaml", "registry_ttl_sec", "metrics", "auth_cache_seconds"}
-_OF_CONNECTIONS = {"schema", "pin", "namespace", "shm_dir"}
+_OF_CONNECTIONS = {"schema", "pin", "namespace", "shm_dir", "partial", "peer_timeout", "peer_ca"}
+
+
+class MissingPartitions(StrEnum):
+    """What becomes of an answer if no machine answers for a partition."""
+
+    error = "error"
+    mask = "mask"
+
 
 Repository = Annotated[
     Path | None,
@@ -96,6 +106,33 @@ Pins = Annotated[
         show_default=False,
     ),
 ]
+Advertised = Annotated[
+    str | None,
+    typer.Option(
+        "--advertise",
+        envvar="QUORIN_ADVERTISE",
+        help="The URL at which the servers of other machines reach this one, to ask for rows that they do not hold. "
+        "Default: they don't.",
+        show_default=False,
+    ),
+]
+Partial = Annotated[
+    MissingPartitions,
+    typer.Option(
+        help="With --connection: if no machine answers for a partition, refuse the request or answer without its rows."
+    ),
+]
+PeerTimeout = Annotated[str, typer.Option(help="With --connection: how long another machine may take to answer.")]
+PeerCa = Annotated[
+    Path | None,
+    typer.Option(
+        "--peer-ca",
+        help="With --connection: the certificates (PEM) to trust of other machines. Default: the system's.",
+        exists=True,
+        dir_okay=False,
+        show_default=False,
+    ),
+]
 DrainSeconds = Annotated[int, typer.Option("--drain-seconds", min=0, help="How long a stop waits for requests.")]
 AccessLog = Annotated[bool, typer.Option("--access-log/--no-access-log", help="Log a line for each request.")]
 
@@ -121,6 +158,10 @@ def serve(
     max_rows: MaxRows = 1_000_000,
     transfers: Transfers = 1,
     pin: Pins = None,
+    advertise: Advertised = None,
+    partial: Partial = MissingPartitions.error,
+    peer_timeout: PeerTimeout = "1s",
+    peer_ca: PeerCa = None,
     drain_seconds: DrainSeconds = 30,
     access_log: AccessLog = False,
     log_json: LogJson = None,
@@ -136,6 +177,9 @@ def serve(
     `--connection` serves `POST /v1/read` (rows of one schema), `POST /v1/assemble` (vectors of several) and
     `GET /v1/schemas`; `GET /openapi.json` describes them. It reads what consumers on this machine apply.
 
+    On a machine that holds some partitions of a deployment, both ask the machines that hold the others for their rows,
+    with the token of `--token-file`: those whose servers `--advertise` a URL.
+
     With `Accept: application/vnd.apache.arrow.stream` both answer as Arrow. `GET /ready` is 200 when this machine has a
     fresh segment of every schema. SIGTERM stops: requests that are being answered are answered first.
 
@@ -143,11 +187,15 @@ def serve(
         quorin serve --repo feature_repo --workers 2
         quorin serve --connection redis://localhost:6379 --schema driver_stats --schema Items
         quorin serve --host 0.0.0.0 --tls-key key.pem --tls-cert cert.pem --token-file token
+        quorin serve --connection redis://redis:6379 --host 0.0.0.0 --advertise http://10.0.0.7:6566 --partial mask
     """
     if (tls_key is None) != (tls_cert is None):
         raise typer.BadParameter("expected both --tls-key and --tls-cert, or neither")
-    from quorin.http import Address, Limits, SegmentServer, run
+    from quorin.http import Address, Elsewhere, Limits, SegmentServer, run
 
+    if advertise is not None and not is_http(advertise):
+        raise typer.BadParameter(f"--advertise: expected {HTTP_FORM}, got {shown(advertise)!r}")
+    elsewhere = Elsewhere(partial.value, seconds(peer_timeout), peer_ca)
     limits = Limits(body_bytes=max_body_mib * 1024**2, rows=max_rows, idle_seconds=keep_alive)
     token = None if token_file is None else _token(token_file)
     max_lag_seconds = None if max_lag is None else seconds(max_lag)
@@ -157,7 +205,7 @@ def serve(
         places = namespace, shm_dir
         pins = _pins(str(connection), pin or [], *places)
         create = SegmentServer(
-            str(connection), names, namespace, shm_dir, token, max_lag_seconds, limits, transfers, pins
+            str(connection), names, namespace, shm_dir, token, max_lag_seconds, limits, transfers, pins, elsewhere
         )
     else:
         server, folder = _repository_server(), (repo or Path()).absolute()
@@ -167,7 +215,7 @@ def serve(
             create.check(workers)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
-    address = Address(host, port, workers, tls_key, tls_cert, drain_seconds, access_log, limits, log_json)
+    address = Address(host, port, workers, tls_key, tls_cert, drain_seconds, access_log, limits, log_json, advertise)
     run(create, address)
 
 

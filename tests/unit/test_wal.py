@@ -15,12 +15,13 @@ import pytest
 
 from quorin import metrics
 from quorin.engine.backend import connect
+from quorin.engine.log.appending import MAX_ENTRY_BYTES, cut
 from quorin.engine.log.record import Kind, decode, peek
 from quorin.engine.rows.batch import canonical_schema
 from quorin.errors import EntityIdError, EntityIdTooLongError, InvalidRowError, SchemaError, SchemaTypeError
 from quorin.schema import FeatureField, FeatureSchema, dtype, make_schema
 from quorin.shm import Segment, SegmentRegistry
-from quorin.wal import MAX_ENTRY_BYTES, LogFullError, WALProducer, WriteSyncTimeoutError, cut
+from quorin.wal import LogFullError, WALProducer, WriteSyncTimeoutError
 from quorin.wal_consumer import WALConsumer
 
 TRIP = make_schema("Trip", [FeatureField("score", dtype.float32), FeatureField("tag", dtype.string)])

@@ -8,6 +8,8 @@ from quorin.engine.format.partition import check_count
 from quorin.errors import PartitionCountError, PartitionedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from quorin.engine.backend.protocols import ControlPlane, Log
 
 
@@ -40,14 +42,17 @@ class PartitionCount:
         self._stream_keys.add(stream_key)
 
     def get(self) -> int:
-        """The number; one round trip at the first call.
+        """The number; remembered once the deployment is made.
 
         :raises PartitionCountError: if another number was expected.
         """
         if self._known is None:
             if self._wanted is not None:
                 self.settle(self._wanted)
-            self._known = self._known or self._control.partition_count() or 1
+            stored = self._known or self._control.partition_count()
+            if stored is None and not self._control.schemas():
+                return 1  # The deployment may not have been made yet, and have another number then.
+            self._known = stored or 1
         return self._known
 
     def settle(self, count: int) -> None:
@@ -86,9 +91,9 @@ class PartitionCount:
 
 
 class OnlyLog:
-    """The log of a deployment that has one. Any use raises :class:`PartitionedError` if it has several; the first asks.
+    """The log of a deployment that has one. Every call raises :class:`PartitionedError` if it has several.
 
-    Everything else is the log's own, which costs nothing from the second use on.
+    The first call of each method asks; later ones are the log's own, and cost nothing more.
     """
 
     partition = 0
@@ -101,10 +106,14 @@ class OnlyLog:
     def __reduce__(self) -> tuple[type[OnlyLog], tuple[Log, PartitionCount]]:
         return OnlyLog, (self._log, self._count)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_"):
             raise AttributeError(name)
-        found = getattr(self._log, name)
-        self._count.check_only(f"{name!r} of log {self.stream_key!r} without a partition")
-        vars(self)[name] = found
-        return found
+        method = getattr(self._log, name)
+
+        def checked(*arguments: Any, **options: Any) -> Any:
+            self._count.check_only(f"{name!r} of log {self.stream_key!r} without a partition")
+            vars(self)[name] = method
+            return method(*arguments, **options)
+
+        return checked

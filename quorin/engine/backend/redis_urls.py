@@ -48,7 +48,7 @@ def route_of_url(url: str, namespace: str) -> tuple[Route, int | None]:
     login = {name: query.pop(word) for word, name in _SENTINEL_LOGIN.items() if is_sentinel and word in query}
     service = path.pop(0) if is_sentinel else ""
     database = path[0] if path else ""
-    settings = _settings(url, scheme, rest if scheme == "unix" else f"/{database}?{urlencode(query)}")
+    settings = _settings(url, scheme, f"{before_query if scheme == 'unix' else f'/{database}'}?{urlencode(query)}")
     for name, value in (("username", user), ("password", password)):
         if value:
             settings.values[name] = value

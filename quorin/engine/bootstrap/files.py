@@ -43,7 +43,7 @@ class SnapshotResult:
     @classmethod
     def of(cls, path: Path, copy: SegmentView, started: float) -> SnapshotResult:
         """The result for a copy that was written, which is logged; ``started`` is of the performance counter."""
-        position, rows = int(copy.header["partitions"][0]["position"]), int(copy.header["entity_count"])
+        position, rows = image.position_of(copy.header)[0], int(copy.header["entity_count"])
         seconds, size = time.perf_counter() - started, copy.layout.file_bytes
         _log.info(
             "snapshot_written", path=str(path), segment=copy.name, position=position, rows=rows, bytes=size,

@@ -21,7 +21,7 @@ from quorin.engine.format.name import SegmentName
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.access import Access
 from quorin.engine.memory.generations import copy_rows
-from quorin.engine.memory.header import check_header, rename
+from quorin.engine.memory.header import check_header, header_of, partitioning_of, rename
 from quorin.engine.memory.view import SegmentView
 from quorin.errors import CorruptSegmentError, CorruptSnapshotError, SchemaError
 from quorin.schema import fingerprint, schema_from_json
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
-    from quorin.engine.backend import Beginning
+    from quorin.engine.backend.protocols import Beginnings
     from quorin.engine.bootstrap.pace import Pace
+    from quorin.engine.format.partition import Partitioning
     from quorin.schema import Schema
     from quorin.shm import SegmentRegistry
 
@@ -63,7 +64,9 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The beginning of an image: its header and schema, which fit together."""
+    """The beginning of an image: its header and schema, which fit together. ``parts`` has the log's identity and the
+    position of each partition.
+    """
 
     raw: bytes
     schema: Schema
@@ -72,6 +75,8 @@ class Head:
     log_identity: int
     position: int
     rows: int
+    partitioning: Partitioning
+    parts: tuple[tuple[int, int], ...]
 
 
 def copied(view: SegmentView, directory: Path, pace: Pace | None = None) -> SegmentView:
@@ -91,6 +96,7 @@ def copied(view: SegmentView, directory: Path, pace: Pace | None = None) -> Segm
             max_id_bytes=view.layout.max_id_bytes,
             heap_bytes=heap_bytes,
             prefault_rows=rows,
+            partitioning=view.partitioning,
         )
         if copy_rows(view, copy, copied=None if pace is None else _paced(pace, view.layout.row_stride)) is not None:
             copy.header["partitions"] = partitions
@@ -100,14 +106,14 @@ def copied(view: SegmentView, directory: Path, pace: Pace | None = None) -> Segm
         heap_bytes *= 2
 
 
-def name_of(copy: SegmentView, *, beginning: Beginning | None) -> str:
+def name_of(copy: SegmentView, *, beginning: Beginnings) -> str:
     """The name of the snapshot of a copy, whose rows begin at ``beginning``."""
-    partition = copy.header["partitions"][0]
+    position, log_identity = position_of(copy.header)
     return names.file_name(
-        position=int(partition["position"]),
+        position=position,
         taken_ns=time.time_ns(),
-        log_identity=int(partition["log_identity"]),
-        beginning=names.FROM_THE_START if beginning is None else beginning,
+        log_identity=log_identity,
+        beginning=names.one_beginning(beginning),
         version=copy.stored.version,
         fingerprint=fingerprint(copy.stored),
         size=copy.layout.file_bytes + TRAILER_BYTES,
@@ -130,8 +136,7 @@ def blocks(
             pace.spend(len(block))
         if progress is not None:
             progress(min(total, start + _BLOCK_BYTES), total)
-    partition = copy.header["partitions"][0]
-    position, log_identity = int(partition["position"]), int(partition["log_identity"])
+    position, log_identity = position_of(copy.header)
     checked = _TRAILER.pack(MAGIC, total, digest.digest(), time.time_ns(), position, log_identity, 0, 0)
     checked = checked[:_CHECKED_BYTES]
     yield memoryview(checked + struct.pack("<II", zlib.crc32(checked), 0))
@@ -146,30 +151,44 @@ def read_head(source: Source) -> Head:
     if image_bytes < fmt.HEADER_BYTES:
         raise CorruptSnapshotError(f"{source.name} is no snapshot: it has {source.size} bytes")
     raw = bytes(_filled(source, memoryview(bytearray(fmt.HEADER_BYTES))))
-    header = np.frombuffer(raw, fmt.HEADER_DTYPE)[0]
-    if raw[:8] == fmt.MAGIC:
+    header = header_of(np.frombuffer(raw, np.uint8))
+    header_bytes = int(header["header_bytes"])
+    if raw[:8] == fmt.MAGIC and header_bytes in fmt.HEADER_DTYPES:
         schema_bytes = int(header["schema_bytes"])
-        if schema_bytes > image_bytes - fmt.HEADER_BYTES:
+        if header_bytes + schema_bytes > image_bytes:
             raise CorruptSnapshotError(f"{source.name} is damaged: a schema of {schema_bytes} bytes")
-        raw += bytes(_filled(source, memoryview(bytearray(schema_bytes))))
+        raw += bytes(_filled(source, memoryview(bytearray(header_bytes - len(raw) + schema_bytes))))
+        header = header_of(np.frombuffer(raw, np.uint8))
     try:
         check_header(source.name, np.frombuffer(raw, np.uint8), header, size=image_bytes)
-        schema = schema_from_json(raw[fmt.HEADER_BYTES :].decode())
+        schema = schema_from_json(raw[header_bytes:].decode())
     except (CorruptSegmentError, SchemaError, ValueError) as error:
         raise CorruptSnapshotError(f"{source.name} is no snapshot of this release, or is damaged: {error}") from error
     name = SegmentName.parse(header["name"].decode())
     if schema.__name__ != name.schema:
         raise CorruptSnapshotError(f"{source.name} is damaged: {name} holds {schema.__name__!r}")
-    partition = header["partitions"][0]
+    position, log_identity = position_of(header)
     return Head(
         raw,
         schema,
         image_bytes,
         owner=int(header["owner"]),
-        log_identity=int(partition["log_identity"]),
-        position=int(partition["position"]),
+        log_identity=log_identity,
+        position=position,
         rows=int(header["entity_count"]),
+        partitioning=partitioning_of(header),
+        parts=tuple((int(part["log_identity"]), int(part["position"])) for part in header["partitions"]),
     )
+
+
+def position_of(header: Any) -> tuple[int, int]:
+    """The position that an image has applied, and the log that it belongs to; of several partitions the highest, and 0,
+    as each has a log of its own.
+    """
+    parts = header["partitions"]
+    if int(header["partition_count"]):
+        return int(parts["position"].max()), 0
+    return int(parts["position"][0]), int(parts["log_identity"][0])
 
 
 def receive(
@@ -197,7 +216,7 @@ def receive(
         memory = pending.mapping.memory
         rename(memory, name, owner)
         if not follows_log:
-            header = memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
+            header = header_of(memory)
             for part in ("log_identity", "position", "confirmed_ns"):
                 header["partitions"][part] = 0
         pending.publish()

@@ -156,20 +156,20 @@ class Peers:
     def _received(
         self, peer: Peer, schema: Schema, registry: SegmentRegistry, wanted: Wanted, progress: Progress
     ) -> Segment | None:
-        with self._asked(peer, schema) as source:
+        with self._asked(peer, schema, registry.partitioning.count) as source:
             if source is None:
                 return None
             unfit = names.why_unfit(source.file, wanted)
             if unfit is not None:
                 raise UnfitSnapshotError(unfit)
-            return received(source, schema, registry, log=wanted.log_identity, any_log=False, progress=progress)
+            return received(source, schema, registry, wanted, any_log=False, progress=progress)
 
     @contextmanager
-    def _asked(self, peer: Peer, schema: Schema) -> Iterator[PeerSource | None]:
+    def _asked(self, peer: Peer, schema: Schema, partitions: int) -> Iterator[PeerSource | None]:
         """What a peer sends; None if it has no such segment."""
         parts = urlsplit(peer.url)
         # Earlier releases send only what they are asked for by its number.
-        query = f"schema={quote(schema.__name__, safe='')}&format={format_version(schema)}"
+        query = f"schema={quote(schema.__name__, safe='')}&format={format_version(schema, partitions)}"
         path = f"{parts.path}{SNAPSHOT_PATH}?{query}"
         connection = _Connection(peer, parts.hostname or "", self._timeout_seconds, self._tls(parts.scheme))
         try:

@@ -141,10 +141,12 @@ class LogCursor:
 
     def _anchor(self, target: Target, identity: int, bounds: Bounds) -> None:
         name, segment, progress = target.schema.__name__, target.opened, self._progress(target)
-        if 0 < progress.position < bounds.trimmed and progress.log_identity == identity:
+        is_added = self._partition is not None and not progress.position
+        is_same = progress.position > 0 and progress.log_identity == identity
+        if progress.position < bounds.trimmed and (is_added or is_same):
             # A segment from a snapshot or a disk is older than the log's start. What it lacks is in the history,
-            # because the log is trimmed only behind durable rows.
-            self._catch_up(target, progress, bounds.trimmed)
+            # because the log is trimmed only behind durable rows. So is all of a partition that the node did not hold.
+            self._catch_up(target, progress, identity, bounds.trimmed)
         written = self._historian.history
         flushed = None if written is None else written.flushed_position(target.schema)
         if flushed is not None and (flushed > 0 or not len(segment)):
@@ -177,14 +179,14 @@ class LogCursor:
             # wait for a position must not take it for one of this log.
             progress.commit_position(start.after, identity)
 
-    def _catch_up(self, target: Target, progress: Progress, trimmed: int) -> None:
+    def _catch_up(self, target: Target, progress: Progress, identity: int, trimmed: int) -> None:
         """Apply what the history has behind the segment's position, if the history can be read."""
-        from quorin.hydration import catch_up
+        from quorin.engine.bootstrap.filling import catch_up
         from quorin.offline import ParquetDatasetStore
 
         history, segment = self._historian.offline, target.opened
         if isinstance(history, ParquetDatasetStore) and history.flushed_position(target.schema):
-            rows = catch_up(segment, history, trimmed, progress)
+            rows = catch_up(segment, history, trimmed, progress, identity)
             _log.info("caught_up_from_history", segment=segment.name, **self._named, rows=rows)
 
     def _progress(self, target: Target) -> Progress:

@@ -16,13 +16,15 @@ from quorin.logging import get_logger
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from quorin.engine.backend import ReadResult
+    from quorin.engine.backend import Log, ReadResult
     from quorin.engine.consumer.history import OfflineWriter
     from quorin.engine.consumer.lane import LaneSettings
     from quorin.engine.consumer.ownership import Ownership
     from quorin.engine.consumer.target import Target
     from quorin.engine.consumer.trimming import Covered
     from quorin.shm import SegmentRegistry
+
+NAME_OTHERS_SECONDS = 5.0
 
 _log = get_logger(__name__)
 
@@ -44,7 +46,10 @@ class Lanes:
         self._stream_key = stream_key
         self._history = history
         self._new = partial(Lane, registry=registry, ownership=ownership, settings=settings)
+        self._ownership = ownership
         self._lanes: list[Lane] = []
+        self._others: dict[int, Log] = {}
+        self._name_others_at = 0.0
         self._reads: _Reads | None = None
 
     def __iter__(self) -> Iterator[Lane]:
@@ -68,7 +73,7 @@ class Lanes:
         """
         if self._lanes:
             return
-        held = getattr(self._registry, "partitioning", None) or _One()
+        held = self._ownership.partitioning
         log = partial(self._registry.backend.log, self._stream_key)
         if held.count == 1:
             self._lanes = [self._new(log(), None, history_of_partition(self._history, 0, 1))]
@@ -77,6 +82,7 @@ class Lanes:
             self._new(log(partition=p), p, history_of_partition(self._history, p, held.count))
             for p in sorted(held.held)
         ]
+        self._others = {p: log(partition=p) for p in range(held.count) if p not in held.held}
 
     def follow(self, target: Target) -> bool:
         """Whether all lanes follow their log for a target, or are about to."""
@@ -120,22 +126,41 @@ class Lanes:
             if time.monotonic() >= lane.retry_at and not self._reads.is_busy(lane):
                 call = lane.look() if lane.must_look else lane.cursor.read(block_ms=block_ms)
                 self._reads.start(lane, lane.mark(), call)
-        found: list[tuple[Lane, ReadResult]] = []
-        for lane, mark, outcome in self._reads.finished(block_ms / 1000):
-            if isinstance(outcome, ConnectionFailedError):
-                self.failed(lane, outcome)
-                continue
-            if isinstance(outcome, BaseException):
-                raise outcome
-            lane.succeeded()
-            # What was read for other segments, or from another position, may have a gap.
-            if mark != lane.mark():
-                continue
-            if isinstance(outcome, Seen):
-                lane.saw(outcome)
-            else:
-                found.append((lane, outcome))
-        return found
+        if self._others and time.monotonic() >= self._name_others_at and not self._reads.is_busy(None):
+            self._reads.start(None, None, self._identities)
+        outcomes = self._reads.finished(block_ms / 1000)
+        return [found for one in outcomes if (found := self._taken(*one)) is not None]
+
+    def _taken(self, lane: Lane | None, mark: Any, outcome: Any) -> tuple[Lane, ReadResult] | None:
+        """What a call has read, if it is to be applied."""
+        if lane is None:
+            self._name_others(outcome)
+            return None
+        if isinstance(outcome, ConnectionFailedError):
+            self.failed(lane, outcome)
+            return None
+        if isinstance(outcome, BaseException):
+            raise outcome
+        lane.succeeded()
+        if mark != lane.mark():  # What was read for other segments, or from another position, may have a gap.
+            return None
+        if isinstance(outcome, Seen):
+            lane.saw(outcome)
+            return None
+        return lane, outcome
+
+    def _identities(self) -> dict[int, int]:
+        """The identities of the logs that the node does not hold."""
+        return {partition: log.identity() for partition, log in self._others.items()}
+
+    def _name_others(self, identities: dict[int, int] | BaseException) -> None:
+        """Let the segments know those logs, so that reads recognize positions of them in tokens."""
+        self._name_others_at = time.monotonic() + NAME_OTHERS_SECONDS
+        if isinstance(identities, BaseException):
+            return
+        for target in self._ownership.owned():
+            for partition, identity in identities.items():
+                target.opened.know_log(partition, identity)
 
     def trim(self, flushed: list[tuple[Lane, Covered]]) -> None:
         """Trim the logs behind a flush.
@@ -176,29 +201,24 @@ class Lanes:
             _log.warning("partition_unreachable", partition=lane.partition, error=str(error), next_try_seconds=delay)
 
 
-class _One:
-    count = 1
-    held = [0]
-
-
 class _Reads:
-    """Calls to logs that are in flight, at most one a lane."""
+    """Calls to logs that are in flight, at most one a lane, and one for those that the node does not hold (None)."""
 
     def __init__(self, lanes: int) -> None:
-        self._threads = ThreadPoolExecutor(lanes, thread_name_prefix="quorin-lane")
-        self._busy: set[Lane] = set()
-        self._done: SimpleQueue[tuple[Lane, Any, Any]] = SimpleQueue()
+        self._threads = ThreadPoolExecutor(lanes + 1, thread_name_prefix="quorin-lane")
+        self._busy: set[Lane | None] = set()
+        self._done: SimpleQueue[tuple[Lane | None, Any, Any]] = SimpleQueue()
 
-    def is_busy(self, lane: Lane) -> bool:
+    def is_busy(self, lane: Lane | None) -> bool:
         """Whether a call of the lane is in flight."""
         return lane in self._busy
 
-    def start(self, lane: Lane, mark: Any, call: Callable[[], Any]) -> None:
+    def start(self, lane: Lane | None, mark: Any, call: Callable[[], Any]) -> None:
         """Make a call in a thread; :meth:`finished` returns what it returned or raised."""
         self._busy.add(lane)
         self._threads.submit(self._make, lane, mark, call)
 
-    def finished(self, timeout_seconds: float) -> Iterator[tuple[Lane, Any, Any]]:
+    def finished(self, timeout_seconds: float) -> Iterator[tuple[Lane | None, Any, Any]]:
         """The calls that have ended since; waits for one of them."""
         try:
             one = self._done.get(timeout=timeout_seconds)
@@ -213,7 +233,7 @@ class _Reads:
         """Wait for all calls."""
         self._threads.shutdown()
 
-    def _make(self, lane: Lane, mark: Any, call: Callable[[], Any]) -> None:
+    def _make(self, lane: Lane | None, mark: Any, call: Callable[[], Any]) -> None:
         try:
             outcome = call()
         except BaseException as error:  # noqa: BLE001 - it is raised where the outcome is used

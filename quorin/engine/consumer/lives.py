@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from quorin.engine.backend import Beginning
+from quorin.engine.backend.beginnings import beginning_in
 from quorin.errors import SegmentNotFoundError
 from quorin.logging import get_logger
 from quorin.schema import schema_to_json
@@ -40,13 +40,14 @@ class Lives:
         # In this order: a schema that is dropped after the first step is not missing, and one that is stored again
         # after it is seen to be of another life at the next look.
         schemas, dropped = self._control.schemas(), self._control.dropped_schemas()
-        beginnings = self._control.beginnings()
+        partitioning = self._registry.partitioning
+        beginnings = {p: self._control.beginnings(p) for p in partitioning.held}
         ended = []
         for name in state.currents:
-            own = state.beginnings.get(name)
-            beginning = None if own is None else Beginning(*own)
+            own = state.beginning_of(name)
             if name in schemas:
-                if name in beginnings and beginnings[name] != beginning:
+                # A partition with the same beginning had no row in the former life.
+                if any(name in found and found[name] != beginning_in(own, p) for p, found in beginnings.items()):
                     ended.append(name)
             elif name in dropped:
                 ended.append(name)
@@ -56,8 +57,7 @@ class Lives:
 
     def restore(self, name: str) -> None:
         """Store the schema of this node's segment again, unless it is stored, or was dropped."""
-        own = self._registry.node.state().beginnings.get(name)
-        beginning = None if own is None else Beginning(*own)
+        beginning = self._registry.node.state().beginning_of(name)
         with suppress(SegmentNotFoundError), self._registry.open_stored(name) as segment:
             text = schema_to_json(segment.stored_schema)
             if self._control.restore_schema(name, text, beginning=beginning):

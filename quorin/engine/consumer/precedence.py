@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from quorin.engine.memory.lock import FileLock, is_locked
 from quorin.engine.ops import presence
+from quorin.engine.ops.holders import publish_holders, report_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from quorin.engine.backend import ControlPlane
+    from quorin.engine.format.partition import Partitioning
     from quorin.engine.memory.node import Node
 
 
@@ -38,9 +40,17 @@ class Precedence:
             self._lock = FileLock.try_acquire(path)
         return self._yields and is_locked(path)
 
-    def announce(self, control: ControlPlane, schemas: Mapping[str, Mapping[str, Any]]) -> None:
-        """Report this process, its role and node, and what it has applied."""
-        presence.announce(control, self.role, self.node.id, schemas)
+    def announce(
+        self, control: ControlPlane, schemas: Mapping[str, Mapping[str, Any]], partitioning: Partitioning
+    ) -> None:
+        """Report this process, its role and node, and what it has applied. With several partitions also which the node
+        holds, and where it serves; then the node is told who holds the others.
+        """
+        count, held = partitioning.count, partitioning.held
+        more = report_of(self.node, count, held) if count > 1 else None
+        presence.announce(control, self.role, self.node.id, schemas, more)
+        if more is not None:
+            publish_holders(control, self.node)
 
     def withdraw(self, control: ControlPlane) -> None:
         """Remove the report."""

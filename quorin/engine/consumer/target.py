@@ -6,7 +6,9 @@ import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from quorin.engine.backend.beginnings import beginning_in, beginnings_of
 from quorin.engine.format.name import is_same_line
+from quorin.engine.memory.generations import next_generation
 from quorin.engine.memory.growth import evolve
 from quorin.engine.rows.compatibility import can_upgrade
 from quorin.errors import (
@@ -95,7 +97,7 @@ class Target:
     def __init__(self, schema: Schema, segment: Segment | None, *, discovered: bool = False) -> None:
         self.schema = schema
         self._segment = segment
-        self._is_users = segment is not None
+        self.is_users = segment is not None
         self._discovered = discovered
         self._was_in_force = segment is None
         self._reported = ""
@@ -113,15 +115,23 @@ class Target:
         return self._segment is not None and self._segment.holds_writer_lease
 
     def report(self) -> dict[str, Any]:
-        """The segment's name, version, position and lag, for this process's announcement; no lag if it is unknown."""
+        """The segment's name, version, position and lag, for this process's announcement; no lag if it is unknown. Of
+        several partitions also the position and the lag of each that is held.
+        """
         segment = self.opened
         lag = segment.confirmed_age_seconds()
-        return {
+        report = {
             "segment": segment.name,
             "version": segment.stored_schema.version,
             "position": segment.position,
-            "lag_seconds": None if math.isinf(lag) else lag,
+            "lag_seconds": _finite(lag),
         }
+        if segment.partitioning.count > 1:
+            report["partitions"] = {
+                part.partition: {"position": part.position, "lag_seconds": _finite(part.confirmed_age_seconds())}
+                for part in segment.parts()
+            }
+        return report
 
     def take(
         self,
@@ -144,7 +154,7 @@ class Target:
         :raises SchemaMismatchError: if the segment holds something else.
         :raises SegmentNotFoundError: if there is no segment, and a discovered schema is no longer in the control plane.
         """
-        if not self._is_users:
+        if not self.is_users:
             self.close()
             self._segment = self._open_or_create(registry, new_segment)
             self._check_version(registry.backend.control)
@@ -155,6 +165,24 @@ class Target:
                 raise
             before_overtaking()
             self.opened.overtake_writer()
+        if not self.is_users and self.opened.partitioning != registry.partitioning:
+            self._hold(registry)
+
+    def _hold(self, registry: SegmentRegistry) -> None:
+        """Carry the rows over to a segment of the partitions that the node holds now.
+
+        :raises PartitionCountError: if the deployment has another number of partitions than the segment was made for.
+        """
+        segment, held = self.opened, registry.partitioning
+        with segment.writing:
+            view = segment.writing_view()
+            before = view.partitioning
+            segment.replace(next_generation(view, view.stored, capacity=view.layout.capacity, partitioning=held))
+            beginnings = registry.node.state().beginning_of(self.schema.__name__)
+            for partition in held.held - before.held:
+                if (begins := beginning_in(beginnings, partition)) is not None:
+                    segment.part(partition).commit_position(begins.position, begins.log_identity)
+        _log.info("partitions_changed", segment=segment.name, before=str(before), now=str(held), rows=len(segment))
 
     def check_in_force(self, registry: SegmentRegistry, named: str | None) -> None:
         """Stop writing to a segment that is no longer in force; ``named`` is the node's current segment.
@@ -181,23 +209,23 @@ class Target:
         if in_force is None or is_same_line(in_force, segment.name):
             return
         error = self._out_of_force(f"{in_force!r} is current for schema {name!r}")
-        if not self._is_users:
+        if not self.is_users:
             registry.discard(segment)
             self.close()
         raise error
 
     def _publish_again(self, registry: SegmentRegistry) -> None:
         control, name = registry.backend.control, self.schema.__name__
-        if self._is_users or (self._discovered and name not in control.schemas()):
+        if self.is_users or (self._discovered and name not in control.schemas()):
             return
         try:
-            registry.publish(self.opened, replacing=None, beginning=control.beginnings().get(name))
+            registry.publish(self.opened, replacing=None, beginning=beginnings_of(registry.backend, name))
         except SegmentConflictError as error:
             raise WriterFencedError(str(error)) from error
 
     def _out_of_force(self, reason: str) -> QuorinError:
         text = f"segment {self.opened.name!r} is no longer in force: {reason}"
-        return SegmentConflictError(text) if self._is_users else WriterFencedError(text)
+        return SegmentConflictError(text) if self.is_users else WriterFencedError(text)
 
     def can_become(self, text: str | None) -> bool:
         """Whether a schema in JSON is this one, or one that it can be upgraded to."""
@@ -258,7 +286,7 @@ class Target:
         name, control = self.schema.__name__, registry.backend.control
         # In this order, because a view is removed by dropping its schema first, then its segment.
         lost = registry.vacancy(name)
-        beginning = control.beginnings().get(name)
+        beginning = beginnings_of(registry.backend, name)
         text = control.schemas().get(name)
         if text is None and self._discovered:
             raise SegmentNotFoundError(f"the schema {name!r} was dropped from the control plane")
@@ -278,6 +306,10 @@ class Target:
 
     def close(self) -> None:
         """Close the segment if this target opened it."""
-        if self._segment is not None and not self._is_users:
+        if self._segment is not None and not self.is_users:
             self._segment.close()
             self._segment = None
+
+
+def _finite(seconds: float) -> float | None:
+    return None if math.isinf(seconds) else seconds

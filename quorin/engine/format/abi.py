@@ -106,8 +106,6 @@ G_RING_ITEMS = 9
 UPSERT, DELETE, PARTIAL = 1, 2, 3
 DONE, ROWS_FULL, HEAP_FULL = range(3)
 R_NEXT, R_APPLIED, R_CREATED = range(3)
-R_FORGOTTEN = 2
-"""When rows are carried over: the last position of a deletion that was left out."""
 RESULT_ITEMS = 3
 
 # How rows are carried over into the next generation: a head, then so many spans of the body, validity bits and heap

@@ -1,10 +1,11 @@
 """Every byte of a segment, defined once.
 
-A segment is one file. Its sections follow each other, each aligned to a cache line::
+A segment is one file. Its sections follow each other, each aligned to a cache line (``header_bytes`` is 4096, or 12288
+with several partitions)::
 
-    0         4096             index_offset     free_offset      rows_offset     heap_offset      file_bytes
+    0         header_bytes     index_offset     free_offset      rows_offset     heap_offset      file_bytes
     ├─ header ─┼─ schema (JSON) ─┼─ index ────────┼─ free ring ────┼─ rows ────────┼─ heap ─────────┤
-    │ 4096 B   │ as written     │ slot_count     │ row_limit      │ row_limit     │ heap_bytes     │
+    │          │ as written     │ slot_count     │ row_limit      │ row_limit     │ heap_bytes     │
     │          │ at creation    │ x u64          │ x u32          │ x row_stride  │ append-only    │
 
 A slot is one word, ``0`` while no key has claimed it; a key keeps its slot for the life of the segment::
@@ -36,27 +37,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quorin.engine.caches import per_schema
+from quorin.engine.format.partition import MAX_PARTITIONS
 
 if TYPE_CHECKING:
     from quorin.engine.format.field import FeatureField
     from quorin.schema import Schema
 
 MAGIC = b"QUORIN\x1a\n"
-FORMAT_VERSIONS = 1, 2
-"""2 if a field has a history, whose bytes follow the body; else 1."""
+PARTITIONED_VERSION = 3
+FORMAT_VERSIONS = 1, 2, PARTITIONED_VERSION
+"""3 if the deployment has several partitions; else 2 if a field has a history, whose bytes follow the body; else 1."""
 BYTE_ORDER_MARK = 0x01020304
 CACHE_LINE = 64
 WORD_BYTES = 8
 
 NAME_BYTES = 192
-PARTITIONS = 16
-
 PARTITION_DTYPE = np.dtype(
     [("log_identity", "<u8"), ("position", "<u8"), ("confirmed_ns", "<i8"), ("forgotten", "<u8")]
 )
 """What is applied from one partition of the log: the log's identity, the last applied position, the latest time (ns
 since the epoch) at which the log is known to have had nothing more, and the last position of a deletion that earlier
-generations had and this one has not; 0 before the first."""
+generations had and this one has not; 0 before the first. Of a partition that is not held, the identity alone."""
 
 _HEADER_FIELDS: tuple[tuple[str, Any, int], ...] = (
     # Written once, before the file gets its name, and covered by static_crc.
@@ -85,6 +86,9 @@ _HEADER_FIELDS: tuple[tuple[str, Any, int], ...] = (
     ("created_ns", "<i8", 144),
     ("name", f"S{NAME_BYTES}", 152),
     ("owner", "<u8", 344),
+    # 0 and no bits in versions 1 and 2, which have one partition.
+    ("partition_count", "<u2", 352),
+    ("held", ("<u8", MAX_PARTITIONS // 64), 360),
     # Written once, at the flip, by an atomic exchange; read by every read.
     ("successor", "<u8", 512),
     # Written when the writer changes, the heartbeat by the writer as it goes on.
@@ -104,16 +108,24 @@ _HEADER_FIELDS: tuple[tuple[str, Any, int], ...] = (
     ("heap_used", "<u8", 872),
     ("heap_garbage", "<u8", 880),
     ("stamp", "<u8", 888),
-    # Written with every log entry.
-    ("partitions", (PARTITION_DTYPE, PARTITIONS), 896),
+    # Written with every log entry; in versions 1 and 2 the first is in use.
+    ("partitions", (PARTITION_DTYPE, 16), 896),
 )
-_HEADER_NAMES, _HEADER_FORMATS, _HEADER_OFFSETS = zip(*_HEADER_FIELDS, strict=True)
-HEADER_DTYPE = np.dtype(
-    {"names": _HEADER_NAMES, "formats": _HEADER_FORMATS, "offsets": _HEADER_OFFSETS, "itemsize": 4096}
-)
+
+
+def _header_dtype(partitions: int, size: int) -> np.dtype[Any]:
+    *others, (name, (kind, _), offset) = _HEADER_FIELDS
+    names, formats, offsets = zip(*others, (name, (kind, partitions), offset), strict=True)
+    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": size})
+
+
+HEADER_DTYPE = _header_dtype(16, 4096)
 HEADER_BYTES = HEADER_DTYPE.itemsize
-RESERVED = ((520, 768), (816, 832), (1408, 4096))
-"""Bytes of the header behind the static part that no field has; zero in this version."""
+PARTITIONED_HEADER_DTYPE = _header_dtype(MAX_PARTITIONS, 12288)
+"""The header of version 3: the same, but for the table of partitions."""
+HEADER_DTYPES = {dtype.itemsize: dtype for dtype in (HEADER_DTYPE, PARTITIONED_HEADER_DTYPE)}
+RESERVED = {HEADER_BYTES: ((520, 768), (816, 832), (1408, 4096)), 12288: ((520, 768), (816, 832), (9088, 12288))}
+"""Bytes behind the static part that no field has, by the size of the header; zero in this version."""
 STATIC_BYTES = 512
 """The part of the header that never changes once the file has its name."""
 
@@ -157,9 +169,9 @@ def header_word(field: str) -> int:
     return header_offset(field) // WORD_BYTES
 
 
-def partition_offset(field: str) -> int:
-    """Byte offset of a field of the header's first partition, counted from the start of the file."""
-    return header_offset("partitions") + int(PARTITION_DTYPE.fields[field][1])  # type: ignore[index]
+def partition_offset(field: str, partition: int = 0) -> int:
+    """Byte offset of a field of a partition in the header, counted from the start of the file."""
+    return header_offset("partitions", partition) + int(PARTITION_DTYPE.fields[field][1])  # type: ignore[index]
 
 
 def row_offset(field: str) -> int:
@@ -271,6 +283,8 @@ class SegmentLayout:
     """Sizes and places of a segment's sections, in bytes from the start of the file."""
 
     format_version: int
+    header_bytes: int
+    partition_count: int
     capacity: int
     row_limit: int
     slot_count: int
@@ -297,7 +311,7 @@ class SegmentLayout:
 
 
 def segment_layout(
-    schema: Schema, *, capacity: int, max_id_bytes: int, schema_bytes: int, heap_bytes: int
+    schema: Schema, *, capacity: int, max_id_bytes: int, schema_bytes: int, heap_bytes: int, partition_count: int = 1
 ) -> SegmentLayout:
     """Lay out a segment for ``capacity`` entities (deleted ones included) and ``heap_bytes`` of variable-size data.
 
@@ -309,12 +323,15 @@ def segment_layout(
     row_stride = align(KEY_OFFSET + key_inline + body.end, 8)
     row_limit = capacity + max(64, min(capacity // 64, 65536))
     slot_count = align(max(64, capacity + capacity // 2), 8)
-    index_offset = align(HEADER_BYTES + schema_bytes, CACHE_LINE)
+    version = format_version(schema, partition_count)
+    index_offset = align(header_bytes(version) + schema_bytes, CACHE_LINE)
     free_offset = align(index_offset + 8 * slot_count, CACHE_LINE)
     rows_offset = align(free_offset + 4 * row_limit, CACHE_LINE)
     heap_offset = align(rows_offset + row_stride * row_limit, CACHE_LINE)
     return SegmentLayout(
-        format_version=format_version(schema),
+        format_version=version,
+        header_bytes=header_bytes(version),
+        partition_count=partition_count,
         capacity=capacity,
         row_limit=row_limit,
         slot_count=slot_count,
@@ -332,9 +349,14 @@ def segment_layout(
     )
 
 
-def format_version(schema: Schema) -> int:
+def format_version(schema: Schema, partition_count: int) -> int:
     """The version of the format that a segment of a schema has."""
-    return FORMAT_VERSIONS[bool(body_layout(schema).rings)]
+    return PARTITIONED_VERSION if partition_count > 1 else FORMAT_VERSIONS[bool(body_layout(schema).rings)]
+
+
+def header_bytes(version: int) -> int:
+    """The size of the header in a version of the format."""
+    return (PARTITIONED_HEADER_DTYPE if version == PARTITIONED_VERSION else HEADER_DTYPE).itemsize
 
 
 def alignment(field: FeatureField) -> int:
@@ -344,7 +366,7 @@ def alignment(field: FeatureField) -> int:
 
 def _check_layout() -> None:
     """Fields of the header and of a row follow each other without overlap, words are aligned, sizes are as promised."""
-    for record in (HEADER_DTYPE, ROW_HEADER_DTYPE):
+    for record in (*HEADER_DTYPES.values(), ROW_HEADER_DTYPE):
         end = 0
         for name in record.names or ():
             field: tuple[Any, ...] = record.fields[name]  # type: ignore[index]
@@ -356,6 +378,8 @@ def _check_layout() -> None:
         _check(end <= record.itemsize, f"{record.names} is longer than {record.itemsize} bytes")
     sizes = (HEADER_BYTES, PARTITION_DTYPE.itemsize, VAR_CELL.itemsize)
     _check(sizes == (4096, 32, 16), f"a header, a partition and a cell have {sizes} bytes")
+    ends = [header_offset("partitions", count) for count in (16, MAX_PARTITIONS)]
+    _check(ends == [reserved[-1][0] for reserved in RESERVED.values()], f"the tables of partitions end at {ends}")
     _check(header_offset("successor") == STATIC_BYTES, "successor must follow the static part")
     for first_of_line in ("successor", "epoch", "entity_count", "partitions"):
         _check(header_offset(first_of_line) % CACHE_LINE == 0, f"{first_of_line} must begin a cache line")

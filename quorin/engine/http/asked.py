@@ -9,6 +9,8 @@ import orjson
 
 from quorin.engine.http.reply import Reply
 from quorin.engine.reads.waiting import wait_for
+from quorin.engine.routing.router import FORWARDED as FORWARDED_HEADER
+from quorin.engine.routing.router import Waiting
 from quorin.errors import NotYetAppliedError, TokenError
 from quorin.wal import Token
 
@@ -17,7 +19,10 @@ if TYPE_CHECKING:
     from quorin.shm import Segment
 
 TOKEN, AT_LEAST, TIMEOUT_MS, POSITIONS = b"quorin-token", b"quorin-at-least", b"quorin-timeout-ms", b"quorin-positions"
+FORWARDED = FORWARDED_HEADER.encode()
+"""Of a request from another node: it is answered from memory only, so that no request goes from node to node."""
 DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS = 100, 10_000
+_OWN = AT_LEAST, TIMEOUT_MS, POSITIONS, FORWARDED
 _NUMBER = re.compile(rb"[0-9]{1,5}")
 
 
@@ -31,6 +36,12 @@ class Asked(NamedTuple):
     at_least: Token | None = None
     timeout_ms: int = DEFAULT_TIMEOUT_MS
     positions: bool = False
+    is_forwarded: bool = False
+
+    @property
+    def waiting(self) -> Waiting:
+        """What other nodes are to wait for."""
+        return Waiting() if self.at_least is None else Waiting(self.at_least.text, self.timeout_ms)
 
     def wait(self, segment: Segment) -> None:
         """Wait until a segment shows the token.
@@ -49,7 +60,7 @@ def asked_by(headers: Headers) -> Asked:
 
     :raises InvalidHeaderError: for a value that is no token, time or flag.
     """
-    own = {name: value for name, value in headers if name in (AT_LEAST, TIMEOUT_MS, POSITIONS)}
+    own = {name: value for name, value in headers if name in _OWN}
     if not own:
         return _NOTHING
     try:
@@ -65,7 +76,7 @@ def asked_by(headers: Headers) -> Asked:
     flag = own.get(POSITIONS, b"false").lower()
     if flag not in (b"true", b"false"):
         raise InvalidHeaderError(f"Quorin-Positions: expected true or false, got {flag[:100].decode('latin-1')!r}")
-    return Asked(token, int(timeout_ms), flag == b"true")
+    return Asked(token, int(timeout_ms), flag == b"true", FORWARDED in own)
 
 
 def may_wait(headers: Headers) -> bool:

@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from quorin import assembly
+from quorin.engine.http.completed import Bound, VectorsRead, complete
+from quorin.engine.http.elsewhere import check_filled
 from quorin.engine.http.replies import Vectors
 from quorin.engine.http.requests import InvalidRequestError, check_values
 
 if TYPE_CHECKING:
-    from quorin.assembly import MaxAge
-    from quorin.engine.arrays import Float32s, Int64s, Mask
     from quorin.engine.http.asked import Asked
     from quorin.engine.http.catalogue import Catalogue
     from quorin.engine.http.requests import Assemble, Part
-    from quorin.schema import FeatureField, Schema
+    from quorin.engine.routing.router import Fetching, Missing
+    from quorin.schema import Schema
     from quorin.shm import Segment
 
 
-def join(catalogue: Catalogue, request: Assemble, max_values: int, asked: Asked) -> Vectors:
+def join(
+    catalogue: Catalogue,
+    request: Assemble,
+    max_values: int,
+    asked: Asked,
+    elsewhere: Fetching,
+    missing_partitions: Missing,
+) -> Vectors:
     """One vector for each row of the request: the fields of its first schema, then those of the second, and so on.
+    What this node does not hold comes from ``elsewhere``.
 
     :raises InvalidRequestError: for a schema, field or column that there is not, and beyond ``max_values``.
     :raises EntityIdError: for an id that is empty. :raises NotYetAppliedError, TokenError: for what is asked for.
+    :raises NotHeldError: for a partition that no node answers for.
     """
     parts = [_bound(catalogue.segment(part.schema), part, request) for part in request.parts]
     width = sum(field.element_count for part in parts for field in part.fields)
     check_values(len(parts[0].entity_ids) * width, max_values)
     for part in parts:
         asked.wait(part.segment)
+        if asked.is_forwarded:
+            check_filled(part.segment)
     position = None
     if request.consistent_timeout_ms is None:
         read = [_read(part, positions=request.positions) for part in parts]
@@ -40,6 +52,7 @@ def join(catalogue: Catalogue, request: Assemble, max_values: int, asked: Asked)
             lambda at_most: [_read(part, at_most, positions=request.positions) for part in parts],
             timeout_ms=request.consistent_timeout_ms,
         )
+    not_held = complete(parts, read, asked.waiting, elsewhere, missing_partitions)
     values = read[0].values if len(read) == 1 else np.concatenate([part.values for part in read], axis=1)
     found, fresh = (np.stack(masks, axis=1) for masks in zip(*((part.found, part.fresh) for part in read), strict=True))
     own = [part.positions for part in read if part.positions is not None]
@@ -50,31 +63,11 @@ def join(catalogue: Catalogue, request: Assemble, max_values: int, asked: Asked)
         positions=np.stack(own, axis=1) if own else None,
         fresh=fresh if any(part.max_age is not None for part in request.parts) else None,
         position=position,
+        not_held=not_held,
     )
 
 
-class _Bound(NamedTuple):
-    """A part of the request with what it names."""
-
-    segment: Segment
-    entity_ids: Any
-    fields: list[FeatureField]
-    is_whole: bool
-    max_age: MaxAge | None
-
-
-class _Read(NamedTuple):
-    """The vectors of a part, which are found, which have no value over its age limit, and the rows' log positions if
-    they were asked for.
-    """
-
-    values: Float32s
-    found: Mask
-    fresh: Mask
-    positions: Int64s | None
-
-
-def _bound(segment: Segment, part: Part, request: Assemble) -> _Bound:
+def _bound(segment: Segment, part: Part, request: Assemble) -> Bound:
     schema = segment.schema
     numeric = {field.name: field for field in schema.fields if field.element_count}
     names = list(numeric) if part.fields is None else part.fields
@@ -82,8 +75,10 @@ def _bound(segment: Segment, part: Part, request: Assemble) -> _Bound:
     if wrong or not names:
         detail = f"{schema.__name__}: expected numeric fields of one size, which are {list(numeric)}, got {wrong}"
         raise InvalidRequestError(422, detail)
-    ids = request.entities[_entity(part, schema, list(request.entities))]
-    return _Bound(segment, ids, [numeric[name] for name in names], part.fields is None, part.max_age)
+    entity = _entity(part, schema, list(request.entities))
+    return Bound(
+        segment, entity, request.entities[entity], [numeric[name] for name in names], part.fields is None, part.max_age
+    )
 
 
 def _entity(part: Part, schema: Schema, columns: list[str]) -> str:
@@ -98,13 +93,17 @@ def _entity(part: Part, schema: Schema, columns: list[str]) -> str:
     return name
 
 
-def _read(part: _Bound, at_most: int | None = None, *, positions: bool) -> _Read:
+def _read(part: Bound, at_most: int | None = None, *, positions: bool) -> VectorsRead:
     count = len(part.entity_ids)
     own = np.empty(count, np.int64) if positions else None
     if part.is_whole and part.max_age is None and at_most is None:
-        values, found = assembly.assemble_batch(part.segment, part.entity_ids, positions=own)
-        return _Read(values, found, found, own)
+        values, found = assembly.assemble_batch(
+            part.segment, part.entity_ids, positions=own, missing_partitions="mask"
+        )
+        return VectorsRead(values, found, found, own)
     reader = assembly.reader(part.segment, [field.name for field in part.fields], max_age=part.max_age)
     fresh = np.empty(count, np.bool_)
-    values, found = reader.batch(part.entity_ids, fresh_mask=fresh, positions=own, at_most=at_most)
-    return _Read(values, found, fresh, own)
+    values, found = reader.batch(
+        part.entity_ids, fresh_mask=fresh, positions=own, at_most=at_most, missing_partitions="mask"
+    )
+    return VectorsRead(values, found, fresh, own)

@@ -29,7 +29,8 @@ class Vectors(NamedTuple):
     """The joined vectors, float32 of shape ``(rows, values)``, which rows were found in which schema, bool of shape
     ``(rows, schemas)``, and the schemas with the fields that the vectors hold. Of the shape of ``found``, the log
     positions, int64, if they were asked for, and of rows with age limits, which have no value over its limit. Of rows
-    at one position of the log, the position.
+    at one position of the log, the position. ``not_held``, of that shape too, says which rows no node has answered for,
+    None without any.
     """
 
     values: Float32s
@@ -38,6 +39,7 @@ class Vectors(NamedTuple):
     positions: Int64s | None = None
     fresh: Mask | None = None
     position: int | None = None
+    not_held: Mask | None = None
 
 
 def rows_json(schema: Schema, ids: Any, columns: Columns, *, positions: bool = False) -> bytes:
@@ -54,6 +56,7 @@ def rows_json(schema: Schema, ids: Any, columns: Columns, *, positions: bool = F
                 for name, own in numbers.items()
             },
             **({} if columns.ages is None else {"fresh": _fragment(columns.fresh)}),
+            **({} if (not_held := _not_held(columns)) is None else {"not_held": _fragment(not_held)}),
             "features": {field.name: _fragment(_values(columns, i)) for i, field in enumerate(columns.fields)},
         }
     )
@@ -62,6 +65,7 @@ def rows_json(schema: Schema, ids: Any, columns: Columns, *, positions: bool = F
 def rows_arrow(schema: Schema, columns: Columns) -> bytes:
     """The rows of one schema as one record batch, like that of :func:`quorin.assembly.read`."""
     metadata = {"schema": schema.__name__, "version": str(schema.version)}
+    columns.not_held = _not_held(columns)
     return _stream(columns.to_batch().replace_schema_metadata(metadata))
 
 
@@ -75,6 +79,7 @@ def vectors_json(vectors: Vectors) -> bytes:
             "found": _fragment(vectors.found),
             **({} if own is None else {"log_position": _fragment(_position_rows(vectors, own))}),
             **({} if vectors.fresh is None else {"fresh": _fragment(vectors.fresh)}),
+            **({} if vectors.not_held is None else {"not_held": _fragment(vectors.not_held)}),
             **({} if vectors.position is None else {"position": vectors.position}),
             "vectors": _fragment(vectors.values),
         }
@@ -89,6 +94,8 @@ def vectors_arrow(vectors: Vectors) -> bytes:
     columns = {"found": _mask(vectors.found)}
     if vectors.fresh is not None:
         columns["fresh"] = _mask(vectors.fresh)
+    if vectors.not_held is not None:
+        columns["not_held"] = _mask(vectors.not_held)
     metadata = {"schemas": _dumps(_schemas(vectors)), "columns": _dumps(_columns(vectors))}
     if vectors.positions is not None:
         own = pa.array(vectors.positions.reshape(-1), mask=~vectors.found.reshape(-1))
@@ -96,6 +103,12 @@ def vectors_arrow(vectors: Vectors) -> bytes:
     if vectors.position is not None:
         metadata["position"] = str(vectors.position).encode()
     return _stream(pa.record_batch({**columns, "vector": values}).replace_schema_metadata(metadata))
+
+
+def _not_held(columns: Columns) -> Mask | None:
+    """Which rows no node has answered for; None without any."""
+    not_held: Mask | None = getattr(columns, "not_held", None)
+    return not_held if not_held is not None and not_held.any() else None
 
 
 def _mask(mask: Mask) -> pa.Array:

@@ -26,6 +26,7 @@ _BACKLOG = 2048
 class Address:
     """Where and how to listen. ``drain_seconds`` is how long a stop waits for the requests that are being answered.
     With ``access_log`` each worker configures :mod:`quorin.logging`, with ``log_json``, and logs a line a request.
+    ``advertised`` is the URL at which other nodes reach this server, None if they are not to ask it.
     """
 
     host: str = "127.0.0.1"
@@ -37,24 +38,31 @@ class Address:
     access_log: bool = False
     limits: Limits = field(default_factory=Limits)
     log_json: bool | None = None
+    advertised: str | None = None
 
 
-def run(create: Callable[[], Any], address: Address) -> None:
+def run(create: Any, address: Address) -> None:
     """Serve what ``create`` returns, an ASGI application with the attributes that :class:`DirectProtocol` needs.
 
     With several workers each is a fresh process that calls ``create``, so it must be picklable; one that dies is
     replaced, and if this process dies they stop. SIGTERM and SIGINT stop: what is being answered is answered.
 
+    ``create.advertise`` is called with the advertised URL, if there is one; its result is released at the end.
+
     :raises OSError: if the port cannot be bound.
     """
     config = _config(create, address)
     socket = config.bind_socket()
+    registered = None
     try:
+        registered = None if address.advertised is None else create.advertise(address.advertised)
         if address.workers == 1:
             Server(config).run(sockets=[socket])
         else:
             _Workers(config, sockets=[socket]).run()
     finally:
+        if registered is not None:
+            registered.release()
         socket.close()
 
 

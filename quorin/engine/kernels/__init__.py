@@ -58,7 +58,7 @@ _KERNELS: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "order_by_partition": ("partitions", "order_by_partition", (_BYTES, _WORDS, _WORDS)),
     "arrow_columns": ("arrow", "arrow_columns", (_INT, _WORDS, _INT, _WORDS)),
     "apply_rows": ("write", "apply_rows", (_WORDS, _WORDS, _WORDS, _WORDS)),
-    "copy_rows": ("carry", "copy_rows", (_WORDS, _WORDS, _WORDS, *[_INT] * 3, _WORDS)),
+    "copy_rows": ("carry", "copy_rows", (_WORDS, _WORDS, _WORDS, *[_INT] * 4, _BOOLS, _WORDS, _WORDS)),
     "recover": ("free_rows", "recover", (_WORDS, _BYTES)),
     "load_acquire": ("memory", "load_word", (_INT,)),
     "store_release": ("memory", "store_word", (_INT, _WORD)),

@@ -21,7 +21,6 @@ from quorin.engine.format.abi import (
     DONE,
     HEAP_FULL,
     R_APPLIED,
-    R_FORGOTTEN,
     R_NEXT,
     ROWS_FULL,
     X_BIT_COUNT,
@@ -41,6 +40,7 @@ from quorin.engine.format.abi import (
     X_TARGET_MASK,
     X_TO,
 )
+from quorin.engine.format.hashing import DEFAULT_SEED
 from quorin.engine.kernels.compiling import helper, unlocked_kernel
 from quorin.engine.kernels.hashing import hash_id
 from quorin.engine.kernels.memory import (
@@ -88,17 +88,20 @@ from quorin.engine.kernels.rows import (
 )
 from quorin.engine.kernels.write import begin_row, count_change, counter, find_slot, publish_row, take_heap, write_key
 
+_SEED_0, _SEED_1 = map(np.uint64, DEFAULT_SEED)
 _SLOTS_AHEAD = 8
 """So many slots before their turn the rows are fetched: they lie in no order."""
 
 
 @unlocked_kernel
-def copy_rows(segment, successor, plan, forget_before_ns, first, last, result):
+def copy_rows(segment, successor, plan, forget_before_ns, first, last, shift, kept, forgotten, result):
     """Copy the rows of slots ``first … last-1`` into a new segment as ``plan`` says; deletions older than
     ``forget_before_ns`` are left out.
 
-    Garbage in the heap stays behind. Adds to ``result`` how many rows there were, and keeps in it the last position of
-    a deletion that was left out. Returns DONE, or ROWS_FULL or HEAP_FULL when the successor is too small.
+    ``kept`` says of each partition, a hash shifted by ``shift`` bits to the right, whether its rows are copied; of one
+    item, that all are. Garbage in the heap stays behind. Adds to ``result`` how many rows there were, and keeps in
+    ``forgotten`` for each partition the last position of a deletion that was left out. Returns DONE, or ROWS_FULL or
+    HEAP_FULL when the successor is too small.
     """
     k0 = np.uint64(successor[D_SEED_0])
     k1 = np.uint64(successor[D_SEED_1])
@@ -112,9 +115,19 @@ def copy_rows(segment, successor, plan, forget_before_ns, first, last, result):
             continue
         flags = load_u16(row + FLAGS)
         deleted = flags & DELETED != 0
-        if deleted and load_i64(row + EVENT_TIME) < forget_before_ns:
-            result[R_FORGOTTEN] = max(result[R_FORGOTTEN], load_i64(row + POSITION))
-            continue
+        is_forgotten = deleted and load_i64(row + EVENT_TIME) < forget_before_ns
+        if is_forgotten or len(kept) > 1:
+            count = load_u16(row + KEY_BYTES)
+            partition = np.int64(0)
+            if len(forgotten) > 1:
+                partition = np.int64(
+                    hash_id(key_address(segment, row, count), count, _SEED_0, _SEED_1) >> np.uint64(shift)
+                )
+            if len(kept) > 1 and not kept[partition]:
+                continue
+            if is_forgotten:
+                forgotten[partition] = max(forgotten[partition], load_i64(row + POSITION))
+                continue
         if counter(successor, ENTITY_COUNT) + counter(successor, DELETED_COUNT) >= successor[D_CAPACITY]:
             return ROWS_FULL
         count = load_u16(row + KEY_BYTES)

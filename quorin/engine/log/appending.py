@@ -28,7 +28,7 @@ Appended = TypeVar("Appended")
 MAX_ENTRY_ROWS = 8192
 MAX_ENTRY_BYTES = 1 << 20
 MAX_APPEND_BYTES = 8 << 20
-MAX_SPLIT_ROWS, MAX_SPLIT_BYTES = 1 << 17, 16 << 20
+MAX_SPLIT_ROWS, MAX_SPLIT_BYTES = 1 << 17, 8 << 20
 """What is split at once: rows that the cache holds while they are put in order, and enough for large entries."""
 _BLOCKED_SECONDS = 0.02
 

@@ -24,6 +24,7 @@ import numpy as np
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.name import SegmentName
 from quorin.engine.memory.access import Access, why_not
+from quorin.engine.memory.header import header_of
 from quorin.engine.memory.lock import FileLock, lock_if_there
 from quorin.engine.paths import absolute_setting
 from quorin.errors import CorruptSegmentError, QuorinError, SegmentNotFoundError, SharedMemoryError
@@ -195,11 +196,11 @@ def read_header(path: Path) -> Any | None:
     except OSError:
         return None
     try:
-        content = os.pread(descriptor, fmt.HEADER_BYTES, 0)
+        content = os.pread(descriptor, max(fmt.HEADER_DTYPES), 0)
     finally:
         os.close(descriptor)
-    is_segment = len(content) == fmt.HEADER_BYTES and content.startswith(fmt.MAGIC)
-    return np.frombuffer(content, fmt.HEADER_DTYPE)[0] if is_segment else None
+    is_segment = len(content) >= fmt.HEADER_BYTES and content.startswith(fmt.MAGIC)
+    return header_of(np.frombuffer(content, np.uint8)) if is_segment else None
 
 
 def attach(path: Path, *, writable: bool, least_bytes: int, populate: bool = True) -> Mapping:

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.name import SegmentName
+from quorin.engine.format.partition import Partitioning
 from quorin.engine.memory.access import Access
 from quorin.engine.memory.generations import MIN_HEAP_BYTES
 from quorin.engine.memory.view import SegmentView
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from quorin.schema import Schema
@@ -29,11 +31,21 @@ def first_sizes(schema: Schema, capacity: int, max_id_bytes: int, prefault_rows:
 
 
 def first_generation(
-    directory: Path, schema: Schema, owner: int, group: int | None, sizes: dict[str, Any]
+    directory: Path, schema: Schema, owner: int, group: int | None, partitioning: Partitioning, sizes: dict[str, Any]
 ) -> SegmentView:
     """A new, empty segment file of a line of its own, readable for a group."""
     name, access = SegmentName.first(schema.__name__), Access.for_group(group)
-    return SegmentView.create(directory, name, schema, owner=owner, access=access, **sizes)
+    return SegmentView.create(directory, name, schema, owner=owner, access=access, partitioning=partitioning, **sizes)
+
+
+def held_partitions(held: Iterable[int] | str | None, count: int) -> Partitioning:
+    """The partitions to hold of ``count``: numbers, or a text such as ``0-7``; None is all.
+
+    :raises PartitionCountError: for partitions that there are not.
+    """
+    if held is None:
+        return Partitioning.all(count)
+    return Partitioning.parse(held, count) if isinstance(held, str) else Partitioning(count, frozenset(held))
 
 
 def first_heap_bytes(schema: Schema, capacity: int) -> int:

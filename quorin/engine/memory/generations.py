@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quorin.engine.format import segment as fmt
-from quorin.engine.format.abi import DONE, R_APPLIED, R_FORGOTTEN, RESULT_ITEMS
+from quorin.engine.format.abi import DONE, R_APPLIED, RESULT_ITEMS
+from quorin.engine.format.partition import hash_shift
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.access import Access
 from quorin.engine.memory.kept import with_room
 from quorin.engine.memory.view import SegmentView
 from quorin.engine.rows.compatibility import fits
-from quorin.errors import CapacityExceededError, SharedMemoryError
+from quorin.errors import CapacityExceededError, PartitionCountError, SharedMemoryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from quorin.engine.arrays import Int64s
+    from quorin.engine.arrays import AnyArray, Int64s, Mask
+    from quorin.engine.format.partition import Partitioning
     from quorin.schema import Schema
 
 DELETIONS_KEPT_NS = 7 * 24 * 3600 * 10**9
@@ -45,11 +47,13 @@ def next_generation(
     heap_bytes: int = 0,
     keeps_deletions: bool = False,
     copied: Callable[[int], None] | None = None,
+    partitioning: Partitioning | None = None,
 ) -> SegmentView:
     """The next generation with all of a view's rows, and room for as many bytes of new variable-size values.
 
     ``schema`` is the view's own or one that can follow it. With ``keeps_deletions`` none is forgotten, however old.
-    ``copied`` is told now and then how many rows are.
+    ``copied`` is told now and then how many rows are. With a ``partitioning`` it has the rows of the partitions that
+    both hold, and of others only which log it knows.
 
     Its positions are those that the view had before the first row was copied: what is applied to the view meanwhile, by
     a writer that was frozen and wakes up, is applied again from the log.
@@ -63,7 +67,12 @@ def next_generation(
     while True:
         try:
             successor = create_successor(
-                view, schema, capacity=capacity, max_id_bytes=view.layout.max_id_bytes, heap_bytes=heap
+                view,
+                schema,
+                capacity=capacity,
+                max_id_bytes=view.layout.max_id_bytes,
+                heap_bytes=heap,
+                partitioning=partitioning,
             )
         except SharedMemoryError as error:
             raise CapacityExceededError(f"segment {view.name!r} is full and cannot grow: {error}") from error
@@ -74,8 +83,7 @@ def next_generation(
             mapping.unlink(successor.path)
             raise
         if forgotten is not None:
-            partitions["forgotten"][0] = max(int(partitions["forgotten"][0]), forgotten)
-            successor.header["partitions"] = partitions
+            copy_partitions(partitions, view, successor, forgotten)
             return successor
         mapping.unlink(successor.path)
         heap *= 2
@@ -95,8 +103,10 @@ def create_successor(
     max_id_bytes: int,
     heap_bytes: int,
     prefault_rows: int | None = None,
+    partitioning: Partitioning | None = None,
 ) -> SegmentView:
     """An empty segment file of a view's line, with the next generation's number that is free; nothing points to it yet.
+    It holds the view's partitions, unless told otherwise.
 
     Whoever may read ``view``'s file may read this one: a writer without the setting ``shm_group`` locks nobody out.
 
@@ -116,6 +126,7 @@ def create_successor(
             owner=owner,
             access=access,
             prefault_rows=prefault_rows,
+            partitioning=view.partitioning if partitioning is None else partitioning,
         )
         with suppress(FileExistsError):
             return with_room(directory, owner, create)
@@ -128,25 +139,56 @@ def copy_rows(
     *,
     forget_before_ns: int = EARLIEST_NS,
     copied: Callable[[int], None] | None = None,
-) -> int | None:
-    """Copy every row, each one whole version of it, into an empty segment; None if that has too little heap.
+) -> Int64s | None:
+    """Copy every row of the partitions that both hold, each one whole version of it, into an empty segment; None if
+    that has too little heap.
 
-    Deletions older than ``forget_before_ns`` are left out; returns the last log position of these, 0 for none. A writer
-    of ``view`` may go on meanwhile.
+    Deletions older than ``forget_before_ns`` are left out; returns the last log position of these for each partition, 0
+    for none. A writer of ``view`` may go on meanwhile.
     """
     from quorin.engine import kernels
 
     plan = _carry_plan(view.stored, successor.stored)
     result = np.zeros(RESULT_ITEMS, np.int64)
-    slots = view.layout.slot_count
+    count, slots = view.layout.partition_count, view.layout.slot_count
+    forgotten, kept = np.zeros(count, np.int64), _kept(view, successor)
     for first in range(0, slots, _SLOTS_AT_ONCE):
         last = min(first + _SLOTS_AT_ONCE, slots)
-        code = kernels.copy_rows(view.descriptor, successor.descriptor, plan, forget_before_ns, first, last, result)
+        places = first, last, hash_shift(count)
+        code = kernels.copy_rows(
+            view.descriptor, successor.descriptor, plan, forget_before_ns, *places, kept, forgotten, result
+        )
         if code != DONE:
             return None
         if copied is not None:
             copied(int(result[R_APPLIED]))
-    return int(result[R_FORGOTTEN])
+    return forgotten
+
+
+def copy_partitions(partitions: AnyArray, view: SegmentView, successor: SegmentView, forgotten: Int64s) -> None:
+    """Fill a successor's table of partitions: what a view's table said before its rows were copied, and what was
+    ``forgotten`` on the way.
+    """
+    count = view.partitioning.count
+    partitions["forgotten"][:count] = np.maximum(partitions["forgotten"][:count], forgotten)
+    for number in range(count):
+        if number not in view.partitioning.held & successor.partitioning.held:
+            for word in ("position", "confirmed_ns", "forgotten"):
+                partitions[word][number] = 0
+    successor.header["partitions"] = partitions
+
+
+def _kept(view: SegmentView, successor: SegmentView) -> Mask:
+    """The partitions whose rows a successor gets, as a mask of all; of one item if it gets all rows.
+
+    :raises PartitionCountError: if the two are of different counts of partitions.
+    """
+    ours, theirs = view.partitioning, successor.partitioning
+    if ours.count != theirs.count:
+        raise PartitionCountError(f"{view.name} is one of {ours.count} partitions, expected {theirs.count}")
+    if ours.held <= theirs.held:
+        return np.ones(1, np.bool_)
+    return np.array([number in theirs.held for number in range(ours.count)])
 
 
 def _carry_plan(old: Schema, new: Schema) -> Int64s:

@@ -7,9 +7,12 @@ import time
 import zlib
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.name import SegmentName
-from quorin.errors import CorruptSegmentError
+from quorin.engine.format.partition import Partitioning
+from quorin.errors import CorruptSegmentError, PartitionCountError
 from quorin.schema import fingerprint, schema_to_json
 
 if TYPE_CHECKING:
@@ -19,19 +22,47 @@ if TYPE_CHECKING:
     from quorin.schema import Schema
 
 _LAYOUT_FIELDS = (
-    "format_version", "capacity", "row_limit", "slot_count", "heap_bytes", "schema_bytes", "index_offset",
-    "free_offset", "rows_offset", "heap_offset", "file_bytes", "row_stride", "key_inline", "max_id_bytes", "body_bytes",
+    "format_version", "header_bytes", "capacity", "row_limit", "slot_count", "heap_bytes", "schema_bytes",
+    "index_offset", "free_offset", "rows_offset", "heap_offset", "file_bytes", "row_stride", "key_inline",
+    "max_id_bytes", "body_bytes",
 )  # fmt: skip
 
 
-def write_header(memory: AnyArray, name: SegmentName, schema: Schema, layout: fmt.SegmentLayout, owner: int) -> None:
+def header_of(memory: AnyArray) -> Any:
+    """The header at the beginning of a file, as a structured scalar that shows live values.
+
+    ``memory`` has at least the 4096 bytes of the smaller one; whether they are a header is for :func:`check_header`.
+    """
+    header = memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
+    size = int(header["header_bytes"])
+    is_whole = size in fmt.HEADER_DTYPES and len(memory) >= size
+    return memory[:size].view(fmt.HEADER_DTYPES[size])[0] if is_whole else header
+
+
+def partitioning_of(header: Any) -> Partitioning:
+    """How many partitions the deployment of a segment has, and which the segment holds.
+
+    :raises PartitionCountError: for a count that is none, or if it holds other partitions, or none.
+    """
+    bits = int.from_bytes(header["held"].tobytes(), "little")
+    held = frozenset(number for number in range(bits.bit_length()) if bits >> number & 1)
+    return Partitioning(int(header["partition_count"]), held) if header["partition_count"] else Partitioning()
+
+
+def write_header(
+    memory: AnyArray,
+    name: SegmentName,
+    schema: Schema,
+    layout: fmt.SegmentLayout,
+    owner: int,
+    partitioning: Partitioning,
+) -> None:
     """Write the static part of the header of a new file, whose other bytes are zero; ``owner`` is the identity of its
     namespace.
     """
-    header = memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
+    header = memory[: layout.header_bytes].view(fmt.HEADER_DTYPES[layout.header_bytes])[0]
     header["magic"] = fmt.MAGIC
     header["byte_order"] = fmt.BYTE_ORDER_MARK
-    header["header_bytes"] = fmt.HEADER_BYTES
     header["fingerprint"] = fingerprint(schema)
     header["schema_version"] = schema.version
     header["seed"] = [secrets.randbits(64), secrets.randbits(64)]
@@ -40,14 +71,19 @@ def write_header(memory: AnyArray, name: SegmentName, schema: Schema, layout: fm
     header["created_ns"] = time.time_ns()
     header["name"] = str(name).encode()
     header["owner"] = owner
+    if partitioning.count > 1:
+        header["partition_count"] = partitioning.count
+        bits = sum(1 << number for number in partitioning.held)
+        header["held"] = np.frombuffer(bits.to_bytes(header["held"].nbytes, "little"), "<u8")
     header["static_crc"] = _static_crc(memory, schema_bytes=schema_to_json(schema).encode())
 
 
 def rename(memory: AnyArray, name: SegmentName, owner: int) -> None:
     """Give the segment in ``memory``, whose header is whole, another name and owner; nobody else may use it yet."""
-    header = memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
+    header = header_of(memory)
     header["name"], header["owner"] = str(name).encode(), owner
-    schema_bytes = memory[fmt.HEADER_BYTES : fmt.HEADER_BYTES + int(header["schema_bytes"])].tobytes()
+    start = int(header["header_bytes"])
+    schema_bytes = memory[start : start + int(header["schema_bytes"])].tobytes()
     header["static_crc"] = _static_crc(memory, schema_bytes)
 
 
@@ -73,19 +109,26 @@ def check_header(path: Path | str, memory: AnyArray, header: Any, *, size: int |
             f"{path} was written in another byte order: mark {int(header['byte_order']):#010x}, "
             f"expected {fmt.BYTE_ORDER_MARK:#010x}"
         )
-    if int(header["format_version"]) not in fmt.FORMAT_VERSIONS or int(header["header_bytes"]) != fmt.HEADER_BYTES:
+    version, header_bytes = int(header["format_version"]), int(header["header_bytes"])
+    if version not in fmt.FORMAT_VERSIONS or header_bytes != fmt.header_bytes(version):
         known = " and ".join(map(str, fmt.FORMAT_VERSIONS))
         raise CorruptSegmentError(
-            f"{path} has format version {int(header['format_version'])}, this Quorin reads {known}"
+            f"{path} has format version {version} with a header of {header_bytes} bytes, this Quorin reads {known}"
         )
-    schema_end = fmt.HEADER_BYTES + int(header["schema_bytes"])
+    schema_end = header_bytes + int(header["schema_bytes"])
     if int(header["file_bytes"]) != size or schema_end > len(memory):
         raise CorruptSegmentError(f"{path} has {size} bytes, its header says {int(header['file_bytes'])}")
-    crc = _static_crc(memory, bytes(memory[fmt.HEADER_BYTES : schema_end]))
+    crc = _static_crc(memory, bytes(memory[header_bytes:schema_end]))
     if int(header["static_crc"]) != crc:
         raise CorruptSegmentError(f"{path}: header checksum {int(header['static_crc']):#010x}, computed {crc:#010x}")
     if SegmentName.match(header["name"].decode("ascii", "replace")) is None:
         raise CorruptSegmentError(f"{path}: {header['name']!r} is no segment name")
+    try:
+        count = partitioning_of(header).count
+    except PartitionCountError as error:
+        raise CorruptSegmentError(f"{path}: {error}") from error
+    if (count > 1) != (version == fmt.PARTITIONED_VERSION):
+        raise CorruptSegmentError(f"{path}: format version {version} with {count} partitions")
 
 
 def check_layout(path: Path, header: Any, layout: fmt.SegmentLayout) -> None:
@@ -120,6 +163,6 @@ def check_counters(path: Path, memory: AnyArray, header: Any, layout: fmt.Segmen
     generation, successor = SegmentName.parse(header["name"].decode()).generation, int(header["successor"])
     if successor and successor <= generation:
         raise CorruptSegmentError(f"{path}: generation {generation} names {successor} as its successor")
-    for start, end in fmt.RESERVED:
+    for start, end in fmt.RESERVED[layout.header_bytes]:
         if memory[start:end].any():
             raise CorruptSegmentError(f"{path}: bytes {start} to {end} of the header are reserved, and not zero")

@@ -9,7 +9,7 @@ from quorin.engine.memory import file as mapping
 from quorin.engine.memory.kept import unlink_kept
 from quorin.engine.memory.pins import remove_unpinned
 from quorin.engine.memory.view import SegmentView
-from quorin.errors import SegmentNotFoundError
+from quorin.errors import CorruptSegmentError, SegmentNotFoundError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +28,16 @@ def attach_newest(directory: Path, name: str, schema: Schema | None, *, writable
         if (successor := view.successor_name) is None:
             return view.through(schema)
         name = successor
+
+
+def attach_if_there(directory: Path, name: str | None, *, writable: bool = False) -> SegmentView | None:
+    """The same, with the schema that it carries; None for no name, or if there is no such file, or it is damaged."""
+    if name is None:
+        return None
+    try:
+        return attach_newest(directory, name, None, writable=writable)
+    except (SegmentNotFoundError, CorruptSegmentError):
+        return None
 
 
 def newest(view: SegmentView, *, writable: bool) -> SegmentView:

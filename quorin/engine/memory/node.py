@@ -16,9 +16,10 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import asdict, astuple, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from quorin.engine.backend.protocols import Beginning, in_order
 from quorin.engine.format.name import SegmentName
 from quorin.engine.memory.access import Access, grant, why_not
 from quorin.engine.memory.lock import FileLock
@@ -27,7 +28,8 @@ from quorin.errors import CorruptSegmentError, SegmentNotFoundError, SharedMemor
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from quorin.engine.backend import Backend, Beginning
+    from quorin.engine.backend import Backend
+    from quorin.engine.backend.protocols import Beginnings
 
 T = TypeVar("T")
 
@@ -42,8 +44,9 @@ class NodeState:
 
     ``node`` is a random name: a machine that was rebooted, or a new pod, is a new node, as it has no rows. ``former``
     are identities that the deployment had before its control plane was wiped; ``addresses`` are where it was reached.
-    ``beginnings`` has the log identity and position behind which the rows of a current segment begin: it tells a
-    segment of a schema from one of an earlier schema of that name, which was dropped.
+    ``beginnings`` has the log identity and position behind which the rows of a current segment begin, with several
+    partitions those of each: it tells a segment of a schema from one of an earlier schema of that name, which was
+    dropped.
     """
 
     identity: int
@@ -52,7 +55,14 @@ class NodeState:
     addresses: tuple[str, ...] = ()
     former: tuple[int, ...] = ()
     currents: Mapping[str, str] = field(default_factory=dict)
-    beginnings: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    beginnings: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def beginning_of(self, schema_name: str) -> Beginnings:
+        """Where the rows of a schema's current segment begin; None at the start of the log."""
+        at = self.beginnings.get(schema_name)
+        if at is None or not isinstance(at[0], tuple):
+            return None if at is None else Beginning(*at)
+        return tuple(Beginning(*one) for one in at)
 
     def to_json(self) -> str:
         """The text of the file."""
@@ -66,7 +76,7 @@ class NodeState:
             written = values.pop("format")
             if written == FORMAT:
                 values["addresses"], values["former"] = tuple(values["addresses"]), tuple(values["former"])
-                values["beginnings"] = {name: tuple(at) for name, at in values["beginnings"].items()}
+                values["beginnings"] = {name: _tuples(at) for name, at in values["beginnings"].items()}
                 return cls(**values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CorruptSegmentError(
@@ -130,7 +140,7 @@ class Node:
         segment_name: str,
         *,
         expected: str | None,
-        beginning: Beginning | None,
+        beginning: Beginnings,
         before: Callable[[], None],
     ) -> bool:
         """Make a segment current, whose rows begin at ``beginning``, if ``expected`` (None: none) is current now; False
@@ -145,7 +155,9 @@ class Node:
             before()
             beginnings = _without(state.beginnings, schema_name)
             if beginning is not None:
-                beginnings[schema_name] = beginning.log_identity, beginning.position
+                is_one = isinstance(beginning, Beginning)
+                each = tuple(astuple(one) for one in in_order(beginning))
+                beginnings[schema_name] = each[0] if is_one else each
             self._write(replace(state, currents={**state.currents, schema_name: segment_name}, beginnings=beginnings))
             return True
 
@@ -192,13 +204,12 @@ class Node:
 
         :raises SharedMemoryError: if the node is another user's, whose processes could not use a lock of this one's.
         """
-        file = self._file(self.identity)
-        if not os.access(file, os.W_OK):
-            reason = f"{os.strerror(errno.EACCES)}{why_not(file, writing=True)}"
-            raise SharedMemoryError(errno.EACCES, f"cannot apply the log on the node of {file}: {reason}")
-        path = file.with_suffix(f".{purpose}")
-        _make_empty(path)
-        return path
+        _check_own(self._file(self.identity))
+        return _make_empty(self.beside(purpose))
+
+    def beside(self, purpose: str) -> Path:
+        """The path of the node's file for a purpose, whether or not there is one; of its own file for ``""``."""
+        return self._file(self.identity).with_suffix(f".{purpose}" if purpose else "")
 
     def state(self) -> NodeState:
         """The present state."""
@@ -361,17 +372,29 @@ def _access(group: int | None, *present: Path | None) -> Access:
     return Access()
 
 
+def _tuples(at: list[Any]) -> tuple[Any, ...]:
+    return tuple(tuple(one) if isinstance(one, list) else one for one in at)
+
+
 def _without(mapping: Mapping[str, T], name: str) -> dict[str, T]:
     return {key: value for key, value in mapping.items() if key != name}
 
 
-def _make_empty(path: Path) -> None:
+def _check_own(file: Path) -> None:
+    """:raises SharedMemoryError: if the node of a file is another user's."""
+    if not os.access(file, os.W_OK):
+        reason = f"{os.strerror(errno.EACCES)}{why_not(file, writing=True)}"
+        raise SharedMemoryError(errno.EACCES, f"cannot apply the log on the node of {file}: {reason}")
+
+
+def _make_empty(path: Path) -> Path:
     """Make an empty file, mode 0600, unless it is there. :raises SharedMemoryError: if the system refuses."""
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     except OSError as error:
         reason = f"{error.strerror}{why_not(path, writing=True)}"
         raise SharedMemoryError(error.errno, f"cannot make {path}: {reason}") from error
+    return path
 
 
 def _files(directory: Path) -> list[Path]:

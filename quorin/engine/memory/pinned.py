@@ -158,7 +158,7 @@ def _generation(path: Path, header: Any, state: Any, until_ns: int | None, reaso
         is_pinned=is_pinned(path),
         rows=int(header["entity_count"]),
         bytes=int(header["file_bytes"]),
-        position=int(header["partitions"][0]["position"]),
+        position=int(header["partitions"]["position"].max()),
         until_ns=until_ns,
         reason=reason,
         path=path,

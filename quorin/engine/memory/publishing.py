@@ -10,7 +10,8 @@ from quorin.errors import SchemaError, SegmentConflictError, SegmentNotFoundErro
 from quorin.schema import schema_from_json, schema_to_json
 
 if TYPE_CHECKING:
-    from quorin.engine.backend import Beginning, ControlPlane
+    from quorin.engine.backend import ControlPlane
+    from quorin.engine.backend.protocols import Beginnings
     from quorin.engine.memory.node import Node
     from quorin.engine.memory.segment import Segment
     from quorin.schema import Schema
@@ -21,7 +22,7 @@ def make_current(
     control: ControlPlane,
     segment: Segment,
     replacing: str | None,
-    beginning: Beginning | None,
+    beginning: Beginnings,
     *,
     restores: bool,
 ) -> None:
@@ -45,7 +46,7 @@ def make_current(
         )
 
 
-def _put_schema(control: ControlPlane, schema: Schema, *, restores: bool, beginning: Beginning | None) -> None:
+def _put_schema(control: ControlPlane, schema: Schema, *, restores: bool, beginning: Beginnings) -> None:
     """Let the control plane have a schema, or keep the later version that it has.
 
     :raises SegmentNotFoundError: if it only ``restores`` one that the control plane may have lost, and it was dropped,

@@ -6,16 +6,14 @@ next file and flips, and every open ``Segment`` follows at its next read.
 
 from __future__ import annotations
 
-import math
 import os
 import threading
-import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from quorin import metrics
-from quorin.engine.format import segment as fmt
 from quorin.engine.memory.generations import next_generation
 from quorin.engine.memory.kept import Limits
+from quorin.engine.memory.parts import Parted
 from quorin.engine.memory.pinnable import ClosedView, Pinnable
 from quorin.engine.memory.shown import Shown
 from quorin.engine.memory.view import SegmentView, segment_stats
@@ -34,15 +32,12 @@ if TYPE_CHECKING:
     from quorin.engine.memory.pins import Pin
     from quorin.schema import Schema
 
-_LOG_IDENTITY, _POSITION = fmt.partition_offset("log_identity"), fmt.partition_offset("position")
-_CONFIRMED = fmt.partition_offset("confirmed_ns") // fmt.WORD_BYTES
-_CLOCK_STEP_NS = 1_000_000_000
 _LIMITS = Limits()
 
 _log = get_logger(__name__)
 
 
-class Segment(Pinnable, Shown):
+class Segment(Pinnable, Parted, Shown):
     """Rows of one schema in shared memory, open in this process.
 
     Any number of threads and processes may read; one process at a time writes, the one that holds the writer lease, and
@@ -98,23 +93,6 @@ class Segment(Pinnable, Shown):
     def capacity(self) -> int:
         """Entities that fit before the segment grows."""
         return self.current_view().layout.capacity
-
-    @property
-    def position(self) -> int:
-        """The log position up to which everything is applied; 0 before the first."""
-        from quorin.engine import kernels
-
-        view = self.current_view()
-        return int(kernels.load_acquire(view.mapping.address + _POSITION))
-
-    @property
-    def log_identity(self) -> int:
-        """Which log :attr:`position` belongs to; 0 before the first. Read it before the position: then the position is
-        one of this log, or of a later one.
-        """
-        from quorin.engine import kernels
-
-        return int(kernels.load_acquire(self.current_view().mapping.address + _LOG_IDENTITY))
 
     @property
     def holds_writer_lease(self) -> bool:
@@ -175,26 +153,6 @@ class Segment(Pinnable, Shown):
         """
         with self.writing:
             self._writer.release()
-
-    def commit_position(self, position: int, log_identity: int) -> None:
-        """Publish that everything up to ``position`` of a log is applied; call it after the rows are.
-
-        A crash before this call loses nothing: the next consumer applies the entry again, to the same effect.
-        """
-        with self.writing:
-            self._writer.commit_position(position, log_identity, self.writing_view())
-
-    def confirm(self, at_ns: int) -> None:
-        """Record that at a time (ns since the epoch) the log had nothing that this segment lacks."""
-        with self.writing:
-            self.writing_view().words[_CONFIRMED] = at_ns
-
-    def confirmed_age_seconds(self) -> float:
-        """Seconds since the log is known to have had nothing that this segment lacks; infinity if that is not known.
-        A consumer that reaches the log renews it several times a second.
-        """
-        age = time.time_ns() - (confirmed := self.current_view().words[_CONFIRMED])
-        return age / 1e9 if confirmed and age > -_CLOCK_STEP_NS else math.inf
 
     def overtake_writer(self) -> None:
         """Become the writer although another process holds the lease, because it is frozen.

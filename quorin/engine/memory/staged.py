@@ -17,6 +17,7 @@ from quorin.engine.memory.generations import heap_bytes_for
 from quorin.engine.memory.growth import evolve
 from quorin.engine.memory.header import rename
 from quorin.engine.memory.kept import with_room
+from quorin.engine.memory.parts import check_one_partition
 from quorin.engine.memory.segment import Segment
 from quorin.engine.memory.view import SegmentView
 from quorin.errors import CapacityExceededError
@@ -54,6 +55,7 @@ class Staged:
             owner=owner,
             access=Access.of(view.path),
             prefault_rows=int(view.header["entity_count"]),
+            partitioning=view.partitioning,
         )
         return cls(Segment(with_room(directory, owner, create), None, read_only=False))
 
@@ -69,8 +71,10 @@ class Staged:
         is reclaimed by the watchdog.
 
         :raises WriterFencedError: if another process overtook this one; nothing has changed then.
+        :raises PartitionedError: if the deployment has several partitions.
         """
         old, staged = serving.writing_view(), self.segment.writing_view()
+        check_one_partition(old, "replacing its rows")
         partitions = old.header["partitions"].copy()
         # What is gone has left no deletion, so changes are known from here on only.
         partitions["forgotten"][0] = position

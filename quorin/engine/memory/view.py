@@ -15,9 +15,17 @@ from quorin.engine.counting import counters
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.abi import D_COUNTERS, D_HEADER
 from quorin.engine.format.name import SegmentName
+from quorin.engine.format.partition import Partitioning, ranges
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.access import Access
-from quorin.engine.memory.header import check_counters, check_header, check_layout, write_header
+from quorin.engine.memory.header import (
+    check_counters,
+    check_header,
+    check_layout,
+    header_of,
+    partitioning_of,
+    write_header,
+)
 from quorin.engine.memory.plans import describe, vector_plan
 from quorin.engine.words import field_text
 from quorin.errors import SchemaMismatchError
@@ -27,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _PRIVATE = Access()
+_WHOLE = Partitioning()
 _SUCCESSOR = fmt.header_word("successor")
 _CALLED = fmt.header_word("writer_called")
 _ENTITY_COUNT, _DELETED_COUNT = fmt.header_word("entity_count"), fmt.header_word("deleted_count")
@@ -47,9 +56,11 @@ class SegmentView:
         "column_plans",
         "descriptor",
         "header",
+        "is_partial",
         "layout",
         "mapping",
         "name",
+        "partitioning",
         "pinned",
         "plan",
         "schema",
@@ -72,8 +83,10 @@ class SegmentView:
         self.stored = stored
         self.schema = schema = stored if schema is None else schema
         self.layout = layout
-        self.header = mapped.memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
-        self.words = memoryview(mapped.memory[: fmt.HEADER_BYTES]).cast("Q")  # type: ignore[arg-type]
+        self.header = header_of(mapped.memory)
+        self.words = memoryview(mapped.memory[: layout.header_bytes]).cast("Q")  # type: ignore[arg-type]
+        self.partitioning = partitioning_of(self.header)
+        self.is_partial = self.partitioning.is_partial
         self.name: str = self.header["name"].decode()
         self.segment_name = SegmentName.parse(self.name)
         self.pinned = pinned
@@ -99,9 +112,10 @@ class SegmentView:
         owner: int = 0,
         access: Access = _PRIVATE,
         prefault_rows: int | None = None,
+        partitioning: Partitioning = _WHOLE,
     ) -> SegmentView:
         """Build a new, empty segment file; it gets its name when it is whole. ``owner`` is its namespace's identity,
-        ``access`` says which users may read it.
+        ``access`` says which users may read it, ``partitioning`` which partitions it holds of how many.
 
         The memory of the first ``prefault_rows`` rows (all, if left out) is mapped at once; that of the others is
         reserved, and mapped when they are written.
@@ -111,15 +125,20 @@ class SegmentView:
         """
         text = schema_to_json(schema).encode()
         layout = fmt.segment_layout(
-            schema, capacity=capacity, max_id_bytes=max_id_bytes, schema_bytes=len(text), heap_bytes=heap_bytes
+            schema,
+            capacity=capacity,
+            max_id_bytes=max_id_bytes,
+            schema_bytes=len(text),
+            heap_bytes=heap_bytes,
+            partition_count=partitioning.count,
         )
         prefault_bytes = None if prefault_rows is None else layout.bytes_of_rows(prefault_rows)
         path = directory / str(name)
         pending = mapping.PendingFile(path, layout.file_bytes, owner=owner, access=access, populate=prefault_bytes)
         try:
             memory = pending.mapping.memory
-            write_header(memory, name, schema, layout, owner)
-            memory[fmt.HEADER_BYTES : fmt.HEADER_BYTES + len(text)] = np.frombuffer(text, np.uint8)
+            write_header(memory, name, schema, layout, owner, partitioning)
+            memory[layout.header_bytes : layout.header_bytes + len(text)] = np.frombuffer(text, np.uint8)
             return cls(pending.publish(), schema, layout)
         except BaseException:
             pending.discard()
@@ -134,9 +153,10 @@ class SegmentView:
             version of it.
         """
         mapped = mapping.attach(path, writable=writable, least_bytes=fmt.HEADER_BYTES, populate=populate)
-        header = mapped.memory[: fmt.HEADER_BYTES].view(fmt.HEADER_DTYPE)[0]
+        header = header_of(mapped.memory)
         check_header(path, mapped.memory, header)
-        text = bytes(mapped.memory[fmt.HEADER_BYTES : fmt.HEADER_BYTES + int(header["schema_bytes"])])
+        start = int(header["header_bytes"])
+        text = bytes(mapped.memory[start : start + int(header["schema_bytes"])])
         stored = schema_from_json(text.decode())
         layout = fmt.segment_layout(
             stored,
@@ -144,6 +164,7 @@ class SegmentView:
             max_id_bytes=int(header["max_id_bytes"]),
             schema_bytes=int(header["schema_bytes"]),
             heap_bytes=int(header["heap_bytes"]),
+            partition_count=int(header["partition_count"]) or 1,
         )
         check_layout(path, header, layout)
         check_counters(path, mapped.memory, header, layout)
@@ -237,11 +258,24 @@ def segment_stats(view: SegmentView) -> dict[str, Any]:
         "generation": view.generation,
         "pinned": view.pinned,
         "replaced": bool(view.words[_SUCCESSOR]),
-        "position": int(header["partitions"][0]["position"]),
+        "position": int(header["partitions"]["position"].max()),
+        **_partition_stats(view),
         "writer_pid": int(header["writer_pid"]) if int(header["writer_active"]) else None,
         "writer_epoch": int(header["epoch"]),
         "writer_heartbeat_age_seconds": (time.time_ns() - int(header["writer_heartbeat_ns"])) / 1e9,
         "age_seconds": (time.time_ns() - int(header["created_ns"])) / 1e9,
+    }
+
+
+def _partition_stats(view: SegmentView) -> dict[str, Any]:
+    """Nothing of a deployment with one partition."""
+    partitioning, positions = view.partitioning, view.header["partitions"]["position"]
+    if partitioning.count == 1:
+        return {}
+    return {
+        "partitions": partitioning.count,
+        "held_partitions": ranges(partitioning.held),
+        "positions": {number: int(positions[number]) for number in sorted(partitioning.held)},
     }
 
 

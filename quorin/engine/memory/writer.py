@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _LOG_IDENTITY = fmt.partition_offset("log_identity")
 _POSITION = fmt.partition_offset("position")
+_PART_BYTES = fmt.PARTITION_DTYPE.itemsize
 _HEARTBEAT = fmt.header_offset("writer_heartbeat_ns")
 _SUCCESSOR, _SUCCESSOR_WORD = fmt.header_offset("successor"), fmt.header_word("successor")
 _EPOCH, _PID, _ACTIVE = fmt.header_word("epoch"), fmt.header_word("writer_pid"), fmt.header_word("writer_active")
@@ -53,10 +54,10 @@ class Writer:
     still writes to the old file, not among the rows of the writer that overtook it. The caller holds :attr:`lock`.
     """
 
-    __slots__ = ("__weakref__", "_epoch", "_lease", "_node", "_view", "applies_upgrades", "lock")
+    __slots__ = ("__weakref__", "_epoch", "_lease", "_view", "applies_upgrades", "lock", "node")
 
     def __init__(self, node: Node | None) -> None:
-        self._node = node
+        self.node = node
         self._lease: FileLock | None = None
         self._view: SegmentView | None = None
         self._epoch = 0
@@ -152,17 +153,20 @@ class Writer:
             self.release()
             self.lock.release()
 
-    def commit_position(self, position: int, log_identity: int, view: SegmentView) -> None:
-        """Publish a position in the log, and the heartbeat with it. A crash in between leaves an earlier position."""
+    def commit_position(self, position: int, log_identity: int, view: SegmentView, partition: int = 0) -> None:
+        """Publish a position in a partition's log, and the heartbeat with it. A crash in between leaves an earlier
+        position.
+        """
         from quorin.engine import kernels
 
         header = view.mapping.address
-        if int(kernels.load_acquire(header + _LOG_IDENTITY)) != log_identity:
+        part = header + _PART_BYTES * partition
+        if int(kernels.load_acquire(part + _LOG_IDENTITY)) != log_identity:
             # A position of the old log beside the identity of the new one would skip entries after a crash, and end
             # the wait of a writer whose rows aren't applied. So the position is 0 whenever the identity changes.
-            kernels.store_release(header + _POSITION, 0)
-            kernels.store_release(header + _LOG_IDENTITY, log_identity)
-        kernels.store_release(header + _POSITION, position)
+            kernels.store_release(part + _POSITION, 0)
+            kernels.store_release(part + _LOG_IDENTITY, log_identity)
+        kernels.store_release(part + _POSITION, position)
         kernels.store_release(header + _HEARTBEAT, time.time_ns())
 
     def heartbeat(self) -> None:
@@ -216,10 +220,10 @@ class Writer:
         next flip and the watchdog do the same.
         """
         is_kept = view.path.name != view.name
-        if self._node is None or is_kept or not view.words[_SUCCESSOR_WORD]:
+        if self.node is None or is_kept or not view.words[_SUCCESSOR_WORD]:
             return
         with suppress(QuorinError):
-            if self._node.current(view.stored.__name__) != view.name:
+            if self.node.current(view.stored.__name__) != view.name:
                 remove_unpinned(view.path)
 
     def after_fork_in_child(self) -> None:
@@ -243,14 +247,14 @@ class Writer:
 
         Another line that is named there is left alone.
         """
-        if self._node is None:
+        if self.node is None:
             return True
         schema_name = successor.schema.__name__
         try:
-            named = self._node.current(schema_name)
+            named = self.node.current(schema_name)
             if named is None or not is_older_generation(named, successor.name):
                 return True
-            return self._node.swap(schema_name, successor.name, expected=named)
+            return self.node.swap(schema_name, successor.name, expected=named)
         except QuorinError as error:
             _log.warning("node_file_not_updated", segment=successor.name, error=str(error))
             return False

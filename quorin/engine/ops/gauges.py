@@ -92,10 +92,41 @@ def _of_log(seen: Deployment) -> Iterator[Metric]:
     yield GaugeMetricFamily("quorin_log_entries", "Entries in the log.", value=seen.log_entries)
     yield GaugeMetricFamily("quorin_log_last_position", "The last assigned position.", value=seen.log.last)
     yield GaugeMetricFamily("quorin_log_dead_letters", "Dead letters in the log.", value=seen.dead_letters)
+    if len(seen.logs) > 1:
+        yield from _of_partitions(seen)
     processes = GaugeMetricFamily("quorin_processes", "Running processes.", labels=["role"])
     for role, count in sorted(Counter(report.role for report in seen.processes).items()):
         processes.add_metric([role], count)
     yield processes
+
+
+def _of_partitions(seen: Deployment) -> Iterator[Metric]:
+    """With several partitions, each log, and how far behind it each replica is."""
+    entries = GaugeMetricFamily("quorin_partition_log_entries", "Entries in the partition's log.", labels=["partition"])
+    letters = GaugeMetricFamily(
+        "quorin_partition_dead_letters", "Dead letters in the partition's log.", labels=["partition"]
+    )
+    lag = GaugeMetricFamily(
+        "quorin_node_partition_lag_seconds",
+        "Time since the partition of the replica was known to have all rows of its log.",
+        labels=["node", "schema", "partition"],
+    )
+    rows = GaugeMetricFamily(
+        "quorin_node_partition_behind_rows",
+        "Minimum number of rows that the partition of the replica lacks.",
+        labels=["node", "schema", "partition"],
+    )
+    for number, log in enumerate(seen.logs):
+        entries.add_metric([str(number)], log.entries)
+        letters.add_metric([str(number)], log.dead_letters)
+    for node in seen.nodes:
+        for replica in node.replicas:
+            for part in replica.parts:
+                labels = [node.node, replica.schema_name, str(part.partition)]
+                if part.lag_seconds is not None:
+                    lag.add_metric(labels, part.lag_seconds)
+                rows.add_metric(labels, part.behind.rows)
+    yield from (entries, letters, lag, rows)
 
 
 def _of_nodes(seen: Deployment) -> Iterator[Metric]:

@@ -106,6 +106,7 @@ def _loads(backend: Backend) -> Iterator[Check]:
 
 def check_history(base: str | os.PathLike[str]) -> list[Check]:
     """Every file of a history as far as its footer: one check a schema, and one for each file that cannot be read."""
+    from quorin.engine.history.folders import schemas_of
     from quorin.engine.history.storage import Storage
 
     try:

@@ -7,13 +7,16 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from quorin.engine.log.token import Token
 from quorin.engine.ops import presence
+from quorin.engine.ops.presence import WHOLE
 from quorin.engine.ops.unread import unread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from quorin.engine.backend import Backend, Bounds, Log
+    from quorin.engine.format.partition import Partitioning
     from quorin.engine.ops.presence import Report
 
 DEFAULT_NODE_TIMEOUT_SECONDS = 600.0
@@ -32,10 +35,25 @@ class Behind:
     is_exact: bool = True
 
 
+_UNKNOWN = Behind(is_exact=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PartReplica:
+    """One partition of a replica: its position, and how long ago it was known to be up to date (seconds; None if that
+    is unknown).
+    """
+
+    partition: int
+    position: int
+    lag_seconds: float | None
+    behind: Behind = Behind()
+
+
 @dataclass(frozen=True, slots=True)
 class Replica:
     """A node's copy of a schema's rows: its version and position, and how long ago it was known to be up to date
-    (seconds; None if that is unknown).
+    (seconds; None if that is unknown). With several partitions it has ``parts``; ``position`` is the highest of theirs.
     """
 
     schema_name: str
@@ -43,6 +61,23 @@ class Replica:
     position: int
     lag_seconds: float | None
     behind: Behind = Behind()
+    parts: tuple[PartReplica, ...] = ()
+
+    def position_in(self, partition: int | None) -> int:
+        """The position in the log of a partition; ``None`` is the only one."""
+        if partition is None:
+            return self.position
+        return next((part.position for part in self.parts if part.partition == partition), 0)
+
+    @property
+    def positions(self) -> dict[int | None, int]:
+        """The position in each log."""
+        return {part.partition: part.position for part in self.parts} if self.parts else {None: self.position}
+
+    def with_behind(self, found: Mapping[int | None, Behind]) -> Replica:
+        """What it is behind by in each log."""
+        parts = tuple(replace(part, behind=found[part.partition]) for part in self.parts)
+        return replace(self, behind=_sum(found.values()), parts=parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +93,7 @@ class NodeReport:
     silent_seconds: float
     is_alive: bool
     replicas: tuple[Replica, ...]
+    partitions: Partitioning = WHOLE
 
     @property
     def lag_seconds(self) -> float | None:
@@ -65,9 +101,18 @@ class NodeReport:
         lags = [replica.lag_seconds for replica in self.replicas]
         return None if None in lags or not lags else max(lag for lag in lags if lag is not None)
 
-    def position_of(self, schema_name: str) -> int:
-        """The position of its replica of a schema; 0 if it has none."""
-        return next((replica.position for replica in self.replicas if replica.schema_name == schema_name), 0)
+    def position_of(self, schema_name: str, partition: int | None = None) -> int:
+        """The position of its replica of a schema, in the log of a partition or the only one; 0 if it has none."""
+        found = (one.position_in(partition) for one in self.replicas if one.schema_name == schema_name)
+        return next(found, 0)
+
+    def lacks(self, schema_name: str, positions: Mapping[int | None, int]) -> bool:
+        """Whether it holds a partition whose log it has not applied up to a position; the partition None is all."""
+        return any(
+            self.position_of(schema_name, partition) < position
+            for partition, position in positions.items()
+            if partition is None or partition in self.partitions.held
+        )
 
     def version_of(self, schema_name: str) -> int:
         """The version of its replica of a schema; 0 if it has none."""
@@ -76,17 +121,17 @@ class NodeReport:
     @property
     def behind(self) -> Behind:
         """The sum over its replicas."""
-        parts = [replica.behind for replica in self.replicas]
-        return Behind(
-            sum(part.entries for part in parts),
-            sum(part.rows for part in parts),
-            sum(part.bytes for part in parts),
-            all(part.is_exact for part in parts),
-        )
+        return _sum(replica.behind for replica in self.replicas)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {**asdict(self), "lag_seconds": self.lag_seconds, "behind": asdict(self.behind)}
+        partitions = {"count": self.partitions.count, "held": sorted(self.partitions.held)}
+        return {
+            **asdict(self),
+            "partitions": partitions,
+            "lag_seconds": self.lag_seconds,
+            "behind": asdict(self.behind),
+        }
 
 
 def nodes_of(
@@ -108,6 +153,7 @@ def nodes_of(
             min(report.age_seconds for report in of_node),
             any(report.age_seconds <= node_timeout_seconds for report in of_node),
             tuple(_replicas(of_node)),
+            of_node[0].partitions,
         )
         for node, of_node in by_node.items()
     ]
@@ -115,34 +161,48 @@ def nodes_of(
 
 
 def observed_nodes(
-    backend: Backend, log: Log, *, node_timeout_seconds: float = DEFAULT_NODE_TIMEOUT_SECONDS
+    backend: Backend, logs: Sequence[Log], *, node_timeout_seconds: float = DEFAULT_NODE_TIMEOUT_SECONDS
 ) -> list[NodeReport]:
-    """The nodes of a deployment, with what each is behind by.
+    """The nodes of a deployment, with what each is behind by. ``logs``: one a partition.
 
     :raises ConnectionFailedError: if the control plane cannot be reached.
     """
-    bounds = log.bounds()
+    bounds = [log.bounds() for log in logs]
     nodes = nodes_of(presence.reports(backend.control), node_timeout_seconds=node_timeout_seconds)
-    return with_behind(nodes, log, bounds)
+    return with_behind(nodes, logs, bounds)
 
 
-def with_behind(nodes: Iterable[NodeReport], log: Log, bounds: Bounds) -> list[NodeReport]:
-    """Nodes with what each is behind by, counted in the log, whose bounds are ``bounds``."""
+def with_behind(nodes: Iterable[NodeReport], logs: Sequence[Log], bounds: Sequence[Bounds]) -> list[NodeReport]:
+    """Nodes with what each is behind by, counted in the logs, whose bounds are ``bounds``."""
     nodes = list(nodes)
-    wanted = {(replica.schema_name, replica.position) for node in nodes for replica in node.replicas}
-    found = unread(log, bounds, wanted, max_entries=_MAX_ENTRIES, max_bytes=_MAX_BYTES)
-    # Trimmed entries are not counted.
-    behind = {
-        (name, position): Behind(one.entries, one.rows, one.bytes, is_exact=one.is_all and position >= bounds.trimmed)
-        for (name, position), one in found.items()
-    }
-    return [
-        replace(
-            node,
-            replicas=tuple(replace(one, behind=behind[one.schema_name, one.position]) for one in node.replicas),
-        )
-        for node in nodes
-    ]
+    found: dict[tuple[str, int | None, int], Behind] = {}
+    for number, (log, ends) in enumerate(zip(logs, bounds, strict=True)):
+        partition = number if len(logs) > 1 else None
+        # A process of an earlier release reports no partitions.
+        replicas = [one for node in nodes for one in node.replicas if partition in one.positions]
+        wanted = {(one.schema_name, one.position_in(partition)) for one in replicas}
+        counts = unread(log, ends, wanted, max_entries=_MAX_ENTRIES, max_bytes=_MAX_BYTES)
+        for (name, position), one in counts.items():
+            # Trimmed entries are not counted.
+            is_exact = one.is_all and position >= ends.trimmed
+            found[name, partition, position] = Behind(one.entries, one.rows, one.bytes, is_exact)
+
+    def counted(one: Replica) -> Replica:
+        of_logs = {p: found.get((one.schema_name, p, at), _UNKNOWN) for p, at in one.positions.items()}
+        return one.with_behind(of_logs)
+
+    return [replace(node, replicas=tuple(counted(one) for one in node.replicas)) for node in nodes]
+
+
+def positions_of(logs: Sequence[Log], position: int) -> dict[int | None, int]:
+    """A position of the only log, or those of a token by partition.
+
+    :raises TokenError: with several partitions, for a position that is no token.
+    """
+    if len(logs) == 1:
+        return {None: int(position)}
+    partitions = {log.identity(): partition for partition, log in enumerate(logs)}
+    return {partitions[identity]: at for identity, at in Token.of(position).parts if identity in partitions}
 
 
 def late_nodes(
@@ -175,9 +235,28 @@ def _replicas(reports: list[Report]) -> list[Replica]:
                 name,
                 int(entry.get("version", 0)),
                 int(entry["position"]),
-                None if lag is None else lag + report.age_seconds,
+                _aged(lag, report),
+                parts=tuple(
+                    PartReplica(int(number), int(part["position"]), _aged(part["lag_seconds"], report))
+                    for number, part in entry.get("partitions", {}).items()
+                ),
             )
             known = furthest.get(name)
             if known is None or replica.position > known.position:
                 furthest[name] = replica
     return [furthest[name] for name in sorted(furthest)]
+
+
+def _aged(lag_seconds: float | None, report: Report) -> float | None:
+    """A lag as of now that was reported a while ago."""
+    return None if lag_seconds is None else lag_seconds + report.age_seconds
+
+
+def _sum(parts: Iterable[Behind]) -> Behind:
+    parts = list(parts)
+    return Behind(
+        sum(part.entries for part in parts),
+        sum(part.rows for part in parts),
+        sum(part.bytes for part in parts),
+        all(part.is_exact for part in parts),
+    )

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quorin.engine.backend import Bounds
+from quorin.engine.backend import logs as logs_of
 from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
+from quorin.engine.consumer.progress import progress_of
 from quorin.engine.memory.kept import NOTHING_KEPT, Kept, kept_sizes
 from quorin.engine.memory.lineage import attach_newest
 from quorin.engine.memory.node import Node
@@ -27,9 +30,9 @@ from quorin.schema import Schema, schema_from_json
 from quorin.shm import default_shm_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from quorin.engine.backend import Backend, Bounds
+    from quorin.engine.backend import Backend, Log
     from quorin.engine.ops.nodes import NodeReport
     from quorin.engine.ops.presence import Process, Report
     from quorin.engine.ops.unread import Unread
@@ -98,6 +101,20 @@ class SegmentState:
 
 
 @dataclass(frozen=True, slots=True)
+class LogState:
+    """Where a log begins and ends, and how many entries and dead letters it has."""
+
+    bounds: Bounds
+    entries: int
+    dead_letters: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        bounds = {name: getattr(self.bounds, name) for name in ("first", "last", "trimmed")}
+        return {**bounds, "entries": self.entries, "dead_letters": self.dead_letters}
+
+
+@dataclass(frozen=True, slots=True)
 class Deployment:
     """One observation of a deployment."""
 
@@ -106,14 +123,30 @@ class Deployment:
     processes: tuple[Report, ...]
     nodes: tuple[NodeReport, ...]
     node: str
-    log: Bounds
-    log_entries: int
-    dead_letters: int
+    logs: tuple[LogState, ...]
     shm_bytes: int
     shm_free_bytes: int
 
+    @property
+    def log(self) -> Bounds:
+        """Where the log begins and ends. Of several logs, one a partition: the lowest and the highest position."""
+        firsts = [state.bounds.first for state in self.logs if state.bounds.first]
+        last, trimmed = (max(getattr(state.bounds, name) for state in self.logs) for name in ("last", "trimmed"))
+        return Bounds(min(firsts, default=0), last, trimmed)
+
+    @property
+    def log_entries(self) -> int:
+        """The entries in all logs."""
+        return sum(state.entries for state in self.logs)
+
+    @property
+    def dead_letters(self) -> int:
+        """The dead letters of all logs."""
+        return sum(state.dead_letters for state in self.logs)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
+        partitions = [{"partition": number, **state.as_dict()} for number, state in enumerate(self.logs)]
         return {
             "address": self.address,
             "segments": [segment.as_dict() for segment in self.segments],
@@ -136,6 +169,7 @@ class Deployment:
                 "trimmed": self.log.trimmed,
                 "entries": self.log_entries,
                 "dead_letters": self.dead_letters,
+                **({"partitions": partitions} if len(partitions) > 1 else {}),
             },
         }
 
@@ -149,7 +183,8 @@ class Observer:
         self._backend = backend
         self._directory = absolute(default_shm_dir() if shm_dir is None else shm_dir)
         self._node = Node(self._directory, backend)
-        self._log = backend.log(stream_key)
+        self._stream_key = stream_key
+        backend.log(stream_key)  # Refuses a name that no log has.
         self._segments: dict[str, Segment] = {}
         self._events = EventScans()
         self._readers: dict[str, tuple[Process, ...]] = {}
@@ -176,25 +211,24 @@ class Observer:
 
         :raises ConnectionFailedError: if the control plane cannot be reached.
         """
-        control, bounds = self._backend.control, self._log.bounds()
-        identity = self._log.identity() if bounds.last else 0
+        control, logs = self._backend.control, logs_of(self._backend, self._stream_key)
+        bounds = [log.bounds() for log in logs]
         names = [name for name in sorted(control.schemas()) if schema_name in (None, name)]
         opened, problems = self._opened(names)
         self._kept = kept_sizes(self._directory)
         self._scan(opened, readers=readers, events=events)
-        positions = {name: one.position if one.log_identity == identity else 0 for name, one in opened.items()}
-        found = unread(self._log, bounds, positions.items(), max_entries=_MAX_ENTRIES, max_bytes=_MAX_BYTES)
+        lags = _lags(logs, bounds, opened)
         states = []
         for name in names:
             try:
                 if name in problems:
                     raise problems[name]
-                states.append(self._state(name, opened[name], _lag(found[name, positions[name]])))
+                states.append(self._state(name, opened[name], lags[name]))
             except QuorinError as error:
                 states.append(SegmentState(name, self._stored_schema(name), problem=str(error)))
-        entries, letters = self._log.sizes()
+        sizes = [log.sizes() for log in logs]
         reports = tuple(presence.reports(control))
-        nodes = tuple(with_behind(nodes_of(reports), self._log, bounds))
+        nodes = tuple(with_behind(nodes_of(reports), logs, bounds))
         memory = os.statvfs(self._directory)
         return Deployment(
             address=self._backend.address,
@@ -202,9 +236,7 @@ class Observer:
             processes=reports,
             nodes=nodes,
             node=self._node.id,
-            log=bounds,
-            log_entries=entries,
-            dead_letters=letters,
+            logs=tuple(LogState(ends, *size) for ends, size in zip(bounds, sizes, strict=True)),
             shm_bytes=memory.f_blocks * memory.f_frsize,
             shm_free_bytes=memory.f_bavail * memory.f_frsize,
         )
@@ -314,6 +346,31 @@ def event_times(segment: Segment, slot_count: int | None = None) -> Events:
         kernels.event_times(view.descriptor, first, last, result)
     oldest, newest = int(result[0]), int(result[1])
     return Events(None, None) if oldest > newest else Events(oldest, newest)
+
+
+def _lags(logs: Sequence[Log], bounds: Sequence[Bounds], segments: Mapping[str, Segment]) -> dict[str, Lag]:
+    """What segments lack, of all logs whose partitions they hold: the sums, and the age of the first entry."""
+    lags: dict[str, list[Lag]] = {name: [] for name in segments}
+    for number, (log, ends) in enumerate(zip(logs, bounds, strict=True)):
+        partition, identity = number if len(logs) > 1 else None, log.identity() if ends.last else 0
+        positions = {}
+        for name, segment in segments.items():
+            if number in segment.partitioning.held:
+                at = progress_of(segment, partition)
+                positions[name] = at.position if at.log_identity == identity else 0
+        found = unread(log, ends, positions.items(), max_entries=_MAX_ENTRIES, max_bytes=_MAX_BYTES)
+        for name, position in positions.items():
+            lags[name].append(_lag(found[name, position]))
+    return {name: _sum(parts) for name, parts in lags.items()}
+
+
+def _sum(lags: Sequence[Lag]) -> Lag:
+    return Lag(
+        sum(lag.entries for lag in lags),
+        sum(lag.rows for lag in lags),
+        max((lag.seconds for lag in lags), default=0.0),
+        all(lag.is_exact for lag in lags),
+    )
 
 
 def _lag(found: Unread) -> Lag:

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quorin.engine.format.partition import Partitioning
 from quorin.engine.memory.file import parse_pending
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from quorin.engine.backend import ControlPlane
 
 FORGET_SECONDS = 7 * 86400.0
+WHOLE = Partitioning()
+"""What a node of a deployment with one partition holds."""
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
 """The number that Linux gives the process-id namespace of the machine itself (``PROC_PID_INIT_INO``)."""
 _START_TIME = 19
@@ -66,7 +69,8 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A process's entry: its role, its node, and its schemas' segments, versions, positions and lags.
+    """A process's entry: its role, its node, which partitions that holds, and its schemas' segments, versions,
+    positions and lags.
 
     ``age_seconds`` is the time since it was written, by the control plane's clock.
     """
@@ -76,11 +80,18 @@ class Report:
     node: str
     age_seconds: float
     schemas: dict[str, dict[str, Any]]
+    partitions: Partitioning = WHOLE
 
 
-def announce(control: ControlPlane, role: str, node: str, schemas: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write this process's entry, with the current time as its heartbeat. One write."""
-    report = {"role": role, "node": node, "heartbeat_ns": time.time_ns(), "schemas": schemas}
+def announce(
+    control: ControlPlane,
+    role: str,
+    node: str,
+    schemas: Mapping[str, Mapping[str, Any]],
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Write this process's entry, with the current time as its heartbeat, and ``more`` to tell. One write."""
+    report = {"role": role, "node": node, "heartbeat_ns": time.time_ns(), "schemas": schemas, **(more or {})}
     positions = {
         replica_name(name, partition): position
         for name, schema in schemas.items()
@@ -121,7 +132,9 @@ def reports(control: ControlPlane) -> list[Report]:
         if process.is_dead or age > FORGET_SECONDS:
             control.withdraw(name)
             continue
-        living.append(Report(process, entry["role"], entry.get("node", ""), age, entry["schemas"]))
+        told = entry.get("partitions")
+        held = WHOLE if told is None else Partitioning(told["count"], frozenset(told["held"]))
+        living.append(Report(process, entry["role"], entry.get("node", ""), age, entry["schemas"], held))
     return sorted(living, key=lambda report: report.age_seconds)
 
 

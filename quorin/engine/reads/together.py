@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from quorin.engine.format import segment as fmt
+from quorin.engine.memory.parts import check_one_partition
 from quorin.engine.memory.pauses import Asking
 from quorin.engine.reads.readers import ColumnReader
 from quorin.engine.rows.intake import id_array
@@ -73,7 +74,8 @@ def read_together(
     :func:`at_one_position`. A consumer at full speed pauses for milliseconds, so that a read of many rows succeeds.
 
     :raises InconsistentReadError: after ``timeout_ms``, naming segments and positions. :raises EntityIdError,
-        InvalidRowError, InvalidMaxAgeError: as :func:`quorin.assembly.read`.
+        InvalidRowError, InvalidMaxAgeError: as :func:`quorin.assembly.read`. :raises PartitionedError: with several
+        partitions, which have no position in common.
     """
     segments = [segment for segment, *_ in parts]
     readers = [ColumnReader(segment, *fields, max_age=max_age) for segment, _, *fields in parts]
@@ -143,6 +145,8 @@ def at_one_position(
 
 
 def _seen(view: SegmentView) -> _Seen:
+    """:raises PartitionedError: for a segment of several partitions, which have no position in common."""
+    check_one_partition(view, "rows at one position of the log")
     from quorin.engine import kernels
 
     # In this order: the position is of this log, or 0, or of a later log, which the second look finds.

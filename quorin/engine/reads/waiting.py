@@ -7,6 +7,8 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from quorin.engine.format import segment as fmt
 from quorin.engine.log.token import Token
 from quorin.errors import NotYetAppliedError, TokenError
@@ -14,6 +16,7 @@ from quorin.errors import NotYetAppliedError, TokenError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from quorin.engine.memory.view import SegmentView
     from quorin.shm import Segment
 
 DEFAULT_TIMEOUT_MS = 100.0
@@ -34,6 +37,8 @@ def wait_for(
 
     ``apply`` is called while the segment lacks the token, after some milliseconds and then ever more rarely, or from
     the start with ``helps_at_once``: it may apply the log where no other process does.
+
+    Of several partitions, each that is held must show what the token has of its log.
 
     A token of another log than the segment's is refused: at once if it is older than what the segment shows, else at
     the time-out, as the segment may be about to follow a log that has taken the place of its own.
@@ -64,6 +69,8 @@ def has_applied(segment: Segment, token: Token) -> bool:
     :raises TokenError: if the segment follows another log, and has applied later positions of that.
     """
     view = segment.current_view()
+    if view.layout.partition_count > 1:
+        return lacking_part(segment, token) is None
     followed = _load_acquire(view.mapping.address + _LOG_IDENTITY)
     position = _load_acquire(view.mapping.address + _POSITION)  # Now: it is of this log, or of a later one.
     is_applied = True
@@ -74,6 +81,38 @@ def has_applied(segment: Segment, token: Token) -> bool:
             raise _of_other_log(segment, token, followed)
         is_applied = False
     return is_applied
+
+
+def lacking_part(segment: Segment, token: Token) -> tuple[int, int] | None:
+    """Of a segment of several partitions: the first position of a token that it does not show yet, and the one that it
+    shows of the same log, 0 if it has not met that; None if it shows all. Partitions that are not held don't count.
+
+    :raises TokenError: for a log that is no partition's, once all partitions have applied later positions.
+    """
+    view = segment.current_view()
+    partitions = view.header["partitions"][: view.layout.partition_count]
+    for identity, needed in token.parts:
+        [*found] = np.flatnonzero(partitions["log_identity"] == identity).tolist()
+        if not found:
+            if _are_known_beyond(view, needed):
+                raise _of_other_log(segment, token, 0)
+            return needed, 0
+        if found[0] not in view.partitioning.held:
+            continue
+        part = view.mapping.address + fmt.PARTITION_DTYPE.itemsize * found[0]
+        is_followed = _load_acquire(part + _LOG_IDENTITY) == identity  # Before the position.
+        applied = _load_acquire(part + _POSITION) if is_followed else 0
+        if applied < needed:
+            return needed, applied
+    return None
+
+
+def _are_known_beyond(view: SegmentView, position: int) -> bool:
+    """Whether the logs of all partitions are known, and later positions of all that are held are applied."""
+    partitions = view.header["partitions"]
+    held = sorted(view.partitioning.held)
+    identities = partitions["log_identity"][: view.layout.partition_count]
+    return bool(identities.all()) and position <= int(partitions["position"][held].min())
 
 
 def _load_acquire(address: int) -> int:
@@ -96,14 +135,30 @@ def pause(waited_seconds: float) -> None:
 
 
 def _raise_late(segment: Segment, token: Token, timeout_ms: float) -> None:
+    if segment.partitioning.count > 1:
+        return _raise_part_late(segment, token, timeout_ms)
     followed = segment.log_identity
     if followed and any(identity != followed for identity, _ in token.parts):
         raise _of_other_log(segment, token, followed)
     raise NotYetAppliedError(segment.schema.__name__, int(token), timeout_ms, applied=segment.position)
 
 
+def _raise_part_late(segment: Segment, token: Token, timeout_ms: float) -> None:
+    lacking = lacking_part(segment, token)
+    if lacking is None:  # It was applied this moment.
+        return
+    view, (needed, applied) = segment.current_view(), lacking
+    if not applied and _are_known_beyond(view, 0):
+        identities = view.header["partitions"]["log_identity"]
+        if any(identity not in identities for identity, _ in token.parts):
+            raise _of_other_log(segment, token, 0)
+    raise NotYetAppliedError(segment.schema.__name__, needed, timeout_ms, applied=applied)
+
+
 def _of_other_log(segment: Segment, token: Token, followed: int) -> TokenError:
+    count = segment.partitioning.count
+    logs = f"which is {followed:016x}" if count == 1 else f"which are those of {count} partitions"
     return TokenError(
-        f"token {token.text} is of another log than {segment.schema.__name__!r} follows on this node, which is "
-        f"{followed:016x} at position {segment.position}: it is another deployment's, or the log was wiped since"
+        f"token {token.text} is of another log than {segment.schema.__name__!r} follows on this node, {logs} "
+        f"at position {segment.position}: it is another deployment's, or the log was wiped since"
     )

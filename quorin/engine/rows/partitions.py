@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from quorin.engine.format.partition import check_count, hash_shift
 from quorin.engine.rows.packed import text_addresses
 
 if TYPE_CHECKING:
-    from quorin.engine.arrays import Bytes
+    from quorin.engine.arrays import Bytes, Int64s
 
 
 def partitions_of(ids: pa.Array, count: int) -> Bytes:
@@ -28,7 +29,7 @@ def partitions_of(ids: pa.Array, count: int) -> Bytes:
     return partitions
 
 
-def order_by_partition(partitions: Bytes, count: int) -> tuple[np.ndarray, np.ndarray]:
+def order_by_partition(partitions: Bytes, count: int) -> tuple[Int64s, Int64s]:
     """Row numbers in the order of partitions, int64 of shape ``(n,)``, and where each begins, of ``(count + 1,)``.
 
     Rows of one partition stay in their order.
@@ -45,7 +46,7 @@ def split(batch: pa.RecordBatch, count: int) -> dict[int, pa.RecordBatch]:
     if not batch.num_rows:
         return {}
     order, starts = order_by_partition(partitions_of(batch.column(0), count), count)
-    ordered, begins = batch.take(pa.array(order)), starts.tolist()
+    ordered, begins = pc.take(batch, pa.array(order), boundscheck=False), starts.tolist()
     return {
         partition: ordered.slice(begins[partition], begins[partition + 1] - begins[partition])
         for partition in range(count)

@@ -1,0 +1,30 @@
+"""Where the life of a schema begins: in the log, or in the log of each partition."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quorin.engine.backend.protocols import Beginning
+
+if TYPE_CHECKING:
+    from quorin.engine.backend.protocols import Backend, Beginnings
+
+
+def beginnings_of(backend: Backend, schema_name: str) -> Beginnings:
+    """Where a schema begins now; None at the start of the log, or of all logs.
+
+    :raises ConnectionFailedError: if the control plane cannot be reached.
+    """
+    control, count = backend.control, backend.partitions()
+    first = control.beginnings().get(schema_name)
+    if count == 1 or first is None:
+        return first
+    others = (control.beginnings(partition).get(schema_name, first) for partition in range(1, count))
+    return (first, *others)
+
+
+def beginning_in(beginnings: Beginnings, partition: int | None) -> Beginning | None:
+    """Where a schema begins in one log; ``partition`` None is the only one."""
+    if beginnings is None or isinstance(beginnings, Beginning):
+        return beginnings
+    return beginnings[partition or 0]

@@ -1,0 +1,42 @@
+"""Requests that another node has forwarded: they are answered from memory, or refused."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NoReturn
+
+from quorin.engine.http.requests import InvalidRequestError
+from quorin.errors import NotHeldError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pyarrow as pa
+
+    from quorin.engine.arrays import Bytes
+    from quorin.engine.routing.router import Question
+    from quorin.shm import Segment
+
+_MISDIRECTED, _UNAVAILABLE = 421, 503
+
+
+class NothingElsewhere:
+    """For requests that another node has forwarded: they are not forwarded again."""
+
+    def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> NoReturn:  # noqa: ARG002
+        """:raises InvalidRequestError: always, with 421."""
+        raise InvalidRequestError(_MISDIRECTED, str(NotHeldError(question.schema_name, int(partitions.min()))))
+
+    def raise_lacking(self, question: Question, lacking: Mapping[int, list[str]]) -> NoReturn:
+        """:raises NotHeldError: always."""
+        raise NotHeldError(question.schema_name, min(lacking))
+
+
+def check_filled(segment: Segment) -> None:
+    """Let another node ask for rows only when they are all here: those that are not would not be found.
+
+    :raises InvalidRequestError: with 503, if a segment was never known to be up to date.
+    """
+    if math.isinf(segment.confirmed_age_seconds()):
+        name = segment.schema.__name__
+        raise InvalidRequestError(_UNAVAILABLE, f"{name}: this node was never known to have all rows of its partitions")

@@ -1,0 +1,194 @@
+"""Up to where a segment shows the log: its one log, or, of a deployment with several partitions, the log of each."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from quorin.engine.format import segment as fmt
+from quorin.engine.log.token import Token
+from quorin.errors import NotHeldError, PartitionedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from quorin.engine.format.partition import Partitioning
+    from quorin.engine.memory.node import Node
+    from quorin.engine.memory.view import SegmentView
+    from quorin.engine.memory.writer import Writer
+
+_LOG_IDENTITY, _POSITION = fmt.partition_offset("log_identity"), fmt.partition_offset("position")
+_CONFIRMED = fmt.partition_offset("confirmed_ns") // fmt.WORD_BYTES
+_PART_BYTES = fmt.PARTITION_DTYPE.itemsize
+_PART_WORDS = _PART_BYTES // fmt.WORD_BYTES
+_CLOCK_STEP_NS = 1_000_000_000
+
+
+class Parted:
+    """The positions of an open segment, one for each partition of the deployment that it holds."""
+
+    __slots__ = ()
+
+    @property
+    def node(self: Any) -> Node | None:
+        """The node whose shared memory the segment is in; None for one that no registry opened."""
+        node: Node | None = self._writer.node
+        return node
+
+    @property
+    def partitioning(self: Any) -> Partitioning:
+        """How many partitions the deployment has, and which of them this segment holds; all of one by default."""
+        partitioning: Partitioning = self.current_view().partitioning
+        return partitioning
+
+    @property
+    def position(self: Any) -> int:
+        """The log position up to which everything is applied; 0 before the first. Of several partitions, the highest of
+        their positions, to show it: what is applied is :meth:`applied`.
+        """
+        view: SegmentView = self.current_view()
+        if view.layout.partition_count == 1:
+            return _load_acquire(view.mapping.address + _POSITION)
+        return max(position for _, position in _positions(view))
+
+    @property
+    def log_identity(self: Any) -> int:
+        """Which log :attr:`position` belongs to; 0 before the first, and with several partitions, which have a log
+        each. Read it before the position: then the position is one of this log, or of a later one.
+        """
+        view: SegmentView = self.current_view()
+        return _load_acquire(view.mapping.address + _LOG_IDENTITY) if view.layout.partition_count == 1 else 0
+
+    def part(self: Any, partition: int) -> Part:
+        """One partition of those that are held.
+
+        :raises NotHeldError: for another partition.
+        """
+        view: SegmentView = self.current_view()
+        if partition not in view.partitioning.held:
+            raise NotHeldError(view.schema.__name__, partition)
+        return Part(self, self._writer, partition)
+
+    def parts(self: Any) -> Iterator[Part]:
+        """The partitions that are held, in order."""
+        return (Part(self, self._writer, partition) for partition in sorted(self.partitioning.held))
+
+    def applied(self: Any) -> Token:
+        """What is applied, as a token: a position of each held partition's log, but of those that nothing is applied
+        of. A read that waits for it shows at least as much, on any node.
+        """
+        return Token(*(part for part in _positions(self.current_view()) if all(part)))
+
+    def commit_position(self: Any, position: int, log_identity: int) -> None:
+        """Publish that everything up to ``position`` of a log is applied; call it after the rows are.
+
+        A crash before this call loses nothing: the next consumer applies the entry again, to the same effect.
+
+        :raises PartitionedError: with several partitions, whose :meth:`part` has the same method.
+        """
+        with self.writing:
+            view = self.writing_view()
+            check_one_partition(view, "commit_position")
+            self._writer.commit_position(position, log_identity, view)
+
+    def confirm(self: Any, at_ns: int) -> None:
+        """Record that at a time (ns since the epoch) the log had nothing that this segment lacks.
+
+        :raises PartitionedError: with several partitions, whose :meth:`part` has the same method.
+        """
+        with self.writing:
+            view: SegmentView = self.writing_view()
+            check_one_partition(view, "confirm")
+            view.words[_CONFIRMED] = at_ns
+
+    def confirmed_age_seconds(self: Any) -> float:
+        """Seconds since the log is known to have had nothing that this segment lacks; infinity if that is not known.
+        A consumer that reaches the log renews it several times a second. Of several partitions, the oldest of theirs.
+        """
+        view: SegmentView = self.current_view()
+        if view.layout.partition_count == 1:
+            return _age_seconds(view.words[_CONFIRMED])
+        words = (_CONFIRMED + _PART_WORDS * partition for partition in view.partitioning.held)
+        return max(_age_seconds(view.words[word]) for word in words)
+
+    def know_log(self: Any, partition: int, log_identity: int) -> None:
+        """Record which log a partition has that is not held, so that reads recognize positions of it in tokens. Does
+        nothing for one that is held: its own position names its log.
+        """
+        with self.writing:
+            view: SegmentView = self.writing_view()
+            if partition not in view.partitioning.held and 0 <= partition < view.layout.partition_count:
+                self._writer.commit_position(0, log_identity, view, partition)
+
+
+def check_one_partition(view: SegmentView, tried: str) -> None:
+    """:raises PartitionedError: for a segment of several partitions, naming what was tried with it."""
+    if view.layout.partition_count > 1:
+        raise PartitionedError(
+            f"{tried}: expected a segment of one partition, {view.name!r} is of {view.layout.partition_count}, each "
+            "with a position of its own"
+        )
+
+
+class Part:
+    """One partition of an open segment, in its current generation."""
+
+    __slots__ = ("_segment", "_writer", "partition")
+
+    def __init__(self, segment: Any, writer: Writer, partition: int) -> None:
+        self._segment = segment
+        self._writer = writer
+        self.partition = partition
+
+    def __repr__(self) -> str:
+        return f"<Part {self.partition} of {self._segment!r} at {self.position}>"
+
+    @property
+    def position(self) -> int:
+        """The position of the partition's log up to which everything is applied; 0 before the first."""
+        return self._load(_POSITION)
+
+    @property
+    def log_identity(self) -> int:
+        """Which log :attr:`position` belongs to; 0 before the first. Read it before the position."""
+        return self._load(_LOG_IDENTITY)
+
+    def commit_position(self, position: int, log_identity: int) -> None:
+        """As :meth:`Segment.commit_position`, of this partition's log."""
+        segment = self._segment
+        with segment.writing:
+            self._writer.commit_position(position, log_identity, segment.writing_view(), self.partition)
+
+    def confirm(self, at_ns: int) -> None:
+        """As :meth:`Segment.confirm`, of this partition's log."""
+        with self._segment.writing:
+            self._segment.writing_view().words[_CONFIRMED + _PART_WORDS * self.partition] = at_ns
+
+    def confirmed_age_seconds(self) -> float:
+        """As :meth:`Segment.confirmed_age_seconds`, of this partition's log."""
+        return _age_seconds(self._segment.current_view().words[_CONFIRMED + _PART_WORDS * self.partition])
+
+    def _load(self, offset: int) -> int:
+        return _load_acquire(self._segment.current_view().mapping.address + offset + _PART_BYTES * self.partition)
+
+
+def _positions(view: SegmentView) -> Iterator[tuple[int, int]]:
+    """The log's identity and the position of each partition that is held, in order."""
+    for partition in sorted(view.partitioning.held):
+        part = view.mapping.address + _PART_BYTES * partition
+        identity = _load_acquire(part + _LOG_IDENTITY)  # Before the position, which may be of a later log then.
+        yield identity, _load_acquire(part + _POSITION)
+
+
+def _age_seconds(confirmed_ns: int) -> float:
+    age = time.time_ns() - confirmed_ns
+    return age / 1e9 if confirmed_ns and age > -_CLOCK_STEP_NS else math.inf
+
+
+def _load_acquire(address: int) -> int:
+    """Stands in for the kernel until the first use has loaded it."""
+    global _load_acquire
+    from quorin.engine.kernels import load_acquire as _load_acquire
+
+    return _load_acquire(address)

@@ -1,0 +1,158 @@
+"""Which nodes hold which partitions, and at which URLs they serve: published beside the segments, read without Redis.
+
+The process that applies the log on a node reads the reports of all nodes once a second and writes what they say to the
+file ``quorin-node-<identity>.holders``, JSON, renamed into place. Readers of the node look there, so a read that needs
+another node needs no control plane. While that is away, the file stays as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from quorin.engine.memory.access import Access
+from quorin.engine.memory.addresses import addresses
+from quorin.errors import SharedMemoryError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+    from pathlib import Path
+
+    from quorin.engine.backend import ControlPlane
+    from quorin.engine.memory.node import Node
+
+FORMAT = 1
+_PURPOSE = "holders"
+FRESH_SECONDS = 10.0
+"""A node is ready if it reported, and was known to be up to date, within this time."""
+FORGET_SECONDS = 600.0
+"""A node that was silent for longer is no holder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A node that holds a partition: its name, the URLs of its servers, and whether its rows are up to date."""
+
+    node: str
+    urls: tuple[str, ...]
+    is_ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """Of how many partitions, which nodes hold each, by partition."""
+
+    count: int = 1
+    of_partitions: Mapping[int, tuple[Holder, ...]] = field(default_factory=dict)
+
+
+def report_of(node: Node, count: int, held: Collection[int]) -> dict[str, Any]:
+    """What a report says of a node's part of ``count`` partitions: ``partitions`` and ``urls``."""
+    return {"partitions": {"count": count, "held": sorted(held)}, "urls": list(addresses(node))}
+
+
+def publish_holders(control: ControlPlane, node: Node) -> None:
+    """Write which nodes hold what, as their reports say, unless the file says so already. Without several partitions
+    there is no file.
+
+    :raises ConnectionFailedError: if the control plane cannot be reached.
+    :raises SharedMemoryError: if the file cannot be written.
+    """
+    silences = control.silences()
+    entries = [(json.loads(text), silences.get(name)) for name, text in control.processes().items()]
+    found = _published(entries)
+    path = node.beside(_PURPOSE)
+    if found is None:
+        path.unlink(missing_ok=True)
+        return
+    text = json.dumps(found, sort_keys=True)
+    with suppress(OSError):
+        if path.read_text() == text:
+            return
+    _write(path, text, Access.of(node.beside("")))
+
+
+def holders(node: Node) -> dict[int, tuple[Holder, ...]]:
+    """The nodes that hold each partition, this one included; empty if none are known, as on a new node."""
+    return dict(known_holders(node).of_partitions)
+
+
+def known_holders(node: Node) -> Holders:
+    """:func:`holders` with the number of partitions. Reads the file when it has changed; threads may call it."""
+    path = node.beside(_PURPOSE)
+    try:
+        status = path.stat()
+        signature = status.st_ino, status.st_mtime_ns, status.st_size
+        cached = _cached.get(path)
+        if cached is not None and cached[0] == signature:
+            return cached[1]
+        found = _parsed(path.read_bytes())
+    except (OSError, ValueError, KeyError, TypeError):
+        return Holders()
+    _cached[path] = signature, found
+    return found
+
+
+def _published(entries: Iterable[tuple[dict[str, Any], float | None]]) -> dict[str, Any] | None:
+    """What to write for reports, each with the time since it was made; None if no node has partitions.
+
+    A node has what its last report says. Of a schema that several of its processes report, the smallest lag counts.
+    """
+    by_node: dict[str, list[tuple[float, dict[str, Any]]]] = defaultdict(list)
+    for entry, silent_seconds in entries:
+        is_known = silent_seconds is not None and silent_seconds <= FORGET_SECONDS
+        if is_known and entry.get("partitions", {}).get("count", 1) > 1:
+            by_node[entry["node"]].append((silent_seconds or 0.0, entry))
+    if not by_node:
+        return None
+    nodes, newest = [], (math.inf, 1)
+    for name, reports in sorted(by_node.items()):
+        silent_seconds, last = min(reports, key=lambda report: report[0])
+        newest = min(newest, (silent_seconds, last["partitions"]["count"]))
+        lag = max(_lags(reports).values(), default=math.inf)
+        held, urls = sorted(last["partitions"]["held"]), sorted(last["urls"])
+        nodes.append({"node": name, "held": held, "urls": urls, "ready": lag <= FRESH_SECONDS})
+    return {"format": FORMAT, "count": newest[1], "nodes": nodes}
+
+
+def _lags(reports: Iterable[tuple[float, dict[str, Any]]]) -> dict[str, float]:
+    """By schema, how long ago its rows were known to be up to date, in seconds; infinity if never."""
+    lags: dict[str, float] = {}
+    for silent_seconds, report in reports:
+        for name, schema in report["schemas"].items():
+            lag = schema.get("lag_seconds")
+            lags[name] = min(lags.get(name, math.inf), math.inf if lag is None else lag + silent_seconds)
+    return lags
+
+
+def _parsed(text: bytes) -> Holders:
+    found = json.loads(text)
+    if found["format"] != FORMAT:
+        return Holders()
+    by_partition: dict[int, list[Holder]] = defaultdict(list)
+    for node in found["nodes"]:
+        holder = Holder(node["node"], tuple(node["urls"]), node["ready"])
+        for partition in node["held"]:
+            by_partition[partition].append(holder)
+    return Holders(found["count"], {partition: tuple(nodes) for partition, nodes in sorted(by_partition.items())})
+
+
+def _write(path: Path, text: str, access: Access) -> None:
+    aside = path.with_suffix(f".{_PURPOSE}.{secrets.token_hex(4)}.pending")
+    try:
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+            access.apply(file.fileno(), path)
+            file.write(text)
+        aside.rename(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise SharedMemoryError(error.errno, f"cannot write {path}: {error.strerror}") from error
+
+
+_cached: dict[Path, tuple[tuple[int, int, int], Holders]] = {}

@@ -1,0 +1,1 @@
+"""Reads of rows that other nodes hold, over HTTP. Internal."""

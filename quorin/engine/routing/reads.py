@@ -1,0 +1,110 @@
+"""Reads of many ids on a node that holds some partitions: what it holds from memory, the rest from other nodes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from quorin.engine.reads.joined import LEADING, JoinedColumns
+from quorin.engine.reads.readers import ColumnReader
+from quorin.engine.routing.router import Question, Waiting
+from quorin.engine.rows.intake import id_array
+from quorin.engine.rows.partitions import partitions_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pyarrow as pa
+
+    from quorin.engine.arrays import Bytes, Int64s, Mask
+    from quorin.engine.reads.ages import MaxAge
+    from quorin.engine.reads.columns import Columns
+    from quorin.engine.routing.router import Fetching, Missing
+    from quorin.shm import Segment
+
+_NO_WAITING = Waiting()
+READ_PATH, ASSEMBLE_PATH = "/v1/read", "/v1/assemble"
+
+
+class Away(NamedTuple):
+    """The ids of a batch that are not held: their indexes there, the ids, and their partitions."""
+
+    rows: Int64s
+    ids: pa.Array
+    partitions: Bytes
+
+    def in_partitions(self, partitions: Any) -> Int64s:
+        """The indexes of those in some partitions."""
+        return self.rows[np.isin(self.partitions, list(partitions))]
+
+
+def away_from(segment: Segment, entity_ids: Any, found: Mask) -> Away | None:
+    """The ids, of those that were not found in a segment, that it does not hold; None if there are none."""
+    partitioning = segment.partitioning
+    if not partitioning.is_partial or found.all():
+        return None
+    rows = np.flatnonzero(~found)
+    ids = id_array(entity_ids).take(rows)
+    partitions = partitions_of(ids, partitioning.count)
+    is_held = np.zeros(partitioning.count, np.bool_)
+    is_held[list(partitioning.held)] = True
+    away = ~is_held[partitions]
+    return Away(rows[away], ids.filter(away), partitions[away]) if away.any() else None
+
+
+class RoutedReader:
+    """A :class:`quorin.assembly.ColumnReader` that is completed by other nodes, which ``router`` asks.
+
+    With ``missing_partitions="mask"`` ids that no node answers for are not found, and
+    :attr:`~quorin.engine.reads.joined.JoinedColumns.not_held` says which.
+    """
+
+    def __init__(
+        self,
+        router: Fetching,
+        segment: Segment,
+        fields: Sequence[str] | None = None,
+        *,
+        positions: bool = False,
+        max_age: MaxAge | None = None,
+        missing_partitions: Missing = "error",
+    ) -> None:
+        self._router = router
+        self._segment = segment
+        self._reader = ColumnReader(segment, fields, positions=positions, max_age=max_age, missing_partitions="mask")
+        self._missing_partitions = missing_partitions
+
+    def __call__(
+        self,
+        entity_ids: Any,
+        *,
+        now_ns: int | None = None,
+        at_most: int | None = None,
+        waiting: Waiting = _NO_WAITING,
+    ) -> Columns:
+        """The rows of entities, in the order of the ids. ``waiting`` is what other nodes are to wait for.
+
+        :raises NotHeldError: for an id whose partition no node answers for; :class:`HoldersUnavailableError` if some
+            that hold it were asked. :raises NotYetAppliedError, TokenError: if another node does not show the token.
+        """
+        own = self._reader(entity_ids, now_ns=now_ns, at_most=at_most)
+        own.not_held = None  # Until other nodes have answered.
+        away = away_from(self._segment, entity_ids, own.found)
+        if away is None:
+            return own
+        names = [field.name for field in own.fields]
+        about = {"schema": own.view.schema.__name__, "fields": names, "positions": True}
+        question = Question(READ_PATH, about, own.view.schema.__name__, waiting, lambda batch: _unlike(batch, names))
+        fetched = self._router.fetch(question, away.ids, away.partitions)
+        if fetched.lacking and self._missing_partitions == "error":
+            self._router.raise_lacking(question, fetched.lacking)
+        not_held = np.zeros(len(own.found), np.bool_)
+        not_held[away.in_partitions(fetched.lacking)] = True
+        return JoinedColumns(own, entity_ids, [(away.rows[rows], batch) for rows, batch in fetched.parts], not_held)
+
+
+def _unlike(batch: pa.RecordBatch, fields: list[str]) -> str | None:
+    """Why a batch is no answer, as that of a node in the middle of an upgrade."""
+    names = [*LEADING, *fields]
+    return None if batch.schema.names == names else f"expected the columns {names}, got {batch.schema.names}"

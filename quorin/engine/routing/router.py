@@ -1,0 +1,269 @@
+"""Fetches rows of partitions that this node does not hold, from the servers of nodes that hold them."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from quorin.engine.ops.holders import known_holders
+from quorin.engine.routing.targets import assign, targets_of
+from quorin.errors import HoldersUnavailableError, NotHeldError, NotYetAppliedError, TokenError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+    from quorin.engine.arrays import Bytes, Int64s
+    from quorin.engine.memory.node import Node
+    from quorin.engine.routing.connections import Answered, Connections, UnansweredError
+    from quorin.engine.routing.targets import Target
+
+Missing = Literal["error", "mask"]
+ARROW = "application/vnd.apache.arrow.stream"
+FORWARDED = "quorin-forwarded"
+DEFAULT_TIMEOUT_SECONDS = 1.0
+METADATA_KEY = b"request"
+
+_TRIES = 2
+_AVOIDED_SECONDS = 1.0
+"""How long a server that did not answer is asked only if there is no other."""
+_MAX_SHOWN = 300
+_OK, _TOO_OLD = 200, 412
+
+
+class Waiting(NamedTuple):
+    """A token that other nodes wait for before they read, and for how long at most; none by default."""
+
+    token: str | None = None
+    timeout_ms: float = 0.0
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What asks another node to wait."""
+        if self.token is None:
+            return {}
+        return {"Quorin-At-Least": self.token, "Quorin-Timeout-Ms": str(math.ceil(self.timeout_ms))}
+
+
+class Question(NamedTuple):
+    """What to ask for some ids: the path, the JSON of the request, a schema's name for errors, and what to wait for.
+    ``problem`` says what is wrong with an answer, None if nothing.
+    """
+
+    path: str
+    about: Mapping[str, Any]
+    schema_name: str
+    waiting: Waiting
+    problem: Callable[[pa.RecordBatch], str | None]
+
+
+class Fetched(NamedTuple):
+    """What other nodes answered: record batches, each with the indexes of its ids; and the partitions that none has
+    answered for, each with the reasons.
+    """
+
+    parts: list[tuple[Int64s, pa.RecordBatch]]
+    lacking: dict[int, list[str]]
+
+
+class Fetching(Protocol):
+    """What of a :class:`Router` reads use."""
+
+    def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> Fetched:
+        """As :meth:`Router.fetch`."""
+
+    def raise_lacking(self, question: Question, lacking: Mapping[int, list[str]]) -> NoReturn:
+        """As :meth:`Router.raise_lacking`."""
+
+
+class WouldWaitError(Exception):
+    """An answer needs other nodes, and the thread that reads must not wait for them."""
+
+
+class Later:
+    """For a first attempt in a thread that must not wait, as one that all requests share: asks nobody."""
+
+    def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> NoReturn:  # noqa: ARG002
+        """:raises WouldWaitError: always."""
+        raise WouldWaitError
+
+    def raise_lacking(self, question: Question, lacking: Mapping[int, list[str]]) -> NoReturn:
+        """:raises NotHeldError: always."""
+        raise NotHeldError(question.schema_name, min(lacking))
+
+
+LATER = Later()
+
+
+class Router:
+    """Asks servers of other nodes. Threads may share it, and a forked child may use it.
+
+    ``token`` is the one that all servers of the deployment expect; ``tls_ca`` has the certificates to trust in PEM, by
+    default the system's. A request takes at most twice ``timeout_seconds``, plus what it asks others to wait.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        *,
+        token: str | None = None,
+        tls_ca: str | os.PathLike[str] | None = None,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        self._node = node
+        self._headers = {"Content-Type": ARROW, "Accept": ARROW, FORWARDED: "true"}
+        if token is not None:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._tls_ca = tls_ca
+        self._timeout_seconds = timeout_seconds
+        self._connections: Connections | None = None
+        self._avoided: dict[str, float] = {}
+        self._random = random.Random()  # noqa: S311 - it spreads requests
+
+    def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> Fetched:
+        """Ask for ids, whose partitions are in ``partitions``: each server once for all that it is asked for, all at
+        the same time. What a server does not answer is asked once more, of another if there is one.
+
+        :raises NotYetAppliedError, TokenError: if another node does not show the token of the question.
+        """
+        rows_of = {int(partition): np.flatnonzero(partitions == partition) for partition in np.unique(partitions)}
+        parts: list[tuple[Int64s, pa.RecordBatch]] = []
+        reasons: dict[int, list[str]] = {partition: [] for partition in rows_of}
+        avoided = self._recently_failed()
+        for _ in range(_TRIES):
+            assigned = self._assigned(reasons, avoided)
+            if not assigned:
+                break
+            rows = {target: _merged(rows_of[partition] for partition in own) for target, own in assigned.items()}
+            for target, answer in self._ask(question, ids, rows):
+                if isinstance(answer, pa.RecordBatch):
+                    parts.append((rows[target], answer))
+                    for partition in assigned[target]:
+                        del reasons[partition]
+                    continue
+                avoided |= {target.url}
+                self._avoided[target.url] = time.monotonic()
+                for partition in assigned[target]:
+                    reasons[partition].append(f"{target.url}: {answer}")
+            if not reasons:
+                break
+        return Fetched(parts, reasons)
+
+    def raise_lacking(self, question: Question, lacking: Mapping[int, list[str]]) -> NoReturn:
+        """Raise the error for partitions that no server has answered for.
+
+        :raises NotHeldError: naming the first, and who holds it. :raises HoldersUnavailableError: if those who hold it
+            were asked, with their reasons.
+        """
+        partition = min(lacking)
+        others = [
+            one for one in known_holders(self._node).of_partitions.get(partition, ()) if one.node != self._node.id
+        ]
+        names = tuple(f"{one.node} ({', '.join(one.urls) or 'which serves at no address'})" for one in others)
+        if lacking[partition]:
+            raise HoldersUnavailableError(question.schema_name, partition, names, tuple(lacking[partition]))
+        raise NotHeldError(question.schema_name, partition, names)
+
+    def _recently_failed(self) -> set[str]:
+        if not self._avoided:
+            return set()
+        least = time.monotonic() - _AVOIDED_SECONDS
+        return {url for url, at in self._avoided.copy().items() if at > least}
+
+    def _assigned(self, partitions: Iterable[int], avoided: set[str]) -> dict[Target, list[int]]:
+        known, own = known_holders(self._node).of_partitions, self._node.id
+        choices = {one: targets_of(known.get(one, ()), own_node=own, avoided=avoided) for one in partitions}
+        return assign(choices, self._random)
+
+    def _ask(
+        self, question: Question, ids: pa.Array, rows: Mapping[Target, Int64s]
+    ) -> list[tuple[Target, pa.RecordBatch | str]]:
+        """Ask servers for the ids at some indexes; what each answers, or why it does not."""
+        from quorin.engine.routing.connections import Connections, Outgoing
+
+        if self._connections is None:
+            self._connections = Connections(tls_ca=self._tls_ca)
+        headers = {**self._headers, **question.waiting.headers}
+        outgoing = [
+            Outgoing(target.url, question.path, _message(ids.take(pa.array(own)), question.about), headers)
+            for target, own in rows.items()
+        ]
+        timeout_seconds = self._timeout_seconds + question.waiting.timeout_ms / 1000
+        answers = self._connections.exchange(outgoing, timeout_seconds=timeout_seconds)
+        found = [(target, _batch(answer)) for target, answer in zip(rows, answers, strict=True)]
+        return [(target, _checked(batch, len(rows[target]), question)) for target, batch in found]
+
+
+def _merged(indexes: Iterable[Int64s]) -> Int64s:
+    return np.sort(np.concatenate(list(indexes)))
+
+
+def _message(ids: pa.Array, about: Mapping[str, Any]) -> bytes:
+    schema = pa.schema([pa.field("entity_id", ids.type)], metadata={METADATA_KEY: json.dumps(about)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_batch(pa.record_batch([ids], schema=schema))
+    body: bytes = sink.getvalue().to_pybytes()
+    return body
+
+
+def _checked(batch: pa.RecordBatch | str, count: int, question: Question) -> pa.RecordBatch | str:
+    """The batch, or why it is no answer."""
+    if isinstance(batch, str):
+        return batch
+    return f"{len(batch)} rows for {count} ids" if len(batch) != count else question.problem(batch) or batch
+
+
+def _batch(answer: Answered | UnansweredError) -> pa.RecordBatch | str:
+    """The record batch of an answer, or why there is none.
+
+    :raises NotYetAppliedError, TokenError: if the other node does not show a token.
+    """
+    if isinstance(answer, Exception):
+        return str(answer)
+    if answer.status != _OK:
+        return _refusal(answer)
+    try:
+        with pa.ipc.open_stream(pa.py_buffer(answer.body)) as stream:
+            return stream.read_next_batch()
+    except (StopIteration, pa.ArrowException, OSError) as error:
+        return f"expected an Arrow stream: {error or 'no record batch'}"
+
+
+def _refusal(answer: Answered) -> str:
+    try:
+        about = json.loads(answer.body)
+        detail = str(about["detail"])
+    except (ValueError, TypeError, KeyError):
+        return str(answer.status)
+    if answer.status == _TOO_OLD:
+        if about.get("error") == NotYetAppliedError.__name__:
+            late = about["schema"], about["position"], about["timeout_ms"]
+            raise NotYetAppliedError(*late, applied=about["applied"])
+        raise TokenError(detail)
+    return f"{answer.status}: {detail[:_MAX_SHOWN]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """How other nodes are asked for rows that this one does not hold.
+
+    ``missing_partitions`` says what becomes of an answer if none of them answers for a partition: an ``error``, or a
+    ``mask`` of the rows that are missing for that reason. ``tls_ca`` are the certificates to trust in PEM.
+    """
+
+    missing_partitions: Missing = "error"
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+    tls_ca: Path | None = None
+
+    def router(self, node: Node, token: str | None) -> Router:
+        """What asks them, with the token that their servers expect."""
+        return Router(node, token=token, tls_ca=self.tls_ca, timeout_seconds=self.timeout_seconds)
