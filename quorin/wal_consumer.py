@@ -22,6 +22,7 @@ from quorin.engine.backend import connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.engine.bootstrap.progress import logged_progress
 from quorin.engine.bootstrap.writer import writing
+from quorin.engine.consumer.flushing import Flusher
 from quorin.engine.consumer.history import NoopOfflineWriter, OfflineWriter
 from quorin.engine.consumer.lane import Lane, LaneSettings
 from quorin.engine.consumer.lanes import Lanes
@@ -129,6 +130,7 @@ class WALConsumer:
         settings = LaneSettings(role, trims, is_of_all, batch_entries, node_timeout_seconds)
         self._lanes, self._pace = Lanes(registry, stream_key, offline, self._ownership, settings), Pace()
         self._has_history, self._agenda = offline is not None, self._new_agenda()
+        self._flusher = Flusher(self._lanes)
         self._snapshots = writing(snapshots, registry, self._ownership.reports, snapshot_every_seconds, show=show)
         self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
         self._precedence = Precedence(registry.node, role, discovers=self._ownership.discovers)
@@ -154,10 +156,12 @@ class WALConsumer:
         """
         with _exclusive(self._running), self._snapshots:
             self._agenda = self._new_agenda()
+            if self._has_history:
+                self._flusher.prepare()
             try:
                 while (step := next_step(self._agenda, time.monotonic()))[0] is not Step.stop:
                     self._perform(*step)
-                    self._agenda.stopping = self._stop.is_set()
+                    self._agenda.stopping, self._agenda.flush_is_done = self._stop.is_set(), self._flusher.is_done
             finally:
                 self._finish()
 
@@ -215,7 +219,7 @@ class WALConsumer:
                 self._check()
                 self._precedence.announce(self._backend.control, self._ownership.reports(), self._registry.partitioning)
             elif step is Step.flush:
-                self._flush()
+                self._advance_flush()
             elif step is Step.read:
                 self._read(block_ms=_BLOCK_MS)
             self._agenda.succeeded(step)
@@ -311,13 +315,27 @@ class WALConsumer:
         return applied
 
     def _flush(self) -> None:
-        self._lanes.flush()
+        """Make all that is applied durable, and trim the logs."""
+        flushed = self._flusher.flush()
         self._agenda.flushed()
+        self._lanes.trim(flushed)
+
+    def _advance_flush(self) -> None:
+        """Begin a flush, which goes on beside the next steps, or settle the one that was begun."""
+        if self._agenda.waits_for_flush:
+            self._flush()
+        elif self._agenda.flushing:
+            flushed = self._flusher.settle()
+            self._agenda.flush_settled()
+            self._lanes.trim(flushed)
+        else:
+            self._flusher.begin()
+            self._agenda.flush_begun()
 
     def _finish(self) -> None:
         self._lanes.stop_reading()
         try:
-            if self._agenda.unflushed:
+            if self._agenda.unflushed or self._agenda.flushing:
                 self._flush()
             self._lanes.release()
             self._precedence.withdraw(self._backend.control)
@@ -325,6 +343,7 @@ class WALConsumer:
             # Stopping has to release the leases all the same; the log still has what is not flushed.
             _log.warning("log_not_trimmed", error=str(error))
         finally:
+            self._flusher.close()
             self._lanes.keep([])
             self._ownership.release()
             self._precedence.release()

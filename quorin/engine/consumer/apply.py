@@ -19,6 +19,7 @@ from quorin.engine.counting import counters
 from quorin.engine.log.record import Kind, decode, encode, fingerprint_bytes, is_of_load, peek, translate, written_at
 from quorin.engine.log.record_fast import decode_alike, likeness, template_of
 from quorin.engine.memory.pauses import Pauses
+from quorin.engine.rows.column import number_array
 from quorin.errors import EntityIdError, EntityIdTooLongError, InvalidEntryError, InvalidRowError
 from quorin.layout import apply_batch
 from quorin.logging import get_logger
@@ -171,7 +172,7 @@ class Applier:
             payloads = [payload for _, payload in entries]
             record = decode_alike(payloads)
             assert record is not None  # noqa: S101 - they fit a template, and their ids are text
-            positions = pa.array([position for position, _ in entries], pa.int64())
+            positions = number_array([position for position, _ in entries], pa.int64())
             history.append(target.schema, record.batch, positions, kind=record.kind)
             self.appended[target.schema] = entries[-1][0]
         delay = max(0, time.time_ns() - written_at(entries[-1][1]))

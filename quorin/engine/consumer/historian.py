@@ -55,6 +55,11 @@ class Historian:
         """The history that this consumer writes now; None if it keeps none, or another consumer writes it."""
         return self._written if self._fence is not None or not self._shares else None
 
+    @property
+    def fence(self) -> Fence | None:
+        """The lease on which the history is written; None without one."""
+        return self._fence
+
     def acquired(self, owns_all: Callable[[], bool]) -> Fence | None:
         """Take or renew the lease, if this consumer wants it; None while another has it. Any thread may call it:
         nothing is written on a lease before :meth:`renewed`.

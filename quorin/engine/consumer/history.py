@@ -40,6 +40,15 @@ class LoadWriter(OfflineWriter, Protocol):
 
 
 @runtime_checkable
+class ConcurrentWriter(OfflineWriter, Protocol):
+    """A history that is flushed in one thread while another appends to it. Others keep the consumer from applying
+    meanwhile.
+    """
+
+    flushes_concurrently: bool
+
+
+@runtime_checkable
 class PartitionedWriter(OfflineWriter, Protocol):
     """A history that can be kept for each partition apart."""
 

@@ -15,7 +15,7 @@ from quorin.engine.consumer.cursor import LogCursor
 from quorin.engine.consumer.historian import Historian
 from quorin.engine.consumer.loads import Loads
 from quorin.engine.consumer.plan import back_off
-from quorin.engine.consumer.trimming import Trimming
+from quorin.engine.consumer.trimming import Covered, Trimming
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,16 +147,21 @@ class Lane:
             self._loads.stage(found.entries if stages else [], self._ownership.owned())
         return applied, is_new
 
-    def flush(self) -> None:
-        """Make the history durable. :raises HistoryUnavailableError: if it cannot be written."""
-        self.trimming.flush()
+    def covered(self) -> Covered:
+        """What a flush that begins now covers."""
+        return Covered(
+            self.cursor.identity, self.cursor.lowest, self.historian.fence, appended=dict(self.applier.appended)
+        )
 
-    def trim(self) -> None:
-        """Trim the log behind what is applied and durable. :raises ConnectionFailedError: if it is unreachable.
+    def trim(self, covered: Covered) -> None:
+        """Trim the log behind what a flush covered. :raises ConnectionFailedError: if it is unreachable.
 
         :raises WriterFencedError: if a segment was overtaken; nothing is trimmed.
         """
-        self.trimming.trim(self.cursor.lowest, self.applier.appended)
+        for schema, last in covered.durable.items():
+            if self.applier.appended.get(schema) == last:
+                del self.applier.appended[schema]
+        self.trimming.trim(covered, self.covered())
 
     def failed(self, now: float) -> float:
         """The log was unreachable. Returns the seconds until the next try, which looks first."""

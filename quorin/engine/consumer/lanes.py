@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from quorin.engine.consumer.lane import LaneSettings
     from quorin.engine.consumer.ownership import Ownership
     from quorin.engine.consumer.target import Target
+    from quorin.engine.consumer.trimming import Covered
     from quorin.shm import SegmentRegistry
 
 NAME_OTHERS_SECONDS = 5.0
@@ -196,19 +197,17 @@ class Lanes:
             for partition, identity in identities.items():
                 target.opened.know_log(partition, identity)
 
-    def flush(self) -> None:
-        """Make the histories durable, and trim the logs.
+    def trim(self, flushed: list[tuple[Lane, Covered]]) -> None:
+        """Trim the logs behind a flush.
 
-        :raises ConnectionFailedError: if a history cannot be written, or the only log cannot be reached.
+        :raises ConnectionFailedError: if the only log cannot be reached.
         :raises WriterFencedError: if a segment was overtaken; the rest is not trimmed.
         """
-        for lane in self._lanes:
-            lane.flush()
-        for lane in self._lanes:
+        for lane, covered in flushed:
             if lane.failures:
                 continue
             try:
-                lane.trim()
+                lane.trim(covered)
             except ConnectionFailedError as error:
                 if lane.partition is None:
                     raise

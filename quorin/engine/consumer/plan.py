@@ -29,7 +29,7 @@ class Step(enum.Enum):
     look = "read the control plane's list of schemas"
     take = "try to become the writer of the segments that are not owned"
     check = "check that the log is still the one that the segments follow"
-    flush = "make the history durable, and trim entries that are no longer needed"
+    flush = "begin to make the history durable; or, when that is done, trim entries that are no longer needed"
     read = "read the log, waiting a little for entries, and apply them"
 
 
@@ -53,6 +53,11 @@ class Agenda:
     unflushed: bool = False
     unflushed_rows: int = 0
     unflushed_bytes: int = 0
+    flushing: bool = False
+    flushing_rows: int = 0
+    flushing_bytes: int = 0
+    flush_is_done: bool = False
+    is_full: bool = False
     look_at: float = 0.0
     take_at: float = 0.0
     check_at: float = 0.0
@@ -93,9 +98,34 @@ class Agenda:
         self.unflushed_bytes += size
         if self.unflushed_rows >= limits.rows or self.unflushed_bytes >= limits.size:
             self.flush_at = now
+        # What a slow or failed flush leaves in memory is bounded: the next one is then waited for.
+        rows, size = self.unflushed_rows + self.flushing_rows, self.unflushed_bytes + self.flushing_bytes
+        self.is_full = self.flushing and (rows >= 2 * limits.rows or size >= 2 * limits.size)
+
+    @property
+    def can_flush(self) -> bool:
+        """Whether another flush can begin, or the one that goes on is to be waited for."""
+        return not self.flushing or self.is_full
+
+    @property
+    def waits_for_flush(self) -> bool:
+        """Whether nothing is applied until the history is flushed."""
+        return self.is_full or self.failing is Step.flush
+
+    def flush_begun(self) -> None:
+        """A flush of all rows until now has begun; it goes on while more are applied."""
+        self.flushing, self.unflushed = True, False
+        self.flushing_rows, self.flushing_bytes = self.unflushed_rows, self.unflushed_bytes
+        self.unflushed_rows = self.unflushed_bytes = 0
+
+    def flush_settled(self) -> None:
+        """The rows of the flush that was begun are durable."""
+        self.flushing = self.flush_is_done = self.is_full = False
+        self.flushing_rows = self.flushing_bytes = 0
 
     def flushed(self) -> None:
         """All applied rows are durable."""
+        self.flush_settled()
         self.unflushed = False
         self.unflushed_rows = self.unflushed_bytes = 0
 
@@ -104,6 +134,11 @@ class Agenda:
         delay = back_off(self.failures)
         self.failures += 1
         self.failing = step
+        if self.flushing and step is Step.flush:
+            self.unflushed, self.flush_at = True, now
+            self.unflushed_rows += self.flushing_rows
+            self.unflushed_bytes += self.flushing_bytes
+            self.flush_settled()
         self.retry_at = now + delay
         self.check_at = now
         return delay
@@ -137,7 +172,7 @@ def next_step(agenda: Agenda, now: float) -> tuple[Step, float]:
         return Step.wait, next_at - now
     if now >= agenda.check_at:
         return Step.check, 0.0
-    if agenda.unflushed and now >= agenda.flush_at:
+    if agenda.flush_is_done or (agenda.unflushed and now >= agenda.flush_at and agenda.can_flush):
         return Step.flush, 0.0
     return Step.read, 0.0
 

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from quorin.engine.log.record import Kind
+from quorin.engine.rows.column import number_array
 
 if TYPE_CHECKING:
     from quorin.engine.log.record import Record
@@ -82,7 +83,7 @@ class Run:
 
     def row_positions(self) -> pa.Array:
         """The position of each row."""
-        return pa.array(np.repeat(np.array(self.positions, np.int64), self._counts))
+        return number_array(np.repeat(np.array(self.positions, np.int64), self._counts), pa.int64())
 
     def singles(self) -> list[Run]:
         """The entries one by one."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from quorin import metrics
 from quorin.engine.consumer.held import held_by_loads
 from quorin.engine.format.growth import Growth
 from quorin.engine.ops.presence import FORGET_SECONDS, replica_name
-from quorin.errors import HistoryUnavailableError, WriterFencedError
+from quorin.errors import WriterFencedError
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
-    from quorin.engine.backend import Log
+    from quorin.engine.backend import Fence, Log
     from quorin.engine.consumer.historian import Historian
     from quorin.engine.consumer.history import OfflineWriter
     from quorin.engine.consumer.ownership import Ownership
@@ -21,6 +21,24 @@ if TYPE_CHECKING:
     from quorin.shm import SegmentRegistry
 
 _log = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Covered:
+    """What a flush covers: all of a log up to ``applied``, which was written to the history on one lease."""
+
+    identity: int
+    applied: int
+    fence: Fence | None
+    appended: dict[Schema, int]
+    """The last position that went into the history, for each schema with rows that may not be durable."""
+    behind: dict[Schema, int] = field(default_factory=dict)
+    """After the flush: how far the history is durable, for each of these that has rows behind that."""
+
+    @property
+    def durable(self) -> dict[Schema, int]:
+        """After the flush: those of ``appended`` that are durable."""
+        return {schema: last for schema, last in self.appended.items() if schema not in self.behind}
 
 
 class Trimming:
@@ -48,39 +66,34 @@ class Trimming:
         self._history = historian.offline
         self._ownership = ownership
 
-    def flush(self) -> None:
-        """Make the history durable.
+    def flush(self, covered: Covered) -> None:
+        """Make the history durable, and note how far the log is applied and durable then. Any thread may call it.
 
         :raises HistoryUnavailableError: if the history cannot be written.
         """
         if self._history is None:
             return
-        started = time.monotonic_ns()
-        try:
-            self._history.flush()
-        except HistoryUnavailableError:
-            metrics.flush_failures.inc()
-            raise
-        metrics.flushes.inc()
-        metrics.flush_seconds.inc(time.monotonic_ns() - started)
+        self._history.flush()
+        if self._node_timeout_seconds is not None:
+            covered.behind = _flushed_behind(self._history, covered.appended)
 
-    def trim(self, applied: int, appended: dict[Schema, int]) -> None:
-        """Trim the log up to ``applied``, as far as the history is durable.
+    def trim(self, covered: Covered, now: Covered) -> None:
+        """Trim the log up to what a flush covered and made durable, if all is as it was: ``now`` is what one would
+        cover now, with the same log and lease, and all of it still applied.
 
-        ``appended`` has the last position that went into the history, for each schema that may not be durable; schemas
-        that turn out to be durable are removed.
-
-        :raises HistoryUnavailableError: if the history cannot be read; nothing is trimmed.
         :raises WriterFencedError: if a segment was overtaken; nothing is trimmed.
         """
-        if self._history is not None and self._node_timeout_seconds is not None:
-            self._trim(min([applied, *_flushed_behind(self._history, appended)]), self._node_timeout_seconds)
+        if self._history is None or self._node_timeout_seconds is None:
+            return
+        if (covered.identity, covered.fence) == (now.identity, now.fence):
+            through = min([covered.applied, now.applied, *covered.behind.values()])
+            self._trim(through, covered.fence, self._node_timeout_seconds)
 
-    def _trim(self, through: int, node_timeout_seconds: float) -> None:
+    def _trim(self, through: int, begun_on: Fence | None, node_timeout_seconds: float) -> None:
         # In this order: this process may freeze anywhere in between. Who overtakes it ends its lease first, and the
         # log compares the lease in the step that trims.
         fence = self._historian.confirmed(self._ownership.owns_all_schemas)
-        if fence is None or not self._ownership.owns_all_schemas():
+        if fence is None or fence != begun_on or not self._ownership.owns_all_schemas():
             return
         try:
             held = held_by_loads(
@@ -113,13 +126,7 @@ class Trimming:
         return former[-1].end + 1 if former else 0
 
 
-def _flushed_behind(history: OfflineWriter, appended: dict[Schema, int]) -> list[int]:
+def _flushed_behind(history: OfflineWriter, appended: dict[Schema, int]) -> dict[Schema, int]:
     """How far the history is durable, for each schema with rows behind that."""
-    behind = []
-    for schema, last in list(appended.items()):
-        flushed = history.flushed_position(schema)
-        if flushed is not None and flushed < last:
-            behind.append(flushed)
-        else:
-            del appended[schema]
-    return behind
+    found = {schema: history.flushed_position(schema) for schema in appended}
+    return {schema: at for schema, at in found.items() if at is not None and at < appended[schema]}

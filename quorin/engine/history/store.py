@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
 _ATTEMPTS = 5
+_OF_THE_PROCESS = ("_buffers", "_lock", "_writing", "_reported")
 _Result = TypeVar("_Result")
 
 
@@ -62,6 +63,8 @@ class ParquetDatasetStore:
         unavailable.
     """
 
+    flushes_concurrently = True
+
     def __init__(
         self,
         base: str | os.PathLike[str],
@@ -79,10 +82,13 @@ class ParquetDatasetStore:
     def _begin(self) -> None:
         self._buffers: dict[str, _Buffer] = {}
         self._lock = threading.RLock()
+        """Of the buffers. A thread that needs both locks takes :attr:`_writing` first."""
+        self._writing = threading.RLock()
+        """Of the files: rows are appended while earlier ones are written."""
         self._reported: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_buffers", "_lock", "_reported")}
+        return {name: value for name, value in self.__dict__.items() if name not in _OF_THE_PROCESS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -127,22 +133,24 @@ class ParquetDatasetStore:
         """
         if not batch.num_rows:
             return
-        with self._lock:
-            buffer = self._buffer(schema)
-            first = int(np.searchsorted(numbers(positions, np.int64), buffer.last, side="right"))
-            if first < batch.num_rows:
-                if fingerprint(buffer.schema) != fingerprint(schema):
-                    self._flush(buffer)
-                    buffer.schema = schema
-                kept, places = batch.slice(first), positions.slice(first)
-                buffer.tables.append(columns.to_table(schema, kept, places, Kind(kind), time.time_ns(), load=load))
-                buffer.last = places[-1].as_py()
+        while True:
+            with self._lock:
+                buffer = self._buffer(schema)
+                first = int(np.searchsorted(numbers(positions, np.int64), buffer.last, side="right"))
+                if first == batch.num_rows:
+                    return
+                if not buffer.tables or fingerprint(buffer.schema) == fingerprint(schema):
+                    kept, places = batch.slice(first), positions.slice(first)
+                    buffer.tables.append(columns.to_table(schema, kept, places, Kind(kind), time.time_ns(), load=load))
+                    buffer.schema, buffer.last = schema, places[-1].as_py()
+                    return
+            self._flush(buffer)
 
     def commit_load(self, schema: Schema, load: int, position: int) -> None:
         """Record durably that a load was committed at a log position: its rows, and what was logged since it began,
         replace all earlier ones in reads of the present state. Call it before rows behind that position are appended.
         """
-        with self._lock:
+        with self._writing, self._lock:
             self._flush(self._buffer(schema))
             self._dataset(schema).commit(Commit(load, position))
 
@@ -156,11 +164,13 @@ class ParquetDatasetStore:
     def flush(self) -> None:
         """Make all appended rows durable: one file for each schema with new rows.
 
-        A crash before it returns leaves each schema's rows either all durable or none of them.
+        A crash before it returns leaves each schema's rows either all durable or none of them. Another thread may
+        append meanwhile.
         """
         with self._lock:
-            for buffer in self._buffers.values():
-                self._flush(buffer)
+            buffers = list(self._buffers.values())
+        for buffer in buffers:
+            self._flush(buffer)
 
     def close(self) -> None:
         """Flush. The store remains usable."""
@@ -170,15 +180,17 @@ class ParquetDatasetStore:
         """The log position up to which a schema's rows are durable, from any writer; 0 if there are none."""
         files = self._dataset(schema).listing().files
         durable = max((file.through for file in files), default=0)
-        with self._lock:
-            buffer = self._buffers.get(schema.__name__)
-            if buffer is not None:
-                if durable > buffer.last:
-                    # Another writer is further on. A file of what is here must not claim its rows.
-                    self._flush(buffer)
+        buffer = self._buffers.get(schema.__name__)
+        if buffer is None:
+            return durable
+        if durable > buffer.last:
+            with self._writing, self._lock:
+                # Another writer is further on. A file of what is here must not claim its rows.
+                self._flush(buffer)
                 buffer.last = max(buffer.last, durable)
-                if not buffer.tables:
-                    buffer.start = buffer.last
+        with self._lock:
+            if not buffer.tables:
+                buffer.start = buffer.last
         return durable
 
     def skip_to(self, schema: Schema, position: int) -> None:
@@ -186,7 +198,7 @@ class ParquetDatasetStore:
 
         Log entries up to that position are then never appended.
         """
-        with self._lock:
+        with self._writing, self._lock:
             buffer = self._buffer(schema)
             self._flush(buffer)
             if position > buffer.start:
@@ -280,12 +292,19 @@ class ParquetDatasetStore:
         return fewer
 
     def _flush(self, buffer: _Buffer) -> None:
-        if not buffer.tables:
-            return
-        # Rows of loads have a column more than the others.
-        table = pa.concat_tables(buffer.tables, promote_options="default")
-        self._write(buffer.schema, buffer.start, buffer.last_taken, table)
-        buffer.start, buffer.tables = buffer.last_taken, []
+        with self._writing:
+            with self._lock:
+                schema, start, tables = buffer.schema, buffer.start, list(buffer.tables)
+            if not tables:
+                return
+            # Rows of loads have a column more than the others.
+            table = pa.concat_tables(tables, promote_options="default")
+            through: int = tables[-1].column("position")[-1].as_py()
+            self._write(schema, start, through, table)
+            with self._lock:
+                # Only now: after a failure they are written by the next flush. More may have been appended meanwhile.
+                del buffer.tables[: len(tables)]
+                buffer.start = through
 
     def _write(self, schema: Schema, after: int, through: int, table: pa.Table) -> None:
         day = datetime.now(UTC).strftime("day=%Y-%m-%d")
@@ -324,16 +343,12 @@ class ParquetDatasetStore:
 
 
 class _Buffer:
-    """A schema's rows that are not durable yet: all that the log holds in ``(start, last_taken]``."""
+    """A schema's rows that are not durable yet: all that the log holds behind ``start``, up to that of the last table.
+    ``last`` may be greater, if others made more rows durable.
+    """
 
     def __init__(self, schema: Schema, durable: int) -> None:
         self.schema = schema
         self.start = durable
         self.last = durable
         self.tables: list[pa.Table] = []
-
-    @property
-    def last_taken(self) -> int:
-        """The position of the last appended row; :attr:`last` may be greater, if others made more rows durable."""
-        last: int = self.tables[-1].column("position")[-1].as_py()
-        return last

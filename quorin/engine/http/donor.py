@@ -187,6 +187,8 @@ async def _stream(transfer: _Transfer, threads: ThreadPoolExecutor, receive: Any
                 async with asyncio.timeout(_STALLED_SECONDS):
                     await send({"type": "http.response.body", "body": part, "more_body": True})
                 sent += len(part)
+                # A send that finds room does not wait: without this, requests would wait until the block is sent.
+                await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": b""})
     except TimeoutError:
         _log.warning("transfer_stalled", snapshot=transfer.name, seconds=_STALLED_SECONDS)

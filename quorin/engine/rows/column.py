@@ -21,7 +21,7 @@ from quorin.errors import EntityIdError, EntityIdTooLongError, InvalidRowError
 from quorin.schema import FeatureField, make_schema, schema_to_arrow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from quorin.engine.arrays import AnyArray, Int32s
 
@@ -124,6 +124,12 @@ def numbers(array: pa.Array, kind: type[np.number[Any]]) -> AnyArray:
     if not len(array):
         return np.zeros(0, kind)
     return np.frombuffer(array.buffers()[1], kind, len(array), array.offset * np.dtype(kind).itemsize)
+
+
+def number_array(values: Sequence[int] | AnyArray, kind: pa.DataType) -> pa.Array:
+    """Numbers without nulls as an array, a view of ``values`` if they are in NumPy; ``pa.array`` would load pandas."""
+    items = np.ascontiguousarray(values, kind.to_pandas_dtype())
+    return pa.Array.from_buffers(kind, len(items), [None, pa.py_buffer(items)])
 
 
 def text_lengths(array: pa.Array) -> Int32s:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +17,7 @@ from quorin.assembly import read
 from quorin.engine.log.record import Kind, decode, encode
 from quorin.engine.rows.batch import delete_batch, row_batch
 from quorin.layout import apply_batch
-from quorin.schema import FeatureField, dtype, make_schema
+from quorin.schema import FeatureField, dtype, make_schema, schema_to_json
 from quorin.wal_consumer import NoopOfflineWriter
 from tests.support.world import TRIP, World, row
 
@@ -131,3 +133,37 @@ class Remembered(NoopOfflineWriter):
 
     def append(self, schema: Any, batch: pa.RecordBatch, positions: pa.Array, *, kind: Kind = Kind.upsert) -> None:  # noqa: ARG002
         self.rows += pa.Table.from_batches([batch]).append_column("position", positions).to_pylist()
+
+
+def test_no_rows_wait_until_pandas_is_loaded(world: World) -> None:
+    """Arrow loads pandas with the first array of Python's or NumPy's values, in half a second of that thread."""
+    wide = make_schema(
+        "Wide",
+        [
+            *TRIP.fields,
+            FeatureField("vector", dtype.float32, shape=(2,)),
+            FeatureField("list", dtype.int64, shape=(None,)),
+        ],
+    )
+    values = {"vector": [1.0, 2.0], "list": [1, 2]}
+    rows = [row(number, None) | values for number in range(20)]
+    table = pa.Table.from_pylist([{"entity_id": f"e{number}", **rows[number]} for number in range(20)])
+    for schema in (TRIP, wide):
+        names = [field.name for field in schema.fields]
+        world.backend.control.put_schema(schema.__name__, schema_to_json(schema))
+        world.producer.write_many(schema, table.select(["entity_id", *names]))
+        for number in range(20):
+            world.producer.write(schema, f"e{number}", {name: rows[number][name] for name in names})
+            world.producer.write(schema, f"e{number}", {"score": 2.0}, partial=True)
+        world.producer.delete(schema, "e1")
+        world.append(schema, b"garbage")
+    world.producer.write(TRIP, "alone", row(1))
+    code = (
+        "import sys; from quorin.shm import SegmentRegistry; from quorin.wal_consumer import WALConsumer; "
+        "registry = SegmentRegistry(sys.argv[1], shm_dir=sys.argv[2]); "
+        "applied = WALConsumer(registry.backend, None, registry=registry).drain(); "
+        "print(applied, 'pandas' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, world.connection, str(world.shm_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.split() == [str(2 * (20 + 20 + 20 + 1) + 1), "False"], done.stderr

@@ -88,6 +88,51 @@ def test_many_rows_or_bytes_are_flushed_before_their_time(rows: int, size: int) 
     assert next_step(agenda, 11.0)[0] is Step.read
 
 
+def test_rows_are_read_while_a_flush_goes_on_up_to_twice_the_limits() -> None:
+    agenda, limits = Agenda(1, owned=1, check_at=100), FlushLimits(5.0, 10, 1000)
+    agenda.applied(0.0, limits, rows=10, size=10)
+    assert next_step(agenda, 0.0)[0] is Step.flush
+    agenda.flush_begun()
+    assert next_step(agenda, 0.0)[0] is Step.read
+    agenda.applied(0.0, limits, rows=9, size=10)
+    assert next_step(agenda, 50.0)[0] is Step.read, "one flush at a time"
+    assert not agenda.waits_for_flush
+    agenda.applied(50.0, limits, rows=1, size=10)
+    assert next_step(agenda, 50.0)[0] is Step.flush
+    assert agenda.waits_for_flush
+    agenda.flushed()
+    assert (agenda.unflushed, agenda.unflushed_rows, agenda.flushing_rows) == (False, 0, 0)
+    assert next_step(agenda, 50.0)[0] is Step.read
+
+
+def test_rows_applied_beside_a_flush_are_flushed_after_their_own_time() -> None:
+    agenda, limits = Agenda(1, owned=1, check_at=100), FlushLimits(5.0, 10, 1000)
+    agenda.applied(0.0, limits, rows=1, size=10)
+    agenda.flush_begun()
+    agenda.applied(6.0, limits, rows=1, size=10)
+    agenda.flush_is_done = True
+    assert next_step(agenda, 7.0)[0] is Step.flush
+    agenda.flush_settled()
+    assert next_step(agenda, 7.0)[0] is Step.read
+    assert next_step(agenda, 11.0)[0] is Step.flush
+
+
+def test_the_rows_of_a_failed_flush_count_again_and_are_waited_for() -> None:
+    agenda, limits = Agenda(1, owned=1, check_at=100), FlushLimits(5.0, 10, 1000)
+    agenda.applied(0.0, limits, rows=3, size=30)
+    agenda.flush_begun()
+    agenda.applied(5.0, limits, rows=4, size=40)
+    agenda.flush_is_done = True
+    agenda.failed(Step.flush, 6.0)
+    assert (agenda.unflushed_rows, agenda.unflushed_bytes, agenda.flush_is_done) == (7, 70, False)
+    assert agenda.waits_for_flush
+    agenda.checked(7.0)
+    assert next_step(agenda, 7.0)[0] is Step.flush
+    agenda.flushed()
+    agenda.succeeded(Step.flush)
+    assert not agenda.waits_for_flush
+
+
 @pytest.mark.parametrize(
     ("position", "known", "bounds", "flushed", "expected"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from quorin.offline import ParquetDatasetStore
 from quorin.schema import schema_to_json
 from quorin.shm import SegmentRegistry
 from quorin.wal_consumer import NoopOfflineWriter, OfflineWriter, WALConsumer
-from tests.support.world import STOP, TRIP, World, row, until
+from tests.support.world import STOP, TRIP, World, row, running, until
 
 
 class History:
@@ -66,6 +67,63 @@ def test_a_history_that_cannot_be_written_is_named_and_tried_again(
     assert f"the history at {obstacle}" in said
     assert "log_unreachable" not in said
     assert failures.value > before
+
+
+class HeldHistory(ParquetDatasetStore):
+    """Its flushes wait until they are let go."""
+
+    def hold(self) -> None:
+        self.begun, self.let_go = threading.Event(), threading.Event()
+
+    def flush(self) -> None:
+        self.begun.set()
+        assert self.let_go.wait(60)
+        super().flush()
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[HeldHistory]:
+    history = HeldHistory(tmp_path / "history")
+    history.hold()
+    yield history
+    history.let_go.set()
+
+
+def test_rows_are_applied_while_the_history_is_flushed(world: World, held: HeldHistory) -> None:
+    with running(world.consumer(offline=held, flush_interval_seconds=0)):
+        first = world.producer.write_sync(TRIP, "a", row(1), timeout_ms=60_000)
+        assert held.begun.wait(60)
+        second = world.producer.write_sync(TRIP, "a", row(2), timeout_ms=60_000)
+        assert world.rows("a") == [row(2)]
+        assert held.flushed_position(TRIP) == 0
+        assert world.log.bounds().trimmed < first
+        held.let_go.set()
+        until(lambda: world.log.bounds().trimmed == second)
+    assert held.flushed_position(TRIP) == second
+
+
+def test_what_a_flush_covers_is_not_trimmed_once_the_lease_changed(world: World, held: HeldHistory) -> None:
+    with running(world.consumer(offline=held, flush_interval_seconds=0)):
+        world.producer.write_sync(TRIP, "a", row(1), timeout_ms=60_000)
+        assert held.begun.wait(60)
+        holder = world.log.historian()
+        assert holder is not None
+        world.log.acquire_historian("consumer:another:x", 600_000, replacing=holder[0])
+        held.let_go.set()
+        until(lambda: held.flushed_position(TRIP) == world.log.bounds().last)
+    assert world.log.bounds().trimmed == 0
+    assert world.log.release_historian("consumer:another:x")
+
+
+def test_a_consumer_that_stops_waits_for_the_flush_that_goes_on(world: World, held: HeldHistory) -> None:
+    consumer = world.consumer(offline=held, flush_interval_seconds=0)
+    with running(consumer):
+        world.producer.write_sync(TRIP, "a", row(1), timeout_ms=60_000)
+        assert held.begun.wait(60)
+        last = world.producer.write_sync(TRIP, "a", row(2), timeout_ms=60_000)
+        consumer.stop()
+        held.let_go.set()
+    assert held.flushed_position(TRIP) == world.log.bounds().trimmed == last
 
 
 def test_without_history_the_log_keeps_everything(world: World) -> None:

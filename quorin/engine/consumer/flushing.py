@@ -1,0 +1,111 @@
+"""Flush the history in a thread of its own, while the consumer goes on applying."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from quorin import metrics
+from quorin.engine.consumer.history import ConcurrentWriter
+from quorin.errors import HistoryUnavailableError
+
+if TYPE_CHECKING:
+    from quorin.engine.consumer.lane import Lane
+    from quorin.engine.consumer.lanes import Lanes
+    from quorin.engine.consumer.trimming import Covered
+
+    Flushed = list[tuple[Lane, Covered]]
+
+
+class Flusher:
+    """Flushes the histories of all lanes; at most one flush is in flight.
+
+    A flush covers what was applied before it began; rows that are applied meanwhile are left to the next. A crash loses
+    nothing: the log is trimmed afterwards, by the thread that applies, which alone knows what it still owns.
+
+    A history that is no :class:`ConcurrentWriter` is flushed by the thread that applies.
+    """
+
+    def __init__(self, lanes: Lanes) -> None:
+        self._lanes = lanes
+        self._thread: ThreadPoolExecutor | None = None
+        self._in_flight: tuple[Future[int], Flushed] | None = None
+
+    @staticmethod
+    def prepare() -> None:
+        """Load now what rows on their way to a history would wait for: Arrow imports pandas, if there is one, with the
+        first scalar, which takes half a second.
+        """
+        pa.scalar(0)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether a flush has ended, well or not, and is to be settled."""
+        return self._in_flight is not None and self._in_flight[0].done()
+
+    def begin(self) -> None:
+        """Begin to make durable what is applied now."""
+        covered = self._covered()
+        if not all(isinstance(lane.historian.offline, ConcurrentWriter) for lane, _ in covered):
+            self._in_flight = _called(covered), covered
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="quorin-flush")
+        self._in_flight = self._thread.submit(_flush, covered), covered
+
+    def settle(self) -> Flushed:
+        """Wait for the flush in flight. Returns what the logs may be trimmed behind.
+
+        :raises HistoryUnavailableError: if it failed. The history keeps its rows for the next one.
+        """
+        assert self._in_flight is not None  # noqa: S101 - one was begun
+        (future, covered), self._in_flight = self._in_flight, None
+        return _settled(future, covered)
+
+    def flush(self) -> Flushed:
+        """Make durable all that is applied now, in the calling thread. Returns and raises as :meth:`settle`."""
+        if self._in_flight is not None:
+            self.settle()
+        covered = self._covered()
+        return _settled(_called(covered), covered)
+
+    def close(self) -> None:
+        """Wait for a flush in flight, whatever becomes of it, and end the thread."""
+        thread, self._thread, self._in_flight = self._thread, None, None
+        if thread is not None:
+            thread.shutdown()
+
+    def _covered(self) -> Flushed:
+        return [(lane, lane.covered()) for lane in self._lanes]
+
+
+def _called(covered: Flushed) -> Future[int]:
+    """The outcome of a flush by the calling thread."""
+    future: Future[int] = Future()
+    try:
+        future.set_result(_flush(covered))
+    except Exception as error:  # noqa: BLE001 - it is raised where the outcome is used
+        future.set_exception(error)
+    return future
+
+
+def _flush(covered: Flushed) -> int:
+    """Flush, in any thread; returns the nanoseconds that it took."""
+    started = time.monotonic_ns()
+    for lane, part in covered:
+        lane.trimming.flush(part)
+    return time.monotonic_ns() - started
+
+
+def _settled(future: Future[int], covered: Flushed) -> Flushed:
+    try:
+        nanoseconds = future.result()
+    except HistoryUnavailableError:
+        metrics.flush_failures.inc()
+        raise
+    metrics.flushes.inc()
+    metrics.flush_seconds.inc(nanoseconds)
+    return covered
