@@ -70,8 +70,8 @@ def replayed(rows: pa.Table, history: ParquetDatasetStore, connection: Any, name
     kinds = described.indices.fill_null(len(texts) - 1).to_numpy() if len(rows) else np.zeros(0, np.int32)
     rows = rows.drop_columns("description")
     tables = [
-        _of_kind(rows.take(pa.array(np.flatnonzero(kinds == kind))), texts[kind], history, connection, namespace)
-        for kind in np.unique(kinds).tolist()
+        _of_kind(_only(rows, kinds == kind), texts[kind], history, connection, namespace)
+        for kind in np.flatnonzero(np.bincount(kinds)).tolist()
     ]
     if not tables:
         return pa.table({"request_id": pa.array([], pa.string()), KNOWN: pa.array([], pa.bool_())})
@@ -83,6 +83,10 @@ def replayed(rows: pa.Table, history: ParquetDatasetStore, connection: Any, name
     return table.take(order) if len(tables) > 1 else table
 
 
+def _only(rows: pa.Table, chosen: Mask) -> pa.Table:
+    return rows if chosen.all() else rows.take(pa.array(np.flatnonzero(chosen)))
+
+
 def _of_kind(
     own: pa.Table, text: str | None, history: ParquetDatasetStore, connection: Any, namespace: str
 ) -> pa.Table:
@@ -92,12 +96,16 @@ def _of_kind(
     views = Description.from_json(text).views
     if len(own) % len(views):
         raise CorruptHistoryError(f"served log: {len(own)} rows of requests for {len(views)} views")
-    first = own.take(pa.array(np.arange(0, len(own), len(views))))
+    of_view = (
+        [own]
+        if len(views) == 1
+        else [own.take(pa.array(np.arange(i, len(own), len(views)))) for i in range(len(views))]
+    )
+    first = of_view[0]
     columns: dict[str, Any] = {name: first.column(name) for name in ("request", "request_id", "time", "row")}
     known = np.ones(len(first), np.bool_)
     has_one_key = len({view.group for view in views}) == 1
-    for number, view in enumerate(views):
-        seen = own.take(pa.array(np.arange(number, len(own), len(views))))
+    for view, seen in zip(views, of_view, strict=True):
         values, is_known = _values(view, seen, history, connection, namespace)
         known &= is_known
         columns["entity_id" if has_one_key else f"entity_id:{view.name}"] = seen.column("entity_id")
