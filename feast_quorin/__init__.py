@@ -10,6 +10,7 @@ TYPE_CHECKING = False  # Type checkers take this name as true.
 if TYPE_CHECKING:
     from feast_quorin.compute_engine import QuorinComputeEngine as QuorinComputeEngine
     from feast_quorin.compute_engine import QuorinComputeEngineConfig as QuorinComputeEngineConfig
+    from feast_quorin.feature_logs import logged_features as logged_features
     from feast_quorin.model_matrix import FeastModelReader as FeastModelReader
     from feast_quorin.model_matrix import model_reader as model_reader
     from feast_quorin.online_store import QuorinOnlineStore as QuorinOnlineStore
@@ -34,6 +35,7 @@ _MODULES = {
     "at_least": "read.asked",
     "consistent": "read.asked",
     "last_token": "write.tokens",
+    "logged_features": "feature_logs",
     "max_age": "read.asked",
     "model_reader": "model_matrix",
     "pinned": "pinning",

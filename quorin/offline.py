@@ -98,19 +98,23 @@ def read_served(
     since_ns: int | None = None,
     until_ns: int | None = None,
     request_ids: Collection[str] | None = None,
+    of_views: Callable[[tuple[ServedView, ...]], bool] | None = None,
     labels: Any = None,
     connection: Any = None,
     namespace: str = DEFAULT_NAMESPACE,
+    with_statuses: bool = False,
     progress: Callable[[int, int], Any] | None = None,
 ) -> pa.Table:
     """What was served, value for value: the requests of a served log (see ``docs/served.md``), from their positions and
-    the history. All of it, or requests from ``since_ns`` to before ``until_ns``, or with certain ids.
+    the history. All of it, or requests from ``since_ns`` to before ``until_ns``, or with certain ids, or those whose
+    views ``of_views`` accepts (none where they are not known).
 
     One row for each row of a request, in the order of the files: ``request`` (a number), ``request_id``, ``time``,
     ``row``, ``entity_id`` (``entity_id:<view>`` if views have different keys), ``log_position:<view>``, the features by
     their names in the answer in the types of their fields, request data and computed features, and ``known``. Where it
     is false, the history lacks the row of a view, whose features are then null; ``connection`` is that of the log,
-    which may have it. Features of other requests than the row's are null.
+    which may have it. Features of other requests than the row's are null. ``with_statuses`` adds
+    ``event_time_ns:<view>``, and for each feature ``status:<feature>``: 1 served, 0 no row, 2 null because of its age.
 
     ``labels`` makes a training set of it: a table with ``request_id`` (and ``row``, if requests have several), or with
     ``entity_id`` and ``time`` (nanoseconds or timestamps), which takes the last row served at or before. Its other
@@ -127,7 +131,7 @@ def read_served(
     from quorin.engine.served.replay import Choice, read_log, replayed
 
     store = history if isinstance(history, ParquetDatasetStore) else ParquetDatasetStore(history)
-    choice = Choice(since_ns, until_ns, request_ids)
+    choice = Choice(since_ns, until_ns, request_ids, of_views, with_statuses)
     rows = read_log(ServedFiles(url), choice, progress)
-    table = replayed(rows, store, connection, namespace)
+    table = replayed(rows, choice, store, connection, namespace)
     return table if labels is None else with_labels(table, labels)

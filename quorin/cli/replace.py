@@ -16,6 +16,7 @@ from quorin.cli.options import (
     Connection,
     Namespace,
     Opened,
+    Raw,
     ShmDir,
     StreamKey,
     existing_history,
@@ -24,6 +25,7 @@ from quorin.cli.options import (
 )
 from quorin.cli.output import Json, add_row, console, print_json, progress_bar, table
 from quorin.cli.put import time_ns
+from quorin.cli.repository import Names
 from quorin.cli.rows_file import rows_of
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.engine.words import count, counted, duration
@@ -85,6 +87,7 @@ def replace(
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     shm_dir: ShmDir = None,
+    raw: Raw = False,
     as_json: Json = False,
 ) -> None:
     """Replace all rows of a schema or feature view, on all nodes, each in one flip. Reads and pushes continue.
@@ -109,14 +112,15 @@ def replace(
         raise typer.BadParameter("--dry-run checks the rows of a file or directory")
     with Opened(connection, namespace) as backend:
         target = known_schema(backend, schema)
+        name = Names.of(backend, raw=raw).schema(target.__name__)
         if abort:
             load = evolution.abort_replace(target, backend, stream_key=stream_key)
-            _print_aborted(target.__name__, load, as_json=as_json)
+            _print_aborted(name, load, as_json=as_json)
             return
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
         options: dict[str, Any] = {"allow_empty": allow_empty, "wait_for": wait_for.value, "timeout_seconds": timeout}
         options |= {"stream_key": stream_key}
-        with progress_bar(target.__name__, hidden=as_json) as progress:
+        with progress_bar(name, hidden=as_json) as progress:
             if source == _HISTORY:
                 last, past = backend.log(stream_key).bounds().last, _history(offline)
                 result = evolution.rollback(
@@ -129,7 +133,7 @@ def replace(
                 result = evolution.replace(
                     target, tables, registry, progress=lambda rows: progress(rows, total), **options
                 )
-    _print(result, wait_for, as_json=as_json)
+    _print(dataclasses.replace(result, schema_name=name), wait_for, as_json=as_json)
 
 
 def rollback(
@@ -159,6 +163,7 @@ def rollback(
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     shm_dir: ShmDir = None,
+    raw: Raw = False,
     as_json: Json = False,
 ) -> None:
     """Replace all rows of a schema or feature view by those of a past state, on all nodes, each in one flip.
@@ -181,8 +186,9 @@ def rollback(
         raise typer.BadParameter("give --to or --without")
     with Opened(connection, namespace) as backend:
         target = known_schema(backend, schema)
+        name = Names.of(backend, raw=raw).schema(target.__name__)
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
-        with progress_bar(target.__name__, hidden=as_json) as progress:
+        with progress_bar(name, hidden=as_json) as progress:
             try:
                 result = evolution.rollback(
                     target,
@@ -199,7 +205,7 @@ def rollback(
                 )
             except ValueError as error:
                 raise typer.BadParameter(str(error)) from error
-    _print(result, wait_for, as_json=as_json)
+    _print(dataclasses.replace(result, schema_name=name), wait_for, as_json=as_json)
 
 
 def _alone(progress: Callable[[int, int], None]) -> Callable[[int], None]:

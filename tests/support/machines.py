@@ -19,10 +19,10 @@ from quorin.wal_consumer import WALConsumer
 class Machine:
     """A log, a history and shared memory, which is lost in a reboot."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, connection: str | None = None) -> None:
         self.shm = directory / "shm"
         self.shm.mkdir()
-        self.registry = SegmentRegistry(directory / "store", shm_dir=self.shm)
+        self.registry = SegmentRegistry(connection or directory / "store", shm_dir=self.shm)
         self.producer = WALProducer(self.registry.backend, registry=self.registry)
         self.base = directory / "history"
 

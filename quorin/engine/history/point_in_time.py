@@ -293,8 +293,8 @@ def values_from(
     needed = needed[needed >= 0]
     values = loaded.rows(needed, schema)
     distinct = {id(row): row for row in rows.values()}
-    places = {key: np.where(row >= 0, np.searchsorted(needed, row), -1) for key, row in distinct.items()}
-    return {name: taken(values.column(name), places[id(row)]) for name, row in rows.items()}
+    places = {key: _indices(np.where(row >= 0, np.searchsorted(needed, row), -1)) for key, row in distinct.items()}
+    return {name: values.column(name).take(places[id(row)]) for name, row in rows.items()}
 
 
 def _merged_sources(schema: Schema, keys: Keys, chosen: Int64s) -> dict[str, Int64s]:
@@ -339,7 +339,11 @@ def _merge_entity(rows: Int64s, keys: Keys, sets: list[AnyArray], needed: set[in
 
 def taken(values: pa.Array | pa.ChunkedArray, places: Int64s) -> pa.Array | pa.ChunkedArray:
     """Values by place; null for -1."""
-    return values.take(pa.array(places, mask=places < 0))
+    return values.take(_indices(places))
+
+
+def _indices(places: Int64s) -> pa.Array:
+    return pa.array(places, mask=places < 0)
 
 
 def _earliest(times: Int64s, lookback: Any) -> Int64s:

@@ -11,7 +11,7 @@ column          type                    holds
 ``entity_id``   string                  as it is stored in the segment
 ``position``    int64                   the log position that wrote the row that was read; 0 where there was none
 ``event_time``  int64                   its event time in nanoseconds; 0 where there was none
-``state``       uint8                   1 served, 0 no row, 2 answered as null because of its age
+``state``       uint8                   1 served, 0 no row
 ``description`` string                  the views and fields of the request, see :mod:`quorin.engine.served.description`
 ``data``        binary                  on the first row of a request with request data or computed features: an Arrow
                                         IPC stream with a column ``request:<name>`` or ``computed:<name>`` for each

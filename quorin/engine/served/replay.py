@@ -24,17 +24,23 @@ if TYPE_CHECKING:
     from quorin.engine.history.store import ParquetDatasetStore
 
 KNOWN = "known"
+OUTDATED = 2
+"""The status of a feature that was served as null because of its age; others have the state of their row."""
 
 ShowProgress = Callable[[int, int], Any]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which requests to read: of a time (nanoseconds, from ``since`` to before ``until``), or with certain ids."""
+    """Which requests to read: of a time (nanoseconds, from ``since`` to before ``until``), with certain ids, or of
+    certain views; and whether to return the event times of their rows and statuses.
+    """
 
     since_ns: int | None = None
     until_ns: int | None = None
     request_ids: Collection[str] | None = None
+    views: Callable[[tuple[ServedView, ...]], bool] | None = None
+    with_statuses: bool = False
 
     def of(self, rows: pa.Table) -> pa.Table:
         """The chosen rows of a file."""
@@ -63,15 +69,17 @@ def read_log(files: ServedFiles, choice: Choice, progress: ShowProgress | None) 
     return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
 
 
-def replayed(rows: pa.Table, history: ParquetDatasetStore, connection: Any, namespace: str) -> pa.Table:
+def replayed(rows: pa.Table, choice: Choice, history: ParquetDatasetStore, connection: Any, namespace: str) -> pa.Table:
     """Rows of :func:`read_log` with their values, one for each row of a request."""
     described = rows.column("description").combine_chunks()
     texts = [*described.dictionary.to_pylist(), None] if len(rows) else []
     kinds = described.indices.fill_null(len(texts) - 1).to_numpy() if len(rows) else np.zeros(0, np.int32)
     rows = rows.drop_columns("description")
     tables = [
-        _of_kind(rows.take(pa.array(np.flatnonzero(kinds == kind))), texts[kind], history, connection, namespace)
-        for kind in np.unique(kinds).tolist()
+        _of_kind(_only(rows, kinds == kind), views, choice, history, connection, namespace)
+        for kind in np.flatnonzero(np.bincount(kinds)).tolist()
+        for views in [() if texts[kind] is None else Description.from_json(texts[kind]).views]
+        if choice.views is None or choice.views(views)
     ]
     if not tables:
         return pa.table({"request_id": pa.array([], pa.string()), KNOWN: pa.array([], pa.bool_())})
@@ -83,34 +91,49 @@ def replayed(rows: pa.Table, history: ParquetDatasetStore, connection: Any, name
     return table.take(order) if len(tables) > 1 else table
 
 
+def _only(rows: pa.Table, chosen: Mask) -> pa.Table:
+    return rows if chosen.all() else rows.take(pa.array(np.flatnonzero(chosen)))
+
+
 def _of_kind(
-    own: pa.Table, text: str | None, history: ParquetDatasetStore, connection: Any, namespace: str
+    own: pa.Table,
+    views: tuple[ServedView, ...],
+    choice: Choice,
+    history: ParquetDatasetStore,
+    connection: Any,
+    namespace: str,
 ) -> pa.Table:
-    """The rows of one kind of requests."""
-    if text is None:
+    """The rows of one kind of requests, those of which the description is lost if there are no views."""
+    if not views:
         return own.select(["request", "request_id", "time", "row"]).append_column(KNOWN, pa.repeat(False, len(own)))
-    views = Description.from_json(text).views
     if len(own) % len(views):
         raise CorruptHistoryError(f"served log: {len(own)} rows of requests for {len(views)} views")
-    first = own.take(pa.array(np.arange(0, len(own), len(views))))
+    of_view = (
+        [own]
+        if len(views) == 1
+        else [own.take(pa.array(np.arange(i, len(own), len(views)))) for i in range(len(views))]
+    )
+    first = of_view[0]
     columns: dict[str, Any] = {name: first.column(name) for name in ("request", "request_id", "time", "row")}
     known = np.ones(len(first), np.bool_)
     has_one_key = len({view.group for view in views}) == 1
-    for number, view in enumerate(views):
-        seen = own.take(pa.array(np.arange(number, len(own), len(views))))
-        values, is_known = _values(view, seen, history, connection, namespace)
+    for view, seen in zip(views, of_view, strict=True):
+        values, statuses, is_known = _values(view, seen, history, connection, namespace)
         known &= is_known
         columns["entity_id" if has_one_key else f"entity_id:{view.name}"] = seen.column("entity_id")
         at = numbers(seen.column("position").combine_chunks(), np.int64)
         columns[f"log_position:{view.name}"] = pa.array(at, mask=at == 0)
+        if choice.with_statuses:
+            columns[f"event_time_ns:{view.name}"] = pc.if_else(pa.array(at == 0), None, seen.column("event_time"))
+            columns |= {f"status:{name}": status for name, status in statuses.items()}
         columns |= values
     return pa.table(columns | _data(first) | {KNOWN: pa.array(known)})
 
 
 def _values(
     view: ServedView, seen: pa.Table, history: ParquetDatasetStore, connection: Any, namespace: str
-) -> tuple[dict[str, Any], Mask]:
-    """The features of a view, null where nothing was served; and where they are known."""
+) -> tuple[dict[str, Any], dict[str, Any], Mask]:
+    """The features of a view, null where nothing was served; their statuses; and where they are known."""
     positions, event_times, states, times = (
         seen.column(name).combine_chunks().to_numpy(zero_copy_only=False)
         for name in ("position", "event_time", "state", "time")
@@ -136,14 +159,15 @@ def _values(
         known &= ~((rows >= 0) & (keys.keys.kind[rows] == Kind.partial) & (positions > gaps[0][0]))
     as_of = position_after(times.view(np.int64))
     values = keys.table(view.fields, loaded, entities, np.where(known, rows, -1), as_of)
-    features = {}
+    features, statuses = {}, dict.fromkeys((name for name, _ in view.features), pa.array(states))
     for (name, field), age in zip(view.features, view.ages or [0] * len(view.features), strict=True):
         column = values.column(field.name)
         if age:
-            is_outdated = pa.array(was_served & (event_times < times.view(np.int64) - age))
-            column = pc.if_else(is_outdated, pa.scalar(None, column.type), column)
+            is_outdated = was_served & (event_times < times.view(np.int64) - age)
+            column = pc.if_else(pa.array(is_outdated), pa.scalar(None, column.type), column)
+            statuses[name] = pa.array(np.where(is_outdated, OUTDATED, states))
         features[name] = column
-    return features, known
+    return features, statuses, known
 
 
 def _with_tie_breaker(view: ServedView) -> Schema:

@@ -113,6 +113,20 @@ def test_names_are_those_of_feasts_users_and_the_engines_with_raw(repo: FeastRep
     assert listed["UserFeatures"] == [field.name for field in USERS.fields]
 
 
+def test_a_replacement_is_shown_by_feasts_names(repo: FeastRepository) -> None:
+    repo.run("export", "driver_stats", "stats.parquet")
+    replace = ["replace", "driver_stats", "--from", "stats.parquet"]
+    first = repo.json(*replace)
+    assert first["schema_name"] == "driver_stats"
+    rollback = ["rollback", "driver_stats", "--to", f"position:{first['position']}"]
+    for words in (replace, rollback):
+        assert repo.json(*words, "--raw")["schema_name"] == "shop__driver_stats"
+        shown = repo.run(*words).stdout
+        assert "driver_stats" in shown
+        assert "shop__" not in shown
+    assert repo.json("replace", "driver_stats", "--abort") == {"schema": "driver_stats", "aborted": None}
+
+
 def test_a_field_that_does_not_exist_is_no_missing_row(repo: FeastRepository) -> None:
     unknown = repo.run("get", "1001", "-f", "nope", code=2).stderr
     assert "no schema has the field 'nope'" in unknown
