@@ -27,6 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     directory = Path(tempfile.mkdtemp(prefix="quorin-tests-", dir=SHM_DIR))
     os.environ[SHM_DIR_VARIABLE] = str(directory)
     config.stash[_OWN_SHM_DIR] = directory
+    gc.disable()  # until all is imported, of which next to nothing is garbage
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -41,6 +42,12 @@ def pytest_report_header() -> list[str]:
     prometheus = [] if _has_prometheus() else ["tests in Prometheus are left out: it is not on PATH with promtool"]
     systemd = [] if shutil.which("systemd-analyze") else ["the test of systemd's units is left out: it is not on PATH"]
     return users + networks + browser + prometheus + systemd
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: a collection of a test looks only at what tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

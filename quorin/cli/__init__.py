@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from copy import copy
 from typing import Annotated, Any, TextIO, cast
 
 import typer
@@ -124,7 +125,7 @@ def main() -> None:
     _escape_unencodable_text()
     code: int | str | None = 0
     try:
-        code = app(standalone_mode=False)  # an int if the command raised typer.Exit
+        code = _program(sys.argv[1:2])(standalone_mode=False)  # an int if the command raised typer.Exit
     except SystemExit as end:
         code = end.code
     except _ClickError as error:
@@ -147,6 +148,19 @@ def main() -> None:
         code = _report_failed_output()
     _has_failed(sys.stderr)
     sys.exit(code)
+
+
+def _program(first: list[str]) -> typer.Typer:
+    """The program with the command that the first word names, or with all: Typer prepares each that is registered, and
+    for all of them that takes longer than most commands run.
+    """
+    commands = [known for known in app.registered_commands if [getattr(known.callback, "__name__", None)] == first]
+    groups = [known for known in app.registered_groups if [getattr(known.typer_instance, "info", known).name] == first]
+    if not commands and not groups:
+        return app
+    program = copy(app)
+    program.registered_commands, program.registered_groups = commands, groups
+    return program
 
 
 def _report_wrong_usage(error: Any) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -238,23 +238,30 @@ def test_a_hundred_thousand_rows_are_answered(servers: Servers) -> None:
         assert many == {part: values * 25_000 for part, values in four.items()}
 
 
-MANY = {f"key_{number}": [1] for number in range(1_000_000)}
+def many() -> dict[str, list[int]]:
+    return {f"key_{number}": [1] for number in range(1_000_000)}
 
 
 @pytest.mark.parametrize(
-    ("body", "reason"),
+    ("make_body", "reason"),
     [
-        ({"features": NUMBERS, "entities": {"driver_id": [1] * 150_001}}, "expected at most 150000 rows, got 150001"),
-        ({"features": NUMBERS, "entities": {"driver_id": [1.5, None] * 100_000}}, "at most 150000 rows, got 200000"),
-        ({"features": NUMBERS, "entities": {"driver_id": [float("nan")] * 200_000}}, "150000 rows, got 200000"),
-        ({"features": NUMBERS, "entities": MANY}, "expected at most 1000 columns, got 1000000"),
-        ({"entities": {"driver_id": [1]}, **MANY}, "expected at most 1000 keys, got 1000001"),
-        ({"features": NUMBERS * 10_000, "entities": {"driver_id": [1]}}, "at most 10000 features, got 20000"),
+        (
+            lambda: {"features": NUMBERS, "entities": {"driver_id": [1] * 150_001}},
+            "expected at most 150000 rows, got 150001",
+        ),
+        (
+            lambda: {"features": NUMBERS, "entities": {"driver_id": [1.5, None] * 100_000}},
+            "at most 150000 rows, got 200000",
+        ),
+        (lambda: {"features": NUMBERS, "entities": {"driver_id": [float("nan")] * 200_000}}, "150000 rows, got 200000"),
+        (lambda: {"features": NUMBERS, "entities": many()}, "expected at most 1000 columns, got 1000000"),
+        (lambda: {"entities": {"driver_id": [1]}, **many()}, "expected at most 1000 keys, got 1000001"),
+        (lambda: {"features": NUMBERS * 10_000, "entities": {"driver_id": [1]}}, "at most 10000 features, got 20000"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_more_than_allowed_is_refused(servers: Servers, body: dict[str, Any], reason: str) -> None:
-    sent = json.dumps(body)
+def test_more_than_allowed_is_refused(servers: Servers, make_body: Callable[[], dict[str, Any]], reason: str) -> None:
+    sent = json.dumps(make_body())
     before = resident_bytes(servers.quorin)
     for _ in range(3):
         refused = requests.post(servers.quorin.url + PATH, sent, headers=AS_JSON, timeout=60)

@@ -11,7 +11,16 @@ from tests.support import consumers
 from tests.support.forking import Forked, preload, run
 
 preload(consumers.__name__, __name__)
-for name in ("pandas", "quorin.wal", "quorin.wal_consumer", "quorin.offline", "quorin.assembly", "prometheus_client"):
+for name in (
+    "pandas",
+    "prometheus_client",
+    "pydantic.fields",  # of Typer, for the arguments of a command
+    "pydantic.type_adapter",
+    "quorin.assembly",
+    "quorin.offline",
+    "quorin.wal",
+    "quorin.wal_consumer",
+):
     importlib.import_module(name)  # what commands import when they need it
 
 

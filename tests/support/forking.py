@@ -22,6 +22,8 @@ from typing import IO, Any
 
 import pytest
 
+from tests.support.preloaded import PRELOADED
+
 _preloaded: list[str] = []
 
 
@@ -32,6 +34,7 @@ class Process(ForkServerProcess):
         self._environment = dict(os.environ)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONHASHSEED", "0")
+            patch.setenv(PRELOADED, " ".join(_preloaded))
             forkserver.ensure_running()
         super().start()
 
@@ -48,12 +51,12 @@ class Context(ForkServerContext):
 
 
 context = Context()
+context.set_forkserver_preload(["tests.support.preloaded"])
 
 
 def preload(*modules: str) -> None:
     """Let the server import these too. For when test modules are imported: once it runs, it imports nothing more."""
     _preloaded.extend(module for module in modules if module not in _preloaded)
-    context.set_forkserver_preload(_preloaded)
 
 
 class Forked:
