@@ -258,7 +258,7 @@ class WALConsumer:
     def _check(self) -> None:
         """Renew the ownership, and anchor segments that do not follow their log."""
         self._ownership.renew()
-        if self._lanes.carry_over():
+        if self._lanes.carry_over(self._flush):
             self._agenda.lost(0, time.monotonic())
             return
         self._lanes.check()
@@ -301,7 +301,7 @@ class WALConsumer:
         ends = [(lane, lane.check()) for lane in self._lanes]
         applied = sum(self._drain(lane, end) for lane, end in ends)
         self._flush()
-        return applied + (self._drain_all() if self._lanes.carry_over() else 0)
+        return applied + (self._drain_all() if self._lanes.carry_over(self._flush) else 0)
 
     def _drain(self, lane: Lane, end: int) -> int:
         """Apply a log up to a position; returns the number of rows that changed a segment."""

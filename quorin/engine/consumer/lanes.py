@@ -90,9 +90,11 @@ class Lanes:
         self._lanes = [self._new(log(number), number, history(number, held.count)) for number in sorted(held.held)]
         self._others = {number: log(number) for number in range(held.count) if number not in held.held}
 
-    def carry_over(self) -> bool:
+    def carry_over(self, flush: Callable[[], None]) -> bool:
         """If the deployment has grown and its former logs are applied to their ends, carry the segments over to the
         new number of partitions, and follow their logs: :meth:`make` makes the lanes. False if there is nothing to do.
+
+        ``flush`` makes durable what is applied, before that.
 
         :raises ConnectionFailedError: if the history cannot be written, or a log cannot be reached.
         :raises WriterFencedError: if a segment was overtaken.
@@ -104,7 +106,7 @@ class Lanes:
         former = successor_of(backend, before.count)
         if former is None:
             return False
-        self.flush()
+        flush()
         after = self._registry.partitioning_at(2 * before.count)
         carry_over(backend, self._stream_key, [target.opened for target in owned], after, former)
         self._end()
