@@ -82,6 +82,7 @@ def test_each_shape_is_there() -> None:
         "sidecar.yaml:Deployment",
         "daemonset.yaml:DaemonSet",
         "daemonset.yaml:Deployment",
+        "partitioned.yaml:StatefulSet",
         "writers.yaml:CronJob",
     } == set(PODS)
     assert any(image == COMPOSE["consumer"]["image"] for _, one in CONTAINERS.values() if (image := one["image"]))
@@ -117,10 +118,12 @@ def test_secrets_and_images_are_named_as_elsewhere(name: str) -> None:
         assert reference["key"] in secrets[reference["name"]]
     known = {option.envvar for command in COMMANDS.values() for option in command.params if option.envvar}
     assert {SHM_DIR_VARIABLE, SHM_GROUP_VARIABLE} <= known
-    assert set(variables) <= known | {"XDG_CACHE_HOME"}
+    assert set(variables) <= known | {"XDG_CACHE_HOME", "POD_NAME"}
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert {mount["name"] for mount in container["volumeMounts"]} <= set(volumes)
     assert {volume["configMap"]["name"] for volume in volumes.values() if "configMap" in volume} <= maps
+    mounted = [volume["secret"] for volume in volumes.values() if "secret" in volume]
+    assert all(item["key"] in secrets[secret["secretName"]] for secret in mounted for item in secret["items"])
     cache = variables.get("XDG_CACHE_HOME", {}).get("value")
     if container["image"] == "quorin":  # Its kernels are in the image.
         assert cache is None
@@ -130,10 +133,12 @@ def test_secrets_and_images_are_named_as_elsewhere(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
-def test_commands_and_options_exist(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_and_options_exist(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("QUORIN_CONNECTION", "redis://localhost:1")
+    (tmp_path / "token").write_text("a-token")
     _, container = CONTAINERS[name]
-    for command, *words in quorin_commands(container):
+    for command, *given in quorin_commands(container):
+        words = [str(tmp_path / "token") if word == "/etc/quorin/token" else word for word in given]
         context = COMMANDS[command].make_context(command, list(words))
         if command == "ready":
             assert seconds(context.params["max_lag"]) > 0
@@ -153,8 +158,9 @@ def test_settings_are_those_of_the_store(name: str, document: dict[str, Any]) ->
     assert read.wait == ("applied" if name == "sidecar.yaml" else "logged")
 
 
-def test_consumers_may_have_their_segments_and_themselves_in_memory() -> None:
-    pod = PODS["sidecar.yaml:Deployment"]
+@pytest.mark.parametrize("name", ["sidecar.yaml:Deployment", "partitioned.yaml:StatefulSet"])
+def test_consumers_may_have_their_segments_and_themselves_in_memory(name: str) -> None:
+    pod = PODS[name]
     (consumer,) = (one for one in pod["initContainers"] if one["name"] == "consumer")
     (shm,) = [volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "shm"]
     assert shm["medium"] == "Memory"
@@ -189,6 +195,24 @@ def test_the_machines_consumer_writes_and_its_serving_pods_read() -> None:
     (mount,) = [mount for mount in serving["volumeMounts"] if mount["name"] == "shm"]
     assert mount == {"name": "shm", "mountPath": directory, "readOnly": True}
     assert environment[SHM_DIR_VARIABLE] == prepare["command"][-1] == directory
+
+
+def test_pods_share_the_partitions_and_reach_each_other() -> None:
+    (shape,) = [document["spec"] for _, document in MANIFESTS if document["kind"] == "StatefulSet"]
+    services = {
+        document["metadata"]["name"]: document["spec"] for _, document in MANIFESTS if document["kind"] == "Service"
+    }
+    pod = PODS["partitioned.yaml:StatefulSet"]
+    (consumer,), (serving,) = pod["initContainers"], pod["containers"]
+    held = {variable["name"]: variable.get("value") for variable in consumer["env"]}
+    assert (held["QUORIN_HELD_PARTITIONS"], int(held["QUORIN_NODES"] or "")) == ("auto", shape["replicas"])
+    (port,) = serving["ports"]
+    advertised = {variable["name"]: variable.get("value") for variable in serving["env"]}["QUORIN_ADVERTISE"]
+    assert advertised == f"http://$(POD_NAME).{shape['serviceName']}:{port['containerPort']}"
+    assert services[shape["serviceName"]]["clusterIP"] == "None"
+    assert serving["args"][serving["args"].index("--port") + 1] == str(port["containerPort"])
+    (token,) = [mount["mountPath"] for mount in serving["volumeMounts"] if mount["name"] == "token"]
+    assert serving["args"][serving["args"].index("--token-file") + 1] == f"{token}/token"
 
 
 def test_the_page_is_about_what_is_there() -> None:
