@@ -162,18 +162,29 @@ class StoreSettings(FeastConfigBaseModel):
     there; settings of segments and of the log are that machine's, and exclude ``remote``."""
 
     token_file: StrictStr | None = None
-    """With ``remote`` or ``bootstrap_from``: the file, relative to the repo, with the token that the servers expect."""
+    """With ``remote``, ``bootstrap_from`` or ``redis_url``: the file, relative to the repo, with the token that the
+    servers of other machines expect."""
 
     tls_ca: StrictStr | None = None
-    """With ``remote`` or ``bootstrap_from``: a file, relative to the repo, with the certificates to trust in PEM; by
-    default the system's."""
+    """With ``remote``, ``bootstrap_from`` or ``redis_url``: a file, relative to the repo, with the certificates to
+    trust in PEM; by default the system's."""
+
+    missing_partitions: Literal["error", "mask"] = "error"
+    """What a read does, on a machine that holds some partitions of the deployment, if no other machine answers for one:
+    raise ``NotHeldError``, or return its rows like those of entities that are not found."""
+
+    peer_timeout_ms: int = 1_000
+    """Milliseconds for which such a read waits for another machine; then it asks one more, if there is one."""
 
     served_log: ServedLogSettings | None = None
     """Logs what requests are answered with, see :class:`ServedLogSettings`; None logs nothing."""
 
+    _server_token: str | None = PrivateAttr(default=None)
     _working_directory: Path = PrivateAttr(default_factory=lambda: _working_directory())
 
-    @field_validator("capacity", "timeout_ms", "key_ttl_seconds", "consistent_timeout_ms", mode="before")
+    @field_validator(
+        "capacity", "timeout_ms", "peer_timeout_ms", "key_ttl_seconds", "consistent_timeout_ms", mode="before"
+    )
     @classmethod
     def _positive(cls, value: Any, info: ValidationInfo) -> Any:
         if value is None and info.field_name in ("key_ttl_seconds", "consistent_timeout_ms"):
@@ -280,6 +291,15 @@ class StoreSettings(FeastConfigBaseModel):
         )
         return token, ca
 
+    @property
+    def server_token(self) -> str | None:
+        """The token of the server that these settings are used in, with which it asks others without ``token_file``."""
+        return self._server_token
+
+    def use_token(self, token: str | None) -> None:
+        """Set :attr:`server_token`."""
+        self._server_token = token
+
     def peers(self, repo_path: Path | None) -> Peers | None:
         """The nodes of ``bootstrap_from``."""
         token, ca = self.server_files(repo_path)
@@ -322,8 +342,8 @@ def _conflicts(settings: StoreSettings) -> list[str]:
     conflicts = []
     given = sorted(settings.model_fields_set)
     if settings.remote is None:
-        unused = _OF_SERVERS if settings.bootstrap_from is None else ()
-        needs = "needs remote or bootstrap_from"
+        unused = _OF_SERVERS if settings.bootstrap_from is None and settings.redis_url is None else ()
+        needs = "needs remote, bootstrap_from or redis_url"
         conflicts += [f"{name} {getattr(settings, name)!r} {needs}" for name in given if name in unused]
     else:
         local = [name for name in given if name not in {"type", "remote", "timeout_ms", *_OF_SERVERS}]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from feast.infra.online_stores.online_store import OnlineStore
@@ -150,10 +151,11 @@ class QuorinOnlineStore(OnlineStore):
     async def online_read_async(
         self, config: RepoConfig, table: Any, entity_keys: Sequence[Any], requested_features: list[str] | None = None
     ) -> list[Any]:
-        """:meth:`online_read`, which never waits but for what :mod:`feast_quorin.read.asked` says."""
-        if asked.current().at_least is not None:
-            return await asyncio.to_thread(self.online_read, config, table, entity_keys, requested_features)
-        return self.online_read(config, table, entity_keys, requested_features)
+        """:meth:`online_read`, in a thread if it has to wait: for other machines, or for a token."""
+        if asked.current().at_least is None:
+            with suppress(assembly.WouldWaitError), asked.AtOnce():
+                return self.online_read(config, table, entity_keys, requested_features)
+        return await asyncio.to_thread(self.online_read, config, table, entity_keys, requested_features)
 
     def retrieve_online_documents(
         self,
@@ -238,16 +240,19 @@ class QuorinOnlineStore(OnlineStore):
         full_feature_names: bool = False,
         include_feature_view_version_metadata: bool = False,
     ) -> TensorResponse:
-        """:meth:`get_online_features`, which never waits but for what :mod:`feast_quorin.read.asked` says."""
-        if asked.current().at_least is not None:
-            return await asyncio.to_thread(
-                self.get_online_features, config, features, entity_rows, registry, project, full_feature_names,
-                include_feature_view_version_metadata,
-            )  # fmt: skip
+        """:meth:`get_online_features`, in a thread if it waits, as :meth:`online_read_async`."""
         choice = (features, registry, project, full_feature_names, include_feature_view_version_metadata)
+        if asked.current().at_least is None:
+            with suppress(assembly.WouldWaitError), asked.AtOnce():
+                return await self._answer_at_once(config, entity_rows, *choice)
+        return await asyncio.to_thread(self.get_online_features, config, features, entity_rows, *choice[1:])
+
+    async def _answer_at_once(self, config: RepoConfig, entity_rows: Any, *choice: Any) -> TensorResponse:
+        """:raises WouldWaitError: if rows are held by other machines."""
         response = self._run(config, entity_rows, *choice)
         if response is not None:
             return response
+        features, registry, project, *_ = choice
         with naming_refused_keys(features, entity_rows, registry, project), collecting() as positions:
             slow = await super().get_online_features_async(config, from_live_rows(features), entity_rows, *choice[1:])
         return TensorResponse.of_feast(slow, positions)

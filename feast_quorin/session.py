@@ -11,13 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from feast_quorin.catalogue import Catalogue
 from feast_quorin.convert.entity_ids import MAX_ID_BYTES
 from feast_quorin.read.asked import wait_for
+from feast_quorin.read.elsewhere import routed_reader, router_of
 from feast_quorin.read.limits import check_fresh, column_reader
 from feast_quorin.views import check_entity
 from feast_quorin.write.tokens import Written
@@ -82,6 +83,9 @@ class Session:
         self.accepted: dict[str, Schema] = {}
         """By schema name, the schema all of whose fields the segment has, as :mod:`feast_quorin.write.log` found."""
         self.reached: dict[tuple[str, int], int] = {}  # Of :func:`quorin.assembly.at_one_position`.
+        router = cache(partial(router_of, settings, repo_path, self.registry))
+        self.routed = partial(routed_reader, settings, router)
+        """Makes the function that reads a segment which holds some partitions: fields of rows, within age limits."""
         self.opened = object()
         """Replaced by another object whenever reads of some view go to another segment than before."""
         self._readers: dict[str, Segment] = {}
@@ -101,7 +105,8 @@ class Session:
         def read_stored(segment: Segment) -> tuple[list[str], pa.RecordBatch]:
             stored = {field.name for field in segment.schema.fields}
             kept = [name for name in fields if name in stored]
-            return kept, column_reader(segment, kept, self.settings.key_ttl_seconds)(ids, at_most=at_most).to_batch()
+            read = column_reader(segment, kept, self.settings.key_ttl_seconds, routed=self.routed)
+            return kept, read(ids, at_most=at_most).to_batch()
 
         return self.follow(view, read_stored)
 

@@ -29,33 +29,43 @@ from quorin.engine.reads.scan import Changes, changes_view, scan_view
 from quorin.engine.reads.together import at_one_position, read_together
 from quorin.engine.reads.vectors import Reader, assemble, assemble_batch
 from quorin.engine.reads.waiting import DEFAULT_TIMEOUT_MS, has_applied, wait_for
+from quorin.engine.routing.reads import RoutedReader
+from quorin.engine.routing.router import LATER, Elsewhere, Fetching, Waiting, WouldWaitError
 from quorin.engine.rows.intake import number_ids
-from quorin.errors import ChangesForgottenError, EntityNotFoundError
+from quorin.errors import ChangesForgottenError, EntityNotFoundError, NotHeldError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import pyarrow as pa
 
+    from quorin.engine.reads.not_held import MissingPartitions
     from quorin.shm import Segment
     from quorin.wal import Token
 
 __all__ = [
+    "LATER",
     "Changes",
     "ChangesForgottenError",
     "ColumnReader",
     "Columns",
+    "Elsewhere",
     "EntityNotFoundError",
+    "Fetching",
     "LastValues",
     "MatrixLayout",
     "MatrixPart",
     "MaxAge",
     "ModelReader",
+    "NotHeldError",
     "OneRow",
     "Reader",
+    "RoutedReader",
     "RowReader",
     "Rows",
     "RowsLayout",
+    "Waiting",
+    "WouldWaitError",
     "assemble",
     "assemble_batch",
     "at_one_position",
@@ -90,6 +100,7 @@ def read(
     at_least: Token | str | None = None,
     timeout_ms: float = DEFAULT_TIMEOUT_MS,
     max_age: MaxAge | None = None,
+    missing_partitions: MissingPartitions = "error",
 ) -> pa.RecordBatch:
     """Exact typed values: the columns ``entity_id`` (as passed), ``found`` (bool), ``event_time_ns`` (int64), with
     ``positions`` then ``log_position`` (int64), and the fields.
@@ -101,13 +112,18 @@ def read(
     With ``max_age``, as for :func:`assemble_batch`, older values are null, and a column ``fresh`` (bool) before the
     fields says which entities have a row without such values.
 
+    Where this node holds some of the deployment's partitions, an entity of another one raises, or, with
+    ``missing_partitions="mask"``, is not found, and a column ``not_held`` (bool) before the fields says which are.
+
     :raises EntityIdError: naming the first id that is empty, null or no text. :raises InvalidRowError: for unknown
         fields. :raises InvalidMaxAgeError: for limits that are no durations above 0, or for fields that are not read.
-        :raises NotYetAppliedError, TokenError: as :func:`wait_for`.
+        :raises NotYetAppliedError, TokenError: as :func:`wait_for`. :raises NotHeldError: for the first entity whose
+        partition is not held.
     """
     if at_least is not None:
         wait_for(segment, at_least, timeout_ms=timeout_ms)
-    return column_reader(segment, fields, positions=positions, max_age=max_age)(entity_ids).to_batch()
+    reader = ColumnReader(segment, fields, positions=positions, max_age=max_age, missing_partitions=missing_partitions)
+    return reader(entity_ids).to_batch()
 
 
 def scan(
@@ -160,14 +176,17 @@ def column_reader(
     *,
     positions: bool = False,
     max_age: MaxAge | None = None,
+    missing_partitions: MissingPartitions = "error",
 ) -> ColumnReader:
     """A callable that reads a choice of fields, of any type, as typed columns; what :func:`read` does, without Arrow.
 
-    With ``positions`` it reads the log positions of the rows too, which :meth:`Columns.to_batch` then has.
+    With ``positions`` it reads the log positions of the rows too, which :meth:`Columns.to_batch` then has. With
+    ``missing_partitions="mask"`` its columns say which entities are not held, where they raise :class:`NotHeldError`
+    otherwise.
 
     :raises InvalidRowError: for fields that the schema does not have. :raises InvalidMaxAgeError: as :func:`read`.
     """
-    return ColumnReader(segment, fields, positions=positions, max_age=max_age)
+    return ColumnReader(segment, fields, positions=positions, max_age=max_age, missing_partitions=missing_partitions)
 
 
 def row_reader(

@@ -16,8 +16,10 @@ with needs_extra("serve"):
     from quorin.engine.http.limits import Limits
     from quorin.engine.http.page import page
     from quorin.engine.http.reply import Direct, Headers, Reply, error_reply, forms
+    from quorin.engine.http.rows import SegmentRows, is_forwarded, not_held, of_forwarded
     from quorin.engine.http.run import Address, run
     from quorin.engine.http.segments import SegmentServer
+    from quorin.engine.memory.addresses import RegisteredAddress, register_address
     from quorin.engine.ops.readiness import Readiness, readiness
     from quorin.engine.routing.router import Elsewhere
 
@@ -33,16 +35,22 @@ __all__ = [
     "InvalidStreamError",
     "Limits",
     "Readiness",
+    "RegisteredAddress",
     "Reply",
+    "SegmentRows",
     "SegmentServer",
     "asked_by",
     "error_reply",
     "forms",
+    "is_forwarded",
     "may_wait",
+    "not_held",
+    "of_forwarded",
     "page",
     "read_stream",
     "readiness",
     "receive_body",
+    "register_address",
     "run",
     "send_reply",
     "too_old",

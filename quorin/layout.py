@@ -17,6 +17,7 @@ from quorin.engine.format import segment as fmt
 from quorin.engine.format.abi import DELETE, DONE, R_APPLIED, R_CREATED, RESULT_ITEMS, ROWS_FULL, UPSERT
 from quorin.engine.format.hashing import hash_bytes
 from quorin.engine.memory.growth import grow
+from quorin.engine.reads.not_held import check_held, check_one_held, not_held_of
 from quorin.engine.rows import packed as packing
 from quorin.engine.rows.column import numbers, text_lengths
 from quorin.engine.rows.packed import unpack_row
@@ -63,15 +64,18 @@ def insert(segment: Segment, entity_id: str, row: bytes, *, event_time_ns: int |
     """Write one packed row; True if the entity is new. Without an event time it is now.
 
     Nothing changes if the stored row is newer. The row is in shared memory, not in the log: it is as durable as that
-    is.
+    is. Rows of partitions that are not held are refused, here and in :func:`insert_many`.
 
     :raises EntityIdError, EntityIdTooLongError: for a bad id. :raises InvalidRowError: if ``row`` is no row of the
         schema.
     :raises WriterLeaseHeldError: if another process is the writer. :raises CapacityExceededError: if memory is out.
+    :raises NotHeldError: if the entity's partition is not held.
     """
     columns = packing.packed_columns(segment.schema, row)
     with segment.writing:
         view = segment.writing_view()
+        if view.is_partial:
+            check_one_held(segment, view, check_entity_id(entity_id))
         if view.stored is not segment.schema:
             from quorin.engine.rows.batch import row_batch
 
@@ -94,8 +98,9 @@ def insert_many(segment: Segment, table: Any, *, event_time_ns: int | None = Non
     """
     from quorin.engine.rows.batch import to_batch
 
-    max_id_bytes = segment.current_view().layout.max_id_bytes
-    batch = to_batch(segment.schema, table, event_time_ns=event_time_ns, max_id_bytes=max_id_bytes)
+    view = segment.current_view()
+    batch = to_batch(segment.schema, table, event_time_ns=event_time_ns, max_id_bytes=view.layout.max_id_bytes)
+    check_held(segment, view, batch.column(0), not_held_of(view, batch.column(0), np.zeros(batch.num_rows, np.bool_)))
     return apply_batch(segment, batch)
 
 
@@ -176,10 +181,13 @@ def lookup(segment: Segment, entity_id: str) -> int | None:
     """Where an entity's row begins, in bytes from the start of the segment's file; None if it has none.
 
     The reference: Python over the layout of :mod:`quorin.engine.format.segment`.
+
+    :raises NotHeldError: if the segment does not hold its partition.
     """
-    view = segment.current_view()
-    found = find_row(view, check_entity_id(entity_id))
+    view, key = segment.current_view(), check_entity_id(entity_id)
+    found = find_row(view, key)
     if found is None:
+        check_one_held(segment, view, key)
         return None
     _, row = found
     header = view.mapping.memory[row : row + fmt.KEY_OFFSET].view(fmt.ROW_HEADER_DTYPE)[0]

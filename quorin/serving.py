@@ -21,6 +21,7 @@ from quorin.engine.reads.ages import age_limits
 from quorin.engine.reads.column_plan import column_plan
 from quorin.engine.reads.columns import NUMPY_GATHER, Columns
 from quorin.engine.reads.last import LastPlan, LastValues, last_batch_of, last_plan, last_values_of
+from quorin.engine.reads.not_held import check_held, check_one_held, not_held_of, note_not_held
 from quorin.engine.reads.scan import Changes, arrow_batch, arrow_schema, least_position
 from quorin.engine.reads.waiting import DEFAULT_TIMEOUT_MS, wait_for
 from quorin.engine.rows.compatibility import fits
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from quorin.engine.arrays import Bytes, Float32s, Int64s, Mask
     from quorin.engine.memory.view import SegmentView
     from quorin.engine.reads.ages import MaxAge
+    from quorin.engine.reads.not_held import MissingPartitions
     from quorin.schema import FeatureField
     from quorin.shm import Segment
     from quorin.wal import Token
@@ -54,8 +56,10 @@ def assemble(
         wait_for(segment, at_least, timeout_ms=timeout_ms)
     view = segment.current_view()
     out, now = buffers.vector_out(out, view.vector_length), time.time_ns()
-    row = _copy_row(view, check_entity_id(entity_id))
+    key = check_entity_id(entity_id)
+    row = _copy_row(view, key)
     if row is None:
+        check_one_held(segment, view, key)
         raise EntityNotFoundError(entity_id, view.name)
     _fill_vector(view, row, out, _outdated(row, _vector_limits(view, max_age), now))
     return out
@@ -73,6 +77,8 @@ def assemble_batch(
     timeout_ms: float = DEFAULT_TIMEOUT_MS,
     max_age: MaxAge | None = None,
     fresh_mask: Mask | None = None,
+    missing_partitions: MissingPartitions = "error",
+    not_held_mask: Mask | None = None,
 ) -> tuple[Float32s, Mask]:
     """The vectors of many entities, shape ``(N, total_element_count)``, and which were found; see
     :func:`quorin.assembly.assemble_batch`.
@@ -83,7 +89,7 @@ def assemble_batch(
     limits = _vector_limits(view, max_age)
     keys = _keys(entity_ids)
     out, found_mask = buffers.batch_out(out, found_mask, len(keys), view.vector_length)
-    fresh = buffers.fresh_out(fresh_mask, len(keys))
+    fresh = buffers.mask_out("fresh_mask", fresh_mask, len(keys))
     if positions is not None:
         buffers.check_positions(positions, len(keys))
     for i, key in enumerate(keys):
@@ -98,6 +104,7 @@ def assemble_batch(
             _fill_vector(view, row, out[i], outdated)
         if fresh is not None:
             fresh[i] = row is not None and not any(outdated)
+    note_not_held(segment, view, id_array(entity_ids), found_mask, missing_partitions, not_held_mask)
     return out, found_mask
 
 
@@ -110,6 +117,7 @@ def read(
     at_least: Token | str | None = None,
     timeout_ms: float = DEFAULT_TIMEOUT_MS,
     max_age: MaxAge | None = None,
+    missing_partitions: MissingPartitions = "error",
 ) -> pa.RecordBatch:
     """Exact typed values as Arrow; see :func:`quorin.assembly.read`."""
     if at_least is not None:
@@ -134,6 +142,9 @@ def read(
             first = plan.starts[index] * count + i * size
             columns.buffer[first : first + size] = 0
             columns.buffer[plan.bits_start * count + i * plan.bits_count + byte] &= 0xFF - mask
+    if missing_partitions == "mask":
+        columns.not_held = np.empty(count, np.bool_)
+    note_not_held(segment, view, ids, columns.found, missing_partitions, columns.not_held)
     return columns.to_batch()
 
 
@@ -183,8 +194,10 @@ def read_last(segment: Segment, entity_id: str, field: str, n: int | None = None
     """The last values of a field with a history; see :func:`quorin.assembly.read_last`."""
     view = segment.current_view()
     plan = last_plan(view, field, n)
-    row = _copy_row(view, check_entity_id(entity_id))
+    key = check_entity_id(entity_id)
+    row = _copy_row(view, key)
     if row is None:
+        check_one_held(segment, view, key)
         raise EntityNotFoundError(entity_id, view.name)
     return last_values_of(plan, _copy_last(plan, row))
 
@@ -200,6 +213,7 @@ def read_last_batch(segment: Segment, entity_ids: Any, field: str, n: int | None
     for target, row in zip(out, rows, strict=True):
         if row is not None:
             target[:] = _copy_last(plan, row)
+    check_held(segment, view, ids, not_held_of(view, ids, found))
     return last_batch_of(plan, ids, found, out.reshape(-1))
 
 

@@ -58,6 +58,8 @@ class Neighbours:
     entity_ids: list[str]
     distances: Float64s
     """float64, shape ``(len(entity_ids),)``: the smaller the nearer."""
+    not_held: frozenset[int] = frozenset()
+    """The deployment's partitions whose entities were not searched, as this node does not hold them."""
 
 
 def search(
@@ -69,7 +71,8 @@ def search(
     The distance is, in float64, for ``l2`` the Euclidean one; for ``cosine`` one minus the cosine of the angle (1 where
     a vector is all zeros); for ``inner_product`` minus the inner product. Rows whose vector is null or of another
     length than the query, or whose distance is no number, do not count. ``among`` limits the search to some entities:
-    ids as for :func:`quorin.assembly.read`.
+    ids as for :func:`quorin.assembly.read`. A node that holds some of the deployment's partitions searches these, and
+    ``not_held`` of the result says which were not searched.
 
     :raises InvalidRowError: for a field that has no vectors, a query that is no vector of numbers or does not have the
         field's length, an unknown metric, or a ``k`` below 1.
@@ -81,7 +84,7 @@ def search(
         view = segment.current_view()
         task = _task(view, field, len(target), metric)
         if task is None:
-            return Neighbours([], np.empty(0))
+            return _sorted(view, [], np.empty(0), k)
         allowed = np.empty(0, np.uint8)
         if among is not None:
             ids = id_array(among)
@@ -95,7 +98,7 @@ def search(
         found = kernels.search_rows(task, target.ctypes.data, squares, allowed, nearest, sizes, keys, step)
         if found >= 0:
             ids = [keys[i * step : i * step + sizes[i]].tobytes() for i in range(found)]
-            return _sorted(ids, nearest[:found], k)
+            return _sorted(view, ids, nearest[:found], k)
         if found == -CORRUPT:
             break
     raise CorruptSegmentError(f"segment {segment.name!r} is damaged: a row points outside the file, or never rests")
@@ -117,7 +120,7 @@ def search_plainly(
         found = distances(vectors, target, metric)
     valid = ~np.isnan(found)
     named = [ids[row].encode() for row, is_valid in zip(kept, valid, strict=True) if is_valid]
-    return _sorted(named, found[valid], k)
+    return _sorted(segment.current_view(), named, found[valid], k)
 
 
 def distances(vectors: Float64s, query: Float64s, metric: Metric = "l2") -> Float64s:
@@ -213,6 +216,7 @@ def _sums(terms: Float64s) -> Float64s:
     return total
 
 
-def _sorted(ids: list[bytes], distances: Float64s, k: int) -> Neighbours:
+def _sorted(view: SegmentView, ids: list[bytes], distances: Float64s, k: int) -> Neighbours:
     order = sorted(range(len(ids)), key=lambda i: (distances[i], ids[i]))[:k]
-    return Neighbours([ids[i].decode() for i in order], distances[order] if order else np.empty(0))
+    not_held = frozenset(range(view.partitioning.count)) - view.partitioning.held
+    return Neighbours([ids[i].decode() for i in order], distances[order] if order else np.empty(0), not_held)

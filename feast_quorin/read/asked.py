@@ -30,16 +30,19 @@ class Asked:
 
     ``at_least``: rows as new as a token; the read waits for them, at most ``timeout_ms``. ``limits``: the ages up to
     which features are served. ``consistent_ms``: milliseconds within which all rows of an answer are read as they are
-    at one position of the log.
+    at one position of the log. ``may_wait``: whether other machines may be asked for
+    rows that this one does not hold.
     """
 
     at_least: Token | None = None
     limits: Limits = ()
     consistent_ms: float | None = None
     timeout_ms: float = DEFAULT_TIMEOUT_MS
+    may_wait: bool = True
 
 
 _NOTHING = Asked()
+_AT_ONCE = Asked(may_wait=False)
 _ASKED: ContextVar[Asked] = ContextVar("feast_quorin_asked", default=_NOTHING)
 
 current = _ASKED.get
@@ -54,6 +57,22 @@ def asking(**changes: Any) -> Iterator[None]:
         yield
     finally:
         _ASKED.reset(before)
+
+
+class AtOnce:
+    """Reads in a ``with`` block of this do not wait for other machines. A class, as it is entered for every request.
+
+    :raises WouldWaitError: at the read, if another machine holds a row.
+    """
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        asked = _ASKED.get()
+        self._before = _ASKED.set(_AT_ONCE if asked is _NOTHING else replace(asked, may_wait=False))
+
+    def __exit__(self, *_: object) -> None:
+        _ASKED.reset(self._before)
 
 
 @contextmanager

@@ -19,12 +19,21 @@ if TYPE_CHECKING:
 
 
 def column_reader(
-    segment: Segment, fields: Sequence[str], key_ttl_seconds: int | None, limits: Mapping[str, timedelta] | None = None
+    segment: Segment,
+    fields: Sequence[str],
+    key_ttl_seconds: int | None,
+    limits: Mapping[str, timedelta] | None = None,
+    routed: Callable[..., Callable[..., Columns]] | None = None,
 ) -> Callable[..., Columns]:
     """A function that reads fields of a segment's rows as columns, with their positions and age limits for some of the
-    fields. Rows that were last written longer ago than ``key_ttl_seconds`` are not found.
+    fields. Rows that were last written longer ago than ``key_ttl_seconds`` are not found. ``routed`` makes the function
+    for a segment that holds some partitions; without it, rows of the others are not read.
     """
-    read = assembly.column_reader(segment, fields, positions=True, max_age=limits or None)
+    read: Callable[..., Columns]
+    if routed is not None and segment.partitioning.is_partial:
+        read = routed(segment, fields, limits)
+    else:
+        read = assembly.column_reader(segment, fields, positions=True, max_age=limits or None)
     if not key_ttl_seconds:
         return read
 

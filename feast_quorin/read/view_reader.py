@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from feast_quorin.read.limits import check_fresh, column_reader
 from quorin.assembly import Columns, RowReader, Rows, has_applied, row_reader
-from quorin.errors import SchemaMismatchError, SegmentClosedError, SegmentNotFoundError
+from quorin.errors import NotHeldError, SchemaMismatchError, SegmentClosedError, SegmentNotFoundError
 
 if TYPE_CHECKING:
     from feast_quorin.session import Session
@@ -64,10 +64,15 @@ class ViewReader:
 
         :raises InconsistentReadError: for a row that was written after the log position ``at_most``.
         :raises SegmentNotFoundError: if the view was never applied, or was removed.
+        :raises NotHeldError: for a row of a partition that no machine answers for.
         """
         for _ in range(_MAX_ATTEMPTS):
             try:
                 return self._bind().read(entity_ids, now_ns=now_ns, at_most=at_most)
+            except NotHeldError:
+                if self._bound is None or self._bound.is_routed:
+                    raise
+                self._bound = None  # The machine holds fewer partitions than before.
             except (SchemaMismatchError, SegmentNotFoundError, SegmentClosedError):
                 self._bound = None
                 if not self.session.forget(self.view):
@@ -121,12 +126,15 @@ class ViewReader:
 class _Bound:
     """A segment, the fields that are read of it, and the function that reads them."""
 
-    __slots__ = ("fields", "read", "segment")
+    __slots__ = ("fields", "is_routed", "read", "segment")
 
     def __init__(self, session: Session, segment: Segment, fields: list[str], limits: Mapping[str, timedelta]) -> None:
         self.segment = segment
         self.fields = tuple(fields)
-        self.read: Callable[..., Columns] = column_reader(segment, fields, session.settings.key_ttl_seconds, limits)
+        self.is_routed = segment.partitioning.is_partial
+        self.read: Callable[..., Columns] = column_reader(
+            segment, fields, session.settings.key_ttl_seconds, limits, session.routed
+        )
 
 
 class _BoundViews(NamedTuple):
@@ -155,7 +163,7 @@ class EntityReader:
             if bound is None or bound.opened is not self._session.opened or time.monotonic() >= bound.until:
                 bound = self._bound = self._bind()
             return None if bound is None else bound.read(entity_id, now_ns, at_most)
-        except (SchemaMismatchError, SegmentNotFoundError, SegmentClosedError):
+        except (NotHeldError, SchemaMismatchError, SegmentNotFoundError, SegmentClosedError):
             return None
 
     def _bind(self) -> _BoundViews | None:

@@ -60,7 +60,7 @@ class Client:
         self.pid, self.url = os.getpid(), url.rstrip("/")
         parts = urlsplit(self.url)
         self._prefix = parts.path
-        self._headers = {} if token_file is None else {"Authorization": f"Bearer {_token(token_file)}"}
+        self._headers = {} if token_file is None else {"Authorization": f"Bearer {read_token(token_file)}"}
         options = {"maxsize": _POOL_SIZE, "timeout": urllib3.Timeout(timeout_seconds)}
         if parts.scheme == "https":
             options["ssl_context"] = _tls(tls_ca)
@@ -125,7 +125,8 @@ def _tls(tls_ca: Path | None) -> ssl.SSLContext:
         raise ConnectionFailedError(f"tls_ca {str(tls_ca)!r}: expected certificates in PEM: {error}") from None
 
 
-def _token(path: Path) -> str:
+def read_token(path: Path) -> str:
+    """The token in a file. :raises ConnectionFailedError: if it cannot be read, or has none."""
     try:
         token = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -20,14 +20,28 @@ from feast_quorin.server.headers import answers_too_old, with_headers
 from feast_quorin.server.online_features import NO_REMOTE_STORES, PATH, OnlineFeatures
 from feast_quorin.server.ready import online_store, ready
 from feast_quorin.server.remote_rows import RemoteRows
-from quorin.http import Catalogue, Donor, Limits, Reply, error_reply, page, receive_body, send_reply
+from quorin.assembly import LATER
+from quorin.http import (
+    Catalogue,
+    Donor,
+    Limits,
+    Reply,
+    SegmentRows,
+    error_reply,
+    is_forwarded,
+    of_forwarded,
+    page,
+    receive_body,
+    register_address,
+    send_reply,
+)
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from feast_quorin.server.authentication import Choice
-    from quorin.http import Direct
+    from quorin.http import Direct, RegisteredAddress
 
 _log = get_logger(__name__)
 _SWITCH_SECONDS = 0.001
@@ -47,6 +61,14 @@ class RepositoryServer:
     limits: Limits = field(default_factory=Limits)
     auth_cache_seconds: int = 30
     transfers: int = 1
+
+    def advertise(self, url: str) -> RegisteredAddress:
+        """Let other machines ask this one at a URL, while the result is kept.
+
+        :raises ValueError: for a URL of another form. :raises SharedMemoryError: if the node is another user's.
+        """
+        store = self._store()
+        return register_address(online_store(store).registry(store.config).node, url)
 
     def check(self, workers: int) -> None:
         """Refuse now what every worker would.
@@ -91,6 +113,9 @@ class Application:
         self._catalogue = Catalogue(registry)
         self._donor = Donor(registry, at_once=options.transfers, max_lag_seconds=options.max_lag_seconds)
         self._remote_rows = RemoteRows(store, options.limits.rows)
+        # To other machines, which ask for rows that they do not hold, this server is one of segments.
+        store.config.online_store.use_token(options.token)
+        self._held = SegmentRows(self._catalogue, LATER, options.limits)
         self._max_lag_seconds = options.max_lag_seconds
         self.limits = options.limits
         self.token = None if options.token is None else options.token.encode()
@@ -99,6 +124,8 @@ class Application:
         self._is_open = self.is_short and self._gate is None
         self.paths = {"/", "/ready", self._donor.path, *_fixed_paths(feast_app)}
         self.direct: dict[bytes, Direct] = {PATH: self._online_features.direct} if self.is_short else {}
+        if self._is_open:
+            self.direct |= {path: of_forwarded(direct) for path, direct in self._held.direct.items()}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request, or have Feast's application answer it; see :mod:`feast_quorin.server.headers`."""
@@ -122,6 +149,8 @@ class Application:
             await self._donor(scope, receive, send)
         elif path == PATH.decode() and scope["method"] == "POST" and self.is_short:
             await self._answer(scope, receive, send)
+        elif path in self._held.paths and self._is_open and is_forwarded(scope["headers"]):
+            await self._answer_rows(partial(self._held.reply, path, headers=scope["headers"]), receive, send)
         elif path in self._remote_rows.actions and scope["method"] == "POST":
             await self._answer_rows(self._remote_rows.actions[path], receive, send)
         else:

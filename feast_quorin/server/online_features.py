@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
+from feast_quorin.read.asked import AtOnce
 from feast_quorin.read.request_id import of_headers
 from feast_quorin.remote.messages import is_asking
 from feast_quorin.server import arrow_body, json_body
 from feast_quorin.server.remote_features import RemoteFeatures
 from feast_quorin.server.services import Services
-from quorin.errors import InconsistentReadError, InvalidMaxAgeError, NotYetAppliedError, TokenError
-from quorin.http import InvalidHeaderError, Reply, asked_by, error_reply, forms, may_wait, too_old
+from quorin.errors import InconsistentReadError, InvalidMaxAgeError, NotHeldError, NotYetAppliedError, TokenError
+from quorin.http import InvalidHeaderError, Reply, asked_by, error_reply, forms, may_wait, not_held, too_old
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,13 +135,14 @@ class OnlineFeatures:
         if may_wait(headers):
             return None
         if content_type == arrow_body.CONTENT_TYPE:
-            return None if self._gate is not None else self._remote.direct(body, self._direct_limits)
+            with AtOnce():
+                return None if self._gate is not None else self._remote.direct(body, self._direct_limits)
         request = parsed(body) if content_type.startswith(b"application/json") else None
         if request is None or not self._is_small(request):
             return None
         if self._gate is not None and not self._gate.is_open(headers, request.choice):
             return None
-        with of_headers(headers) if self._is_logged else nullcontext():
+        with AtOnce(), of_headers(headers) if self._is_logged else nullcontext():
             return self._answer(request, arrow_body if arrow_body.CONTENT_TYPE in accept else json_body, headers)
 
     def reply(self, body: bytes, headers: Headers, may_read: Callable[[Choice], bool]) -> Reply | None:
@@ -175,6 +177,8 @@ class OnlineFeatures:
             return error_reply(422, str(error))
         except (NotYetAppliedError, TokenError) as error:
             return too_old(error)
+        except NotHeldError as error:
+            return not_held(error)
         except InconsistentReadError as error:
             return error_reply(503, str(error))
         except Exception:  # noqa: BLE001 - Feast's application raises it again, and says it in its own way

@@ -16,8 +16,9 @@ from feast_quorin.remote import messages
 from feast_quorin.server import arrow_body
 from feast_quorin.server.received import decoded
 from feast_quorin.server.remote_rows import ProjectMismatchError, check_project
-from quorin.errors import InconsistentReadError, InvalidMaxAgeError, NotYetAppliedError, TokenError
-from quorin.http import Limits, Reply, error_reply, too_old
+from quorin.assembly import WouldWaitError
+from quorin.errors import InconsistentReadError, InvalidMaxAgeError, NotHeldError, NotYetAppliedError, TokenError
+from quorin.http import Limits, Reply, error_reply, not_held, too_old
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,7 +46,7 @@ class RemoteFeatures:
             return error_reply(400, str(error))
         return None if _excess(batch, about, most) else self._answer(batch, about)
 
-    def reply(self, body: bytes) -> Reply:
+    def reply(self, body: bytes) -> Reply | None:
         """The answer to a message of any size within the limits."""
         try:
             batch, about = decoded(body)
@@ -54,7 +55,8 @@ class RemoteFeatures:
         excess = _excess(batch, about, self._limits)
         return error_reply(413, excess) if excess else self._answer(batch, about)
 
-    def _answer(self, batch: pa.RecordBatch, about: dict[str, Any]) -> Reply:
+    def _answer(self, batch: pa.RecordBatch, about: dict[str, Any]) -> Reply | None:
+        """The answer; None if it needs other machines, which must not be waited for."""
         try:
             check_project(self._store, about)
             request = self._request(batch, about)
@@ -65,6 +67,10 @@ class RemoteFeatures:
         try:
             response = self._store.get_online_features(**request, features=self._features(about))
             answer = arrow_body.exact_body(response, positions=True)
+        except WouldWaitError:
+            return None
+        except NotHeldError as error:
+            return not_held(error)
         except (NotYetAppliedError, TokenError) as error:
             return too_old(error)
         except (InconsistentReadError, InvalidMaxAgeError) as error:

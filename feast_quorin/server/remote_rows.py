@@ -16,8 +16,15 @@ from feast_quorin.server.received import decoded
 from feast_quorin.server.services import RegistryObjects
 from feast_quorin.views import stored_view
 from feast_quorin.write import log
-from quorin.errors import NotYetAppliedError, QuorinError, SchemaMismatchError, StaleReplicaError, TokenError
-from quorin.http import Reply, error_reply, too_old
+from quorin.errors import (
+    NotHeldError,
+    NotYetAppliedError,
+    QuorinError,
+    SchemaMismatchError,
+    StaleReplicaError,
+    TokenError,
+)
+from quorin.http import Reply, error_reply, not_held, too_old
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
@@ -54,6 +61,8 @@ class RemoteRows:
             return error_reply(400, str(error))
         except (ProjectMismatchError, SchemaMismatchError) as error:
             return error_reply(409, str(error))
+        except NotHeldError as error:
+            return not_held(error)
         except StaleReplicaError as error:
             return error_reply(503, str(error))
         except TokenError as error:

@@ -19,7 +19,7 @@ _GROUP = "quorin.repository_server"
 _LARGEST_PORT = 65_535
 _MAX_AUTH_CACHE_SECONDS = 60
 _OF_REPOSITORIES = {"feature_store_yaml", "registry_ttl_sec", "metrics", "auth_cache_seconds"}
-_OF_CONNECTIONS = {"schema", "pin", "namespace", "shm_dir"}
+_OF_CONNECTIONS = {"schema", "pin", "namespace", "shm_dir", "partial", "peer_timeout", "peer_ca"}
 
 
 class MissingPartitions(StrEnum):
@@ -118,14 +118,16 @@ Advertised = Annotated[
 ]
 Partial = Annotated[
     MissingPartitions,
-    typer.Option(help="If no machine answers for a partition: refuse the request, or answer it without these rows."),
+    typer.Option(
+        help="With --connection: if no machine answers for a partition, refuse the request or answer without its rows."
+    ),
 ]
-PeerTimeout = Annotated[str, typer.Option("--peer-timeout", help="How long other machines are waited for.")]
+PeerTimeout = Annotated[str, typer.Option(help="With --connection: how long another machine may take to answer.")]
 PeerCa = Annotated[
     Path | None,
     typer.Option(
         "--peer-ca",
-        help="The certificates to trust (PEM) of other machines. Default: the system's.",
+        help="With --connection: the certificates (PEM) to trust of other machines. Default: the system's.",
         exists=True,
         dir_okay=False,
         show_default=False,
@@ -207,7 +209,7 @@ def serve(
         )
     else:
         server, folder = _repository_server(), (repo or Path()).absolute()
-        of_feast = registry_ttl_sec, metrics, token, max_lag_seconds, limits, auth_cache_seconds, transfers, elsewhere
+        of_feast = registry_ttl_sec, metrics, token, max_lag_seconds, limits, auth_cache_seconds, transfers
         create = server(folder, feature_store_yaml, *of_feast)
         try:
             create.check(workers)

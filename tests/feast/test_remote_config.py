@@ -48,8 +48,8 @@ def test_files_are_relative_to_the_repository(tmp_path: Path) -> None:
         ({"remote": URL, "shm_dir": "segments", "wait": "logged"}, "shm_dir and remote .*; wait and remote"),
         ({"remote": URL, "timeout_ms": 0}, "timeout_ms: expected a whole number of 1 or more, got 0"),
         ({"remote": URL, "token_file": ""}, "token_file: expected a file, got ''"),
-        ({"token_file": "token"}, "token_file 'token' needs remote or bootstrap_from"),
-        ({"tls_ca": "ca.pem"}, "tls_ca 'ca.pem' needs remote or bootstrap_from"),
+        ({"token_file": "token"}, "token_file 'token' needs remote, bootstrap_from or redis_url"),
+        ({"tls_ca": "ca.pem"}, "tls_ca 'ca.pem' needs remote, bootstrap_from or redis_url"),
     ],
     ids=str,
 )

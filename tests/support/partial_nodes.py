@@ -1,4 +1,4 @@
-"""Nodes of one machine, each with a ``shm_dir`` of its own, that hold some partitions of a deployment or all of them."""
+"""Nodes with a ``shm_dir`` each, which hold some partitions of a deployment, or all."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ class PartialNode:
         self.shm_dir = folder / f"shm-{name}"
         self.shm_dir.mkdir()
         self.registry = SegmentRegistry(connection, shm_dir=self.shm_dir, partitions=PARTITIONS, held=held)
+        assert self.registry.partitioning.count == PARTITIONS  # Which settles it, if the deployment is new.
         self.options = ["--connection", connection, "--shm-dir", str(self.shm_dir)]
 
-    def drain(self, schemas: Any) -> None:
+    def drain(self, schemas: Any = None) -> None:
         """Apply what the log has for this node."""
         with WALConsumer(self.registry.backend, schemas, registry=self.registry) as consumer:
             consumer.drain()
@@ -57,7 +58,7 @@ class PartialNodes:
     def __getitem__(self, name: str) -> PartialNode:
         return self.nodes[name]
 
-    def drain(self, schemas: Any) -> None:
+    def drain(self, schemas: Any = None) -> None:
         for node in self.nodes.values():
             node.drain(schemas)
 

@@ -1,4 +1,4 @@
-"""What a request may do about rows that other nodes hold: ask them, ask them in a thread, or nothing."""
+"""Requests that another node has forwarded: they are answered from memory, or refused."""
 
 from __future__ import annotations
 
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 _MISDIRECTED, _UNAVAILABLE = 421, 503
 
 
-class WouldWaitError(Exception):
-    """An answer needs other nodes, and the thread that all requests share must not wait for them."""
-
-
 class NothingElsewhere:
     """For requests that another node has forwarded: they are not forwarded again."""
 
@@ -34,14 +30,6 @@ class NothingElsewhere:
     def raise_lacking(self, question: Question, lacking: Mapping[int, list[str]]) -> NoReturn:
         """:raises NotHeldError: always."""
         raise NotHeldError(question.schema_name, min(lacking))
-
-
-class LaterElsewhere(NothingElsewhere):
-    """For a first attempt in the thread that all requests share."""
-
-    def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> NoReturn:  # noqa: ARG002
-        """:raises WouldWaitError: always."""
-        raise WouldWaitError
 
 
 def check_filled(segment: Segment) -> None:

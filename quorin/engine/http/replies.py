@@ -65,10 +65,8 @@ def rows_json(schema: Schema, ids: Any, columns: Columns, *, positions: bool = F
 def rows_arrow(schema: Schema, columns: Columns) -> bytes:
     """The rows of one schema as one record batch, like that of :func:`quorin.assembly.read`."""
     metadata = {"schema": schema.__name__, "version": str(schema.version)}
-    batch, not_held = columns.to_batch(), _not_held(columns)
-    if not_held is not None:
-        batch = batch.add_column(batch.num_columns - len(columns.fields), "not_held", pa.array(not_held))
-    return _stream(batch.replace_schema_metadata(metadata))
+    columns.not_held = _not_held(columns)
+    return _stream(columns.to_batch().replace_schema_metadata(metadata))
 
 
 def vectors_json(vectors: Vectors) -> bytes:

@@ -8,85 +8,34 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
 
 from quorin import assembly
-from quorin.engine.http import asgi, replies
-from quorin.engine.http.asked import Asked, InvalidHeaderError, asked_by, may_wait, too_old
+from quorin.engine.http import asgi
 from quorin.engine.http.catalogue import Catalogue
-from quorin.engine.http.compression import accepted_encoding, compressed
 from quorin.engine.http.donor import Donor
-from quorin.engine.http.elsewhere import LaterElsewhere, NothingElsewhere, WouldWaitError, check_filled
-from quorin.engine.http.joined import join
 from quorin.engine.http.limits import Limits
 from quorin.engine.http.openapi import description
 from quorin.engine.http.page import page
-from quorin.engine.http.reply import Reply, error_reply, forms
+from quorin.engine.http.reply import Reply, error_reply
 from quorin.engine.http.requests import (
-    ARROW,
-    CONSISTENT,
     JSON,
-    InvalidRequestError,
-    check_values,
-    parse_assemble,
-    parse_read,
 )
+from quorin.engine.http.rows import SegmentRows, guarded
 from quorin.engine.memory.addresses import register_address
-from quorin.engine.routing.reads import RoutedReader
 from quorin.engine.routing.router import Elsewhere
-from quorin.errors import (
-    EntityIdError,
-    InconsistentReadError,
-    InvalidMaxAgeError,
-    InvalidRowError,
-    NotHeldError,
-    NotYetAppliedError,
-    PartitionedError,
-    QuorinError,
-    TokenError,
-)
-from quorin.logging import get_logger
 from quorin.shm import SegmentRegistry
 
 if TYPE_CHECKING:
-    from quorin.engine.http.reply import Direct, Headers
     from quorin.engine.memory.addresses import RegisteredAddress
-    from quorin.engine.routing.router import Fetching, Router
-    from quorin.schema import Schema
+    from quorin.engine.routing.router import Router
 
-_DIRECT_BYTES = 16 * 1024
-_DIRECT_VALUES, _DIRECT_VALUES_COMPRESSED = 50_000, 5_000
-"""Larger requests, and those of more values, are answered in a thread: other requests are answered meanwhile."""
-_TOO_LARGE = 413
-_MAY_WAIT = CONSISTENT.encode()
-"""What a request has that may have to wait."""
 _SWITCH_SECONDS = 0.001
 """How long a thread keeps the interpreter's lock from the thread that answers small requests."""
-
-_NOTHING, _LATER = NothingElsewhere(), LaterElsewhere()
-
-_log = get_logger(__name__)
-
-
-class Question(NamedTuple):
-    """Body and content type of a request, what its headers ask for, whether the reply is to be Arrow, the most values
-    in it, and who is asked for rows that this node does not hold.
-    """
-
-    body: bytes
-    content_type: bytes
-    asked: Asked
-    as_arrow: bool
-    max_values: int
-    elsewhere: Fetching
-
-
-Answer = Callable[[Question], bytes]
-"""From a question to the body of the reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +88,11 @@ class SegmentApplication:
     def __init__(self, catalogue: Catalogue, donor: Donor, router: Router, options: SegmentServer) -> None:
         self._catalogue = catalogue
         self._donor = donor
-        self._router = router
-        self._missing_partitions = options.elsewhere.missing_partitions
+        self._rows = SegmentRows(catalogue, router, options.limits, options.elsewhere.missing_partitions)
         self._max_lag_seconds = options.max_lag_seconds
         self._openapi = orjson.dumps(description(has_token=options.token is not None))
         self.limits = options.limits
         self.token = None if options.token is None else options.token.encode()
-        self._posts: dict[str, Answer] = {"/v1/read": self._read, "/v1/assemble": self._assemble}
         self._gets: dict[str, Callable[[], Reply]] = {
             "/": page,
             "/v1/schemas": self._schemas,
@@ -153,10 +100,8 @@ class SegmentApplication:
             "/ready": self._ready,
             "/openapi.json": partial(Reply, 200, JSON, self._openapi),
         }
-        self.paths = (*self._posts, *self._gets, donor.path)
-        self.direct: dict[bytes, Direct] = {
-            path.encode(): partial(self._direct, answer) for path, answer in self._posts.items()
-        }
+        self.paths = (*self._rows.paths, *self._gets, donor.path)
+        self.direct = self._rows.direct
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""
@@ -167,70 +112,21 @@ class SegmentApplication:
         if path == self._donor.path and method == "GET":
             await self._donor(scope, receive, send)
             return
-        if path in self._posts and method == "POST":
+        if path in self._rows.paths and method == "POST":
             body = await asgi.receive_body(receive)
             if body is None:
                 return
-            answer = self._posts[path]
-            reply = await asyncio.to_thread(self._answer, answer, body, headers, self.limits.values, self._router)
+            reply = await asyncio.to_thread(self._rows.reply, path, body, headers)
         elif path in self._gets and method in ("GET", "HEAD"):
-            reply = await asyncio.to_thread(_guarded, self._gets[path])
+            reply = await asyncio.to_thread(guarded, self._gets[path])
         elif path in self.paths:
-            allowed = b"POST" if path in self._posts else b"GET, HEAD" if path in self._gets else b"GET"
+            allowed = b"POST" if path in self._rows.paths else b"GET, HEAD" if path in self._gets else b"GET"
             detail = f"{path}: expected {allowed.decode()}, got {method}"
             reply = error_reply(405, detail, (b"allow", allowed))
         else:
             paths = ", ".join(self.paths)
             reply = error_reply(404, f"there is no {path}; there are: {paths}")
         await asgi.send_reply(send, reply)
-
-    def _direct(self, answer: Answer, body: bytes, headers: Headers) -> Reply | None:
-        if len(body) > _DIRECT_BYTES or _MAY_WAIT in body or may_wait(headers):
-            return None
-        limit = _DIRECT_VALUES if accepted_encoding(headers) is None else _DIRECT_VALUES_COMPRESSED
-        try:
-            reply = self._answer(answer, body, headers, min(limit, self.limits.values), _LATER)
-        except WouldWaitError:
-            return None
-        return None if reply.status == _TOO_LARGE else reply
-
-    def _answer(self, answer: Answer, body: bytes, headers: Headers, max_values: int, elsewhere: Fetching) -> Reply:
-        content_type, accept = forms(headers)
-        as_arrow = ARROW in accept
-
-        def answered() -> Reply:
-            asked = asked_by(headers)
-            asks = _NOTHING if asked.is_forwarded else elsewhere
-            question = Question(body, content_type, asked, as_arrow, max_values, asks)
-            return Reply(200, ARROW if as_arrow else JSON, answer(question))
-
-        return compressed(_guarded(answered), accepted_encoding(headers))
-
-    def _read(self, question: Question) -> bytes:
-        request = parse_read(question.body, question.content_type, self.limits.rows)
-        segment = self._catalogue.segment(request.schema)
-        check_values(len(request.entity_ids) * _width(segment.schema, request.fields), question.max_values)
-        question.asked.wait(segment)
-        if question.asked.is_forwarded:
-            check_filled(segment)
-        read = RoutedReader(
-            question.elsewhere,
-            segment,
-            request.fields,
-            positions=request.positions,
-            max_age=request.max_age,
-            missing_partitions=self._missing_partitions,
-        )
-        columns = read(request.entity_ids, waiting=question.asked.waiting)
-        if question.as_arrow:
-            return replies.rows_arrow(segment.schema, columns)
-        return replies.rows_json(segment.schema, request.entity_ids, columns, positions=request.positions)
-
-    def _assemble(self, question: Question) -> bytes:
-        request = parse_assemble(question.body, question.content_type, self.limits.rows)
-        others = question.elsewhere, self._missing_partitions
-        vectors = join(self._catalogue, request, question.max_values, question.asked, *others)
-        return replies.vectors_arrow(vectors) if question.as_arrow else replies.vectors_json(vectors)
 
     def _schemas(self) -> Reply:
         return Reply(200, JSON, orjson.dumps({"schemas": self._catalogue.describe()}))
@@ -240,35 +136,3 @@ class SegmentApplication:
         is_ready = bool(found) and not any(one.problem for one in found)
         text = orjson.dumps({"ready": is_ready, "schemas": [one.as_dict() for one in found]})
         return Reply(200 if is_ready else 503, JSON, text)
-
-
-def _guarded(answer: Callable[[], Reply]) -> Reply:
-    """The answer, or the reason why there is none."""
-    try:
-        return answer()
-    except InvalidRequestError as error:
-        return error_reply(error.status, str(error))
-    except (InvalidHeaderError, InvalidRowError, EntityIdError, InvalidMaxAgeError) as error:
-        return error_reply(422, str(error))
-    except (NotYetAppliedError, TokenError) as error:
-        return too_old(error)
-    except PartitionedError as error:
-        return error_reply(422, str(error))
-    except NotHeldError as error:
-        return not_held(error)
-    except InconsistentReadError as error:
-        return error_reply(503, str(error))
-    except QuorinError as error:
-        _log.exception("request_failed")
-        return error_reply(503, f"{type(error).__name__}: the server's log has the reason")
-
-
-def not_held(error: NotHeldError) -> Reply:
-    """The refusal of a request for rows that no node has answered for."""
-    about = {"detail": str(error), "error": type(error).__name__, "partition": error.partition}
-    return Reply(503, JSON, orjson.dumps(about))
-
-
-def _width(schema: Schema, names: list[str] | None) -> int:
-    """The values of a row; one of a variable size counts as one."""
-    return sum(max(1, field.element_count) for field in schema.fields if names is None or field.name in names)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from quorin.engine.format.partition import Partitioning
+    from quorin.engine.memory.node import Node
     from quorin.engine.memory.view import SegmentView
     from quorin.engine.memory.writer import Writer
 
@@ -28,6 +29,12 @@ class Parted:
     """The positions of an open segment, one for each partition of the deployment that it holds."""
 
     __slots__ = ()
+
+    @property
+    def node(self: Any) -> Node | None:
+        """The node whose shared memory the segment is in; None for one that no registry opened."""
+        node: Node | None = self._writer.node
+        return node
 
     @property
     def partitioning(self: Any) -> Partitioning:

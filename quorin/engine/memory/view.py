@@ -56,6 +56,7 @@ class SegmentView:
         "column_plans",
         "descriptor",
         "header",
+        "is_partial",
         "layout",
         "mapping",
         "name",
@@ -85,6 +86,7 @@ class SegmentView:
         self.header = header_of(mapped.memory)
         self.words = memoryview(mapped.memory[: layout.header_bytes]).cast("Q")  # type: ignore[arg-type]
         self.partitioning = partitioning_of(self.header)
+        self.is_partial = self.partitioning.is_partial
         self.name: str = self.header["name"].decode()
         self.segment_name = SegmentName.parse(self.name)
         self.pinned = pinned

@@ -54,10 +54,10 @@ class Writer:
     still writes to the old file, not among the rows of the writer that overtook it. The caller holds :attr:`lock`.
     """
 
-    __slots__ = ("__weakref__", "_epoch", "_lease", "_node", "_view", "applies_upgrades", "lock")
+    __slots__ = ("__weakref__", "_epoch", "_lease", "_view", "applies_upgrades", "lock", "node")
 
     def __init__(self, node: Node | None) -> None:
-        self._node = node
+        self.node = node
         self._lease: FileLock | None = None
         self._view: SegmentView | None = None
         self._epoch = 0
@@ -220,10 +220,10 @@ class Writer:
         next flip and the watchdog do the same.
         """
         is_kept = view.path.name != view.name
-        if self._node is None or is_kept or not view.words[_SUCCESSOR_WORD]:
+        if self.node is None or is_kept or not view.words[_SUCCESSOR_WORD]:
             return
         with suppress(QuorinError):
-            if self._node.current(view.stored.__name__) != view.name:
+            if self.node.current(view.stored.__name__) != view.name:
                 remove_unpinned(view.path)
 
     def after_fork_in_child(self) -> None:
@@ -247,14 +247,14 @@ class Writer:
 
         Another line that is named there is left alone.
         """
-        if self._node is None:
+        if self.node is None:
             return True
         schema_name = successor.schema.__name__
         try:
-            named = self._node.current(schema_name)
+            named = self.node.current(schema_name)
             if named is None or not is_older_generation(named, successor.name):
                 return True
-            return self._node.swap(schema_name, successor.name, expected=named)
+            return self.node.swap(schema_name, successor.name, expected=named)
         except QuorinError as error:
             _log.warning("node_file_not_updated", segment=successor.name, error=str(error))
             return False

@@ -57,15 +57,15 @@ def check_positions(positions: Any, rows: int) -> None:
     _check_buffer("positions", positions, _INT64, (rows,))
 
 
-def fresh_out(fresh_mask: Any, rows: int) -> Mask | None:
-    """A caller's buffer for which rows are within their age limits: bool of shape ``(rows,)``; None for none.
+def mask_out(name: str, mask: Any, rows: int) -> Mask | None:
+    """A caller's buffer for which rows something is true of: bool of shape ``(rows,)``; None for none.
 
     :raises InvalidBufferError: if it has another shape or dtype, or is not writeable.
     """
-    if fresh_mask is not None:
-        _check_buffer("fresh_mask", fresh_mask, _BOOL, (rows,))
-    mask: Mask | None = fresh_mask
-    return mask
+    if mask is not None:
+        _check_buffer(name, mask, _BOOL, (rows,))
+    checked: Mask | None = mask
+    return checked
 
 
 def _check_buffer(name: str, buffer: Any, kind: np.dtype[Any], shape: tuple[int, ...]) -> None:

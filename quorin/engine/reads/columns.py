@@ -41,10 +41,14 @@ class Columns:
     """The rows of a batch of ids, as columns: each row one whole version, in the order of the ids.
 
     ``found`` (bool, shape ``(N,)``) says which entities have a row. Fields are named by their index in the choice of
-    fields. ``ages`` are their age limits in ns, counted from ``now_ns``, where any were asked for.
+    fields. ``ages`` are their age limits in ns, counted from ``now_ns``, where any were asked for. ``not_held``, of the
+    shape of ``found``, says which entities' partitions are not held, where that was asked for.
     """
 
-    __slots__ = ("_complete", "_gather", "_ids", "_plan", "_run_arrays", "_view", "ages", "buffer", "found", "now_ns")
+    __slots__ = (
+        "_complete", "_gather", "_ids", "_plan", "_run_arrays", "_view", "ages", "buffer", "found", "not_held",
+        "now_ns",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class Columns:
         self._run_arrays: dict[int, pa.Array] = {}
         self.buffer: Bytes = np.empty(plan.row_bytes * len(ids), np.uint8)
         self.found: Mask = np.empty(len(ids), np.bool_)
+        self.not_held: Mask | None = None
         self.ages = ages
         self.now_ns = now_ns
 
@@ -197,7 +202,8 @@ class Columns:
 
     def to_batch(self) -> pa.RecordBatch:
         """The columns ``entity_id`` (as passed), ``found``, ``event_time_ns`` (null if not found), if positions were
-        read ``log_position`` (null likewise), ``fresh`` if there are age limits, and the fields.
+        read ``log_position`` (null likewise), ``fresh`` if there are age limits, ``not_held`` if asked for, and the
+        fields.
         """
         count, bits = len(self.found), _packed(self.found)
         found = pa.Array.from_buffers(pa.bool_(), count, [None, bits])
@@ -210,6 +216,9 @@ class Columns:
         if self.ages is not None:
             arrays.append(pa.array(self.fresh))
             names.append("fresh")
+        if self.not_held is not None:
+            arrays.append(pa.array(self.not_held))
+            names.append("not_held")
         arrays += (self.arrow(i) for i in range(len(self.fields)))
         names += (field.name for field in self.fields)
         return pa.RecordBatch.from_arrays(arrays, names=names)

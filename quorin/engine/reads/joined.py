@@ -30,7 +30,7 @@ class JoinedColumns(Columns):
     ``not_held`` says which ids no node has answered for, as an array of booleans: they are not found.
     """
 
-    __slots__ = ("_arrays", "not_held")
+    __slots__ = ("_arrays",)
 
     def __init__(self, own: Columns, ids: Any, parts: Sequence[tuple[Int64s, pa.RecordBatch]], not_held: Mask) -> None:
         super().__init__(own.plan, own.view, ids, COMPILED_GATHER, own.ages, own.now_ns)

@@ -15,6 +15,7 @@ from quorin.engine.format import segment as fmt
 from quorin.engine.format.abi import FOUND, MISSING_ZEROS, RAW_BYTES, ZEROS
 from quorin.engine.memory.plans import read_plan
 from quorin.engine.reads.many import read_many
+from quorin.engine.reads.not_held import check_held, check_one_held, not_held_of
 from quorin.engine.rows.batch import fields_by_name
 from quorin.engine.rows.column import arrow_type_of
 from quorin.engine.rows.compatibility import fits
@@ -95,19 +96,22 @@ def read_last(segment: Segment, entity_id: str, field: str, n: int | None = None
 
     A field whose history was removed in a newer version of the schema has none.
 
-    :raises EntityNotFoundError: if the entity has no row. :raises EntityIdError: for an id that is empty or no text.
+    :raises EntityNotFoundError: if the entity has no row. :raises NotHeldError: if its partition is not held.
+    :raises EntityIdError: for an id that is empty or no text.
     :raises InvalidRowError: for a field that is unknown or keeps no history. :raises ValueError: for a bad ``n``.
     """
     view = segment.current_view()
     plan = last_plan(view, field, n)
     out: Bytes = _empty(plan.row_bytes, _UINT8)
     if type(entity_id) is not str or _read_one(plan.words, entity_id, out) != FOUND:
-        ids, found = pa.array([check_entity_id(entity_id)], pa.binary()), _empty(1, _BOOL)
+        key = check_entity_id(entity_id)
+        ids, found = pa.array([key], pa.binary()), _empty(1, _BOOL)
         while not read_many(view, plan.words, ids, out, found, math.nan):
             view = segment.current_view()
             plan = last_plan(view, field, n)
             out = _empty(plan.row_bytes, _UINT8)
         if not found[0]:
+            check_one_held(segment, view, key)
             raise EntityNotFoundError(entity_id, view.name)
     return last_values_of(plan, out)
 
@@ -116,8 +120,8 @@ def read_last_batch(segment: Segment, entity_ids: Any, field: str, n: int | None
     """The same of many entities: the columns ``entity_id`` (as passed), ``found``, and the lists ``values`` and
     ``event_time_ns``, which are null where an entity is not found. Releases the GIL.
 
-    :raises EntityIdError: naming the first id that is empty, null or no text. :raises InvalidRowError, ValueError: as
-        :func:`read_last`.
+    :raises EntityIdError: naming the first id that is empty, null or no text. :raises NotHeldError, InvalidRowError,
+        ValueError: as :func:`read_last`.
     """
     ids = id_array(entity_ids)
     while True:
@@ -125,6 +129,7 @@ def read_last_batch(segment: Segment, entity_ids: Any, field: str, n: int | None
         plan = last_plan(view, field, n)
         out, found = np.empty(len(ids) * plan.row_bytes, np.uint8), np.empty(len(ids), np.bool_)
         if read_many(view, plan.words, ids, out, found, math.nan):
+            check_held(segment, view, ids, not_held_of(view, ids, found))
             return last_batch_of(plan, ids, found, out)
 
 

@@ -14,6 +14,7 @@ from quorin.engine.reads.column_plan import column_plan
 from quorin.engine.reads.columns import Columns
 from quorin.engine.reads.gather import COMPILED_GATHER
 from quorin.engine.reads.many import read_many
+from quorin.engine.reads.not_held import check_choice, note_not_held
 from quorin.engine.reads.row import RowLayout, Rows, RowsLayout
 from quorin.engine.rows.intake import id_array
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from quorin.engine.arrays import Bytes, Int64s
     from quorin.engine.memory.view import SegmentView
     from quorin.engine.reads.ages import MaxAge
+    from quorin.engine.reads.not_held import MissingPartitions
     from quorin.shm import Segment
 
 _UINT8 = np.dtype(np.uint8)
@@ -34,7 +36,7 @@ class ColumnReader:
     :class:`quorin.engine.reads.columns.Columns`.
     """
 
-    __slots__ = ("_ages", "_names", "_positions", "_segment")
+    __slots__ = ("_ages", "_missing_partitions", "_names", "_positions", "_segment")
 
     def __init__(
         self,
@@ -43,7 +45,10 @@ class ColumnReader:
         *,
         positions: bool = False,
         max_age: MaxAge | None = None,
+        missing_partitions: MissingPartitions = "error",
     ) -> None:
+        check_choice(missing_partitions)
+        self._missing_partitions = missing_partitions
         self._segment = segment
         self._names = None if fields is None else tuple(fields)
         self._positions = positions
@@ -56,6 +61,7 @@ class ColumnReader:
         Age limits count from ``now_ns``, by default the system's clock.
 
         :raises InconsistentReadError: for a row that was written after the log position ``at_most``.
+        :raises NotHeldError: for an entity whose partition is not held, but with ``missing_partitions="mask"``.
         """
         ages = self._ages
         is_simple = ages is None and at_most is None
@@ -65,6 +71,8 @@ class ColumnReader:
             columns = Columns(plan, view, entity_ids, COMPILED_GATHER)
             if _read_one(plan.words(1), entity_ids[0], columns.buffer) == FOUND:
                 columns.found[0] = True
+                if self._missing_partitions == "mask":
+                    columns.not_held = np.zeros(1, np.bool_)
                 return columns
         ids = id_array(entity_ids)
         if ages is not None and now_ns is None:
@@ -76,6 +84,9 @@ class ColumnReader:
             columns = Columns(plan, view, ids, COMPILED_GATHER, ages, now)
             words = plan.words(len(ids), ages)
             if read_many(view, words, ids, columns.buffer, columns.found, math.nan, 0, now, at_most):
+                if self._missing_partitions == "mask":
+                    columns.not_held = np.empty(len(ids), np.bool_)
+                note_not_held(self._segment, view, ids, columns.found, self._missing_partitions, columns.not_held)
                 return columns
 
 
@@ -84,7 +95,7 @@ class RowReader:
     :class:`quorin.engine.reads.row.Rows`.
     """
 
-    __slots__ = ("_bound", "_max_ages", "_parts", "_positions")
+    __slots__ = ("_bound", "_is_plain", "_max_ages", "_parts", "_positions")
 
     def __init__(
         self,
@@ -103,7 +114,8 @@ class RowReader:
 
     def __call__(self, entity_id: str, now_ns: int = 0, at_most: int | None = None) -> Rows | None:
         """The rows of one entity; None where only :class:`ColumnReader` can tell: for an id that is not ASCII, or no id
-        at all, for a row that was being replaced, and for one written after the log position ``at_most``.
+        at all, for a row that was being replaced, for one written after the log position ``at_most``, and for one that
+        is not found where its partition may not be held.
 
         Age limits count from ``now_ns``, by default the system's clock.
         """
@@ -115,11 +127,13 @@ class RowReader:
         if type(entity_id) is not str:
             return None
         buffer: Any = _empty(layout.byte_count, _UINT8)
-        if at_most is None and self._max_ages is None:
+        if at_most is None and self._is_plain:
             code = _read_each(layout.words, entity_id, buffer)
         else:
             now_ns, highest = now_ns or time.time_ns(), ANY_POSITION if at_most is None else at_most
             code = _read_each_limited(layout.words, entity_id, buffer, now_ns, highest)
+            if layout.is_partial and code == FOUND and not buffer[-len(views) :].all():
+                return None
         if code == FOUND:
             return Rows(layout, entity_id, buffer, layout.unpack(buffer), now_ns)
         if code == MOVED:
@@ -133,7 +147,9 @@ class RowReader:
         for (_, view), (_, names), max_age in zip(views, self._parts, max_ages, strict=True):
             plan = column_plan(view, names, positions=self._positions)
             layouts.append(RowLayout(view, plan, age_limits(max_age, plan.fields, view.schema.__name__)))
-        return RowsLayout(layouts), views
+        layout = RowsLayout(layouts)
+        self._is_plain = self._max_ages is None and not layout.is_partial
+        return layout, views
 
 
 def _read_one(words: Int64s, entity_id: str, out: Bytes) -> int:

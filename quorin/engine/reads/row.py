@@ -53,7 +53,8 @@ class RowsLayout:
     """The same for a row of each of several views, one after the other, and then a byte for each: whether it was found.
 
     ``firsts`` says for each view where its slots begin among the values unpacked; the bytes are the last of these.
-    ``ends`` says where each view's row begins in the buffer, and where the last one ends.
+    ``ends`` says where each view's row begins in the buffer, and where the last one ends. ``is_partial`` says whether
+    some view does not hold all partitions.
     """
 
     __slots__ = (
@@ -63,6 +64,7 @@ class RowsLayout:
         "byte_count",
         "ends",
         "firsts",
+        "is_partial",
         "lacks_fields",
         "parts",
         "unpack",
@@ -84,6 +86,7 @@ class RowsLayout:
             (stop - 1, part.plan.all_bits, part.required) for stop, part in zip(stops, self.parts, strict=True)
         )
         self.all_found = b"\1" * len(parts)
+        self.is_partial = any(part.view.is_partial for part in parts)
         self.lacks_fields = any(part.plan.lacks_fields for part in parts)
 
     def slot(self, number: int, index: int) -> int:

@@ -15,6 +15,7 @@ from quorin.engine.memory.plans import vector_plan
 from quorin.engine.reads import arguments as buffers
 from quorin.engine.reads.ages import MaxAge, age_limits, aged_vector_plan
 from quorin.engine.reads.many import read_many
+from quorin.engine.reads.not_held import check_one_held, note_not_held
 from quorin.engine.reads.waiting import DEFAULT_TIMEOUT_MS, wait_for
 from quorin.engine.rows.intake import id_array
 from quorin.engine.rows.value import check_entity_id
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from quorin.engine.arrays import Float32s, Int64s, Mask
     from quorin.engine.memory.view import SegmentView
+    from quorin.engine.reads.not_held import MissingPartitions
     from quorin.shm import Segment
     from quorin.wal import Token
 
@@ -51,7 +53,8 @@ def assemble(
     ``out`` holds after an error is undefined. With ``at_least``, waits as :func:`wait_for`. ``max_age`` is as
     for :func:`assemble_batch`, which also says whether a value was replaced.
 
-    :raises EntityNotFoundError: if the entity has no row. :raises EntityIdError: for an id that is empty or no text.
+    :raises EntityNotFoundError: if the entity has no row. :raises NotHeldError: if this node does not hold its
+        partition. :raises EntityIdError: for an id that is empty or no text.
     :raises InvalidBufferError: for an ``out`` that does not fit. :raises SegmentClosedError: after close.
     :raises NotYetAppliedError, TokenError: as :func:`wait_for`.
     """
@@ -81,6 +84,8 @@ def assemble_batch(
     timeout_ms: float = DEFAULT_TIMEOUT_MS,
     max_age: MaxAge | None = None,
     fresh_mask: Mask | None = None,
+    missing_partitions: MissingPartitions = "error",
+    not_held_mask: Mask | None = None,
 ) -> tuple[Float32s, Mask]:
     """The vectors of many entities: float32 of shape ``(N, total_element_count)``, and bool of shape ``(N,)``.
 
@@ -96,17 +101,22 @@ def assemble_batch(
     the call; an event time in the future is within any limit. ``fresh_mask``, bool of shape ``(N,)``, is filled with
     which entities have a row none of whose values was replaced so.
 
+    Where this node holds some of the deployment's partitions, an entity of another one raises, or, with
+    ``missing_partitions="mask"``, is not found, and ``not_held_mask``, bool of shape ``(N,)``, is filled with which
+    those are.
+
+    :raises NotHeldError: for the first entity whose partition is not held.
     :raises EntityIdError: naming the first id that is empty, null or no text, with its row.
     :raises InvalidBufferError: for buffers that don't fit. :raises InvalidMaxAgeError: for limits that are no durations
         above 0, or for fields that there are not. :raises NotYetAppliedError, TokenError: as :func:`wait_for`.
     """
     if at_least is not None:
         wait_for(segment, at_least, timeout_ms=timeout_ms)
-    target = out, found_mask, missing, positions
+    target, others = (out, found_mask, missing, positions), (missing_partitions, not_held_mask)
     if max_age is None:
-        return _assemble_many(segment, _whole_vector, entity_ids, *target, fresh_mask=fresh_mask)
+        return _assemble_many(segment, _whole_vector, entity_ids, *target, 0, fresh_mask, None, *others)
     plan_for = partial(aged_vector_plan, max_age=max_age)
-    return _assemble_many(segment, plan_for, entity_ids, *target, time.time_ns(), fresh_mask)
+    return _assemble_many(segment, plan_for, entity_ids, *target, time.time_ns(), fresh_mask, None, *others)
 
 
 class Reader:
@@ -158,6 +168,8 @@ class Reader:
         timeout_ms: float = DEFAULT_TIMEOUT_MS,
         fresh_mask: Mask | None = None,
         at_most: int | None = None,
+        missing_partitions: MissingPartitions = "error",
+        not_held_mask: Mask | None = None,
     ) -> tuple[Float32s, Mask]:
         """The vectors of many entities, and which were found.
 
@@ -166,8 +178,9 @@ class Reader:
         if at_least is not None:
             wait_for(self._segment, at_least, timeout_ms=timeout_ms)
         now_ns = 0 if self._ages is None else time.time_ns()
-        target = out, found_mask, missing, positions
-        return _assemble_many(self._segment, self._plan_for, entity_ids, *target, now_ns, fresh_mask, at_most)
+        target, options = (out, found_mask, missing, positions), (now_ns, fresh_mask, at_most)
+        others = missing_partitions, not_held_mask
+        return _assemble_many(self._segment, self._plan_for, entity_ids, *target, *options, *others)
 
     def _plan_for(self, view: SegmentView) -> _Plan:
         if self._view is not view:
@@ -207,7 +220,8 @@ def _assemble_slowly(
     now_ns: int = 0,
 ) -> Float32s:
     """What the quick path leaves: ids that are not ASCII, segments that moved on, contended rows, and all errors."""
-    ids = pa.array([check_entity_id(entity_id)], pa.binary())
+    key = check_entity_id(entity_id)
+    ids = pa.array([key], pa.binary())
     found = _empty(1, np.bool_)
     while True:
         view = segment.current_view()
@@ -215,6 +229,7 @@ def _assemble_slowly(
         if read_many(view, plan, ids, out.view(np.uint8), found, math.nan, now_ns=now_ns):
             break
     if not found[0]:
+        check_one_held(segment, view, key)
         raise EntityNotFoundError(entity_id, view.name)
     return out
 
@@ -230,10 +245,12 @@ def _assemble_many(
     now_ns: int = 0,
     fresh_mask: Mask | None = None,
     at_most: int | None = None,
+    missing_partitions: MissingPartitions = "error",
+    not_held_mask: Mask | None = None,
 ) -> tuple[Float32s, Mask]:
     first = 0
     # Single reads have a clock of their own each, and say of none that it is fresh or how new it may be.
-    is_simple = now_ns == 0 and fresh_mask is None and at_most is None
+    is_simple = now_ns == 0 and fresh_mask is None and at_most is None and not_held_mask is None
     if is_simple and type(entity_ids) is list and 0 < len(entity_ids) <= _FEW:
         plan = plan_for(segment._view)
         out, found_mask = buffers.batch_out(out, found_mask, len(entity_ids), plan.item(P_OUT_BYTES) // 4)
@@ -251,9 +268,10 @@ def _assemble_many(
         out, found_mask = buffers.batch_out(out, found_mask, len(ids), int(plan[P_OUT_BYTES]) // 4)
         if positions is not None:
             plan = _positioned(plan, positions, len(ids))
-        buffers.fresh_out(fresh_mask, len(ids))
+        buffers.mask_out("fresh_mask", fresh_mask, len(ids))
         values, options = out.reshape(-1).view(np.uint8), (first, now_ns, at_most, fresh_mask)
         if read_many(view, plan, ids, values, found_mask, missing, *options):
+            note_not_held(segment, view, ids, found_mask, missing_partitions, not_held_mask)
             return out, found_mask
 
 

@@ -72,7 +72,7 @@ class RoutedReader:
     ) -> None:
         self._router = router
         self._segment = segment
-        self._reader = ColumnReader(segment, fields, positions=positions, max_age=max_age)
+        self._reader = ColumnReader(segment, fields, positions=positions, max_age=max_age, missing_partitions="mask")
         self._missing_partitions = missing_partitions
 
     def __call__(
@@ -89,6 +89,7 @@ class RoutedReader:
             that hold it were asked. :raises NotYetAppliedError, TokenError: if another node does not show the token.
         """
         own = self._reader(entity_ids, now_ns=now_ns, at_most=at_most)
+        own.not_held = None  # Until other nodes have answered.
         away = away_from(self._segment, entity_ids, own.found)
         if away is None:
             return own

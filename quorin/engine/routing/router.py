@@ -84,6 +84,25 @@ class Fetching(Protocol):
         """As :meth:`Router.raise_lacking`."""
 
 
+class WouldWaitError(Exception):
+    """An answer needs other nodes, and the thread that reads must not wait for them."""
+
+
+class Later:
+    """For a first attempt in a thread that must not wait, as one that all requests share: asks nobody."""
+
+    def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> NoReturn:  # noqa: ARG002
+        """:raises WouldWaitError: always."""
+        raise WouldWaitError
+
+    def raise_lacking(self, question: Question, lacking: Mapping[int, list[str]]) -> NoReturn:
+        """:raises NotHeldError: always."""
+        raise NotHeldError(question.schema_name, min(lacking))
+
+
+LATER = Later()
+
+
 class Router:
     """Asks servers of other nodes. Threads may share it, and a forked child may use it.
 

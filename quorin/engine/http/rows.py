@@ -1,0 +1,191 @@
+"""Answers to requests for rows of segments: of a client, and of other nodes that do not hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import orjson
+
+from quorin.engine.http import replies
+from quorin.engine.http.asked import FORWARDED, Asked, InvalidHeaderError, asked_by, may_wait, too_old
+from quorin.engine.http.compression import accepted_encoding, compressed
+from quorin.engine.http.elsewhere import NothingElsewhere, check_filled
+from quorin.engine.http.joined import join
+from quorin.engine.http.reply import Reply, error_reply, forms
+from quorin.engine.http.requests import (
+    ARROW,
+    CONSISTENT,
+    JSON,
+    InvalidRequestError,
+    check_values,
+    parse_assemble,
+    parse_read,
+)
+from quorin.engine.routing.reads import ASSEMBLE_PATH, READ_PATH, RoutedReader
+from quorin.engine.routing.router import LATER, WouldWaitError
+from quorin.errors import (
+    EntityIdError,
+    InconsistentReadError,
+    InvalidMaxAgeError,
+    InvalidRowError,
+    NotHeldError,
+    NotYetAppliedError,
+    PartitionedError,
+    QuorinError,
+    TokenError,
+)
+from quorin.logging import get_logger
+
+if TYPE_CHECKING:
+    from quorin.engine.http.catalogue import Catalogue
+    from quorin.engine.http.limits import Limits
+    from quorin.engine.http.reply import Direct, Headers
+    from quorin.engine.routing.router import Fetching, Missing
+    from quorin.schema import Schema
+
+_DIRECT_BYTES = 16 * 1024
+_DIRECT_VALUES, _DIRECT_VALUES_COMPRESSED = 50_000, 5_000
+"""Larger requests, and those of more values, are answered in a thread: other requests are answered meanwhile."""
+_TOO_LARGE = 413
+_MAY_WAIT = CONSISTENT.encode()
+"""What a request has that may have to wait."""
+
+_NOTHING = NothingElsewhere()
+
+_log = get_logger(__name__)
+
+
+class Question(NamedTuple):
+    """Body and content type of a request, what its headers ask for, whether the reply is to be Arrow, the most values
+    in it, and who is asked for rows that this node does not hold.
+    """
+
+    body: bytes
+    content_type: bytes
+    asked: Asked
+    as_arrow: bool
+    max_values: int
+    elsewhere: Fetching
+
+
+Answer = Callable[[Question], bytes]
+"""From a question to the body of the reply."""
+
+
+class SegmentRows:
+    """Answers ``POST /v1/read`` and ``/v1/assemble`` from a catalogue, completed by what ``elsewhere`` fetches. Threads
+    may share it.
+    """
+
+    def __init__(
+        self, catalogue: Catalogue, elsewhere: Fetching, limits: Limits, missing_partitions: Missing = "error"
+    ) -> None:
+        self._catalogue = catalogue
+        self._elsewhere = elsewhere
+        self._limits = limits
+        self._missing_partitions = missing_partitions
+        self._answers: dict[str, Answer] = {READ_PATH: self._read, ASSEMBLE_PATH: self._assemble}
+        self.paths = (*self._answers,)
+        self.direct: dict[bytes, Direct] = {
+            path.encode(): partial(self._direct, answer) for path, answer in self._answers.items()
+        }
+
+    def reply(self, path: str, body: bytes, headers: Headers) -> Reply:
+        """The answer to a request of any size. It may take seconds."""
+        return self._answer(self._answers[path], body, headers, self._limits.values, self._elsewhere)
+
+    def _direct(self, answer: Answer, body: bytes, headers: Headers) -> Reply | None:
+        if len(body) > _DIRECT_BYTES or _MAY_WAIT in body or may_wait(headers):
+            return None
+        limit = _DIRECT_VALUES if accepted_encoding(headers) is None else _DIRECT_VALUES_COMPRESSED
+        try:
+            reply = self._answer(answer, body, headers, min(limit, self._limits.values), LATER)
+        except WouldWaitError:
+            return None
+        return None if reply.status == _TOO_LARGE else reply
+
+    def _answer(self, answer: Answer, body: bytes, headers: Headers, max_values: int, elsewhere: Fetching) -> Reply:
+        content_type, accept = forms(headers)
+        as_arrow = ARROW in accept
+
+        def answered() -> Reply:
+            asked = asked_by(headers)
+            asks = _NOTHING if asked.is_forwarded else elsewhere
+            question = Question(body, content_type, asked, as_arrow, max_values, asks)
+            return Reply(200, ARROW if as_arrow else JSON, answer(question))
+
+        return compressed(guarded(answered), accepted_encoding(headers))
+
+    def _read(self, question: Question) -> bytes:
+        request = parse_read(question.body, question.content_type, self._limits.rows)
+        segment = self._catalogue.segment(request.schema)
+        check_values(len(request.entity_ids) * _width(segment.schema, request.fields), question.max_values)
+        question.asked.wait(segment)
+        if question.asked.is_forwarded:
+            check_filled(segment)
+        read = RoutedReader(
+            question.elsewhere,
+            segment,
+            request.fields,
+            positions=request.positions,
+            max_age=request.max_age,
+            missing_partitions=self._missing_partitions,
+        )
+        columns = read(request.entity_ids, waiting=question.asked.waiting)
+        if question.as_arrow:
+            return replies.rows_arrow(segment.schema, columns)
+        return replies.rows_json(segment.schema, request.entity_ids, columns, positions=request.positions)
+
+    def _assemble(self, question: Question) -> bytes:
+        request = parse_assemble(question.body, question.content_type, self._limits.rows)
+        others = question.elsewhere, self._missing_partitions
+        vectors = join(self._catalogue, request, question.max_values, question.asked, *others)
+        return replies.vectors_arrow(vectors) if question.as_arrow else replies.vectors_json(vectors)
+
+
+def guarded(answer: Callable[[], Reply]) -> Reply:
+    """The answer, or the reason why there is none."""
+    try:
+        return answer()
+    except InvalidRequestError as error:
+        return error_reply(error.status, str(error))
+    except (InvalidHeaderError, InvalidRowError, EntityIdError, InvalidMaxAgeError) as error:
+        return error_reply(422, str(error))
+    except (NotYetAppliedError, TokenError) as error:
+        return too_old(error)
+    except PartitionedError as error:
+        return error_reply(422, str(error))
+    except NotHeldError as error:
+        return not_held(error)
+    except InconsistentReadError as error:
+        return error_reply(503, str(error))
+    except QuorinError as error:
+        _log.exception("request_failed")
+        return error_reply(503, f"{type(error).__name__}: the server's log has the reason")
+
+
+def of_forwarded(direct: Direct) -> Direct:
+    """The same for requests of other nodes only; None to any other."""
+
+    def answer(body: bytes, headers: Headers) -> Reply | None:
+        return direct(body, headers) if is_forwarded(headers) else None
+
+    return answer
+
+
+def is_forwarded(headers: Headers) -> bool:
+    """Whether a request is another node's."""
+    return any(name == FORWARDED for name, _ in headers)
+
+
+def not_held(error: NotHeldError) -> Reply:
+    """The refusal of a request for rows that no node has answered for."""
+    about = {"detail": str(error), "error": type(error).__name__, "partition": error.partition}
+    return Reply(503, JSON, orjson.dumps(about))
+
+
+def _width(schema: Schema, names: list[str] | None) -> int:
+    """The values of a row; one of a variable size counts as one."""
+    return sum(max(1, field.element_count) for field in schema.fields if names is None or field.name in names)

@@ -1,0 +1,84 @@
+"""Ids that are not found as their partitions are not held: whether they have a row is not known on this node."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from quorin.engine.format.partition import partition_of
+from quorin.engine.reads.arguments import mask_out
+from quorin.engine.rows.intake import id_array
+from quorin.engine.rows.partitions import partitions_of
+from quorin.errors import NotHeldError
+
+if TYPE_CHECKING:
+    from quorin.engine.arrays import Mask
+    from quorin.engine.memory.view import SegmentView
+    from quorin.shm import Segment
+
+MissingPartitions = Literal["error", "mask"]
+"""What a read does with them: raise, or take them for not found and say which they are."""
+
+
+def check_choice(missing_partitions: object) -> None:
+    """:raises ValueError: for a ``missing_partitions`` that is none."""
+    if missing_partitions not in ("error", "mask"):
+        raise ValueError(f"missing_partitions: expected 'error' or 'mask', got {missing_partitions!r}")
+
+
+def not_held_of(view: SegmentView, entity_ids: Any, found: Mask) -> Mask | None:
+    """Which entities of a batch are not found because their partitions are not held; None for none.
+
+    Ids that are found cost nothing, and no id does where all partitions are held.
+    """
+    if not view.is_partial or not len(found) or found.all():
+        return None
+    missing = np.flatnonzero(~found)
+    partitions = partitions_of(id_array(entity_ids).take(missing), view.partitioning.count)
+    is_held = np.zeros(view.partitioning.count, np.bool_)
+    is_held[list(view.partitioning.held)] = True
+    not_held = np.zeros(len(found), np.bool_)
+    not_held[missing[~is_held[partitions]]] = True
+    return not_held if not_held.any() else None
+
+
+def note_not_held(
+    segment: Segment, view: SegmentView, ids: Any, found: Mask, missing_partitions: MissingPartitions, out: Mask | None
+) -> None:
+    """Raise for entities that are not held, or with ``"mask"`` fill ``out`` with which those are, if there is one.
+
+    :raises NotHeldError: as :func:`check_held`. :raises ValueError: as :func:`check_choice`.
+    :raises InvalidBufferError: for an ``out`` that does not fit.
+    """
+    check_choice(missing_partitions)
+    not_held = not_held_of(view, ids, found)
+    if missing_partitions == "error":
+        check_held(segment, view, ids, not_held)
+    if mask_out("not_held_mask", out, len(found)) is not None:
+        out[:] = False if not_held is None else not_held  # type: ignore[index]
+
+
+def check_held(segment: Segment, view: SegmentView, entity_ids: Any, not_held: Mask | None) -> None:
+    """:raises NotHeldError: for the first of some entities that are not held, naming the nodes that hold it."""
+    if not_held is not None:
+        first = id_array(entity_ids).slice(int(not_held.argmax()), 1)
+        raise error_for(segment, view, int(partitions_of(first, view.partitioning.count)[0]))
+
+
+def check_one_held(segment: Segment, view: SegmentView, key: bytes) -> None:
+    """The same, for one entity that was not found."""
+    if view.is_partial:
+        partition = partition_of(key, view.partitioning.count)
+        if partition not in view.partitioning.held:
+            raise error_for(segment, view, partition)
+
+
+def error_for(segment: Segment, view: SegmentView, partition: int) -> NotHeldError:
+    """The error for a partition that is not held, naming the nodes that hold it, as far as they are known."""
+    from quorin.engine.ops.holders import holders
+
+    node = segment.node
+    known = {} if node is None else holders(node)
+    names = tuple(url for holder in known.get(partition, ()) for url in holder.urls or (f"node {holder.node}",))
+    return NotHeldError(view.schema.__name__, partition, names)
