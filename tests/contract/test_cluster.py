@@ -142,7 +142,8 @@ def test_wrong_urls_are_refused_without_their_password(url: str, expected: str) 
 
 def test_a_cluster_s_users_and_passwords(lone: Callable[..., RedisServer]) -> None:
     (port,) = free_ports(1)
-    rules = ("resetkeys", "~{quorin}:*", "~{quorin/*", "-@all", "+@read", "+@write", "+@scripting", "+@connection", "+cluster|slots")
+    commands = ("-@all", "+@read", "+@write", "+@scripting", "+@connection", "+cluster|slots")
+    rules = ("resetkeys", "~{quorin}:*", "~{quorin/*", *commands)
     user = ("--user", "ann", "on", f">{SECRET}", *rules)
     server = lone("--port", str(port), "--requirepass", f"{SECRET}/x", *user, password=f"{SECRET}/x")
     seed = f"127.0.0.1:{port}?cluster=true"
