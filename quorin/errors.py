@@ -120,9 +120,7 @@ class ChangesForgottenError(QuorinError, LookupError):
 
     def __init__(self, segment_name: str, position: int, complete_from: int) -> None:
         super().__init__(segment_name, position, complete_from)
-        self.segment_name = segment_name
-        self.position = position
-        self.complete_from = complete_from
+        self.segment_name, self.position, self.complete_from = segment_name, position, complete_from
 
     def __str__(self) -> str:
         return (
@@ -330,10 +328,7 @@ class NotYetUpgradedError(QuorinError, TimeoutError):
 
     def __init__(self, schema_name: str, version: int, timeout_seconds: float, nodes: list[str]) -> None:
         super().__init__(schema_name, version, timeout_seconds, nodes)
-        self.schema_name = schema_name
-        self.version = version
-        self.timeout_seconds = timeout_seconds
-        self.nodes = nodes
+        self.schema_name, self.version, self.timeout_seconds, self.nodes = schema_name, version, timeout_seconds, nodes
 
     def __str__(self) -> str:
         return (
@@ -364,9 +359,7 @@ class WriteSyncTimeoutError(QuorinError, TimeoutError):
 
     def __init__(self, schema_name: str, position: int, timeout_ms: float) -> None:
         super().__init__(schema_name, position, timeout_ms)
-        self.schema_name = schema_name
-        self.position = position
-        self.timeout_ms = timeout_ms
+        self.schema_name, self.position, self.timeout_ms = schema_name, position, timeout_ms
 
     def __str__(self) -> str:
         return (
