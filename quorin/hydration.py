@@ -16,16 +16,15 @@ from quorin.engine.backend.beginnings import beginning_in, beginnings_of
 from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
 from quorin.engine.backend.protocols import Beginning, in_order
 from quorin.engine.bootstrap.filling import MIN_ID_BYTES, HydrationResult, begins_at, build_segment
-from quorin.engine.bootstrap.names import Wanted
+from quorin.engine.bootstrap.names import Wanted, WantedPart, one_beginning
 from quorin.engine.bootstrap.progress import logged_progress
-from quorin.engine.bootstrap.restore import restore_newest
+from quorin.engine.bootstrap.restore import restore_newest, restore_parts
 from quorin.engine.consumer.progress import progress_of
 from quorin.engine.ops.presence import replica_name
 from quorin.errors import (
     ConnectionFailedError,
     EmptyDatasetError,
     HydrationConflictError,
-    PartitionedError,
     PeerUnavailableError,
     SnapshotUnavailableError,
 )
@@ -147,19 +146,15 @@ def rebuild_segment(
     """
     held, readable = registry.partitioning, _readable(history)
     numbers: list[int | None] = [*sorted(held.held)] if held.count > 1 else [None]
-    if held.count > 1 and (snapshots is not None or peers is not None):
-        raise PartitionedError(
-            f"snapshots and peers: expected a deployment of one partition, {registry.backend.address} has {held.count}"
-        )
     logs = [registry.backend.log(stream_key, number) for number in numbers]
     for log, number in zip(logs, numbers, strict=True):
         name = replica_name(schema.__name__, number)
         registry.backend.control.hold(registry.node.id, name, log.bounds().trimmed)
     states = [log.state() for log in logs]
     begins = [begins_at(beginning_in(beginning, n), identity) for n, (identity, _) in zip(numbers, states, strict=True)]
-    identity, bounds = states[0]
     # The history has every entry that was trimmed, and the consumer applies those behind the segment's position.
-    wanted = Wanted(identity, beginning_in(beginning, numbers[0]), bounds.trimmed if readable is None else 0)
+    lows = [bounds.trimmed if readable is None else 0 for _, bounds in states]
+    wanted = _wanted(numbers, [identity for identity, _ in states], lows, beginning)
     unavailable: list[ConnectionFailedError] = []
     segment = None
     if snapshots is not None:
@@ -175,7 +170,7 @@ def rebuild_segment(
                 segment = peers.segment(schema, registry, wanted, progress=shown)
             except PeerUnavailableError as error:
                 _log.warning("peers_unavailable", schema=schema.__name__, error=str(error))
-                if wanted.from_position > begins[0]:
+                if any(low > begin for low, begin in zip(lows, begins, strict=True)):
                     unavailable.append(error)
     if segment is None and readable is not None:
         options: dict[str, Any] = {"least_capacity": capacity, "max_id_bytes": max_id_bytes, "stream_key": stream_key}
@@ -193,6 +188,17 @@ def rebuild_segment(
     return segment
 
 
+def _wanted(
+    partitions: list[int | None], identities: list[int], from_positions: list[int], beginning: Beginnings
+) -> Wanted:
+    """What a snapshot has to fit: the only log (the partition None), or that of each partition."""
+    parts = zip(partitions, identities, from_positions, strict=True)
+    of_several = tuple(WantedPart(number, identity, low) for number, identity, low in parts if number is not None)
+    if of_several:
+        return Wanted(0, one_beginning(beginning), 0, of_several)
+    return Wanted(identities[0], beginning_in(beginning, None), from_positions[0])
+
+
 def _from_snapshots(
     snapshots: SnapshotStore,
     schema: Schema,
@@ -205,6 +211,8 @@ def _from_snapshots(
     any_log: bool = False,
 ) -> Segment | None:
     with _shown(show, f"{schema.__name__} from {snapshots.address}", progress) as shown:
+        if wanted.parts:
+            return restore_parts(schema, snapshots, registry, wanted, any_log=any_log, progress=shown)
         return restore_newest(
             schema,
             snapshots,

@@ -170,7 +170,7 @@ class InlineConsumer:
 
     def _ends(self) -> Token:
         """The last position of each partition's log that the node holds."""
-        held = self._registry.partitioning
+        held = self._registry.partitioning if self.segment is None else self.segment.partitioning
         logs = (self._registry.backend.log(self._stream_key, partition) for partition in sorted(held.held))
         states = (log.state() for log in logs)
         return Token(*((identity, bounds.last) for identity, bounds in states if bounds.last))

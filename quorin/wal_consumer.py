@@ -33,7 +33,6 @@ from quorin.errors import (
     ConnectionFailedError,
     HistoryUnavailableError,
     NotPicklableError,
-    PartitionedError,
     SnapshotUnavailableError,
     WriterFencedError,
     WriterLeaseHeldError,
@@ -129,7 +128,6 @@ class WALConsumer:
         )
         settings = LaneSettings(role, trims, is_of_all, batch_entries, node_timeout_seconds)
         self._lanes, self._pace = Lanes(registry, stream_key, offline, self._ownership, settings), Pace()
-        self._copies = snapshots is not None or peers is not None
         self._has_history, self._agenda = offline is not None, self._new_agenda()
         self._snapshots = writing(snapshots, registry, self._ownership.reports, snapshot_every_seconds, show=show)
         self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
@@ -254,8 +252,6 @@ class WALConsumer:
 
     def _take(self, *, waiting: bool) -> None:
         self._lanes.make()
-        if self._copies and self._lanes.only is None:
-            raise PartitionedError("snapshots and peers need a deployment of one partition: use a history")
         for target in self._ownership.targets:
             if not (target.holds_lease and self._lanes.follow(target)):
                 self._lanes.forget(target)

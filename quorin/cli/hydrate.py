@@ -19,6 +19,7 @@ from quorin.cli.options import (
     known_schema,
 )
 from quorin.cli.output import progress_bar
+from quorin.cli.partitions import Of, Ordinal, Partitions, held_partitions
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.engine.words import counted
 
@@ -33,6 +34,9 @@ def hydrate(
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     shm_dir: ShmDir = None,
     shm_group: ShmGroup = None,
+    partitions: Partitions = None,
+    ordinal: Ordinal = None,
+    of: Of = None,
     capacity_factor: Annotated[float, typer.Option(min=1, help="Capacity, as a multiple of the entities.")] = 2.0,
     as_of: Annotated[
         datetime | None, typer.Option(help="Leave out events after this time (UTC).", show_default=False)
@@ -58,7 +62,8 @@ def hydrate(
     until = None if as_of is None else int(as_of.replace(tzinfo=UTC).timestamp()) * 10**9
     store = existing_history(offline)
     with Opened(connection, namespace) as backend:
-        registry = SegmentRegistry(backend, shm_dir=shm_dir, shm_group=shm_group, namespace=namespace)
+        held = held_partitions(backend, partitions, ordinal, of)
+        registry = SegmentRegistry(backend, shm_dir=shm_dir, shm_group=shm_group, namespace=namespace, held=held)
         names = schemas or [name for name in sorted(backend.control.schemas()) if registry.current_name(name) is None]
         if not names:
             typer.echo(f"nothing to do: every schema at {backend.address} has a segment on this machine")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from quorin.engine.backend import keys
@@ -17,6 +16,7 @@ from quorin.engine.backend.partition_count import OnlyLog, PartitionCount
 from quorin.engine.backend.partition_keys import log_tag, partitions_key
 from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, not_the_historian
 from quorin.engine.backend.redis_allowance import MAX_SINGLE_SEQUENCE, Allowance
+from quorin.engine.backend.redis_commands import begun, bulk, packed
 from quorin.engine.backend.redis_connection import RedisServer, pairs, texts
 from quorin.engine.backend.redis_control import RedisControlPlane
 from quorin.engine.backend.redis_together import append_together
@@ -25,7 +25,7 @@ from quorin.engine.log.token import Token
 from quorin.errors import ConnectionFailedError, LogFullError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from quorin.engine.backend.protocols import Fence, Log
     from quorin.engine.backend.redis_routes import Route
@@ -170,12 +170,29 @@ class RedisLog:
                 return [Token((identity, position))]
         asked_at = time.monotonic()
         answer = self._server.run(keys.LUA_APPEND, self._created_together, _append_arguments(entries, max_entries))
-        return self.appended(answer, len(entries), max_entries, asked_at)
+        return self._appended(answer, len(entries), max_entries, asked_at)
 
-    def append_command(self, entries: Sequence[tuple[str, bytes]], max_entries: int | None) -> tuple[Any, ...]:
-        """The words of the script's call, for a server that may not know it; :meth:`appended` takes the answer."""
+    def prepared_append(
+        self, entries: Sequence[tuple[str, bytes]], max_entries: int | None
+    ) -> tuple[bytes, Callable[[Any], Token | None]]:
+        """The command of :meth:`append`, and what makes the last token of its answer: None if nothing was written, as
+        the log must be created first.
+        """
+        identity, asked_at = self._known_identity, time.monotonic()
+        if len(entries) == 1 and self._allowance.covers_one(max_entries):
+
+            def token_of(stream_id: Any) -> Token | None:
+                position = self._single_appended(stream_id)
+                return None if position is None else Token((identity, position))
+
+            return self._single_append(*entries[0]), token_of
+        command = self._append_script(entries, max_entries)
+        return command, lambda answer: self._appended(answer, len(entries), max_entries, asked_at)[-1]
+
+    def _append_script(self, entries: Sequence[tuple[str, bytes]], max_entries: int | None) -> bytes:
+        """The call of the script by its text, for servers that may not know it."""
         arguments = _append_arguments(entries, max_entries)
-        return ("EVAL", keys.LUA_APPEND, len(self._created_together), *self._created_together, *arguments)
+        return packed(("EVAL", keys.LUA_APPEND, len(self._created_together), *self._created_together, *arguments))
 
     def append_and_read(
         self, schema_name: str, payload: bytes, *, after: int, max_entries: int | None = None
@@ -188,11 +205,11 @@ class RedisLog:
         if is_single:
             append = self._single_append(schema_name, payload)
         else:
-            append = _packed(self.append_command([(schema_name, payload)], max_entries))
+            append = self._append_script([(schema_name, payload)], max_entries)
         count = max(1, min(_MAX_TAIL_ENTRIES, _MAX_TAIL_BYTES // self._entry_bytes))
-        read = _begun(1, "XREAD", "COUNT", count, "STREAMS", self._keys.stream) + _bulk(keys.stream_id_of(after))
-        ask_schema = _begun(0, "HGET", self._schemas, schema_name)
-        ask_state = _begun(0, "MGET", self._keys.identity, self._keys.trimmed)
+        read = begun(1, "XREAD", "COUNT", count, "STREAMS", self._keys.stream) + bulk(keys.stream_id_of(after))
+        ask_schema = begun(0, "HGET", self._schemas, schema_name)
+        ask_state = begun(0, "MGET", self._keys.identity, self._keys.trimmed)
         answers = self._server.call_together(append, read, ask_schema, ask_state)
         if isinstance(answers[0], Exception):
             raise answers[0]
@@ -202,7 +219,7 @@ class RedisLog:
                 return self.append([(schema_name, payload)], max_entries=max_entries)[0], None
             token = Token((known_identity, position))
         else:
-            (token,) = self.appended(answers[0], 1, max_entries, asked_at)
+            (token,) = self._appended(answers[0], 1, max_entries, asked_at)
         if any(isinstance(answer, Exception) for answer in answers) or None in (*answers[1:3], answers[3][0]):
             return token, None
         (_, found), schema, (identity, trimmed) = answers[1][0], answers[2], answers[3]
@@ -211,7 +228,7 @@ class RedisLog:
             return token, None
         return token, Tail(int(identity), int(trimmed or 0), schema.decode(), after, seen)
 
-    def appended(self, answer: Any, count: int, max_entries: int | None, asked_at: float) -> list[Token]:
+    def _appended(self, answer: Any, count: int, max_entries: int | None, asked_at: float) -> list[Token]:
         """The positions in the script's answer. :raises LogFullError: if the entries did not fit."""
         ids, length, identity = answer[0], answer[1], int(answer[2])
         if not ids:
@@ -229,7 +246,7 @@ class RedisLog:
         head = self._single_entries.get(schema_name)
         if head is None:
             words = ("XADD", self._keys.stream, "NOMKSTREAM", "*", keys.FIELD_SCHEMA, schema_name, keys.FIELD_PAYLOAD)
-            head = self._single_entries[schema_name] = _packed(words, following=1)
+            head = self._single_entries[schema_name] = packed(words, following=1)
         return b"%b$%d\r\n%b\r\n" % (head, len(payload), payload)
 
     def _single_appended(self, stream_id: bytes | None) -> int | None:
@@ -347,22 +364,6 @@ def _append_arguments(entries: Sequence[tuple[str, bytes]], max_entries: int | N
     for entry in entries:
         arguments += entry
     return arguments
-
-
-def _packed(words: Sequence[str | bytes | int], following: int = 0) -> bytes:
-    """A command in Redis' protocol, of these words and a number of ``following`` ones."""
-    return b"*%d\r\n%b" % (len(words) + following, b"".join(map(_bulk, words)))
-
-
-@lru_cache(maxsize=1024)
-def _begun(following: int, *words: str | bytes | int) -> bytes:
-    """:func:`_packed`, cached for words that repeat."""
-    return _packed(words, following)
-
-
-def _bulk(word: str | bytes | int) -> bytes:
-    data = word if isinstance(word, bytes) else str(word).encode()
-    return b"$%d\r\n%b\r\n" % (len(data), data)
 
 
 def _entries(answer: list[Any], after: int, schema_names: set[bytes] | None) -> tuple[ReadResult, int]:

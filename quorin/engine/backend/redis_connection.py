@@ -110,8 +110,8 @@ class RedisServer:
             raise self._translated(error) from None
         return [self._translated(answer) if isinstance(answer, Exception) else answer for answer in answers]
 
-    def start(self, commands: Iterable[tuple[Any, ...]]) -> Any:
-        """Send commands, each as its words, without waiting for answers. Returns what :meth:`finish` reads them from;
+    def start(self, commands: Iterable[bytes]) -> Any:
+        """Send commands in Redis' protocol, without waiting for answers. Returns what :meth:`finish` reads them from;
         this thread must do that, or call :meth:`abandon`, before it makes another call. Nothing is tried again.
 
         :raises ConnectionFailedError: if the server cannot be reached.
@@ -119,8 +119,7 @@ class RedisServer:
         try:
             connection = self._connection()
             try:
-                for words in commands:
-                    connection.send_packed_command(self._packed(*words))
+                connection.send_packed_command(commands)
             except BaseException:
                 self.abandon(connection)
                 raise

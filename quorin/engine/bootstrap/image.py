@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
-    from quorin.engine.backend import Beginning
+    from quorin.engine.backend.protocols import Beginnings
     from quorin.engine.bootstrap.pace import Pace
     from quorin.engine.format.partition import Partitioning
     from quorin.schema import Schema
@@ -106,14 +106,14 @@ def copied(view: SegmentView, directory: Path, pace: Pace | None = None) -> Segm
         heap_bytes *= 2
 
 
-def name_of(copy: SegmentView, *, beginning: Beginning | None) -> str:
+def name_of(copy: SegmentView, *, beginning: Beginnings) -> str:
     """The name of the snapshot of a copy, whose rows begin at ``beginning``."""
     position, log_identity = position_of(copy.header)
     return names.file_name(
         position=position,
         taken_ns=time.time_ns(),
         log_identity=log_identity,
-        beginning=names.FROM_THE_START if beginning is None else beginning,
+        beginning=names.one_beginning(beginning),
         version=copy.stored.version,
         fingerprint=fingerprint(copy.stored),
         size=copy.layout.file_bytes + TRAILER_BYTES,

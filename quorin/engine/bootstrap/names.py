@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from quorin.engine.backend.protocols import Beginning
+from quorin.engine.backend.protocols import Beginning, Beginnings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,15 +41,36 @@ class SnapshotFile(NamedTuple):
         return self.path.rpartition("/")[2]
 
 
+class WantedPart(NamedTuple):
+    """A partition that a snapshot must have: its number, its log's identity, and the lowest position."""
+
+    partition: int
+    log_identity: int
+    from_position: int
+
+
 class Wanted(NamedTuple):
-    """What a snapshot must fit: the log that it follows, where its rows begin, and the lowest position."""
+    """What a snapshot must fit: the log that it follows, where its rows begin, and the lowest position. With several
+    partitions these are in ``parts``, the identity is 0, and ``beginning`` is :func:`one_beginning` of all.
+    """
 
     log_identity: int
     beginning: Beginning | None
     from_position: int
+    parts: tuple[WantedPart, ...] = ()
 
 
 FROM_THE_START = Beginning(0, 0)
+
+
+def one_beginning(beginnings: Beginnings) -> Beginning:
+    """Where a schema begins, in a name: of several partitions a digest, which is equal if all of them are."""
+    if beginnings is None or isinstance(beginnings, Beginning):
+        return FROM_THE_START if beginnings is None else beginnings
+    from xxhash import xxh3_64_intdigest
+
+    words = (f"{one.log_identity}:{one.position}" for one in beginnings)
+    return Beginning(xxh3_64_intdigest(",".join(words).encode()) >> 1, 0)
 
 
 def file_name(

@@ -162,7 +162,7 @@ class Peers:
             unfit = names.why_unfit(source.file, wanted)
             if unfit is not None:
                 raise UnfitSnapshotError(unfit)
-            return received(source, schema, registry, log=wanted.log_identity, any_log=False, progress=progress)
+            return received(source, schema, registry, wanted, any_log=False, progress=progress)
 
     @contextmanager
     def _asked(self, peer: Peer, schema: Schema, partitions: int) -> Iterator[PeerSource | None]:

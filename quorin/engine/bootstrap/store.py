@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from quorin.engine.bootstrap import image, names
 from quorin.engine.bootstrap.files import FileSource, SnapshotResult, write_file
+from quorin.engine.format.partition import Partitioning, ranges
 from quorin.engine.history.files import PENDING_SUFFIX
 from quorin.engine.history.storage import LEFTOVER_SECONDS, Storage, VanishedError
-from quorin.errors import SnapshotUnavailableError
+from quorin.errors import PartitionCountError, SnapshotUnavailableError
 from quorin.schema import SCHEMA_NAME
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator
 
-    from quorin.engine.backend import Beginning
+    from quorin.engine.backend.protocols import Beginnings
     from quorin.engine.bootstrap.image import Progress, Source
     from quorin.engine.bootstrap.names import SnapshotFile
     from quorin.engine.bootstrap.pace import Pace
@@ -65,6 +66,27 @@ class SnapshotStore:
         """
         self._storage.prepare()
 
+    def of_partitions(self, partitioning: Partitioning) -> SnapshotStore:
+        """The store of the nodes that hold the same partitions; itself, if the deployment has one."""
+        if partitioning.count == 1:
+            return self
+        return self._under(f"partitions={partitioning.count}", f"held={ranges(partitioning.held)}")
+
+    def covering(self, partitioning: Partitioning) -> list[SnapshotStore]:
+        """The stores of the nodes that hold all of these partitions, and maybe more."""
+        count, found = partitioning.count, []
+        folder = f"partitions={count}"
+        for name in self._storage.under(folder).folders():
+            with suppress(PartitionCountError):
+                if name.startswith("held=") and Partitioning.parse(name[5:], count).held >= partitioning.held:
+                    found.append(self._under(folder, name))
+        return found
+
+    def _under(self, *names: str) -> SnapshotStore:
+        store = object.__new__(type(self))
+        store.__dict__.update(self.__dict__, _storage=self._storage.under(*names))
+        return store
+
     def snapshots(self, schema_name: str) -> list[SnapshotFile]:
         """The snapshots of a schema, by name: those of one log by position. Uploads that died are left out."""
         infos = self._storage.files(self._folder(schema_name))
@@ -75,7 +97,7 @@ class SnapshotStore:
         self,
         segment: Segment,
         *,
-        beginning: Beginning | None = None,
+        beginning: Beginnings = None,
         progress: Progress | None = None,
         pace: Pace | None = None,
     ) -> SnapshotResult:

@@ -7,7 +7,6 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-from quorin.engine.backend.protocols import Beginning
 from quorin.engine.bootstrap.names import newest_first
 from quorin.engine.bootstrap.pace import Pace, StoppedError
 from quorin.engine.bootstrap.progress import logged_progress
@@ -19,6 +18,7 @@ from quorin.schema import fingerprint
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from quorin.engine.backend.protocols import Beginnings
     from quorin.engine.bootstrap.names import SnapshotFile
     from quorin.engine.bootstrap.progress import ShowProgress
     from quorin.engine.bootstrap.store import SnapshotStore
@@ -109,7 +109,7 @@ class SnapshotWriter:
     def _due_in(self, segment: Segment) -> float:
         """Seconds until a snapshot is due, by what is in the store."""
         identity, position = segment.log_identity, segment.position
-        files = newest_first(self._store.snapshots(segment.schema.__name__), identity)
+        files = newest_first(self._store_of(segment).snapshots(segment.schema.__name__), identity)
         newest = files[0] if files and files[0].log_identity == identity else None
         if not position or (newest is not None and _is_same(newest, segment, position)):
             return min(self._every_seconds, _RETRY_SECONDS)
@@ -117,13 +117,16 @@ class SnapshotWriter:
         # A snapshot from the future was taken by another clock, which says nothing about its age.
         return self._every_seconds - age if age >= 0 else 0.0
 
-    def _save(self, segment: Segment, beginning: Beginning | None) -> None:
+    def _store_of(self, segment: Segment) -> SnapshotStore:
+        return self._store.of_partitions(segment.partitioning)
+
+    def _save(self, segment: Segment, beginning: Beginnings) -> None:
         pace = Pace(self._bytes_per_second, self._stopping)
         with self._show(f"{segment.schema.__name__} to {self._store.address}") as progress:
-            self._store.save(segment, beginning=beginning, progress=progress, pace=pace)
+            self._store_of(segment).save(segment, beginning=beginning, progress=progress, pace=pace)
 
 
-def open_to_copy(registry: SegmentRegistry, name: str) -> tuple[Segment, Beginning | None]:
+def open_to_copy(registry: SegmentRegistry, name: str) -> tuple[Segment, Beginnings]:
     """The current segment of a schema, and where its rows begin in the log.
 
     :raises SegmentNotFoundError: if there is none, or it is replaced at this moment.
@@ -134,8 +137,7 @@ def open_to_copy(registry: SegmentRegistry, name: str) -> tuple[Segment, Beginni
     if not is_same_line(state.currents.get(name, ""), segment.name):
         segment.close()
         raise SegmentNotFoundError(f"the segment {segment.name!r} is replaced at this moment")
-    begins = state.beginnings.get(name)
-    return segment, None if begins is None else Beginning(*begins)
+    return segment, state.beginning_of(name)
 
 
 def writing(

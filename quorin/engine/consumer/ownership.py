@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable
 
     from quorin.engine.consumer.target import Target
+    from quorin.engine.format.partition import Partitioning
     from quorin.schema import Schema
     from quorin.shm import Segment, SegmentRegistry
 
@@ -54,6 +55,12 @@ class Ownership:
     def discovers(self) -> bool:
         """Whether the targets follow the control plane's schemas."""
         return self._discovery is not None
+
+    @property
+    def partitioning(self) -> Partitioning:
+        """The partitions of the segments: of those that the user passed in, else of those that the registry makes."""
+        own = [target.opened.partitioning for target in self.targets if target.is_users]
+        return own[0] if own else self._registry.partitioning
 
     @property
     def schema_names(self) -> set[str]:

@@ -97,7 +97,7 @@ class Target:
     def __init__(self, schema: Schema, segment: Segment | None, *, discovered: bool = False) -> None:
         self.schema = schema
         self._segment = segment
-        self._is_users = segment is not None
+        self.is_users = segment is not None
         self._discovered = discovered
         self._was_in_force = segment is None
         self._reported = ""
@@ -154,7 +154,7 @@ class Target:
         :raises SchemaMismatchError: if the segment holds something else.
         :raises SegmentNotFoundError: if there is no segment, and a discovered schema is no longer in the control plane.
         """
-        if not self._is_users:
+        if not self.is_users:
             self.close()
             self._segment = self._open_or_create(registry, new_segment)
             self._check_version(registry.backend.control)
@@ -165,7 +165,7 @@ class Target:
                 raise
             before_overtaking()
             self.opened.overtake_writer()
-        if not self._is_users and self.opened.partitioning != registry.partitioning:
+        if not self.is_users and self.opened.partitioning != registry.partitioning:
             self._hold(registry)
 
     def _hold(self, registry: SegmentRegistry) -> None:
@@ -209,14 +209,14 @@ class Target:
         if in_force is None or is_same_line(in_force, segment.name):
             return
         error = self._out_of_force(f"{in_force!r} is current for schema {name!r}")
-        if not self._is_users:
+        if not self.is_users:
             registry.discard(segment)
             self.close()
         raise error
 
     def _publish_again(self, registry: SegmentRegistry) -> None:
         control, name = registry.backend.control, self.schema.__name__
-        if self._is_users or (self._discovered and name not in control.schemas()):
+        if self.is_users or (self._discovered and name not in control.schemas()):
             return
         try:
             registry.publish(self.opened, replacing=None, beginning=beginnings_of(registry.backend, name))
@@ -225,7 +225,7 @@ class Target:
 
     def _out_of_force(self, reason: str) -> QuorinError:
         text = f"segment {self.opened.name!r} is no longer in force: {reason}"
-        return SegmentConflictError(text) if self._is_users else WriterFencedError(text)
+        return SegmentConflictError(text) if self.is_users else WriterFencedError(text)
 
     def can_become(self, text: str | None) -> bool:
         """Whether a schema in JSON is this one, or one that it can be upgraded to."""
@@ -306,7 +306,7 @@ class Target:
 
     def close(self) -> None:
         """Close the segment if this target opened it."""
-        if self._segment is not None and not self._is_users:
+        if self._segment is not None and not self.is_users:
             self._segment.close()
             self._segment = None
 

@@ -69,8 +69,8 @@ class Folders:
         counts = [count for count in counts_of(self.base) if count > 1] if self._count in (None, 1) else [self._count]
         if counts:
             raise PartitionedError(
-                f"the history {self.base.address} is of {counts[-1]} partitions, each of which is written apart: "
-                f"expected a deployment of as many"
+                f"the history {self.base.address} is of {counts[-1]} partitions, each with positions of its own: "
+                f"expected a use of one of them, of_partition(partition, {counts[-1]})"
             )
         self._is_checked = True
 

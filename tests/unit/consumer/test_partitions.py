@@ -18,6 +18,7 @@ from quorin import metrics
 from quorin.assembly import read
 from quorin.engine.backend import Backend, connect, logs
 from quorin.engine.backend.protocols import Log
+from quorin.engine.bootstrap.writer import SnapshotWriter
 from quorin.engine.format.partition import partition_of
 from quorin.engine.ops import presence
 from quorin.engine.ops.nodes import observed_nodes
@@ -27,6 +28,7 @@ from quorin.inline_consumer import InlineConsumer
 from quorin.layout import iterate_occupied
 from quorin.offline import ParquetDatasetStore
 from quorin.shm import SegmentRegistry
+from quorin.snapshot import SnapshotStore
 from quorin.wal import WALProducer
 from quorin.wal_consumer import NoopOfflineWriter, WALConsumer
 from tests.support.world import TRIP, row, running, until
@@ -357,3 +359,22 @@ def test_a_history_without_partitions_is_refused(new_node: Callable[..., Node]) 
     node.written(*IDS)
     with pytest.raises(PartitionedError, match="OneHistory"):
         node.drain(offline=OneHistory())
+
+
+@pytest.mark.parametrize(("held", "is_built"), [("0-3", True), ("1,3", True), ("0-3", False)])
+def test_a_new_node_starts_from_a_snapshot_that_has_all_of_its_partitions(
+    new_node: Callable[..., Node], tmp_path: Path, held: str, is_built: bool
+) -> None:
+    node = new_node() if is_built else new_node(held="0-2")
+    snapshots = SnapshotStore(tmp_path / "snapshots")
+    node.written(*IDS)
+    node.drain()
+    writer = SnapshotWriter(snapshots, node.registry, lambda: ["Trip"], every_seconds=3600)
+    assert writer.write_due() == 1
+    node.drain(offline=NoopOfflineWriter())  # Trims the logs.
+    other = new_node(held=held)
+    in_log = set() if is_built else in_partitions(3)
+    assert other.drain(snapshots=snapshots) == len(in_log)
+    assert other.rows().keys() == (in_partitions(*other.registry.partitioning.held) if is_built else in_log)
+    node.written(*IDS, score=2.0)
+    assert other.drain() == len(in_partitions(*other.registry.partitioning.held))
