@@ -48,7 +48,6 @@ class ParquetDatasetStore:
     One process at a time writes a schema, the one that holds its segment's writer lease; any number may read. Threads
     may share a store. Pickling stores its base and filesystem, access keys included, in plain text, but no unflushed
     rows.
-
     The history of a deployment with several partitions is written through :meth:`of_partition`, for each apart; reads
     take all of them. ``partitions`` says how many there are, by default what the history has.
 
@@ -99,7 +98,7 @@ class ParquetDatasetStore:
         return self._folders.base.address
 
     def of_partition(self, partition: int, count: int) -> ParquetDatasetStore:
-        """The history of one partition of ``count``, to write; of 1, this. :raises PartitionCountError: if of another."""
+        """The history of one partition of ``count``, to write. :raises PartitionCountError: if this is of another."""
         if count == 1 and self._folders.partition is None:
             return self
         folders, store = self._folders.of_partition(partition, count), object.__new__(type(self))
