@@ -85,9 +85,8 @@ class EntityNotFoundError(QuorinError, KeyError):
 
 
 class NotHeldError(QuorinError, LookupError):
-    """An entity's partition is not held by this node, so it is not known whether the entity has a row.
-
-    :attr:`partition` is its number, :attr:`holders` names the nodes that hold it, as far as this node knows.
+    """This node does not hold the :attr:`partition` of an entity, so whether the entity has a row is not known here;
+    :attr:`holders` names nodes that hold it, as far as they are known.
     """
 
     def __init__(self, schema_name: str, partition: int, holders: tuple[str, ...] = ()) -> None:
@@ -285,9 +284,7 @@ class InvalidEntryError(QuorinError, ValueError):
 
 
 class TokenError(QuorinError, ValueError):
-    """A token is malformed, or of another log than the rows that are read: of another deployment, or of a log that was
-    wiped since.
-    """
+    """A token is malformed, or of another log than the rows that are read: another deployment's, or one since wiped."""
 
 
 class NotYetAppliedError(QuorinError, TimeoutError):
@@ -386,10 +383,7 @@ class MissingExtraError(QuorinError, ImportError):
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Import libraries of an extra inside a ``with`` block.
-
-    :raises MissingExtraError: if one is not installed.
-    """
+    """Import libraries of an extra inside a ``with`` block. :raises MissingExtraError: if one is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:
