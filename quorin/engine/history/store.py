@@ -107,7 +107,7 @@ class ParquetDatasetStore:
 
         :raises PartitionCountError: if this history is of another partition, or another number of them.
         """
-        if count == 1 and self._folders.partition is None:
+        if count == 1 and self._folders.partition is None and not self._folders.has_grown:
             return self
         store = object.__new__(type(self))
         store.__setstate__({**self.__getstate__(), "_folders": self._folders.of_partition(partition, count)})
