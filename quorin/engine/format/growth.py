@@ -29,7 +29,8 @@ class Former:
 class Growth:
     """What the control plane has of growths. ``number`` is that of the last one, ``count`` what it began with.
 
-    ``stream_keys`` are the names of the logs that grow; ``coordinator`` is the process that began. ``former`` are the counts that there were, the oldest first,
+    ``stream_keys`` are the names of the logs that grow; ``coordinator`` is the process that began.
+    ``former`` are the counts that there were, the oldest first,
     until their logs are empty.
     """
 

@@ -44,7 +44,7 @@ def begin(backend: Backend, count: int, stream_keys: Sequence[str]) -> Growth:
         return growth
     if growth.state is State.ending:
         raise RepartitionConflictError(
-            f"the growth from {growth.count} to {2 * growth.count} partitions that {growth.coordinator} began is being ended: "
+            f"the growth to {2 * growth.count} partitions that {growth.coordinator} began is being ended: "
             "`quorin repartition --abort` finishes that"
         )
     if present == count and any(former.count * 2 == count for former in growth.former):
