@@ -15,6 +15,7 @@ from quorin.wal_consumer import WALConsumer
 from tests.support.http import Running, serving
 
 PARTITIONS = 4
+MAX_ID_BYTES = 1024
 
 
 class PartialNode:
@@ -30,7 +31,8 @@ class PartialNode:
 
     def drain(self, schemas: Any = None) -> None:
         """Apply what the log has for this node."""
-        with WALConsumer(self.registry.backend, schemas, registry=self.registry) as consumer:
+        sizes = {"capacity": 64, "max_id_bytes": MAX_ID_BYTES}
+        with WALConsumer(self.registry.backend, schemas, registry=self.registry, **sizes) as consumer:
             consumer.drain()
 
     def report(self) -> None:
@@ -70,11 +72,14 @@ class PartialNodes:
             publish_holders(node.registry.backend.control, node.registry.node)
 
     @contextmanager
-    def serving(self, name: str, *options: str, advertised: bool = True) -> Iterator[Running]:
+    def serving(
+        self, name: str, *options: str, advertised: bool = True, certificate: Path | None = None
+    ) -> Iterator[Running]:
         """The server of a node, which the others know of then."""
-        own = ["--advertise", "http://127.0.0.1:{port}"] if advertised else []
+        scheme = "http" if certificate is None else "https"
+        own = ["--advertise", f"{scheme}://127.0.0.1:{{port}}"] if advertised else []
         words = ["quorin", "serve", "-p", "{port}", *self[name].options, *own, *options]
-        with serving(words, self.folder / f"{name}.log") as server:
+        with serving(words, self.folder / f"{name}.log", certificate=certificate) as server:
             self.report()
             yield server
 

@@ -45,8 +45,7 @@ class NodeState:
     ``node`` is a random name: a machine that was rebooted, or a new pod, is a new node, as it has no rows. ``former``
     are identities that the deployment had before its control plane was wiped; ``addresses`` are where it was reached.
     ``beginnings`` has the log identity and position behind which the rows of a current segment begin, with several
-    partitions those of each: it tells a segment of a schema from one of an earlier schema of that name, which was
-    dropped.
+    partitions those of each: it tells a segment of a schema from one of an earlier, dropped schema of that name.
     """
 
     identity: int
@@ -155,9 +154,8 @@ class Node:
             before()
             beginnings = _without(state.beginnings, schema_name)
             if beginning is not None:
-                is_one = isinstance(beginning, Beginning)
                 each = tuple(astuple(one) for one in in_order(beginning))
-                beginnings[schema_name] = each[0] if is_one else each
+                beginnings[schema_name] = each[0] if isinstance(beginning, Beginning) else each
             self._write(replace(state, currents={**state.currents, schema_name: segment_name}, beginnings=beginnings))
             return True
 
