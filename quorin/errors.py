@@ -280,10 +280,7 @@ class LogFullError(QuorinError, RuntimeError):
 
 
 class LogClosedError(QuorinError, RuntimeError):
-    """The log takes no more entries, since the deployment is growing to more partitions; nothing was written.
-
-    Producers look the number of partitions up and write again, so they raise it only if that takes too long.
-    """
+    """The log takes no more entries, as the deployment grows to more partitions, and that takes too long."""
 
 
 class RepartitionConflictError(QuorinError, RuntimeError):
@@ -291,21 +288,14 @@ class RepartitionConflictError(QuorinError, RuntimeError):
 
 
 class NotYetRepartitionedError(QuorinError, TimeoutError):
-    """Live nodes do not have the new number of partitions in time: :attr:`nodes` are theirs. They get it when they have
-    applied the logs that were closed.
-    """
+    """Live nodes do not have the new number of partitions in time; :attr:`nodes` are theirs."""
 
     def __init__(self, count: int, timeout_seconds: float, nodes: Sequence[str]) -> None:
-        super().__init__(count, timeout_seconds, nodes)
-        self.count = count
-        self.timeout_seconds = timeout_seconds
-        self.nodes = nodes
-
-    def __str__(self) -> str:
-        return (
-            f"the deployment has {self.count} partitions, and after {self.timeout_seconds:g} s these nodes do not: "
-            f"{', '.join(self.nodes)}; they get there when they have applied the closed logs"
+        super().__init__(
+            f"the deployment has {count} partitions, and these nodes do not after {timeout_seconds:g} s: "
+            f"{', '.join(nodes)}; they get there when they have applied the closed logs"
         )
+        self.nodes = nodes
 
 
 class InvalidEntryError(QuorinError, ValueError):

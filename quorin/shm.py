@@ -128,8 +128,8 @@ class SegmentRegistry:
 
     @cached_property
     def partitioning(self) -> Partitioning:
-        """How many partitions the deployment has, which the control plane is asked once, and which of them are held.
-        While this node has not applied what was written before the deployment grew, as many as there were then.
+        """How many partitions there are, which the control plane is asked once, and which of them are held. A node that
+        has not applied what was written before the deployment grew has as many as there were.
 
         :raises PartitionCountError: if ``held`` names others. :raises ConnectionFailedError: if it cannot be asked.
         """
@@ -141,7 +141,7 @@ class SegmentRegistry:
 
     def set_partitioning(self, partitioning: Partitioning) -> None:
         """Hold these from now on: this node follows their logs."""
-        vars(self)["partitioning"] = partitioning
+        self.__dict__["partitioning"] = partitioning
 
     @cached_property
     def _wanted(self) -> Partitioning:

@@ -158,6 +158,7 @@ def test_one_place_imports(library, allowed):
 def test_one_place_holds_scripts_and_tables():
     words = re.compile(r"redis\.call|CREATE TABLE")
     assert [module_name(path) for path in SOURCES if words.search(path.read_text())] == [
+        "quorin.engine.backend.growth_keys",
         "quorin.engine.backend.keys",
         "quorin.engine.backend.load_keys",
         "quorin.engine.backend.partition_keys",

@@ -28,11 +28,14 @@ def row(number: int) -> dict[str, Any]:
     return {"number": number, "text": f"n{number}"}
 
 
-def write(connection: str, writer: int, acknowledged: str, stop: str) -> None:
+def write(connection: str, writer: int, acknowledged: str, stop: str, block_ms: float = 0) -> None:
     """Write growing numbers to ids of this writer, one by one and in batches, until the file ``stop`` is there. Each id
     and number is noted once its write has returned.
     """
-    with WALProducer(connection, max_entries=None) as producer, Path(acknowledged).open("a") as notes:
+    with (
+        WALProducer(connection, max_entries=None, block_ms=block_ms) as producer,
+        Path(acknowledged).open("a") as notes,
+    ):
         number = 0
         while not Path(stop).exists():
             number += 1
@@ -45,6 +48,7 @@ def write(connection: str, writer: int, acknowledged: str, stop: str) -> None:
                 producer.write(NUMBERS, ids[0], row(number))
             notes.writelines(f"{entity}\t{number}\n" for entity in ids)
             notes.flush()
+            time.sleep(0.002)  # Leaves the processor to the others.
 
 
 def consume(connection: str, shm_dir: str, offline: str, held: str | None = None) -> None:
@@ -138,7 +142,8 @@ def noted(*files: Path) -> dict[str, int]:
 def rows_of(registry: SegmentRegistry, ids: list[str]) -> dict[str, int | None]:
     """What a node serves."""
     with registry.open_current(NUMBERS) as segment:
-        return {one["entity_id"]: one["number"] for one in read(segment, ids).to_pylist()}
+        found = read(segment, ids, missing_partitions="mask").to_pylist()
+    return {one["entity_id"]: one["number"] for one in found}
 
 
 def until(condition: Callable[[], object], seconds: float = 90) -> None:

@@ -145,15 +145,10 @@ class Log(Protocol):
         """
 
     def reopen_for_appends(self, growth: int) -> bool:
-        """Allow appends again if that growth, or an earlier one, closed the log; from now on it cannot close it.
-
-        False if the log was open.
-        """
+        """Allow appends again if that growth or an earlier one closed the log; neither can from now on."""
 
     def begin_behind(self, position: int) -> int:
-        """Create the log if it does not exist, and return its identity. Its next entry comes behind ``position``, up to
-        which a log without entries counts as trimmed.
-        """
+        """Create the log if needed. One without entries begins behind ``position``. Returns its identity."""
 
     def sizes(self) -> tuple[int, int]:
         """The number of entries and of dead letters. Cheap, however large they are."""

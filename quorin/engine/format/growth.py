@@ -29,7 +29,8 @@ class Former:
 class Growth:
     """What the control plane has of growths. ``number`` is that of the last one, ``count`` what it began with.
 
-    ``stream_keys`` are the names of the logs that grow. ``former`` are the counts that there were, the oldest first,
+    ``stream_keys`` are the names of the logs that grow; ``coordinator`` is the process that began.
+    ``former`` are the counts that there were, the oldest first,
     until their logs are empty.
     """
 
@@ -38,7 +39,6 @@ class Growth:
     count: int = 1
     stream_keys: tuple[str, ...] = ()
     coordinator: str = ""
-    began_ns: int = 0
     former: tuple[Former, ...] = ()
 
     @classmethod
@@ -56,9 +56,9 @@ class Growth:
         """As the control plane stores it: the same bytes for the same growth."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
-    def begun(self, count: int, stream_keys: tuple[str, ...], coordinator: str, now_ns: int) -> Growth:
+    def begun(self, count: int, stream_keys: tuple[str, ...], coordinator: str) -> Growth:
         """The next growth, from a count of partitions."""
-        return Growth(State.closing, self.number + 1, count, stream_keys, coordinator, now_ns, self.former)
+        return Growth(State.closing, self.number + 1, count, stream_keys, coordinator, self.former)
 
     def committed(self, end: int) -> Growth:
         """This one, done."""

@@ -201,12 +201,13 @@ class Loaded:
     @classmethod
     def union(cls, storage: Storage, partitions: Sequence[Loaded]) -> Loaded:
         """The histories of all partitions, one behind the other: an entity's rows are all in one of them, in the order
-        of its log. A history of several partitions has no loads.
+        of its log, or in one of each number of partitions that there was, in that order. Of them the first may have
+        loads, from when there was one partition.
         """
         if len(partitions) == 1:
             return partitions[0]
         parts, damaged = chain(*(one.parts for one in partitions)), chain(*(one.damaged for one in partitions))
-        return cls(storage, list(parts), list(damaged))
+        return cls(storage, list(parts), list(damaged), partitions[0].counted if partitions else None)
 
     def counting(self, counted: Counted) -> Loaded:
         """The same files with other rows that count."""

@@ -1,8 +1,8 @@
 """Where a history's files are: in its base, or, for a deployment with several partitions, in a folder for each.
 
 The folder of partition 3 of 16 is ``partitions=16/partition=3``. An entity's rows are all in one partition, so reads of
-the whole history need no order between partitions. Histories of several numbers of partitions may lie side by side
-while rows are moved from one to another.
+the whole history need no order between partitions. A deployment that grew has folders of each number that it had,
+which together are its history: what is in those of a higher number came later.
 """
 
 from __future__ import annotations
@@ -44,26 +44,23 @@ class Folders:
 
         :raises PartitionedError: if it is not one.
         """
+        if self.partition is None and not self._is_checked:
+            self._check_one()
         if self.partition is None or self._count == 1:
-            if not self._is_checked:
-                self._check_one()
             return self.base
         return self.base.under(f"partitions={self._count}", f"partition={self.partition}")
 
     def to_read(self) -> list[Storage]:
-        """The folders that have all rows: one, or one for each partition.
-
-        :raises PartitionCountError: if the history has rows of several numbers of partitions, and none was chosen.
-        """
+        """The folders that have all rows: one, or one for each partition, those of a lower number of them first."""
         if self.partition is not None:
             return [self.to_write()]
         counts = counts_of(self.base) if self._count is None else [self._count]
-        if len(counts) > 1:
-            raise PartitionCountError(
-                f"the history {self.base.address} has rows of {' and of '.join(map(str, counts))} partitions: choose "
-                f"one, such as partitions={counts[-1]}"
-            )
-        return _of_count(self.base, counts[0] if counts else 1)
+        return [folder for count in counts or [1] for folder in _of_count(self.base, count)]
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether there are folders of several numbers of partitions."""
+        return len(counts_of(self.base)) > 1
 
     def _check_one(self) -> None:
         counts = [count for count in counts_of(self.base) if count > 1] if self._count in (None, 1) else [self._count]

@@ -1,6 +1,6 @@
 """How a node gets from one number of partitions to the next: it applies the closed logs to their end, then it flips.
 
-A node without rows begins with the first number whose logs still have entries, and comes to the present one as others
+A node without rows begins with the number that the deployment was made with, and comes to the present one as others
 do. So there is one way, whether a node was there all the time, was away, or is new.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quorin.engine.format.growth import Growth, State
+from quorin.engine.format.growth import Growth
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.growth import repartition
 
@@ -31,20 +31,13 @@ def node_count(backend: Backend, node: Node, shm_dir: Path) -> int:
     counts = [former.count for former in growth.former]
     headers = (mapping.read_header(shm_dir / name) for name in node.currents().values())
     here = [int(header["partition_count"]) or 1 for header in headers if header is not None]
-    if here:
-        return min((known for known in here if known in counts), default=count)
-    return next((known for known in counts if _has_entries(backend, growth, known)), count)
+    return min((known for known in here if known in counts), default=count) if here else counts[0]
 
 
 def successor_of(backend: Backend, count: int) -> Former | None:
     """What the deployment has grown from, if that is ``count``; None while the growth is under way."""
     growth = Growth.parse(backend.control.growth())
     return next((former for former in growth.former if former.count == count), None)
-
-
-def is_growing(backend: Backend) -> bool:
-    """Whether logs may be closed without successors in force."""
-    return Growth.parse(backend.control.growth()).state is not State.settled
 
 
 def carry_over(
@@ -58,8 +51,3 @@ def carry_over(
     logs = [backend.log(stream_key, number, of=count).begin_behind(begins) for number in range(count)]
     for segment in segments:
         repartition(segment, partitioning, logs, begins)
-
-
-def _has_entries(backend: Backend, growth: Growth, count: int) -> bool:
-    logs = (backend.log(key, number, of=count) for key in growth.stream_keys for number in range(count))
-    return any(log.sizes()[0] for log in logs)

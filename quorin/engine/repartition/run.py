@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from quorin.engine.format.growth import Growth, State
@@ -45,7 +44,7 @@ def begin(backend: Backend, count: int, stream_keys: Sequence[str]) -> Growth:
         return growth
     if growth.state is State.ending:
         raise RepartitionConflictError(
-            f"a growth from {growth.count} to {2 * growth.count} partitions is being ended: "
+            f"the growth to {2 * growth.count} partitions that {growth.coordinator} began is being ended: "
             "`quorin repartition --abort` finishes that"
         )
     if present == count and any(former.count * 2 == count for former in growth.former):
@@ -58,7 +57,7 @@ def begin(backend: Backend, count: int, stream_keys: Sequence[str]) -> Growth:
             else f"the deployment has {present} partitions, which is as many as there can be, got {count}"
         )
     _check_no_load(backend)
-    begun = growth.begun(present, tuple(dict.fromkeys(stream_keys)), str(Process.this()), time.time_ns())
+    begun = growth.begun(present, tuple(dict.fromkeys(stream_keys)), str(Process.this()))
     if not backend.control.swap_growth(begun.to_json(), expected=text):
         return begin(backend, count, stream_keys)
     _log.info("growth_began", partitions=present, to=count)

@@ -101,7 +101,7 @@ def test_whatever_sleeps_a_growth_is_done_or_undone(count: int, events: list[str
     for event in events:
         kind, _, who = event.partition(" ")
         if kind == "begin" and model.stored.state is State.settled and model.count < 16:
-            model.stored = model.stored.begun(model.count, KEYS, "me", 1)
+            model.stored = model.stored.begun(model.count, KEYS, "me")
         elif kind == "look":
             looks[who] = model.stored, next_steps(model.stored, model.seen(model.stored))
         elif kind == "act" and who in looks:
@@ -145,7 +145,7 @@ def test_a_growth_without_disturbance_takes_each_step_once(count: int, written: 
     model = Model(count)
     for _ in range(written):
         model.write()
-    model.stored = Growth().begun(count, KEYS, "me", 1)
+    model.stored = Growth().begun(count, KEYS, "me")
     taken = []
     while steps := next_steps(model.stored, model.seen(model.stored)):
         for step in steps:
@@ -157,6 +157,6 @@ def test_a_growth_without_disturbance_takes_each_step_once(count: int, written: 
 
 
 def test_a_growth_is_stored_as_json() -> None:
-    growth = Growth(former=(Former(1, 5),), number=3).begun(2, ("wal", "other"), "host:1:2", 7).committed(9)
+    growth = Growth(former=(Former(1, 5),), number=3).begun(2, ("wal", "other"), "host:1:2").committed(9)
     assert Growth.parse(growth.to_json()) == growth
     assert Growth.parse(None) == Growth()
