@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +24,7 @@ from quorin.engine.history.files import file_name, mergeable, superseded
 from quorin.engine.history.storage import Storage, VanishedError
 from quorin.engine.log.record import Kind
 from quorin.engine.rows.column import numbers
-from quorin.errors import HistoryUnavailableError, IncompleteHistoryError
+from quorin.errors import HistoryUnavailableError
 from quorin.schema import Schema, fingerprint
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ class ParquetDatasetStore:
         from quorin.engine.history.point_in_time import Queries, answer
 
         asked = Queries.of(queries, lookback)
-        return self._reading(schema, lambda loaded: answer(schema, loaded, asked))
+        return self._reading(schema, lambda: answer(schema, self.load(schema), asked))
 
     def latest_features(self, schema: Schema, *, as_of_time_ns: int | None = None) -> pa.Table:
         """The newest row of every entity that is not deleted, optionally at or before a time.
@@ -206,7 +207,7 @@ class ParquetDatasetStore:
         """
         from quorin.engine.history.point_in_time import latest
 
-        return self._reading(schema, lambda loaded: latest(schema, loaded, as_of_time_ns))
+        return self._reading(schema, lambda: latest(schema, self.load(schema), as_of_time_ns))
 
     def read_at(
         self,
@@ -220,14 +221,12 @@ class ParquetDatasetStore:
     ) -> pa.Table:
         """What reads returned when a log position was applied, or at a time: see :func:`quorin.offline.read_at`."""
         asked = AsOf(position, time_ns, connection, namespace)
-        with contextlib.suppress(IncompleteHistoryError):
-            return self._reading(schema, lambda loaded: read_at(schema, loaded, ids, asked))
-        # Rows go from the log to the history, so what both lacked at first may be in the history now.
-        return self._reading(schema, lambda loaded: read_at(schema, loaded, ids, asked))
+        history = partial(self.load, schema)
+        return self._reading(schema, lambda: read_at(schema, asked.with_log(schema, history), ids, asked))
 
     def distinct_entity_ids(self, schema: Schema) -> pa.Array:
         """All distinct ids in the history, deleted ones included, in order of first appearance."""
-        return self._reading(schema, lambda loaded: loaded.entity_ids())
+        return self._reading(schema, lambda: self.load(schema).entity_ids())
 
     def newest_first(self, schema: Schema) -> Iterator[tuple[Kind, pa.RecordBatch, pa.Array]]:
         """All rows as canonical batches of one kind, with their positions, for ``quorin.layout.apply_batch``.
@@ -281,11 +280,11 @@ class ParquetDatasetStore:
     def _dataset(self, schema: Schema) -> Dataset:
         return Dataset(self._storage, schema.__name__, strict=self._strict, reported=self._reported)
 
-    def _reading(self, schema: Schema, read: Callable[[Loaded], _Result]) -> _Result:
+    def _reading(self, schema: Schema, read: Callable[[], _Result]) -> _Result:
         """Read, and retry if a compaction removed files meanwhile."""
         for _ in range(_ATTEMPTS):
             with contextlib.suppress(VanishedError):
-                return read(self._dataset(schema).load())
+                return read()
         raise HistoryUnavailableError(f"files of {schema.__name__!r} at {self._storage.address} vanished in every read")
 
 
