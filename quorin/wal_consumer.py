@@ -155,7 +155,7 @@ class WALConsumer:
         """
         with _exclusive(self._running), self._snapshots:
             self._agenda = self._new_agenda()
-            if self._has_history:
+            if self._lanes.has_history:
                 self._flusher.prepare()
             try:
                 while (step := next_step(self._agenda, time.monotonic()))[0] is not Step.stop:

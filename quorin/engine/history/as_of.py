@@ -30,6 +30,8 @@ from quorin.engine.rows.column import cast_entity_ids
 from quorin.errors import IncompleteHistoryError, InvalidRowError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from quorin.engine.arrays import AnyArray, Int64s, Mask
     from quorin.engine.history.dataset import Loaded
     from quorin.schema import Schema
@@ -63,17 +65,18 @@ class AsOf:
             raise InvalidRowError(f"{name}: expected a whole number from 0 to 2**63 - 1, got {given!r}")
         return int(given) if self.time_ns is None else position_after(int(given)) - 1
 
-    def with_tail(self, schema: Schema, loaded: Loaded) -> Loaded:
-        """The history with the log's rows behind it, if there is a connection."""
+    def with_log(self, schema: Schema, history: Callable[[], Loaded]) -> Loaded:
+        """The history, with the log's rows behind it if they are needed and there is a connection."""
+        loaded = history()
         if self.connection is None or not missing(loaded, self.last):
             return loaded
         from quorin.engine.backend import connect
-        from quorin.engine.history.tail import with_tail
+        from quorin.engine.history.tail import history_and_log
 
         given = getattr(self.connection, "backend", self.connection)
         backend = connect(given, namespace=self.namespace)
         try:
-            return with_tail(loaded, schema, backend, DEFAULT_STREAM_KEY, self.last)
+            return history_and_log(schema, history, backend, DEFAULT_STREAM_KEY, through=self.last)
         finally:
             if backend is not given:
                 backend.close()
@@ -90,7 +93,6 @@ def read_at(schema: Schema, loaded: Loaded, ids: Any, asked: AsOf) -> pa.Table:
     :raises IncompleteHistoryError: if it lacks some.
     """
     position = asked.last
-    loaded = asked.with_tail(schema, loaded)
     if gaps := missing(loaded, position):
         raise incomplete(schema, gaps, has_connection=asked.connection is not None)
     return rows_at(schema, loaded, ids, position)

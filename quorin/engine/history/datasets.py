@@ -48,11 +48,15 @@ class Datasets:
         """That of each partition."""
         return [self._in(folder, schema_name) for folder in self._folders.to_read()]
 
-    def reading(self, schema_name: str, read: Callable[[Loaded], _Result]) -> _Result:
-        """Read all partitions, and retry if a compaction removed files meanwhile."""
+    def load(self, schema_name: str) -> Loaded:
+        """The files in force of all partitions, with their footers read."""
+        return Loaded.union(self._folders.base, [one.load() for one in self.all(schema_name)])
+
+    def reading(self, schema_name: str, read: Callable[[], _Result]) -> _Result:
+        """Read, and again if a compaction removed files meanwhile."""
         for _ in range(_ATTEMPTS):
             with contextlib.suppress(VanishedError):
-                return read(Loaded.union(self._folders.base, [one.load() for one in self.all(schema_name)]))
+                return read()
         address = self._folders.base.address
         raise HistoryUnavailableError(f"files of {schema_name!r} at {address} vanished in every read")
 

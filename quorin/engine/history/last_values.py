@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,19 +11,19 @@ import pyarrow.compute as pc
 
 from quorin.engine.backend import connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
-from quorin.engine.history import parquet as columns
-from quorin.engine.history.counted import LOAD, Commit, Counted
 from quorin.engine.history.point_in_time import by_entity_and_time, keys_of, taken
-from quorin.engine.log.record import Kind, decode, translate
-from quorin.engine.rows.batch import ENTITY_ID, EVENT_TIME, canonical_schema, fields_by_name
+from quorin.engine.history.tail import history_and_log
+from quorin.engine.log.record import Kind
+from quorin.engine.rows.batch import ENTITY_ID, EVENT_TIME, fields_by_name
 from quorin.engine.rows.intake import id_array
-from quorin.errors import InvalidEntryError, InvalidRowError
+from quorin.errors import InvalidRowError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from quorin.engine.arrays import AnyArray, Int64s, Mask
-    from quorin.engine.backend import Backend, Connection, Log
+    from quorin.engine.arrays import AnyArray, Mask
+    from quorin.engine.backend import Backend, Connection
+    from quorin.engine.history.dataset import Loaded
     from quorin.engine.history.point_in_time import Keys
     from quorin.engine.history.store import ParquetDatasetStore
     from quorin.schema import Schema
@@ -69,100 +70,27 @@ def last_values(
     if unknown:
         raise InvalidRowError(f"{schema.__name__} has no fields {unknown}; it has {list(known)}")
     ids = pc.unique(id_array(entity_ids).cast(pa.string()))
-    backend = None if connection is None else connect(connection, namespace=namespace)
+    if connection is None:
+        assert store is not None  # noqa: S101 - checked above
+        return _table(schema, names, ids, store.load(schema), 0, int(n))
+    backend = connect(connection, namespace=namespace)
     try:
-        rows = _Rows(schema, ids, store, None if backend is None else backend.log(stream_key))
-        begins = 0 if backend is None else _beginning(schema, backend, stream_key)
+        rows = history_and_log(
+            schema, None if store is None else partial(store.load, schema), backend, stream_key, ids=ids
+        )
+        begins = _beginning(schema, backend, stream_key)
     finally:
-        if backend is not None and backend is not connection:
+        if backend is not connection:
             backend.close()
-    return _table(schema, names, ids, rows, rows.first_behind(begins), int(n))
+    return _table(schema, names, ids, rows, _first_behind(rows, begins), int(n))
 
 
-class _Rows:
-    """The rows of a history and of the log behind it, in the order of the log: what point-in-time reads take."""
-
-    def __init__(self, schema: Schema, ids: pa.Array, store: ParquetDatasetStore | None, log: Log | None) -> None:
-        # The log is read before the history that counts: what is trimmed from the log meanwhile is in that history.
-        after = 0 if store is None or log is None else store.load(schema).through
-        tail, commits = ([], []) if log is None else _tail(log, schema, ids, after)
-        self._history = None if store is None else store.load(schema)
-        self._stored, through = (0, 0) if self._history is None else (self._history.row_count, self._history.through)
-        self._tail = [batch for position, batch in tail if position > through]
-        known = () if self._history is None else self._history.counted.commits
-        self.counted = Counted((*known, *(commit for commit in commits if commit.position > through)))
-
-    @property
-    def has_partial_rows(self) -> bool:
-        """Whether any row may set only some fields."""
-        return bool(self._tail) or (self._history is not None and self._history.has_partial_rows)
-
-    @property
-    def counts_all(self) -> bool:
-        """Whether every row counts, and none was replaced."""
-        has_loads = self.counted.commits or any(LOAD in batch.schema.names for batch in self._tail)
-        return not has_loads and (self._history is None or self._history.counts_all)
-
-    def keys(self, names: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Columns of all rows, with the number of each batch's first row."""
-        if self._history is not None:
-            yield from self._history.keys(names)
-        number = self._stored
-        for batch in self._tail:
-            yield number, batch.select([name for name in names if name in batch.schema.names])
-            number += len(batch)
-
-    def rows(self, numbers: Int64s, schema: Schema) -> pa.Table:
-        """The rows with these numbers (sorted, unique) in canonical form; unset fields of partial rows are null."""
-        stored = numbers[numbers < self._stored]
-        found = [canonical_schema(schema).empty_table()]
-        if self._history is not None:
-            found.append(self._history.rows(stored, schema))
-        if self._tail:
-            stored_columns = columns.file_schema(schema).names
-            later = pa.Table.from_batches([batch.select(stored_columns) for batch in self._tail]).take(
-                pa.array(numbers[len(stored) :] - self._stored)
-            )
-            (batch,) = later.combine_chunks().to_batches() or [self._tail[0].select(stored_columns).slice(0, 0)]
-            found.append(pa.Table.from_batches([columns.canonical(schema, "the log", batch, Kind.upsert, None)]))
-        return pa.concat_tables(found)
-
-    def first_behind(self, position: int) -> int:
-        """The number of the first row behind a position."""
-        count = 0
-        for _, batch in self.keys(["position"]) if position else ():
-            count += int(np.searchsorted(batch.column(0).to_numpy(), position, side="right"))
-        return count
-
-
-def _tail(log: Log, schema: Schema, ids: pa.Array, after: int) -> tuple[list[tuple[int, pa.RecordBatch]], list[Commit]]:
-    """The rows of entities in the log behind a position, as in a file of the history, with the entries' positions; and
-    the loads that are committed there.
-
-    Entries that a consumer would make dead letters are left out.
-    """
-    last = log.bounds().last
-    tail: list[tuple[int, pa.RecordBatch]] = []
-    commits: list[Commit] = []
-    while after < last:
-        found = log.read(after, schema_names=[schema.__name__])
-        for position, payload in found.entries:
-            try:
-                record = decode(payload)
-                batch = translate(record, schema)
-            except InvalidEntryError:
-                continue
-            if record.kind is Kind.commit:
-                commits.append(Commit(record.load, position))
-            rows = batch.filter(pc.is_in(batch.column(0), value_set=ids))
-            if len(rows):
-                kind = Kind.upsert if record.kind is Kind.load else record.kind
-                table = columns.to_table(schema, rows, pa.repeat(position, len(rows)), kind, 0, load=record.load)
-                tail.append((position, table.combine_chunks().to_batches()[0]))
-        if found.through <= after:
-            break
-        after = found.through
-    return tail, commits
+def _first_behind(rows: Loaded, position: int) -> int:
+    """The number of the first row behind a position."""
+    count = 0
+    for _, batch in rows.keys(["position"]) if position else ():
+        count += int(np.searchsorted(batch.column(0).to_numpy(), position, side="right"))
+    return count
 
 
 def _beginning(schema: Schema, backend: Backend, stream_key: str) -> int:
@@ -172,7 +100,7 @@ def _beginning(schema: Schema, backend: Backend, stream_key: str) -> int:
     return beginning.position if beginning is not None and is_of_this_log else 0
 
 
-def _table(schema: Schema, names: list[str], ids: pa.Array, rows: _Rows, first: int, n: int) -> pa.Table:
+def _table(schema: Schema, names: list[str], ids: pa.Array, rows: Loaded, first: int, n: int) -> pa.Table:
     keys = keys_of(schema, rows, ids, replaced=True)
     sets = [np.array([name in named for name in names], np.bool_) for named in keys.field_sets]
     entities: list[int] = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +26,6 @@ from quorin.engine.rows.value import check_event_time
 from quorin.errors import InvalidRowError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from quorin.engine.arrays import AnyArray, Bytes, Int32s, Int64s, Mask
     from quorin.engine.history.counted import Counted
     from quorin.engine.history.dataset import Loaded
@@ -62,25 +60,6 @@ class Queries:
         if len(ids) != len(times):
             raise InvalidRowError(f"queries have {len(ids)} entity ids and {len(times)} times")
         return cls(ids, times, None if lookback is None else _earliest(times, lookback))
-
-
-class KeySource(Protocol):
-    """What keys are read from: :class:`quorin.engine.history.dataset.Loaded`, or more rows than it has."""
-
-    @property
-    def has_partial_rows(self) -> bool:
-        """Whether any row may set only some fields."""
-
-    @property
-    def counts_all(self) -> bool:
-        """Whether every row counts, and none was replaced."""
-
-    @property
-    def counted(self) -> Counted:
-        """Which rows count."""
-
-    def keys(self, names: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Columns of all rows in the order of the log, with the number of each batch's first row."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +121,7 @@ def latest(schema: Schema, loaded: Loaded, as_of_time_ns: int | None) -> pa.Tabl
 
 
 def keys_of(
-    schema: Schema, loaded: KeySource, ids: pa.Array, *, replaced: bool = False, with_positions: bool = False
+    schema: Schema, loaded: Loaded, ids: pa.Array, *, replaced: bool = False, with_positions: bool = False
 ) -> Keys:
     """The keys of all rows of these entities that count; the place of an id in ``ids`` is its number. Positions are
     those that rows count at.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,6 @@ from quorin.engine.history.folders import Folders
 from quorin.engine.history.storage import Storage
 from quorin.engine.log.record import Kind
 from quorin.engine.rows.column import numbers
-from quorin.errors import IncompleteHistoryError
 from quorin.schema import Schema, fingerprint
 
 if TYPE_CHECKING:
@@ -29,9 +28,7 @@ if TYPE_CHECKING:
 
     from quorin.engine.history.dataset import Loaded
 
-_ATTEMPTS = 5
 _OF_THE_PROCESS = ("_buffers", "_lock", "_writing")
-_Result = TypeVar("_Result")
 
 
 class ParquetDatasetStore:
@@ -218,7 +215,9 @@ class ParquetDatasetStore:
         from quorin.engine.history.point_in_time import Queries, answer
 
         asked = Queries.of(queries, lookback)
-        return self._datasets.reading(schema.__name__, lambda loaded: answer(schema, loaded, asked))
+        return self._datasets.reading(
+            schema.__name__, lambda: answer(schema, self._datasets.load(schema.__name__), asked)
+        )
 
     def latest_features(self, schema: Schema, *, as_of_time_ns: int | None = None) -> pa.Table:
         """The newest row of every entity that is not deleted, optionally at or before a time.
@@ -230,7 +229,9 @@ class ParquetDatasetStore:
         """
         from quorin.engine.history.point_in_time import latest
 
-        return self._datasets.reading(schema.__name__, lambda loaded: latest(schema, loaded, as_of_time_ns))
+        return self._datasets.reading(
+            schema.__name__, lambda: latest(schema, self._datasets.load(schema.__name__), as_of_time_ns)
+        )
 
     def read_at(
         self,
@@ -245,14 +246,14 @@ class ParquetDatasetStore:
         """What reads returned when a log position was applied, or at a time: see :func:`quorin.offline.read_at`."""
         asked = AsOf(position, time_ns, connection, namespace)
         self._folders.to_write()  # Refused for several partitions: a position is one of a log.
-        with contextlib.suppress(IncompleteHistoryError):
-            return self._datasets.reading(schema.__name__, lambda loaded: read_at(schema, loaded, ids, asked))
-        # Rows go from the log to the history, so what both lacked at first may be in the history now.
-        return self._datasets.reading(schema.__name__, lambda loaded: read_at(schema, loaded, ids, asked))
+        history = partial(self.load, schema)
+        return self._datasets.reading(
+            schema.__name__, lambda: read_at(schema, asked.with_log(schema, history), ids, asked)
+        )
 
     def distinct_entity_ids(self, schema: Schema) -> pa.Array:
         """All distinct ids in the history, deleted ones included, in order of first appearance."""
-        return self._datasets.reading(schema.__name__, lambda loaded: loaded.entity_ids())
+        return self._datasets.reading(schema.__name__, lambda: self._datasets.load(schema.__name__).entity_ids())
 
     def newest_first(self, schema: Schema) -> Iterator[tuple[Kind, pa.RecordBatch, pa.Array]]:
         """All rows as canonical batches of one kind, with their positions, for ``quorin.layout.apply_batch``.

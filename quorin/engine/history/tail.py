@@ -1,4 +1,4 @@
-"""The entries of a log that the history does not have yet, as one more file of it."""
+"""The history of a schema and the log's entries behind it, as one: the entries are one more file of it, in memory."""
 
 from __future__ import annotations
 
@@ -6,71 +6,124 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from quorin.engine.history import parquet as columns
 from quorin.engine.history.counted import Commit
+from quorin.engine.history.dataset import Loaded
 from quorin.engine.history.files import DataFile, file_name
-from quorin.engine.log.record import Kind, decode, translate
+from quorin.engine.history.storage import Storage
+from quorin.engine.log.record import Kind, decode, is_of_load, load_of, peek, translate
 from quorin.errors import InvalidEntryError
 from quorin.schema import schema_from_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from quorin.engine.backend import Backend
-    from quorin.engine.backend.protocols import Log
-    from quorin.engine.history.dataset import Loaded
+    from quorin.engine.backend import Backend, Log
     from quorin.schema import Schema
 
 
-def with_tail(loaded: Loaded, schema: Schema, backend: Backend, stream_key: str, position: int) -> Loaded:
-    """The history with the log's entries behind it, up to a position.
+def history_and_log(
+    schema: Schema,
+    history: Callable[[], Loaded] | None,
+    backend: Backend,
+    stream_key: str,
+    *,
+    through: int | None = None,
+    ids: pa.Array | None = None,
+) -> Loaded:
+    """The rows of a schema up to a position, by default the log's end: from the history, which is read by calling
+    ``history``, and from the log what it has behind that; ``ids`` leaves out other entities' rows in the log.
 
-    Entries that were trimmed stay missing. Those that do not decode are left out, as they are when they are applied.
+    Entries that were trimmed before they were in the history stay missing. Those that do not decode are left out, as
+    they are when they are applied.
     """
-    log, name = backend.log(stream_key), schema.__name__
-    identity, bounds = log.state()
-    if bounds.trimmed > loaded.through:
+    log, before = backend.log(stream_key), -1
+    while True:
+        loaded = Loaded(Storage(".", None), [], []) if history is None else history()
+        last = log.bounds().last if through is None else through
+        tables = list(_rows(log, schema, backend, loaded.through, last, ids))
+        # What was trimmed since the history was read is in a newer history.
+        after = max(loaded.through, log.bounds().trimmed)
+        if after == loaded.through or loaded.through == before or history is None:
+            break
+        before = loaded.through
+    if after >= last:
         return loaded
-    stored = backend.control.schemas().get(name)
-    beginning = backend.control.beginnings().get(name)
-    is_of_this_log = beginning is not None and beginning.log_identity == identity
-    first = beginning.position if beginning is not None and is_of_this_log else 0
-    applied_as = schema if stored is None else schema_from_json(stored)
-    # Entries behind the last one may still be appended, and get positions up to this one, within its millisecond.
-    commits: list[Commit] = []
-    tables = list(_rows(log, applied_as, max(first, loaded.through), position, commits))
-    empty = columns.file_schema(applied_as).empty_table()
-    table = pa.concat_tables([empty, *tables], promote_options="default")
+    commits = _commits(log, schema, [commit for _, _, commit in tables if commit is not None], last)
+    counted = replace(loaded.counted, commits=(*loaded.counted.commits, *commits))
+    rows = [table for position, table, _ in tables if position > after]
+    table = pa.concat_tables([columns.file_schema(schema).empty_table(), *rows], promote_options="default")
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="none")
-    path = f"the log {stream_key} at {backend.address}: {file_name(loaded.through, position)}"
-    counted = replace(loaded.counted, commits=(*loaded.counted.commits, *commits))
-    return loaded.with_part(DataFile(loaded.through, position, path), sink.getvalue()).counting(counted)
+    # Entries behind the last one may still be appended, and get positions up to `last`, within its millisecond.
+    path = f"the log {stream_key} at {backend.address}: {file_name(after, last)}"
+    return loaded.with_part(DataFile(after, last, path), sink.getvalue()).counting(counted)
 
 
-def _rows(log: Log, schema: Schema, after: int, through: int, commits: list[Commit]) -> Iterator[pa.Table]:
-    """The rows of a schema's entries in ``(after, through]``; ``commits`` gets the loads that are committed there."""
+def commits_in(log: Log, name: str, after: int, through: int) -> list[Commit]:
+    """The commits in ``(after, through]`` of loads that begin there too: those before which no abort of the load and no
+    beginning of another comes, and of which the log has all rows.
+    """
+    commits, load, rows = [], 0, 0
+    for position, payload in _entries(log, name, after, through):
+        if not is_of_load(payload):
+            continue
+        try:
+            header, (of_load, all_rows) = peek(payload), load_of(payload)
+        except InvalidEntryError:
+            continue
+        if header.kind is Kind.begin:
+            load, rows = position, 0
+        elif of_load == load and header.kind is Kind.load:
+            rows += header.row_count
+        elif of_load == load and load:
+            if header.kind is Kind.commit and rows == all_rows:
+                commits.append(Commit(load, position))
+            load = 0
+    return commits
+
+
+def _commits(log: Log, schema: Schema, recorded: list[Commit], through: int) -> list[Commit]:
+    """Which of the commits that were found in the log count."""
+    if not recorded:
+        return []
+    first = min(commit.begin for commit in recorded) - 1
+    return [commit for commit in commits_in(log, schema.__name__, first, through) if commit in recorded]
+
+
+def _rows(
+    log: Log, schema: Schema, backend: Backend, after: int, through: int, ids: pa.Array | None
+) -> Iterator[tuple[int, pa.Table, Commit | None]]:
+    """The entries of a schema in ``(after, through]``: position, rows as in a file, and the commit that it records."""
+    name = schema.__name__
+    beginning = backend.control.beginnings().get(name)
+    if beginning is not None and beginning.log_identity == log.identity():
+        after = max(after, beginning.position)
+    stored = backend.control.schemas().get(name)
+    applied_as = schema if stored is None else schema_from_json(stored)
+    for position, payload in _entries(log, name, after, through):
+        try:
+            record = decode(payload)
+            batch = translate(record, applied_as)
+        except InvalidEntryError:
+            continue  # It is or becomes a dead letter.
+        if ids is not None:
+            batch = batch.filter(pc.is_in(batch.column(0), value_set=ids))
+        commit = Commit(record.load, position) if record.kind is Kind.commit else None
+        if len(batch) or commit is not None:
+            positions = pa.repeat(pa.scalar(position, pa.int64()), len(batch))
+            kind = Kind.upsert if record.kind is Kind.load else record.kind
+            table = columns.to_table(applied_as, batch, positions, kind, record.written_ns, load=record.load)
+            yield position, table, commit
+
+
+def _entries(log: Log, name: str, after: int, through: int) -> Iterator[tuple[int, bytes]]:
     while after < through:
-        found = log.read(after, schema_names=[schema.__name__])
-        for position, payload in found.entries:
-            if position <= through:
-                yield from _table(schema, position, payload, commits)
+        found = log.read(after, schema_names=[name])
+        yield from (entry for entry in found.entries if entry[0] <= through)
         if found.through <= after:
             return
         after = found.through
-
-
-def _table(schema: Schema, position: int, payload: bytes, commits: list[Commit]) -> Iterator[pa.Table]:
-    try:
-        record = decode(payload)
-        batch = translate(record, schema)
-    except InvalidEntryError:
-        return  # It is or becomes a dead letter.
-    if record.kind is Kind.commit:
-        commits.append(Commit(record.load, position))
-    if len(batch):
-        positions = pa.repeat(pa.scalar(position, pa.int64()), len(batch))
-        kind = Kind.upsert if record.kind is Kind.load else record.kind
-        yield columns.to_table(schema, batch, positions, kind, record.written_ns, load=record.load)

@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from quorin.engine.consumer.stage import Stage
-from quorin.engine.history.counted import Commit
-from quorin.engine.log.record import Kind, is_of_load, load_of, peek
+from quorin.engine.history.tail import commits_in
 from quorin.engine.memory.staged import Staged
-from quorin.errors import InvalidEntryError, PastUnavailableError
+from quorin.errors import PastUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +41,7 @@ def past_segment(
     name = schema.__name__
     trimmed, known = log.bounds().trimmed, () if history is None else history.load(schema).counted.commits
     commits = [commit for commit in known if commit.position <= position]
-    commits += _commits_in(log, name, trimmed, position)
+    commits += commits_in(log, name, trimmed, position)
     begins = registry.backend.control.beginnings().get(name)
     start = 0 if begins is None or begins.log_identity != log.identity() else begins.position
     begin = max([start, *(commit.begin for commit in commits)])
@@ -93,29 +92,3 @@ def apply_again(
             if trimmed > low and history is not None:
                 stage.fill_pushed(history, high, trimmed)
             stage.complete(high, alive)
-
-
-def _commits_in(log: Log, name: str, after: int, through: int) -> list[Commit]:
-    """The commits that the log has, of loads that it has from their beginning."""
-    commits, load, rows = [], 0, 0
-    while after < through:
-        found = log.read(after, schema_names=[name])
-        for position, payload in found.entries:
-            if position > through or not is_of_load(payload):
-                continue
-            try:
-                header, (of_load, all_rows) = peek(payload), load_of(payload)
-            except InvalidEntryError:
-                continue
-            if header.kind is Kind.begin:
-                load, rows = position, 0
-            elif of_load == load and header.kind is Kind.load:
-                rows += header.row_count
-            elif of_load == load and load:
-                if header.kind is Kind.commit and rows == all_rows:
-                    commits.append(Commit(load, position))
-                load = 0
-        if found.through <= after:
-            break
-        after = found.through
-    return commits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -140,9 +141,7 @@ def _values(
     )
     was_served = states == PRESENT
     last = int(positions.max(initial=0))
-    loaded = history.load(view.fields)
-    if last:
-        loaded = AsOf(last, None, connection, namespace).with_tail(view.fields, loaded)
+    loaded = AsOf(last, None, connection, namespace).with_log(view.fields, partial(history.load, view.fields))
     entities = seen.column("entity_id").combine_chunks().dictionary_encode()
     keys = States.of(_with_tie_breaker(view), loaded, entities.dictionary, last)
     rows = keys.written_by(entities.indices.to_numpy(), positions, event_times)

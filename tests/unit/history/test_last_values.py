@@ -18,7 +18,7 @@ from quorin.engine.log.record import Kind, decode, encode
 from quorin.engine.rows.batch import delete_batch, to_batch
 from quorin.errors import EntityIdError, InvalidRowError
 from quorin.offline import ParquetDatasetStore, last_values
-from quorin.schema import FeatureField, Schema, dtype, make_schema
+from quorin.schema import FeatureField, Schema, dtype, make_schema, schema_to_json
 from quorin.shm import SegmentRegistry
 from quorin.wal import Beginning, WALProducer
 from quorin.wal_consumer import WALConsumer
@@ -128,7 +128,8 @@ def test_rows_of_a_trimmed_log_come_from_the_history(registry: SegmentRegistry, 
 def test_a_schema_that_was_dropped_and_made_again_has_no_rows_of_its_former_life(registry: SegmentRegistry) -> None:
     producer = WALProducer(registry.backend, registry=registry)
     position = producer.write(Plain, "x", {"a": 1, "b": None, "tie": None}, event_time_ns=1)
-    registry.backend.control.put_schema("Plain", "{}", beginning=Beginning(registry.backend.log().identity(), position))
+    beginning = Beginning(registry.backend.log().identity(), position)
+    registry.backend.control.put_schema("Plain", schema_to_json(Plain), beginning=beginning)
     producer.write(Plain, "x", {"a": 2, "b": None, "tie": None}, event_time_ns=2)
     assert last_values(Plain, ["x"], 5, connection=registry.backend).column("a").to_pylist() == [2]
 
