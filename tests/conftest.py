@@ -14,6 +14,7 @@ import pytest
 import structlog
 
 from quorin.shm import SHM_DIR, SHM_DIR_VARIABLE, SegmentRegistry
+from tests.support.compiled import compile_beside, wait_for_kernels
 from tests.support.installed import wheel  # noqa: F401 - a fixture, found here by every test
 from tests.support.machines import machine  # noqa: F401 - a fixture, found here by every test
 from tests.support.network import has_networks
@@ -27,12 +28,15 @@ def pytest_configure(config: pytest.Config) -> None:
     directory = Path(tempfile.mkdtemp(prefix="quorin-tests-", dir=SHM_DIR))
     os.environ[SHM_DIR_VARIABLE] = str(directory)
     config.stash[_OWN_SHM_DIR] = directory
-    gc.disable()  # until all is imported, of which next to nothing is garbage
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        config.stash[_COMPILING] = compile_beside()
+    else:
+        gc.disable()  # Until all tests are imported, of which next to nothing is garbage.
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two more than cores, as tests wait for a third of their time: for processes, servers and disks."""
-    return len(os.sched_getaffinity(0)) + 2
+    """Four more than cores, as tests wait for half of their time: for processes, servers and disks."""
+    return len(os.sched_getaffinity(0)) + 4
 
 
 def pytest_report_header() -> list[str]:
@@ -45,9 +49,10 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported stays: a collection of a test looks only at what tests make."""
+    """What is imported stays: a collection during a test looks only at what tests made."""
     gc.freeze()
     gc.enable()
+    wait_for_kernels()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -73,6 +78,8 @@ def _has_prometheus() -> bool:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash[_OWN_SHM_DIR])
+    if _COMPILING in config.stash:
+        config.stash[_COMPILING].wait()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -110,6 +117,7 @@ def _followers() -> list[threading.Thread]:
 
 
 _OWN_SHM_DIR = pytest.StashKey[Path]()
+_COMPILING = pytest.StashKey["subprocess.Popen[bytes]"]()
 _first_seen_after: dict[str, str] = {}
 
 

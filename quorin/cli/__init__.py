@@ -125,7 +125,7 @@ def main() -> None:
     _escape_unencodable_text()
     code: int | str | None = 0
     try:
-        code = _program(sys.argv[1:2])(standalone_mode=False)  # an int if the command raised typer.Exit
+        code = program_for(sys.argv[1:2])(standalone_mode=False)  # an int if the command raised typer.Exit
     except SystemExit as end:
         code = end.code
     except _ClickError as error:
@@ -150,7 +150,7 @@ def main() -> None:
     sys.exit(code)
 
 
-def _program(first: list[str]) -> typer.Typer:
+def program_for(first: list[str]) -> typer.Typer:
     """The program with the command that the first word names, or with all: Typer prepares each that is registered, and
     for all of them that takes longer than most commands run.
     """

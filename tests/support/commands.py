@@ -12,14 +12,19 @@ from tests.support.forking import Forked, preload, run
 
 preload(consumers.__name__, __name__)
 for name in (
+    "feast_quorin.repository",
     "pandas",
     "prometheus_client",
     "pydantic.fields",  # of Typer, for the arguments of a command
     "pydantic.type_adapter",
     "quorin.assembly",
+    "quorin.engine.backend.sqlite",
+    "quorin.evolution",
+    "quorin.hydration",
     "quorin.offline",
     "quorin.wal",
     "quorin.wal_consumer",
+    "rich.progress",
 ):
     importlib.import_module(name)  # what commands import when they need it
 

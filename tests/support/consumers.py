@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.feather
 
-from quorin.engine import kernels
 from quorin.engine.backend import connect
 from quorin.engine.log.record import Kind
 from quorin.errors import ConnectionFailedError
@@ -24,8 +23,6 @@ from tests.support.forking import context, preload
 
 ROW = make_schema("Row", [FeatureField("number", dtype.int64), FeatureField("text", dtype.string)])
 IDS = 20
-
-kernels.load()  # once by the server that forks the consumers
 
 preload(__name__)
 

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from quorin import hydration, snapshot
-from quorin.engine import kernels
 from quorin.engine.rows.batch import rows_batch
 from quorin.offline import ParquetDatasetStore
 from quorin.schema import FeatureField, dtype, make_schema
@@ -22,7 +21,6 @@ from tests.support.forking import context
 CRASH = make_schema("CrashRow", [FeatureField("number", dtype.int64), FeatureField("text", dtype.string)])
 IDS = 40
 
-kernels.load()  # once by the server that forks
 
 WRITING = [
     "pyarrow.parquet:ParquetWriter.write_table",

@@ -12,15 +12,11 @@ import numpy as np
 import pyarrow as pa
 
 from quorin import assembly, layout
-from quorin.engine import kernels
 from quorin.engine.rows.batch import rows_batch
 from quorin.offline import ServedLog, ServedView
 from quorin.schema import FeatureField, Schema, dtype, make_schema
 from quorin.shm import SegmentRegistry
 from tests.support.forking import context
-
-USED = ("log_row", "log_record", "measure_records", "unpack_records", "read_each", "read_many", *kernels.APPLYING)
-kernels.load(USED)  # once by the server that forks
 
 SERVED = make_schema("Served", [FeatureField("number", dtype.int64), FeatureField("text", dtype.string)])
 IDS = [f"id{number}" for number in range(20)]

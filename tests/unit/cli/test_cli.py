@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from quorin.assembly import read
-from quorin.cli import app
+from quorin.cli import app, program_for
 from quorin.engine.backend import connect
 from quorin.engine.log.record import Kind, decode, encode
 from quorin.engine.rows.batch import row_batch
@@ -70,6 +71,21 @@ def test_help_teaches() -> None:
     assert "Start with" in output("--help")
     assert "QUORIN_CONNECTION" in output("consumer", "--help")
     assert "replay" in output("deadletter", "--help")
+
+
+def test_a_command_alone_is_the_one_among_all() -> None:
+    whole: Any = typer.main.get_command(app)
+    assert len(whole.commands) > 30
+    for name, known in whole.commands.items():
+        alone: Any = typer.main.get_command(program_for([name]))
+        assert list(alone.commands) == [name]
+        assert described(alone.commands[name]) == described(known)
+    assert all(program_for(words) is app for words in ([], ["--help"], ["unknown"]))
+
+
+def described(command: Any) -> tuple[Any, ...]:
+    parameters = [(parameter.name, parameter.opts, parameter.required) for parameter in command.params]
+    return command.name, command.help, parameters, [*map(described, getattr(command, "commands", {}).values())]
 
 
 def test_what_is_wrong_is_said_in_one_line_and_an_exit_code(tmp_path: Path) -> None:
