@@ -11,9 +11,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from quorin.engine.bootstrap.filling import catch_up, hydrate
+from quorin.engine.bootstrap.filling import catch_up
 from quorin.engine.rows.batch import row_batch
 from quorin.errors import CorruptHistoryError, HistoryUnavailableError, SegmentNotFoundError
+from quorin.hydration import hydrate
 from quorin.offline import ParquetDatasetStore
 from quorin.schema import FeatureField, dtype, make_schema
 from quorin.wal_consumer import WALConsumer
