@@ -137,7 +137,7 @@ class _Deployment:
 
 
 def _split_table(figures: dict[str, dict[str, float]]) -> Table:
-    table = Table(title=f"Splitting a batch into {PARTITIONS} partitions, ns a row", title_justify="left")
+    table = Table(title="A split, ns a row", title_justify="left")
     for column in ("what", "lowest", "p50"):
         table.add_column(column, justify="left" if column == "what" else "right")
     for name, row in figures.items():

@@ -66,7 +66,7 @@ class ServedLogSettings(FeastConfigBaseModel):
 class PartitionSettings(FeastConfigBaseModel):
     """What :class:`StoreSettings` says of partitions."""
 
-    partitions: Annotated[int, Field(ge=1, le=256, strict=True)] | None = None
+    partitions: Literal[1, 2, 4, 8, 16, 32, 64, 128, 256] | None = None
     """How many partitions a new deployment has: a power of two up to 256, each with a log of its own. A deployment that
     exists must have this number. None takes what it has, one for a new one."""
 

@@ -72,6 +72,19 @@ def test_masters_share_the_logs(cluster: Cluster, backend: Backend) -> None:
     assert written(backend) == expected(1)
 
 
+def test_deployments_of_other_numbers_are_beside_each_other(cluster: Cluster, backend: Backend) -> None:
+    WALProducer(backend).write_many(ROW, rows(1))
+    with WALProducer(cluster.url, namespace="other", partitions=4) as other:
+        assert len(other.write_many(ROW, rows(2)).parts) == 4
+    four, one = connect(cluster.url, namespace="other"), connect(cluster.url, namespace="third")
+    one.log().append([("Row", b"x")])
+    assert [opened.partitions() for opened in (backend, four, one)] == [COUNT, 4, 1]
+    assert written(backend) == expected(1)
+    assert {number for partition in written(four) for _, number in partition} == {2}
+    for opened in (four, one):
+        opened.close()
+
+
 def test_batches_go_on_while_slots_move(cluster: Cluster, backend: Backend) -> None:
     """While some keys of a log have moved and others have not, its part waits (``TRYAGAIN``), and the others are
     written.

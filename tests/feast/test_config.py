@@ -38,7 +38,7 @@ def test_paths_are_relative_to_the_repository(tmp_path: Path) -> None:
     ("settings", "expected"),
     [
         ({"pth": "x"}, "pth: unknown key, did you mean path?"),
-        ({"ttl": 1}, "ttl: unknown key, expected one of type, path, redis_url"),
+        ({"ttl": 1}, "ttl: unknown key, expected one of .*type, path, redis_url"),
         (
             {"path": "a", "redis_url": "redis://u:s3cret@h"},
             "path 'a' and redis_url 'redis://h' exclude each other",
@@ -62,6 +62,8 @@ def test_paths_are_relative_to_the_repository(tmp_path: Path) -> None:
         ({"capacity": 1.5}, "capacity: .*got 1.5"),
         ({"timeout_ms": True}, "timeout_ms: .*got True"),
         ({"key_ttl_seconds": 0}, "key_ttl_seconds: expected a whole number of 1 or more, got 0"),
+        ({"partitions": 12}, "partitions: .*1, 2, 4, 8, 16, .* or 256, got 12"),
+        ({"partitions": "16"}, "partitions: .* or 256, got '16'"),
         ({"type": "redis"}, "type: .*'quorin'.*got 'redis'"),
     ],
 )

@@ -86,7 +86,8 @@ class ColumnReader:
             if read_many(view, words, ids, columns.buffer, columns.found, math.nan, 0, now, at_most):
                 if self._missing_partitions == "mask":
                     columns.not_held = np.empty(len(ids), np.bool_)
-                note_not_held(self._segment, view, ids, columns.found, self._missing_partitions, columns.not_held)
+                if view.is_partial or columns.not_held is not None:
+                    note_not_held(self._segment, view, ids, columns.found, self._missing_partitions, columns.not_held)
                 return columns
 
 

@@ -271,7 +271,8 @@ def _assemble_many(
         buffers.mask_out("fresh_mask", fresh_mask, len(ids))
         values, options = out.reshape(-1).view(np.uint8), (first, now_ns, at_most, fresh_mask)
         if read_many(view, plan, ids, values, found_mask, missing, *options):
-            note_not_held(segment, view, ids, found_mask, missing_partitions, not_held_mask)
+            if view.is_partial or not_held_mask is not None or missing_partitions != "error":
+                note_not_held(segment, view, ids, found_mask, missing_partitions, not_held_mask)
             return out, found_mask
 
 

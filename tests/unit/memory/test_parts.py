@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from quorin import assembly, layout
+from quorin.cli import app
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.partition import Partitioning, partition_of
 from quorin.engine.memory.file import read_header
@@ -150,3 +153,16 @@ def test_one_partition_has_the_header_of_version_1(tmp_path: Path) -> None:
         assert segment.applied() == Token((30, 70))
         assert "partitions" not in segment.stats()
     registry.backend.close()
+
+
+def test_inspect_shows_the_partitions(tmp_path: Path) -> None:
+    partitioned = SegmentRegistry(tmp_path / "store", shm_dir=tmp_path, partitions=4, held="1-2")
+    with partitioned.create(Clicks, capacity=10) as segment:
+        segment.part(2).commit_position(70, 30)
+    words = ["inspect", "PartsClicks", "-c", str(tmp_path / "store"), "--shm-dir", str(tmp_path)]
+    shown = CliRunner().invoke(app, words, env={"COLUMNS": "200"}, catch_exceptions=False).stdout
+    assert "holds 1-2 of 4" in shown
+    assert ["2", "70", "0"] in [line.split() for line in shown.splitlines()]
+    stats = json.loads(CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False).stdout)
+    assert (stats["partitions"], stats["held_partitions"], stats["positions"]) == (4, "1-2", {"1": 0, "2": 70})
+    partitioned.backend.close()
