@@ -111,10 +111,9 @@ def check_header(path: Path | str, memory: AnyArray, header: Any, *, size: int |
         )
     version, header_bytes = int(header["format_version"]), int(header["header_bytes"])
     if version not in fmt.FORMAT_VERSIONS or header_bytes != fmt.header_bytes(version):
-        known = " and ".join(map(str, fmt.FORMAT_VERSIONS))
-        raise CorruptSegmentError(
-            f"{path} has format version {version} with a header of {header_bytes} bytes, this Quorin reads {known}"
-        )
+        *others, last = map(str, fmt.FORMAT_VERSIONS)
+        found = f"format version {version} with a header of {header_bytes} bytes"
+        raise CorruptSegmentError(f"{path} has {found}, this Quorin reads {', '.join(others)} and {last}")
     schema_end = header_bytes + int(header["schema_bytes"])
     if int(header["file_bytes"]) != size or schema_end > len(memory):
         raise CorruptSegmentError(f"{path} has {size} bytes, its header says {int(header['file_bytes'])}")
