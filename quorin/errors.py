@@ -129,9 +129,7 @@ class ChangesForgottenError(QuorinError, LookupError):
 
 
 class InconsistentReadError(QuorinError, TimeoutError):
-    """Rows of several segments could not be read as they are at one position of the log in time; the message names the
-    segment that was ahead, or behind.
-    """
+    """Rows of several segments could not be read as of one log position in time; the message names the segment."""
 
 
 class InvalidBufferError(QuorinError, ValueError):
@@ -222,9 +220,7 @@ class SnapshotUnavailableError(ConnectionFailedError):
 
 
 class PeerUnavailableError(ConnectionFailedError):
-    """No other node sends its rows: each is unreachable, busy, refuses, or has rows that do not fit; the message says
-    which of it, for each node.
-    """
+    """No other node sends its rows: the message says of each that it is unreachable, busy, refuses, or does not fit."""
 
 
 class CorruptHistoryError(QuorinError, ValueError):
@@ -288,14 +284,7 @@ class RepartitionConflictError(QuorinError, RuntimeError):
 
 
 class NotYetRepartitionedError(QuorinError, TimeoutError):
-    """Live nodes do not have the new number of partitions in time; :attr:`nodes` are theirs."""
-
-    def __init__(self, count: int, timeout_seconds: float, nodes: Sequence[str]) -> None:
-        super().__init__(
-            f"the deployment has {count} partitions, and these nodes do not after {timeout_seconds:g} s: "
-            f"{', '.join(nodes)}; they get there when they have applied the closed logs"
-        )
-        self.nodes = nodes
+    """Live nodes do not have the new number of partitions in time; the message names them."""
 
 
 class InvalidEntryError(QuorinError, ValueError):
