@@ -199,9 +199,7 @@ class HistoryUnavailableError(ConnectionFailedError):
 
 
 class IncompleteHistoryError(QuorinError, LookupError):
-    """The history lacks log positions that a read as of a position depends on; :attr:`missing` has them, as pairs of
-    the position after which they begin and the last one.
-    """
+    """The history lacks log positions that a read depends on: :attr:`missing`, pairs of the one before, and the last."""
 
     def __init__(self, message: str, missing: list[tuple[int, int]]) -> None:
         super().__init__(message, missing)
