@@ -199,7 +199,7 @@ class HistoryUnavailableError(ConnectionFailedError):
 
 
 class IncompleteHistoryError(QuorinError, LookupError):
-    """The history lacks log positions that a read depends on: :attr:`missing`, pairs of the one before, and the last."""
+    """The history lacks log positions that a read depends on: :attr:`missing`, pairs of the one before and the last."""
 
     def __init__(self, message: str, missing: list[tuple[int, int]]) -> None:
         super().__init__(message, missing)
