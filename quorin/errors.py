@@ -129,9 +129,7 @@ class ChangesForgottenError(QuorinError, LookupError):
 
 
 class InconsistentReadError(QuorinError, TimeoutError):
-    """Rows of several segments could not be read as they are at one position of the log in time; the message names the
-    segment that was ahead, or behind.
-    """
+    """Rows of several segments could not be read as of one log position in time; the message names the segment."""
 
 
 class InvalidBufferError(QuorinError, ValueError):
@@ -201,9 +199,7 @@ class HistoryUnavailableError(ConnectionFailedError):
 
 
 class IncompleteHistoryError(QuorinError, LookupError):
-    """The history lacks log positions that a read as of a position depends on; :attr:`missing` has them, as pairs of
-    the position after which they begin and the last one.
-    """
+    """The history lacks log positions that a read depends on: :attr:`missing`, pairs of the one before and the last."""
 
     def __init__(self, message: str, missing: list[tuple[int, int]]) -> None:
         super().__init__(message, missing)
@@ -222,9 +218,7 @@ class SnapshotUnavailableError(ConnectionFailedError):
 
 
 class PeerUnavailableError(ConnectionFailedError):
-    """No other node sends its rows: each is unreachable, busy, refuses, or has rows that do not fit; the message says
-    which of it, for each node.
-    """
+    """No other node sends its rows: the message says of each that it is unreachable, busy, refuses, or does not fit."""
 
 
 class CorruptHistoryError(QuorinError, ValueError):
@@ -288,14 +282,7 @@ class RepartitionConflictError(QuorinError, RuntimeError):
 
 
 class NotYetRepartitionedError(QuorinError, TimeoutError):
-    """Live nodes do not have the new number of partitions in time; :attr:`nodes` are theirs."""
-
-    def __init__(self, count: int, timeout_seconds: float, nodes: Sequence[str]) -> None:
-        super().__init__(
-            f"the deployment has {count} partitions, and these nodes do not after {timeout_seconds:g} s: "
-            f"{', '.join(nodes)}; they get there when they have applied the closed logs"
-        )
-        self.nodes = nodes
+    """Live nodes do not have the new number of partitions in time; the message names them."""
 
 
 class InvalidEntryError(QuorinError, ValueError):

@@ -128,8 +128,7 @@ class SegmentRegistry:
 
     @cached_property
     def partitioning(self) -> Partitioning:
-        """How many partitions there are, which the control plane is asked once, and which of them are held. A node that
-        has not applied what was written before the deployment grew has as many as there were.
+        """How many partitions there are, and which are held; as many as there were until this node has applied that.
 
         :raises PartitionCountError: if ``held`` names others. :raises ConnectionFailedError: if it cannot be asked.
         """

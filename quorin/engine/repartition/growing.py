@@ -77,7 +77,10 @@ def repartition(
         time.sleep(_LOOK_SECONDS)
         names, late = _late(backend, partitions)
     if wait_for == "nodes" and late:
-        raise NotYetRepartitionedError(partitions, timeout_seconds, late)
+        raise NotYetRepartitionedError(
+            f"the deployment has {partitions} partitions, and these nodes do not after {timeout_seconds:g} s: "
+            f"{', '.join(late)}; they get there when they have applied the closed logs"
+        )
     return RepartitionResult(
         former.count,
         partitions,
