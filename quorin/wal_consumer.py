@@ -74,10 +74,10 @@ class WALConsumer:
     including those that are added later.
 
     With ``offline`` every row goes into the history too, which one consumer of all nodes writes, the historian. It is
-    flushed at the latest after ``flush_interval_seconds``, ``flush_rows`` or ``flush_bytes``. Then the log is trimmed
-    behind rows that are applied, durable, and on all nodes (unless one was silent for ``node_timeout_seconds``),
-    provided that this consumer applies all schemas; entries of unknown ones become dead letters before. Without
-    ``offline``, or with ``trims`` False, nothing is trimmed.
+    flushed at the latest after ``flush_interval_seconds``, ``flush_rows`` or ``flush_bytes``, in a thread beside.
+    Then the log is trimmed behind rows that are applied, durable, and on all nodes (unless one was silent for
+    ``node_timeout_seconds``), provided that this consumer applies all schemas; entries of unknown ones become dead
+    letters before. Without ``offline``, or with ``trims`` False, nothing is trimmed.
 
     A new segment gets the rows of the newest snapshot in ``snapshots`` that fits, else of one of ``peers``, else of the
     history. :meth:`run` writes snapshots every ``snapshot_every_seconds``, in a thread. ``show`` shows progress.
