@@ -58,6 +58,7 @@ BENCHMARKS = {
     ),
     "vectors": Benchmark("vectors", "--rows 500 --size 20 --searches 10"),
     "served": Benchmark("served", "--rounds 1 --entities 2000 --requests 50"),
+    "routed": Benchmark("routed", "--rounds 1 --entities 2000 --requests 20"),
     "history": Benchmark(
         "history", "--entities 5000 --many 8000 --wide 1000 --rows 20000 --queries 2000 --feast-queries 100"
     ),

@@ -106,7 +106,9 @@ class Session:
             stored = {field.name for field in segment.schema.fields}
             kept = [name for name in fields if name in stored]
             read = column_reader(segment, kept, self.settings.key_ttl_seconds, routed=self.routed)
-            return kept, read(ids, at_most=at_most).to_batch()
+            columns = read(ids, at_most=at_most)
+            columns.not_held = None
+            return kept, columns.to_batch()
 
         return self.follow(view, read_stored)
 

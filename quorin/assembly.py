@@ -144,7 +144,7 @@ def scan(
 
 def changed_since(
     segment: Segment,
-    position: int,
+    position: int | Token,
     *,
     prefix: str | None = None,
     limit: int | None = None,
@@ -162,10 +162,14 @@ def changed_since(
     As with :func:`scan`, batches are read as they are consumed, beside a writer, and are of the generation at the call.
     With a ``limit`` that is reached, ``through`` is not: ask for the same position again.
 
+    With several partitions ``position`` is a token, such as ``through``, and positions are those of each row's own
+    partition. Of a partition that the token lacks all rows come, and without a token, for 0, of all that are held.
+
     :raises ChangesForgottenError: if the segment has forgotten a deletion since then, as growth does a week of event
         time later; its ``complete_from`` is the least position that can be asked for.
     :raises InvalidRowError: for unknown fields. :raises EntityIdError: for a prefix that is no text. :raises
-        ValueError: for a position or limit that is none.
+        ValueError: for a position or limit that is none. :raises PartitionedError: for a position that is no token,
+        with several partitions. :raises TokenError: for a token of another log.
     """
     return changes_view(segment.current_view(), position, prefix, limit, fields)
 

@@ -85,9 +85,8 @@ class EntityNotFoundError(QuorinError, KeyError):
 
 
 class NotHeldError(QuorinError, LookupError):
-    """An entity's partition is not held by this node, so it is not known whether the entity has a row.
-
-    :attr:`partition` is its number, :attr:`holders` names the nodes that hold it, as far as this node knows.
+    """This node does not hold the :attr:`partition` of an entity, so whether the entity has a row is not known here;
+    :attr:`holders` names nodes that hold it, as far as they are known.
     """
 
     def __init__(self, schema_name: str, partition: int, holders: tuple[str, ...] = ()) -> None:
@@ -120,9 +119,7 @@ class ChangesForgottenError(QuorinError, LookupError):
 
     def __init__(self, segment_name: str, position: int, complete_from: int) -> None:
         super().__init__(segment_name, position, complete_from)
-        self.segment_name = segment_name
-        self.position = position
-        self.complete_from = complete_from
+        self.segment_name, self.position, self.complete_from = segment_name, position, complete_from
 
     def __str__(self) -> str:
         return (
@@ -287,9 +284,7 @@ class InvalidEntryError(QuorinError, ValueError):
 
 
 class TokenError(QuorinError, ValueError):
-    """A token is malformed, or of another log than the rows that are read: of another deployment, or of a log that was
-    wiped since.
-    """
+    """A token is malformed, or of another log than the rows that are read: another deployment's, or one since wiped."""
 
 
 class NotYetAppliedError(QuorinError, TimeoutError):
@@ -330,10 +325,7 @@ class NotYetUpgradedError(QuorinError, TimeoutError):
 
     def __init__(self, schema_name: str, version: int, timeout_seconds: float, nodes: list[str]) -> None:
         super().__init__(schema_name, version, timeout_seconds, nodes)
-        self.schema_name = schema_name
-        self.version = version
-        self.timeout_seconds = timeout_seconds
-        self.nodes = nodes
+        self.schema_name, self.version, self.timeout_seconds, self.nodes = schema_name, version, timeout_seconds, nodes
 
     def __str__(self) -> str:
         return (
@@ -364,9 +356,7 @@ class WriteSyncTimeoutError(QuorinError, TimeoutError):
 
     def __init__(self, schema_name: str, position: int, timeout_ms: float) -> None:
         super().__init__(schema_name, position, timeout_ms)
-        self.schema_name = schema_name
-        self.position = position
-        self.timeout_ms = timeout_ms
+        self.schema_name, self.position, self.timeout_ms = schema_name, position, timeout_ms
 
     def __str__(self) -> str:
         return (
@@ -393,10 +383,7 @@ class MissingExtraError(QuorinError, ImportError):
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Import libraries of an extra inside a ``with`` block.
-
-    :raises MissingExtraError: if one is not installed.
-    """
+    """Import libraries of an extra inside a ``with`` block. :raises MissingExtraError: if one is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -16,13 +16,14 @@ import pyarrow as pa
 
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.abi import RAW_BYTES
+from quorin.engine.format.partition import partition_of
 from quorin.engine.reads import arguments as buffers
 from quorin.engine.reads.ages import age_limits
 from quorin.engine.reads.column_plan import column_plan
 from quorin.engine.reads.columns import NUMPY_GATHER, Columns
 from quorin.engine.reads.last import LastPlan, LastValues, last_batch_of, last_plan, last_values_of
 from quorin.engine.reads.not_held import check_held, check_one_held, not_held_of, note_not_held
-from quorin.engine.reads.scan import Changes, arrow_batch, arrow_schema, least_position
+from quorin.engine.reads.scan import Changes, arrow_batch, arrow_schema, least_positions, through_of
 from quorin.engine.reads.waiting import DEFAULT_TIMEOUT_MS, wait_for
 from quorin.engine.rows.compatibility import fits
 from quorin.engine.rows.intake import id_array
@@ -160,7 +161,7 @@ def scan(
 
 def changed_since(
     segment: Segment,
-    position: int,
+    position: int | Token,
     *,
     prefix: str | None = None,
     limit: int | None = None,
@@ -168,14 +169,16 @@ def changed_since(
 ) -> Changes:
     """Rows and deletions that changed since a position; see :func:`quorin.assembly.changed_since`."""
     view = segment.current_view()
-    least = least_position(view, position)
-    through = int(view.header["partitions"][0]["position"])
+    leasts = least_positions(view, position)
+    through = through_of(view)
     plan = column_plan(view, fields, positions=True)
     stored = [(key.decode(), _copy_stored(view, key)) for key, _ in iterate_keys(view)]
     rows = [
         (entity_id, _is_deleted(row), row)
         for entity_id, row in stored
-        if row is not None and entity_id.startswith(prefix or "") and int(_header(row)["position"]) >= least
+        if row is not None
+        and entity_id.startswith(prefix or "")
+        and int(_header(row)["position"]) >= leasts[partition_of(entity_id, len(leasts))]
     ][:limit]
     columns = Columns(plan, view, range(len(rows)), NUMPY_GATHER)
     columns.found[:] = True

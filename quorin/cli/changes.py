@@ -12,7 +12,9 @@ from quorin.cli.options import Connection, Fields, Namespace, Opened, Prefix, Ra
 from quorin.cli.output import Json, add_row, console, plain, print_json, progress_bar, table
 from quorin.cli.repository import Names
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
+from quorin.engine.log.token import Token
 from quorin.engine.words import counted, moment, size
+from quorin.errors import TokenError
 
 _SHOWN_ROWS = 20
 _OWN = ("entity_id", "event_time_ns", "position", "deleted")
@@ -22,7 +24,8 @@ def changes(
     connection: Connection,
     schema: Annotated[str, typer.Argument(help="The schema or feature view.")],
     since: Annotated[
-        int, typer.Option("--since", min=0, help="The position of the log behind which changes are shown; 0: all.")
+        str,
+        typer.Option("--since", help="The position of the log behind which changes are shown, or a token; 0: all."),
     ],
     to: Annotated[
         Path | None,
@@ -44,7 +47,8 @@ def changes(
     """Show the rows and deletions of a segment whose log position is greater than one, in no particular order.
 
     The answer says up to which position it has all changes: ask for the changes since that one next time. Growth
-    forgets deletions after a week of event time; changes since a position before that are refused.
+    forgets deletions after a week of event time; changes since a position before that are refused. A deployment with
+    several partitions has a token in place of a position.
 
     Examples:
         quorin changes driver_stats --since 1873942786347008000
@@ -57,6 +61,7 @@ def changes(
     from quorin.assembly import changed_since
     from quorin.shm import SegmentRegistry
 
+    position = _position(since)
     if to is not None:
         check_format(to)
     with Opened(connection, namespace) as backend:
@@ -65,7 +70,7 @@ def changes(
         with registry.open_stored(name) as segment, progress_bar(str(to), hidden=as_json or to is None) as progress:
             fields = [resolve_field(segment.schema, requested) for requested in field or []] or None
             most = limit or (None if as_json or to else _SHOWN_ROWS)
-            found = changed_since(segment, since, prefix=prefix, limit=most, fields=fields)
+            found = changed_since(segment, position, prefix=prefix, limit=most, fields=fields)
             shown = _shown(names.fields(segment.schema))
             if to is not None:
                 count = write_batches(found.batches, shown, to, len(segment), progress)
@@ -73,8 +78,8 @@ def changes(
                 rows = [_row(row, shown) for row in found.batches.read_all().to_pylist()]
                 count = len(rows)
     # With a limit that was reached there may be more changes, up to any position.
-    through = None if count == most else found.through
-    answer = {"schema": names.schema(name), "since": since, "through": through}
+    through = None if count == most else _as_json(found.through)
+    answer = {"schema": names.schema(name), "since": _as_json(position), "through": through}
     if to is not None and as_json:
         print_json(answer | {"file": str(to), "rows": count, "bytes": to.stat().st_size})
     elif to is not None:
@@ -85,6 +90,19 @@ def changes(
         _print(rows)
     if not as_json:
         typer.echo(f"changes since {since}, {'and there may be more' if through is None else f'all through {through}'}")
+
+
+def _position(text: str) -> int | Token:
+    if text.isascii() and text.isdigit() and int(text) < 1 << 63:
+        return int(text)
+    try:
+        return Token.parse(text)
+    except TokenError as error:
+        raise typer.BadParameter(f"expected a position, 0 or more: {error}", param_hint="--since") from error
+
+
+def _as_json(position: int | Token) -> int | str:
+    return position.text if isinstance(position, Token) else position
 
 
 def _shown(fields: dict[str, str]) -> dict[str, str]:

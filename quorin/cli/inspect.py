@@ -112,12 +112,23 @@ def _print_one(state: SegmentState, seen: Deployment, names: Names) -> None:
     for name, value in (detail(state, seen) | {"schema": names.schema(state.schema_name)}).items():
         add_row(facts, name, value)
     out.print(facts)
+    if state.stats and "positions" in state.stats:
+        out.print()
+        out.print(_partitions(state.stats, seen))
     if state.schema:
         fields = table("field", "type", "null reads as")
         for field, name in zip(state.schema.fields, names.fields(state.schema).values(), strict=True):
             add_row(fields, name, names.type(state.schema_name, field), default_text(field))
         out.print()
         out.print(fields)
+
+
+def _partitions(stats: dict[str, Any], seen: Deployment) -> Any:
+    """The partitions that a segment holds: up to where each is applied, and where its log ends."""
+    shown = table("partition", "position", "the log ends at")
+    for number, position in stats["positions"].items():
+        add_row(shown, number, position, seen.logs[number].bounds.last)
+    return shown
 
 
 def detail(state: SegmentState, seen: Deployment) -> dict[str, str]:
@@ -128,6 +139,7 @@ def detail(state: SegmentState, seen: Deployment) -> dict[str, str]:
         return facts
     garbage = stats["heap_garbage_bytes"] / stats["heap_bytes"] if stats["heap_bytes"] else 0
     heartbeat = ago(stats["writer_heartbeat_age_seconds"])
+    held = {"partitions": f"holds {stats['held_partitions']} of {stats['partitions']}"} if "partitions" in stats else {}
     writer = f"process {stats['writer_pid']}, last heartbeat {heartbeat}" if stats["writer_pid"] else "none"
     return facts | {
         "version": str(stats["schema_version"]),
@@ -135,6 +147,7 @@ def detail(state: SegmentState, seen: Deployment) -> dict[str, str]:
         "generation": f"{stats['generation']}, created {duration(stats['age_seconds'])} ago",
         "rows": f"{count(stats['rows'])} and {count(stats['deleted_rows'])} deleted, of {count(stats['capacity'])} "
         f"({stats['load']:.1%}) before it grows",
+        **held,
         "bytes": f"{size(stats['bytes'])}, of which {stats['row_bytes']} B per row",
         "heap": f"{size(stats['heap_used_bytes'])} of {size(stats['heap_bytes'])} used, {garbage:.1%} garbage",
         "position": f"{stats['position']}, the log ends at {seen.log.last}",

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from quorin.engine.backend import connect
+from quorin.engine.backend import connect, logs
 from quorin.engine.backend.redis_urls import slot_of
 from quorin.engine.ops.health import check_deployment
 from quorin.errors import ConnectionFailedError
+from quorin.wal import Token
 from tests.contract.test_connect import SECRET, failure
 from tests.support.http import make_certificate
 from tests.support.redis_cluster import CLUSTER_VERSIONS, SERVICE, Cluster, Watched, call, free_ports, until
@@ -141,13 +142,16 @@ def test_wrong_urls_are_refused_without_their_password(url: str, expected: str) 
 
 def test_a_cluster_s_users_and_passwords(lone: Callable[..., RedisServer]) -> None:
     (port,) = free_ports(1)
-    rules = ("resetkeys", "~{quorin}:*", "-@all", "+@read", "+@write", "+@scripting", "+@connection", "+cluster|slots")
+    commands = ("-@all", "+@read", "+@write", "+@scripting", "+@connection", "+cluster|slots")
+    rules = ("resetkeys", "~{quorin}:*", "~{quorin/*", *commands)
     user = ("--user", "ann", "on", f">{SECRET}", *rules)
     server = lone("--port", str(port), "--requirepass", f"{SECRET}/x", *user, password=f"{SECRET}/x")
     seed = f"127.0.0.1:{port}?cluster=true"
     for login in (f":{SECRET}%2Fx", f"ann:{SECRET}"):
         backend = connect(f"redis://{login}@{seed}")
-        backend.log().append([("A", b"x")])
+        backend.settle_partitions(4)
+        results = backend.append_together([(log, [("A", b"x")]) for log in logs(backend)])
+        assert all(isinstance(result, Token) for result in results)
         assert SECRET not in backend.address
         backend.close()
     assert "Authentication required" in failure(f"redis://{seed}")

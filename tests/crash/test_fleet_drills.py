@@ -174,8 +174,8 @@ def test_a_node_with_a_wrong_clock_is_not_silent(server: RedisServer, tmp_path: 
         fleet.write(1)
         fleet.until_all_have(1)
         backend = fleet.registry.backend
-        until(lambda: len(observed_nodes(backend, backend.log())) == 2)
-        found = observed_nodes(backend, backend.log())
+        until(lambda: len(observed_nodes(backend, [backend.log()])) == 2)
+        found = observed_nodes(backend, [backend.log()])
         assert all(node.is_alive and 0 <= node.silent_seconds < 60 for node in found)
     finally:
         fleet.close()

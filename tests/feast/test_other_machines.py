@@ -23,6 +23,7 @@ from quorin.shm import SegmentRegistry
 from quorin.wal_consumer import WALConsumer
 from tests.feast.repos import END, START, day
 
+PARTITIONED = pytest.mark.parametrize("partitions", [None, 16], ids=["one log", "a log each partition"])
 THING = Entity(name="thing", join_keys=["thing"], value_type=ValueType.INT64)
 ROWS = 500
 FEATURES = ["things:n", "things:s", "things:v"]
@@ -53,13 +54,14 @@ def view(source: Any, **more: Any) -> FeatureView:
     return FeatureView(name="things", entities=[THING], schema=schema, source=source)
 
 
-def config(folder: Path, redis_url: str, **settings: Any) -> RepoConfig:
+def config(folder: Path, redis_url: str, partitions: int | None = None, **settings: Any) -> RepoConfig:
     online = {
         "type": "feast_quorin.QuorinOnlineStore",
         "redis_url": redis_url,
         "shm_dir": str(folder / "segments"),
         "consumer": "external",
         "wait": "logged",
+        "partitions": partitions,
     }
     return RepoConfig(
         project="shop",
@@ -114,12 +116,13 @@ print("appended")
 """
 
 
-def test_a_process_without_segments_only_appends(tmp_path: Path, redis_url: str) -> None:
+@PARTITIONED
+def test_a_process_without_segments_only_appends(tmp_path: Path, redis_url: str, partitions: int | None) -> None:
     """A new process does what an executor does: takes the artifacts apart and writes its rows."""
     (tmp_path / "segments").mkdir()
     pq.write_table(table().append_column("later", [[1] * ROWS]), tmp_path / "things.parquet")
     source = FileSource(path=str(tmp_path / "things.parquet"), timestamp_field="at")
-    store = FeatureStore(config=config(tmp_path, redis_url))
+    store = FeatureStore(config=config(tmp_path, redis_url, partitions))
     store.apply([THING, view(source)])
     # The second knows of a feature that the segment does not have yet.
     given = [store.get_feature_view("things"), view(source, later=Int64)]
@@ -138,7 +141,10 @@ def test_a_process_without_segments_only_appends(tmp_path: Path, redis_url: str)
 
 
 @pytest.mark.spark
-def test_feasts_spark_engine_in_local_mode(tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@PARTITIONED
+def test_feasts_spark_engine_in_local_mode(
+    tmp_path: Path, redis_url: str, partitions: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A materialization by Spark's own worker processes, with no segment on their machine."""
     from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
     from pyspark.sql import SparkSession
@@ -158,6 +164,7 @@ def test_feasts_spark_engine_in_local_mode(tmp_path: Path, redis_url: str, monke
         config=config(
             tmp_path,
             redis_url,
+            partitions,
             offline_store={"type": "spark", "spark_conf": spark},
             batch_engine={"type": "spark.engine", "spark_conf": spark, "partitions": 2},
         )
@@ -171,6 +178,30 @@ def test_feasts_spark_engine_in_local_mode(tmp_path: Path, redis_url: str, monke
     finally:
         SparkSession.builder.getOrCreate().stop()
     assert store.get_online_features(FEATURES, ALL).to_dict()["n"] == [None] * (ROWS + 1)
+    assert apply_log(tmp_path, redis_url) == ROWS
+    assert store.get_online_features(FEATURES, ALL).to_dict() == expected()
+    store.teardown()
+
+
+@pytest.mark.spark
+@PARTITIONED
+def test_feasts_ray_engine_in_local_mode(
+    tmp_path: Path, redis_url: str, partitions: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A materialization by Ray's own worker processes, with no segment on their machine."""
+    import ray
+
+    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    (tmp_path / "segments").mkdir()
+    pq.write_table(table(), tmp_path / "things.parquet")
+    engine = {"type": "ray.engine", "max_workers": 2, "ray_conf": {"num_cpus": 2, "include_dashboard": False}}
+    store = FeatureStore(config=config(tmp_path, redis_url, partitions, batch_engine=engine))
+    store.apply([THING, view(FileSource(path=str(tmp_path / "things.parquet"), timestamp_field="at"))])
+    try:
+        with without_segments(tmp_path):
+            store.materialize(START, END)
+    finally:
+        ray.shutdown()
     assert apply_log(tmp_path, redis_url) == ROWS
     assert store.get_online_features(FEATURES, ALL).to_dict() == expected()
     store.teardown()

@@ -70,11 +70,14 @@ class PartialNodes:
             publish_holders(node.registry.backend.control, node.registry.node)
 
     @contextmanager
-    def serving(self, name: str, *options: str, advertised: bool = True) -> Iterator[Running]:
+    def serving(
+        self, name: str, *options: str, advertised: bool = True, certificate: Path | None = None
+    ) -> Iterator[Running]:
         """The server of a node, which the others know of then."""
-        own = ["--advertise", "http://127.0.0.1:{port}"] if advertised else []
+        scheme = "http" if certificate is None else "https"
+        own = ["--advertise", f"{scheme}://127.0.0.1:{{port}}"] if advertised else []
         words = ["quorin", "serve", "-p", "{port}", *self[name].options, *own, *options]
-        with serving(words, self.folder / f"{name}.log") as server:
+        with serving(words, self.folder / f"{name}.log", certificate=certificate) as server:
             self.report()
             yield server
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from quorin.engine.consumer.history import history_of_partition
 from quorin.engine.consumer.lane import Lane, Seen
-from quorin.errors import ConnectionFailedError
+from quorin.errors import ConnectionFailedError, WriterFencedError
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from quorin.shm import SegmentRegistry
 
 NAME_OTHERS_SECONDS = 5.0
+CLOSE_SECONDS = 0.5
 
 _log = get_logger(__name__)
 
@@ -139,10 +140,11 @@ class Lanes:
         if isinstance(outcome, ConnectionFailedError):
             self.failed(lane, outcome)
             return None
-        if isinstance(outcome, BaseException):
+        if isinstance(outcome, BaseException) and (isinstance(outcome, WriterFencedError) or mark == lane.mark()):
             raise outcome
         lane.succeeded()
-        if mark != lane.mark():  # What was read for other segments, or from another position, may have a gap.
+        if mark != lane.mark():
+            # What was read for other segments, or from another position, may have a gap; one may be closed by now.
             return None
         if isinstance(outcome, Seen):
             lane.saw(outcome)
@@ -202,12 +204,21 @@ class Lanes:
 
 
 class _Reads:
-    """Calls to logs that are in flight, at most one a lane, and one for those that the node does not hold (None)."""
+    """Calls to logs that are in flight, at most one a lane, and one for those that the node does not hold (None).
+
+    The threads are daemons, as that of a follower is: a process that ends does not wait for a log.
+    """
 
     def __init__(self, lanes: int) -> None:
-        self._threads = ThreadPoolExecutor(lanes + 1, thread_name_prefix="quorin-lane")
         self._busy: set[Lane | None] = set()
+        self._calls: SimpleQueue[tuple[Lane | None, Any, Callable[[], Any]] | None] = SimpleQueue()
         self._done: SimpleQueue[tuple[Lane | None, Any, Any]] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=_work, args=(self._calls, self._done), name="quorin-lane", daemon=True)
+            for _ in range(lanes + 1)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def is_busy(self, lane: Lane | None) -> bool:
         """Whether a call of the lane is in flight."""
@@ -216,7 +227,7 @@ class _Reads:
     def start(self, lane: Lane | None, mark: Any, call: Callable[[], Any]) -> None:
         """Make a call in a thread; :meth:`finished` returns what it returned or raised."""
         self._busy.add(lane)
-        self._threads.submit(self._make, lane, mark, call)
+        self._calls.put((lane, mark, call))
 
     def finished(self, timeout_seconds: float) -> Iterator[tuple[Lane | None, Any, Any]]:
         """The calls that have ended since; waits for one of them."""
@@ -230,12 +241,22 @@ class _Reads:
             return
 
     def close(self) -> None:
-        """Wait for all calls."""
-        self._threads.shutdown()
+        """End the threads. Waits for calls, but not for long: what they return is dropped."""
+        for _ in self._threads:
+            self._calls.put(None)
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _make(self, lane: Lane | None, mark: Any, call: Callable[[], Any]) -> None:
+
+def _work(
+    calls: SimpleQueue[tuple[Lane | None, Any, Callable[[], Any]] | None],
+    done: SimpleQueue[tuple[Lane | None, Any, Any]],
+) -> None:
+    while (one := calls.get()) is not None:
+        lane, mark, call = one
         try:
             outcome = call()
         except BaseException as error:  # noqa: BLE001 - it is raised where the outcome is used
             outcome = error
-        self._done.put((lane, mark, outcome))
+        done.put((lane, mark, outcome))

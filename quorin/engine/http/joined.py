@@ -97,9 +97,7 @@ def _read(part: Bound, at_most: int | None = None, *, positions: bool) -> Vector
     count = len(part.entity_ids)
     own = np.empty(count, np.int64) if positions else None
     if part.is_whole and part.max_age is None and at_most is None:
-        values, found = assembly.assemble_batch(
-            part.segment, part.entity_ids, positions=own, missing_partitions="mask"
-        )
+        values, found = assembly.assemble_batch(part.segment, part.entity_ids, positions=own, missing_partitions="mask")
         return VectorsRead(values, found, found, own)
     reader = assembly.reader(part.segment, [field.name for field in part.fields], max_age=part.max_age)
     fresh = np.empty(count, np.bool_)

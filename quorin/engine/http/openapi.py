@@ -65,6 +65,7 @@ def _post(name: str, summary: str, request: str, reply: str) -> dict[str, Any]:
             "404": _error("There is no such schema."),
             "412": _error("This machine does not show what Quorin-At-Least asks for: not in time, or not at all."),
             "413": _error("The request has too many bytes or rows, or its reply would have too many values."),
+            "421": _error("Another node asks for rows that this one does not hold."),
             "415": _error("The content type is neither JSON nor Arrow."),
             "422": _error("A value of the request is wrong; the text names it, and what was expected."),
             **_AWAY,
@@ -123,7 +124,12 @@ _ABOUT = (
     "entity ids; the metadata of its schema has the rest of the request as JSON under `request`. gzip and zstd if "
     "Accept-Encoding names them."
 )
-_AWAY = {"503": {"description": "The segment, or the control plane, cannot be read, or there are too many requests."}}
+_AWAY = {
+    "503": {
+        "description": "The segment, the control plane or another node's rows cannot be read, or there are too many "
+        "requests."
+    }
+}
 _TEXT, _INTEGER, _BOOLEAN = {"type": "string"}, {"type": "integer"}, {"type": "boolean"}
 _NAME = {"type": "string", "minLength": 1}
 _IDS = _array({"type": "string", "minLength": 1})
@@ -173,10 +179,12 @@ _SCHEMAS: dict[str, Any] = {
             "event_time_ns": _array(_or_null("integer")),
             "log_position": _array(_or_null("integer"), description="With `positions`."),
             "fresh": _array(_BOOLEAN, description="With `max_age`."),
+            "not_held": _array(_BOOLEAN, description="Of rows that no node answers for, with `--partial mask`."),
             "features": {"type": "object", "additionalProperties": _array({}), "description": "By name, a list each."},
         },
         "log_position",
         "fresh",
+        "not_held",
     ),
     "AssembleRequest": _object(
         {
@@ -222,11 +230,13 @@ _SCHEMAS: dict[str, Any] = {
             "found": _array(_array(_BOOLEAN), description="For each row, whether each schema has it."),
             "log_position": _array(_array(_or_null("integer")), description="With `positions`; as `found`."),
             "fresh": _array(_array(_BOOLEAN), description="The same with no value over its limit, with `max_age`."),
+            "not_held": _array(_array(_BOOLEAN), description="The same of rows that no node answers for."),
             "position": {"type": "integer", "description": "With `consistent_timeout_ms`."},
             "vectors": _array(_array(_or_null("number")), description="float32; null where there is no row."),
         },
         "log_position",
         "fresh",
+        "not_held",
         "position",
     ),
     "Schemas": _object({"schemas": _array(_ref("Schema"))}),

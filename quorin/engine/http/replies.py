@@ -56,7 +56,7 @@ def rows_json(schema: Schema, ids: Any, columns: Columns, *, positions: bool = F
                 for name, own in numbers.items()
             },
             **({} if columns.ages is None else {"fresh": _fragment(columns.fresh)}),
-            **({} if (not_held := _not_held(columns)) is None else {"not_held": _fragment(not_held)}),
+            **({} if columns.not_held is None else {"not_held": _fragment(columns.not_held)}),
             "features": {field.name: _fragment(_values(columns, i)) for i, field in enumerate(columns.fields)},
         }
     )
@@ -65,7 +65,6 @@ def rows_json(schema: Schema, ids: Any, columns: Columns, *, positions: bool = F
 def rows_arrow(schema: Schema, columns: Columns) -> bytes:
     """The rows of one schema as one record batch, like that of :func:`quorin.assembly.read`."""
     metadata = {"schema": schema.__name__, "version": str(schema.version)}
-    columns.not_held = _not_held(columns)
     return _stream(columns.to_batch().replace_schema_metadata(metadata))
 
 
@@ -103,12 +102,6 @@ def vectors_arrow(vectors: Vectors) -> bytes:
     if vectors.position is not None:
         metadata["position"] = str(vectors.position).encode()
     return _stream(pa.record_batch({**columns, "vector": values}).replace_schema_metadata(metadata))
-
-
-def _not_held(columns: Columns) -> Mask | None:
-    """Which rows no node has answered for; None without any."""
-    not_held: Mask | None = getattr(columns, "not_held", None)
-    return not_held if not_held is not None and not_held.any() else None
 
 
 def _mask(mask: Mask) -> pa.Array:

@@ -45,8 +45,7 @@ class NodeState:
     ``node`` is a random name: a machine that was rebooted, or a new pod, is a new node, as it has no rows. ``former``
     are identities that the deployment had before its control plane was wiped; ``addresses`` are where it was reached.
     ``beginnings`` has the log identity and position behind which the rows of a current segment begin, with several
-    partitions those of each: it tells a segment of a schema from one of an earlier schema of that name, which was
-    dropped.
+    partitions those of each: it tells a segment of a schema from one of an earlier, dropped schema of that name.
     """
 
     identity: int

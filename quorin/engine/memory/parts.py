@@ -50,7 +50,7 @@ class Parted:
         view: SegmentView = self.current_view()
         if view.layout.partition_count == 1:
             return _load_acquire(view.mapping.address + _POSITION)
-        return max(position for _, position in _positions(view))
+        return max(position for _, position in positions_in(view))
 
     @property
     def log_identity(self: Any) -> int:
@@ -78,7 +78,7 @@ class Parted:
         """What is applied, as a token: a position of each held partition's log, but of those that nothing is applied
         of. A read that waits for it shows at least as much, on any node.
         """
-        return Token(*(part for part in _positions(self.current_view()) if all(part)))
+        return applied_in(self.current_view())
 
     def commit_position(self: Any, position: int, log_identity: int) -> None:
         """Publish that everything up to ``position`` of a log is applied; call it after the rows are.
@@ -173,7 +173,12 @@ class Part:
         return _load_acquire(self._segment.current_view().mapping.address + offset + _PART_BYTES * self.partition)
 
 
-def _positions(view: SegmentView) -> Iterator[tuple[int, int]]:
+def applied_in(view: SegmentView) -> Token:
+    """:meth:`Parted.applied` of one generation."""
+    return Token(*(part for part in positions_in(view) if all(part)))
+
+
+def positions_in(view: SegmentView) -> Iterator[tuple[int, int]]:
     """The log's identity and the position of each partition that is held, in order."""
     for partition in sorted(view.partitioning.held):
         part = view.mapping.address + _PART_BYTES * partition

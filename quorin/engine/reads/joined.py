@@ -27,14 +27,12 @@ class JoinedColumns(Columns):
     ``parts`` are pairs of indexes of ids, and what :func:`quorin.assembly.read` returned for these ids there, with
     positions, for the same fields and without age limits: those of ``own`` are applied to all rows at the same time.
 
-    ``not_held`` says which ids no node has answered for, as an array of booleans: they are not found.
     """
 
     __slots__ = ("_arrays",)
 
-    def __init__(self, own: Columns, ids: Any, parts: Sequence[tuple[Int64s, pa.RecordBatch]], not_held: Mask) -> None:
+    def __init__(self, own: Columns, ids: Any, parts: Sequence[tuple[Int64s, pa.RecordBatch]]) -> None:
         super().__init__(own.plan, own.view, ids, COMPILED_GATHER, own.ages, own.now_ns)
-        self.not_held = not_held
         variable = {index: own.arrow(index) for index, field in enumerate(self.fields) if field.is_variable}
         self.buffer, self.found = own.buffer, own.found
         for rows, batch in parts:

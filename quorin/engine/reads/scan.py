@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from quorin.engine.format import segment as fmt
 from quorin.engine.format.abi import CONTENDED, CORRUPT, LIVE_ROWS, S_CODE, S_ROWS, SCAN_ITEMS
+from quorin.engine.log.token import Token
+from quorin.engine.memory.parts import applied_in, check_one_partition, positions_in
 from quorin.engine.reads.column_plan import column_plan
 from quorin.engine.reads.columns import Columns
 from quorin.engine.reads.gather import COMPILED_GATHER
 from quorin.engine.rows.column import arrow_type_of
-from quorin.errors import ChangesForgottenError, CorruptSegmentError, EntityIdError
+from quorin.engine.rows.partitions import partitions_of
+from quorin.errors import ChangesForgottenError, CorruptSegmentError, EntityIdError, TokenError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,14 +34,15 @@ _MAX_ROUNDS = 1000
 
 
 class Changes(NamedTuple):
-    """What changed in a segment since a position: all that the log has from there up to position ``through``.
+    """What changed in a segment since a position: all that the log has from there up to position ``through``; of
+    several partitions, a token.
 
     ``batches`` are read as they are consumed. Some of their rows may be later than ``through``, where a writer goes on
     meanwhile: they come again in the changes since ``through``.
     """
 
     batches: pa.RecordBatchReader
-    through: int
+    through: int | Token
 
 
 def scan_view(
@@ -53,33 +56,62 @@ def scan_view(
 
 
 def changes_view(
-    view: SegmentView, position: int, prefix: str | None, limit: int | None, fields: Sequence[str] | None
+    view: SegmentView, position: int | Token, prefix: str | None, limit: int | None, fields: Sequence[str] | None
 ) -> Changes:
     """The changes of one generation; see :func:`quorin.assembly.changed_since`."""
-    from quorin.engine import kernels
-
     start = _start(prefix, limit)
-    least = least_position(view, position)
+    leasts = least_positions(view, position)
     plan = column_plan(view, fields, positions=True)
     schema = arrow_schema(plan)
     # Read before the first row: what was applied up to there is in the rows.
-    through = int(kernels.load_acquire(view.mapping.address + fmt.partition_offset("position")))
-    batches = _batches(view, plan, start, least, limit, schema)
+    through = through_of(view)
+    batches = _batches(view, plan, start, int(leasts.min()), limit, schema, leasts)
     return Changes(pa.RecordBatchReader.from_batches(schema, batches), through)
 
 
-def least_position(view: SegmentView, position: int) -> int:
-    """The least position of a row that changed since ``position``; those without a log changed since 0.
+def through_of(view: SegmentView) -> int | Token:
+    """The position up to which a view has all; of several partitions, a token."""
+    if view.layout.partition_count > 1:
+        return applied_in(view)
+    [(_, position)] = positions_in(view)
+    return position
 
-    :raises ValueError: for a position that is no position. :raises ChangesForgottenError: if the view does not have all
-        deletions since then.
+
+def least_positions(view: SegmentView, position: int | Token) -> Int64s:
+    """The least position of a row that changed since ``position``, for each partition; rows without a log changed since
+    0. Those of partitions that are not held are the highest there are.
+
+    :raises ValueError: for a position that is no position. :raises PartitionedError: for one that is no token, with
+        several partitions. :raises TokenError: for a token of another log. :raises ChangesForgottenError: if the view
+        does not have all deletions since then.
     """
     if isinstance(position, bool) or not isinstance(position, int) or not 0 <= position < 1 << 63:
         raise ValueError(f"position: expected a position of the log, 0 or more, got {position!r}")
-    forgotten = int(view.header["partitions"][0]["forgotten"])
-    if 0 < position < forgotten:
-        raise ChangesForgottenError(view.name, position, forgotten)
-    return position + 1 if position else 0
+    leasts = np.full(view.layout.partition_count, np.iinfo(np.int64).max)
+    for partition, since in _since(view, position).items():
+        forgotten = int(view.header["partitions"][partition]["forgotten"])
+        if 0 < since < forgotten:
+            raise ChangesForgottenError(view.name, since, forgotten)
+        leasts[partition] = since + 1 if since else 0
+    return leasts
+
+
+def _since(view: SegmentView, position: int | Token) -> dict[int, int]:
+    """A position for each partition that is held."""
+    if view.layout.partition_count == 1:
+        return {0: position}
+    if position and not isinstance(position, Token):
+        check_one_partition(view, f"changes since position {position}, which is no token")
+    identities = view.header["partitions"]["log_identity"][: view.layout.partition_count].tolist()
+    since = dict.fromkeys(sorted(view.partitioning.held), 0)
+    token = position if isinstance(position, Token) else Token()
+    for identity, at in token.parts:
+        partition = identities.index(identity) if identity in identities else None
+        if partition in since:
+            since[partition] = at
+        elif partition is None and all(identities):
+            raise TokenError(f"token {token.text} is of another log than the partitions of {view.name!r} follow")
+    return since
 
 
 def arrow_schema(plan: ColumnPlan) -> pa.Schema:
@@ -115,8 +147,15 @@ def _start(prefix: str | None, limit: int | None) -> Bytes:
 
 
 def _batches(
-    view: SegmentView, plan: ColumnPlan, prefix: Bytes, least: int, limit: int | None, schema: pa.Schema
+    view: SegmentView,
+    plan: ColumnPlan,
+    prefix: Bytes,
+    least: int,
+    limit: int | None,
+    schema: pa.Schema,
+    leasts: Int64s | None = None,
 ) -> Iterator[pa.RecordBatch]:
+    """Batches of the rows from position ``least`` on; of several partitions, of those from the one in ``leasts`` on."""
     from quorin.engine import kernels
 
     batch_rows = _batch_rows(view, plan)
@@ -138,8 +177,17 @@ def _batches(
                 "still; fill a new one"
             )
         if copied:
-            remaining -= copied
-            yield arrow_batch(columns, _filled(columns, copied, id_ends, ids), deleted, schema)
+            batch = arrow_batch(columns, _filled(columns, copied, id_ends, ids), deleted, schema)
+            if leasts is not None and len(leasts) > 1:
+                batch = batch.filter(changed_in(batch, leasts))
+            remaining -= batch.num_rows
+            yield batch
+
+
+def changed_in(batch: pa.RecordBatch, leasts: Int64s) -> pa.Array:
+    """Which rows of changes are from the least position of their partition on."""
+    partitions = partitions_of(batch.column(0), len(leasts))
+    return pa.array(batch.column(POSITION).to_numpy() >= leasts[partitions])
 
 
 def _batch_rows(view: SegmentView, plan: ColumnPlan) -> int:

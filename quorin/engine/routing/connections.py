@@ -162,6 +162,7 @@ class Connections:
             answer = Answered(response.status, b"".join(parts))
             if response.length:
                 raise http.client.IncompleteRead(answer.body, response.length)
+            response.close()  # The connection is ready for the next request only then.
         except (OSError, http.client.HTTPException) as error:
             _abandon(connection)
             return within.unanswered(error)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from quorin.engine.reads.joined import LEADING, JoinedColumns
+from quorin.engine.reads.not_held import not_held_of
 from quorin.engine.reads.readers import ColumnReader
 from quorin.engine.routing.router import Question, Waiting
 from quorin.engine.rows.intake import id_array
@@ -41,23 +42,20 @@ class Away(NamedTuple):
 
 def away_from(segment: Segment, entity_ids: Any, found: Mask) -> Away | None:
     """The ids, of those that were not found in a segment, that it does not hold; None if there are none."""
-    partitioning = segment.partitioning
-    if not partitioning.is_partial or found.all():
+    view = segment.current_view()
+    not_held = not_held_of(view, entity_ids, found)
+    if not_held is None:
         return None
-    rows = np.flatnonzero(~found)
+    rows = np.flatnonzero(not_held)
     ids = id_array(entity_ids).take(rows)
-    partitions = partitions_of(ids, partitioning.count)
-    is_held = np.zeros(partitioning.count, np.bool_)
-    is_held[list(partitioning.held)] = True
-    away = ~is_held[partitions]
-    return Away(rows[away], ids.filter(away), partitions[away]) if away.any() else None
+    return Away(rows, ids, partitions_of(ids, view.partitioning.count))
 
 
 class RoutedReader:
     """A :class:`quorin.assembly.ColumnReader` that is completed by other nodes, which ``router`` asks.
 
     With ``missing_partitions="mask"`` ids that no node answers for are not found, and
-    :attr:`~quorin.engine.reads.joined.JoinedColumns.not_held` says which.
+    :attr:`~quorin.engine.reads.columns.Columns.not_held` says which; without any it is None.
     """
 
     def __init__(
@@ -90,6 +88,7 @@ class RoutedReader:
         """
         own = self._reader(entity_ids, now_ns=now_ns, at_most=at_most)
         own.not_held = None  # Until other nodes have answered.
+        own.not_held = None
         away = away_from(self._segment, entity_ids, own.found)
         if away is None:
             return own
@@ -99,9 +98,12 @@ class RoutedReader:
         fetched = self._router.fetch(question, away.ids, away.partitions)
         if fetched.lacking and self._missing_partitions == "error":
             self._router.raise_lacking(question, fetched.lacking)
-        not_held = np.zeros(len(own.found), np.bool_)
-        not_held[away.in_partitions(fetched.lacking)] = True
-        return JoinedColumns(own, entity_ids, [(away.rows[rows], batch) for rows, batch in fetched.parts], not_held)
+        parts = [(away.rows[rows], batch) for rows, batch in fetched.parts]
+        joined = JoinedColumns(own, entity_ids, parts)
+        if fetched.lacking:
+            joined.not_held = np.zeros(len(own.found), np.bool_)
+            joined.not_held[away.in_partitions(fetched.lacking)] = True
+        return joined
 
 
 def _unlike(batch: pa.RecordBatch, fields: list[str]) -> str | None:

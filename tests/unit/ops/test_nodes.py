@@ -65,7 +65,7 @@ def test_what_a_node_is_behind_by_is_counted_in_the_log(world: World) -> None:  
     positions = [world.producer.write(TRIP, f"e{number}", row(number)) for number in range(3)]
     entry = {"Trip": {"segment": "s", "version": 1, "position": positions[0], "lag_seconds": 3.0}}
     presence.announce(world.backend.control, "consumer", "node-1", entry)
-    (node,) = observed_nodes(world.backend, world.log)
+    (node,) = observed_nodes(world.backend, [world.log])
     assert (node.node, node.roles, node.is_alive) == ("node-1", ("consumer",), True)
     assert (node.behind.entries, node.behind.rows, node.behind.is_exact) == (2, 2, True)
     assert node.behind.bytes > 100
@@ -75,7 +75,7 @@ def test_what_a_node_is_behind_by_is_counted_in_the_log(world: World) -> None:  
     assert (caught.value.position, caught.value.nodes) == (positions[2], ["node-1"])
     world.producer.wait_for_nodes(TRIP, positions[0], timeout_ms=30)
     presence.withdraw(world.backend.control)
-    assert observed_nodes(world.backend, world.log) == []
+    assert observed_nodes(world.backend, [world.log]) == []
     world.producer.wait_for_nodes(TRIP, positions[2], timeout_ms=30)
 
 
@@ -95,8 +95,8 @@ def test_a_running_consumer_reports_its_node_is_ready_and_shows_in_metrics(world
     thread = threading.Thread(target=consumer.run)
     thread.start()
     try:
-        until(lambda: any(node.position_of("Trip") >= position for node in observed_nodes(world.backend, world.log)))
-        (node,) = observed_nodes(world.backend, world.log)
+        until(lambda: any(node.position_of("Trip") >= position for node in observed_nodes(world.backend, [world.log])))
+        (node,) = observed_nodes(world.backend, [world.log])
         assert node.node == world.registry.node.id
         world.producer.wait_for_nodes(TRIP, position)
         until(lambda: not readiness(world.registry, max_lag_seconds=60)[0].problem)

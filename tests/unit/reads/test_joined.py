@@ -93,7 +93,7 @@ def compare(
         read_there = column_reader(other, [field.name for field in local.fields], positions=True)
         halves = [half for half in (away[::2], away[1::2]) if len(half)]
         parts = [(half, sent(read_there([ids[index] for index in half]).to_batch())) for half in halves]
-        joined = JoinedColumns(local, ids, parts, np.zeros(len(ids), np.bool_))
+        joined = JoinedColumns(local, ids, parts)
         assert_equal(joined, expected, schema, ids)
         dropped = np.arange(len(ids)) % 3 == 0
         for columns in (joined, expected):

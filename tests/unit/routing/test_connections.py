@@ -1,0 +1,119 @@
+"""Connections to other servers: all at once, kept, given up in time, and not shared with a forked child."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from quorin.engine.routing.connections import Answered, Connections, Outgoing, UnansweredError
+
+PATIENT = 60.0
+
+
+class Server(ThreadingHTTPServer):
+    """Answers a POST with its body; counts connections; ``/hang`` waits for the end of the test."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.accepted = 0
+        self.ended = threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def verify_request(self, *_: object) -> bool:
+        self.accepted += 1
+        return True
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.path == "/hang":
+            self.server.ended.wait(PATIENT)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body) + 1 if self.path == "/cut" else len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = self.path in ("/close", "/cut")  # Without saying so.
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.ended.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def connections() -> Iterator[Connections]:
+    opened = Connections()
+    yield opened
+    opened.close()
+
+
+def test_connections_are_kept(server: Server, connections: Connections) -> None:
+    large = os.urandom(3 << 20)
+    for body in (b"a", b"", large, b"b"):
+        assert connections.exchange([Outgoing(server.url, "/", body, {})], timeout_seconds=PATIENT) == [
+            Answered(200, body)
+        ]
+    assert server.accepted == 1
+
+
+def test_a_connection_that_the_server_closed_is_opened_anew(server: Server, connections: Connections) -> None:
+    for _ in range(3):
+        [answer] = connections.exchange([Outgoing(server.url, "/close", b"x", {})], timeout_seconds=PATIENT)
+        assert answer == Answered(200, b"x")
+    assert server.accepted == 3
+
+
+def test_an_answer_that_is_cut_off_is_none(server: Server, connections: Connections) -> None:
+    [answer] = connections.exchange([Outgoing(server.url, "/cut", b"x", {})], timeout_seconds=PATIENT)
+    assert isinstance(answer, UnansweredError)
+
+
+def test_a_server_that_hangs_keeps_no_other_from_answering(server: Server, connections: Connections) -> None:
+    requests = [Outgoing(server.url, path, path.encode(), {}) for path in ("/hang", "/", "/hang", "/other")]
+    answers = connections.exchange(requests, timeout_seconds=0.5)
+    assert [str(one) if isinstance(one, UnansweredError) else one.body for one in answers] == [
+        "no answer within 500 ms", b"/", "no answer within 500 ms", b"/other",
+    ]  # fmt: skip
+
+
+def test_a_server_that_is_away_is_said_to_be(connections: Connections) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        [answer] = connections.exchange([Outgoing(url, "/", b"secret", {"Authorization": "secret"})], timeout_seconds=9)
+    assert str(answer) == "Connection refused"
+
+
+def test_a_path_in_the_url_goes_before_the_requests(server: Server, connections: Connections) -> None:
+    [answer] = connections.exchange([Outgoing(server.url + "/hang/..", "/x", b"y", {})], timeout_seconds=PATIENT)
+    assert answer == Answered(200, b"y")
+
+
+def test_a_forked_child_has_connections_of_its_own(server: Server, connections: Connections) -> None:
+    request = Outgoing(server.url, "/", b"x", {})
+    assert connections.exchange([request], timeout_seconds=PATIENT) == [Answered(200, b"x")]
+    child = os.fork()
+    if not child:
+        found = connections.exchange([request, request], timeout_seconds=PATIENT)
+        os._exit(0 if found == [Answered(200, b"x")] * 2 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert connections.exchange([request], timeout_seconds=PATIENT) == [Answered(200, b"x")]
+    assert server.accepted == 3
