@@ -43,6 +43,7 @@ BENCHMARKS = {
     "feast_requests": Benchmark("feast", "--processes 1 --rounds 1 --entities 100"),
     "http": Benchmark("http", "--processes 1 --rounds 1 --entities 100 --requests 5000"),
     "log": Benchmark("log", "--rows 20000 --entities 5000 --writes 100 --syncs 50"),
+    "partitions": Benchmark("partitions", "--rows 20000 --rounds 1"),
     "fleet": Benchmark(
         "fleet",
         "--nodes 2 --many-nodes 2 --rate 200 --seconds 1 --many-seconds 1 --away-seconds 4 --entities 5000 --rows 5000 "

@@ -63,7 +63,26 @@ class ServedLogSettings(FeastConfigBaseModel):
         return value
 
 
-class StoreSettings(FeastConfigBaseModel):
+class PartitionSettings(FeastConfigBaseModel):
+    """What :class:`StoreSettings` says of partitions."""
+
+    partitions: Annotated[int, Field(ge=1, le=256, strict=True)] | None = None
+    """How many partitions a new deployment has: a power of two up to 256, each with a log of its own. A deployment that
+    exists must have this number. None takes what it has, one for a new one."""
+
+    held_partitions: StrictStr | None = None
+    """Which partitions this machine holds, such as ``"0-7"``; None for all. The same for all processes of the machine,
+    and for a ``quorin consumer --partitions`` on it."""
+
+    missing_partitions: Literal["error", "mask"] = "error"
+    """What a read does, on a machine that holds some partitions of the deployment, if no other machine answers for one:
+    raise ``NotHeldError``, or return its rows like those of entities that are not found."""
+
+    peer_timeout_ms: int = 1_000
+    """Milliseconds for which such a read waits for another machine; then it asks one more, if there is one."""
+
+
+class StoreSettings(PartitionSettings):
     """Where the store keeps its data, and which process applies writes. Every key has a default.
 
     Relative paths are relative to the repository. The repository's own path and ``shm_dir`` are relative to the working
@@ -85,14 +104,6 @@ class StoreSettings(FeastConfigBaseModel):
     """Which process applies writes to shared memory. ``external``: only a ``quorin consumer`` process. ``auto``: with
     Redis, a ``quorin consumer`` of this machine if one runs, else a background thread of one of the processes that
     read; with the embedded store, the process that writes. ``inline`` means the same as ``auto``."""
-
-    partitions: Annotated[int, Field(ge=1, le=256, strict=True)] | None = None
-    """How many partitions a new deployment has: a power of two up to 256, each with a log of its own. A deployment that
-    exists must have this number. None takes what it has, one for a new one."""
-
-    held_partitions: StrictStr | None = None
-    """Which partitions this machine holds, such as ``"0-7"``; None for all. The same for all processes of the machine,
-    and for a ``quorin consumer --partitions`` on it."""
 
     capacity: int = 4096
     """Entities that fit in a new segment before it grows."""
@@ -168,13 +179,6 @@ class StoreSettings(FeastConfigBaseModel):
     tls_ca: StrictStr | None = None
     """With ``remote``, ``bootstrap_from`` or ``redis_url``: a file, relative to the repo, with the certificates to
     trust in PEM; by default the system's."""
-
-    missing_partitions: Literal["error", "mask"] = "error"
-    """What a read does, on a machine that holds some partitions of the deployment, if no other machine answers for one:
-    raise ``NotHeldError``, or return its rows like those of entities that are not found."""
-
-    peer_timeout_ms: int = 1_000
-    """Milliseconds for which such a read waits for another machine; then it asks one more, if there is one."""
 
     served_log: ServedLogSettings | None = None
     """Logs what requests are answered with, see :class:`ServedLogSettings`; None logs nothing."""

@@ -31,7 +31,7 @@ from quorin.errors import (
 )
 from quorin.evolution import upgrade_schema
 from quorin.follower import Follower
-from quorin.inline_consumer import InlineConsumer, progress, shows
+from quorin.inline_consumer import InlineConsumer
 from quorin.logging import get_logger
 from quorin.offline import ParquetDatasetStore, ServedLog
 from quorin.shm import Segment, SegmentRegistry
@@ -211,22 +211,6 @@ class Session:
         """Apply what the log has, if that is this process's task and it can."""
         if self.settings.consumer != "external":
             _apply_if_possible(view, lambda: self.consumer_of(view).drain())
-
-    def progress(self, view: StoredView) -> int:
-        """A number that grows as the view's segment advances; 0 if it was replaced at this moment."""
-        try:
-            with self.latest(view) as segment:
-                return progress(segment)
-        except SchemaMismatchError:
-            return 0
-
-    def shows(self, view: StoredView, position: int) -> bool:
-        """Whether the view's segment has applied a position; False if it was replaced at this moment."""
-        try:
-            with self.latest(view) as segment:
-                return shows(segment, position)
-        except SchemaMismatchError:
-            return False
 
     @contextmanager
     def latest(self, view: StoredView) -> Iterator[Segment]:

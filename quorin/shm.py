@@ -82,8 +82,7 @@ class SegmentRegistry:
     ``partitions`` is the deployment's number of partitions, to be checked, as for :class:`quorin.wal.WALProducer`.
     ``held`` says which of them new segments hold, as numbers or a text such as ``"0-7"``; by default all.
 
-    A registry is pickled as its connection, including a Redis password in plain text, for a process that has the same
-    ``shm_dir``.
+    A pickled registry has its connection, with a Redis password in plain text, and needs the same ``shm_dir``.
     """
 
     def __init__(

@@ -116,7 +116,7 @@ class WALConsumer:
         self._owns_backend = self._backend is not connection
         registry = SegmentRegistry(self._backend, namespace=namespace) if registry is None else registry
         trims, sources = trims and offline is not None, {"history": offline, "snapshots": snapshots, "peers": peers}
-        self._registry, self._stop, self._running = registry, threading.Event(), threading.Lock()
+        self._stop, self._running = threading.Event(), threading.Lock()
         is_of_all, role = schemas_or_segments is None, "follower" if yields else "consumer"
         self._ownership = Ownership(
             schemas_or_segments,
@@ -129,11 +129,10 @@ class WALConsumer:
         )
         settings = LaneSettings(role, trims, is_of_all, batch_entries, node_timeout_seconds)
         self._lanes, self._pace = Lanes(registry, stream_key, offline, self._ownership, settings), Pace()
-        self._has_history, self._agenda = offline is not None, self._new_agenda()
-        self._flusher = Flusher(self._lanes)
+        self._flusher, self._agenda = Flusher(self._lanes, offline), self._new_agenda()
         self._snapshots = writing(snapshots, registry, self._ownership.reports, snapshot_every_seconds, show=show)
         self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
-        self._precedence = Precedence(registry.node, role, discovers=self._ownership.discovers)
+        self._precedence = Precedence(registry, role, discovers=self._ownership.discovers)
 
     def __enter__(self) -> WALConsumer:
         return self
@@ -156,8 +155,7 @@ class WALConsumer:
         """
         with _exclusive(self._running), self._snapshots:
             self._agenda = self._new_agenda()
-            if self._has_history:
-                self._flusher.prepare()
+            self._flusher.prepare()
             try:
                 while (step := next_step(self._agenda, time.monotonic()))[0] is not Step.stop:
                     self._perform(*step)
@@ -185,9 +183,8 @@ class WALConsumer:
         :raises SegmentConflictError: as :meth:`run`. :raises ConnectionFailedError: if the log cannot be reached.
         """
         with _exclusive(self._running):
-            is_fresh = not self._has_history and time.monotonic() < self._agenda.check_at
-            lane, targets = self._lanes.only, self._ownership.targets
-            if tail and lane and is_fresh and (rows := lane.applier.apply_tail(tail, targets)) is not None:
+            lane = self._lanes.only if tail and time.monotonic() < self._agenda.check_at else None
+            if tail and lane and (rows := lane.apply_tail(tail)) is not None:
                 return rows
             self._look()
             self._agenda = self._new_agenda()
@@ -224,7 +221,7 @@ class WALConsumer:
                 self._take(waiting=True)
             elif step is Step.check:
                 self._check()
-                self._precedence.announce(self._backend.control, self._ownership.reports(), self._registry.partitioning)
+                self._precedence.announce(self._ownership.reports())
             elif step is Step.flush:
                 self._advance_flush()
             elif step is Step.read:
@@ -277,20 +274,11 @@ class WALConsumer:
         for lane, found in self._lanes.read(block_ms=block_ms):
             applied += self._apply(lane, found, stages=block_ms > 0)
             count += len(found.entries)
-        if self._pace.is_fast(count, time.monotonic()) and block_ms and count < _STREAM_ENTRIES:
-            # Few entries at a high rate: a short pause lets more gather, and leaves the processor to the producers.
-            time.sleep(_GATHER_SECONDS)
+        _let_gather(self._pace, count if block_ms else _STREAM_ENTRIES)
         return applied
 
     def _apply(self, lane: Lane, found: ReadResult, *, stages: bool) -> int:
         """Apply what was read of a log; returns the number of rows that changed a segment."""
-        start = lane.cursor.lowest
-        if found.lost_tail or lane.applier.sees_new_versions(found.entries):
-            # A segment of an older version is upgraded first: applied to it, the entry would lose its new fields.
-            self._ownership.renew()
-            lane.check()
-            if lane.cursor.lowest != start:  # Anchored anew: what was read is not all behind that.
-                return 0
         applied, is_new = lane.apply(found, stages=stages)
         if is_new:
             size = sum(len(payload) for _, payload in found.entries)
@@ -298,14 +286,11 @@ class WALConsumer:
         return applied
 
     def _drain(self, lane: Lane, end: int) -> int:
-        """Apply a log up to a position; returns the number of rows that changed a segment."""
-        applied = 0
-        while lane.cursor.lowest < end and len(self._ownership.owned()) >= self._agenda.owned:
+        """Apply a log up to a position, or as far as it has not lost that; returns how many rows changed a segment."""
+        applied, before = 0, -1
+        while before != lane.cursor.lowest < end and len(self._ownership.owned()) >= self._agenda.owned:
             before = lane.cursor.lowest
             applied += self._apply(lane, lane.cursor.read(block_ms=0)(), stages=False)
-            if lane.cursor.lowest == before:
-                # The last entries were trimmed or wiped, or a segment was lost meanwhile.
-                break
         return applied
 
     def _flush(self) -> None:
@@ -332,7 +317,7 @@ class WALConsumer:
             if self._agenda.unflushed or self._agenda.flushing:
                 self._flush()
             self._lanes.release()
-            self._precedence.withdraw(self._backend.control)
+            self._precedence.withdraw()
         except (ConnectionFailedError, WriterFencedError) as error:
             # Stopping has to release the leases all the same; the log still has what is not flushed.
             _log.warning("log_not_trimmed", error=str(error))
@@ -357,6 +342,14 @@ async def _run_in_thread(consumer: WALConsumer) -> None:
         consumer.stop()
         await running
         raise
+
+
+def _let_gather(pace: Pace, count: int) -> None:
+    """After ``count`` entries: few at a high rate. A short pause lets more gather, and leaves the processor to the
+    producers.
+    """
+    if pace.is_fast(count, time.monotonic()) and count < _STREAM_ENTRIES:
+        time.sleep(_GATHER_SECONDS)
 
 
 def _warn_unavailable(error: ConnectionFailedError, address: str, delay: float) -> None:

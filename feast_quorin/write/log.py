@@ -12,8 +12,8 @@ from feast_quorin.apply import apply_view
 from feast_quorin.views import check_entity
 from feast_quorin.write import tokens
 from quorin import evolution
-from quorin.errors import EntityIdError, InvalidRowError
-from quorin.inline_consumer import wait_until_applied
+from quorin.errors import EntityIdError, InvalidRowError, SchemaMismatchError
+from quorin.inline_consumer import progress, shows, wait_until_applied
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from feast_quorin.session import Session
     from feast_quorin.views import StoredView
     from quorin.schema import Schema
+    from quorin.shm import Segment
     from quorin.wal import Tail, Token
 
 
@@ -98,12 +99,21 @@ def settle(session: Session, view: StoredView, position: int, tail: Tail | None 
         wait_until_applied(
             name,
             position,
-            lambda: session.progress(view),
+            lambda: _of_latest(session, view, progress),
             timeout_ms=settings.timeout_ms,
-            shows=lambda: session.shows(view, position),
+            shows=lambda: bool(_of_latest(session, view, lambda segment: shows(segment, position))),
         )
     if settings.wait == "fleet":
         session.producer.wait_for_nodes(view.schema, position, timeout_ms=settings.timeout_ms)
+
+
+def _of_latest(session: Session, view: StoredView, measure: Callable[[Segment], int]) -> int:
+    """A measure of the view's current segment; 0 if that was replaced at this moment."""
+    try:
+        with session.latest(view) as segment:
+            return measure(segment)
+    except SchemaMismatchError:
+        return 0
 
 
 def _ensure_accepted(session: Session, view: StoredView) -> None:

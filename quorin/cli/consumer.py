@@ -148,8 +148,7 @@ def consumer(
 ) -> None:
     """Apply the log to shared memory, for all schemas of the control plane, present and future.
 
-    Run one or more per machine: one writes, the others wait and take over at once when it dies. Stops cleanly on
-    SIGTERM and Ctrl-C.
+    Run one or more per machine: one writes, the others take over when it dies. SIGTERM and Ctrl-C stop it cleanly.
 
     Examples:
         quorin consumer --connection redis://localhost:6379                   # with Redis, forever
@@ -158,9 +157,7 @@ def consumer(
         quorin consumer -c redis://localhost:6379 --snapshots data/snapshots  # also save snapshots
         # start with the rows of another machine:
         quorin consumer -c redis://localhost:6379 --bootstrap-from http://localhost:6566
-        # hold a part of the rows:
-        quorin consumer -c "redis://localhost:6379?partitions=16" --partitions 0-7
-        quorin consumer -c "redis://localhost:6379?partitions=16" --partitions auto --ordinal 0 --of 2
+        quorin consumer -c "redis://localhost:6379?partitions=16" --partitions 0-7  # hold half of the rows
 
     Exit codes: 0 stopped by a signal, 1 could not continue (with the reason on stderr), 2 wrong usage.
     """
@@ -178,9 +175,7 @@ def consumer(
         backend,
         None,
         offline=history,
-        registry=_registry(
-            backend, shm_dir, shm_group, keep_generations, keep_mib, held_partitions(backend, partitions, ordinal, of)
-        ),
+        registry=_registry(backend, shm_dir, shm_group, keep_generations, keep_mib, (partitions, ordinal, of)),
         stream_key=stream_key,
         capacity=capacity,
         max_id_bytes=max_id_bytes,
@@ -201,7 +196,7 @@ def _registry(
     shm_group: str | None,
     keep_generations: int | None,
     keep_mib: int | None,
-    held: frozenset[int] | str | None,
+    holding: tuple[str | None, int | None, int | None],
 ) -> SegmentRegistry:
     from quorin.shm import SegmentRegistry
 
@@ -212,7 +207,7 @@ def _registry(
         namespace=backend.namespace,
         keep_generations=keep_generations,
         keep_bytes=None if keep_mib is None else keep_mib << 20,
-        held=held,
+        held=held_partitions(backend, *holding),
     )
 
 

@@ -15,6 +15,7 @@ from quorin.wal_consumer import WALConsumer
 from tests.support.http import Running, serving
 
 PARTITIONS = 4
+MAX_ID_BYTES = 1024
 
 
 class PartialNode:
@@ -30,7 +31,8 @@ class PartialNode:
 
     def drain(self, schemas: Any = None) -> None:
         """Apply what the log has for this node."""
-        with WALConsumer(self.registry.backend, schemas, registry=self.registry) as consumer:
+        sizes = {"capacity": 64, "max_id_bytes": MAX_ID_BYTES}
+        with WALConsumer(self.registry.backend, schemas, registry=self.registry, **sizes) as consumer:
             consumer.drain()
 
     def report(self) -> None:

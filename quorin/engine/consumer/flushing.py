@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from quorin import metrics
-from quorin.engine.consumer.history import ConcurrentWriter
+from quorin.engine.consumer.history import ConcurrentWriter, NoopOfflineWriter
 from quorin.errors import HistoryUnavailableError
 
 if TYPE_CHECKING:
+    from quorin.engine.consumer.history import OfflineWriter
     from quorin.engine.consumer.lane import Lane
     from quorin.engine.consumer.lanes import Lanes
     from quorin.engine.consumer.trimming import Covered
@@ -29,17 +30,18 @@ class Flusher:
     A history that is no :class:`ConcurrentWriter` is flushed by the thread that applies.
     """
 
-    def __init__(self, lanes: Lanes) -> None:
+    def __init__(self, lanes: Lanes, history: OfflineWriter | None) -> None:
         self._lanes = lanes
+        self._keeps_rows = history is not None and type(history) is not NoopOfflineWriter
         self._thread: ThreadPoolExecutor | None = None
         self._in_flight: tuple[Future[int], Flushed] | None = None
 
-    @staticmethod
-    def prepare() -> None:
+    def prepare(self) -> None:
         """Load now what rows on their way to a history would wait for: Arrow imports pandas, if there is one, with the
         first scalar, which takes half a second.
         """
-        pa.scalar(0)
+        if self._keeps_rows:
+            pa.scalar(0)
 
     @property
     def is_done(self) -> bool:

@@ -20,7 +20,7 @@ from quorin.engine.consumer.trimming import Covered, Trimming
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from quorin.engine.backend import Bounds, Fence, Log, ReadResult
+    from quorin.engine.backend import Bounds, Fence, Log, ReadResult, Tail
     from quorin.engine.consumer.history import OfflineWriter
     from quorin.engine.consumer.ownership import Ownership
     from quorin.engine.consumer.target import Target
@@ -117,7 +117,17 @@ class Lane:
 
         Returns the number of rows that changed a segment, and whether the position is new. With ``stages`` rows of
         loads that are open are staged.
+
+        :raises WriterFencedError: if a segment was overtaken. :raises ConnectionFailedError: if a log or the control
+            plane is unreachable.
         """
+        start = self.cursor.lowest
+        if found.lost_tail or self.applier.sees_new_versions(found.entries):
+            # A segment of an older version is upgraded first: applied to it, the entry would lose its new fields.
+            self._ownership.renew()
+            self.check()
+            if self.cursor.lowest != start:  # Anchored anew: what was read is not all behind that.
+                return 0, False
         with ExitStack() as held:
             for target in self._ownership.owned():
                 held.enter_context(target.opened.writing)
@@ -144,6 +154,12 @@ class Lane:
         return Covered(
             self.cursor.identity, self.cursor.lowest, self.historian.fence, appended=dict(self.applier.appended)
         )
+
+    def apply_tail(self, tail: Tail) -> int | None:
+        """Apply what an append saw of the log, if that is all there is to apply; else return None. Not with a history,
+        which needs a look at the log.
+        """
+        return self.applier.apply_tail(tail, self._ownership.targets) if self.historian.offline is None else None
 
     def trim(self, covered: Covered) -> None:
         """Trim the log behind what a flush covered. :raises ConnectionFailedError: if it is unreachable.

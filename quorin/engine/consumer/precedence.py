@@ -11,9 +11,8 @@ from quorin.engine.ops.holders import publish_holders, report_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from quorin.engine.backend import ControlPlane
-    from quorin.engine.format.partition import Partitioning
     from quorin.engine.memory.node import Node
+    from quorin.shm import SegmentRegistry
 
 
 class Precedence:
@@ -22,8 +21,10 @@ class Precedence:
     A ``consumer`` of all schemas claims the node. A ``follower`` stops when a consumer has claimed it.
     """
 
-    def __init__(self, node: Node, role: str, *, discovers: bool) -> None:
-        self.node = node
+    def __init__(self, registry: SegmentRegistry, role: str, *, discovers: bool) -> None:
+        self._registry = registry
+        self._control = registry.backend.control
+        self.node = registry.node
         self.role = role
         self._yields = role == "follower"
         self._claims = discovers and not self._yields
@@ -40,21 +41,19 @@ class Precedence:
             self._lock = FileLock.try_acquire(path)
         return self._yields and is_locked(path)
 
-    def announce(
-        self, control: ControlPlane, schemas: Mapping[str, Mapping[str, Any]], partitioning: Partitioning
-    ) -> None:
+    def announce(self, schemas: Mapping[str, Mapping[str, Any]]) -> None:
         """Report this process, its role and node, and what it has applied. With several partitions also which the node
         holds, and where it serves; then the node is told who holds the others.
         """
-        count, held = partitioning.count, partitioning.held
+        count, held = self._registry.partitioning.count, self._registry.partitioning.held
         more = report_of(self.node, count, held) if count > 1 else None
-        presence.announce(control, self.role, self.node.id, schemas, more)
+        presence.announce(self._control, self.role, self.node.id, schemas, more)
         if more is not None:
-            publish_holders(control, self.node)
+            publish_holders(self._control, self.node)
 
-    def withdraw(self, control: ControlPlane) -> None:
+    def withdraw(self) -> None:
         """Remove the report."""
-        presence.withdraw(control)
+        presence.withdraw(self._control)
 
     def release(self) -> None:
         """End the claim."""

@@ -95,7 +95,13 @@ class Storage:
     def folders(self) -> list[str]:
         """The names of the folders under the base, sorted; none if it does not exist."""
         selector = fs.FileSelector(self.root, allow_not_found=True)
-        infos = self._guarded(self.root, lambda: self._fs.get_file_info(selector))
+
+        def listed() -> list[fs.FileInfo]:
+            with contextlib.suppress(NotADirectoryError):
+                return list(self._fs.get_file_info(selector))
+            return []
+
+        infos = self._guarded(self.root, listed)
         return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
 
     def files(self, folder: str) -> list[fs.FileInfo]:

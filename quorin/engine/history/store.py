@@ -5,26 +5,21 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
 from quorin.engine.history import parquet as columns
 from quorin.engine.history.as_of import AsOf, read_at
-from quorin.engine.history.compaction import compact
 from quorin.engine.history.counted import Commit
-from quorin.engine.history.dataset import Dataset, Loaded
-from quorin.engine.history.files import file_name
+from quorin.engine.history.datasets import Datasets, write_rows
 from quorin.engine.history.folders import Folders
-from quorin.engine.history.storage import Storage, VanishedError
+from quorin.engine.history.storage import Storage
 from quorin.engine.log.record import Kind
 from quorin.engine.rows.column import numbers
-from quorin.errors import HistoryUnavailableError, IncompleteHistoryError
+from quorin.errors import IncompleteHistoryError
 from quorin.schema import Schema, fingerprint
 
 if TYPE_CHECKING:
@@ -32,8 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import timedelta
 
+    from quorin.engine.history.dataset import Loaded
+
 _ATTEMPTS = 5
-_OF_THE_PROCESS = ("_buffers", "_lock", "_writing", "_reported")
+_OF_THE_PROCESS = ("_buffers", "_lock", "_writing")
 _Result = TypeVar("_Result")
 
 
@@ -52,7 +49,6 @@ class ParquetDatasetStore:
     One process at a time writes a schema, the one that holds its segment's writer lease; any number may read. Threads
     may share a store. Pickling stores its base and filesystem, access keys included, in plain text, but no unflushed
     rows.
-
     The history of a deployment with several partitions is written through :meth:`of_partition`, for each apart; reads
     take all of them. ``partitions`` says how many there are, by default what the history has.
 
@@ -76,7 +72,7 @@ class ParquetDatasetStore:
     ) -> None:
         self._folders = Folders(Storage(base, filesystem), partitions)
         self._compression = compression
-        self._strict = strict
+        self._datasets = Datasets(self._folders, strict=strict)
         self._begin()
 
     def _begin(self) -> None:
@@ -85,7 +81,6 @@ class ParquetDatasetStore:
         """Of the buffers. A thread that needs both locks takes :attr:`_writing` first."""
         self._writing = threading.RLock()
         """Of the files: rows are appended while earlier ones are written."""
-        self._reported: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in _OF_THE_PROCESS}
@@ -109,14 +104,12 @@ class ParquetDatasetStore:
         return self._folders.base.address
 
     def of_partition(self, partition: int, count: int) -> ParquetDatasetStore:
-        """The history of one partition of ``count``, which its consumer writes; of 1, this history.
-
-        :raises PartitionCountError: if this history is of another partition, or another number of them.
-        """
+        """The history of one partition of ``count``, to write. :raises PartitionCountError: if this is of another."""
         if count == 1 and self._folders.partition is None:
             return self
-        store = object.__new__(type(self))
-        store.__setstate__({**self.__getstate__(), "_folders": self._folders.of_partition(partition, count)})
+        folders, store = self._folders.of_partition(partition, count), object.__new__(type(self))
+        datasets = self._datasets.in_folders(folders)
+        store.__setstate__({**self.__getstate__(), "_folders": folders, "_datasets": datasets})
         return store
 
     def exists(self) -> bool:
@@ -152,7 +145,7 @@ class ParquetDatasetStore:
         """
         with self._writing, self._lock:
             self._flush(self._buffer(schema))
-            self._dataset(schema).commit(Commit(load, position))
+            self._datasets.only(schema.__name__).commit(Commit(load, position))
 
     def prepare(self) -> None:
         """Create the directory of a local history now, rather than with the first flush.
@@ -178,7 +171,7 @@ class ParquetDatasetStore:
 
     def flushed_position(self, schema: Schema) -> int:
         """The log position up to which a schema's rows are durable, from any writer; 0 if there are none."""
-        files = self._dataset(schema).listing().files
+        files = self._datasets.only(schema.__name__).listing().files
         durable = max((file.through for file in files), default=0)
         buffer = self._buffers.get(schema.__name__)
         if buffer is None:
@@ -225,7 +218,7 @@ class ParquetDatasetStore:
         from quorin.engine.history.point_in_time import Queries, answer
 
         asked = Queries.of(queries, lookback)
-        return self._reading(schema, lambda loaded: answer(schema, loaded, asked))
+        return self._datasets.reading(schema.__name__, lambda loaded: answer(schema, loaded, asked))
 
     def latest_features(self, schema: Schema, *, as_of_time_ns: int | None = None) -> pa.Table:
         """The newest row of every entity that is not deleted, optionally at or before a time.
@@ -237,7 +230,7 @@ class ParquetDatasetStore:
         """
         from quorin.engine.history.point_in_time import latest
 
-        return self._reading(schema, lambda loaded: latest(schema, loaded, as_of_time_ns))
+        return self._datasets.reading(schema.__name__, lambda loaded: latest(schema, loaded, as_of_time_ns))
 
     def read_at(
         self,
@@ -253,13 +246,13 @@ class ParquetDatasetStore:
         asked = AsOf(position, time_ns, connection, namespace)
         self._folders.to_write()  # Refused for several partitions: a position is one of a log.
         with contextlib.suppress(IncompleteHistoryError):
-            return self._reading(schema, lambda loaded: read_at(schema, loaded, ids, asked))
+            return self._datasets.reading(schema.__name__, lambda loaded: read_at(schema, loaded, ids, asked))
         # Rows go from the log to the history, so what both lacked at first may be in the history now.
-        return self._reading(schema, lambda loaded: read_at(schema, loaded, ids, asked))
+        return self._datasets.reading(schema.__name__, lambda loaded: read_at(schema, loaded, ids, asked))
 
     def distinct_entity_ids(self, schema: Schema) -> pa.Array:
         """All distinct ids in the history, deleted ones included, in order of first appearance."""
-        return self._reading(schema, lambda loaded: loaded.entity_ids())
+        return self._datasets.reading(schema.__name__, lambda loaded: loaded.entity_ids())
 
     def newest_first(self, schema: Schema) -> Iterator[tuple[Kind, pa.RecordBatch, pa.Array]]:
         """All rows as canonical batches of one kind, with their positions, for ``quorin.layout.apply_batch``.
@@ -267,7 +260,7 @@ class ParquetDatasetStore:
         Files come newest first, so that few rows are written twice; with partial rows, which depend on earlier rows, in
         log order. Applying all of them reproduces the rows as they were served.
         """
-        for dataset in self._datasets(schema):
+        for dataset in self._datasets.all(schema.__name__):
             loaded = dataset.load()
             yield from loaded.batches(schema, newest_first=not loaded.has_partial_rows)
 
@@ -276,7 +269,7 @@ class ParquetDatasetStore:
 
         :raises PartitionedError: if the history is of several partitions, whose files have no common order.
         """
-        return self._dataset(schema).load()
+        return self._datasets.only(schema.__name__).load()
 
     def compact(self, schema: Schema) -> int:
         """Merge small files of each day into few large ones; return by how many files there are fewer.
@@ -284,12 +277,7 @@ class ParquetDatasetStore:
         Reads continue meanwhile. A crash at any point loses and duplicates nothing: once a merged file has its name, it
         is in force and its parts are not. Unfinished files of crashed writers are removed after an hour.
         """
-        fewer = 0
-        for folder, dataset in zip(self._folders.to_read(), self._datasets(schema), strict=True):
-            before = len(dataset.listing().files)
-            compact(dataset, folder, self._compression)
-            fewer += before - len(dataset.listing().files)
-        return fewer
+        return self._datasets.compact(schema.__name__, self._compression)
 
     def _flush(self, buffer: _Buffer) -> None:
         with self._writing:
@@ -307,39 +295,13 @@ class ParquetDatasetStore:
                 buffer.start = through
 
     def _write(self, schema: Schema, after: int, through: int, table: pa.Table) -> None:
-        day = datetime.now(UTC).strftime("day=%Y-%m-%d")
-        options = columns.writer_options(table, self._compression)
-        rows = columns.row_group_rows(table.nbytes, len(table))
-
-        def fill(sink: Any) -> None:
-            with pq.ParquetWriter(sink, table.schema, **options) as writer:
-                writer.write_table(table, rows)
-
-        folder = self._folders.to_write()
-        folder.write(folder.folder(schema.__name__, day, file_name(after, through)), fill)
+        write_rows(self._folders.to_write(), self._compression, schema, after, through, table)
 
     def _buffer(self, schema: Schema) -> _Buffer:
         buffer = self._buffers.get(schema.__name__)
         if buffer is None:
             buffer = self._buffers[schema.__name__] = _Buffer(schema, self.flushed_position(schema))
         return buffer
-
-    def _dataset(self, schema: Schema) -> Dataset:
-        return self._dataset_in(self._folders.to_write(), schema)
-
-    def _datasets(self, schema: Schema) -> list[Dataset]:
-        """That of each partition."""
-        return [self._dataset_in(folder, schema) for folder in self._folders.to_read()]
-
-    def _dataset_in(self, folder: Storage, schema: Schema) -> Dataset:
-        return Dataset(folder, schema.__name__, strict=self._strict, reported=self._reported)
-
-    def _reading(self, schema: Schema, read: Callable[[Loaded], _Result]) -> _Result:
-        """Read, and retry if a compaction removed files meanwhile."""
-        for _ in range(_ATTEMPTS):
-            with contextlib.suppress(VanishedError):
-                return read(Loaded.union(self._folders.base, [one.load() for one in self._datasets(schema)]))
-        raise HistoryUnavailableError(f"files of {schema.__name__!r} at {self.address} vanished in every read")
 
 
 class _Buffer:

@@ -123,10 +123,10 @@ class Appender:
 
     def _not_written(self, failed: dict[int, QuorinError], written: dict[int, Token]) -> QuorinError:
         error = next(iter(failed.values()))
-        there = f"those of {_named(written)} were" if written else "no other rows were"
+        there = f", those of {_named(written)} were" if written else ""
         message = (
-            f"the rows of {_named(failed)} of {len(self._logs)} were not written, {there}: writing all of them again "
-            f"is safe; {error}"
+            f"the rows of {_named(failed)} of {len(self._logs)} were not written{there}: writing all of them again is "
+            f"safe; {error}"
         )
         kind = LogFullError if isinstance(error, LogFullError) else ConnectionFailedError
         return kind(message)

@@ -154,9 +154,8 @@ class Node:
             before()
             beginnings = _without(state.beginnings, schema_name)
             if beginning is not None:
-                is_one = isinstance(beginning, Beginning)
                 each = tuple(astuple(one) for one in in_order(beginning))
-                beginnings[schema_name] = each[0] if is_one else each
+                beginnings[schema_name] = each[0] if isinstance(beginning, Beginning) else each
             self._write(replace(state, currents={**state.currents, schema_name: segment_name}, beginnings=beginnings))
             return True
 

@@ -116,9 +116,8 @@ def check_history(base: str | os.PathLike[str]) -> list[Check]:
             return [Check(f"history at {storage.address}", PROBLEM, "no such directory", advice)]
         return [check for folder, name in schemas_of(storage) for check in _history(folder, name)]
     except HistoryUnavailableError as error:
-        return [
-            Check("history", PROBLEM, str(error), "see that the storage can be reached, and that this user may read it")
-        ]
+        advice = "see that the storage can be reached, and that this user may read it"
+        return [Check("history", PROBLEM, str(error), advice)]
 
 
 def _nodes(seen: Deployment) -> Iterator[Check]:

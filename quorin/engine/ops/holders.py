@@ -84,8 +84,17 @@ def holders(node: Node) -> dict[int, tuple[Holder, ...]]:
 
 
 def known_holders(node: Node) -> Holders:
-    """:func:`holders` with the number of partitions. Reads the file when it has changed; threads may call it."""
-    path = node.beside(_PURPOSE)
+    """:func:`holders` with the number of partitions."""
+    return read_holders(holders_path(node))
+
+
+def holders_path(node: Node) -> Path:
+    """Where a node's file is, if there is one."""
+    return node.beside(_PURPOSE)
+
+
+def read_holders(path: Path) -> Holders:
+    """What a file says. It is read when it has changed; threads may call this."""
     try:
         status = path.stat()
         signature = status.st_ino, status.st_mtime_ns, status.st_size

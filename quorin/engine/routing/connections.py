@@ -47,6 +47,10 @@ class UnansweredError(Exception):
     """No answer; the text says why, without what was sent."""
 
 
+class ClosedError(UnansweredError):
+    """The server has closed the connection. If it was kept, that may have been while it was idle."""
+
+
 class _Within(NamedTuple):
     """Until when requests are to be answered, by the monotonic clock, and how long that was at first."""
 
@@ -126,7 +130,10 @@ class Connections:
             if index not in connecting
         }
         for index, one in sent.items():
-            answers[index] = self._receive(requests[index], one, within)
+            answers[index] = answer = self._receive(requests[index], one, within)
+            if isinstance(answer, ClosedError) and taken[index][1]:
+                again = self._send(requests[index], self._new(requests[index].url), False, within)
+                answers[index] = self._receive(requests[index], again, within)
         for index, future in connecting.items():
             answers[index] = self._receive(requests[index], future.result(), within)
         return [answer for answer in answers if answer is not None]
@@ -163,6 +170,9 @@ class Connections:
             if response.length:
                 raise http.client.IncompleteRead(answer.body, response.length)
             response.close()  # The connection is ready for the next request only then.
+        except (ConnectionResetError, BrokenPipeError) as error:  # RemoteDisconnected is one of them.
+            _abandon(connection)
+            return ClosedError(str(within.unanswered(error)))
         except (OSError, http.client.HTTPException) as error:
             _abandon(connection)
             return within.unanswered(error)

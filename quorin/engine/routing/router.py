@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Protocol
 import numpy as np
 import pyarrow as pa
 
-from quorin.engine.ops.holders import known_holders
+from quorin.engine.format.partition import MAX_PARTITIONS
+from quorin.engine.ops.holders import holders_path, read_holders
 from quorin.engine.routing.targets import assign, targets_of
 from quorin.errors import HoldersUnavailableError, NotHeldError, NotYetAppliedError, TokenError
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from quorin.engine.arrays import Bytes, Int64s
     from quorin.engine.memory.node import Node
+    from quorin.engine.ops.holders import Holder
     from quorin.engine.routing.connections import Answered, Connections, UnansweredError
     from quorin.engine.routing.targets import Target
 
@@ -35,6 +37,7 @@ METADATA_KEY = b"request"
 _TRIES = 2
 _AVOIDED_SECONDS = 1.0
 """How long a server that did not answer is asked only if there is no other."""
+_LOOK_SECONDS = 1.0
 _MAX_SHOWN = 300
 _OK, _TOO_OLD = 200, 412
 
@@ -126,6 +129,7 @@ class Router:
         self._timeout_seconds = timeout_seconds
         self._connections: Connections | None = None
         self._avoided: dict[str, float] = {}
+        self._look_again = 0.0
         self._random = random.Random()  # noqa: S311 - it spreads requests
 
     def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> Fetched:
@@ -134,15 +138,14 @@ class Router:
 
         :raises NotYetAppliedError, TokenError: if another node does not show the token of the question.
         """
-        rows_of = {int(partition): np.flatnonzero(partitions == partition) for partition in np.unique(partitions)}
+        reasons: dict[int, list[str]] = {partition: [] for partition in set(partitions.tolist())}
         parts: list[tuple[Int64s, pa.RecordBatch]] = []
-        reasons: dict[int, list[str]] = {partition: [] for partition in rows_of}
         avoided = self._recently_failed()
         for _ in range(_TRIES):
             assigned = self._assigned(reasons, avoided)
             if not assigned:
                 break
-            rows = {target: _merged(rows_of[partition] for partition in own) for target, own in assigned.items()}
+            rows = {target: _rows_of(partitions, own) for target, own in assigned.items()}
             for target, answer in self._ask(question, ids, rows):
                 if isinstance(answer, pa.RecordBatch):
                     parts.append((rows[target], answer))
@@ -164,9 +167,8 @@ class Router:
             were asked, with their reasons.
         """
         partition = min(lacking)
-        others = [
-            one for one in known_holders(self._node).of_partitions.get(partition, ()) if one.node != self._node.id
-        ]
+        known, own = self._known()
+        others = [one for one in known.get(partition, ()) if one.node != own]
         names = tuple(f"{one.node} ({', '.join(one.urls) or 'which serves at no address'})" for one in others)
         if lacking[partition]:
             raise HoldersUnavailableError(question.schema_name, partition, names, tuple(lacking[partition]))
@@ -178,8 +180,18 @@ class Router:
         least = time.monotonic() - _AVOIDED_SECONDS
         return {url for url, at in self._avoided.copy().items() if at > least}
 
+    def _known(self) -> tuple[Mapping[int, tuple[Holder, ...]], str]:
+        """The holders of each partition, and the name of this node. That, and where the file is, is asked for once a
+        second: an embedded store keeps the deployment's identity in its database.
+        """
+        now = time.monotonic()
+        if now >= self._look_again:
+            self._path, self._own = holders_path(self._node), self._node.id
+            self._look_again = now + _LOOK_SECONDS
+        return read_holders(self._path).of_partitions, self._own
+
     def _assigned(self, partitions: Iterable[int], avoided: set[str]) -> dict[Target, list[int]]:
-        known, own = known_holders(self._node).of_partitions, self._node.id
+        known, own = self._known()
         choices = {one: targets_of(known.get(one, ()), own_node=own, avoided=avoided) for one in partitions}
         return assign(choices, self._random)
 
@@ -202,8 +214,11 @@ class Router:
         return [(target, _checked(batch, len(rows[target]), question)) for target, batch in found]
 
 
-def _merged(indexes: Iterable[Int64s]) -> Int64s:
-    return np.sort(np.concatenate(list(indexes)))
+def _rows_of(partitions: Bytes, wanted: list[int]) -> Int64s:
+    """The indexes of the ids in some partitions."""
+    is_wanted = np.zeros(MAX_PARTITIONS, np.bool_)
+    is_wanted[wanted] = True
+    return np.flatnonzero(is_wanted[partitions])
 
 
 def _message(ids: pa.Array, about: Mapping[str, Any]) -> bytes:

@@ -1,0 +1,83 @@
+"""The datasets of a schema in a history: one, or one for each partition."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow.parquet as pq
+
+from quorin.engine.history import parquet as columns
+from quorin.engine.history.compaction import compact
+from quorin.engine.history.dataset import Dataset, Loaded
+from quorin.engine.history.files import file_name
+from quorin.engine.history.storage import VanishedError
+from quorin.errors import HistoryUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pyarrow as pa
+
+    from quorin.engine.history.folders import Folders
+    from quorin.engine.history.storage import Storage
+    from quorin.schema import Schema
+
+_ATTEMPTS = 5
+_Result = TypeVar("_Result")
+
+
+class Datasets:
+    """The datasets in the folders of a history, by the name of a schema."""
+
+    def __init__(self, folders: Folders, *, strict: bool) -> None:
+        self._folders = folders
+        self._strict = strict
+        self._reported: set[str] = set()
+
+    def in_folders(self, folders: Folders) -> Datasets:
+        """The same in other folders."""
+        return Datasets(folders, strict=self._strict)
+
+    def only(self, schema_name: str) -> Dataset:
+        """The dataset of the only partition, or of the chosen one. :raises PartitionedError: if there are several."""
+        return self._in(self._folders.to_write(), schema_name)
+
+    def all(self, schema_name: str) -> list[Dataset]:
+        """That of each partition."""
+        return [self._in(folder, schema_name) for folder in self._folders.to_read()]
+
+    def reading(self, schema_name: str, read: Callable[[Loaded], _Result]) -> _Result:
+        """Read all partitions, and retry if a compaction removed files meanwhile."""
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(VanishedError):
+                return read(Loaded.union(self._folders.base, [one.load() for one in self.all(schema_name)]))
+        address = self._folders.base.address
+        raise HistoryUnavailableError(f"files of {schema_name!r} at {address} vanished in every read")
+
+    def compact(self, schema_name: str, compression: str) -> int:
+        """Merge small files; returns by how many there are fewer."""
+        fewer = 0
+        for folder in self._folders.to_read():
+            dataset = self._in(folder, schema_name)
+            before = len(dataset.listing().files)
+            compact(dataset, folder, compression)
+            fewer += before - len(dataset.listing().files)
+        return fewer
+
+    def _in(self, folder: Storage, schema_name: str) -> Dataset:
+        return Dataset(folder, schema_name, strict=self._strict, reported=self._reported)
+
+
+def write_rows(folder: Storage, compression: str, schema: Schema, after: int, through: int, table: pa.Table) -> None:
+    """Write all rows of a schema with positions in ``(after, through]`` as a file of today."""
+    day = datetime.now(UTC).strftime("day=%Y-%m-%d")
+    options = columns.writer_options(table, compression)
+    rows = columns.row_group_rows(table.nbytes, len(table))
+
+    def fill(sink: Any) -> None:
+        with pq.ParquetWriter(sink, table.schema, **options) as writer:
+            writer.write_table(table, rows)
+
+    folder.write(folder.folder(schema.__name__, day, file_name(after, through)), fill)

@@ -1,0 +1,187 @@
+"""Feast on machines that hold some partitions: they answer for all entities, as one that holds all."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hypothesis.strategies as st
+import pytest
+import requests
+import yaml
+from feast import FeatureStore
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+from hypothesis import given, settings
+
+import feast_quorin
+from quorin.errors import HoldersUnavailableError
+from tests.feast.repos import CUSTOMERS, DRIVER_FEATURES, DRIVERS, END, REQUESTS, START, ask, definitions
+from tests.support.http import Running, serving
+from tests.support.partial_nodes import PartialNodes
+
+HALVES = ["low", "high"]
+
+
+class Site(NamedTuple):
+    """A store and a server of each machine: one with all partitions, which no other asks, and two with a half each."""
+
+    nodes: PartialNodes
+    stores: dict[str, FeatureStore]
+    servers: dict[str, Running]
+
+
+def repository(folder: Path, nodes: PartialNodes, name: str, **settings: Any) -> Path:
+    """The repository of a machine; all have one registry."""
+    repo = folder / f"repo-{name}"
+    repo.mkdir(exist_ok=True)
+    online_store = {"type": "quorin", "path": str(folder / "store"), "shm_dir": str(nodes[name].shm_dir)}
+    online_store |= {"consumer": "external", "wait": "logged", "capacity": 64, "peer_timeout_ms": 60_000, **settings}
+    config = {"project": "shop", "provider": "local", "registry": str(folder / "registry.db")}
+    config |= {"online_store": online_store, "entity_key_serialization_version": 3}
+    (repo / "feature_store.yaml").write_text(yaml.safe_dump(config))
+    return repo
+
+
+@pytest.fixture(scope="module")
+def site(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("partial")
+    nodes = PartialNodes(folder, str(folder / "store"), {"full": None, "low": "0-1", "high": "2-3"})
+    repos = {name: repository(folder, nodes, name) for name in nodes.nodes}
+    stores = {name: FeatureStore(repo_path=str(repo)) for name, repo in repos.items()}
+    stores["full"].apply(definitions(data))
+    stores["full"].materialize(START, END)
+    nodes.drain()
+    with ExitStack() as stack:
+        servers = {}
+        for name, repo in repos.items():
+            words = ["quorin", "serve", "-r", str(repo), "-p", "{port}"]
+            words += ["--advertise", "http://127.0.0.1:{port}"] if name in HALVES else []
+            servers[name] = stack.enter_context(serving(words, folder / f"{name}.log"))
+        nodes.report()
+        yield Site(nodes, stores, servers)
+    nodes.close()
+
+
+def forms(response: Any) -> list[Any]:
+    """All forms of an answer."""
+    frame, table = response.to_df(include_event_timestamps=True), response.to_arrow(include_event_timestamps=True)
+    frames = [repr(frame.to_dict("list")), frame.dtypes.tolist(), repr(table.to_pylist()), table.schema]
+    values = [repr(response.to_dict(include_event_timestamps=True)), response.positions()]
+    proto = response.proto
+    return [*values, *frames, [(list(one.statuses), list(one.event_timestamps)) for one in proto.results]]
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_every_kind_of_request_is_answered_as_by_a_whole_machine(site: Site, name: str) -> None:
+    expected = forms(ask(site.stores["full"], name))
+    for half in HALVES:
+        assert forms(ask(site.stores[half], name)) == expected
+
+
+asked = st.fixed_dictionaries(
+    {
+        "features": st.lists(
+            st.sampled_from([f"driver_stats:{name}" for name in DRIVER_FEATURES if name not in ("blob", "prefs")])
+            | st.sampled_from(["customer_stats:score", "customer_stats:city", "pair_stats:rides", "world:fuel_price"]),
+            min_size=1,
+            max_size=6,
+            unique=True,
+        ),
+        "entities": st.integers(1, 12).flatmap(
+            lambda n: st.fixed_dictionaries(
+                {
+                    "driver_id": st.lists(st.sampled_from([*DRIVERS, 7, 8]), min_size=n, max_size=n),
+                    "customer": st.lists(st.sampled_from([*CUSTOMERS, "no"]), min_size=n, max_size=n),
+                }
+            )
+        ),
+        "full_feature_names": st.booleans(),
+    }
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(request=asked)
+def test_generated_requests_over_http_and_in_a_process(site: Site, request: dict[str, Any]) -> None:
+    path, headers = "/get-online-features", {"Quorin-Positions": "true", "Accept-Encoding": "identity"}
+    expected, *others = (
+        requests.post(site.servers[name].url + path, json=request, headers=headers, timeout=60)
+        for name in ("full", *HALVES)
+    )
+    assert [one.status_code for one in (expected, *others)] == [200] * 3, [one.text for one in (expected, *others)]
+    assert [one.json() for one in others] == [expected.json()] * 2
+    arguments = {**request, "entity_rows": request["entities"]}
+    del arguments["entities"]
+    answers = [forms(store.get_online_features(**arguments)) for store in site.stores.values()]
+    assert answers == [answers[0]] * 3
+
+
+def test_reads_in_an_event_loop_are_completed(site: Site) -> None:
+    request = {"features": ["driver_stats:trips", "driver_stats:nick"], "entity_rows": {"driver_id": DRIVERS}}
+    answers = [
+        asyncio.run(store.get_online_features_async(**request)).to_dict(include_event_timestamps=True)
+        for store in site.stores.values()
+    ]
+    assert answers == [answers[0]] * 3
+
+
+def test_age_limits_hold_for_rows_of_other_machines(site: Site) -> None:
+    request = {"features": ["driver_stats:trips", "customer_stats:score"]}
+    request["entity_rows"] = [{"driver_id": one, "customer": "alice"} for one in DRIVERS]
+    with feast_quorin.max_age({"driver_stats": 60, "customer_stats": 10**9}):
+        answers = [forms(store.get_online_features(**request)) for store in site.stores.values()]
+    assert "None" in answers[0][0]
+    assert answers == [answers[0]] * 3
+
+
+def test_feasts_own_path_reads_other_machines_too(site: Site) -> None:
+    answers = []
+    for store in site.stores.values():
+        view = store.get_feature_view("driver_stats")
+        keys = [feast_key(driver) for driver in [*DRIVERS, 7]]
+        answers.append(store.provider.online_store.online_read(store.config, view, keys, ["trips", "tags"]))
+    assert any(row[0] is not None for row in answers[0])
+    assert answers == [answers[0]] * 3
+
+
+def feast_key(driver: int) -> Any:
+    return EntityKey(join_keys=["driver_id"], entity_values=[Value(int64_val=driver)])
+
+
+def test_a_remote_store_of_a_partial_machine_has_all_rows(site: Site, tmp_path: Path) -> None:
+    remote = repository(tmp_path, site.nodes, "low")
+    config = yaml.safe_load((remote / "feature_store.yaml").read_text())
+    config["online_store"] = {"type": "quorin", "remote": site.servers["low"].url, "timeout_ms": 60_000}
+    config["registry"] = str(site.nodes.folder / "registry.db")
+    (remote / "feature_store.yaml").write_text(yaml.safe_dump(config))
+    store = FeatureStore(repo_path=str(remote))
+    for name in ("every type", "composite keys", "a service with aliases"):
+        answers = [ask(one, name).to_dict(include_event_timestamps=True) for one in (store, site.stores["full"])]
+        # Feast resolves the features of a view in any order.
+        first, second = ({feature: repr(values) for feature, values in one.items()} for one in answers)
+        assert first == second
+
+
+def test_a_killed_machine_is_an_error_or_masked(site: Site) -> None:
+    """The last test here: the server of the high half does not come back."""
+    folder = site.nodes.folder
+    masking = repository(folder, site.nodes, "low", missing_partitions="mask", peer_timeout_ms=5_000)
+    os.kill(site.servers["high"].process.pid, signal.SIGKILL)
+    site.servers["high"].process.wait(60)
+    request = {"features": ["driver_stats:trips"], "entity_rows": {"driver_id": DRIVERS}}
+    with pytest.raises(HoldersUnavailableError, match=r"partition [23] of 'shop__driver_stats' is not held .*refused"):
+        site.stores["low"].get_online_features(**request)
+    body = {"features": request["features"], "entities": request["entity_rows"]}
+    answer = requests.post(site.servers["low"].url + "/get-online-features", json=body, timeout=60)
+    assert (answer.status_code, answer.json()["error"]) == (503, "HoldersUnavailableError")
+    held = FeatureStore(repo_path=str(masking)).get_online_features(**request).to_dict()["trips"]
+    expected = site.stores["full"].get_online_features(**request).to_dict()["trips"]
+    assert None in held
+    assert any(held)
+    assert all(one in (None, other) for one, other in zip(held, expected, strict=True))
