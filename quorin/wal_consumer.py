@@ -196,7 +196,7 @@ class WALConsumer:
                 # The ends are fixed here: a drain beside a busy producer must return.
                 ends = [(lane, lane.check()) for lane in self._lanes]
                 applied = sum(self._drain(lane, end) for lane, end in ends)
-                self._flush()
+                self._flusher.flush(self._agenda)
                 return applied
             finally:
                 # Others may write once the leases are released, so the next call anchors all segments again.
@@ -223,7 +223,7 @@ class WALConsumer:
                 self._check()
                 self._precedence.announce(self._ownership.reports())
             elif step is Step.flush:
-                self._advance_flush()
+                self._flusher.advance(self._agenda)
             elif step is Step.read:
                 self._read(block_ms=_BLOCK_MS)
             self._agenda.succeeded(step)
@@ -293,29 +293,11 @@ class WALConsumer:
             applied += self._apply(lane, lane.cursor.read(block_ms=0)(), stages=False)
         return applied
 
-    def _flush(self) -> None:
-        """Make all that is applied durable, and trim the logs."""
-        flushed = self._flusher.flush()
-        self._agenda.flushed()
-        self._lanes.trim(flushed)
-
-    def _advance_flush(self) -> None:
-        """Begin a flush, which goes on beside the next steps, or settle the one that was begun."""
-        if self._agenda.waits_for_flush:
-            self._flush()
-        elif self._agenda.flushing:
-            flushed = self._flusher.settle()
-            self._agenda.flush_settled()
-            self._lanes.trim(flushed)
-        else:
-            self._flusher.begin()
-            self._agenda.flush_begun()
-
     def _finish(self) -> None:
         self._lanes.stop_reading()
         try:
             if self._agenda.unflushed or self._agenda.flushing:
-                self._flush()
+                self._flusher.flush(self._agenda)
             self._lanes.release()
             self._precedence.withdraw()
         except (ConnectionFailedError, WriterFencedError) as error:
