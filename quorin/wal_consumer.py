@@ -74,10 +74,10 @@ class WALConsumer:
     including those that are added later.
 
     With ``offline`` every row goes into the history too, which one consumer of all nodes writes, the historian. It is
-    flushed at the latest after ``flush_interval_seconds``, ``flush_rows`` or ``flush_bytes``. Then the log is trimmed
-    behind rows that are applied, durable, and on all nodes (unless one was silent for ``node_timeout_seconds``),
-    provided that this consumer applies all schemas; entries of unknown ones become dead letters before. Without
-    ``offline``, or with ``trims`` False, nothing is trimmed.
+    flushed at the latest after ``flush_interval_seconds``, ``flush_rows`` or ``flush_bytes``, in a thread beside.
+    Then the log is trimmed behind rows that are applied, durable, and on all nodes (unless one was silent for
+    ``node_timeout_seconds``), provided that this consumer applies all schemas; entries of unknown ones become dead
+    letters before. Without ``offline``, or with ``trims`` False, nothing is trimmed.
 
     A new segment gets the rows of the newest snapshot in ``snapshots`` that fits, else of one of ``peers``, else of the
     history. :meth:`run` writes snapshots every ``snapshot_every_seconds``, in a thread. ``show`` shows progress.
@@ -129,7 +129,7 @@ class WALConsumer:
         )
         settings = LaneSettings(role, trims, is_of_all, batch_entries, node_timeout_seconds)
         self._lanes, self._pace = Lanes(registry, stream_key, offline, self._ownership, settings), Pace()
-        self._flusher, self._agenda = Flusher(self._lanes), self._new_agenda()
+        self._flusher, self._agenda = Flusher(self._lanes, offline), self._new_agenda()
         self._snapshots = writing(snapshots, registry, self._ownership.reports, snapshot_every_seconds, show=show)
         self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
         self._precedence = Precedence(registry, role, discovers=self._ownership.discovers)
@@ -155,8 +155,7 @@ class WALConsumer:
         """
         with _exclusive(self._running), self._snapshots:
             self._agenda = self._new_agenda()
-            if self._lanes.has_history:
-                self._flusher.prepare()
+            self._flusher.prepare()
             try:
                 while (step := next_step(self._agenda, time.monotonic()))[0] is not Step.stop:
                     self._perform(*step)
@@ -217,7 +216,7 @@ class WALConsumer:
                 self._check()
                 self._precedence.announce(self._ownership.reports())
             elif step is Step.flush:
-                self._advance_flush()
+                self._flusher.advance(self._agenda)
             elif step is Step.read:
                 self._read(block_ms=_BLOCK_MS)
             self._agenda.succeeded(step)
@@ -256,7 +255,7 @@ class WALConsumer:
     def _check(self) -> None:
         """Renew the ownership, and anchor segments that do not follow their log."""
         self._ownership.renew()
-        if self._lanes.carry_over(self._flush):
+        if self._carry_over():
             self._agenda.lost(0, time.monotonic())
             return
         self._lanes.check()
@@ -289,8 +288,12 @@ class WALConsumer:
         # The ends are fixed here: a drain beside a busy producer must return.
         ends = [(lane, lane.check()) for lane in self._lanes]
         applied = sum(self._drain(lane, end) for lane, end in ends)
-        self._flush()
-        return applied + (self._drain_all() if self._lanes.carry_over(self._flush) else 0)
+        self._flusher.flush(self._agenda)
+        return applied + (self._drain_all() if self._carry_over() else 0)
+
+    def _carry_over(self) -> bool:
+        """Follow the logs of more partitions if the deployment has grown, and its former logs are applied."""
+        return self._lanes.carry_over(lambda: self._flusher.flush(self._agenda))
 
     def _drain(self, lane: Lane, end: int) -> int:
         """Apply a log up to a position, or as far as it has not lost that; returns how many rows changed a segment."""
@@ -300,29 +303,11 @@ class WALConsumer:
             applied += self._apply(lane, lane.cursor.read(block_ms=0)(), stages=False)
         return applied
 
-    def _flush(self) -> None:
-        """Make all that is applied durable, and trim the logs."""
-        flushed = self._flusher.flush()
-        self._agenda.flushed()
-        self._lanes.trim(flushed)
-
-    def _advance_flush(self) -> None:
-        """Begin a flush, which goes on beside the next steps, or settle the one that was begun."""
-        if self._agenda.waits_for_flush:
-            self._flush()
-        elif self._agenda.flushing:
-            flushed = self._flusher.settle()
-            self._agenda.flush_settled()
-            self._lanes.trim(flushed)
-        else:
-            self._flusher.begin()
-            self._agenda.flush_begun()
-
     def _finish(self) -> None:
         self._lanes.stop_reading()
         try:
             if self._agenda.unflushed or self._agenda.flushing:
-                self._flush()
+                self._flusher.flush(self._agenda)
             self._lanes.release()
             self._precedence.withdraw()
         except (ConnectionFailedError, WriterFencedError) as error:

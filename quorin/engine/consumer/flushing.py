@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from quorin import metrics
-from quorin.engine.consumer.history import ConcurrentWriter
+from quorin.engine.consumer.history import ConcurrentWriter, NoopOfflineWriter
 from quorin.errors import HistoryUnavailableError
 
 if TYPE_CHECKING:
+    from quorin.engine.consumer.history import OfflineWriter
     from quorin.engine.consumer.lane import Lane
     from quorin.engine.consumer.lanes import Lanes
+    from quorin.engine.consumer.plan import Agenda
     from quorin.engine.consumer.trimming import Covered
 
     Flushed = list[tuple[Lane, Covered]]
@@ -29,25 +31,57 @@ class Flusher:
     A history that is no :class:`ConcurrentWriter` is flushed by the thread that applies.
     """
 
-    def __init__(self, lanes: Lanes) -> None:
+    def __init__(self, lanes: Lanes, history: OfflineWriter | None) -> None:
         self._lanes = lanes
+        self._keeps_rows = history is not None and type(history) is not NoopOfflineWriter
         self._thread: ThreadPoolExecutor | None = None
         self._in_flight: tuple[Future[int], Flushed] | None = None
 
-    @staticmethod
-    def prepare() -> None:
+    def prepare(self) -> None:
         """Load now what rows on their way to a history would wait for: Arrow imports pandas, if there is one, with the
         first scalar, which takes half a second.
         """
-        pa.scalar(0)
+        if self._keeps_rows:
+            pa.scalar(0)
 
     @property
     def is_done(self) -> bool:
         """Whether a flush has ended, well or not, and is to be settled."""
         return self._in_flight is not None and self._in_flight[0].done()
 
-    def begin(self) -> None:
-        """Begin to make durable what is applied now."""
+    def advance(self, agenda: Agenda) -> None:
+        """Begin a flush, which goes on beside the next steps; or settle the one that was begun, and trim behind it.
+
+        :raises HistoryUnavailableError: if it failed. The history keeps its rows for the next one.
+        :raises ConnectionFailedError: if the only log cannot be reached.
+        :raises WriterFencedError: if a segment was overtaken; the rest is not trimmed.
+        """
+        if agenda.waits_for_flush:
+            self.flush(agenda)
+        elif agenda.flushing:
+            flushed = self._settle()
+            agenda.flush_settled()
+            self._lanes.trim(flushed)
+        else:
+            self._begin()
+            agenda.flush_begun()
+
+    def flush(self, agenda: Agenda) -> None:
+        """Make all that is applied durable in the calling thread, and trim behind it. Raises as :meth:`advance`."""
+        if self._in_flight is not None:
+            self._settle()
+        covered = self._covered()
+        flushed = _settled(_called(covered), covered)
+        agenda.flushed()
+        self._lanes.trim(flushed)
+
+    def close(self) -> None:
+        """Wait for a flush in flight, whatever becomes of it, and end the thread."""
+        thread, self._thread, self._in_flight = self._thread, None, None
+        if thread is not None:
+            thread.shutdown()
+
+    def _begin(self) -> None:
         covered = self._covered()
         if not all(isinstance(lane.historian.offline, ConcurrentWriter) for lane, _ in covered):
             self._in_flight = _called(covered), covered
@@ -56,27 +90,11 @@ class Flusher:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="quorin-flush")
         self._in_flight = self._thread.submit(_flush, covered), covered
 
-    def settle(self) -> Flushed:
-        """Wait for the flush in flight. Returns what the logs may be trimmed behind.
-
-        :raises HistoryUnavailableError: if it failed. The history keeps its rows for the next one.
-        """
+    def _settle(self) -> Flushed:
+        """Wait for the flush in flight. Returns what the logs may be trimmed behind."""
         assert self._in_flight is not None  # noqa: S101 - one was begun
         (future, covered), self._in_flight = self._in_flight, None
         return _settled(future, covered)
-
-    def flush(self) -> Flushed:
-        """Make durable all that is applied now, in the calling thread. Returns and raises as :meth:`settle`."""
-        if self._in_flight is not None:
-            self.settle()
-        covered = self._covered()
-        return _settled(_called(covered), covered)
-
-    def close(self) -> None:
-        """Wait for a flush in flight, whatever becomes of it, and end the thread."""
-        thread, self._thread, self._in_flight = self._thread, None, None
-        if thread is not None:
-            thread.shutdown()
 
     def _covered(self) -> Flushed:
         return [(lane, lane.covered()) for lane in self._lanes]

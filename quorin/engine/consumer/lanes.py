@@ -63,11 +63,6 @@ class Lanes:
         return self._lanes[0] if len(self._lanes) == 1 and self._lanes[0].partition is None else None
 
     @property
-    def has_history(self) -> bool:
-        """Whether rows go into a history too."""
-        return self._history is not None
-
-    @property
     def is_failing(self) -> bool:
         """Whether a log cannot be reached now."""
         return any(lane.failures for lane in self._lanes)

@@ -23,7 +23,7 @@ from quorin.schema import Schema, fingerprint
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from datetime import timedelta
 
     from quorin.engine.history.dataset import Loaded
@@ -74,10 +74,8 @@ class ParquetDatasetStore:
 
     def _begin(self) -> None:
         self._buffers: dict[str, _Buffer] = {}
-        self._lock = threading.RLock()
-        """Of the buffers. A thread that needs both locks takes :attr:`_writing` first."""
-        self._writing = threading.RLock()
-        """Of the files: rows are appended while earlier ones are written."""
+        # Of the files and of the buffers, to be taken in this order: rows are appended while earlier ones are written.
+        self._writing, self._lock = threading.RLock(), threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in _OF_THE_PROCESS}
@@ -154,12 +152,9 @@ class ParquetDatasetStore:
     def flush(self) -> None:
         """Make all appended rows durable: one file for each schema with new rows.
 
-        A crash before it returns leaves each schema's rows either all durable or none of them. Another thread may
-        append meanwhile.
+        A crash before it returns leaves all of a schema's rows durable or none. Other threads may append meanwhile.
         """
-        with self._lock:
-            buffers = list(self._buffers.values())
-        for buffer in buffers:
+        for buffer in list(self._buffers.values()):
             self._flush(buffer)
 
     def close(self) -> None:
@@ -171,15 +166,13 @@ class ParquetDatasetStore:
         files = self._datasets.only(schema.__name__).listing().files
         durable = max((file.through for file in files), default=0)
         buffer = self._buffers.get(schema.__name__)
-        if buffer is None:
-            return durable
-        if durable > buffer.last:
+        if buffer is not None and durable > buffer.last:
             with self._writing, self._lock:
                 # Another writer is further on. A file of what is here must not claim its rows.
                 self._flush(buffer)
                 buffer.last = max(buffer.last, durable)
         with self._lock:
-            if not buffer.tables:
+            if buffer is not None and not buffer.tables:
                 buffer.start = buffer.last
         return durable
 
@@ -282,18 +275,7 @@ class ParquetDatasetStore:
 
     def _flush(self, buffer: _Buffer) -> None:
         with self._writing:
-            with self._lock:
-                schema, start, tables = buffer.schema, buffer.start, list(buffer.tables)
-            if not tables:
-                return
-            # Rows of loads have a column more than the others.
-            table = pa.concat_tables(tables, promote_options="default")
-            through: int = tables[-1].column("position")[-1].as_py()
-            self._write(schema, start, through, table)
-            with self._lock:
-                # Only now: after a failure they are written by the next flush. More may have been appended meanwhile.
-                del buffer.tables[: len(tables)]
-                buffer.start = through
+            buffer.flush(self._lock, self._write)
 
     def _write(self, schema: Schema, after: int, through: int, table: pa.Table) -> None:
         write_rows(self._folders.to_write(), self._compression, schema, after, through, table)
@@ -315,3 +297,17 @@ class _Buffer:
         self.start = durable
         self.last = durable
         self.tables: list[pa.Table] = []
+
+    def flush(self, lock: threading.RLock, write: Callable[[Schema, int, int, pa.Table], None]) -> None:
+        """Write the rows; ``lock`` is that of the buffer, and is not held meanwhile."""
+        with lock:
+            schema, start, tables = self.schema, self.start, list(self.tables)
+        if not tables:
+            return
+        through: int = tables[-1].column("position")[-1].as_py()
+        # Rows of loads have a column more than the others.
+        write(schema, start, through, pa.concat_tables(tables, promote_options="default"))
+        with lock:
+            # Only now: after a failure they are written by the next flush. More may have been appended meanwhile.
+            del self.tables[: len(tables)]
+            self.start = through

@@ -127,7 +127,7 @@ def test_a_consumer_that_was_silent_rebuilds_from_the_history(
     world.producer.write(TRIP, "a", row(1), 1)
     before = metrics.reanchored.labels("Trip", "trimmed").value
     with silent(offline=ParquetDatasetStore(history), trims=False) as consumer:
-        consumer._flush()
+        consumer._flusher.flush(consumer._agenda)
         # What the consumer of another node does meanwhile. The last entry is of another schema.
         later = world.producer.write(TRIP, "b", row(2), 1)
         last = world.producer.write(STOP, "a", {"count": 1}, 1)

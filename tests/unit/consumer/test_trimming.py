@@ -263,7 +263,7 @@ def test_a_consumer_that_freezes_before_it_trims_and_is_overtaken_trims_nothing(
         return trim(through, **options)
 
     frozen._lanes.only.trimming._log.trim = after_a_while  # type: ignore[method-assign]
-    frozen._flush()
+    frozen._flusher.flush(frozen._agenda)
     assert [position for position, _ in world.log.read(0).entries] == [kept]
     assert world.log.historian() is None, "one that needs no lease keeps none"
     other.close()
@@ -292,7 +292,7 @@ def test_of_two_nodes_one_writes_the_history_and_the_other_goes_on_when_it_ends(
         consumer._read(block_ms=0)
     assert [written(history) for history in histories] == [positions, []]
     assert world.log.release_historian(first._lanes.only.historian.name), "as when it dies, and its time is over"
-    second._flush()
+    second._flusher.flush(second._agenda)
     assert world.log.bounds().first == positions[0], "what is applied here is not all in the history"
     positions.append(world.producer.write(TRIP, "c", row(3)))
     second._read(block_ms=0)
