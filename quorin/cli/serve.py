@@ -133,8 +133,9 @@ def serve(
     `--repo` takes the place of `feast serve`: the same paths, the same answers. `POST /get-online-features` is answered
     from shared memory without protobuf.
 
-    `--connection` serves `POST /v1/read` (rows of one schema), `POST /v1/assemble` (vectors of several) and
-    `GET /v1/schemas`; `GET /openapi.json` describes them. It reads what consumers on this machine apply.
+    `--connection` serves `POST /v1/read` (rows of one schema), `POST /v1/assemble` (vectors of several), `/v1/last`,
+    `/v1/changes` and `GET /v1/schemas`; `GET /openapi.json` describes them. It reads what consumers on this machine
+    apply.
 
     With `Accept: application/vnd.apache.arrow.stream` both answer as Arrow. `GET /ready` is 200 when this machine has a
     fresh segment of every schema. SIGTERM stops: requests that are being answered are answered first.

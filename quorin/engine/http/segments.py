@@ -22,6 +22,7 @@ from quorin.engine.http.compression import accepted_encoding, compressed
 from quorin.engine.http.donor import Donor
 from quorin.engine.http.joined import join
 from quorin.engine.http.limits import Limits
+from quorin.engine.http.looking_back import changes_of, last_of
 from quorin.engine.http.openapi import description
 from quorin.engine.http.page import page
 from quorin.engine.http.reply import Reply, error_reply, forms
@@ -32,9 +33,12 @@ from quorin.engine.http.requests import (
     InvalidRequestError,
     check_values,
     parse_assemble,
+    parse_changes,
+    parse_last,
     parse_read,
 )
 from quorin.errors import (
+    ChangesForgottenError,
     EntityIdError,
     InconsistentReadError,
     InvalidMaxAgeError,
@@ -54,6 +58,8 @@ _DIRECT_BYTES = 16 * 1024
 _DIRECT_VALUES, _DIRECT_VALUES_COMPRESSED = 50_000, 5_000
 """Larger requests, and those of more values, are answered in a thread: other requests are answered meanwhile."""
 _TOO_LARGE = 413
+_CHANGES = "/v1/changes"
+"""Always answered in a thread, as all rows are looked at."""
 _MAY_WAIT = CONSISTENT.encode()
 """What a request has that may have to wait."""
 _SWITCH_SECONDS = 0.001
@@ -120,7 +126,12 @@ class SegmentApplication:
         self._openapi = orjson.dumps(description(has_token=options.token is not None))
         self.limits = options.limits
         self.token = None if options.token is None else options.token.encode()
-        self._posts: dict[str, Answer] = {"/v1/read": self._read, "/v1/assemble": self._assemble}
+        self._posts: dict[str, Answer] = {
+            "/v1/read": self._read,
+            "/v1/assemble": self._assemble,
+            "/v1/last": self._last,
+            _CHANGES: self._changes,
+        }
         self._gets: dict[str, Callable[[], Reply]] = {
             "/": page,
             "/v1/schemas": self._schemas,
@@ -130,7 +141,7 @@ class SegmentApplication:
         }
         self.paths = (*self._posts, *self._gets, donor.path)
         self.direct: dict[bytes, Direct] = {
-            path.encode(): partial(self._direct, answer) for path, answer in self._posts.items()
+            path.encode(): partial(self._direct, answer) for path, answer in self._posts.items() if path != _CHANGES
         }
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -191,6 +202,16 @@ class SegmentApplication:
         vectors = join(self._catalogue, request, question.max_values, question.asked)
         return replies.vectors_arrow(vectors) if question.as_arrow else replies.vectors_json(vectors)
 
+    def _last(self, question: Question) -> bytes:
+        request = parse_last(question.body, question.content_type, self.limits.rows)
+        found = last_of(self._catalogue, request, question.max_values, question.asked)
+        return replies.last_arrow(found) if question.as_arrow else replies.last_json(found)
+
+    def _changes(self, question: Question) -> bytes:
+        request = parse_changes(question.body, question.content_type)
+        found = changes_of(self._catalogue, request, self.limits, question.max_values, question.asked)
+        return replies.changes_arrow(found) if question.as_arrow else replies.changes_json(found)
+
     def _schemas(self) -> Reply:
         return Reply(200, JSON, orjson.dumps({"schemas": self._catalogue.describe()}))
 
@@ -211,6 +232,9 @@ def _guarded(answer: Callable[[], Reply]) -> Reply:
         return error_reply(422, str(error))
     except (NotYetAppliedError, TokenError) as error:
         return too_old(error)
+    except ChangesForgottenError as error:
+        about = {"detail": str(error), "error": type(error).__name__, "complete_from": error.complete_from}
+        return Reply(410, JSON, orjson.dumps(about))
     except InconsistentReadError as error:
         return error_reply(503, str(error))
     except QuorinError as error:
