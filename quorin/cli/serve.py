@@ -174,8 +174,9 @@ def serve(
     `--repo` takes the place of `feast serve`: the same paths, the same answers. `POST /get-online-features` is answered
     from shared memory without protobuf.
 
-    `--connection` serves `POST /v1/read` (rows of one schema), `POST /v1/assemble` (vectors of several) and
-    `GET /v1/schemas`; `GET /openapi.json` describes them. It reads what consumers on this machine apply.
+    `--connection` serves `POST /v1/read` (rows of one schema), `POST /v1/assemble` (vectors of several), `/v1/last`,
+    `/v1/changes` and `GET /v1/schemas`; `GET /openapi.json` describes them. It reads what consumers on this machine
+    apply.
 
     On a machine that holds some partitions of a deployment, both ask the machines that hold the others for their rows,
     with the token of `--token-file`: those whose servers `--advertise` a URL.

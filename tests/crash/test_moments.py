@@ -25,7 +25,7 @@ torture = pytest.mark.torture
 READERS = WRITERS = CONSUMERS = 2
 
 
-@pytest.mark.parametrize("kills", [8, pytest.param(300, marks=torture)])
+@pytest.mark.parametrize("kills", [8, pytest.param(150, marks=torture)])
 @pytest.mark.parametrize("server", ["embedded", "redis"])
 def test_no_answer_mixes_moments_whoever_is_killed(
     request: pytest.FixtureRequest, tmp_path: Path, server: str, kills: int

@@ -25,6 +25,8 @@ def description(*, has_token: bool) -> dict[str, Any]:
             "/v1/assemble": {
                 "post": _post("assemble", "Rows of several schemas, joined to vectors.", "AssembleRequest", "Vectors")
             },
+            "/v1/last": {"post": _post("last", "The last values of a field of entities.", "LastRequest", "LastValues")},
+            "/v1/changes": {"post": _changes()},
             "/v1/schemas": {"get": _get("schemas", "What is served: schemas, fields, rows and freshness.", "Schemas")},
             "/v1/snapshot": {"get": _snapshot()},
             "/": {"get": _get("page", "A page that shows in a browser what is served.", content=_PAGE)},
@@ -63,7 +65,9 @@ def _post(name: str, summary: str, request: str, reply: str) -> dict[str, Any]:
             "200": {"description": summary, "content": {_JSON: {"schema": _ref(reply)}, _ARROW: _ARROW_BODY}},
             "400": _error("The body is no JSON, or no stream of Arrow."),
             "404": _error("There is no such schema."),
-            "412": _error("This machine does not show what Quorin-At-Least asks for: not in time, or not at all."),
+            "412": _error(
+                "This machine does not show what Quorin-At-Least asks for: not in time, or not at all.", "TooOld"
+            ),
             "413": _error("The request has too many bytes or rows, or its reply would have too many values."),
             "421": _error("Another node asks for rows that this one does not hold."),
             "415": _error("The content type is neither JSON nor Arrow."),
@@ -71,6 +75,15 @@ def _post(name: str, summary: str, request: str, reply: str) -> dict[str, Any]:
             **_AWAY,
         },
     }
+
+
+def _changes() -> dict[str, Any]:
+    summary = "The rows and deletions of a schema since a position of the log."
+    operation = _post("changes", summary, "ChangesRequest", "Changes")
+    del operation["requestBody"]["content"][_ARROW]
+    forgotten = "The segment has forgotten deletions since then, and knows all changes since `complete_from`."
+    operation["responses"]["410"] = _error(forgotten, "Forgotten")
+    return operation
 
 
 def _snapshot() -> dict[str, Any]:
@@ -97,8 +110,8 @@ def _snapshot() -> dict[str, Any]:
     }
 
 
-def _error(text: str) -> dict[str, Any]:
-    return {"description": text, "content": {_JSON: {"schema": _ref("Error")}}}
+def _error(text: str, schema: str = "Error") -> dict[str, Any]:
+    return {"description": text, "content": {_JSON: {"schema": _ref(schema)}}}
 
 
 def _ref(name: str) -> dict[str, str]:
@@ -156,6 +169,7 @@ _ASKED: list[dict[str, Any]] = [
         "description": "How long to wait for them.",
     },
 ]
+_MOST = 2**63 - 1
 _SECONDS = {"type": "number", "minimum": 1e-9, "maximum": 9e9}
 _MAX_AGE = {
     "anyOf": [_SECONDS, {"type": "object", "additionalProperties": _SECONDS, "minProperties": 1}, {"type": "null"}],
@@ -185,6 +199,57 @@ _SCHEMAS: dict[str, Any] = {
         "log_position",
         "fresh",
         "not_held",
+    ),
+    "LastRequest": _object(
+        {
+            "schema": _NAME,
+            "entity_ids": _IDS,
+            "field": {"type": "string", "minLength": 1, "description": "One with `history`."},
+            "n": {**_or_null("integer"), "minimum": 1, "maximum": _MOST, "description": "Default: all that are kept."},
+        },
+        "n",
+        examples=[{"schema": "Card", "entity_ids": ["1001"], "field": "amount", "n": 10}],
+    ),
+    "LastValues": _object(
+        {
+            "schema": _TEXT,
+            "version": _INTEGER,
+            "field": _TEXT,
+            "entity_ids": _IDS,
+            "found": _array(_BOOLEAN),
+            "values": _array({"type": ["array", "null"]}, description="Newest first; null where not found."),
+            "event_time_ns": _array({"type": ["array", "null"], "items": _INTEGER}, description="As `values`."),
+        }
+    ),
+    "ChangesRequest": _object(
+        {
+            "schema": _NAME,
+            "position": {
+                "type": "integer",
+                "minimum": 0,
+                "maximum": _MOST,
+                "description": "`through` of the last reply; 0 for all rows.",
+            },
+            "prefix": {**_or_null("string"), "description": "Of the entity ids."},
+            "limit": {**_or_null("integer"), "minimum": 1, "maximum": _MOST, "description": "The most rows."},
+            "fields": _FIELDS,
+        },
+        "prefix",
+        "limit",
+        "fields",
+        examples=[{"schema": "Driver", "position": 0, "fields": ["conv_rate"]}],
+    ),
+    "Changes": _object(
+        {
+            "schema": _TEXT,
+            "version": _INTEGER,
+            "through": {**_or_null("integer"), "description": "The position to ask for next; null if `limit` cut off."},
+            "entity_ids": _IDS,
+            "event_time_ns": _array(_INTEGER),
+            "position": _array(_INTEGER),
+            "deleted": _array(_BOOLEAN),
+            "features": {"type": "object", "additionalProperties": _array({}), "description": "Null in deletions."},
+        }
     ),
     "AssembleRequest": _object(
         {
@@ -285,4 +350,19 @@ _SCHEMAS: dict[str, Any] = {
     ),
     "OpenAPI": {"type": "object"},
     "Error": _object({"detail": _TEXT}),
+    "TooOld": _object(
+        {
+            "detail": _TEXT,
+            "error": _TEXT,
+            "schema": _TEXT,
+            "position": _INTEGER,
+            "applied": _INTEGER,
+            "timeout_ms": {"type": "number"},
+        },
+        "schema",
+        "position",
+        "applied",
+        "timeout_ms",
+    ),
+    "Forgotten": _object({"detail": _TEXT, "error": _TEXT, "complete_from": _INTEGER}),
 }

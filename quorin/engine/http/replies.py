@@ -19,6 +19,7 @@ from quorin.schema import dtype
 if TYPE_CHECKING:
     from quorin.assembly import Columns
     from quorin.engine.arrays import AnyArray, Float32s, Int64s, Mask
+    from quorin.engine.http.looking_back import ChangesFound, LastFound
     from quorin.schema import FeatureField, Schema
 
 _BLOCK_VALUES = 100_000
@@ -64,8 +65,7 @@ def rows_json(schema: Schema, ids: Any, columns: Columns, *, positions: bool = F
 
 def rows_arrow(schema: Schema, columns: Columns) -> bytes:
     """The rows of one schema as one record batch, like that of :func:`quorin.assembly.read`."""
-    metadata = {"schema": schema.__name__, "version": str(schema.version)}
-    return _stream(columns.to_batch().replace_schema_metadata(metadata))
+    return _stream(columns.to_batch().replace_schema_metadata(_named(schema)))
 
 
 def vectors_json(vectors: Vectors) -> bytes:
@@ -102,6 +102,84 @@ def vectors_arrow(vectors: Vectors) -> bytes:
     if vectors.position is not None:
         metadata["position"] = str(vectors.position).encode()
     return _stream(pa.record_batch({**columns, "vector": values}).replace_schema_metadata(metadata))
+
+
+def last_json(found: LastFound) -> bytes:
+    """The last values, two lists for each entity, null where it is not found."""
+    ids, is_found, values, times = found.rows.columns
+    return _dumps(
+        {
+            "schema": found.schema.__name__,
+            "version": found.schema.version,
+            "field": found.field.name,
+            "entity_ids": _fragment(ids.cast(pa.large_string()).to_pylist()),
+            "found": _fragment(is_found.to_pylist()),
+            "values": _fragment(_lists(values)),
+            "event_time_ns": _fragment(_lists(times)),
+        }
+    )
+
+
+def last_arrow(found: LastFound) -> bytes:
+    """The same as one record batch, like that of :func:`quorin.assembly.read_last_batch`."""
+    return _stream(found.rows.replace_schema_metadata(_named(found.schema)))
+
+
+def changes_json(found: ChangesFound) -> bytes:
+    """The changed rows, column by column."""
+    keys, columns = found.rows.columns[:4], found.rows.columns[4:]
+    ids, times, positions, deleted = (column.to_pylist() for column in keys)
+    values = zip(found.fields, columns, strict=True)
+    return _dumps(
+        {
+            "schema": found.schema.__name__,
+            "version": found.schema.version,
+            "through": found.through,
+            "entity_ids": _fragment(ids),
+            "event_time_ns": _fragment(times),
+            "position": _fragment(positions),
+            "deleted": _fragment(deleted),
+            "features": {field.name: _fragment(_of_arrow(field, column)) for field, column in values},
+        }
+    )
+
+
+def changes_arrow(found: ChangesFound) -> bytes:
+    """The same as record batches, like those of :func:`quorin.assembly.changed_since`; the metadata has ``through``,
+    unless there are more changes.
+    """
+    metadata = _named(found.schema) | ({} if found.through is None else {"through": str(found.through)})
+    return _stream(found.rows.replace_schema_metadata(metadata))
+
+
+def _named(schema: Schema) -> dict[str, str]:
+    return {"schema": schema.__name__, "version": str(schema.version)}
+
+
+def _of_arrow(field: FeatureField, column: pa.ChunkedArray) -> list[Any]:
+    """A field's values as orjson takes them, from Arrow."""
+    array = column.combine_chunks()
+    if field.is_variable:
+        return _variable(field, array)
+    # float32 stays NumPy's, which is written with as few digits as it needs.
+    flat = array
+    while pa.types.is_fixed_size_list(flat.type):
+        flat = flat.flatten()  # Of rows that are not null.
+    numbers = flat.fill_null(False if field.dtype is dtype.bool else 0).to_numpy(zero_copy_only=False)
+    if not field.shape:
+        return _with_nulls(numbers, array.is_valid().to_numpy(zero_copy_only=False)) if array.null_count else numbers
+    rows = iter(numbers.reshape(-1, *field.shape))
+    return [next(rows) if is_valid else None for is_valid in array.is_valid().to_pylist()]
+
+
+def _lists(lists: pa.ListArray) -> list[Any]:
+    """Lists of numbers with nulls as orjson takes them."""
+    ends, numbers = lists.offsets.to_pylist(), lists.values.fill_null(0).to_numpy(zero_copy_only=False)
+    valid = lists.values.is_valid().to_numpy(zero_copy_only=False)
+    return [
+        _with_nulls(numbers[first:last], valid[first:last]) if is_valid else None
+        for (first, last), is_valid in zip(pairwise(ends), lists.is_valid().to_pylist(), strict=True)
+    ]
 
 
 def _mask(mask: Mask) -> pa.Array:
@@ -178,9 +256,9 @@ def _dumps(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _stream(batch: pa.RecordBatch) -> bytes:
+def _stream(rows: pa.RecordBatch | pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write(rows)
     body: bytes = sink.getvalue().to_pybytes()
     return body

@@ -65,6 +65,27 @@ class Assemble(NamedTuple):
     consistent_timeout_ms: float | None
 
 
+class Last(NamedTuple):
+    """``POST /v1/last``: the last values of a field that keeps them; ``n`` is None for all."""
+
+    schema: str
+    entity_ids: Any
+    field: str
+    n: int | None
+
+
+class Changes(NamedTuple):
+    """``POST /v1/changes``: the rows and deletions of one schema since a position of the log, of ids with a prefix, at
+    most ``limit``. ``fields`` is None for all.
+    """
+
+    schema: str
+    position: int
+    prefix: str | None
+    limit: int | None
+    fields: list[str] | None
+
+
 def parse_read(body: bytes, content_type: bytes, max_rows: int) -> Read:
     """:raises InvalidRequestError: naming the value, and what was expected."""
     if content_type.startswith(ARROW):
@@ -106,6 +127,36 @@ def parse_assemble(body: bytes, content_type: bytes, max_rows: int) -> Assemble:
         raise _wrong(CONSISTENT, f"milliseconds above 0 and up to {MAX_CONSISTENT_MS}", timeout_ms)
     checked = [_part(f"schemas[{index}]", part) for index, part in enumerate(parts)]
     return Assemble(entities, checked, _positions(request), timeout_ms)
+
+
+def parse_last(body: bytes, content_type: bytes, max_rows: int) -> Last:
+    """:raises InvalidRequestError: naming the value, and what was expected."""
+    if content_type.startswith(ARROW):
+        request, entities = _arrow(body)
+        if len(entities) != 1:
+            raise _wrong("the stream", "exactly one column, the entity ids", list(entities))
+        _check_keys(request, "the request", needed=("schema", "field"), optional=("n",))
+        [ids] = entities.values()
+    else:
+        request = _json(body, content_type)
+        _check_keys(request, "the request", needed=("schema", "entity_ids", "field"), optional=("n",))
+        ids = _ids("entity_ids", request["entity_ids"])
+    _check_rows(len(ids), max_rows)
+    schema, field = _text("schema", request["schema"]), _text("field", request["field"])
+    return Last(schema, ids, field, _number("n", request, least=1))
+
+
+def parse_changes(body: bytes, content_type: bytes) -> Changes:
+    """:raises InvalidRequestError: naming the value, and what was expected."""
+    request = _json(body, content_type)
+    _check_keys(request, "the request", needed=("schema", "position"), optional=("prefix", "limit", "fields"))
+    prefix, position = request.get("prefix"), _number("position", request, least=0)
+    if prefix is not None and type(prefix) is not str:
+        raise _wrong("prefix", "a text", prefix)
+    if position is None:
+        raise _wrong("position", "a position of the log, 0 for all rows", position)
+    limit, fields = _number("limit", request, least=1), _fields(request)
+    return Changes(_text("schema", request["schema"]), position, prefix, limit, fields)
 
 
 def check_values(count: int, max_values: int) -> None:
@@ -201,6 +252,15 @@ def _max_age(where: str, request: dict[str, Any]) -> MaxAge | None:
         except InvalidMaxAgeError as error:
             raise InvalidRequestError(422, str(error)) from error
     return max_age
+
+
+def _number(name: str, request: dict[str, Any], *, least: int) -> int | None:
+    value = request.get(name)
+    if type(value) is float and value.is_integer() and abs(value) < 1 << 53:
+        value = int(value)  # To JSON 5.0 is an integer, too.
+    if value is not None and (type(value) is not int or not least <= value < 1 << 63):
+        raise _wrong(name, f"a whole number, {least} or more, below 2**63", value)
+    return value
 
 
 def _text(where: str, value: Any) -> str:

@@ -13,6 +13,7 @@ from quorin.engine.http.asked import FORWARDED, Asked, InvalidHeaderError, asked
 from quorin.engine.http.compression import accepted_encoding, compressed
 from quorin.engine.http.elsewhere import NothingElsewhere, check_filled
 from quorin.engine.http.joined import join
+from quorin.engine.http.looking_back import changes_of, last_of
 from quorin.engine.http.reply import Reply, error_reply, forms
 from quorin.engine.http.requests import (
     ARROW,
@@ -21,11 +22,14 @@ from quorin.engine.http.requests import (
     InvalidRequestError,
     check_values,
     parse_assemble,
+    parse_changes,
+    parse_last,
     parse_read,
 )
 from quorin.engine.routing.reads import ASSEMBLE_PATH, READ_PATH, RoutedReader
 from quorin.engine.routing.router import LATER, WouldWaitError
 from quorin.errors import (
+    ChangesForgottenError,
     EntityIdError,
     InconsistentReadError,
     InvalidMaxAgeError,
@@ -49,6 +53,8 @@ _DIRECT_BYTES = 16 * 1024
 _DIRECT_VALUES, _DIRECT_VALUES_COMPRESSED = 50_000, 5_000
 """Larger requests, and those of more values, are answered in a thread: other requests are answered meanwhile."""
 _TOO_LARGE = 413
+_CHANGES = "/v1/changes"
+"""Always answered in a thread, as all rows are looked at."""
 _MAY_WAIT = CONSISTENT.encode()
 """What a request has that may have to wait."""
 
@@ -75,8 +81,8 @@ Answer = Callable[[Question], bytes]
 
 
 class SegmentRows:
-    """Answers ``POST /v1/read`` and ``/v1/assemble`` from a catalogue, completed by what ``elsewhere`` fetches. Threads
-    may share it.
+    """Answers ``POST /v1/read`` and ``/v1/assemble`` from a catalogue, completed by what ``elsewhere`` fetches, and
+    ``/v1/last`` and ``/v1/changes`` from the catalogue alone. Threads may share it.
     """
 
     def __init__(
@@ -86,10 +92,15 @@ class SegmentRows:
         self._elsewhere = elsewhere
         self._limits = limits
         self._missing_partitions = missing_partitions
-        self._answers: dict[str, Answer] = {READ_PATH: self._read, ASSEMBLE_PATH: self._assemble}
+        self._answers: dict[str, Answer] = {
+            READ_PATH: self._read,
+            ASSEMBLE_PATH: self._assemble,
+            "/v1/last": self._last,
+            _CHANGES: self._changes,
+        }
         self.paths = (*self._answers,)
         self.direct: dict[bytes, Direct] = {
-            path.encode(): partial(self._direct, answer) for path, answer in self._answers.items()
+            path.encode(): partial(self._direct, answer) for path, answer in self._answers.items() if path != _CHANGES
         }
 
     def reply(self, path: str, body: bytes, headers: Headers) -> Reply:
@@ -144,6 +155,16 @@ class SegmentRows:
         vectors = join(self._catalogue, request, question.max_values, question.asked, *others)
         return replies.vectors_arrow(vectors) if question.as_arrow else replies.vectors_json(vectors)
 
+    def _last(self, question: Question) -> bytes:
+        request = parse_last(question.body, question.content_type, self._limits.rows)
+        found = last_of(self._catalogue, request, question.max_values, question.asked)
+        return replies.last_arrow(found) if question.as_arrow else replies.last_json(found)
+
+    def _changes(self, question: Question) -> bytes:
+        request = parse_changes(question.body, question.content_type)
+        found = changes_of(self._catalogue, request, self._limits, question.max_values, question.asked)
+        return replies.changes_arrow(found) if question.as_arrow else replies.changes_json(found)
+
 
 def guarded(answer: Callable[[], Reply]) -> Reply:
     """The answer, or the reason why there is none."""
@@ -159,6 +180,9 @@ def guarded(answer: Callable[[], Reply]) -> Reply:
         return error_reply(422, str(error))
     except NotHeldError as error:
         return not_held(error)
+    except ChangesForgottenError as error:
+        about = {"detail": str(error), "error": type(error).__name__, "complete_from": error.complete_from}
+        return Reply(410, JSON, orjson.dumps(about))
     except InconsistentReadError as error:
         return error_reply(503, str(error))
     except QuorinError as error:
