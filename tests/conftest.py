@@ -77,9 +77,9 @@ def _has_prometheus() -> bool:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    shutil.rmtree(config.stash[_OWN_SHM_DIR])
     if _COMPILING in config.stash:
         config.stash[_COMPILING].wait()
+    shutil.rmtree(config.stash[_OWN_SHM_DIR])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -76,9 +76,17 @@ raise SystemExit
     assert [file.name.partition("-")[0] for file in kept(tmp_path / "cache")] == ["read_one"]
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the kernel. Tests change copies of it."""
+    cache = tmp_path_factory.mktemp("filled")
+    assert run(cache) == ("7", "")
+    return cache
+
+
 @pytest.mark.parametrize("damage", [b"", b"\0" * 20, b"garbage " * 5_000, "cut", "flipped"])
-def test_a_damaged_file_is_replaced(tmp_path: Path, damage: bytes | str) -> None:
-    run(tmp_path)
+def test_a_damaged_file_is_replaced(filled: Path, tmp_path: Path, damage: bytes | str) -> None:
+    shutil.copytree(filled, tmp_path, dirs_exist_ok=True)
     [file] = kept(tmp_path)
     whole = file.read_bytes()
     middle = len(whole) // 2
