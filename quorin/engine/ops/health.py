@@ -143,9 +143,8 @@ def _history(storage: Storage, schema_name: str) -> Iterator[Check]:
     from quorin.engine.history.dataset import Dataset
     from quorin.engine.history.storage import VanishedError
 
-    dataset = Dataset(storage, schema_name, strict=False, reported=set())
+    name, dataset = f"history of {schema_name}", Dataset(storage, schema_name, strict=False, reported=set())
     listing, rows, problems = storage.listing(storage.folder(schema_name)), 0, 0
-    name = f"history of {schema_name}"
     for file in sorted(listing.files):
         try:
             rows += dataset.check(file)
