@@ -129,9 +129,9 @@ class WALConsumer:
         )
         settings = LaneSettings(role, trims, is_of_all, batch_entries, node_timeout_seconds)
         self._lanes, self._pace = Lanes(registry, stream_key, offline, self._ownership, settings), Pace()
-        self._flusher, self._agenda = Flusher(self._lanes, offline), self._new_agenda()
-        self._snapshots = writing(snapshots, registry, self._ownership.reports, snapshot_every_seconds, show=show)
         self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
+        self._flusher, self._agenda = Flusher(self._lanes, offline, self._flush_limits), self._new_agenda()
+        self._snapshots = writing(snapshots, registry, self._ownership.reports, snapshot_every_seconds, show=show)
         self._precedence = Precedence(registry, role, discovers=self._ownership.discovers)
 
     def __enter__(self) -> WALConsumer:

@@ -199,8 +199,8 @@ class Lanes:
             for partition, identity in identities.items():
                 target.opened.know_log(partition, identity)
 
-    def trim(self, flushed: list[tuple[Lane, Covered]]) -> None:
-        """Trim the logs behind a flush.
+    def trim(self, flushed: list[tuple[Lane, Covered]]) -> bool:
+        """Trim the logs behind a flush; False if one of several could not be reached.
 
         :raises ConnectionFailedError: if the only log cannot be reached.
         :raises WriterFencedError: if a segment was overtaken; the rest is not trimmed.
@@ -214,6 +214,7 @@ class Lanes:
                 if lane.partition is None:
                     raise
                 self.failed(lane, error)
+        return not self.is_failing
 
     def stop_reading(self) -> None:
         """Wait for the reads that are in flight, and end their threads."""

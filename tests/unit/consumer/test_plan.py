@@ -123,6 +123,7 @@ def test_the_rows_of_a_failed_flush_count_again_and_are_waited_for() -> None:
     agenda.flush_begun()
     agenda.applied(5.0, limits, rows=4, size=40)
     agenda.flush_is_done = True
+    agenda.flush_failed(6.0)
     agenda.failed(Step.flush, 6.0)
     assert (agenda.unflushed_rows, agenda.unflushed_bytes, agenda.flush_is_done) == (7, 70, False)
     assert agenda.waits_for_flush
