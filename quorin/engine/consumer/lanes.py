@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from quorin.engine.consumer.trimming import Covered
     from quorin.shm import SegmentRegistry
 
+    _Call = tuple[Lane | None, Any, Callable[[], Any]]
+
 NAME_OTHERS_SECONDS = 5.0
 CLOSE_SECONDS = 0.5
 
@@ -157,7 +159,7 @@ class Lanes:
         if only is not None:
             return [(only, only.cursor.read(block_ms=block_ms)())]
         if self._reads is None:
-            self._reads = _Reads(len(self._lanes))
+            self._reads = _Reads()
         for lane in self._lanes:
             if time.monotonic() >= lane.retry_at and not self._reads.is_busy(lane):
                 call = lane.look() if lane.must_look else lane.cursor.read(block_ms=block_ms)
@@ -242,28 +244,29 @@ class Lanes:
 class _Reads:
     """Calls to logs that are in flight, at most one a lane, and one for those that the node does not hold (None).
 
-    The threads are daemons, as that of a follower is: a process that ends does not wait for a log.
+    Each lane has a thread of its own, as a log has a connection for each thread that called it. The threads are
+    daemons, as that of a follower is: a process that ends does not wait for a log.
     """
 
-    def __init__(self, lanes: int) -> None:
+    def __init__(self) -> None:
         self._busy: set[Lane | None] = set()
-        self._calls: SimpleQueue[tuple[Lane | None, Any, Callable[[], Any]] | None] = SimpleQueue()
+        self._calls: dict[Lane | None, SimpleQueue[_Call | None]] = {}
         self._done: SimpleQueue[tuple[Lane | None, Any, Any]] = SimpleQueue()
-        self._threads = [
-            threading.Thread(target=_work, args=(self._calls, self._done), name="quorin-lane", daemon=True)
-            for _ in range(lanes + 1)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
 
     def is_busy(self, lane: Lane | None) -> bool:
         """Whether a call of the lane is in flight."""
         return lane in self._busy
 
     def start(self, lane: Lane | None, mark: Any, call: Callable[[], Any]) -> None:
-        """Make a call in a thread; :meth:`finished` returns what it returned or raised."""
+        """Make a call in the lane's thread; :meth:`finished` returns what it returned or raised."""
         self._busy.add(lane)
-        self._calls.put((lane, mark, call))
+        if lane not in self._calls:
+            calls = self._calls[lane] = SimpleQueue()
+            thread = threading.Thread(target=_work, args=(calls, self._done), name="quorin-lane", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self._calls[lane].put((lane, mark, call))
 
     def finished(self, timeout_seconds: float) -> Iterator[tuple[Lane | None, Any, Any]]:
         """The calls that have ended since; waits for one of them."""
@@ -278,17 +281,14 @@ class _Reads:
 
     def close(self) -> None:
         """End the threads. Waits for calls, but not for long: what they return is dropped."""
-        for _ in self._threads:
-            self._calls.put(None)
+        for calls in self._calls.values():
+            calls.put(None)
         deadline = time.monotonic() + CLOSE_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def _work(
-    calls: SimpleQueue[tuple[Lane | None, Any, Callable[[], Any]] | None],
-    done: SimpleQueue[tuple[Lane | None, Any, Any]],
-) -> None:
+def _work(calls: SimpleQueue[_Call | None], done: SimpleQueue[tuple[Lane | None, Any, Any]]) -> None:
     while (one := calls.get()) is not None:
         lane, mark, call = one
         try:

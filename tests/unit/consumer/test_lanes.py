@@ -1,0 +1,72 @@
+"""The calls that lanes make to their logs: in which thread, and what becomes of those that fail or come too late."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quorin.engine.backend import Backend, connect
+from quorin.engine.backend.protocols import Log
+from quorin.engine.format.partition import partition_of
+from quorin.shm import SegmentRegistry
+from quorin.wal import WALProducer
+from quorin.wal_consumer import WALConsumer
+from tests.support.world import TRIP, row, running
+
+COUNT = 4
+IDS = [next(one for one in map(str, range(1000)) if partition_of(one, COUNT) == number) for number in range(COUNT)]
+"""An id of each partition."""
+
+
+@pytest.fixture
+def backend(tmp_path: Path) -> Iterator[Backend]:
+    with closing(connect(str(tmp_path / "store"), partitions=COUNT)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def registry(backend: Backend, tmp_path: Path, request: pytest.FixtureRequest) -> SegmentRegistry:
+    return SegmentRegistry(backend, shm_dir=tmp_path, held=getattr(request, "param", None))
+
+
+def patch_logs(backend: Backend, monkeypatch: pytest.MonkeyPatch, patch: Callable[[Log], None]) -> None:
+    """Patch each log that is made from now on."""
+    log_of = backend.log
+
+    def patched(*arguments: Any, **options: Any) -> Log:
+        log = log_of(*arguments, **options)
+        patch(log)
+        return log
+
+    monkeypatch.setattr(backend, "log", patched)
+
+
+def test_a_log_is_read_by_one_thread_only(
+    backend: Backend, registry: SegmentRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers = defaultdict[int, list[int]](list)
+
+    def record(log: Log) -> None:
+        read = log.read
+
+        def recorded(*arguments: Any, **options: Any) -> Any:
+            readers[log.partition].append(threading.get_ident())
+            return read(*arguments, **options)
+
+        monkeypatch.setattr(log, "read", recorded)
+
+    patch_logs(backend, monkeypatch, record)
+    producer = WALProducer(backend, registry=registry)
+    with running(WALConsumer(backend, [TRIP], registry=registry)):
+        for _ in range(10):
+            producer.wait(
+                TRIP, producer.write_many(TRIP, [{"entity_id": one, **row(1)} for one in IDS]), timeout_ms=9e4
+            )
+    assert [len(set(readers[partition])) for partition in range(COUNT)] == [1] * COUNT
+    assert min(map(len, readers.values())) >= 10
