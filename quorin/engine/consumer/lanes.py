@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -189,8 +190,12 @@ class Lanes:
         return lane, outcome
 
     def _identities(self) -> dict[int, int]:
-        """The identities of the logs that the node does not hold."""
-        return {partition: log.identity() for partition, log in self._others.items()}
+        """The identities of the logs that the node does not hold, but for those that are unreachable."""
+        found = {}
+        for partition, log in self._others.items():
+            with suppress(ConnectionFailedError):
+                found[partition] = log.identity()
+        return found
 
     def _name_others(self, identities: dict[int, int] | BaseException) -> None:
         """Let the segments know those logs, so that reads recognize positions of them in tokens."""

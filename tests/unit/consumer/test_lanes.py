@@ -14,10 +14,11 @@ import pytest
 from quorin.engine.backend import Backend, connect
 from quorin.engine.backend.protocols import Log
 from quorin.engine.format.partition import partition_of
+from quorin.errors import ConnectionFailedError
 from quorin.shm import SegmentRegistry
 from quorin.wal import WALProducer
 from quorin.wal_consumer import WALConsumer
-from tests.support.world import TRIP, row, running
+from tests.support.world import TRIP, row, running, until
 
 COUNT = 4
 IDS = [next(one for one in map(str, range(1000)) if partition_of(one, COUNT) == number) for number in range(COUNT)]
@@ -70,3 +71,26 @@ def test_a_log_is_read_by_one_thread_only(
             )
     assert [len(set(readers[partition])) for partition in range(COUNT)] == [1] * COUNT
     assert min(map(len, readers.values())) >= 10
+
+
+@pytest.mark.parametrize("registry", ["0"], indirect=True)
+def test_logs_that_are_not_held_are_known_but_for_those_that_are_away(
+    backend: Backend, registry: SegmentRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = threading.Event()
+
+    def away(log: Log) -> None:
+        def unreachable() -> int:
+            asked.set()
+            raise ConnectionFailedError("the server of this partition is away")
+
+        if log.partition == 1:
+            monkeypatch.setattr(log, "identity", unreachable)
+
+    producer = WALProducer(backend, registry=registry)
+    tokens = [producer.write(TRIP, one, row(1)) for one in IDS]
+    patch_logs(backend, monkeypatch, away)
+    with running(WALConsumer(backend, [TRIP], registry=registry)):
+        for partition in (0, 2, 3):
+            producer.wait(TRIP, tokens[partition], timeout_ms=9000)
+        until(asked.is_set)
