@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 NAME_OTHERS_SECONDS = 5.0
 CLOSE_SECONDS = 0.5
+RELEASE_SECONDS = 2.0
 
 _log = get_logger(__name__)
 
@@ -230,9 +231,18 @@ class Lanes:
             reads.close()
 
     def release(self) -> None:
-        """End the historian's leases."""
+        """End the historian's leases. Those of logs that are unreachable end by themselves.
+
+        It does not wait long for masters that are away.
+        """
+        deadline = time.monotonic() + RELEASE_SECONDS
         for lane in self._lanes:
-            lane.historian.release()
+            try:
+                lane.historian.release()
+            except ConnectionFailedError as error:
+                _log.warning("historian_not_released", partition=lane.partition, error=str(error))
+                if time.monotonic() >= deadline:
+                    return
 
     def end_others_of_node(self) -> None:
         """End the leases of another consumer of this node, which is frozen: what it has decided to trim stays."""

@@ -132,7 +132,9 @@ class Agenda:
 
     def trim_failed(self, now: float, limits: FlushLimits) -> None:
         """One of several logs was not trimmed: the next flush tries again, which does not wait for new rows."""
-        self.applied(now, limits, rows=0, size=0)
+        if not self.unflushed:
+            self.unflushed = True
+            self.flush_at = now + max(limits.seconds, LOG_CHECK_SECONDS)
 
     def flushed(self) -> None:
         """All applied rows are durable."""

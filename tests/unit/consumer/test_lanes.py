@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from quorin.engine.backend import Backend, connect
+from quorin.engine.backend import Backend, connect, logs
 from quorin.engine.backend.protocols import Log
 from quorin.engine.format.partition import partition_of
-from quorin.errors import ConnectionFailedError
+from quorin.engine.ops import presence
+from quorin.errors import ConnectionFailedError, HistoryUnavailableError
+from quorin.offline import ParquetDatasetStore
 from quorin.shm import SegmentRegistry
 from quorin.wal import WALProducer
 from quorin.wal_consumer import WALConsumer
@@ -94,3 +96,31 @@ def test_logs_that_are_not_held_are_known_but_for_those_that_are_away(
         for partition in (0, 2, 3):
             producer.wait(TRIP, tokens[partition], timeout_ms=9000)
         until(asked.is_set)
+
+
+class LostHistory(ParquetDatasetStore):
+    """It can no longer be written."""
+
+    def flush(self) -> None:
+        raise HistoryUnavailableError("the storage is away")
+
+
+def test_a_consumer_that_stops_ends_its_leases_but_for_those_of_logs_that_are_away(
+    backend: Backend, registry: SegmentRegistry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def away(log: Log) -> None:
+        def unreachable(_: str) -> bool:
+            raise ConnectionFailedError("the server of this partition is away")
+
+        if log.partition == 0:
+            monkeypatch.setattr(log, "release_historian", unreachable)
+
+    patch_logs(backend, monkeypatch, away)
+    producer = WALProducer(backend, registry=registry)
+    history = LostHistory(tmp_path / "history")
+    with running(WALConsumer(backend, [TRIP], registry=registry, offline=history, flush_interval_seconds=3600)):
+        for one in IDS:
+            producer.write_sync(TRIP, one, row(1), timeout_ms=9000)
+        assert all(log.historian() for log in logs(backend))
+    assert [log.historian() is None for log in logs(backend)] == [False, True, True, True]
+    assert not presence.reports(backend.control)
