@@ -7,19 +7,21 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from quorin.engine.backend import Backend, connect, logs
 from quorin.engine.backend.protocols import Log
+from quorin.engine.consumer.historian import Historian
 from quorin.engine.format.partition import partition_of
 from quorin.engine.ops import presence
 from quorin.errors import ConnectionFailedError, HistoryUnavailableError
 from quorin.offline import ParquetDatasetStore
 from quorin.shm import SegmentRegistry
 from quorin.wal import WALProducer
-from quorin.wal_consumer import WALConsumer
+from quorin.wal_consumer import NoopOfflineWriter, WALConsumer
 from tests.support.world import TRIP, row, running, until
 
 COUNT = 4
@@ -124,3 +126,65 @@ def test_a_consumer_that_stops_ends_its_leases_but_for_those_of_logs_that_are_aw
         assert all(log.historian() for log in logs(backend))
     assert [log.historian() is None for log in logs(backend)] == [False, True, True, True]
     assert not presence.reports(backend.control)
+
+
+def test_a_look_that_outlives_its_consumer_takes_nothing(
+    backend: Backend, registry: SegmentRegistry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    owned, begun, let_go, over = threading.Event(), threading.Event(), threading.Event(), threading.Event()
+
+    def slow(log: Log) -> None:
+        acquire = log.acquire_historian
+
+        def acquired(*arguments: Any, **options: Any) -> Any:
+            if log.partition != 2 or not owned.is_set():
+                return acquire(*arguments, **options)
+            begun.set()
+            assert let_go.wait(60)
+            try:
+                return acquire(*arguments, **options)
+            finally:
+                over.set()
+
+        monkeypatch.setattr(log, "acquire_historian", acquired)
+
+    patch_logs(backend, monkeypatch, slow)
+    history = ParquetDatasetStore(tmp_path / "history")
+    with running(WALConsumer(backend, [TRIP], registry=registry, offline=history)):
+        until(lambda: all(log.historian() for log in logs(backend)))
+        owned.set()
+        assert begun.wait(60)
+    assert [log.historian() for log in logs(backend)] == [None] * COUNT
+    let_go.set()
+    assert over.wait(60)
+    until(lambda: logs(backend)[2].historian() is None, seconds=5)
+
+
+def test_a_lease_that_was_taken_but_never_used_is_ended(backend: Backend, registry: SegmentRegistry) -> None:
+    log = backend.log(partition=0)
+    historian = Historian(log, registry.node, NoopOfflineWriter(), role="consumer", trims=True, is_of_all=True)
+    assert historian.acquiring(lambda: True)() is not None
+    historian.release()
+    assert log.historian() is None
+    late = historian.acquiring(lambda: True)
+    historian.release()
+    assert late() is None
+    assert log.historian() is None
+
+
+def test_who_asks_whether_a_consumer_owns_all_takes_no_lease(
+    backend: Backend, registry: SegmentRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(WALConsumer(backend, [TRIP], registry=registry)) as consumer:
+        consumer.drain()
+        ownership, (target,) = consumer._ownership, consumer._ownership.targets
+        ownership.take(target, waiting=False)
+        assert ownership.owns_all_schemas()
+
+        def released_meanwhile() -> dict[str, str]:
+            ownership.release()
+            return {}
+
+        monkeypatch.setattr(ownership, "_control", SimpleNamespace(schemas=released_meanwhile))
+        assert not ownership.owns_all_schemas()
+        assert not target.holds_lease
