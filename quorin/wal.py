@@ -267,13 +267,14 @@ class WALProducer:
         return self._appender.append_batch(schema, batch, kind, load)
 
     def _is_applied(self, segment: Segment, position: int) -> bool:
-        if self._backend.partitions() > 1:
+        # The segment says of how many partitions it is: nothing is asked of the control plane while it waits.
+        if segment.partitioning.count > 1:
             return has_applied(segment, Token.of(position)) and segment.current_view().path.exists()
         followed = segment.log_identity  # Before the position, which may still be one of a log that was wiped since.
         if segment.position < position:
             return False
         if followed != self._identity:
-            self._identity = self._log.identity()
+            self._identity = self._backend.log(self._log.stream_key, 0, of=1).identity()
         # A segment that was discarded meanwhile has no file.
         return followed == self._identity and segment.current_view().path.exists()
 

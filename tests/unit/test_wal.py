@@ -223,6 +223,24 @@ def test_a_long_wait_soon_looks_at_a_segment_that_was_made_meanwhile(connection:
     backend.close()
 
 
+def test_a_wait_asks_the_control_plane_nothing(
+    connection: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, asked = connect(connection), list[str]()
+    registry = SegmentRegistry(backend, shm_dir=tmp_path)
+    with WALProducer(backend, registry=registry) as producer, registry.create(TRIP, capacity=10) as writer:
+        position = producer.write(TRIP, "a", {"score": 1, "tag": "x"})
+        backend.forget_partitions()
+        # A control plane that has lost its schemas, and so does not know for sure how many partitions there are.
+        monkeypatch.setattr(backend.control, "partition_count", lambda: asked.append("partitions"))
+        monkeypatch.setattr(backend.control, "schemas", lambda: asked.append("schemas") or {})
+        with pytest.raises(WriteSyncTimeoutError):
+            producer.wait(TRIP, position, timeout_ms=50)
+        writer.commit_position(position, backend.log(partition=0, of=1).identity())
+        producer.wait(TRIP, position)
+    assert not asked
+
+
 def test_a_wait_does_not_take_a_position_of_a_wiped_log_for_one_of_the_next(
     connection: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
