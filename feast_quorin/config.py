@@ -380,7 +380,8 @@ def _problem(model: Any, problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         known = ServedLogSettings.model_fields if problem["loc"][0] == "served_log" else model.model_fields
         similar = get_close_matches(str(problem["loc"][-1]), known, n=1)
-        hint = f"did you mean {similar[0]}?" if similar else f"expected one of {', '.join(known)}"
+        own_first = sorted(known, key=lambda name: name not in StoreSettings.__annotations__)
+        hint = f"did you mean {similar[0]}?" if similar else f"expected one of {', '.join(own_first)}"
         return f"{key}: unknown key, {hint}"
     expected = problem["msg"].removeprefix("Value error, ")
     return f"{key}: {expected[:1].lower()}{expected[1:]}, got {_shown_value(key, problem['input'])}"
