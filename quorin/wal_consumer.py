@@ -129,9 +129,9 @@ class WALConsumer:
         )
         settings = LaneSettings(role, trims, is_of_all, batch_entries, node_timeout_seconds)
         self._lanes, self._pace = Lanes(registry, stream_key, offline, self._ownership, settings), Pace()
-        self._flusher, self._agenda = Flusher(self._lanes, offline), self._new_agenda()
-        self._snapshots = writing(snapshots, registry, self._ownership.reports, snapshot_every_seconds, show=show)
         self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
+        self._flusher, self._agenda = Flusher(self._lanes, offline, self._flush_limits), self._new_agenda()
+        self._snapshots = writing(snapshots, registry, self._ownership.reports, snapshot_every_seconds, show=show)
         self._precedence = Precedence(registry, role, discovers=self._ownership.discovers)
 
     def __enter__(self) -> WALConsumer:
@@ -306,13 +306,13 @@ class WALConsumer:
     def _finish(self) -> None:
         self._lanes.stop_reading()
         try:
-            if self._agenda.unflushed or self._agenda.flushing:
-                self._flusher.flush(self._agenda)
-            self._lanes.release()
-            self._precedence.withdraw()
-        except (ConnectionFailedError, WriterFencedError) as error:
             # Stopping has to release the leases all the same; the log still has what is not flushed.
-            _log.warning("log_not_trimmed", error=str(error))
+            with _warning_of("log_not_trimmed"):
+                if self._agenda.unflushed or self._agenda.flushing:
+                    self._flusher.flush(self._agenda)
+            self._lanes.release()
+            with _warning_of("report_not_withdrawn"):
+                self._precedence.withdraw()
         finally:
             self._flusher.close()
             self._lanes.keep([])
@@ -348,6 +348,14 @@ def _warn_unavailable(error: ConnectionFailedError, address: str, delay: float) 
     event = "history_unavailable" if isinstance(error, HistoryUnavailableError) else "log_unreachable"
     event = "snapshots_unavailable" if isinstance(error, SnapshotUnavailableError) else event
     _log.warning(event, address=address, error=str(error), next_try_seconds=delay)
+
+
+@contextmanager
+def _warning_of(event: str) -> Iterator[None]:
+    try:
+        yield
+    except (ConnectionFailedError, WriterFencedError) as error:
+        _log.warning(event, error=str(error))
 
 
 @contextmanager

@@ -29,4 +29,5 @@ __all__ = [
 
 def logs(backend: Backend, stream_key: str = DEFAULT_STREAM_KEY) -> list[Log]:
     """The logs of that name, one a partition, in order."""
-    return [backend.log(stream_key, partition) for partition in range(backend.partitions())]
+    count = backend.partitions()
+    return [backend.log(stream_key, partition, of=count) for partition in range(count)]

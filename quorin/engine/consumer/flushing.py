@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from quorin import metrics
 from quorin.engine.consumer.history import ConcurrentWriter, NoopOfflineWriter
-from quorin.errors import HistoryUnavailableError
+from quorin.errors import ConnectionFailedError, HistoryUnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from quorin.engine.consumer.history import OfflineWriter
     from quorin.engine.consumer.lane import Lane
     from quorin.engine.consumer.lanes import Lanes
-    from quorin.engine.consumer.plan import Agenda
+    from quorin.engine.consumer.plan import Agenda, FlushLimits
     from quorin.engine.consumer.trimming import Covered
 
     Flushed = list[tuple[Lane, Covered]]
@@ -28,11 +31,13 @@ class Flusher:
     A flush covers what was applied before it began; rows that are applied meanwhile are left to the next. A crash loses
     nothing: the log is trimmed afterwards, by the thread that applies, which alone knows what it still owns.
 
-    A history that is no :class:`ConcurrentWriter` is flushed by the thread that applies.
+    A history that is no :class:`ConcurrentWriter` is flushed by the thread that applies. What fails, in the history or
+    in a log that is to be trimmed, is tried again by another flush, also if no new rows come.
     """
 
-    def __init__(self, lanes: Lanes, history: OfflineWriter | None) -> None:
+    def __init__(self, lanes: Lanes, history: OfflineWriter | None, limits: FlushLimits) -> None:
         self._lanes = lanes
+        self._limits = limits
         self._keeps_rows = history is not None and type(history) is not NoopOfflineWriter
         self._thread: ThreadPoolExecutor | None = None
         self._in_flight: tuple[Future[int], Flushed] | None = None
@@ -59,9 +64,10 @@ class Flusher:
         if agenda.waits_for_flush:
             self.flush(agenda)
         elif agenda.flushing:
-            flushed = self._settle()
-            agenda.flush_settled()
-            self._lanes.trim(flushed)
+            with _again_if_failed(agenda):
+                flushed = self._settle()
+                agenda.flush_settled()
+                self._trim(agenda, flushed)
         else:
             self._begin()
             agenda.flush_begun()
@@ -69,17 +75,23 @@ class Flusher:
     def flush(self, agenda: Agenda) -> None:
         """Make all that is applied durable in the calling thread, and trim behind it. Raises as :meth:`advance`."""
         if self._in_flight is not None:
-            self._settle()
+            with suppress(HistoryUnavailableError):  # The history has kept the rows for this flush.
+                self._settle()
         covered = self._covered()
-        flushed = _settled(_called(covered), covered)
-        agenda.flushed()
-        self._lanes.trim(flushed)
+        with _again_if_failed(agenda):
+            flushed = _settled(_called(covered), covered)
+            agenda.flushed()
+            self._trim(agenda, flushed)
 
     def close(self) -> None:
         """Wait for a flush in flight, whatever becomes of it, and end the thread."""
         thread, self._thread, self._in_flight = self._thread, None, None
         if thread is not None:
             thread.shutdown()
+
+    def _trim(self, agenda: Agenda, flushed: Flushed) -> None:
+        if not self._lanes.trim(flushed):
+            agenda.trim_failed(time.monotonic(), self._limits)
 
     def _begin(self) -> None:
         covered = self._covered()
@@ -98,6 +110,15 @@ class Flusher:
 
     def _covered(self) -> Flushed:
         return [(lane, lane.covered()) for lane in self._lanes]
+
+
+@contextmanager
+def _again_if_failed(agenda: Agenda) -> Iterator[None]:
+    try:
+        yield
+    except ConnectionFailedError:
+        agenda.flush_failed(time.monotonic())
+        raise
 
 
 def _called(covered: Flushed) -> Future[int]:

@@ -43,6 +43,9 @@ class Historian:
         self._random = secrets.token_hex(8)
         self._fence: Fence | None = None
         """The lease on which the history is written; what it lacks has been read again since it was taken."""
+        self._asked = False
+        """Whether the lease was asked for: the log may count this consumer as its holder."""
+        self._releases = 0
         self._reported = ""
 
     @property
@@ -60,13 +63,26 @@ class Historian:
         """The lease on which the history is written; None without one."""
         return self._fence
 
-    def acquired(self, owns_all: Callable[[], bool]) -> Fence | None:
-        """Take or renew the lease, if this consumer wants it; None while another has it. Any thread may call it:
-        nothing is written on a lease before :meth:`renewed`.
+    def acquiring(self, owns_all: Callable[[], bool]) -> Callable[[], Fence | None]:
+        """A call that takes or renews the lease, if this consumer wants it; it returns None while another has it.
 
-        :raises WriterFencedError: as ``owns_all``.
+        Any thread may make it: nothing is written on a lease before :meth:`renewed`, and one that is taken after a
+        :meth:`release` is given back at once.
+
+        :raises WriterFencedError: as ``owns_all``, when it is called.
         """
-        return self._acquired(owns_all) if self._contends else None
+        releases = self._releases
+
+        def acquired() -> Fence | None:
+            if not self._contends or self._releases != releases:
+                return None
+            fence = self._acquired(owns_all)
+            if self._releases != releases:
+                self._log.release_historian(self.name)
+                return None
+            return fence
+
+        return acquired
 
     def renewed(self, fence: Fence | None) -> bool:
         """Write on a lease from now on. True if it was taken or lost since the last call: then the log is to be read
@@ -86,17 +102,21 @@ class Historian:
         """End the lease of another consumer of this node, which is frozen: what it has decided to trim stays."""
         held = self._log.historian()
         if held is not None and held[0] != self.name and _node_of(held[0]) == self._node.id:
+            self._asked = True
             self._log.acquire_historian(self.name, _ttl_ms(), replacing=held[0])
             if not self._contends:
                 self._log.release_historian(self.name)
 
     def release(self) -> None:
-        """End the lease, if this consumer holds it."""
-        if self._fence is not None:
-            self._fence = None
+        """End the lease, if this consumer may hold it, known or not."""
+        self._fence = None
+        self._releases += 1
+        if self._asked:
             self._log.release_historian(self.name)
+            self._asked = False
 
     def _acquired(self, owns_all: Callable[[], bool]) -> Fence | None:
+        self._asked = True
         token = self._log.acquire_historian(self.name, _ttl_ms()) or self._replace(owns_all)
         return None if token is None else Fence(self.name, token)
 

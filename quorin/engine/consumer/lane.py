@@ -100,9 +100,10 @@ class Lane:
 
     def look(self) -> Callable[[], Seen]:
         """A call that sees the log as it is."""
-        state, owns_all = self.cursor.look(self._ownership.owned()), self._ownership.owns_all_schemas
+        state = self.cursor.look(self._ownership.owned())
+        acquired = self.historian.acquiring(self._ownership.owns_all_schemas)
         # In this order: what a former historian has trimmed is seen.
-        return lambda: Seen(self.historian.acquired(owns_all), *state())
+        return lambda: Seen(acquired(), *state())
 
     def saw(self, seen: Seen) -> None:
         """Anchor the segments that do not follow the log as it was seen."""

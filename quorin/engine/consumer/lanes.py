@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
     from quorin.engine.consumer.trimming import Covered
     from quorin.shm import SegmentRegistry
 
+    _Call = tuple[Lane | None, Any, Callable[[], Any]]
+
 NAME_OTHERS_SECONDS = 5.0
 CLOSE_SECONDS = 0.5
+RELEASE_SECONDS = 2.0
 
 _log = get_logger(__name__)
 
@@ -157,7 +161,7 @@ class Lanes:
         if only is not None:
             return [(only, only.cursor.read(block_ms=block_ms)())]
         if self._reads is None:
-            self._reads = _Reads(len(self._lanes))
+            self._reads = _Reads()
         for lane in self._lanes:
             if time.monotonic() >= lane.retry_at and not self._reads.is_busy(lane):
                 call = lane.look() if lane.must_look else lane.cursor.read(block_ms=block_ms)
@@ -187,8 +191,12 @@ class Lanes:
         return lane, outcome
 
     def _identities(self) -> dict[int, int]:
-        """The identities of the logs that the node does not hold."""
-        return {partition: log.identity() for partition, log in self._others.items()}
+        """The identities of the logs that the node does not hold, but for those that are unreachable."""
+        found = {}
+        for partition, log in self._others.items():
+            with suppress(ConnectionFailedError):
+                found[partition] = log.identity()
+        return found
 
     def _name_others(self, identities: dict[int, int] | BaseException) -> None:
         """Let the segments know those logs, so that reads recognize positions of them in tokens."""
@@ -199,8 +207,8 @@ class Lanes:
             for partition, identity in identities.items():
                 target.opened.know_log(partition, identity)
 
-    def trim(self, flushed: list[tuple[Lane, Covered]]) -> None:
-        """Trim the logs behind a flush.
+    def trim(self, flushed: list[tuple[Lane, Covered]]) -> bool:
+        """Trim the logs behind a flush; False if one of several could not be reached.
 
         :raises ConnectionFailedError: if the only log cannot be reached.
         :raises WriterFencedError: if a segment was overtaken; the rest is not trimmed.
@@ -214,6 +222,7 @@ class Lanes:
                 if lane.partition is None:
                     raise
                 self.failed(lane, error)
+        return not self.is_failing
 
     def stop_reading(self) -> None:
         """Wait for the reads that are in flight, and end their threads."""
@@ -222,9 +231,18 @@ class Lanes:
             reads.close()
 
     def release(self) -> None:
-        """End the historian's leases."""
+        """End the historian's leases. Those of logs that are unreachable end by themselves.
+
+        It does not wait long for masters that are away.
+        """
+        deadline = time.monotonic() + RELEASE_SECONDS
         for lane in self._lanes:
-            lane.historian.release()
+            try:
+                lane.historian.release()
+            except ConnectionFailedError as error:
+                _log.warning("historian_not_released", partition=lane.partition, error=str(error))
+                if time.monotonic() >= deadline:
+                    return
 
     def end_others_of_node(self) -> None:
         """End the leases of another consumer of this node, which is frozen: what it has decided to trim stays."""
@@ -241,28 +259,29 @@ class Lanes:
 class _Reads:
     """Calls to logs that are in flight, at most one a lane, and one for those that the node does not hold (None).
 
-    The threads are daemons, as that of a follower is: a process that ends does not wait for a log.
+    Each lane has a thread of its own, as a log has a connection for each thread that called it. The threads are
+    daemons, as that of a follower is: a process that ends does not wait for a log.
     """
 
-    def __init__(self, lanes: int) -> None:
+    def __init__(self) -> None:
         self._busy: set[Lane | None] = set()
-        self._calls: SimpleQueue[tuple[Lane | None, Any, Callable[[], Any]] | None] = SimpleQueue()
+        self._calls: dict[Lane | None, SimpleQueue[_Call | None]] = {}
         self._done: SimpleQueue[tuple[Lane | None, Any, Any]] = SimpleQueue()
-        self._threads = [
-            threading.Thread(target=_work, args=(self._calls, self._done), name="quorin-lane", daemon=True)
-            for _ in range(lanes + 1)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
 
     def is_busy(self, lane: Lane | None) -> bool:
         """Whether a call of the lane is in flight."""
         return lane in self._busy
 
     def start(self, lane: Lane | None, mark: Any, call: Callable[[], Any]) -> None:
-        """Make a call in a thread; :meth:`finished` returns what it returned or raised."""
+        """Make a call in the lane's thread; :meth:`finished` returns what it returned or raised."""
         self._busy.add(lane)
-        self._calls.put((lane, mark, call))
+        if lane not in self._calls:
+            calls = self._calls[lane] = SimpleQueue()
+            thread = threading.Thread(target=_work, args=(calls, self._done), name="quorin-lane", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self._calls[lane].put((lane, mark, call))
 
     def finished(self, timeout_seconds: float) -> Iterator[tuple[Lane | None, Any, Any]]:
         """The calls that have ended since; waits for one of them."""
@@ -277,17 +296,14 @@ class _Reads:
 
     def close(self) -> None:
         """End the threads. Waits for calls, but not for long: what they return is dropped."""
-        for _ in self._threads:
-            self._calls.put(None)
+        for calls in self._calls.values():
+            calls.put(None)
         deadline = time.monotonic() + CLOSE_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def _work(
-    calls: SimpleQueue[tuple[Lane | None, Any, Callable[[], Any]] | None],
-    done: SimpleQueue[tuple[Lane | None, Any, Any]],
-) -> None:
+def _work(calls: SimpleQueue[_Call | None], done: SimpleQueue[tuple[Lane | None, Any, Any]]) -> None:
     while (one := calls.get()) is not None:
         lane, mark, call = one
         try:

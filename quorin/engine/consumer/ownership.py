@@ -162,14 +162,14 @@ class Ownership:
     def owns_all_schemas(self) -> bool:
         """Whether this consumer owns every target, and every schema of the control plane is a target.
 
+        Any thread may ask, at any time: it takes no lease.
+
         :raises WriterFencedError: if one of the segments was overtaken.
         """
         if len(self.owned()) < len(self.targets) or not self._control.schemas().keys() <= self.schema_names:
             return False
-        for target in self.targets:
-            # The lease may have ended unnoticed. An overtaken consumer must not trim entries its successor needs.
-            target.opened.acquire_writer_lease()
-        return True
+        # An overtaken consumer must not trim entries its successor needs.
+        return all(target.opened.is_still_writer() for target in self.targets)
 
     def release(self, *, keep: Container[Schema] = ()) -> None:
         """Stop being the writer of all targets but those of the schemas in ``keep``."""

@@ -123,6 +123,19 @@ class Agenda:
         self.flushing = self.flush_is_done = self.is_full = False
         self.flushing_rows = self.flushing_bytes = 0
 
+    def flush_failed(self, now: float) -> None:
+        """What is applied is not durable, or the log is not trimmed behind it: all of it is to be flushed at once."""
+        self.unflushed, self.flush_at = True, now
+        self.unflushed_rows += self.flushing_rows
+        self.unflushed_bytes += self.flushing_bytes
+        self.flush_settled()
+
+    def trim_failed(self, now: float, limits: FlushLimits) -> None:
+        """One of several logs was not trimmed: the next flush tries again, which does not wait for new rows."""
+        if not self.unflushed:
+            self.unflushed = True
+            self.flush_at = now + max(limits.seconds, LOG_CHECK_SECONDS)
+
     def flushed(self) -> None:
         """All applied rows are durable."""
         self.flush_settled()
@@ -134,11 +147,6 @@ class Agenda:
         delay = back_off(self.failures)
         self.failures += 1
         self.failing = step
-        if self.flushing and step is Step.flush:
-            self.unflushed, self.flush_at = True, now
-            self.unflushed_rows += self.flushing_rows
-            self.unflushed_bytes += self.flushing_bytes
-            self.flush_settled()
         self.retry_at = now + delay
         self.check_at = now
         return delay

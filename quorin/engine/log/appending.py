@@ -44,7 +44,11 @@ class Appender:
         self._max_entries = max_entries
         self._block_ms = block_ms
         self._logs: list[Log] = []
-        """One a partition; empty until the deployment was asked how many there are."""
+        """One a partition; empty until the deployment was asked how many there are.
+
+        Threads share it, and it is replaced when the deployment has grown: an attempt takes the list once, and appends
+        to these logs what it has split by their number.
+        """
 
     def append_row(self, name: str, entity_id: str, payload: bytes) -> Token:
         """Append the record of one row."""
@@ -55,10 +59,10 @@ class Appender:
 
     def _append_row(self, name: str, entity_id: str, payload: bytes) -> Token:
         def append() -> Token:
-            logs = self._logs or self._found_logs()
-            if len(logs) == 1:
-                return logs[0].append([(name, payload)], max_entries=self._max_entries)[-1]
-            return self._append_parts({partition_of(entity_id, len(logs)): [(name, payload)]}, {})
+            found = self._logs or self._found_logs()
+            if len(found) == 1:
+                return found[0].append([(name, payload)], max_entries=self._max_entries)[-1]
+            return self._append_parts(found, {partition_of(entity_id, len(found)): [(name, payload)]}, {})
 
         position = self._retried(append)
         metrics.count_appended(name, 1, 1)
@@ -72,10 +76,11 @@ class Appender:
             return self._in_successors(lambda: self._append_row(name, entity_id, payload), closed), None
 
     def _append_row_and_read(self, name: str, entity_id: str, payload: bytes, after: int) -> tuple[Token, Tail | None]:
-        if len(self._retried(self._found_logs)) > 1:
+        found = self._retried(self._found_logs)
+        if len(found) > 1:
             return self.append_row(name, entity_id, payload), None
         position, tail = self._retried(
-            lambda: self._logs[0].append_and_read(name, payload, after=after, max_entries=self._max_entries)
+            lambda: found[0].append_and_read(name, payload, after=after, max_entries=self._max_entries)
         )
         metrics.count_appended(name, 1, 1)
         return position, tail
@@ -94,10 +99,13 @@ class Appender:
             return self._in_successors(lambda: self._append_batch(schema, batch, kind, load), closed)
 
     def _append_batch(self, schema: Schema, batch: pa.RecordBatch, kind: Kind, load: int) -> Token:
-        position, count = Token(), len(self._retried(self._found_logs)) if batch.num_rows else 1
-        if count > 1:
+        position = Token()
+        if not batch.num_rows:
+            return position
+        found = self._retried(self._found_logs)
+        if len(found) > 1:
             for rows in _slices(batch, MAX_SPLIT_ROWS, MAX_SPLIT_BYTES):
-                position = Token.covering(position, self._append_split(schema, rows, kind, load))
+                position = Token.covering(position, self._append_split(found, schema, rows, kind, load))
             return position
         payloads, rows, size = [], 0, 0
         for part in cut(batch):
@@ -105,36 +113,36 @@ class Appender:
             rows += part.num_rows
             size += len(payloads[-1])
             if size >= MAX_APPEND_BYTES:
-                position = Token.covering(position, self._append(schema, payloads, rows))
+                position = Token.covering(position, self._append(found[0], schema, payloads, rows))
                 payloads, rows, size = [], 0, 0
-        return Token.covering(position, self._append(schema, payloads, rows)) if payloads else position
+        return Token.covering(position, self._append(found[0], schema, payloads, rows)) if payloads else position
 
-    def _append(self, schema: Schema, payloads: list[bytes], rows: int) -> Token:
+    def _append(self, log: Log, schema: Schema, payloads: list[bytes], rows: int) -> Token:
         name = schema.__name__
         entries = [(name, payload) for payload in payloads]
-        position = self._retried(lambda: self._logs[0].append(entries, max_entries=self._max_entries)[-1])
+        position = self._retried(lambda: log.append(entries, max_entries=self._max_entries)[-1])
         metrics.count_appended(name, len(payloads), rows)
         return position
 
-    def _append_split(self, schema: Schema, batch: pa.RecordBatch, kind: Kind, load: int) -> Token:
+    def _append_split(self, found: list[Log], schema: Schema, batch: pa.RecordBatch, kind: Kind, load: int) -> Token:
         """Append a batch to the logs of its rows' partitions, all at once."""
         name = schema.__name__
         parts = {
             partition: [(name, encode(kind, schema, piece, load=load)) for piece in cut(rows)]
-            for partition, rows in split(batch, len(self._logs)).items()
+            for partition, rows in split(batch, len(found)).items()
         }
         entries, written = sum(map(len, parts.values())), dict[int, Token]()
-        position = self._retried(lambda: self._append_parts(parts, written))
+        position = self._retried(lambda: self._append_parts(found, parts, written))
         metrics.count_appended(name, entries, batch.num_rows)
         return position
 
-    def _append_parts(self, parts: dict[int, Entries], written: dict[int, Token]) -> Token:
-        """Append to several logs what is not in ``written`` yet.
+    def _append_parts(self, found: list[Log], parts: dict[int, Entries], written: dict[int, Token]) -> Token:
+        """Append to several logs, by whose number the parts were split, what is not in ``written`` yet.
 
         :raises LogFullError, ConnectionFailedError: naming the partitions that were not written, and those that were.
         """
         missing = [partition for partition in parts if partition not in written]
-        together = [(self._logs[partition], parts[partition]) for partition in missing]
+        together = [(found[partition], parts[partition]) for partition in missing]
         results = self._backend.append_together(together, max_entries=self._max_entries)
         failed: dict[int, QuorinError] = {}
         for partition, result in zip(missing, results, strict=True):
@@ -143,20 +151,8 @@ class Appender:
             else:
                 failed[partition] = result
         if failed:
-            raise self._not_written(failed, written)
+            raise _not_written(failed, written, len(found))
         return Token.covering(*(written[partition] for partition in parts))
-
-    def _not_written(self, failed: dict[int, QuorinError], written: dict[int, Token]) -> QuorinError:
-        error = next(iter(failed.values()))
-        there = f", those of {_named(written)} were" if written else ""
-        message = (
-            f"the rows of {_named(failed)} of {len(self._logs)} were not written{there}: writing all of them again is "
-            f"safe; {error}"
-        )
-        for kind in (LogClosedError, LogFullError):
-            if any(isinstance(one, kind) for one in failed.values()):
-                return kind(message)
-        return ConnectionFailedError(message)
 
     def _in_successors(self, append: Callable[[], Appended], closed: LogClosedError) -> Appended:
         """Append to the logs that the deployment has after it has grown, or to the same ones if they are reopened.
@@ -175,9 +171,10 @@ class Appender:
         raise closed
 
     def _found_logs(self) -> list[Log]:
-        if not self._logs:
-            self._logs = logs(self._backend, self._stream_key)
-        return self._logs
+        found = self._logs
+        if not found:
+            found = self._logs = logs(self._backend, self._stream_key)
+        return found
 
     def _retried(self, append: Callable[[], Appended]) -> Appended:
         """Append; retry for ``block_ms`` while the log is full or unreachable."""
@@ -218,3 +215,15 @@ def _slices(batch: pa.RecordBatch, max_rows: int, max_bytes: int) -> Iterator[pa
 
 def _named(partitions: dict[int, QuorinError] | dict[int, Token]) -> str:
     return f"partition{'s' if len(partitions) > 1 else ''} {ranges(partitions)}"
+
+
+def _not_written(failed: dict[int, QuorinError], written: dict[int, Token], count: int) -> QuorinError:
+    error = next(iter(failed.values()))
+    there = f", those of {_named(written)} were" if written else ""
+    message = (
+        f"the rows of {_named(failed)} of {count} were not written{there}: writing all of them again is safe; {error}"
+    )
+    for kind in (LogClosedError, LogFullError):
+        if any(isinstance(one, kind) for one in failed.values()):
+            return kind(message)
+    return ConnectionFailedError(message)

@@ -146,6 +146,11 @@ class Segment(Pinnable, Parted, Shown):
             view = writer.leased_view()
             return self._take_lease() if view is None else view
 
+    def is_still_writer(self) -> bool:
+        """Whether this object is the segment's writer now; takes nothing. :raises WriterFencedError: if overtaken."""
+        with self.writing:
+            return self._writer.leased_view() is not None
+
     def release_writer_lease(self) -> None:
         """Stop being the writer, so that another may at once. Does nothing if not the writer.
 

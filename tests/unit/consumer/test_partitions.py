@@ -19,6 +19,7 @@ from quorin.assembly import read
 from quorin.engine.backend import Backend, connect, logs
 from quorin.engine.backend.protocols import Log
 from quorin.engine.bootstrap.writer import SnapshotWriter
+from quorin.engine.consumer.trimming import Trimming
 from quorin.engine.format.partition import partition_of
 from quorin.engine.ops import presence
 from quorin.engine.ops.nodes import observed_nodes
@@ -378,3 +379,21 @@ def test_a_new_node_starts_from_a_snapshot_that_has_all_of_its_partitions(
     assert other.rows().keys() == (in_partitions(*other.registry.partitioning.held) if is_built else in_log)
     node.written(*IDS, score=2.0)
     assert other.drain() == len(in_partitions(*other.registry.partitioning.held))
+
+
+def test_a_trim_that_failed_is_tried_again_without_new_rows(
+    new_node: Callable[..., Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, trim, failed = new_node(), Trimming._trim, set[int | None]()
+
+    def fails_once(self: Trimming, *arguments: Any) -> None:
+        if self._partition not in failed:
+            failed.add(self._partition)
+            raise ConnectionFailedError("the log is away")
+        trim(self, *arguments)
+
+    monkeypatch.setattr(Trimming, "_trim", fails_once)
+    node.written(*IDS)
+    with running(node.consumer(offline=ParquetDatasetStore(tmp_path / "history"), flush_interval_seconds=0.2)):
+        until(lambda: all((seen := log.bounds()).trimmed == seen.last for log in logs(node.backend)))
+    assert failed == set(range(COUNT))

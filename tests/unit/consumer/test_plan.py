@@ -117,12 +117,20 @@ def test_rows_applied_beside_a_flush_are_flushed_after_their_own_time() -> None:
     assert next_step(agenda, 11.0)[0] is Step.flush
 
 
+def test_reads_go_on_while_a_log_cannot_be_trimmed() -> None:
+    agenda, limits = Agenda(1, owned=1, check_at=100), FlushLimits(0.0, 10, 1000)
+    agenda.trim_failed(10.0, limits)
+    assert next_step(agenda, 10.5)[0] is Step.read
+    assert next_step(agenda, 11.0)[0] is Step.flush
+
+
 def test_the_rows_of_a_failed_flush_count_again_and_are_waited_for() -> None:
     agenda, limits = Agenda(1, owned=1, check_at=100), FlushLimits(5.0, 10, 1000)
     agenda.applied(0.0, limits, rows=3, size=30)
     agenda.flush_begun()
     agenda.applied(5.0, limits, rows=4, size=40)
     agenda.flush_is_done = True
+    agenda.flush_failed(6.0)
     agenda.failed(Step.flush, 6.0)
     assert (agenda.unflushed_rows, agenda.unflushed_bytes, agenda.flush_is_done) == (7, 70, False)
     assert agenda.waits_for_flush

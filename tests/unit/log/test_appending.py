@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from quorin.engine.backend import Backend, connect, logs
 from quorin.engine.format.partition import partition_of
 from quorin.engine.log.appending import MAX_ENTRY_BYTES, MAX_SPLIT_ROWS
 from quorin.engine.log.record import Kind, decode
-from quorin.errors import LogFullError, PartitionCountError
+from quorin.engine.repartition import run
+from quorin.errors import ConnectionFailedError, LogFullError, PartitionCountError
 from quorin.schema import FeatureField, dtype, make_schema
 from quorin.wal import Token, WALProducer
 
@@ -157,3 +159,42 @@ def test_a_producer_that_expects_another_number_is_refused_by_name(connection: s
         other.write(TRIP, "a", {"score": 1.0, "tag": None})
     with WALProducer(connection) as any_number:
         assert len(any_number.write_many(TRIP, table([str(number) for number in range(64)])).parts) == COUNT
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_retry_never_writes_to_a_log_of_another_number_than_its_rows_were_split_by(
+    connection: str, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    with closing(connect(connection, partitions=count)) as backend:
+        producer = WALProducer(backend, block_ms=1000)
+        ids = [f"entity {number}" for number in range(40)]
+        producer.write_many(TRIP, table(ids))
+        grown: list[bool] = []
+
+        def breaks_once(method: Any) -> Any:
+            def broken(*arguments: Any, **options: Any) -> Any:
+                if grown:
+                    return method(*arguments, **options)
+                grown.append(True)
+                run.begin(backend, 2 * count, [backend.log().stream_key])
+                run.go_on(backend)
+                producer.write(TRIP, "of another thread", {"score": 2.0, "tag": "y"})
+                raise ConnectionFailedError("the connection broke")
+
+            return broken
+
+        if count == 1:
+            only = backend.log(partition=0)
+            monkeypatch.setattr(type(only), "append", breaks_once(type(only).append))
+        else:
+            monkeypatch.setattr(backend, "append_together", breaks_once(backend.append_together))
+        producer.write_many(TRIP, table(ids, tag=["again"] * len(ids)))
+        found = {p: [row["entity_id"] for row in rows_of(backend, p)] for p in range(2 * count)}
+        assert sorted(one for rows in found.values() for one in rows) == sorted([*ids, "of another thread"])
+        assert all(partition_of(one, 2 * count) == p for p, rows in found.items() for one in rows)
+
+
+def test_the_logs_are_those_of_one_number(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "partitions", lambda: COUNT // 2)  # Another thread has it looked up again then.
+    assert logs(backend)[1].identity() == backend.log(partition=1, of=COUNT // 2).identity()
+    assert len(logs(backend)) == COUNT // 2
