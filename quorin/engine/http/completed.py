@@ -64,7 +64,9 @@ def complete(
         away = away_from(first.segment, first.entity_ids, reads[own[0]].found)
         if away is None:
             continue
-        question = _question([parts[index] for index in own], reads[own[0]].positions is not None, waiting)
+        question = _question(
+            [parts[index] for index in own], reads[own[0]].positions is not None, waiting, away.partition_count
+        )
         fetched = elsewhere.fetch(question, away.ids, away.partitions)
         if fetched.lacking and missing_partitions == "error":
             elsewhere.raise_lacking(question, fetched.lacking)
@@ -75,7 +77,7 @@ def complete(
     return not_held if not_held.any() else None
 
 
-def _question(parts: Sequence[Bound], positions: bool, waiting: Waiting) -> Question:
+def _question(parts: Sequence[Bound], positions: bool, waiting: Waiting, partition_count: int) -> Question:
     schemas = [
         {
             "schema": part.segment.schema.__name__,
@@ -94,7 +96,7 @@ def _question(parts: Sequence[Bound], positions: bool, waiting: Waiting) -> Ques
             return f"expected the columns {names} with vectors of {width}, got {batch.schema.to_string()}"
         return None
 
-    return Question(ASSEMBLE_PATH, about, parts[0].segment.schema.__name__, waiting, problem)
+    return Question(ASSEMBLE_PATH, about, parts[0].segment.schema.__name__, waiting, problem, partition_count)
 
 
 def _fill(reads: Sequence[VectorsRead], rows: Int64s, batch: pa.RecordBatch) -> None:

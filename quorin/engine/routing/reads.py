@@ -29,11 +29,12 @@ READ_PATH, ASSEMBLE_PATH = "/v1/read", "/v1/assemble"
 
 
 class Away(NamedTuple):
-    """The ids of a batch that are not held: their indexes there, the ids, and their partitions."""
+    """The ids of a batch that are not held: their indexes there, the ids, and their partitions of so many."""
 
     rows: Int64s
     ids: pa.Array
     partitions: Bytes
+    partition_count: int
 
     def in_partitions(self, partitions: Any) -> Int64s:
         """The indexes of those in some partitions."""
@@ -47,8 +48,8 @@ def away_from(segment: Segment, entity_ids: Any, found: Mask) -> Away | None:
     if not_held is None:
         return None
     rows = np.flatnonzero(not_held)
-    ids = id_array(entity_ids).take(rows)
-    return Away(rows, ids, partitions_of(ids, view.partitioning.count))
+    ids, count = id_array(entity_ids).take(rows), view.partitioning.count
+    return Away(rows, ids, partitions_of(ids, count), count)
 
 
 class RoutedReader:
@@ -94,7 +95,8 @@ class RoutedReader:
             return own
         names = [field.name for field in own.fields]
         about = {"schema": own.view.schema.__name__, "fields": names, "positions": True}
-        question = Question(READ_PATH, about, own.view.schema.__name__, waiting, lambda batch: _unlike(batch, names))
+        name = own.view.schema.__name__
+        question = Question(READ_PATH, about, name, waiting, lambda batch: _unlike(batch, names), away.partition_count)
         fetched = self._router.fetch(question, away.ids, away.partitions)
         if fetched.lacking and self._missing_partitions == "error":
             self._router.raise_lacking(question, fetched.lacking)

@@ -58,7 +58,8 @@ class Waiting(NamedTuple):
 
 class Question(NamedTuple):
     """What to ask for some ids: the path, the JSON of the request, a schema's name for errors, and what to wait for.
-    ``problem`` says what is wrong with an answer, None if nothing.
+    ``problem`` says what is wrong with an answer, None if nothing. ``partition_count`` is the number of which
+    the partitions are.
     """
 
     path: str
@@ -66,6 +67,7 @@ class Question(NamedTuple):
     schema_name: str
     waiting: Waiting
     problem: Callable[[pa.RecordBatch], str | None]
+    partition_count: int
 
 
 class Fetched(NamedTuple):
@@ -142,7 +144,7 @@ class Router:
         parts: list[tuple[Int64s, pa.RecordBatch]] = []
         avoided = self._recently_failed()
         for _ in range(_TRIES):
-            assigned = self._assigned(reasons, avoided)
+            assigned = self._assigned(reasons, question.partition_count, avoided)
             if not assigned:
                 break
             rows = {target: _rows_of(partitions, own) for target, own in assigned.items()}
@@ -167,7 +169,7 @@ class Router:
             were asked, with their reasons.
         """
         partition = min(lacking)
-        known, own = self._known()
+        known, own = self._known(question.partition_count)
         others = [one for one in known.get(partition, ()) if one.node != own]
         names = tuple(f"{one.node} ({', '.join(one.urls) or 'which serves at no address'})" for one in others)
         if lacking[partition]:
@@ -180,18 +182,18 @@ class Router:
         least = time.monotonic() - _AVOIDED_SECONDS
         return {url for url, at in self._avoided.copy().items() if at > least}
 
-    def _known(self) -> tuple[Mapping[int, tuple[Holder, ...]], str]:
-        """The holders of each partition, and the name of this node. That, and where the file is, is asked for once a
-        second: an embedded store keeps the deployment's identity in its database.
+    def _known(self, count: int) -> tuple[Mapping[int, tuple[Holder, ...]], str]:
+        """The holders of each of ``count`` partitions, and the name of this node. That, and where the file is, is asked
+        for once a second: an embedded store keeps the deployment's identity in its database.
         """
         now = time.monotonic()
         if now >= self._look_again:
             self._path, self._own = holders_path(self._node), self._node.id
             self._look_again = now + _LOOK_SECONDS
-        return read_holders(self._path).of_partitions, self._own
+        return read_holders(self._path).at(count), self._own
 
-    def _assigned(self, partitions: Iterable[int], avoided: set[str]) -> dict[Target, list[int]]:
-        known, own = self._known()
+    def _assigned(self, partitions: Iterable[int], count: int, avoided: set[str]) -> dict[Target, list[int]]:
+        known, own = self._known(count)
         choices = {one: targets_of(known.get(one, ()), own_node=own, avoided=avoided) for one in partitions}
         return assign(choices, self._random)
 
