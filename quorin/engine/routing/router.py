@@ -34,7 +34,6 @@ FORWARDED = "quorin-forwarded"
 DEFAULT_TIMEOUT_SECONDS = 1.0
 METADATA_KEY = b"request"
 
-_TRIES = 2
 _AVOIDED_SECONDS = 1.0
 """How long a server that did not answer is asked only if there is no other."""
 _LOOK_SECONDS = 1.0
@@ -143,7 +142,7 @@ class Router:
         reasons: dict[int, list[str]] = {partition: [] for partition in set(partitions.tolist())}
         parts: list[tuple[Int64s, pa.RecordBatch]] = []
         avoided = self._recently_failed()
-        for _ in range(_TRIES):
+        for is_last in (False, True):
             assigned = self._assigned(reasons, question.partition_count, avoided)
             if not assigned:
                 break
@@ -154,6 +153,8 @@ class Router:
                     for partition in assigned[target]:
                         del reasons[partition]
                     continue
+                if isinstance(answer, TokenError) and is_last:
+                    raise answer
                 avoided |= {target.url}
                 self._avoided[target.url] = time.monotonic()
                 for partition in assigned[target]:
@@ -199,7 +200,7 @@ class Router:
 
     def _ask(
         self, question: Question, ids: pa.Array, rows: Mapping[Target, Int64s]
-    ) -> list[tuple[Target, pa.RecordBatch | str]]:
+    ) -> list[tuple[Target, pa.RecordBatch | str | TokenError]]:
         """Ask servers for the ids at some indexes; what each answers, or why it does not."""
         from quorin.engine.routing.connections import Connections, Outgoing
 
@@ -232,17 +233,19 @@ def _message(ids: pa.Array, about: Mapping[str, Any]) -> bytes:
     return body
 
 
-def _checked(batch: pa.RecordBatch | str, count: int, question: Question) -> pa.RecordBatch | str:
+def _checked(
+    batch: pa.RecordBatch | str | TokenError, count: int, question: Question
+) -> pa.RecordBatch | str | TokenError:
     """The batch, or why it is no answer."""
-    if isinstance(batch, str):
+    if not isinstance(batch, pa.RecordBatch):
         return batch
     return f"{len(batch)} rows for {count} ids" if len(batch) != count else question.problem(batch) or batch
 
 
-def _batch(answer: Answered | UnansweredError) -> pa.RecordBatch | str:
+def _batch(answer: Answered | UnansweredError) -> pa.RecordBatch | str | TokenError:
     """The record batch of an answer, or why there is none.
 
-    :raises NotYetAppliedError, TokenError: if the other node does not show a token.
+    :raises NotYetAppliedError: if the other node has waited for a token as long as it was to.
     """
     if isinstance(answer, Exception):
         return str(answer)
@@ -255,18 +258,21 @@ def _batch(answer: Answered | UnansweredError) -> pa.RecordBatch | str:
         return f"expected an Arrow stream: {error or 'no record batch'}"
 
 
-def _refusal(answer: Answered) -> str:
+def _refusal(answer: Answered) -> str | TokenError:
     try:
         about = json.loads(answer.body)
-        detail = str(about["detail"])
+        detail = f"{answer.status}: {str(about['detail'])[:_MAX_SHOWN]}"
     except (ValueError, TypeError, KeyError):
         return str(answer.status)
-    if answer.status == _TOO_OLD:
-        if about.get("error") == NotYetAppliedError.__name__:
-            late = about["schema"], about["position"], about["timeout_ms"]
-            raise NotYetAppliedError(*late, applied=about["applied"])
-        raise TokenError(detail)
-    return f"{answer.status}: {detail[:_MAX_SHOWN]}"
+    if answer.status != _TOO_OLD:
+        return detail
+    if about.get("error") == TokenError.__name__:
+        return TokenError(about["detail"])
+    try:
+        late = NotYetAppliedError(about["schema"], about["position"], about["timeout_ms"], applied=about["applied"])
+    except (KeyError, TypeError):
+        return detail
+    raise late
 
 
 @dataclass(frozen=True, slots=True)
