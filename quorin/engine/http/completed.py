@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from quorin.assembly import MaxAge
     from quorin.engine.arrays import AnyArray, Float32s, Int64s, Mask
+    from quorin.engine.routing.asking import Asking
     from quorin.engine.routing.router import Fetching, Missing, Waiting
     from quorin.schema import FeatureField
     from quorin.shm import Segment
@@ -49,7 +50,7 @@ def complete(
     waiting: Waiting,
     elsewhere: Fetching,
     missing_partitions: Missing,
-) -> Mask | None:
+) -> Asking[Mask | None]:
     """Fill in the rows that this node does not hold: one request to each other node for all schemas of an entity.
 
     Returns which rows no node has answered for, bool of the shape of ``found`` in a reply; None without any.
@@ -67,7 +68,7 @@ def complete(
         question = _question(
             [parts[index] for index in own], reads[own[0]].positions is not None, waiting, away.partition_count
         )
-        fetched = elsewhere.fetch(question, away.ids, away.partitions)
+        fetched = yield from elsewhere.fetch(question, away.ids, away.partitions)
         if fetched.lacking and missing_partitions == "error":
             elsewhere.raise_lacking(question, fetched.lacking)
         for rows, batch in fetched.parts:

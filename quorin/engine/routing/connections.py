@@ -51,7 +51,7 @@ class ClosedError(UnansweredError):
     """The server has closed the connection. If it was kept, that may have been while it was idle."""
 
 
-class _Connection(http.client.HTTPConnection):
+class Connection(http.client.HTTPConnection):
     """Sends a request as a whole: a server that gets its head first is woken twice."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -68,7 +68,7 @@ class _Connection(http.client.HTTPConnection):
         super().send(b"".join(parts))
 
 
-class _SecureConnection(_Connection, http.client.HTTPSConnection):
+class _SecureConnection(Connection, http.client.HTTPSConnection):
     """The same over TLS."""
 
 
@@ -112,7 +112,7 @@ class Connections:
     def __init__(self, *, tls_ca: str | os.PathLike[str] | None = None) -> None:
         self._tls_ca = tls_ca
         self._tls: ssl.SSLContext | None = None
-        self._idle: dict[str, list[tuple[_Connection, float]]] = {}
+        self._idle: dict[str, list[tuple[Connection, float]]] = {}
         self._start()
         forks.register(self)
 
@@ -120,7 +120,7 @@ class Connections:
         """The connections are the parent's: the child only closes its copies of their descriptors."""
         for of_one in self._idle.values():
             for connection, _ in of_one:
-                _abandon(connection)
+                abandon(connection)
         self._start()
 
     def close(self) -> None:
@@ -137,7 +137,7 @@ class Connections:
         Each has ``timeout_seconds`` in all. Never raises for what a server does or leaves.
         """
         within = _Within(time.monotonic() + timeout_seconds, timeout_seconds)
-        taken = [self._take(request.url) for request in requests]
+        taken = [self.take(request.url) for request in requests]
         connecting = {i: self._connecting(requests[i], within) for i, kept in enumerate(taken) if kept is None}
         sent = {i: self._send(requests[i], kept, within) for i, kept in enumerate(taken) if kept is not None}
         answers = {i: self._receive(requests[i], one, within) for i, one in sent.items()}
@@ -148,12 +148,12 @@ class Connections:
             answers[i] = self._receive(requests[i], _connected(future, within), within)
         return [answers[i] for i in range(len(requests))]
 
-    def _connecting(self, request: Outgoing, within: _Within) -> Future[_Connection | UnansweredError]:
+    def _connecting(self, request: Outgoing, within: _Within) -> Future[Connection | UnansweredError]:
         """Send on a new connection, in a thread: a host that is away must not keep the others from being asked, and
         the look-up of its name has no limit.
         """
 
-        def connect() -> _Connection | UnansweredError:
+        def connect() -> Connection | UnansweredError:
             try:
                 return self._send(request, self._new(request.url), within)
             except ValueError:  # Of the port, or of a host that is no name.
@@ -161,22 +161,22 @@ class Connections:
 
         return self._threads.submit(connect)
 
-    def _send(self, request: Outgoing, connection: _Connection, within: _Within) -> _Connection | UnansweredError:
+    def _send(self, request: Outgoing, connection: Connection, within: _Within) -> Connection | UnansweredError:
         path = urlsplit(request.url).path.rstrip("/") + request.path
         try:
             within.limit(connection)
             connection.request("POST", path, request.body, dict(request.headers))
             connection.flush()
         except (ConnectionResetError, BrokenPipeError) as error:
-            _abandon(connection)
+            abandon(connection)
             return ClosedError(str(within.unanswered(error)))
         except (OSError, http.client.HTTPException) as error:
-            _abandon(connection)
+            abandon(connection)
             return within.unanswered(error)
         return connection
 
     def _receive(
-        self, request: Outgoing, connection: _Connection | UnansweredError, within: _Within
+        self, request: Outgoing, connection: Connection | UnansweredError, within: _Within
     ) -> Answered | UnansweredError:
         if isinstance(connection, UnansweredError):
             return connection
@@ -192,16 +192,18 @@ class Connections:
                 raise http.client.IncompleteRead(answer.body, response.length)
             response.close()  # The connection is ready for the next request only then.
         except (ConnectionResetError, BrokenPipeError) as error:  # RemoteDisconnected is one of them.
-            _abandon(connection)
+            abandon(connection)
             return ClosedError(str(within.unanswered(error)))
         except (OSError, http.client.HTTPException) as error:
-            _abandon(connection)
+            abandon(connection)
             return within.unanswered(error)
-        self._put(request.url, connection)
+        self.put(request.url, connection)
         return answer
 
-    def _take(self, url: str) -> _Connection | None:
-        """A connection to a server that was kept, if there is one."""
+    def take(self, url: str, *, is_plain: bool = False) -> Connection | None:
+        """A connection to a server that was kept, if there is one; ``is_plain`` asks for one without TLS."""
+        if is_plain and not url.startswith("http:"):
+            return None
         while True:
             with self._lock:
                 idle = self._idle[url]
@@ -213,7 +215,8 @@ class Connections:
                 return connection
             connection.close()
 
-    def _put(self, url: str, connection: _Connection) -> None:
+    def put(self, url: str, connection: Connection) -> None:
+        """Keep a connection that has been answered."""
         if connection.sock is None:  # The server has asked to close it.
             return
         with self._lock:
@@ -224,14 +227,14 @@ class Connections:
         if not is_kept:
             connection.close()
 
-    def _new(self, url: str) -> _Connection:
+    def _new(self, url: str) -> Connection:
         parts = urlsplit(url)
         host = parts.hostname or ""
         if parts.scheme == "https":
             if self._tls is None:
                 self._tls = ssl.create_default_context(cafile=self._tls_ca)
             return _SecureConnection(host, parts.port, context=self._tls)
-        return _Connection(host, parts.port)
+        return Connection(host, parts.port)
 
     def _start(self) -> None:
         self._lock = threading.Lock()
@@ -239,7 +242,7 @@ class Connections:
         self._threads = ThreadPoolExecutor(_MAX_CONNECTING, "quorin-connect")
 
 
-def _connected(future: Future[_Connection | UnansweredError], within: _Within) -> _Connection | UnansweredError:
+def _connected(future: Future[Connection | UnansweredError], within: _Within) -> Connection | UnansweredError:
     """The connection that a thread has opened, if it did so in time."""
     try:
         return future.result(max(within.deadline - time.monotonic(), _LEAST_SECONDS))
@@ -249,9 +252,9 @@ def _connected(future: Future[_Connection | UnansweredError], within: _Within) -
         return within.unanswered(error)
 
 
-def _abandon_late(future: Future[_Connection | UnansweredError]) -> None:
+def _abandon_late(future: Future[Connection | UnansweredError]) -> None:
     if not future.cancelled() and not isinstance(late := future.result(), UnansweredError):
-        _abandon(late)
+        abandon(late)
 
 
 def _is_silent(sock: socket.socket | None) -> bool:
@@ -263,7 +266,7 @@ def _is_silent(sock: socket.socket | None) -> bool:
     return not poll.poll(0)
 
 
-def _abandon(connection: http.client.HTTPConnection) -> None:
+def abandon(connection: http.client.HTTPConnection) -> None:
     """Close a connection without a word to the server: a forked child must not end its parent's TLS."""
     sock, connection.sock = connection.sock, None
     if sock is not None:

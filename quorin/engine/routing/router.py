@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from quorin.engine.format.partition import MAX_PARTITIONS
 from quorin.engine.ops.holders import holders_path, read_holders
+from quorin.engine.routing.asking import Exchange
 from quorin.engine.routing.targets import assign, targets_of
 from quorin.errors import HoldersUnavailableError, NotHeldError, NotYetAppliedError, TokenError
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from quorin.engine.arrays import Bytes, Int64s
     from quorin.engine.memory.node import Node
     from quorin.engine.ops.holders import Holder
+    from quorin.engine.routing.asking import Asking
     from quorin.engine.routing.connections import Answered, Connections, UnansweredError
     from quorin.engine.routing.targets import Target
 
@@ -81,7 +83,7 @@ class Fetched(NamedTuple):
 class Fetching(Protocol):
     """What of a :class:`Router` reads use."""
 
-    def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> Fetched:
+    def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> Asking[Fetched]:
         """As :meth:`Router.fetch`."""
 
     def raise_lacking(self, question: Question, lacking: Mapping[int, list[str]]) -> NoReturn:
@@ -133,7 +135,7 @@ class Router:
         self._look_again = 0.0
         self._random = random.Random()  # noqa: S311 - it spreads requests
 
-    def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> Fetched:
+    def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> Asking[Fetched]:
         """Ask for ids, whose partitions are in ``partitions``: each server once for all that it is asked for, all at
         the same time. What a server does not answer is asked once more, of another if there is one.
 
@@ -147,7 +149,9 @@ class Router:
             if not assigned:
                 break
             rows = {target: _rows_of(partitions, own) for target, own in assigned.items()}
-            for target, answer in self._ask(question, ids, rows):
+            answers = yield self._exchange(question, ids, rows)
+            for target, answered in zip(rows, answers, strict=True):
+                answer = _checked(_batch(answered), len(rows[target]), question)
                 if isinstance(answer, pa.RecordBatch):
                     parts.append((rows[target], answer))
                     for partition in assigned[target]:
@@ -198,10 +202,8 @@ class Router:
         choices = {one: targets_of(known.get(one, ()), own_node=own, avoided=avoided) for one in partitions}
         return assign(choices, self._random)
 
-    def _ask(
-        self, question: Question, ids: pa.Array, rows: Mapping[Target, Int64s]
-    ) -> list[tuple[Target, pa.RecordBatch | str | TokenError]]:
-        """Ask servers for the ids at some indexes; what each answers, or why it does not."""
+    def _exchange(self, question: Question, ids: pa.Array, rows: Mapping[Target, Int64s]) -> Exchange:
+        """What asks servers for the ids at some indexes."""
         from quorin.engine.routing.connections import Connections, Outgoing
 
         if self._connections is None:
@@ -211,10 +213,7 @@ class Router:
             Outgoing(target.url, question.path, _message(ids.take(pa.array(own)), question.about), headers)
             for target, own in rows.items()
         ]
-        timeout_seconds = self._timeout_seconds + question.waiting.timeout_ms / 1000
-        answers = self._connections.exchange(outgoing, timeout_seconds=timeout_seconds)
-        found = [(target, _batch(answer)) for target, answer in zip(rows, answers, strict=True)]
-        return [(target, _checked(batch, len(rows[target]), question)) for target, batch in found]
+        return Exchange(self._connections, outgoing, self._timeout_seconds + question.waiting.timeout_ms / 1000)
 
 
 def _rows_of(partitions: Bytes, wanted: list[int]) -> Int64s:
