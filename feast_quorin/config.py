@@ -82,7 +82,41 @@ class PartitionSettings(FeastConfigBaseModel):
     """Milliseconds for which such a read waits for another machine; then it asks one more, if there is one."""
 
 
-class StoreSettings(PartitionSettings):
+class ServerSettings(FeastConfigBaseModel):
+    """What :class:`StoreSettings` says of servers on other machines."""
+
+    remote: StrictStr | None = None
+    """URL of a ``quorin serve`` on a machine that has the segments: ``http://`` or ``https://``. Reads and writes go
+    there; settings of segments and of the log are that machine's, and exclude ``remote``."""
+
+    token_file: StrictStr | None = None
+    """With ``remote``, ``bootstrap_from`` or ``redis_url``: the file, relative to the repo, with the token that the
+    servers of other machines expect."""
+
+    tls_ca: StrictStr | None = None
+    """With ``remote``, ``bootstrap_from`` or ``redis_url``: a file, relative to the repo, with the certificates to
+    trust in PEM; by default the system's."""
+
+    _server_token: str | None = PrivateAttr(default=None)
+
+    @field_validator("remote")
+    @classmethod
+    def _http_url(cls, value: str | None) -> str | None:
+        if value is not None and not is_http(value):
+            raise ValueError(f"expected {HTTP_FORM}")
+        return value
+
+    @property
+    def server_token(self) -> str | None:
+        """The token of the server that these settings are used in, with which it asks others without ``token_file``."""
+        return self._server_token
+
+    def use_token(self, token: str | None) -> None:
+        """Set :attr:`server_token`."""
+        self._server_token = token
+
+
+class StoreSettings(PartitionSettings, ServerSettings):
     """Where the store keeps its data, and which process applies writes. Every key has a default.
 
     Relative paths are relative to the repository. The repository's own path and ``shm_dir`` are relative to the working
@@ -168,22 +202,9 @@ class StoreSettings(PartitionSettings):
     """By view, the generation that reads stay with while it goes on for others: its number, the newest of a version of
     its schema (``v3``), or ``current``, the one at the first read. ``current`` alone pins all views."""
 
-    remote: StrictStr | None = None
-    """URL of a ``quorin serve`` on a machine that has the segments: ``http://`` or ``https://``. Reads and writes go
-    there; settings of segments and of the log are that machine's, and exclude ``remote``."""
-
-    token_file: StrictStr | None = None
-    """With ``remote``, ``bootstrap_from`` or ``redis_url``: the file, relative to the repo, with the token that the
-    servers of other machines expect."""
-
-    tls_ca: StrictStr | None = None
-    """With ``remote``, ``bootstrap_from`` or ``redis_url``: a file, relative to the repo, with the certificates to
-    trust in PEM; by default the system's."""
-
     served_log: ServedLogSettings | None = None
     """Logs what requests are answered with, see :class:`ServedLogSettings`; None logs nothing."""
 
-    _server_token: str | None = PrivateAttr(default=None)
     _working_directory: Path = PrivateAttr(default_factory=lambda: _working_directory())
 
     @field_validator(
@@ -216,13 +237,6 @@ class StoreSettings(PartitionSettings):
             return value
         if not isinstance(value, str) or not value.strip():
             raise ValueError("expected a group's name or a gid")
-        return value
-
-    @field_validator("remote")
-    @classmethod
-    def _http_url(cls, value: str | None) -> str | None:
-        if value is not None and not is_http(value):
-            raise ValueError(f"expected {HTTP_FORM}")
         return value
 
     @field_validator("bootstrap_from", mode="before")
@@ -295,15 +309,6 @@ class StoreSettings(PartitionSettings):
         )
         return token, ca
 
-    @property
-    def server_token(self) -> str | None:
-        """The token of the server that these settings are used in, with which it asks others without ``token_file``."""
-        return self._server_token
-
-    def use_token(self, token: str | None) -> None:
-        """Set :attr:`server_token`."""
-        self._server_token = token
-
     def peers(self, repo_path: Path | None) -> Peers | None:
         """The nodes of ``bootstrap_from``."""
         token, ca = self.server_files(repo_path)
@@ -375,7 +380,8 @@ def _problem(model: Any, problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         known = ServedLogSettings.model_fields if problem["loc"][0] == "served_log" else model.model_fields
         similar = get_close_matches(str(problem["loc"][-1]), known, n=1)
-        hint = f"did you mean {similar[0]}?" if similar else f"expected one of {', '.join(known)}"
+        own_first = sorted(known, key=lambda name: name not in StoreSettings.__annotations__)
+        hint = f"did you mean {similar[0]}?" if similar else f"expected one of {', '.join(own_first)}"
         return f"{key}: unknown key, {hint}"
     expected = problem["msg"].removeprefix("Value error, ")
     return f"{key}: {expected[:1].lower()}{expected[1:]}, got {_shown_value(key, problem['input'])}"

@@ -143,10 +143,8 @@ class QuorinOnlineStore(OnlineStore):
     ) -> list[Any]:
         """Event time and features of each entity, or a pair of None."""
         view = stored_view(config, table)
-        rows = reading.read_rows(
-            self._session_for(config), view, reading.ids_of_keys(view, entity_keys), requested_features
-        )
-        return reading.feast_rows(rows)
+        ids = reading.ids_of_keys(view, entity_keys)
+        return reading.feast_rows(reading.read_rows(self._session_for(config), view, ids, requested_features))
 
     async def online_read_async(
         self, config: RepoConfig, table: Any, entity_keys: Sequence[Any], requested_features: list[str] | None = None
@@ -199,10 +197,8 @@ class QuorinOnlineStore(OnlineStore):
         query = documents.Query(embedding, top_k, distance_metric, filters)
         return documents.as_feast_reads_them(self._nearest(config, table, requested_features or [], query))
 
-    def _nearest(
-        self, config: RepoConfig, table: Any, features: list[str], query: documents.Query
-    ) -> list[documents.Document]:
-        return documents.nearest(self._session_for(config), stored_view(config, table), table, features, query)
+    def _nearest(self, config: RepoConfig, table: Any, *choice: Any) -> list[documents.Document]:
+        return documents.nearest(self._session_for(config), stored_view(config, table), table, *choice)
 
     def _read_features_per_fv(self, config: RepoConfig, *request: Any) -> None:
         """One batch read per view, straight into the response."""

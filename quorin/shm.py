@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import weakref
 from contextlib import suppress
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quorin.engine.checks.stored import store_checks
 from quorin.engine.format.name import is_same_line
 from quorin.engine.memory.access import SHM_GROUP_VARIABLE, resolve_group
 from quorin.engine.memory.file import SHM_DIR, SHM_DIR_VARIABLE, default_shm_dir
-from quorin.engine.memory.first import first_generation, first_heap_bytes, first_sizes, held_partitions
+from quorin.engine.memory.first import first_generation, first_heap_bytes, first_sizes
 from quorin.engine.memory.generations import create_successor
 from quorin.engine.memory.kept import DEFAULT_PINNED_GENERATIONS, Limits
 from quorin.engine.memory.lineage import attach_if_there, attach_newest, unlink_line
@@ -24,7 +22,7 @@ from quorin.engine.memory.publishing import make_current
 from quorin.engine.memory.segment import Segment
 from quorin.engine.memory.writer import lease_held
 from quorin.engine.paths import absolute
-from quorin.engine.repartition.node import node_count
+from quorin.engine.repartition.holding import Holding
 from quorin.errors import (
     CorruptSegmentError,
     GenerationNotFoundError,
@@ -39,7 +37,6 @@ from quorin.schema import FeatureSchema, Schema, schema_to_json
 
 if TYPE_CHECKING:
     from quorin.engine.backend.protocols import Beginnings
-    from quorin.engine.format.partition import Partitioning
     from quorin.engine.memory.view import SegmentView
 
 __all__ = [
@@ -63,7 +60,7 @@ __all__ = [
 SchemaCRCMismatchError = SchemaMismatchError
 
 
-class SegmentRegistry:
+class SegmentRegistry(Holding):
     """Creates, finds and removes the segments of one node, the processes that share a ``shm_dir``.
 
     ``connection`` is the control plane: a ``redis.Redis`` or ``redis.RedisCluster``, a URL (``redis://``, ``rediss://``,
@@ -101,14 +98,14 @@ class SegmentRegistry:
     ) -> None:
         from quorin.engine.backend import connect
 
-        self._held = held
+        self.held = held
         self.limits = Limits(keep_generations, keep_bytes, max_pinned)
-        self._directory = absolute(default_shm_dir() if shm_dir is None else shm_dir)
-        if not self._directory.is_dir():
-            raise SegmentNotFoundError(f"shm_dir {str(self._directory)!r} is not a directory")
+        self.shm_dir = absolute(default_shm_dir() if shm_dir is None else shm_dir)
+        if not self.shm_dir.is_dir():
+            raise SegmentNotFoundError(f"shm_dir {str(self.shm_dir)!r} is not a directory")
         self.shm_group = resolve_group(shm_group)
         self.backend = connect(connection, namespace=namespace, must_answer=False, partitions=partitions)
-        self.node = Node(self._directory, self.backend, self.shm_group)
+        self.node = Node(self.shm_dir, self.backend, self.shm_group)
         self.node.check_reachable()
         self._writable_segments: weakref.WeakSet[Segment] = weakref.WeakSet()
 
@@ -119,36 +116,11 @@ class SegmentRegistry:
         vars(self).update(state, _writable_segments=weakref.WeakSet())
 
     def __repr__(self) -> str:
-        return f"<SegmentRegistry {self.backend.address}, segments in {self._directory}>"
-
-    @property
-    def shm_dir(self) -> Path:
-        """The directory of the segment files."""
-        return self._directory
-
-    @cached_property
-    def partitioning(self) -> Partitioning:
-        """How many partitions there are, and which are held; as many as there were until this node has applied that.
-
-        :raises PartitionCountError: if ``held`` names others. :raises ConnectionFailedError: if it cannot be asked.
-        """
-        return self.partitioning_at(node_count(self.backend, self.node, self.shm_dir))
-
-    def partitioning_at(self, count: int) -> Partitioning:
-        """The partitions to hold if there are ``count``: those with the same rows."""
-        return self._wanted.at(count)
-
-    def set_partitioning(self, partitioning: Partitioning) -> None:
-        """Hold these from now on: this node follows their logs."""
-        self.__dict__["partitioning"] = partitioning
-
-    @cached_property
-    def _wanted(self) -> Partitioning:
-        return held_partitions(self._held, self.backend.partitions())
+        return f"<SegmentRegistry {self.backend.address}, segments in {self.shm_dir}>"
 
     def current_name(self, schema_name: str) -> str | None:
         """This node's segment for a schema of this name, whatever its fields; None if its file is gone."""
-        view = attach_if_there(self._directory, self.node.current(schema_name))
+        view = attach_if_there(self.shm_dir, self.node.current(schema_name))
         return None if view is None else view.name
 
     def vacancy(self, schema_name: str) -> str | None:
@@ -159,7 +131,7 @@ class SegmentRegistry:
         :raises SegmentConflictError: if the schema has a current segment.
         """
         name = self.node.current(schema_name)
-        if attach_if_there(self._directory, name) is not None:
+        if attach_if_there(self.shm_dir, name) is not None:
             raise SegmentConflictError(f"{schema_name!r} has a current segment, {name!r}, which stays as it is")
         return name
 
@@ -206,7 +178,7 @@ class SegmentRegistry:
         :raises ConnectionFailedError: if the control plane is away.
         """
         schema_name, control = segment.schema.__name__, self.backend.control
-        previous = attach_if_there(self._directory, replacing, writable=True)
+        previous = attach_if_there(self.shm_dir, replacing, writable=True)
         try:
             if previous is None:
                 make_current(self.node, control, segment, replacing, beginning, restores=restores)
@@ -279,9 +251,7 @@ class SegmentRegistry:
 
         :raises SegmentNotFoundError: if the schema has no current segment.
         """
-        return generations(
-            self._directory, attach_newest(self._directory, _named(self, schema_name), None, writable=False)
-        )
+        return generations(self.shm_dir, attach_newest(self.shm_dir, _named(self, schema_name), None, writable=False))
 
     def adopt(self, view: SegmentView) -> Segment:
         """A segment of a file in :attr:`shm_dir`, open for writing; nothing has to point to it."""

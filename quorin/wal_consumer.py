@@ -16,6 +16,7 @@ import asyncio
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from quorin.engine.backend import connect
@@ -73,11 +74,10 @@ class WALConsumer:
     entities and ``max_id_bytes``; or segments that are open for writing; or None for every schema of the control plane,
     including those that are added later.
 
-    With ``offline`` every row goes into the history too, which one consumer of all nodes writes, the historian. It is
-    flushed at the latest after ``flush_interval_seconds``, ``flush_rows`` or ``flush_bytes``, in a thread beside.
-    Then the log is trimmed behind rows that are applied, durable, and on all nodes (unless one was silent for
-    ``node_timeout_seconds``), provided that this consumer applies all schemas; entries of unknown ones become dead
-    letters before. Without ``offline``, or with ``trims`` False, nothing is trimmed.
+    With ``offline`` every row goes into the history too, which one consumer of all nodes writes, the historian. A
+    thread flushes it at the latest after ``flush_interval_seconds``, ``flush_rows`` or ``flush_bytes``. Then, if this
+    consumer applies all schemas and with ``trims``, the log is trimmed behind rows that are durable, and applied on all
+    nodes that were not silent for ``node_timeout_seconds``; entries of unknown schemas become dead letters before.
 
     A new segment gets the rows of the newest snapshot in ``snapshots`` that fits, else of one of ``peers``, else of the
     history. :meth:`run` writes snapshots every ``snapshot_every_seconds``, in a thread. ``show`` shows progress.
@@ -129,8 +129,8 @@ class WALConsumer:
         )
         settings = LaneSettings(role, trims, is_of_all, batch_entries, node_timeout_seconds)
         self._lanes, self._pace = Lanes(registry, stream_key, offline, self._ownership, settings), Pace()
-        self._flush_limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
-        self._flusher, self._agenda = Flusher(self._lanes, offline, self._flush_limits), self._new_agenda()
+        limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
+        self._flusher, self._agenda = Flusher(self._lanes, offline, limits), self._new_agenda()
         self._snapshots = writing(snapshots, registry, self._ownership.reports, snapshot_every_seconds, show=show)
         self._precedence = Precedence(registry, role, discovers=self._ownership.discovers)
 
@@ -221,9 +221,7 @@ class WALConsumer:
                 self._read(block_ms=_BLOCK_MS)
             self._agenda.succeeded(step)
         except ConnectionFailedError as error:
-            first, delay = self._agenda.failures == 0, self._agenda.failed(step, time.monotonic())
-            if first:
-                _warn_unavailable(error, self._backend.address, delay)
+            _note_unavailable(error, self._backend.address, self._agenda, step)
         except WriterFencedError as error:
             _log.warning("writer_fenced", error=str(error))
             self._drop_lost()
@@ -255,7 +253,7 @@ class WALConsumer:
     def _check(self) -> None:
         """Renew the ownership, and anchor segments that do not follow their log."""
         self._ownership.renew()
-        if self._carry_over():
+        if self._lanes.carry_over(partial(self._flusher.flush, self._agenda)):
             self._agenda.lost(0, time.monotonic())
             return
         self._lanes.check()
@@ -277,8 +275,7 @@ class WALConsumer:
         """Apply what was read of a log; returns the number of rows that changed a segment."""
         applied, is_new = lane.apply(found, stages=stages)
         if is_new:
-            size = sum(len(payload) for _, payload in found.entries)
-            self._agenda.applied(time.monotonic(), self._flush_limits, rows=applied, size=size)
+            self._flusher.applied(self._agenda, applied, found)
         return applied
 
     def _drain_all(self) -> int:
@@ -289,11 +286,8 @@ class WALConsumer:
         ends = [(lane, lane.check()) for lane in self._lanes]
         applied = sum(self._drain(lane, end) for lane, end in ends)
         self._flusher.flush(self._agenda)
-        return applied + (self._drain_all() if self._carry_over() else 0)
-
-    def _carry_over(self) -> bool:
-        """Follow the logs of more partitions if the deployment has grown, and its former logs are applied."""
-        return self._lanes.carry_over(lambda: self._flusher.flush(self._agenda))
+        has_grown = self._lanes.carry_over(partial(self._flusher.flush, self._agenda))
+        return applied + (self._drain_all() if has_grown else 0)
 
     def _drain(self, lane: Lane, end: int) -> int:
         """Apply a log up to a position, or as far as it has not lost that; returns how many rows changed a segment."""
@@ -308,8 +302,7 @@ class WALConsumer:
         try:
             # Stopping has to release the leases all the same; the log still has what is not flushed.
             with _warning_of("log_not_trimmed"):
-                if self._agenda.unflushed or self._agenda.flushing:
-                    self._flusher.flush(self._agenda)
+                self._flusher.finish(self._agenda)
             self._lanes.release()
             with _warning_of("report_not_withdrawn"):
                 self._precedence.withdraw()
@@ -344,10 +337,13 @@ def _let_gather(pace: Pace, count: int) -> None:
         time.sleep(_GATHER_SECONDS)
 
 
-def _warn_unavailable(error: ConnectionFailedError, address: str, delay: float) -> None:
+def _note_unavailable(error: ConnectionFailedError, address: str, agenda: Agenda, step: Step) -> None:
+    """A step failed: it is tried again later, and said the first time."""
+    is_first, delay = agenda.failures == 0, agenda.failed(step, time.monotonic())
     event = "history_unavailable" if isinstance(error, HistoryUnavailableError) else "log_unreachable"
     event = "snapshots_unavailable" if isinstance(error, SnapshotUnavailableError) else event
-    _log.warning(event, address=address, error=str(error), next_try_seconds=delay)
+    if is_first:
+        _log.warning(event, address=address, error=str(error), next_try_seconds=delay)
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def tail(
         quorin log tail                             # the last ten
         quorin log tail -n 3 --rows                 # with their rows
         quorin log tail --schema driver_stats --json
-        quorin log tail --partition 3               # of one partition
+        quorin log tail --partition 0               # of one partition
 
     Exit codes: 0 shown, 1 the control plane cannot be reached, 2 wrong usage, 130 ended by Ctrl-C.
     """

@@ -171,6 +171,7 @@ def test_a_growth_is_swapped_only_as_expected(backend: Backend) -> None:
     assert not control.swap_growth("{1}", expected="{0}")
     assert control.swap_growth("{1}", expected=None)
     assert not control.swap_growth("{2}", expected=None, count=2)
+    control.put_schema("Trip", "{}")  # From its first schema on, a deployment's number is remembered.
     assert backend.partitions() == 1
     assert control.swap_growth("{é}", expected="{1}", count=2)
     assert control.growth() == "{é}"

@@ -26,7 +26,7 @@ from quorin.engine.backend import Beginning, connect, keys
 from quorin.errors import ConnectionFailedError, LogFullError
 from tests.support.http import make_certificate
 from tests.support.passwords import urls_with_passwords, without_password
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import RedisServer, emptied
 
 SECRET = "hunter2-hunter2"  # noqa: S105 - must not be seen
 
@@ -190,6 +190,7 @@ def test_an_acl_user_needs_no_more_than_the_keys_of_its_namespace() -> None:
 def test_tls_is_spoken_and_the_server_s_certificate_is_checked(redis_server: RedisServer, tmp_path: Path) -> None:
     """A server's TLS, ended by a proxy in front of it: not every redis-server is built with it."""
     certificate, key = make_certificate(tmp_path)
+    emptied(redis_server)
     with tls_proxy(redis_server.socket, certificate, key) as port:
         backend = connect(f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}")
         positions = backend.log().append([("A", b"x" * 100_000)])

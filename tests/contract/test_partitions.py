@@ -51,7 +51,7 @@ def test_a_new_deployment_gets_the_number_and_keeps_it(
     assert f"16 partitions are expected here, and the deployment 'quorin' {'at' if '://' in connection else 'in'} " in (
         str(caught.value)
     )
-    assert str(caught.value).endswith("has 8: the number is fixed when a deployment is made")
+    assert "has 8: the number is fixed when a deployment is made" in str(caught.value)
     with pytest.raises(PartitionCountError, match=r"1 partitions are expected here, .* has 8"):
         backend.settle_partitions(1)
     with pytest.raises(PartitionCountError, match="expected a power of two from 1 to 256, got 3"):

@@ -128,7 +128,7 @@ def test_a_module_of_ours_that_is_missing_is_no_missing_extra():
 
 def test_every_hint_comes_from_one_function():
     sources = [path for name in ("quorin", "feast_quorin", "feature_repo") for path in (ROOT / name).rglob("*.py")]
-    assert [path.name for path in sources if "pip install" in path.read_text()] == ["errors.py"]
+    assert [path.name for path in sources if "pip install" in path.read_text()] == ["installation.py"]
     assert re.fullmatch(r"pip install '\S+\[redis\]'", install_command("redis"))
 
 

@@ -35,7 +35,7 @@ POINTS = {
     "compact": [*WRITING, "quorin.engine.history.storage:Storage.remove"],
     "hydrate": [
         "quorin.shm:SegmentRegistry.create",
-        "quorin.hydration:apply_batch",
+        "quorin.engine.bootstrap.filling:apply_batch",
         "quorin.engine.memory.segment:Segment.commit_position",
         "quorin.engine.memory.node:Node.publish",
     ],

@@ -44,7 +44,7 @@ def _steps(machine: Machine) -> list[tuple[Any, str]]:
     """What is called at each step of a replacement or a rollback; a process dies before or after any of the calls."""
     backend = machine.registry.backend
     return [
-        (type(backend.log()), "append"),
+        (type(backend.log(partition=0)), "append"),
         (type(backend.control), "swap_load"),
         (replacing, "run"),
         (Coordinator, "rows"),
@@ -62,7 +62,7 @@ def _steps(machine: Machine) -> list[tuple[Any, str]]:
         (mapping, "unlink"),
         (ParquetDatasetStore, "commit_load"),
         (ParquetDatasetStore, "flush"),
-        (type(backend.log()), "trim"),
+        (type(backend.log(partition=0)), "trim"),
     ]
 
 

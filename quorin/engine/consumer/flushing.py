@@ -16,6 +16,7 @@ from quorin.errors import ConnectionFailedError, HistoryUnavailableError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from quorin.engine.backend import ReadResult
     from quorin.engine.consumer.history import OfflineWriter
     from quorin.engine.consumer.lane import Lane
     from quorin.engine.consumer.lanes import Lanes
@@ -82,6 +83,16 @@ class Flusher:
             flushed = _settled(_called(covered), covered)
             agenda.flushed()
             self._trim(agenda, flushed)
+
+    def applied(self, agenda: Agenda, rows: int, found: ReadResult) -> None:
+        """Rows of these entries were applied: they are to be flushed when a limit is reached."""
+        size = sum(len(payload) for _, payload in found.entries)
+        agenda.applied(time.monotonic(), self._limits, rows=rows, size=size)
+
+    def finish(self, agenda: Agenda) -> None:
+        """:meth:`flush` what is not durable, if anything is not."""
+        if agenda.unflushed or agenda.flushing:
+            self.flush(agenda)
 
     def close(self) -> None:
         """Wait for a flush in flight, whatever becomes of it, and end the thread."""

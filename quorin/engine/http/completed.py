@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from quorin.assembly import MaxAge
     from quorin.engine.arrays import AnyArray, Float32s, Int64s, Mask
+    from quorin.engine.routing.asking import Asking
     from quorin.engine.routing.router import Fetching, Missing, Waiting
     from quorin.schema import FeatureField
     from quorin.shm import Segment
@@ -49,7 +50,7 @@ def complete(
     waiting: Waiting,
     elsewhere: Fetching,
     missing_partitions: Missing,
-) -> Mask | None:
+) -> Asking[Mask | None]:
     """Fill in the rows that this node does not hold: one request to each other node for all schemas of an entity.
 
     Returns which rows no node has answered for, bool of the shape of ``found`` in a reply; None without any.
@@ -64,8 +65,10 @@ def complete(
         away = away_from(first.segment, first.entity_ids, reads[own[0]].found)
         if away is None:
             continue
-        question = _question([parts[index] for index in own], reads[own[0]].positions is not None, waiting)
-        fetched = elsewhere.fetch(question, away.ids, away.partitions)
+        question = _question(
+            [parts[index] for index in own], reads[own[0]].positions is not None, waiting, away.partition_count
+        )
+        fetched = yield from elsewhere.fetch(question, away.ids, away.partitions)
         if fetched.lacking and missing_partitions == "error":
             elsewhere.raise_lacking(question, fetched.lacking)
         for rows, batch in fetched.parts:
@@ -75,7 +78,7 @@ def complete(
     return not_held if not_held.any() else None
 
 
-def _question(parts: Sequence[Bound], positions: bool, waiting: Waiting) -> Question:
+def _question(parts: Sequence[Bound], positions: bool, waiting: Waiting, partition_count: int) -> Question:
     schemas = [
         {
             "schema": part.segment.schema.__name__,
@@ -94,7 +97,7 @@ def _question(parts: Sequence[Bound], positions: bool, waiting: Waiting) -> Ques
             return f"expected the columns {names} with vectors of {width}, got {batch.schema.to_string()}"
         return None
 
-    return Question(ASSEMBLE_PATH, about, parts[0].segment.schema.__name__, waiting, problem)
+    return Question(ASSEMBLE_PATH, about, parts[0].segment.schema.__name__, waiting, problem, partition_count)
 
 
 def _fill(reads: Sequence[VectorsRead], rows: Int64s, batch: pa.RecordBatch) -> None:

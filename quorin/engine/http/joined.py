@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from quorin.engine.http.asked import Asked
     from quorin.engine.http.catalogue import Catalogue
     from quorin.engine.http.requests import Assemble, Part
+    from quorin.engine.routing.asking import Asking
     from quorin.engine.routing.router import Fetching, Missing
     from quorin.schema import Schema
     from quorin.shm import Segment
@@ -28,7 +29,7 @@ def join(
     asked: Asked,
     elsewhere: Fetching,
     missing_partitions: Missing,
-) -> Vectors:
+) -> Asking[Vectors]:
     """One vector for each row of the request: the fields of its first schema, then those of the second, and so on.
     What this node does not hold comes from ``elsewhere``.
 
@@ -52,7 +53,7 @@ def join(
             lambda at_most: [_read(part, at_most, positions=request.positions) for part in parts],
             timeout_ms=request.consistent_timeout_ms,
         )
-    not_held = complete(parts, read, asked.waiting, elsewhere, missing_partitions)
+    not_held = yield from complete(parts, read, asked.waiting, elsewhere, missing_partitions)
     values = read[0].values if len(read) == 1 else np.concatenate([part.values for part in read], axis=1)
     found, fresh = (np.stack(masks, axis=1) for masks in zip(*((part.found, part.fresh) for part in read), strict=True))
     own = [part.positions for part in read if part.positions is not None]

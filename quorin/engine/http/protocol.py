@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from quorin.engine.http.reply import Direct, Reply, error_reply
+from quorin.engine.http.reply import PENDING, Direct, Reply, error_reply
 
 if TYPE_CHECKING:
     import asyncio
@@ -157,8 +157,10 @@ class DirectProtocol(HttpToolsProtocol):
         except Exception:
             self.logger.exception("a request failed")
             reply = error_reply(500, "Internal Server Error")
-        if reply is None:
+        if not isinstance(reply, Reply):
             self._hand_over()
+            if reply is not None:
+                self.scope[PENDING] = reply  # type: ignore[literal-required]
             super().on_body(body)
             super().on_message_complete()
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 import orjson
@@ -23,8 +23,12 @@ class Reply(NamedTuple):
     features: int = 0
 
 
-Direct = Callable[[bytes, Headers], Reply | None]
-"""Answers the body and the headers of a request; None if the application must."""
+Pending = Callable[[], Awaitable[Reply]]
+"""The rest of an answer that waits for other nodes, to be called once in the event loop."""
+Direct = Callable[[bytes, Headers], "Reply | Pending | None"]
+"""Answers the body and the headers of a request; None if the application must. Of a pending answer the application
+finds the rest in the scope."""
+PENDING = "quorin.pending"
 
 
 def forms(headers: Headers) -> tuple[bytes, bytes]:

@@ -26,8 +26,8 @@ from quorin.engine.http.requests import (
     parse_last,
     parse_read,
 )
+from quorin.engine.routing.asking import Asking, done, finished
 from quorin.engine.routing.reads import ASSEMBLE_PATH, READ_PATH, RoutedReader
-from quorin.engine.routing.router import LATER, WouldWaitError
 from quorin.errors import (
     ChangesForgottenError,
     EntityIdError,
@@ -45,7 +45,7 @@ from quorin.logging import get_logger
 if TYPE_CHECKING:
     from quorin.engine.http.catalogue import Catalogue
     from quorin.engine.http.limits import Limits
-    from quorin.engine.http.reply import Direct, Headers
+    from quorin.engine.http.reply import Direct, Headers, Pending
     from quorin.engine.routing.router import Fetching, Missing
     from quorin.schema import Schema
 
@@ -59,6 +59,7 @@ _MAY_WAIT = CONSISTENT.encode()
 """What a request has that may have to wait."""
 
 _NOTHING = NothingElsewhere()
+_REFUSED = QuorinError, InvalidRequestError, InvalidHeaderError
 
 _log = get_logger(__name__)
 
@@ -76,8 +77,8 @@ class Question(NamedTuple):
     elsewhere: Fetching
 
 
-Answer = Callable[[Question], bytes]
-"""From a question to the body of the reply."""
+Answer = Callable[[Question], Asking[bytes]]
+"""From a question to the body of the reply, which may need other nodes."""
 
 
 class SegmentRows:
@@ -105,31 +106,34 @@ class SegmentRows:
 
     def reply(self, path: str, body: bytes, headers: Headers) -> Reply:
         """The answer to a request of any size. It may take seconds."""
-        return self._answer(self._answers[path], body, headers, self._limits.values, self._elsewhere)
+        return done(self._answer(self._answers[path], body, headers, self._limits.values))
 
-    def _direct(self, answer: Answer, body: bytes, headers: Headers) -> Reply | None:
+    def _direct(self, answer: Answer, body: bytes, headers: Headers) -> Reply | Pending | None:
         if len(body) > _DIRECT_BYTES or _MAY_WAIT in body or may_wait(headers):
             return None
         limit = _DIRECT_VALUES if accepted_encoding(headers) is None else _DIRECT_VALUES_COMPRESSED
+        asking = self._answer(answer, body, headers, min(limit, self._limits.values))
         try:
-            reply = self._answer(answer, body, headers, min(limit, self._limits.values), LATER)
-        except WouldWaitError:
-            return None
-        return None if reply.status == _TOO_LARGE else reply
+            wanted = next(asking)
+        except StopIteration as end:
+            reply: Reply = end.value
+            return None if reply.status == _TOO_LARGE else reply
+        return lambda: finished(asking, wanted)
 
-    def _answer(self, answer: Answer, body: bytes, headers: Headers, max_values: int, elsewhere: Fetching) -> Reply:
+    def _answer(self, answer: Answer, body: bytes, headers: Headers, max_values: int) -> Asking[Reply]:
         content_type, accept = forms(headers)
         as_arrow = ARROW in accept
 
-        def answered() -> Reply:
+        try:
             asked = asked_by(headers)
-            asks = _NOTHING if asked.is_forwarded else elsewhere
+            asks = _NOTHING if asked.is_forwarded else self._elsewhere
             question = Question(body, content_type, asked, as_arrow, max_values, asks)
-            return Reply(200, ARROW if as_arrow else JSON, answer(question))
+            reply = Reply(200, ARROW if as_arrow else JSON, (yield from answer(question)))
+        except _REFUSED as error:
+            reply = _refusal(error)
+        return compressed(reply, accepted_encoding(headers))
 
-        return compressed(guarded(answered), accepted_encoding(headers))
-
-    def _read(self, question: Question) -> bytes:
+    def _read(self, question: Question) -> Asking[bytes]:
         request = parse_read(question.body, question.content_type, self._limits.rows)
         segment = self._catalogue.segment(request.schema)
         check_values(len(request.entity_ids) * _width(segment.schema, request.fields), question.max_values)
@@ -144,32 +148,42 @@ class SegmentRows:
             max_age=request.max_age,
             missing_partitions=self._missing_partitions,
         )
-        columns = read(request.entity_ids, waiting=question.asked.waiting)
+        columns = yield from read.asking(request.entity_ids, waiting=question.asked.waiting)
         if question.as_arrow:
             return replies.rows_arrow(segment.schema, columns)
         return replies.rows_json(segment.schema, request.entity_ids, columns, positions=request.positions)
 
-    def _assemble(self, question: Question) -> bytes:
+    def _assemble(self, question: Question) -> Asking[bytes]:
         request = parse_assemble(question.body, question.content_type, self._limits.rows)
         others = question.elsewhere, self._missing_partitions
-        vectors = join(self._catalogue, request, question.max_values, question.asked, *others)
+        vectors = yield from join(self._catalogue, request, question.max_values, question.asked, *others)
         return replies.vectors_arrow(vectors) if question.as_arrow else replies.vectors_json(vectors)
 
-    def _last(self, question: Question) -> bytes:
+    def _last(self, question: Question) -> Asking[bytes]:
         request = parse_last(question.body, question.content_type, self._limits.rows)
         found = last_of(self._catalogue, request, question.max_values, question.asked)
         return replies.last_arrow(found) if question.as_arrow else replies.last_json(found)
+        yield  # It needs no other node.
 
-    def _changes(self, question: Question) -> bytes:
+    def _changes(self, question: Question) -> Asking[bytes]:
         request = parse_changes(question.body, question.content_type)
         found = changes_of(self._catalogue, request, self._limits, question.max_values, question.asked)
         return replies.changes_arrow(found) if question.as_arrow else replies.changes_json(found)
+        yield  # It needs no other node.
 
 
 def guarded(answer: Callable[[], Reply]) -> Reply:
     """The answer, or the reason why there is none."""
     try:
         return answer()
+    except _REFUSED as error:
+        return _refusal(error)
+
+
+def _refusal(failure: Exception) -> Reply:
+    """The reason why there is no answer."""
+    try:
+        raise failure
     except InvalidRequestError as error:
         return error_reply(error.status, str(error))
     except (InvalidHeaderError, InvalidRowError, EntityIdError, InvalidMaxAgeError) as error:
@@ -193,7 +207,7 @@ def guarded(answer: Callable[[], Reply]) -> Reply:
 def of_forwarded(direct: Direct) -> Direct:
     """The same for requests of other nodes only; None to any other."""
 
-    def answer(body: bytes, headers: Headers) -> Reply | None:
+    def answer(body: bytes, headers: Headers) -> Reply | Pending | None:
         return direct(body, headers) if is_forwarded(headers) else None
 
     return answer

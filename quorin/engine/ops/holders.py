@@ -13,15 +13,16 @@ import os
 import secrets
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from quorin.engine.format.partition import Partitioning
 from quorin.engine.memory.access import Access
 from quorin.engine.memory.addresses import addresses
 from quorin.errors import SharedMemoryError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from quorin.engine.backend import ControlPlane
@@ -44,12 +45,27 @@ class Holder:
     is_ready: bool
 
 
-@dataclass(frozen=True, slots=True)
 class Holders:
-    """Of how many partitions, which nodes hold each, by partition."""
+    """The nodes of a deployment, each with the partitions that it holds, and the number of partitions that the newest
+    report speaks of. While a deployment grows, nodes speak of different numbers.
+    """
 
-    count: int = 1
-    of_partitions: Mapping[int, tuple[Holder, ...]] = field(default_factory=dict)
+    def __init__(self, count: int = 1, nodes: Sequence[tuple[Holder, Partitioning]] = ()) -> None:
+        self.count = count
+        self._nodes = nodes
+        self._at: dict[int, Mapping[int, tuple[Holder, ...]]] = {}
+
+    def at(self, count: int) -> Mapping[int, tuple[Holder, ...]]:
+        """The nodes that hold each of ``count`` partitions whole."""
+        found = self._at.get(count)
+        if found is None:
+            by_partition: dict[int, list[Holder]] = defaultdict(list)
+            for holder, own in self._nodes:
+                for partition in _whole(own, count):
+                    by_partition[partition].append(holder)
+            found = {partition: tuple(nodes) for partition, nodes in sorted(by_partition.items())}
+            self._at[count] = found
+        return found
 
 
 def report_of(node: Node, count: int, held: Collection[int]) -> dict[str, Any]:
@@ -78,13 +94,16 @@ def publish_holders(control: ControlPlane, node: Node) -> None:
     _write(path, text, Access.of(node.beside("")))
 
 
-def holders(node: Node) -> dict[int, tuple[Holder, ...]]:
-    """The nodes that hold each partition, this one included; empty if none are known, as on a new node."""
-    return dict(known_holders(node).of_partitions)
+def holders(node: Node, count: int | None = None) -> Mapping[int, tuple[Holder, ...]]:
+    """The nodes that hold each of ``count`` partitions, by default of those of the newest report; this node included,
+    and empty if none are known, as on a new node.
+    """
+    known = known_holders(node)
+    return known.at(known.count if count is None else count)
 
 
 def known_holders(node: Node) -> Holders:
-    """:func:`holders` with the number of partitions."""
+    """All that is known of who holds what."""
     return read_holders(holders_path(node))
 
 
@@ -116,17 +135,17 @@ def _published(entries: Iterable[tuple[dict[str, Any], float | None]]) -> dict[s
     by_node: dict[str, list[tuple[float, dict[str, Any]]]] = defaultdict(list)
     for entry, silent_seconds in entries:
         is_known = silent_seconds is not None and silent_seconds <= FORGET_SECONDS
-        if is_known and entry.get("partitions", {}).get("count", 1) > 1:
+        if is_known and "partitions" in entry:
             by_node[entry["node"]].append((silent_seconds or 0.0, entry))
-    if not by_node:
-        return None
     nodes, newest = [], (math.inf, 1)
     for name, reports in sorted(by_node.items()):
         silent_seconds, last = min(reports, key=lambda report: report[0])
         newest = min(newest, (silent_seconds, last["partitions"]["count"]))
         lag = max(_lags(reports).values(), default=math.inf)
-        held, urls = sorted(last["partitions"]["held"]), sorted(last["urls"])
-        nodes.append({"node": name, "held": held, "urls": urls, "ready": lag <= FRESH_SECONDS})
+        own = {"count": last["partitions"]["count"], "held": sorted(last["partitions"]["held"])}
+        nodes.append({"node": name, **own, "urls": sorted(last["urls"]), "ready": lag <= FRESH_SECONDS})
+    if all(node["count"] == 1 for node in nodes):
+        return None
     return {"format": FORMAT, "count": newest[1], "nodes": nodes}
 
 
@@ -144,12 +163,19 @@ def _parsed(text: bytes) -> Holders:
     found = json.loads(text)
     if found["format"] != FORMAT:
         return Holders()
-    by_partition: dict[int, list[Holder]] = defaultdict(list)
-    for node in found["nodes"]:
-        holder = Holder(node["node"], tuple(node["urls"]), node["ready"])
-        for partition in node["held"]:
-            by_partition[partition].append(holder)
-    return Holders(found["count"], {partition: tuple(nodes) for partition, nodes in sorted(by_partition.items())})
+    nodes = [
+        (Holder(node["node"], tuple(node["urls"]), node["ready"]), Partitioning(node["count"], frozenset(node["held"])))
+        for node in found["nodes"]
+    ]
+    return Holders(found["count"], nodes)
+
+
+def _whole(own: Partitioning, count: int) -> frozenset[int]:
+    """The partitions, of ``count``, all of whose rows are in those of a node."""
+    if count >= own.count:
+        return own.at(count).held
+    times = own.count // count
+    return frozenset(one for one in own.at(count).held if own.held.issuperset(range(one * times, (one + 1) * times)))
 
 
 def _write(path: Path, text: str, access: Access) -> None:

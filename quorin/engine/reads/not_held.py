@@ -79,6 +79,6 @@ def error_for(segment: Segment, view: SegmentView, partition: int) -> NotHeldErr
     from quorin.engine.ops.holders import holders
 
     node = segment.node
-    known = {} if node is None else holders(node)
+    known = {} if node is None else holders(node, view.partitioning.count)
     names = tuple(url for holder in known.get(partition, ()) for url in holder.urls or (f"node {holder.node}",))
     return NotHeldError(view.schema.__name__, partition, names)

@@ -10,8 +10,8 @@ import ssl
 import threading
 import time
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from quorin.engine import forks
@@ -49,6 +49,27 @@ class UnansweredError(Exception):
 
 class ClosedError(UnansweredError):
     """The server has closed the connection. If it was kept, that may have been while it was idle."""
+
+
+class Connection(http.client.HTTPConnection):
+    """Sends a request as a whole: a server that gets its head first is woken twice."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._unsent: list[bytes] = []
+
+    def send(self, data: Any) -> None:
+        """Keep a part of the request until :meth:`flush`."""
+        self._unsent.append(data)
+
+    def flush(self) -> None:
+        """Send it, on a connection that is opened if need be."""
+        parts, self._unsent = self._unsent, []
+        super().send(b"".join(parts))
+
+
+class _SecureConnection(Connection, http.client.HTTPSConnection):
+    """The same over TLS."""
 
 
 class _Within(NamedTuple):
@@ -91,7 +112,7 @@ class Connections:
     def __init__(self, *, tls_ca: str | os.PathLike[str] | None = None) -> None:
         self._tls_ca = tls_ca
         self._tls: ssl.SSLContext | None = None
-        self._idle: dict[str, list[tuple[http.client.HTTPConnection, float]]] = {}
+        self._idle: dict[str, list[tuple[Connection, float]]] = {}
         self._start()
         forks.register(self)
 
@@ -99,7 +120,7 @@ class Connections:
         """The connections are the parent's: the child only closes its copies of their descriptors."""
         for of_one in self._idle.values():
             for connection, _ in of_one:
-                _abandon(connection)
+                abandon(connection)
         self._start()
 
     def close(self) -> None:
@@ -116,46 +137,46 @@ class Connections:
         Each has ``timeout_seconds`` in all. Never raises for what a server does or leaves.
         """
         within = _Within(time.monotonic() + timeout_seconds, timeout_seconds)
-        taken = [self._take(request.url) for request in requests]
-        # A host that is away must not keep the others from being asked.
-        connecting = {
-            index: self._threads.submit(self._send, requests[index], connection, is_kept, within)
-            for index, (connection, is_kept) in enumerate(taken)
-            if not is_kept and len(requests) > 1
-        }
-        answers: list[Answered | UnansweredError | None] = [None] * len(requests)
-        sent = {
-            index: self._send(requests[index], connection, is_kept, within)
-            for index, (connection, is_kept) in enumerate(taken)
-            if index not in connecting
-        }
-        for index, one in sent.items():
-            answers[index] = answer = self._receive(requests[index], one, within)
-            if isinstance(answer, ClosedError) and taken[index][1]:
-                again = self._send(requests[index], self._new(requests[index].url), False, within)
-                answers[index] = self._receive(requests[index], again, within)
-        for index, future in connecting.items():
-            answers[index] = self._receive(requests[index], future.result(), within)
-        return [answer for answer in answers if answer is not None]
+        taken = [self.take(request.url) for request in requests]
+        connecting = {i: self._connecting(requests[i], within) for i, kept in enumerate(taken) if kept is None}
+        sent = {i: self._send(requests[i], kept, within) for i, kept in enumerate(taken) if kept is not None}
+        answers = {i: self._receive(requests[i], one, within) for i, one in sent.items()}
+        for i, answer in answers.items():
+            if isinstance(answer, ClosedError):  # Maybe while it was idle.
+                connecting[i] = self._connecting(requests[i], within)
+        for i, future in connecting.items():
+            answers[i] = self._receive(requests[i], _connected(future, within), within)
+        return [answers[i] for i in range(len(requests))]
 
-    def _send(
-        self, request: Outgoing, connection: http.client.HTTPConnection, is_kept: bool, within: _Within
-    ) -> http.client.HTTPConnection | UnansweredError:
-        path = urlsplit(request.url).path.rstrip("/") + request.path
-        while True:
+    def _connecting(self, request: Outgoing, within: _Within) -> Future[Connection | UnansweredError]:
+        """Send on a new connection, in a thread: a host that is away must not keep the others from being asked, and
+        the look-up of its name has no limit.
+        """
+
+        def connect() -> Connection | UnansweredError:
             try:
-                within.limit(connection)
-                connection.request("POST", path, request.body, dict(request.headers))
-            except (OSError, http.client.HTTPException) as error:
-                _abandon(connection)
-                if not is_kept:
-                    return within.unanswered(error)
-                connection, is_kept = self._new(request.url), False  # The server has closed the idle one this moment.
-            else:
-                return connection
+                return self._send(request, self._new(request.url), within)
+            except ValueError:  # Of the port, or of a host that is no name.
+                return UnansweredError("not a URL that can be asked")
+
+        return self._threads.submit(connect)
+
+    def _send(self, request: Outgoing, connection: Connection, within: _Within) -> Connection | UnansweredError:
+        path = urlsplit(request.url).path.rstrip("/") + request.path
+        try:
+            within.limit(connection)
+            connection.request("POST", path, request.body, dict(request.headers))
+            connection.flush()
+        except (ConnectionResetError, BrokenPipeError) as error:
+            abandon(connection)
+            return ClosedError(str(within.unanswered(error)))
+        except (OSError, http.client.HTTPException) as error:
+            abandon(connection)
+            return within.unanswered(error)
+        return connection
 
     def _receive(
-        self, request: Outgoing, connection: http.client.HTTPConnection | UnansweredError, within: _Within
+        self, request: Outgoing, connection: Connection | UnansweredError, within: _Within
     ) -> Answered | UnansweredError:
         if isinstance(connection, UnansweredError):
             return connection
@@ -171,28 +192,31 @@ class Connections:
                 raise http.client.IncompleteRead(answer.body, response.length)
             response.close()  # The connection is ready for the next request only then.
         except (ConnectionResetError, BrokenPipeError) as error:  # RemoteDisconnected is one of them.
-            _abandon(connection)
+            abandon(connection)
             return ClosedError(str(within.unanswered(error)))
         except (OSError, http.client.HTTPException) as error:
-            _abandon(connection)
+            abandon(connection)
             return within.unanswered(error)
-        self._put(request.url, connection)
+        self.put(request.url, connection)
         return answer
 
-    def _take(self, url: str) -> tuple[http.client.HTTPConnection, bool]:
-        """A connection to a server, and whether it was kept."""
+    def take(self, url: str, *, is_plain: bool = False) -> Connection | None:
+        """A connection to a server that was kept, if there is one; ``is_plain`` asks for one without TLS."""
+        if is_plain and not url.startswith("http:"):
+            return None
         while True:
             with self._lock:
                 idle = self._idle[url]
                 kept = idle.pop() if idle else None
             if kept is None:
-                return self._new(url), False
+                return None
             connection, since = kept
             if time.monotonic() - since < _IDLE_SECONDS and _is_silent(connection.sock):
-                return connection, True
+                return connection
             connection.close()
 
-    def _put(self, url: str, connection: http.client.HTTPConnection) -> None:
+    def put(self, url: str, connection: Connection) -> None:
+        """Keep a connection that has been answered."""
         if connection.sock is None:  # The server has asked to close it.
             return
         with self._lock:
@@ -203,19 +227,34 @@ class Connections:
         if not is_kept:
             connection.close()
 
-    def _new(self, url: str) -> http.client.HTTPConnection:
+    def _new(self, url: str) -> Connection:
         parts = urlsplit(url)
         host = parts.hostname or ""
         if parts.scheme == "https":
             if self._tls is None:
                 self._tls = ssl.create_default_context(cafile=self._tls_ca)
-            return http.client.HTTPSConnection(host, parts.port, context=self._tls)
-        return http.client.HTTPConnection(host, parts.port)
+            return _SecureConnection(host, parts.port, context=self._tls)
+        return Connection(host, parts.port)
 
     def _start(self) -> None:
         self._lock = threading.Lock()
         self._idle = defaultdict(list)
         self._threads = ThreadPoolExecutor(_MAX_CONNECTING, "quorin-connect")
+
+
+def _connected(future: Future[Connection | UnansweredError], within: _Within) -> Connection | UnansweredError:
+    """The connection that a thread has opened, if it did so in time."""
+    try:
+        return future.result(max(within.deadline - time.monotonic(), _LEAST_SECONDS))
+    except TimeoutError as error:
+        future.add_done_callback(_abandon_late)
+        future.cancel()
+        return within.unanswered(error)
+
+
+def _abandon_late(future: Future[Connection | UnansweredError]) -> None:
+    if not future.cancelled() and not isinstance(late := future.result(), UnansweredError):
+        abandon(late)
 
 
 def _is_silent(sock: socket.socket | None) -> bool:
@@ -227,7 +266,7 @@ def _is_silent(sock: socket.socket | None) -> bool:
     return not poll.poll(0)
 
 
-def _abandon(connection: http.client.HTTPConnection) -> None:
+def abandon(connection: http.client.HTTPConnection) -> None:
     """Close a connection without a word to the server: a forked child must not end its parent's TLS."""
     sock, connection.sock = connection.sock, None
     if sock is not None:

@@ -9,6 +9,7 @@ import numpy as np
 from quorin.engine.reads.joined import LEADING, JoinedColumns
 from quorin.engine.reads.not_held import not_held_of
 from quorin.engine.reads.readers import ColumnReader
+from quorin.engine.routing.asking import done
 from quorin.engine.routing.router import Question, Waiting
 from quorin.engine.rows.intake import id_array
 from quorin.engine.rows.partitions import partitions_of
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from quorin.engine.arrays import Bytes, Int64s, Mask
     from quorin.engine.reads.ages import MaxAge
     from quorin.engine.reads.columns import Columns
+    from quorin.engine.routing.asking import Asking
     from quorin.engine.routing.router import Fetching, Missing
     from quorin.shm import Segment
 
@@ -29,11 +31,12 @@ READ_PATH, ASSEMBLE_PATH = "/v1/read", "/v1/assemble"
 
 
 class Away(NamedTuple):
-    """The ids of a batch that are not held: their indexes there, the ids, and their partitions."""
+    """The ids of a batch that are not held: their indexes there, the ids, and their partitions of so many."""
 
     rows: Int64s
     ids: pa.Array
     partitions: Bytes
+    partition_count: int
 
     def in_partitions(self, partitions: Any) -> Int64s:
         """The indexes of those in some partitions."""
@@ -47,8 +50,8 @@ def away_from(segment: Segment, entity_ids: Any, found: Mask) -> Away | None:
     if not_held is None:
         return None
     rows = np.flatnonzero(not_held)
-    ids = id_array(entity_ids).take(rows)
-    return Away(rows, ids, partitions_of(ids, view.partitioning.count))
+    ids, count = id_array(entity_ids).take(rows), view.partitioning.count
+    return Away(rows, ids, partitions_of(ids, count), count)
 
 
 class RoutedReader:
@@ -86,16 +89,27 @@ class RoutedReader:
         :raises NotHeldError: for an id whose partition no node answers for; :class:`HoldersUnavailableError` if some
             that hold it were asked. :raises NotYetAppliedError, TokenError: if another node does not show the token.
         """
+        return done(self.asking(entity_ids, now_ns=now_ns, at_most=at_most, waiting=waiting))
+
+    def asking(
+        self,
+        entity_ids: Any,
+        *,
+        now_ns: int | None = None,
+        at_most: int | None = None,
+        waiting: Waiting = _NO_WAITING,
+    ) -> Asking[Columns]:
+        """The same, to be done by a thread or an event loop."""
         own = self._reader(entity_ids, now_ns=now_ns, at_most=at_most)
-        own.not_held = None  # Until other nodes have answered.
         own.not_held = None
         away = away_from(self._segment, entity_ids, own.found)
         if away is None:
             return own
         names = [field.name for field in own.fields]
         about = {"schema": own.view.schema.__name__, "fields": names, "positions": True}
-        question = Question(READ_PATH, about, own.view.schema.__name__, waiting, lambda batch: _unlike(batch, names))
-        fetched = self._router.fetch(question, away.ids, away.partitions)
+        name = own.view.schema.__name__
+        question = Question(READ_PATH, about, name, waiting, lambda batch: _unlike(batch, names), away.partition_count)
+        fetched = yield from self._router.fetch(question, away.ids, away.partitions)
         if fetched.lacking and self._missing_partitions == "error":
             self._router.raise_lacking(question, fetched.lacking)
         parts = [(away.rows[rows], batch) for rows, batch in fetched.parts]

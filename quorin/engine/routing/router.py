@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from quorin.engine.format.partition import MAX_PARTITIONS
 from quorin.engine.ops.holders import holders_path, read_holders
+from quorin.engine.routing.asking import Exchange
 from quorin.engine.routing.targets import assign, targets_of
 from quorin.errors import HoldersUnavailableError, NotHeldError, NotYetAppliedError, TokenError
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from quorin.engine.arrays import Bytes, Int64s
     from quorin.engine.memory.node import Node
     from quorin.engine.ops.holders import Holder
+    from quorin.engine.routing.asking import Asking
     from quorin.engine.routing.connections import Answered, Connections, UnansweredError
     from quorin.engine.routing.targets import Target
 
@@ -34,7 +36,6 @@ FORWARDED = "quorin-forwarded"
 DEFAULT_TIMEOUT_SECONDS = 1.0
 METADATA_KEY = b"request"
 
-_TRIES = 2
 _AVOIDED_SECONDS = 1.0
 """How long a server that did not answer is asked only if there is no other."""
 _LOOK_SECONDS = 1.0
@@ -58,7 +59,8 @@ class Waiting(NamedTuple):
 
 class Question(NamedTuple):
     """What to ask for some ids: the path, the JSON of the request, a schema's name for errors, and what to wait for.
-    ``problem`` says what is wrong with an answer, None if nothing.
+    ``problem`` says what is wrong with an answer, None if nothing. ``partition_count`` is the number of which
+    the partitions are.
     """
 
     path: str
@@ -66,6 +68,7 @@ class Question(NamedTuple):
     schema_name: str
     waiting: Waiting
     problem: Callable[[pa.RecordBatch], str | None]
+    partition_count: int
 
 
 class Fetched(NamedTuple):
@@ -80,7 +83,7 @@ class Fetched(NamedTuple):
 class Fetching(Protocol):
     """What of a :class:`Router` reads use."""
 
-    def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> Fetched:
+    def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> Asking[Fetched]:
         """As :meth:`Router.fetch`."""
 
     def raise_lacking(self, question: Question, lacking: Mapping[int, list[str]]) -> NoReturn:
@@ -132,7 +135,7 @@ class Router:
         self._look_again = 0.0
         self._random = random.Random()  # noqa: S311 - it spreads requests
 
-    def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> Fetched:
+    def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> Asking[Fetched]:
         """Ask for ids, whose partitions are in ``partitions``: each server once for all that it is asked for, all at
         the same time. What a server does not answer is asked once more, of another if there is one.
 
@@ -141,17 +144,21 @@ class Router:
         reasons: dict[int, list[str]] = {partition: [] for partition in set(partitions.tolist())}
         parts: list[tuple[Int64s, pa.RecordBatch]] = []
         avoided = self._recently_failed()
-        for _ in range(_TRIES):
-            assigned = self._assigned(reasons, avoided)
+        for is_last in (False, True):
+            assigned = self._assigned(reasons, question.partition_count, avoided)
             if not assigned:
                 break
             rows = {target: _rows_of(partitions, own) for target, own in assigned.items()}
-            for target, answer in self._ask(question, ids, rows):
+            answers = yield self._exchange(question, ids, rows)
+            for target, answered in zip(rows, answers, strict=True):
+                answer = _checked(_batch(answered), len(rows[target]), question)
                 if isinstance(answer, pa.RecordBatch):
                     parts.append((rows[target], answer))
                     for partition in assigned[target]:
                         del reasons[partition]
                     continue
+                if isinstance(answer, TokenError) and is_last:
+                    raise answer
                 avoided |= {target.url}
                 self._avoided[target.url] = time.monotonic()
                 for partition in assigned[target]:
@@ -167,7 +174,7 @@ class Router:
             were asked, with their reasons.
         """
         partition = min(lacking)
-        known, own = self._known()
+        known, own = self._known(question.partition_count)
         others = [one for one in known.get(partition, ()) if one.node != own]
         names = tuple(f"{one.node} ({', '.join(one.urls) or 'which serves at no address'})" for one in others)
         if lacking[partition]:
@@ -180,25 +187,23 @@ class Router:
         least = time.monotonic() - _AVOIDED_SECONDS
         return {url for url, at in self._avoided.copy().items() if at > least}
 
-    def _known(self) -> tuple[Mapping[int, tuple[Holder, ...]], str]:
-        """The holders of each partition, and the name of this node. That, and where the file is, is asked for once a
-        second: an embedded store keeps the deployment's identity in its database.
+    def _known(self, count: int) -> tuple[Mapping[int, tuple[Holder, ...]], str]:
+        """The holders of each of ``count`` partitions, and the name of this node. That, and where the file is, is asked
+        for once a second: an embedded store keeps the deployment's identity in its database.
         """
         now = time.monotonic()
         if now >= self._look_again:
             self._path, self._own = holders_path(self._node), self._node.id
             self._look_again = now + _LOOK_SECONDS
-        return read_holders(self._path).of_partitions, self._own
+        return read_holders(self._path).at(count), self._own
 
-    def _assigned(self, partitions: Iterable[int], avoided: set[str]) -> dict[Target, list[int]]:
-        known, own = self._known()
+    def _assigned(self, partitions: Iterable[int], count: int, avoided: set[str]) -> dict[Target, list[int]]:
+        known, own = self._known(count)
         choices = {one: targets_of(known.get(one, ()), own_node=own, avoided=avoided) for one in partitions}
         return assign(choices, self._random)
 
-    def _ask(
-        self, question: Question, ids: pa.Array, rows: Mapping[Target, Int64s]
-    ) -> list[tuple[Target, pa.RecordBatch | str]]:
-        """Ask servers for the ids at some indexes; what each answers, or why it does not."""
+    def _exchange(self, question: Question, ids: pa.Array, rows: Mapping[Target, Int64s]) -> Exchange:
+        """What asks servers for the ids at some indexes."""
         from quorin.engine.routing.connections import Connections, Outgoing
 
         if self._connections is None:
@@ -208,10 +213,7 @@ class Router:
             Outgoing(target.url, question.path, _message(ids.take(pa.array(own)), question.about), headers)
             for target, own in rows.items()
         ]
-        timeout_seconds = self._timeout_seconds + question.waiting.timeout_ms / 1000
-        answers = self._connections.exchange(outgoing, timeout_seconds=timeout_seconds)
-        found = [(target, _batch(answer)) for target, answer in zip(rows, answers, strict=True)]
-        return [(target, _checked(batch, len(rows[target]), question)) for target, batch in found]
+        return Exchange(self._connections, outgoing, self._timeout_seconds + question.waiting.timeout_ms / 1000)
 
 
 def _rows_of(partitions: Bytes, wanted: list[int]) -> Int64s:
@@ -230,17 +232,19 @@ def _message(ids: pa.Array, about: Mapping[str, Any]) -> bytes:
     return body
 
 
-def _checked(batch: pa.RecordBatch | str, count: int, question: Question) -> pa.RecordBatch | str:
+def _checked(
+    batch: pa.RecordBatch | str | TokenError, count: int, question: Question
+) -> pa.RecordBatch | str | TokenError:
     """The batch, or why it is no answer."""
-    if isinstance(batch, str):
+    if not isinstance(batch, pa.RecordBatch):
         return batch
     return f"{len(batch)} rows for {count} ids" if len(batch) != count else question.problem(batch) or batch
 
 
-def _batch(answer: Answered | UnansweredError) -> pa.RecordBatch | str:
+def _batch(answer: Answered | UnansweredError) -> pa.RecordBatch | str | TokenError:
     """The record batch of an answer, or why there is none.
 
-    :raises NotYetAppliedError, TokenError: if the other node does not show a token.
+    :raises NotYetAppliedError: if the other node has waited for a token as long as it was to.
     """
     if isinstance(answer, Exception):
         return str(answer)
@@ -253,18 +257,21 @@ def _batch(answer: Answered | UnansweredError) -> pa.RecordBatch | str:
         return f"expected an Arrow stream: {error or 'no record batch'}"
 
 
-def _refusal(answer: Answered) -> str:
+def _refusal(answer: Answered) -> str | TokenError:
     try:
         about = json.loads(answer.body)
-        detail = str(about["detail"])
+        detail = f"{answer.status}: {str(about['detail'])[:_MAX_SHOWN]}"
     except (ValueError, TypeError, KeyError):
         return str(answer.status)
-    if answer.status == _TOO_OLD:
-        if about.get("error") == NotYetAppliedError.__name__:
-            late = about["schema"], about["position"], about["timeout_ms"]
-            raise NotYetAppliedError(*late, applied=about["applied"])
-        raise TokenError(detail)
-    return f"{answer.status}: {detail[:_MAX_SHOWN]}"
+    if answer.status != _TOO_OLD:
+        return detail
+    if about.get("error") == TokenError.__name__:
+        return TokenError(about["detail"])
+    try:
+        late = NotYetAppliedError(about["schema"], about["position"], about["timeout_ms"], applied=about["applied"])
+    except (KeyError, TypeError):
+        return detail
+    raise late
 
 
 @dataclass(frozen=True, slots=True)

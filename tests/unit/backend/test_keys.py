@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quorin.engine.backend import keys, load_keys, partition_keys
+from quorin.engine.backend import growth_keys, keys, load_keys, partition_keys
 from quorin.errors import ConnectionFailedError
 
 PAGE = (Path(__file__).parents[3] / "docs" / "format.md").read_text()
@@ -24,7 +24,7 @@ def test_every_key_is_tabled() -> None:
 
 
 def test_every_script_and_table_is_named() -> None:
-    names = [name for module in (keys, load_keys, partition_keys) for name in vars(module)]
+    names = [name for module in (keys, load_keys, partition_keys, growth_keys) for name in vars(module)]
     assert all(name in PAGE for name in names if name.startswith("LUA_"))
     tables = re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", keys.SQL_SCHEMA)
     assert len(tables) == 13
@@ -43,6 +43,8 @@ def test_every_script_and_table_is_named() -> None:
         "clock",
         "replicas",
         "partitions",
+        "growth",
+        "closed",
         "identity",
         "trimmed",
         "historian",

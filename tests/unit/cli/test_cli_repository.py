@@ -230,7 +230,13 @@ LEAVES = {
     for inner, leaf in (getattr(command, "commands", None) or {"": command}).items()
 }
 UNENDING = {("consumer",), ("metrics",), ("serve",), ("top",), ("watchdog",), ("bench",)}
-OF_A_STATE = {("rollback",), ("generations",), ("served", "replay"), ("served", "collect")}
+OF_A_STATE = {
+    ("rollback",),
+    ("generations",),
+    ("served", "replay"),
+    ("served", "collect"),
+    ("repartition",),
+}
 """Commands that run until they are stopped, or for long, or whose examples name a time, a generation or a log of their
 own: their examples are only read.
 """

@@ -56,7 +56,7 @@ def test_what_a_node_holds_is_a_text_and_a_set() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "expected partitions such as '0-7' or '0-3,9', got ''"),
+        ("", "expected partitions such as '0-7', '0-3,9' or '0-7/16', got ''"),
         ("all", "got 'all'"),
         ("1,", "got '1,'"),
         ("-1", "got '-1'"),

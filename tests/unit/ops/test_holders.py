@@ -76,6 +76,20 @@ def test_one_partition_leaves_no_file(backend: Backend, node: Node, report: Repo
     assert {path.name for path in node.beside("").parent.iterdir()} == names
 
 
+def test_nodes_that_speak_of_different_numbers_are_compared(backend: Backend, node: Node, report: Report) -> None:
+    """As while a deployment grows: a node has what its report says, of the number that the report speaks of."""
+    report("a", [0, 1], "http://a:1")
+    report("b", [4, 5, 6], "http://b:1", count=8)
+    report("c", [0], "http://c:1", count=1)
+    publish_holders(backend.control, node)
+    a, b, c = (Holder(name, (f"http://{name}:1",), True) for name in "abc")
+    assert holders(node, 4) == {0: (a, c), 1: (a, c), 2: (b, c), 3: (c,)}
+    assert holders(node, 8) == {
+        0: (a, c), 1: (a, c), 2: (a, c), 3: (a, c), 4: (b, c), 5: (b, c), 6: (b, c), 7: (c,),
+    }  # fmt: skip
+    assert holders(node, 1) == {0: (c,)}
+
+
 @pytest.mark.parametrize("lag", [None, FRESH_SECONDS + 1])
 def test_a_node_that_may_lack_rows_is_not_ready(
     backend: Backend, node: Node, report: Report, lag: float | None

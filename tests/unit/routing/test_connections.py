@@ -117,3 +117,38 @@ def test_a_forked_child_has_connections_of_its_own(server: Server, connections: 
     assert os.waitpid(child, 0)[1] == 0
     assert connections.exchange([request], timeout_seconds=PATIENT) == [Answered(200, b"x")]
     assert server.accepted == 3
+
+
+def test_a_request_is_one_packet(connections: Connections) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        request = Outgoing(f"http://127.0.0.1:{listening.getsockname()[1]}", "/", b"body", {})
+        asking = threading.Thread(target=connections.exchange, args=([request],), kwargs={"timeout_seconds": PATIENT})
+        asking.start()
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.recv(1 << 16).endswith(b"\r\n\r\nbody")
+        asking.join()
+
+
+@pytest.mark.parametrize("url", ["http://a:99999", "http://a:b", f"http://{'a' * 70}.b", "http://a..b"])
+def test_a_url_that_cannot_be_asked_keeps_no_other_from_answering(
+    server: Server, connections: Connections, url: str
+) -> None:
+    requests = [Outgoing(url, "/", b"x", {}), Outgoing(server.url, "/", b"y", {})]
+    wrong, right = connections.exchange(requests, timeout_seconds=PATIENT)
+    assert (str(wrong), right) == ("not a URL that can be asked", Answered(200, b"y"))
+
+
+def test_a_name_that_is_looked_up_for_long_is_given_up(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = threading.Event()
+
+    def look_up(*_: object, **__: object) -> list[object]:
+        found.wait(PATIENT)
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    [answer] = connections.exchange([Outgoing("http://slow", "/", b"x", {})], timeout_seconds=0.1)
+    found.set()
+    assert str(answer) == "no answer within 100 ms"
