@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from feast_quorin.convert.entity_ids import MAX_ID_BYTES
 from quorin.errors import SegmentConflictError, SegmentNotFoundError, WriterLeaseHeldError
-from quorin.hydration import begin, beginnings_of, ends_of, rebuild_segment
+from quorin.hydration import at_the_first_count, begin, beginnings_of, ends_of, rebuild_segment
 from quorin.schema import Check, Schema, checks_to_json, schema_from_json, schema_to_json
 
 if TYPE_CHECKING:
@@ -93,10 +93,11 @@ class Catalogue:
         beginning = vacancy.beginning
         if not self._registry.create_schema(schema, beginning):
             raise SegmentConflictError(f"another process created the schema {schema.__name__!r} at the same time")
-        segment = self._registry.create(
-            schema, set_current=False, capacity=self._settings.capacity, max_id_bytes=MAX_ID_BYTES
-        )
-        begin(segment, self._registry, beginning, self._history)
+        with at_the_first_count(self._registry, beginning):
+            segment = self._registry.create(
+                schema, set_current=False, capacity=self._settings.capacity, max_id_bytes=MAX_ID_BYTES
+            )
+            begin(segment, self._registry, beginning, self._history)
         self._registry.publish(segment, replacing=vacancy.replacing, beginning=beginning, restores=True)
         segment.close()
 
@@ -114,16 +115,17 @@ class Catalogue:
         schema = self.current_schema(name)
         if schema is None:
             return
-        segment = rebuild_segment(
-            schema,
-            self._registry,
-            history=self._history,
-            snapshots=self._snapshots,
-            peers=self._peers,
-            beginning=beginning,
-            capacity=self._settings.capacity,
-            max_id_bytes=MAX_ID_BYTES,
-        )
+        with at_the_first_count(self._registry, beginning):
+            segment = rebuild_segment(
+                schema,
+                self._registry,
+                history=self._history,
+                snapshots=self._snapshots,
+                peers=self._peers,
+                beginning=beginning,
+                capacity=self._settings.capacity,
+                max_id_bytes=MAX_ID_BYTES,
+            )
         self._registry.publish(segment, replacing=lost, beginning=beginning, restores=True)
         segment.close()
 

@@ -21,6 +21,7 @@ from quorin.engine.bootstrap.progress import logged_progress
 from quorin.engine.bootstrap.restore import restore_newest, restore_parts
 from quorin.engine.consumer.progress import progress_of
 from quorin.engine.ops.presence import replica_name
+from quorin.engine.repartition.first import at_the_first_count
 from quorin.errors import (
     ConnectionFailedError,
     EmptyDatasetError,
@@ -46,6 +47,7 @@ __all__ = [
     "EmptyDatasetError",
     "HydrationConflictError",
     "HydrationResult",
+    "at_the_first_count",
     "begin",
     "beginnings_of",
     "ends_of",
@@ -84,18 +86,19 @@ def hydrate(
     """
     lost = registry.vacancy(schema.__name__)
     beginning = beginnings_of(registry.backend, schema.__name__)
-    segment, result = build_segment(
-        schema,
-        store,
-        registry,
-        capacity_factor=capacity_factor,
-        as_of_time_ns=as_of_time_ns,
-        progress=progress,
-        max_id_bytes=max_id_bytes,
-        stream_key=stream_key,
-        beginning=beginning,
-    )
-    registry.publish(segment, replacing=lost, beginning=beginning)
+    with at_the_first_count(registry, beginning):
+        segment, result = build_segment(
+            schema,
+            store,
+            registry,
+            capacity_factor=capacity_factor,
+            as_of_time_ns=as_of_time_ns,
+            progress=progress,
+            max_id_bytes=max_id_bytes,
+            stream_key=stream_key,
+            beginning=beginning,
+        )
+        registry.publish(segment, replacing=lost, beginning=beginning)
     segment.close()
     return result
 

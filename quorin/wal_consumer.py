@@ -243,11 +243,8 @@ class WALConsumer:
             self._agenda.looked(len(self._ownership.targets), time.monotonic())
 
     def _take(self, *, waiting: bool) -> None:
-        self._lanes.make()
-        for target in self._ownership.targets:
-            if not (target.holds_lease and self._lanes.follow(target)):
-                self._lanes.forget(target)
-                self._ownership.take(target, waiting=waiting)
+        if self._lanes.take(waiting=waiting):
+            self._agenda.lost(0, time.monotonic())
         self._agenda.took(len(self._ownership.owned()), time.monotonic())
 
     def _check(self) -> None:

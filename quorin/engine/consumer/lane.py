@@ -69,6 +69,7 @@ class Lane:
         self.failures = 0
         self.retry_at = 0.0
         self._ownership = ownership
+        self._log = log
         self.historian = Historian(
             log, registry.node, history, role=settings.role, trims=settings.trims, is_of_all=settings.is_of_all
         )
@@ -116,6 +117,16 @@ class Lane:
     def is_at_end(self) -> bool:
         """Whether everything that the log will ever have is applied."""
         return self.closed_end is not None and self.cursor.lowest >= self.closed_end
+
+    def has_all_for(self, targets: list[Target]) -> bool:
+        """Whether the log, as it is now, is closed, and these segments have all of it.
+
+        :raises ConnectionFailedError: if it is unreachable.
+        """
+        if self.must_look or not all(self.cursor.has(target) for target in targets):
+            return False
+        bounds = self._log.bounds()
+        return bounds.is_closed and bounds.last <= self.cursor.lowest
 
     def mark(self) -> Any:
         """Differs from one taken before if segments came, went or were anchored anew, or the position moved."""
@@ -184,7 +195,7 @@ class Lane:
         """The log was unreachable. Returns the seconds until the next try, which looks first."""
         delay = back_off(self.failures)
         self.failures += 1
-        self.retry_at, self.must_look = now + delay, True
+        self.retry_at, self.must_look, self.closed_end = now + delay, True, None
         return delay
 
     def succeeded(self) -> None:

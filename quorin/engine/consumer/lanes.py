@@ -71,8 +71,26 @@ class Lanes:
         """Whether a log cannot be reached now."""
         return any(lane.failures for lane in self._lanes)
 
-    def make(self) -> None:
-        """Make the lanes, unless they are made.
+    def take(self, *, waiting: bool) -> bool:
+        """Make the lanes, and become the writer of all targets that they do not follow; whether lanes were made, in
+        which no segment is anchored.
+
+        :raises ConnectionFailedError, PartitionedError: as :meth:`make`.
+        :raises WriterLeaseHeldError, SchemaMismatchError, SegmentNotFoundError: as :meth:`Ownership.take`.
+        """
+        were_made = self.make()
+        while True:
+            for target in self._ownership.targets:
+                if not (target.holds_lease and self.follow(target)):
+                    self.forget(target)
+                    self._ownership.take(target, waiting=waiting)
+            # A segment that was taken may have fewer partitions than the others: then its logs are followed first.
+            if not self.make():
+                return were_made
+            were_made = True
+
+    def make(self) -> bool:
+        """Make the lanes, unless they are made: then False.
 
         :raises ConnectionFailedError: if the control plane cannot be reached.
         :raises PartitionedError: if the history cannot be kept by partition.
@@ -80,19 +98,20 @@ class Lanes:
         lowest = self._ownership.lowest_count()
         if lowest not in (None, self._registry.partitioning.count):
             # One of the segments lacks what was written before the deployment grew. The others wait for it.
-            self._end()
             self._registry.set_partitioning(self._registry.partitioning_at(lowest))
-        if self._lanes:
-            return
         held = self._ownership.partitioning
+        if self._lanes and held.count == self._ownership.partition_count:
+            return False
+        self._end()
         log = partial(self._registry.backend.log, self._stream_key, of=held.count)
         history = partial(history_of_partition, self._history)
         self._ownership.partition_count = held.count
         if held.count == 1:
             self._lanes = [self._new(log(0), None, history(0, 1))]
-            return
+            return True
         self._lanes = [self._new(log(number), number, history(number, held.count)) for number in sorted(held.held)]
         self._others = {number: log(number) for number in range(held.count) if number not in held.held}
+        return True
 
     def carry_over(self, flush: Callable[[], None]) -> bool:
         """If the deployment has grown and its former logs are applied to their ends, carry the segments over to the
@@ -103,15 +122,16 @@ class Lanes:
         :raises ConnectionFailedError: if the history cannot be written, or a log cannot be reached.
         :raises WriterFencedError: if a segment was overtaken.
         """
-        owned = self._ownership.owned()
-        if not owned or not self._lanes or not all(lane.is_at_end for lane in self._lanes):
+        owned, count, backend = self._ownership.owned(), self._ownership.partition_count, self._registry.backend
+        if not owned or count is None or not self._lanes or not all(lane.is_at_end for lane in self._lanes):
             return False
-        before, backend = self._registry.partitioning, self._registry.backend
-        former = successor_of(backend, before.count)
-        if former is None:
+        former = successor_of(backend, count)
+        # The logs were closed at the last look; a growth that was undone since, and then a second one, let them take
+        # more. By now none does.
+        if former is None or not all(lane.has_all_for(owned) for lane in self._lanes):
             return False
         flush()
-        after = self._registry.partitioning_at(2 * before.count)
+        after = self._registry.partitioning_at(2 * count)
         carry_over(backend, self._stream_key, [target.opened for target in owned], after, former)
         self._end()
         backend.forget_partitions()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from quorin.engine.bootstrap.pace import StoppedError
 from quorin.engine.consumer.lives import Lives
 from quorin.engine.consumer.target import Discovery, targets_of
+from quorin.engine.repartition.node import KnownGrowth
 from quorin.errors import SchemaMismatchError, SegmentNotFoundError, WriterLeaseHeldError
 from quorin.logging import get_logger
 
@@ -46,6 +47,7 @@ class Ownership:
         self._registry = registry
         self._control = registry.backend.control
         self._lives = Lives(registry)
+        self._growth = KnownGrowth(registry.backend)
         self._before_overtaking = before_overtaking
         self._frozen_after_seconds = frozen_after_seconds
         self._new_segment = {**new_segment, "stream_key": stream_key, "progress": self._heartbeat}
@@ -150,7 +152,9 @@ class Ownership:
             target.opened.acquire_writer_lease()
         self._registry.node.confirm()
         if (count := self._registry.partitioning.count) > 1:
-            # A control plane that was wiped gets the number back, before a producer takes it for a new deployment.
+            # A control plane that was wiped gets the number back, before a producer takes it for a new deployment; the
+            # growths with it, without which a new node would begin with the present number.
+            self._growth.renew()
             self._registry.backend.settle_partitions(count)
         currents, schemas = self._registry.node.currents(), self._control.schemas()
         for name in self.schema_names.intersection(currents) - schemas.keys():

@@ -10,6 +10,7 @@ from quorin.engine.backend.beginnings import beginning_in, beginnings_of
 from quorin.engine.format.name import is_same_line
 from quorin.engine.memory.generations import next_generation
 from quorin.engine.memory.growth import evolve
+from quorin.engine.repartition.first import at_the_first_count, check_can_add
 from quorin.engine.rows.compatibility import can_upgrade
 from quorin.errors import (
     CapacityExceededError,
@@ -153,6 +154,7 @@ class Target:
         :raises WriterLeaseHeldError: if another process is the writer.
         :raises SchemaMismatchError: if the segment holds something else.
         :raises SegmentNotFoundError: if there is no segment, and a discovered schema is no longer in the control plane.
+        :raises PartitionCountError: if the segment would need partitions that it cannot be given.
         """
         if not self.is_users:
             self.close()
@@ -168,6 +170,7 @@ class Target:
         here, held = self.opened.partitioning, registry.partitioning
         # A segment of another number of partitions has to apply closed logs first, or waits for others that do.
         if not self.is_users and here != held and here.count == held.count:
+            check_can_add(registry.backend, self.opened, held)
             self._hold(registry)
 
     def _hold(self, registry: SegmentRegistry) -> None:
@@ -293,8 +296,9 @@ class Target:
             self.schema = schema_from_json(text)
         elif self._discovered:
             raise SegmentNotFoundError(f"the control plane has another schema {name!r} by now")
-        segment = rebuild_segment(self.schema, registry, beginning=beginning, **new_segment)
-        registry.publish(segment, replacing=lost, beginning=beginning, restores=self._discovered)
+        with at_the_first_count(registry, beginning):
+            segment = rebuild_segment(self.schema, registry, beginning=beginning, **new_segment)
+            registry.publish(segment, replacing=lost, beginning=beginning, restores=self._discovered)
         _log.info("segment_created", schema=name, segment=segment.name, replaces_lost=lost, rows=len(segment))
         return segment
 

@@ -58,9 +58,9 @@ class Folders:
         return [folder for count in counts or [1] for folder in _of_count(self.base, count)]
 
     @property
-    def has_grown(self) -> bool:
-        """Whether there are folders of several numbers of partitions."""
-        return len(counts_of(self.base)) > 1
+    def is_of_one(self) -> bool:
+        """Whether there are no folders of several partitions."""
+        return counts_of(self.base) in ([], [1])
 
     def _check_one(self) -> None:
         counts = [count for count in counts_of(self.base) if count > 1] if self._count in (None, 1) else [self._count]

@@ -100,7 +100,7 @@ class ParquetDatasetStore:
 
     def of_partition(self, partition: int, count: int) -> ParquetDatasetStore:
         """The history of one partition of ``count``, to write. :raises PartitionCountError: if this is of another."""
-        if count == 1 and self._folders.partition is None and not self._folders.has_grown:
+        if count == 1 and self._folders.partition is None and self._folders.is_of_one:
             return self
         folders, store = self._folders.of_partition(partition, count), object.__new__(type(self))
         datasets = self._datasets.in_folders(folders)

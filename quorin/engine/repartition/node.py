@@ -6,11 +6,13 @@ do. So there is one way, whether a node was there all the time, was away, or is 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from quorin.engine.format.growth import Growth
+from quorin.engine.format.growth import Growth, State
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.growth import repartition
+from quorin.logging import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from quorin.engine.memory.node import Node
     from quorin.engine.memory.segment import Segment
 
+_log = get_logger(__name__)
+
 
 def node_count(backend: Backend, node: Node, shm_dir: Path) -> int:
     """The number of partitions that this node's segments have: the lowest, if a flip was interrupted between them."""
@@ -32,6 +36,35 @@ def node_count(backend: Backend, node: Node, shm_dir: Path) -> int:
     headers = (mapping.read_header(shm_dir / name) for name in node.currents().values())
     here = [int(header["partition_count"]) or 1 for header in headers if header is not None]
     return min((known for known in here if known in counts), default=count) if here else counts[0]
+
+
+class KnownGrowth:
+    """What this process knows of the deployment's growths, to store it again in a control plane that was wiped."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._text: str | None = None
+
+    def renew(self) -> None:
+        """Remember what is stored; if nothing is any more, store it again, with the number of partitions, and close
+        the former logs, which a node without rows begins with.
+
+        :raises ConnectionFailedError: if the control plane or a log cannot be reached.
+        """
+        stored = self._backend.control.growth()
+        known = Growth.parse(self._text)
+        if stored is not None or not known.former:
+            self._text = stored
+            return
+        growth, backend = replace(known, state=State.settled), self._backend
+        for former in growth.former:
+            for key in growth.stream_keys:
+                for number in range(former.count):
+                    backend.log(key, number, of=former.count).close_for_appends(growth.number)
+                for number in range(2 * former.count):
+                    backend.log(key, number, of=2 * former.count).begin_behind(former.end + 1)
+        if backend.control.swap_growth(growth.to_json(), expected=None, count=2 * growth.former[-1].count):
+            _log.warning("growth_restored", why="the control plane had lost it")
 
 
 def successor_of(backend: Backend, count: int) -> Former | None:
