@@ -207,10 +207,8 @@ class ParquetDatasetStore:
         """
         from quorin.engine.history.point_in_time import Queries, answer
 
-        asked = Queries.of(queries, lookback)
-        return self._datasets.reading(
-            schema.__name__, lambda: answer(schema, self._datasets.load(schema.__name__), asked)
-        )
+        asked, name = Queries.of(queries, lookback), schema.__name__
+        return self._datasets.reading(name, lambda: answer(schema, self._datasets.load(name), asked))
 
     def latest_features(self, schema: Schema, *, as_of_time_ns: int | None = None) -> pa.Table:
         """The newest row of every entity that is not deleted, optionally at or before a time.
@@ -222,9 +220,8 @@ class ParquetDatasetStore:
         """
         from quorin.engine.history.point_in_time import latest
 
-        return self._datasets.reading(
-            schema.__name__, lambda: latest(schema, self._datasets.load(schema.__name__), as_of_time_ns)
-        )
+        name = schema.__name__
+        return self._datasets.reading(name, lambda: latest(schema, self._datasets.load(name), as_of_time_ns))
 
     def read_at(
         self,
@@ -239,10 +236,8 @@ class ParquetDatasetStore:
         """What reads returned when a log position was applied, or at a time: see :func:`quorin.offline.read_at`."""
         asked = AsOf(position, time_ns, connection, namespace)
         self._folders.to_write()  # Refused for several partitions: a position is one of a log.
-        history = partial(self.load, schema)
-        return self._datasets.reading(
-            schema.__name__, lambda: read_at(schema, asked.with_log(schema, history), ids, asked)
-        )
+        history, name = partial(self.load, schema), schema.__name__
+        return self._datasets.reading(name, lambda: read_at(schema, asked.with_log(schema, history), ids, asked))
 
     def distinct_entity_ids(self, schema: Schema) -> pa.Array:
         """All distinct ids in the history, deleted ones included, in order of first appearance."""
