@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from quorin.engine.backend.beginnings import beginning_in, beginnings_of
 from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
 from quorin.engine.format.growth import Growth
 from quorin.engine.format.partition import partition_of
@@ -204,6 +205,9 @@ def test_a_view_that_was_stored_before_a_growth_is_found_by_partitions_of_after(
     write_some(world, IDS, 1)
     grow(world, 4)
     write_some(world, IDS[:7], 2)
+    stored = beginnings_of(world.backend, "Trip")
+    assert isinstance(stored, tuple)
+    assert [beginning_in(stored, partition) for partition in range(4)] == [*stored, None, None]
     for held in (None, "2-3/4", "2/4"):
         registry = discovering(world, f"node {held}".replace("/", " of "), None, held)
         wanted = dict.fromkeys(IDS, 1.0) | dict.fromkeys(IDS[:7], 2.0)
@@ -218,6 +222,7 @@ def test_a_deployment_that_grew_before_its_history_has_a_file_gets_new_nodes(wor
     grow(world, 2)
     write_some(world, IDS, 1)
     for name in ("first", "second"):
-        assert scores(discovering(world, name, history), IDS) == dict.fromkeys(IDS, 1.0)
+        again = ParquetDatasetStore(world.shm_dir.parent / "history")
+        assert scores(discovering(world, name, again), IDS) == dict.fromkeys(IDS, 1.0)
     assert history.of_partition(0, 1).flushed_position(TRIP) == 0
     assert len(history.latest_features(TRIP)) == len(IDS)
