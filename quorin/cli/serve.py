@@ -106,6 +106,14 @@ Pins = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _http_url(value: str | None) -> str | None:
+    if value is not None and not is_http(value):
+        raise typer.BadParameter(f"expected {HTTP_FORM}, got {shown(value)!r}")
+    return value
+
+
 Advertised = Annotated[
     str | None,
     typer.Option(
@@ -114,6 +122,7 @@ Advertised = Annotated[
         help="The URL at which the servers of other machines reach this one, to ask for rows that they do not hold. "
         "Default: they don't.",
         show_default=False,
+        callback=_http_url,
     ),
 ]
 Partial = Annotated[
@@ -175,8 +184,7 @@ def serve(
     from shared memory without protobuf.
 
     `--connection` serves `POST /v1/read` (rows of one schema), `POST /v1/assemble` (vectors of several), `/v1/last`,
-    `/v1/changes` and `GET /v1/schemas`; `GET /openapi.json` describes them. It reads what consumers on this machine
-    apply.
+    `/v1/changes` and `GET /v1/schemas`, which `GET /openapi.json` describes, from what this machine's consumers apply.
 
     On a machine that holds some partitions of a deployment, both ask the machines that hold the others for their rows,
     with the token of `--token-file`: those whose servers `--advertise` a URL.
@@ -194,28 +202,18 @@ def serve(
         raise typer.BadParameter("expected both --tls-key and --tls-cert, or neither")
     from quorin.http import Address, Elsewhere, Limits, SegmentServer, run
 
-    if advertise is not None and not is_http(advertise):
-        raise typer.BadParameter(f"--advertise: expected {HTTP_FORM}, got {shown(advertise)!r}")
     elsewhere = Elsewhere(partial.value, seconds(peer_timeout), peer_ca)
     limits = Limits(body_bytes=max_body_mib * 1024**2, rows=max_rows, idle_seconds=keep_alive)
     token = None if token_file is None else _token(token_file)
-    max_lag_seconds = None if max_lag is None else seconds(max_lag)
+    lag = None if max_lag is None else seconds(max_lag)
     create: Any
     if _serves_segments(context):
-        names = _schemas(str(connection), schema or [], namespace, shm_dir)
-        places = namespace, shm_dir
-        pins = _pins(str(connection), pin or [], *places)
-        create = SegmentServer(
-            str(connection), names, namespace, shm_dir, token, max_lag_seconds, limits, transfers, pins, elsewhere
-        )
+        url, places = str(connection), (namespace, shm_dir)
+        names, pins = _schemas(url, schema or [], *places), _pins(url, pin or [], *places)
+        create = SegmentServer(url, names, *places, token, lag, limits, transfers, pins, elsewhere)
     else:
-        server, folder = _repository_server(), (repo or Path()).absolute()
-        of_feast = registry_ttl_sec, metrics, token, max_lag_seconds, limits, auth_cache_seconds, transfers
-        create = server(folder, feature_store_yaml, *of_feast)
-        try:
-            create.check(workers)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
+        of_feast = registry_ttl_sec, metrics, token, lag, limits, auth_cache_seconds, transfers
+        create = _of_repository(repo, feature_store_yaml, of_feast, workers)
     address = Address(host, port, workers, tls_key, tls_cert, drain_seconds, access_log, limits, log_json, advertise)
     run(create, address)
 
@@ -273,6 +271,16 @@ def _pins(connection: str, words: list[str], namespace: str, shm_dir: Path | Non
         with SegmentRegistry(connection, shm_dir=shm_dir, namespace=namespace).open_stored(name, pin=pin):
             pass  # So that one that is gone is an error of the command, not of each request.
     return pins
+
+
+def _of_repository(repo: Path | None, feature_store_yaml: Path | None, options: tuple[Any, ...], workers: int) -> Any:
+    """The server of a repository, which has to be one."""
+    server = _repository_server()((repo or Path()).absolute(), feature_store_yaml, *options)
+    try:
+        server.check(workers)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return server
 
 
 def _repository_server() -> Any:

@@ -1,0 +1,71 @@
+"""Requests to other servers from an event loop: on kept connections without a thread, otherwise as from a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from quorin.engine.routing.connections import Answered, Connections, Outgoing, UnansweredError
+from quorin.engine.routing.unthreaded import exchange
+from tests.support.peer_server import PATIENT, Server
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.ended.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def connections() -> Iterator[Connections]:
+    opened = Connections()
+    yield opened
+    opened.close()
+
+
+def ask(connections: Connections, server: Server, *paths: str, seconds: float = PATIENT) -> list[str | bytes]:
+    requests = [Outgoing(server.url, path, path.encode(), {"X": "y"}) for path in paths]
+    answers = asyncio.run(exchange(connections, requests, timeout_seconds=seconds))
+    return [str(one) if isinstance(one, UnansweredError) else one.body for one in answers]
+
+
+def test_a_kept_connection_needs_no_thread(
+    server: Server, connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ask(connections, server, "/") == [b"/"]
+    large = bytes(3 << 20)
+    with monkeypatch.context() as without_threads:
+        without_threads.setattr(asyncio, "to_thread", None)
+        assert ask(connections, server, "/again") == [b"/again"]
+        request = Outgoing(server.url, "/", large, {})
+        assert asyncio.run(exchange(connections, [request], timeout_seconds=PATIENT)) == [Answered(200, large)]
+    assert connections.exchange([request], timeout_seconds=PATIENT) == [Answered(200, large)]
+    assert server.accepted == 1
+
+
+def test_a_connection_that_the_server_closed_is_opened_anew(server: Server, connections: Connections) -> None:
+    for _ in range(3):
+        assert ask(connections, server, "/close") == [b"/close"]
+    assert server.accepted == 3
+
+
+def test_a_server_that_hangs_keeps_no_other_from_answering(server: Server, connections: Connections) -> None:
+    late = "no answer within 300 ms"
+    assert ask(connections, server, "/", "/other") == [b"/", b"/other"]
+    assert ask(connections, server, "/hang", "/", seconds=0.3) == [late, b"/"]
+    assert ask(connections, server, "/hang", seconds=0.3) == [late]
+    assert server.accepted == 2
+
+
+def test_an_answer_that_is_cut_off_is_none(server: Server, connections: Connections) -> None:
+    assert ask(connections, server, "/") == [b"/"]
+    [answer] = ask(connections, server, "/cut")
+    assert isinstance(answer, str)
