@@ -108,7 +108,7 @@ Pins = Annotated[
 ]
 
 
-def _http_url(value: str | None) -> str | None:
+def _advertised_url(value: str | None) -> str | None:
     if value is not None and not is_http(value):
         raise typer.BadParameter(f"expected {HTTP_FORM}, got {shown(value)!r}")
     return value
@@ -122,7 +122,7 @@ Advertised = Annotated[
         help="The URL at which the servers of other machines reach this one, to ask for rows that they do not hold. "
         "Default: they don't.",
         show_default=False,
-        callback=_http_url,
+        callback=_advertised_url,
     ),
 ]
 Partial = Annotated[
