@@ -98,7 +98,7 @@ class Storage:
 
         def listed() -> list[fs.FileInfo]:
             with contextlib.suppress(NotADirectoryError):
-                return list(self._fs.get_file_info(selector))
+                return self._found(selector)
             return []
 
         infos = self._guarded(self.root, listed)
@@ -107,8 +107,16 @@ class Storage:
     def files(self, folder: str) -> list[fs.FileInfo]:
         """All files below a folder; none if the folder does not exist."""
         selector = fs.FileSelector(folder, recursive=True, allow_not_found=True)
-        infos = self._guarded(folder, lambda: self._fs.get_file_info(selector))
+        infos = self._guarded(folder, lambda: self._found(selector))
         return [info for info in infos if info.type == fs.FileType.File]
+
+    def _found(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
+        """What there is. A folder that is made while Arrow lists it, by the first flush, is an error at first: it was
+        not there, but is when Arrow looks whether that may be.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            return list(self._fs.get_file_info(selector))
+        return list(self._fs.get_file_info(selector))
 
     def listing(self, folder: str) -> Listing:
         """All files below a folder, by kind; empty if the folder does not exist."""

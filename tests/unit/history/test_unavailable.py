@@ -175,3 +175,22 @@ def test_catching_up_moves_no_position_past_a_file_that_cannot_be_read(
         assert segment.position == 3
     machine.reboot()
     machine.close()
+
+
+class Late(Flaky):
+    """A filesystem in which a folder appears while it is listed: Arrow's local one finds it missing, and then there."""
+
+    listings = 0
+
+    def get_file_info_selector(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
+        self.listings += 1
+        if self.listings == 1:
+            raise FileNotFoundError(errno.ENOENT, "Cannot list directory")
+        found: list[fs.FileInfo] = super().get_file_info_selector(selector)
+        return found
+
+
+def test_a_folder_that_is_made_while_it_is_listed_is_listed_again(flaky: tuple[Flaky, Path]) -> None:
+    _, base = flaky
+    store = ParquetDatasetStore(str(base), filesystem=fs.PyFileSystem(Late()))
+    assert store.flushed_position(Pair) == 3
