@@ -21,7 +21,6 @@ with needs_extra("serve"):
     from quorin.engine.http.segments import SegmentServer
     from quorin.engine.memory.addresses import RegisteredAddress, register_address
     from quorin.engine.ops.readiness import Readiness, readiness
-    from quorin.engine.routing.router import Elsewhere
 
 __all__ = [
     "Address",
@@ -29,7 +28,6 @@ __all__ = [
     "Catalogue",
     "Direct",
     "Donor",
-    "Elsewhere",
     "Headers",
     "InvalidHeaderError",
     "InvalidStreamError",

@@ -200,7 +200,8 @@ def serve(
     """
     if (tls_key is None) != (tls_cert is None):
         raise typer.BadParameter("expected both --tls-key and --tls-cert, or neither")
-    from quorin.http import Address, Elsewhere, Limits, SegmentServer, run
+    from quorin.assembly import Elsewhere
+    from quorin.http import Address, Limits, SegmentServer, run
 
     elsewhere = Elsewhere(partial.value, seconds(peer_timeout), peer_ca)
     limits = Limits(body_bytes=max_body_mib * 1024**2, rows=max_rows, idle_seconds=keep_alive)
