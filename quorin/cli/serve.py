@@ -207,7 +207,6 @@ def serve(
     limits = Limits(body_bytes=max_body_mib * 1024**2, rows=max_rows, idle_seconds=keep_alive)
     token = None if token_file is None else _token(token_file)
     lag = None if max_lag is None else seconds(max_lag)
-    create: Any
     if _serves_segments(context):
         url, places = str(connection), (namespace, shm_dir)
         names, pins = _schemas(url, schema or [], *places), _pins(url, pin or [], *places)
