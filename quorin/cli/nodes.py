@@ -13,7 +13,7 @@ from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.engine.words import ago, count, duration, size
 
 if TYPE_CHECKING:
-    from quorin.engine.ops.nodes import NodeReport
+    from quorin.engine.ops.nodes import Behind, NodeReport
 
 NodeTimeout = Annotated[
     str, typer.Option("--node-timeout", help="A node that is silent for longer is not alive: 30s, 10m, 1h.")
@@ -64,8 +64,7 @@ def _by_node(found: list[NodeReport]) -> object:
     has_partitions = any(node.partitions.count > 1 for node in found)
     shown = table(*names, *(["partitions"] if has_partitions else []))
     for node in found:
-        behind = node.behind
-        more = "" if behind.is_exact else "+"
+        _, *rows_and_bytes = _behind(node.behind)
         add_row(
             shown,
             node.node or "?",
@@ -75,8 +74,7 @@ def _by_node(found: list[NodeReport]) -> object:
             "alive" if node.is_alive else "silent",
             len(node.replicas),
             duration(node.lag_seconds),
-            count(behind.rows) + more,
-            size(behind.bytes) + more,
+            *rows_and_bytes,
             *([str(node.partitions)] if has_partitions else []),
         )
     return shown
@@ -86,18 +84,8 @@ def _by_schema(found: list[NodeReport]) -> object:
     shown = table("node", "schema", "version", "position", "lag", "entries behind", "rows behind", "bytes behind")
     for node in found:
         for replica in node.replicas:
-            behind, more = replica.behind, "" if replica.behind.is_exact else "+"
-            add_row(
-                shown,
-                node.node or "?",
-                replica.schema_name,
-                replica.version,
-                replica.position,
-                duration(replica.lag_seconds),
-                count(behind.entries) + more,
-                count(behind.rows) + more,
-                size(behind.bytes) + more,
-            )
+            of_schema = node.node or "?", replica.schema_name, replica.version
+            add_row(shown, *of_schema, replica.position, duration(replica.lag_seconds), *_behind(replica.behind))
     return shown
 
 
@@ -108,16 +96,12 @@ def _by_partition(found: list[NodeReport]) -> object:
     for node in found:
         for replica in node.replicas:
             for part in replica.parts or (PartReplica(0, replica.position, replica.lag_seconds, replica.behind),):
-                behind, more = part.behind, "" if part.behind.is_exact else "+"
-                add_row(
-                    shown,
-                    node.node or "?",
-                    replica.schema_name,
-                    part.partition,
-                    part.position,
-                    duration(part.lag_seconds),
-                    count(behind.entries) + more,
-                    count(behind.rows) + more,
-                    size(behind.bytes) + more,
-                )
+                of_part = node.node or "?", replica.schema_name, part.partition
+                add_row(shown, *of_part, part.position, duration(part.lag_seconds), *_behind(part.behind))
     return shown
+
+
+def _behind(behind: Behind) -> tuple[str, str, str]:
+    """Entries, rows and bytes; with a plus where there may be more."""
+    more = "" if behind.is_exact else "+"
+    return count(behind.entries) + more, count(behind.rows) + more, size(behind.bytes) + more

@@ -97,6 +97,28 @@ class PartitionCount:
         )
 
 
+class Partitioned:
+    """What a backend says of partitions, by its count of them."""
+
+    _count: PartitionCount
+
+    def partitions(self) -> int:
+        """One round trip at the first call."""
+        return self._count.get()
+
+    def settle_partitions(self, count: int) -> None:
+        """One script, or one transaction."""
+        self._count.settle(count)
+
+    def expect_partitions(self, count: int | None) -> None:
+        """Nothing is asked yet."""
+        self._count.expect(count)
+
+    def forget_partitions(self) -> None:
+        """Nothing is asked yet."""
+        self._count.forget()
+
+
 class OnlyLog:
     """The log of a deployment that has one. Every call raises :class:`PartitionedError` if it has several.
 

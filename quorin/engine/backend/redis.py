@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from quorin.engine.backend import keys
-from quorin.engine.backend.partition_count import OnlyLog, PartitionCount
+from quorin.engine.backend.partition_count import OnlyLog, PartitionCount, Partitioned
 from quorin.engine.backend.partition_keys import log_tag, partitions_key
 from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, log_closed, not_the_historian
 from quorin.engine.backend.redis_allowance import MAX_SINGLE_SEQUENCE, Allowance
@@ -40,7 +40,7 @@ _FACTS = (
 )  # fmt: skip
 
 
-class RedisBackend:
+class RedisBackend(Partitioned):
     """Quorin's own connections to the servers of a URL or a client."""
 
     is_remote = True
@@ -69,22 +69,6 @@ class RedisBackend:
     def from_client(cls, client: Any, namespace: str, *, must_answer: bool = True) -> RedisBackend:
         """Connect with the settings of a ``redis.Redis`` or ``redis.RedisCluster``; its connections are not used."""
         return cls(route_of_client(client, namespace), namespace, must_answer=must_answer)
-
-    def partitions(self) -> int:
-        """Read once from its key."""
-        return self._count.get()
-
-    def settle_partitions(self, count: int) -> None:
-        """One script."""
-        self._count.settle(count)
-
-    def expect_partitions(self, count: int | None) -> None:
-        """Nothing is sent yet."""
-        self._count.expect(count)
-
-    def forget_partitions(self) -> None:
-        """Nothing is sent yet."""
-        self._count.forget()
 
     def log(
         self, stream_key: str = keys.DEFAULT_STREAM_KEY, partition: int | None = None, *, of: int | None = None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from quorin.engine.backend import keys, sqlite_lease
-from quorin.engine.backend.partition_count import OnlyLog, PartitionCount
+from quorin.engine.backend.partition_count import OnlyLog, PartitionCount, Partitioned
 from quorin.engine.backend.partition_keys import log_tag
 from quorin.engine.backend.protocols import Bounds, DeadLetter, ReadResult, Tail, log_closed, not_the_historian
 from quorin.engine.backend.sqlite_closable import ClosableEmbeddedLog, closed_in
@@ -32,7 +32,7 @@ _POLL_SECONDS = (0.00002, 0.005)
 """A waiting reader polls after a tenth of the time it has waited, within these bounds."""
 
 
-class EmbeddedBackend:
+class EmbeddedBackend(Partitioned):
     """A directory with ``quorin.db`` in it, mode 0600."""
 
     is_remote = False
@@ -44,22 +44,6 @@ class EmbeddedBackend:
         self.control = EmbeddedControlPlane(self._database, namespace)
         self._count = PartitionCount(self.control, f"{namespace!r} in {self.address}")
         self.check()
-
-    def partitions(self) -> int:
-        """Read once from its table."""
-        return self._count.get()
-
-    def settle_partitions(self, count: int) -> None:
-        """One transaction."""
-        self._count.settle(count)
-
-    def expect_partitions(self, count: int | None) -> None:
-        """Nothing is read yet."""
-        self._count.expect(count)
-
-    def forget_partitions(self) -> None:
-        """Nothing is read yet."""
-        self._count.forget()
 
     def log(
         self, stream_key: str = keys.DEFAULT_STREAM_KEY, partition: int | None = None, *, of: int | None = None

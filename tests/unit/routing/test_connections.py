@@ -5,30 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator
 
 import pytest
 
 from quorin.engine.routing.connections import Answered, Connections, Outgoing, UnansweredError
 from tests.support.peer_server import PATIENT, Server
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.ended.set()
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def connections() -> Iterator[Connections]:
-    opened = Connections()
-    yield opened
-    opened.close()
 
 
 def test_connections_are_kept(server: Server, connections: Connections) -> None:
