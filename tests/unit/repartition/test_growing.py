@@ -155,7 +155,7 @@ def test_the_history_has_all_rows_and_closed_logs_are_trimmed(world: World) -> N
         until(lambda: world.registry.node.current("Trip") is not None)
         grow(world, 2)
         write_some(world, ids[:20], 2)
-        until(lambda: scores(world.registry, ids)[ids[0]] == 2.0)
+        until(lambda: scores(world.registry, ids).get(ids[0]) == 2.0)
         until(lambda: all(log.sizes()[0] == 0 for log in logs(world.backend)))
         assert world.backend.log(partition=0, of=1).sizes()[0] == 0
     rows = history.latest_features(TRIP).to_pylist()
