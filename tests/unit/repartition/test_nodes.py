@@ -100,7 +100,7 @@ def test_a_wiped_control_plane_gets_the_growths_back(redis_url: str, tmp_path: A
     grow(world, 2)
     write_some(world, IDS[:5], 2)
     with running(world.consumer(TRIP, offline=history)):
-        until(lambda: world.registry.partitioning.count == 2 and scores(world.registry, IDS)["e0"] == 2)
+        until(lambda: world.registry.partitioning.count == 2 and scores(world.registry, IDS).get("e0") == 2)
         growth = Growth.parse(world.backend.control.growth())
         until(lambda: all(log.sizes()[0] == 0 for log in (world.backend.log(partition=p, of=2) for p in (0, 1))))
         with redis.Redis.from_url(redis_url) as client:
