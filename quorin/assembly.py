@@ -168,7 +168,7 @@ def changed_since(
     :raises ChangesForgottenError: if the segment has forgotten a deletion since then, as growth does a week of event
         time later; its ``complete_from`` is the least position that can be asked for.
     :raises InvalidRowError: for unknown fields. :raises EntityIdError: for a prefix that is no text. :raises
-        ValueError: for a position or limit that is none. :raises PartitionedError: for a position that is no token,
+        ValueError: for an invalid position or limit. :raises PartitionedError: for a position that is no token,
         with several partitions. :raises TokenError: for a token of another log.
     """
     return changes_view(segment.current_view(), position, prefix, limit, fields)

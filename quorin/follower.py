@@ -86,7 +86,7 @@ class Follower:
             worker.join()
 
     def wait_until_fresh(self, segment: Segment) -> bool:
-        """Wait until a segment has all that the log had a second ago; False if that cannot be had now.
+        """Wait until a segment has all that the log had a second ago; False if that is not possible now.
 
         There is no limit while rows are applied. If the process that applies cannot reach the log, it gives up within
         half a second; if that process does not get to it, after ten seconds.

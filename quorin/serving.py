@@ -206,7 +206,7 @@ def read_last(segment: Segment, entity_id: str, field: str, n: int | None = None
 
 
 def read_last_batch(segment: Segment, entity_ids: Any, field: str, n: int | None = None) -> pa.RecordBatch:
-    """The same of many entities; see :func:`quorin.assembly.read_last_batch`."""
+    """The last values of a field of many entities; see :func:`quorin.assembly.read_last_batch`."""
     view = segment.current_view()
     plan = last_plan(view, field, n)
     ids = id_array(entity_ids)
@@ -237,7 +237,7 @@ def _keys(entity_ids: Any) -> list[bytes]:
 
 
 def _copy_row(view: SegmentView, key: bytes) -> Bytes | None:
-    """A whole version of a key's row, None if it has none."""
+    """A whole version of a key's row; None if it has none, or is deleted."""
     row = _copy_stored(view, key)
     return None if row is None or _is_deleted(row) else row
 
@@ -251,7 +251,7 @@ def _is_deleted(row: Bytes) -> bool:
 
 
 def _copy_stored(view: SegmentView, key: bytes) -> Bytes | None:
-    """The same, of deleted entities too."""
+    """A whole version of a key's row, also of a deleted entity; None if the key was never written."""
     memory, stride = view.mapping.memory, view.layout.row_stride
     while True:
         found = find_row(view, key)

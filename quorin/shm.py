@@ -11,8 +11,7 @@ from quorin.engine.checks.stored import store_checks
 from quorin.engine.format.name import is_same_line
 from quorin.engine.memory.access import SHM_GROUP_VARIABLE, resolve_group
 from quorin.engine.memory.file import SHM_DIR, SHM_DIR_VARIABLE, default_shm_dir
-from quorin.engine.memory.first import first_generation, first_heap_bytes, first_sizes
-from quorin.engine.memory.generations import create_successor
+from quorin.engine.memory.generations import create_successor, first_generation, first_heap_bytes, first_sizes
 from quorin.engine.memory.kept import DEFAULT_PINNED_GENERATIONS, Limits
 from quorin.engine.memory.lineage import attach_if_there, attach_newest, unlink_line
 from quorin.engine.memory.lock import FileLock
@@ -37,6 +36,7 @@ from quorin.schema import FeatureSchema, Schema, schema_to_json
 
 if TYPE_CHECKING:
     from quorin.engine.backend.protocols import Beginnings
+    from quorin.engine.memory.generations import Sizes
     from quorin.engine.memory.view import SegmentView
 
 __all__ = [
@@ -321,13 +321,13 @@ def _open(
     return Segment(view, registry.node, read_only=True, limits=registry.limits, pin=held)
 
 
-def _first(registry: SegmentRegistry, schema: Schema, sizes: dict[str, Any]) -> Segment:
+def _first(registry: SegmentRegistry, schema: Schema, sizes: Sizes) -> Segment:
     """A new, empty segment in a line of its own; not current."""
     identity, group = registry.node.identity, registry.shm_group
     return registry.adopt(first_generation(registry.shm_dir, schema, identity, group, registry.partitioning, sizes))
 
 
-def _create_current(registry: SegmentRegistry, schema: Schema, sizes: dict[str, Any]) -> Segment:
+def _create_current(registry: SegmentRegistry, schema: Schema, sizes: Sizes) -> Segment:
     while True:
         name = registry.node.current(schema.__name__)
         previous = attach_if_there(registry.shm_dir, name, writable=True)
@@ -339,7 +339,7 @@ def _create_current(registry: SegmentRegistry, schema: Schema, sizes: dict[str, 
             return _replace(registry, previous, schema, sizes)
 
 
-def _replace(registry: SegmentRegistry, previous: SegmentView, schema: Schema, sizes: dict[str, Any]) -> Segment:
+def _replace(registry: SegmentRegistry, previous: SegmentView, schema: Schema, sizes: Sizes) -> Segment:
     """Replace a segment by a new, empty one; a writer that the registry opened releases its lease."""
     registry.release_lease(previous.name)
     with registry.adopt(previous) as segment:

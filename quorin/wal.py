@@ -242,11 +242,11 @@ class WALProducer:
             control plane cannot be reached.
         """
         from quorin.engine.backend import logs
-        from quorin.engine.ops.nodes import late_nodes, positions_of
+        from quorin.engine.ops.nodes import late_nodes, positions_by_partition
 
         _check_schema(schema)
         name = schema.__name__
-        positions = positions_of(logs(self._backend, self._log.stream_key), position)
+        positions = positions_by_partition(logs(self._backend, self._log.stream_key), position)
         late = late_nodes(self._backend, lambda node: node.lacks(name, positions), timeout_seconds=timeout_ms / 1000)
         if late:
             raise NotYetAppliedError(name, position, timeout_ms, late)

@@ -17,7 +17,7 @@ import threading
 import time
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from quorin.engine.backend import connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
@@ -39,6 +39,7 @@ from quorin.errors import (
     WriterFencedError,
     WriterLeaseHeldError,
 )
+from quorin.hydration import rebuild_segment
 from quorin.logging import get_logger
 from quorin.shm import SegmentRegistry
 
@@ -115,22 +116,26 @@ class WALConsumer:
         self._backend = connect(connection, namespace=namespace)
         self._owns_backend = self._backend is not connection
         registry = SegmentRegistry(self._backend, namespace=namespace) if registry is None else registry
-        trims, sources = trims and offline is not None, {"history": offline, "snapshots": snapshots, "peers": peers}
-        self._stop, self._running = threading.Event(), threading.Lock()
-        is_of_all, role = schemas_or_segments is None, "follower" if yields else "consumer"
+        self._stop = threading.Event()
+        self._running = threading.Lock()
+        key = self._backend.log(stream_key).stream_key
+        sizes: dict[str, Any] = {"capacity": capacity, "max_id_bytes": max_id_bytes}
+        sources: dict[str, Any] = {"history": offline, "snapshots": snapshots, "peers": peers}
         self._ownership = Ownership(
             schemas_or_segments,
             registry,
-            self._backend.log(stream_key).stream_key,
+            partial(rebuild_segment, registry=registry, stream_key=key, show=show, **sizes, **sources),
             before_overtaking=lambda: self._lanes.end_others_of_node(),
             frozen_after_seconds=frozen_after_seconds,
-            new_segment={**sources, "capacity": capacity, "max_id_bytes": max_id_bytes, "show": show},
             stopping=self._stop,
         )
-        settings = LaneSettings(role, trims, is_of_all, batch_entries, node_timeout_seconds)
-        self._lanes, self._pace = Lanes(registry, stream_key, offline, self._ownership, settings), Pace()
-        limits = FlushLimits(flush_interval_seconds, flush_rows, flush_bytes)
-        self._flusher, self._agenda = Flusher(self._lanes, offline, limits), self._new_agenda()
+        role = "follower" if yields else "consumer"
+        trims = trims and offline is not None
+        settings = LaneSettings(role, trims, schemas_or_segments is None, batch_entries, node_timeout_seconds)
+        self._lanes = Lanes(registry, stream_key, offline, self._ownership, settings)
+        self._flusher = Flusher(self._lanes, offline, FlushLimits(flush_interval_seconds, flush_rows, flush_bytes))
+        self._pace = Pace()
+        self._agenda = self._new_agenda()
         self._snapshots = writing(snapshots, registry, self._ownership.reports, snapshot_every_seconds, show=show)
         self._precedence = Precedence(registry, role, discovers=self._ownership.discovers)
 
@@ -291,7 +296,7 @@ class WALConsumer:
         applied, before = 0, -1
         while before != lane.cursor.lowest < end and len(self._ownership.owned()) >= self._agenda.owned:
             before = lane.cursor.lowest
-            applied += self._apply(lane, lane.cursor.read(block_ms=0)(), stages=False)
+            applied += self._apply(lane, lane.cursor.read_call(block_ms=0)(), stages=False)
         return applied
 
     def _finish(self) -> None:

@@ -42,7 +42,7 @@ def _duration(where: str, value: Any) -> timedelta:
     return timedelta(microseconds=microseconds)
 
 
-def settled_limits(config: RepoConfig, table: Any, requested: Sequence[str]) -> dict[str, timedelta]:
+def limits_of_settings(config: RepoConfig, table: Any, requested: Sequence[str]) -> dict[str, timedelta]:
     """The limits that the settings put on features of a view; none for the others."""
     settings, ttl = config.online_store, getattr(table, "ttl", None)
     enforced = dict.fromkeys(requested, ttl) if settings.enforce_ttl and ttl else {}
@@ -75,6 +75,11 @@ def limits_for(limits: Limits, table: Any, requested: Iterable[str]) -> dict[str
     rest = of_all if of_view is None else of_view
     found = {feature: of_features.get(feature, rest) for feature in requested}
     return {feature: limit for feature, limit in found.items() if limit is not None}
+
+
+def limits_ns(features: Iterable[str], limits: Mapping[str, timedelta]) -> tuple[int, ...]:
+    """The age limit of each feature in ns, 0 for none."""
+    return tuple(duration_ns("max_age", limits[name]) if name in limits else 0 for name in features)
 
 
 def shortest(*limits: Mapping[str, timedelta]) -> dict[str, timedelta]:

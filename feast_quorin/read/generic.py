@@ -17,7 +17,7 @@ from feast_quorin import feast_private
 from feast_quorin.convert import locating
 from feast_quorin.convert.entity_ids import entity_ids, entity_ids_of_rows, key_values
 from feast_quorin.convert.times import to_datetime, to_timestamp
-from feast_quorin.read.ages import limits_for, settled_limits, shortest
+from feast_quorin.read.ages import limits_for, limits_of_settings, shortest
 from feast_quorin.read.asked import current
 from feast_quorin.read.logged_view import log_view
 from feast_quorin.read.positions import add as add_positions
@@ -119,7 +119,7 @@ def read_views(
     for number, ((table, requested, view), (_, indexes, row_count), rows) in enumerate(
         zip(choices, entities, rows_of_views, strict=True)
     ):
-        limits = age_limits(config, table, requested)
+        limits = limits_of_read(config, table, requested)
         log_view(session.served, view, ids[number], rows.batch, limits, now_ns)
         add_to_response(
             response,
@@ -180,9 +180,9 @@ def add_to_response(
     )
 
 
-def age_limits(config: Any, table: Any, requested: Sequence[str]) -> dict[str, timedelta]:
-    """The ages up to which features of a view are served: what the settings say, and the request."""
-    return shortest(settled_limits(config, table, requested), limits_for(current().limits, table, requested))
+def limits_of_read(config: Any, table: Any, requested: Sequence[str]) -> dict[str, timedelta]:
+    """The ages up to which a read serves features of a view: what the settings say, and the request."""
+    return shortest(limits_of_settings(config, table, requested), limits_for(current().limits, table, requested))
 
 
 def _timestamps(times_ns: Sequence[int | None]) -> list[Timestamp]:

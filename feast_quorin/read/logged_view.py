@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from feast_quorin.read.ages import limits_ns
 from feast_quorin.read.request_id import current
-from quorin.assembly import duration_ns
 from quorin.offline import ServedRows, ServedView
 
 if TYPE_CHECKING:
@@ -35,13 +35,8 @@ def log_view(
     features = [(name, fields[stored.field]) for name, stored in view.features.items() if stored.field in fields]
     if not features:
         return
-    ages = age_limits([name for name, _ in features], limits)
+    ages = limits_ns([name for name, _ in features], limits)
     described = ServedView(view.name, view.schema.__name__, tuple(features), 0, view.schema.tie_breaker, ages)
     number = log.describe([described])
     if number >= 0:
         log.rows(number, current(), [ids], [0], [ServedRows.of(batch, now_ns)])
-
-
-def age_limits(names: Iterable[str], limits: Mapping[str, timedelta]) -> tuple[int, ...]:
-    """The age limit of each feature in ns, 0 for none."""
-    return tuple(duration_ns("max_age", limits[name]) if name in limits else 0 for name in names)

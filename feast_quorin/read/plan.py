@@ -15,7 +15,7 @@ from feast.on_demand_feature_view import OnDemandFeatureView
 from feast_quorin import feast_private
 from feast_quorin.cache import BoundedCache
 from feast_quorin.convert.decoders import NumberDecoder, decoder_for
-from feast_quorin.read.ages import settled_limits
+from feast_quorin.read.ages import limits_of_settings
 from feast_quorin.read.freshness import RegistryState, can_tell_changes, current_state
 from feast_quorin.read.on_demand import transforms
 from feast_quorin.read.resolved import Feature, Resolved, Transform, ViewPlan
@@ -132,7 +132,7 @@ class Plans:
         stored = stored_view(self.config, table)
         codecs = {name: stored.features[name].codec for name in requested}
         fields = {name: stored.features[name].field for name in requested}
-        limits = settled_limits(self.config, table, requested)
+        limits = limits_of_settings(self.config, table, requested)
         reader = ViewReader(
             self.session, stored, requested, {fields[feature]: limit for feature, limit in limits.items()}
         )

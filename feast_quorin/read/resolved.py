@@ -44,7 +44,7 @@ class ViewPlan:
     limits: dict[str, timedelta]
 
     def limited(self, limits: Limits) -> ViewPlan:
-        """The same with what a request asks for beyond the settings.
+        """This view with the limits of a request beside those of the settings.
 
         :raises InvalidMaxAgeError: for a feature that the view does not have.
         """
@@ -94,7 +94,10 @@ class Resolved:
     _slots: tuple[Any, list[tuple[str, int]]] = field(default=(None, []), init=False, repr=False, compare=False)
 
     def limited(self, limits: Limits) -> Resolved:
-        """The same choice with what a request asks for as ``max_age``. :raises InvalidMaxAgeError: as a view."""
+        """This choice with the limits that a request asks for as ``max_age``.
+
+        :raises InvalidMaxAgeError: as :meth:`ViewPlan.limited`.
+        """
         return replace(self, views=tuple(view.limited(limits) for view in self.views)) if limits else self
 
     def view_names(self) -> tuple[str, ...]:

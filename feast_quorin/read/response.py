@@ -31,7 +31,7 @@ _SECOND_NS = 1_000_000_000
 _MIN_BLOCK_COLUMNS = 8
 _MAX_OTHER_COLUMNS = 8
 _MAX_LABELS = 256
-_FEW_ROWS = 1_000
+_MAX_ROWS_AT_ONCE = 1_000
 
 
 class Vector(NamedTuple):
@@ -330,7 +330,7 @@ def _state(row: OneRow, index: int) -> bytes:
 
 
 def _states(columns: Columns, index: int) -> bytes:
-    """The same for many rows; ``index`` is -1 for a feature that the segment does not have."""
+    """Status and event time of a feature of many rows; ``index`` is -1 for a feature that the segment does not have."""
     if index < 0:
         return wire.row_states([FieldStatus.NOT_FOUND] * len(columns.found), columns.event_time_ns)
     statuses = np.where(columns.found, FieldStatus.PRESENT, FieldStatus.NOT_FOUND).astype(np.uint8)
@@ -367,7 +367,7 @@ def _labels(names: tuple[str, ...]) -> pd.Index:
 
 def _json_floats(reads: Sequence[Any], features: Sequence[Feature]) -> dict[tuple[int, int], Any]:
     """The columns of floats of few rows, by view and index there, without nulls."""
-    if any(type(read) is OneRow or len(read.found) > _FEW_ROWS for read in reads):
+    if any(type(read) is OneRow or len(read.found) > _MAX_ROWS_AT_ONCE for read in reads):
         return {}
     columns: dict[tuple[int, int], Any] = {}
     for view in dict.fromkeys(feature.view for feature in features if feature.decoder.is_float):

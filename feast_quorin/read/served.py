@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from feast_quorin.read.logged_view import age_limits
+from feast_quorin.read.ages import limits_ns
 from feast_quorin.read.request_id import current
 from quorin.assembly import OneRow
 from quorin.offline import ServedView
@@ -69,7 +69,7 @@ def served_requests(resolved: Resolved, groups: Sequence[Sequence[int]]) -> Serv
         own = sorted((one for one in resolved.inputs if one.view == index), key=lambda one: one.name)
         features = tuple((feature.name, fields[feature.column]) for feature in own)
         names = [*view.codecs]
-        ages = age_limits([names[feature.column] for feature in own], view.limits)
+        ages = limits_ns([names[feature.column] for feature in own], view.limits)
         group = next(number for number, own in enumerate(groups) if index in own)
         name, schema = view.table.projection.name_to_use(), view.reader.schema
         views.append(ServedView(name, schema.__name__, features, group, schema.tie_breaker, ages))

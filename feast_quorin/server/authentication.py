@@ -93,7 +93,7 @@ class CachedTokens(TokenParser):
         if task is None:
             task = self._asking[key] = asyncio.create_task(self._ask(token, key))
             task.add_done_callback(lambda _: self._asking.pop(key))
-        return await asyncio.shield(task)  # Who gives up waiting stops no other.
+        return await asyncio.shield(task)  # A caller that gives up waiting stops no other.
 
     async def _ask(self, token: str, key: bytes) -> Known:
         started = time.monotonic()

@@ -8,7 +8,7 @@ import typer
 
 from quorin.cli.options import Connection, Namespace, Opened, ShmDir, StreamKey, known_schema
 from quorin.cli.output import Json, print_json
-from quorin.cli.put import how_to_apply, time_ns
+from quorin.cli.put import noting_how_to_apply, time_ns
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.engine.words import counted
 
@@ -41,8 +41,6 @@ def delete(
     Exit codes: 0 the deletions are in the log (with `--sync`: are applied), 1 they were refused, or are in the log but
     were not applied in time, 2 wrong usage.
     """
-    from quorin.engine.ops.presence import reports
-    from quorin.errors import SegmentNotFoundError, WriteSyncTimeoutError
     from quorin.shm import SegmentRegistry
     from quorin.wal import WALProducer
 
@@ -53,12 +51,8 @@ def delete(
         with WALProducer(backend, stream_key=stream_key, registry=registry) as producer:
             position = max(producer.delete(target, entity_id, at_ns) for entity_id in ids)
             if sync:
-                try:
+                with noting_how_to_apply(backend, namespace, stream_key):
                     producer.wait(target, position, timeout_ms=timeout_ms)
-                except (WriteSyncTimeoutError, SegmentNotFoundError) as error:
-                    if not any(report.role == "consumer" for report in reports(backend.control)):
-                        error.add_note(how_to_apply(backend.address, namespace, stream_key))
-                    raise
     if as_json:
         deleted = {"schema": target.__name__, "entity_ids": ids, "position": position, "token": position.text}
         print_json({**deleted, "is_served": sync or None})

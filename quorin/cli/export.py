@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from quorin.cli.options import Connection, Fields, Namespace, Opened, Prefix, Raw, ShmDir, resolve_field, resolve_schema
-from quorin.cli.output import Json, print_json, progress_bar
+from quorin.cli.output import Json, print_json, progress_bar, written_whole
 from quorin.cli.repository import Names
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
 from quorin.engine.words import counted, size
@@ -80,20 +79,16 @@ def write_batches(scanned: pa.RecordBatchReader, shown: dict[str, str], file: Pa
     if nested and file.suffix == ".csv":
         hint = "choose other fields, or write .parquet"
         raise typer.BadParameter(f"CSV has no lists, as in {', '.join(nested)}: {hint}")
-    pending, rows = file.with_name(f".{file.name}.{os.getpid()}.pending"), 0
-    try:
-        pending.touch(mode=0o600, exist_ok=False)
-        with pending.open("wb") as out, _writer(file.suffix, out, pa.schema(columns)) as writer:
-            for batch in scanned:
-                writer.write_batch(batch.rename_columns([one.name for one in columns]))
-                rows += batch.num_rows
-                progress(rows, max(rows, total))
-        pending.replace(file)
-    except OSError as error:
-        error.filename = str(file)
-        raise
-    finally:
-        pending.unlink(missing_ok=True)
+    rows = 0
+    with (
+        written_whole(file) as pending,
+        pending.open("wb") as out,
+        _writer(file.suffix, out, pa.schema(columns)) as writer,
+    ):
+        for batch in scanned:
+            writer.write_batch(batch.rename_columns([one.name for one in columns]))
+            rows += batch.num_rows
+            progress(rows, max(rows, total))
     return rows
 
 

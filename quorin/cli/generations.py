@@ -40,7 +40,7 @@ def generations(
 
     Exit codes: 0 shown, or removed, 1 there is no segment, or the generation is current or pinned, 2 wrong usage.
     """
-    from quorin.engine.ops.presence import pinners
+    from quorin.engine.ops.presence import pinning_processes
     from quorin.errors import SegmentNotFoundError
     from quorin.shm import SegmentRegistry
 
@@ -56,7 +56,7 @@ def generations(
                 found += registry.generations(name)
         dropped = _drop(found, drop or [])
     shown = [one for one in found if one not in dropped]
-    holders = pinners(one.path for one in shown if one.is_pinned)
+    holders = pinning_processes(one.path for one in shown if one.is_pinned)
     if as_json:
         print_json({"generations": [_as_dict(one, names, holders.get(one.path, [])) for one in shown]})
         return

@@ -44,7 +44,11 @@ def connection_of(context: typer.Context, connection: str) -> str:
 
 
 def new_connection_of(context: typer.Context, connection: str) -> str:
-    """As :func:`connection_of`; the store may be one to create."""
+    """The connection that was passed, else that of the Feast repository in the working directory; its store need not
+    exist.
+
+    :raises typer.BadParameter: if there is none.
+    """
     here = None if connection or context.resilient_parsing else repository()
     if here is None and not connection and not context.resilient_parsing:
         raise typer.BadParameter(

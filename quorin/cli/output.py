@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -59,6 +61,24 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
+
+
+@contextmanager
+def written_whole(file: Path) -> Iterator[Path]:
+    """A file to write in a ``with`` block, mode 0600, which gets the name ``file`` at the end of the block.
+
+    After an error nothing is left of it, and ``file`` is as it was; an :class:`OSError` names ``file``.
+    """
+    pending = file.with_name(f".{file.name}.{os.getpid()}.pending")
+    try:
+        pending.touch(mode=0o600, exist_ok=False)
+        yield pending
+        pending.replace(file)
+    except OSError as error:
+        error.filename = str(file)
+        raise
+    finally:
+        pending.unlink(missing_ok=True)
 
 
 @contextmanager

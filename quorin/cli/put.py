@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,9 @@ from quorin.cli.output import Json, print_json
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from quorin.engine.backend import Backend
     from quorin.schema import FeatureField
 
 
@@ -50,8 +54,6 @@ def put(
     Exit codes: 0 the row is in the log (with `--sync`: is served), 1 it was refused, or is in the log but was not
     applied in time, 2 wrong usage.
     """
-    from quorin.engine.ops.presence import reports
-    from quorin.errors import SegmentNotFoundError, WriteSyncTimeoutError
     from quorin.inline_consumer import InlineConsumer
     from quorin.shm import SegmentRegistry
     from quorin.wal import WALProducer
@@ -75,13 +77,9 @@ def put(
             at_ns = None if event_time is None else time_ns(event_time)
             position = producer.write(target, entity_id, row, at_ns, partial=partial)
             if sync:
-                try:
-                    applying = InlineConsumer(registry, target.__name__, stream_key=stream_key, timeout_ms=timeout_ms)
+                applying = InlineConsumer(registry, target.__name__, stream_key=stream_key, timeout_ms=timeout_ms)
+                with noting_how_to_apply(backend, namespace, stream_key):
                     applying.settle(position)
-                except (WriteSyncTimeoutError, SegmentNotFoundError) as error:
-                    if not any(report.role == "consumer" for report in reports(backend.control)):
-                        error.add_note(how_to_apply(backend.address, namespace, stream_key))
-                    raise
     if as_json:
         written = {"schema": target.__name__, "entity_id": entity_id, "position": position, "token": position.text}
         print_json({**written, "is_served": sync or None})
@@ -89,8 +87,21 @@ def put(
         typer.echo(f"{'served' if sync else 'in the log'} at position {position}")
 
 
-def how_to_apply(address: str, namespace: str, stream_key: str) -> str:
-    """What to do where a row stays in the log because nothing applies it."""
+@contextmanager
+def noting_how_to_apply(backend: Backend, namespace: str, stream_key: str) -> Iterator[None]:
+    """Add to the error of a row that stays in the log what to do, if no consumer is running."""
+    from quorin.engine.ops.presence import reports
+    from quorin.errors import SegmentNotFoundError, WriteSyncTimeoutError
+
+    try:
+        yield
+    except (WriteSyncTimeoutError, SegmentNotFoundError) as error:
+        if not any(report.role == "consumer" for report in reports(backend.control)):
+            error.add_note(_how_to_apply(backend.address, namespace, stream_key))
+        raise
+
+
+def _how_to_apply(address: str, namespace: str, stream_key: str) -> str:
     words = ["quorin", "consumer", "--connection", address]
     words += ["--namespace", namespace] if namespace != DEFAULT_NAMESPACE else []
     words += ["--stream-key", stream_key] if stream_key != DEFAULT_STREAM_KEY else []

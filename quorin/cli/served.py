@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from datetime import UTC, datetime
@@ -183,26 +182,17 @@ def _write(table: pa.Table, file: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet
 
-    from quorin.cli.output import plain
+    from quorin.cli.output import plain, written_whole
 
-    pending = file.with_name(f".{file.name}.{os.getpid()}.pending")
-    try:
-        pending.touch(mode=0o600, exist_ok=False)
-        with pending.open("wb") as out:
-            if file.suffix == ".parquet":
-                pyarrow.parquet.write_table(table, out, compression="zstd")
-            elif file.suffix == ".arrow":
-                with pa.ipc.new_file(out, table.schema) as writer:
-                    writer.write_table(table)
-            else:
-                for batch in table.to_batches():
-                    out.writelines(f"{json.dumps(plain(_shown(row)))}\n".encode() for row in batch.to_pylist())
-        pending.replace(file)
-    except OSError as error:
-        error.filename = str(file)
-        raise
-    finally:
-        pending.unlink(missing_ok=True)
+    with written_whole(file) as pending, pending.open("wb") as out:
+        if file.suffix == ".parquet":
+            pyarrow.parquet.write_table(table, out, compression="zstd")
+        elif file.suffix == ".arrow":
+            with pa.ipc.new_file(out, table.schema) as writer:
+                writer.write_table(table)
+        else:
+            for batch in table.to_batches():
+                out.writelines(f"{json.dumps(plain(_shown(row)))}\n".encode() for row in batch.to_pylist())
 
 
 add_command(app, replay)

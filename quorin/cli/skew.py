@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quorin.cli.options import Connection, Fields, Namespace, Opened, Raw, ShmDir, existing_history, resolve_schema
-from quorin.cli.output import Json, add_row, console, plain, print_json, progress_bar, table
+from quorin.cli.output import Json, add_row, console, plain, print_json, progress_bar, table, written_whole
 from quorin.cli.repository import Names, readable_schemas, repository
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
 from quorin.engine.words import duration, moment
@@ -206,22 +205,9 @@ def _write(reports: list[SkewReport], html: Path | None, textfile: Path | None) 
 
     if html is not None:
         page = skew_page([report.to_dict() for report in reports])
-        _replace(html, lambda pending: pending.write_text(page, "utf-8"))
+        with written_whole(html) as pending:
+            pending.write_text(page, "utf-8")
     if textfile is not None:
         from quorin.engine.skew.textfile import write_textfile
 
         write_textfile(reports, textfile)
-
-
-def _replace(file: Path, write: Callable[[Path], object]) -> None:
-    """Write a file that gets its name when it is whole; only its owner may read it."""
-    pending = file.with_name(f".{file.name}.{os.getpid()}.pending")
-    try:
-        pending.touch(mode=0o600, exist_ok=False)
-        write(pending)
-        pending.replace(file)
-    except OSError as error:
-        error.filename = str(file)
-        raise
-    finally:
-        pending.unlink(missing_ok=True)

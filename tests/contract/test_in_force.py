@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from quorin.errors import (
     WriterLeaseHeldError,
     WriteSyncTimeoutError,
 )
-from quorin.hydration import hydrate
+from quorin.hydration import hydrate, rebuild_segment
 from quorin.offline import ParquetDatasetStore
 from quorin.schema import FeatureField, dtype, make_schema, schema_to_json
 from quorin.shm import Segment, SegmentRegistry
@@ -74,8 +75,8 @@ def files(world: World) -> set[str]:
 
 
 def taken(target: Target, place: Any) -> None:
-    options = {"capacity": 8, "max_id_bytes": 64}
-    target.take(place.registry, options, 30.0, before_overtaking=lambda _: None)
+    build = partial(rebuild_segment, registry=place.registry, capacity=8, max_id_bytes=64)
+    target.take(place.registry, build, 30.0, before_overtaking=lambda: None)
 
 
 def count(world: World, entity_id: str) -> Any:

@@ -151,7 +151,7 @@ def test_a_consumer_ends_in_good_order_on_sigterm(place: Place, tmp_path: Path) 
     assert (report.process.pid, report.role) == (process.pid, "consumer")
     assert report.age_seconds < 60
     with place.registry.open_current(ROW) as segment:
-        mapped = {holder.pid for holder in presence.holders(place.shm_dir).get(segment.name, [])}
+        mapped = {holder.pid for holder in presence.mapping_processes(place.shm_dir).get(segment.name, [])}
         assert mapped == {process.pid, os.getpid()}
     os.kill(process.pid, signal.SIGTERM)
     process.join(60)

@@ -117,7 +117,7 @@ def test_a_bad_directory_or_connection_is_named(tmp_path: Path) -> None:
 def test_another_version_is_refused_at_attach(registry: SegmentRegistry) -> None:
     with registry.create(Scalars, capacity=1):
         second = make_schema("Scalars", Scalars.fields, version=2)
-        with pytest.raises(SchemaMismatchError, match="version 1, asked for Scalars version 2"):
+        with pytest.raises(SchemaMismatchError, match="Scalars version 1; Scalars version 2 was requested"):
             registry.open_current(second)
 
 

@@ -141,9 +141,9 @@ def test_a_forked_child_holds_what_its_parent_left(place: Place, tmp_path: Path)
     started(place, tmp_path, "forker").join(60)
     (name,) = place.files()
     assert [tick.reclaimed for tick in place.ticks(3)] == [()] * 3
-    (holder,) = presence.holders(place.shm_dir)[name]
+    (holder,) = presence.mapping_processes(place.shm_dir)[name]
     os.kill(holder.pid, signal.SIGKILL)
-    until(lambda: name not in presence.holders(place.shm_dir))
+    until(lambda: name not in presence.mapping_processes(place.shm_dir))
     assert [len(tick.reclaimed) for tick in place.ticks(2)] == [0, 1]
     assert place.files() == set()
 

@@ -29,7 +29,7 @@ def beginnings_text(beginnings: Sequence[tuple[int, int]]) -> str:
     return ",".join(f"{identity}:{position}" for identity, position in beginnings)
 
 
-def beginning_in(text: str, partition: int) -> tuple[int, int] | None:
+def parse_beginning(text: str, partition: int) -> tuple[int, int] | None:
     """Log identity and position of one partition; None if the text has no such partition."""
     parts = text.split(",")
     if partition >= len(parts):

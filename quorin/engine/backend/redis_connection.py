@@ -27,7 +27,7 @@ from quorin.errors import ConnectionFailedError, LogClosedError, LogFullError, P
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from quorin.engine.backend.redis_routes import Place, Route
+    from quorin.engine.backend.redis_routes import Endpoint, Route
 
 _RETRY_PAUSE_SECONDS, _MAX_RETRY_PAUSE_SECONDS = 0.02, 0.5
 _FAILED_OVER = redis.exceptions.ReadOnlyError, redis.exceptions.ClusterDownError, redis.exceptions.TryAgainError
@@ -51,9 +51,9 @@ class FailedOverError(redis.exceptions.ConnectionError):
 class _AskError(Exception):
     """A key is at another server while its slot is being moved there; the slot is still here."""
 
-    def __init__(self, place: Place) -> None:
-        super().__init__(place)
-        self.place = place
+    def __init__(self, endpoint: Endpoint) -> None:
+        super().__init__(endpoint)
+        self.endpoint = endpoint
 
 
 class RedisServer:
@@ -187,7 +187,7 @@ class RedisServer:
         try:
             return self._exchange(self._connection(), command)
         except _AskError as error:
-            return self._exchange(self._connection_to(error.place), command, asking=True)
+            return self._exchange(self._connection_to(error.endpoint), command, asking=True)
 
     def _prepare_next_try(self, error: Exception) -> None:
         if self._closed or isinstance(error, redis.exceptions.AuthenticationError):
@@ -224,13 +224,13 @@ class RedisServer:
         """
         found = _ELSEWHERE.match(str(error))
         if found is not None and (found[1] or isinstance(error, redis.exceptions.AskError)):
-            place = (found[3].strip("[]") or getattr(connection, "host", "localhost"), int(found[4]))
+            endpoint = (found[3].strip("[]") or getattr(connection, "host", "localhost"), int(found[4]))
             is_moved = found[1] == "MOVED" or isinstance(error, redis.exceptions.MovedError)
             if not is_moved:
                 if raises:
-                    raise _AskError(place)
+                    raise _AskError(endpoint)
                 return
-            if not self._route.moved(place):
+            if not self._route.moved(endpoint):
                 raise ConnectionFailedError(
                     f"Redis at {self.address} is a node of a cluster, and slot {found[2]} is at another node: connect "
                     "to the cluster, with ?cluster=true"
@@ -254,12 +254,12 @@ class RedisServer:
         if getattr(self._of_thread, "connection", None) is connection:
             self._of_thread.__dict__.clear()
 
-    def _connection_to(self, place: Place) -> Any:
+    def _connection_to(self, endpoint: Endpoint) -> Any:
         """A connection to a server that has some keys of a slot that is being moved to it."""
         kept = getattr(self._of_thread, "importing", None)
-        if kept is None or kept[0] != place:
-            host, port = place
-            kept = place, self._route.settings.open(self.address, host=host, port=port)
+        if kept is None or kept[0] != endpoint:
+            host, port = endpoint
+            kept = endpoint, self._route.settings.open(self.address, host=host, port=port)
             self._of_thread.importing = kept
             self._open.add(kept[1])
         return kept[1]
@@ -305,7 +305,7 @@ def pairs(answer: list[bytes]) -> dict[bytes, bytes]:
 
 
 def texts(answer: list[bytes]) -> dict[str, str]:
-    """The same, decoded."""
+    """An answer of names and values in turn, as a dictionary of texts."""
     return {name.decode(): text.decode() for name, text in pairs(answer).items()}
 
 

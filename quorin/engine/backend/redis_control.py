@@ -72,7 +72,7 @@ class RedisControlPlane:
     def beginnings(self, partition: int = 0) -> dict[str, Beginning]:
         """Where schemas begin in the log of a partition, by name."""
         found = texts(self._server.call("HGETALL", self._of_schemas[2]))
-        parts = {name: partition_keys.beginning_in(text, partition) for name, text in found.items()}
+        parts = {name: partition_keys.parse_beginning(text, partition) for name, text in found.items()}
         return {name: Beginning(*part) for name, part in parts.items() if part is not None}
 
     def partition_count(self) -> int | None:

@@ -22,7 +22,7 @@ from redis.sentinel import Sentinel
 from quorin.engine.paths import absolute
 from quorin.errors import ConnectionFailedError
 
-Place = tuple[str, int]
+Endpoint = tuple[str, int]
 """Host and port."""
 
 _DEFAULTS: dict[str, Any] = {"socket_connect_timeout": 2.0, "socket_timeout": 5.0}
@@ -61,13 +61,13 @@ class Settings:
         """Of URLs, with ``s`` for TLS."""
         return "rediss" if issubclass(self.connection_class, redis.SSLConnection) else "redis"
 
-    def open(self, address: str, **place: Any) -> Any:
+    def open(self, address: str, **endpoint: Any) -> Any:
         """A connection that connects when it is first used.
 
         :raises ConnectionFailedError: for a setting that redis-py does not know.
         """
         try:
-            return self.connection_class(**self.values | place)
+            return self.connection_class(**self.values | endpoint)
         except TypeError as error:
             raise ConnectionFailedError(f"a setting for Redis at {address} is not known: {error}") from None
 
@@ -99,7 +99,7 @@ class Route(Protocol):
     def lost(self) -> None:
         """A connection broke, or its server is not the master: the next is to go where the master is then."""
 
-    def moved(self, master: Place, /) -> bool:
+    def moved(self, master: Endpoint, /) -> bool:
         """A server named another as the master. False if this route has but one server."""
 
 
@@ -132,7 +132,7 @@ class FixedRoute:
     def lost(self) -> None:
         """The server stays the same."""
 
-    def moved(self, _: Place, /) -> bool:
+    def moved(self, _: Endpoint, /) -> bool:
         """It has no other."""
         return False
 
@@ -145,7 +145,7 @@ class SentinelRoute:
     retries = 4
 
     def __init__(
-        self, sentinels: tuple[Place, ...], service: str, settings: Settings, sentinel_login: dict[str, str]
+        self, sentinels: tuple[Endpoint, ...], service: str, settings: Settings, sentinel_login: dict[str, str]
     ) -> None:
         self._sentinels, self._service, self.settings, self._login = sentinels, service, settings, sentinel_login
         self.secrets = [*_secrets(settings.values), *_secrets(sentinel_login)]
@@ -164,11 +164,11 @@ class SentinelRoute:
     def lost(self) -> None:
         """The next connection asks Sentinel anyhow."""
 
-    def moved(self, _: Place, /) -> bool:
+    def moved(self, _: Endpoint, /) -> bool:
         """Its servers are not a cluster's."""
         return False
 
-    def _master(self) -> Place:
+    def _master(self) -> Endpoint:
         of_sockets = {
             name: value for name, value in self.settings.values.items() if name.startswith(("socket_", "ssl_"))
         }
@@ -191,7 +191,7 @@ class ClusterTopology:
     """Which master has which slot, as redis-py's cluster client learns it from any node. It is shared by the routes."""
 
     def __init__(
-        self, seeds: tuple[Place, ...], settings: Settings, remap: Callable[[Place], Place] | None = None
+        self, seeds: tuple[Endpoint, ...], settings: Settings, remap: Callable[[Endpoint], Endpoint] | None = None
     ) -> None:
         if settings.values.get("db"):
             raise ConnectionFailedError(f"database {settings.values['db']}: a cluster has only the database 0")
@@ -203,13 +203,13 @@ class ClusterTopology:
         """Know nothing yet: a lock and connections of a parent process are not this one's."""
         self._pid, self._lock = os.getpid(), threading.Lock()
         self._is_stale = True
-        self._moved: dict[int, Place] = {}
+        self._moved: dict[int, Endpoint] = {}
         self._nodes: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ClusterTopology, (self.seeds, self.settings, self._remap)
 
-    def master(self, slot: int) -> Place:
+    def master(self, slot: int) -> Endpoint:
         """The master of a slot.
 
         :raises NoMasterError: if the slot has none, or no node of the cluster can be reached.
@@ -233,7 +233,7 @@ class ClusterTopology:
         """Look up the masters when one is needed next."""
         self._is_stale = True
 
-    def moved(self, slot: int, master: Place) -> None:
+    def moved(self, slot: int, master: Endpoint) -> None:
         """A node named the master of a slot, which is newer than what others may say."""
         with self._lock:
             self._moved[slot] = master if self._remap is None else self._remap(master)
@@ -299,7 +299,7 @@ class ClusterRoute:
         """A replica may take over, or the slot may be elsewhere."""
         self._topology.mark_stale()
 
-    def moved(self, master: Place, /) -> bool:
+    def moved(self, master: Endpoint, /) -> bool:
         """The slot is there now."""
         self._topology.moved(self._slot, master)
         return True
@@ -335,5 +335,5 @@ def _secrets(values: dict[str, Any]) -> list[str]:
     return [str(values[name]) for name in ("password",) if values.get(name)]
 
 
-def _listed(places: tuple[Place, ...]) -> str:
-    return ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in places)
+def _listed(endpoints: tuple[Endpoint, ...]) -> str:
+    return ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in endpoints)

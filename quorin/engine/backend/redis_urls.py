@@ -21,7 +21,7 @@ from quorin.engine.urls import REDIS_FORM, is_malformed, shown, split_credential
 from quorin.errors import ConnectionFailedError
 
 if TYPE_CHECKING:
-    from quorin.engine.backend.redis_routes import Place, Route
+    from quorin.engine.backend.redis_routes import Endpoint, Route
 
 _REDIS_PORT, _SENTINEL_PORT = 6379, 26379
 _HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(?::([0-9]+))?")
@@ -53,12 +53,12 @@ def route_of_url(url: str, namespace: str) -> tuple[Route, int | None]:
         if value:
             settings.values[name] = value
     if is_sentinel:
-        return SentinelRoute(_places(hosts, _SENTINEL_PORT), service, settings, login), partitions
-    places = _places(hosts, _REDIS_PORT)
+        return SentinelRoute(_endpoints(hosts, _SENTINEL_PORT), service, settings, login), partitions
+    endpoints = _endpoints(hosts, _REDIS_PORT)
     if is_cluster:
-        return ClusterRoute(ClusterTopology(places, settings), slot_of(namespace)), partitions
+        return ClusterRoute(ClusterTopology(endpoints, settings), slot_of(namespace)), partitions
     if scheme != "unix":
-        settings.values["host"], settings.values["port"] = places[0]
+        settings.values["host"], settings.values["port"] = endpoints[0]
     return FixedRoute(settings), partitions
 
 
@@ -113,6 +113,6 @@ def _settings(url: str, scheme: str, rest: str) -> Settings:
     return Settings(parsed.pop("connection_class", redis.Connection), parsed)
 
 
-def _places(hosts: str, port: int) -> tuple[Place, ...]:
+def _endpoints(hosts: str, port: int) -> tuple[Endpoint, ...]:
     found = [_HOST_AND_PORT.fullmatch(host) for host in hosts.split(",")]
     return tuple((match[1].strip("[]") or "localhost", int(match[2] or port)) for match in found if match)

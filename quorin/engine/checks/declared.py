@@ -29,7 +29,7 @@ class Check:
         return getattr(self, "field", None)
 
     def as_dict(self) -> dict[str, Any]:
-        """As it stands in a file: ``check``, and the arguments that differ from their defaults."""
+        """As it is in a file: ``check``, and the arguments that differ from their defaults."""
         values = {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}  # type: ignore[arg-type]
         return {"check": self.kind} | {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from quorin import metrics
+from quorin.engine.consumer.entry_run import Destination, Entry, EntryRun
 from quorin.engine.consumer.history import LoadWriter
 from quorin.engine.consumer.plan import Cursors, is_all
 from quorin.engine.consumer.progress import progress_of
-from quorin.engine.consumer.run import Destination, Run
 from quorin.engine.consumer.single_rows import SingleRows
 from quorin.engine.counting import counters
 from quorin.engine.log.record import Kind, decode, encode, fingerprint_bytes, is_of_load, peek, translate, written_at
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from quorin.engine.log.record import Record
     from quorin.engine.log.record_fast import Template
     from quorin.schema import Schema
-
-Entry = tuple[int, bytes]
-"""A position and the record there."""
 
 MAX_UNBATCHED_ROWS = 8
 """Up to this number, rows are applied faster one by one than as one batch."""
@@ -102,7 +99,7 @@ class Applier:
     def _apply(
         self, entries: list[Entry], targets: Mapping[str, Destination], cursors: Cursors, *, changes: bool
     ) -> int:
-        applied, run = 0, Run(changes=changes)
+        applied, run = 0, EntryRun(changes=changes)
         for _, neighbours in groupby(entries, key=_likeness):
             alike = list(neighbours)
             if changes and len(alike) <= MAX_UNBATCHED_ROWS:
@@ -110,14 +107,13 @@ class Applier:
                 if unbatched is not None:
                     # The rows gathered so far come first: entries are applied in the order of the log.
                     applied += self._apply_run(run) + self._apply_unbatched(*unbatched, alike)
-                    run = Run()
+                    run = EntryRun()
                     continue
             for target, record, batch, part in self._decoded(alike, targets, cursors):
                 if not run.takes(target, record, batch):
                     applied += self._apply_run(run)
-                    run = Run(changes=changes)
-                positions, payloads = [position for position, _ in part], [payload for _, payload in part]
-                run.add(target, record.kind, batch, positions, payloads, record.written_ns, record.load)
+                    run = EntryRun(changes=changes)
+                run.add(target, record, batch, part)
         return applied + self._apply_run(run)
 
     def apply_tail(self, tail: Tail, targets: list[Target]) -> int | None:
@@ -221,7 +217,7 @@ class Applier:
         if name not in self._known_names:
             raise InvalidEntryError(f"schema {name!r} is unknown to the control plane")
 
-    def _apply_run(self, run: Run) -> int:
+    def _apply_run(self, run: EntryRun) -> int:
         """Apply entries as one batch; if a row is refused, one by one, to find the bad entry."""
         if run.target is None:
             return 0
@@ -230,23 +226,23 @@ class Applier:
             _check_lengths(run, batch)
             applied = _apply_batch(run, batch)
         except (InvalidRowError, EntityIdError) as error:
-            if len(run.positions) > 1:
+            if len(run.entries) > 1:
                 # Rows of the batch that took effect already change nothing when they are applied again.
                 return sum(self._apply_run(single) for single in run.singles())
             if not isinstance(error, EntityIdTooLongError):
-                self._bury(run.positions[0], run.payloads[0], error)
+                self._bury(*run.entries[0], error)
                 return 0
             batch = self._without_rejected(run, batch)
             applied = _apply_batch(run, batch)
         if (history := self._history) is not None:
             # A single entry may have lost rejected rows, so its positions are counted by the batch.
-            single = len(run.positions) == 1
-            positions = pa.repeat(run.positions[0], batch.num_rows) if single else run.row_positions()
+            single = len(run.entries) == 1
+            positions = pa.repeat(run.entries[0][0], batch.num_rows) if single else run.row_positions()
             if run.kind is not Kind.load:
                 history.append(run.target.schema, batch, positions, kind=run.kind)
             elif isinstance(history, LoadWriter):
                 history.append(run.target.schema, batch, positions, load=run.load)
-            self.appended[run.target.schema] = run.positions[-1]
+            self.appended[run.target.schema] = run.entries[-1][0]
         if run.changes and run.kind is not Kind.load:
             self._count(name, applied, batch.num_rows - applied, max(0, time.time_ns() - run.written_ns))
         return applied
@@ -255,7 +251,7 @@ class Applier:
         if self._historian is not None:
             metrics.count_applied(name, applied, ignored, delay_ns)
 
-    def _without_rejected(self, run: Run, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def _without_rejected(self, run: EntryRun, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The rows of one entry whose ids fit the segment; the other rows become one dead letter."""
         assert run.target is not None  # noqa: S101 - a run with batches has a target
         limit = run.target.opened.current_view().layout.max_id_bytes
@@ -263,7 +259,7 @@ class Applier:
         rejected = batch.filter(pc.invert(fitting))
         payload = encode(run.kind, run.target.schema, rejected, written_ns=run.written_ns, load=run.load)
         reason = f"{rejected.num_rows} entity ids have more than the segment's limit of {limit} bytes in UTF-8"
-        self._bury(run.positions[0], payload, InvalidEntryError(reason))
+        self._bury(run.entries[0][0], payload, InvalidEntryError(reason))
         return batch.filter(fitting)
 
     def _bury(self, position: int, payload: bytes, error: Exception) -> None:
@@ -294,7 +290,7 @@ def _is_known(entry: Entry, known: Mapping[str, int]) -> bool:
         return False
 
 
-def _check_lengths(run: Run, batch: pa.RecordBatch) -> None:
+def _check_lengths(run: EntryRun, batch: pa.RecordBatch) -> None:
     """Refuse what :func:`_apply_batch` would, in rows that it does not write to the segment."""
     assert run.target is not None  # noqa: S101 - a run with batches has a target
     if run.changes and run.kind is not Kind.load:
@@ -304,10 +300,10 @@ def _check_lengths(run: Run, batch: pa.RecordBatch) -> None:
         raise EntityIdTooLongError(f"an entity id has {longest} bytes in UTF-8, over the segment's limit of {limit}")
 
 
-def _apply_batch(run: Run, batch: pa.RecordBatch) -> int:
+def _apply_batch(run: EntryRun, batch: pa.RecordBatch) -> int:
     assert run.target is not None  # noqa: S101 - a run with batches has a target
     if not run.changes or run.kind is Kind.load or (run.kind is Kind.partial and batch.num_columns == 2):
         return 0
     # A single entry may have lost rejected rows, so its one position goes with all of its rows.
-    position = run.positions[0] if len(run.positions) == 1 else run.row_positions()
+    position = run.entries[0][0] if len(run.entries) == 1 else run.row_positions()
     return apply_batch(run.target.opened, batch, position=position, kind=run.kind)

@@ -76,7 +76,7 @@ class LogCursor:
         self._kept(names)
         self.positions = Cursors({name: at for name, at in self.positions.after.items() if name in names})
 
-    def look(self, targets: Iterable[Target]) -> Callable[[], tuple[int, Bounds]]:
+    def look_call(self, targets: Iterable[Target]) -> Callable[[], tuple[int, Bounds]]:
         """A call that returns what :meth:`anchor` compares the segments with; any thread may make it."""
         read = {at for target in targets if (at := self._progress(target).position)}
         return lambda: self._log.state(read)
@@ -90,7 +90,7 @@ class LogCursor:
                 self._anchor(target, identity, bounds)
         self._identity = identity
 
-    def read(self, *, block_ms: int) -> Callable[[], ReadResult]:
+    def read_call(self, *, block_ms: int) -> Callable[[], ReadResult]:
         """A call that returns the next entries behind the lowest position, and waits up to ``block_ms`` if there are
         none; any thread may make it.
         """

@@ -24,27 +24,27 @@ _log = get_logger(__name__)
 class Historian:
     """One consumer's part in this: whether it is the historian now, by a lease of the log (decision 0102).
 
-    Only a consumer of all schemas leaves the history to another; one of named schemas always writes theirs, and needs
-    the lease to trim. A consumer that trims goes before a follower, which does not. On one node the consumer that owns
-    all segments goes before any other, which is dead or was overtaken.
+    Only a consumer that discovers schemas leaves the history to another; one of named schemas always writes theirs, and
+    needs the lease to trim. A consumer that trims goes before a follower, which does not. On one node the consumer that
+    owns all segments goes before any other, which is dead or was overtaken.
     """
 
     def __init__(
-        self, log: Log, node: Node, history: OfflineWriter | None, *, role: str, trims: bool, is_of_all: bool
+        self, log: Log, node: Node, history: OfflineWriter | None, *, role: str, trims: bool, discovers: bool
     ) -> None:
         self.offline = history
-        """The history, whoever writes it."""
+        """The history, also while another consumer writes it."""
         self._log = log
         self._node = node
         self._role = role
         self._written = None if type(history) is NoopOfflineWriter else history
-        self._shares = is_of_all
-        self._contends = trims or (is_of_all and self._written is not None)
+        self._discovers = discovers
+        self._contends = trims or (discovers and self._written is not None)
         self._random = secrets.token_hex(8)
         self._fence: Fence | None = None
         """The lease on which the history is written; what it lacks has been read again since it was taken."""
-        self._asked = False
-        """Whether the lease was asked for: the log may count this consumer as its holder."""
+        self._may_hold = False
+        """Whether the log may count this consumer as the lease's holder."""
         self._releases = 0
         self._reported = ""
 
@@ -56,17 +56,17 @@ class Historian:
     @property
     def history(self) -> OfflineWriter | None:
         """The history that this consumer writes now; None if it keeps none, or another consumer writes it."""
-        return self._written if self._fence is not None or not self._shares else None
+        return self._written if self._fence is not None or not self._discovers else None
 
     @property
     def fence(self) -> Fence | None:
         """The lease on which the history is written; None without one."""
         return self._fence
 
-    def acquiring(self, owns_all: Callable[[], bool]) -> Callable[[], Fence | None]:
+    def acquire_call(self, owns_all: Callable[[], bool]) -> Callable[[], Fence | None]:
         """A call that takes or renews the lease, if this consumer wants it; it returns None while another has it.
 
-        Any thread may make it: nothing is written on a lease before :meth:`renewed`, and one that is taken after a
+        Any thread may make it: nothing is written on a lease before :meth:`set_fence`, and one that is taken after a
         :meth:`release` is given back at once.
 
         :raises WriterFencedError: as ``owns_all``, when it is called.
@@ -84,7 +84,7 @@ class Historian:
 
         return acquired
 
-    def renewed(self, fence: Fence | None) -> bool:
+    def set_fence(self, fence: Fence | None) -> bool:
         """Write on a lease from now on. True if it was taken or lost since the last call: then the log is to be read
         again from where the history is durable.
         """
@@ -92,7 +92,7 @@ class Historian:
         return self._fence != before
 
     def confirmed(self, owns_all: Callable[[], bool]) -> Fence | None:
-        """The lease of the last :meth:`renewed`, with all of its time ahead; None if there was none, or it ended since.
+        """The lease of the last :meth:`set_fence`, renewed now; None if there was none, or it ended since.
 
         One that was taken anew does not count: what is applied here may be in no history yet.
         """
@@ -102,7 +102,7 @@ class Historian:
         """End the lease of another consumer of this node, which is frozen: what it has decided to trim stays."""
         held = self._log.historian()
         if held is not None and held[0] != self.name and _node_of(held[0]) == self._node.id:
-            self._asked = True
+            self._may_hold = True
             self._log.acquire_historian(self.name, _ttl_ms(), replacing=held[0])
             if not self._contends:
                 self._log.release_historian(self.name)
@@ -111,12 +111,12 @@ class Historian:
         """End the lease, if this consumer may hold it, known or not."""
         self._fence = None
         self._releases += 1
-        if self._asked:
+        if self._may_hold:
             self._log.release_historian(self.name)
-            self._asked = False
+            self._may_hold = False
 
     def _acquired(self, owns_all: Callable[[], bool]) -> Fence | None:
-        self._asked = True
+        self._may_hold = True
         token = self._log.acquire_historian(self.name, _ttl_ms()) or self._replace(owns_all)
         return None if token is None else Fence(self.name, token)
 

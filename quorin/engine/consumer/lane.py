@@ -33,7 +33,7 @@ class LaneSettings:
 
     role: str
     trims: bool
-    is_of_all: bool
+    discovers: bool
     batch_entries: int
     node_timeout_seconds: float
 
@@ -71,7 +71,7 @@ class Lane:
         self._ownership = ownership
         self._log = log
         self.historian = Historian(
-            log, registry.node, history, role=settings.role, trims=settings.trims, is_of_all=settings.is_of_all
+            log, registry.node, history, role=settings.role, trims=settings.trims, discovers=settings.discovers
         )
         self._loads = Loads(log, registry, self.historian)
         self.cursor = LogCursor(
@@ -95,20 +95,20 @@ class Lane:
 
         :raises WriterFencedError: if a segment was overtaken.
         """
-        seen = self.look()()
+        seen = self.look_call()()
         self.saw(seen)
         return seen.bounds.last
 
-    def look(self) -> Callable[[], Seen]:
+    def look_call(self) -> Callable[[], Seen]:
         """A call that sees the log as it is."""
-        state = self.cursor.look(self._ownership.owned())
-        acquired = self.historian.acquiring(self._ownership.owns_all_schemas)
+        state = self.cursor.look_call(self._ownership.owned())
+        acquired = self.historian.acquire_call(self._ownership.owns_all_schemas)
         # In this order: what a former historian has trimmed is seen.
         return lambda: Seen(acquired(), *state())
 
     def saw(self, seen: Seen) -> None:
         """Anchor the segments that do not follow the log as it was seen."""
-        is_anew = self.historian.renewed(seen.fence)
+        is_anew = self.historian.set_fence(seen.fence)
         self.cursor.anchor(self._ownership.owned(), seen.identity, seen.bounds, anew=is_anew)
         self.must_look = False
         self.closed_end = seen.bounds.last if seen.bounds.is_closed else None
@@ -128,8 +128,8 @@ class Lane:
         bounds = self._log.bounds()
         return bounds.is_closed and bounds.last <= self.cursor.lowest
 
-    def mark(self) -> Any:
-        """Differs from one taken before if segments came, went or were anchored anew, or the position moved."""
+    def version(self) -> Any:
+        """Differs from an earlier one if segments came, went or were anchored anew, or if the position moved."""
         return [target.schema.__name__ for target in self._ownership.owned()], dict(self.cursor.positions.after)
 
     def apply(self, found: ReadResult, *, stages: bool) -> tuple[int, bool]:

@@ -179,19 +179,19 @@ class Lanes:
         """
         only = self.only
         if only is not None:
-            return [(only, only.cursor.read(block_ms=block_ms)())]
+            return [(only, only.cursor.read_call(block_ms=block_ms)())]
         if self._reads is None:
             self._reads = _Reads()
         for lane in self._lanes:
             if time.monotonic() >= lane.retry_at and not self._reads.is_busy(lane):
-                call = lane.look() if lane.must_look else lane.cursor.read(block_ms=block_ms)
-                self._reads.start(lane, lane.mark(), call)
+                call = lane.look_call() if lane.must_look else lane.cursor.read_call(block_ms=block_ms)
+                self._reads.start(lane, lane.version(), call)
         if self._others and time.monotonic() >= self._name_others_at and not self._reads.is_busy(None):
             self._reads.start(None, None, self._identities)
         outcomes = self._reads.finished(block_ms / 1000)
         return [found for one in outcomes if (found := self._taken(*one)) is not None]
 
-    def _taken(self, lane: Lane | None, mark: Any, outcome: Any) -> tuple[Lane, ReadResult] | None:
+    def _taken(self, lane: Lane | None, version: Any, outcome: Any) -> tuple[Lane, ReadResult] | None:
         """What a call has read, if it is to be applied."""
         if lane is None:
             self._name_others(outcome)
@@ -199,10 +199,10 @@ class Lanes:
         if isinstance(outcome, ConnectionFailedError):
             self.failed(lane, outcome)
             return None
-        if isinstance(outcome, BaseException) and (isinstance(outcome, WriterFencedError) or mark == lane.mark()):
+        if isinstance(outcome, BaseException) and (isinstance(outcome, WriterFencedError) or version == lane.version()):
             raise outcome
         lane.succeeded()
-        if mark != lane.mark():
+        if version != lane.version():
             # What was read for other segments, or from another position, may have a gap; one may be closed by now.
             return None
         if isinstance(outcome, Seen):
@@ -293,7 +293,7 @@ class _Reads:
         """Whether a call of the lane is in flight."""
         return lane in self._busy
 
-    def start(self, lane: Lane | None, mark: Any, call: Callable[[], Any]) -> None:
+    def start(self, lane: Lane | None, version: Any, call: Callable[[], Any]) -> None:
         """Make a call in the lane's thread; :meth:`finished` returns what it returned or raised."""
         self._busy.add(lane)
         if lane not in self._calls:
@@ -301,7 +301,7 @@ class _Reads:
             thread = threading.Thread(target=_work, args=(calls, self._done), name="quorin-lane", daemon=True)
             self._threads.append(thread)
             thread.start()
-        self._calls[lane].put((lane, mark, call))
+        self._calls[lane].put((lane, version, call))
 
     def finished(self, timeout_seconds: float) -> Iterator[tuple[Lane | None, Any, Any]]:
         """The calls that have ended since; waits for one of them."""
@@ -325,9 +325,9 @@ class _Reads:
 
 def _work(calls: SimpleQueue[_Call | None], done: SimpleQueue[tuple[Lane | None, Any, Any]]) -> None:
     while (one := calls.get()) is not None:
-        lane, mark, call = one
+        lane, version, call = one
         try:
             outcome = call()
         except BaseException as error:  # noqa: BLE001 - it is raised where the outcome is used
             outcome = error
-        done.put((lane, mark, outcome))
+        done.put((lane, version, outcome))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from quorin.engine.bootstrap.pace import StoppedError
-from quorin.engine.consumer.lives import Lives
+from quorin.engine.consumer.dropped_schemas import DroppedSchemas
 from quorin.engine.consumer.target import Discovery, targets_of
 from quorin.engine.repartition.node import KnownGrowth
 from quorin.errors import SchemaMismatchError, SegmentNotFoundError, WriterLeaseHeldError
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Container, Iterable
 
-    from quorin.engine.consumer.target import Target
+    from quorin.engine.consumer.target import BuildSegment, Target
     from quorin.engine.format.partition import Partitioning
     from quorin.schema import Schema
     from quorin.shm import Segment, SegmentRegistry
@@ -27,30 +28,29 @@ class Ownership:
     """The targets of one consumer, and which of them it is the writer of.
 
     ``schemas_or_segments`` None follows the control plane's schemas. ``before_overtaking`` is called before a
-    frozen writer is overtaken. ``new_segment`` are options of :func:`quorin.hydration.rebuild_segment`, for segments
-    that the node lacks; one that is being built when ``stopping`` is set is given up.
+    frozen writer is overtaken. ``build`` makes segments that the node lacks; one that is being built when ``stopping``
+    is set is given up.
     """
 
     def __init__(
         self,
         schemas_or_segments: Iterable[Schema | Segment] | Schema | Segment | None,
         registry: SegmentRegistry,
-        stream_key: str,
+        build: Callable[..., Segment],
         *,
         before_overtaking: Callable[[], None],
         frozen_after_seconds: float,
-        new_segment: dict[str, Any],
         stopping: threading.Event,
     ) -> None:
         self._discovery = Discovery() if schemas_or_segments is None else None
         self.targets = [] if schemas_or_segments is None else targets_of(schemas_or_segments)
         self._registry = registry
         self._control = registry.backend.control
-        self._lives = Lives(registry)
+        self._dropped = DroppedSchemas(registry)
         self._growth = KnownGrowth(registry.backend)
         self._before_overtaking = before_overtaking
         self._frozen_after_seconds = frozen_after_seconds
-        self._new_segment = {**new_segment, "stream_key": stream_key, "progress": self._heartbeat}
+        self._build: BuildSegment = partial(build, progress=self._heartbeat)
         self._stopping = stopping
         self.partition_count: int | None = None
         """What the logs that are read have; a segment of more partitions has applied them all."""
@@ -63,7 +63,7 @@ class Ownership:
     @property
     def partitioning(self) -> Partitioning:
         """The partitions of the segments: of those that the user passed in, else of those that the registry makes."""
-        own = [target.opened.partitioning for target in self.targets if target.is_users]
+        own = [target.opened.partitioning for target in self.targets if target.is_passed_in]
         return own[0] if own else self._registry.partitioning
 
     @property
@@ -89,11 +89,11 @@ class Ownership:
     def discover(self) -> None:
         """Follow the control plane's schemas: drop the targets of dropped ones, add targets for new ones.
 
-        What the node has of dropped schemas is removed first (:class:`quorin.engine.consumer.lives.Lives`).
+        The node's segments of dropped schemas are removed first (:mod:`quorin.engine.consumer.dropped_schemas`).
         """
         if self._discovery is None:
             return
-        for name in self._lives.ended():
+        for name in self._dropped.find():
             self._end(name)
         count = len(self.targets)
         self.targets = self._discovery.targets(self.targets, self._control.schemas())
@@ -125,7 +125,7 @@ class Ownership:
         try:
             target.take(
                 self._registry,
-                self._new_segment,
+                self._build,
                 self._frozen_after_seconds,
                 before_overtaking=self._before_overtaking,
             )
@@ -158,7 +158,7 @@ class Ownership:
             self._registry.backend.settle_partitions(count)
         currents, schemas = self._registry.node.currents(), self._control.schemas()
         for name in self.schema_names.intersection(currents) - schemas.keys():
-            self._lives.restore(name)
+            self._dropped.restore(name)
         for target in self.owned():
             target.check_in_force(self._registry, currents.get(target.schema.__name__))
             target.apply_pending_upgrade(self._control, schemas)

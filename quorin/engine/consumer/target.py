@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from quorin.engine.backend.beginnings import beginning_in, beginnings_of
 from quorin.engine.format.name import is_same_line
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from quorin.engine.backend import ControlPlane
+    from quorin.engine.backend.protocols import Beginnings
     from quorin.schema import Schema
 
 _log = get_logger(__name__)
@@ -92,13 +93,20 @@ class Discovery:
             _log.error("schema_left_alone", problem=problem)
 
 
+class BuildSegment(Protocol):
+    """Builds a segment for a node that has none, as :func:`quorin.hydration.rebuild_segment`."""
+
+    def __call__(self, schema: Schema, *, beginning: Beginnings) -> Segment:
+        """The segment, open for writing; nothing points to it yet."""
+
+
 class Target:
     """A schema and the segment that it is applied to, once that is open."""
 
     def __init__(self, schema: Schema, segment: Segment | None, *, discovered: bool = False) -> None:
         self.schema = schema
         self._segment = segment
-        self.is_users = segment is not None
+        self.is_passed_in = segment is not None
         self._discovered = discovered
         self._was_in_force = segment is None
         self._reported = ""
@@ -137,7 +145,7 @@ class Target:
     def take(
         self,
         registry: SegmentRegistry,
-        new_segment: dict[str, Any],
+        build: BuildSegment,
         frozen_after_seconds: float,
         *,
         before_overtaking: Callable[[], None],
@@ -146,7 +154,7 @@ class Target:
         ``frozen_after_seconds`` is overtaken.
 
         ``before_overtaking`` is called before a frozen writer's rows are copied: from then on that writer must not trim
-        the log. ``new_segment`` are options of :func:`quorin.hydration.rebuild_segment`.
+        the log. ``build`` makes the segment if the node has none.
 
         A segment of another version is taken as it is, if one of the two versions can be upgraded to the other;
         :meth:`apply_pending_upgrade` does the rest.
@@ -156,9 +164,9 @@ class Target:
         :raises SegmentNotFoundError: if there is no segment, and a discovered schema is no longer in the control plane.
         :raises PartitionCountError: if the segment would need partitions that it cannot be given.
         """
-        if not self.is_users:
+        if not self.is_passed_in:
             self.close()
-            self._segment = self._open_or_create(registry, new_segment)
+            self._segment = self._open_or_create(registry, build)
             self._check_version(registry.backend.control)
         try:
             self.opened.acquire_writer_lease(applies_upgrades=True)
@@ -169,7 +177,7 @@ class Target:
             self.opened.overtake_writer()
         here, held = self.opened.partitioning, registry.partitioning
         # A segment of another number of partitions has to apply closed logs first, or waits for others that do.
-        if not self.is_users and here != held and here.count == held.count:
+        if not self.is_passed_in and here != held and here.count == held.count:
             check_can_add(registry.backend, self.opened, held)
             self._hold(registry)
 
@@ -211,14 +219,14 @@ class Target:
         if in_force is None or is_same_line(in_force, segment.name):
             return
         error = self._out_of_force(f"{in_force!r} is current for schema {name!r}")
-        if not self.is_users:
+        if not self.is_passed_in:
             registry.discard(segment)
             self.close()
         raise error
 
     def _publish_again(self, registry: SegmentRegistry) -> None:
         control, name = registry.backend.control, self.schema.__name__
-        if self.is_users or (self._discovered and name not in control.schemas()):
+        if self.is_passed_in or (self._discovered and name not in control.schemas()):
             return
         try:
             registry.publish(self.opened, replacing=None, beginning=beginnings_of(registry.backend, name))
@@ -227,7 +235,7 @@ class Target:
 
     def _out_of_force(self, reason: str) -> QuorinError:
         text = f"segment {self.opened.name!r} is no longer in force: {reason}"
-        return SegmentConflictError(text) if self.is_users else WriterFencedError(text)
+        return SegmentConflictError(text) if self.is_passed_in else WriterFencedError(text)
 
     def can_become(self, text: str | None) -> bool:
         """Whether a schema in JSON is this one, or one that it can be upgraded to."""
@@ -274,17 +282,15 @@ class Target:
                 f"{requested.version} was requested: upgrade the segment first, if the fields allow it"
             )
 
-    def _open_or_create(self, registry: SegmentRegistry, new_segment: dict[str, Any]) -> Segment:
+    def _open_or_create(self, registry: SegmentRegistry, build: BuildSegment) -> Segment:
         """The segment in force, or a new one if there is none and no other process is faster."""
         while True:
             with suppress(SegmentNotFoundError):
                 return registry.open_stored(self.schema.__name__, read_only=False)
             with suppress(SegmentConflictError):
-                return self._create(registry, new_segment)
+                return self._create(registry, build)
 
-    def _create(self, registry: SegmentRegistry, new_segment: dict[str, Any]) -> Segment:
-        from quorin.hydration import rebuild_segment
-
+    def _create(self, registry: SegmentRegistry, build: BuildSegment) -> Segment:
         name, control = self.schema.__name__, registry.backend.control
         # In this order, because a view is removed by dropping its schema first, then its segment.
         lost = registry.vacancy(name)
@@ -297,7 +303,7 @@ class Target:
         elif self._discovered:
             raise SegmentNotFoundError(f"the control plane has another schema {name!r} by now")
         with at_the_first_count(registry, beginning):
-            segment = rebuild_segment(self.schema, registry, beginning=beginning, **new_segment)
+            segment = build(self.schema, beginning=beginning)
             registry.publish(segment, replacing=lost, beginning=beginning, restores=self._discovered)
         _log.info("segment_created", schema=name, segment=segment.name, replaces_lost=lost, rows=len(segment))
         return segment
@@ -309,7 +315,7 @@ class Target:
 
     def close(self) -> None:
         """Close the segment if this target opened it."""
-        if self._segment is not None and not self.is_users:
+        if self._segment is not None and not self.is_passed_in:
             self._segment.close()
             self._segment = None
 

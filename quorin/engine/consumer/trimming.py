@@ -90,8 +90,8 @@ class Trimming:
             self._trim(through, covered.fence, self._node_timeout_seconds)
 
     def _trim(self, through: int, begun_on: Fence | None, node_timeout_seconds: float) -> None:
-        # In this order: this process may freeze anywhere in between. Who overtakes it ends its lease first, and the
-        # log compares the lease in the step that trims.
+        # In this order: this process may freeze anywhere in between. A process that overtakes it ends its lease first,
+        # and the log compares the lease in the step that trims.
         fence = self._historian.confirmed(self._ownership.owns_all_schemas)
         if fence is None or fence != begun_on or not self._ownership.owns_all_schemas():
             return

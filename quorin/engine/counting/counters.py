@@ -1,11 +1,11 @@
 """What this machine's processes count, in memory that all of them share.
 
 Each process counts in slots of its own, one for each schema, with plain stores: nothing is locked, and no read waits
-for it. Whoever wants to know adds up all slots. A slot outlives its process, and the next process that counts for the
-schema goes on with it; so sums only grow, until the machine restarts.
+for it. A process that reads the counters adds up all slots. A slot outlives its process, and the next process that
+counts for the schema goes on with it; so sums only grow, until the machine restarts.
 
 The file is ``quorin-counters-<user>-<layout>`` in the directory of :func:`quorin.engine.memory.file.default_shm_dir`,
-mode 0600. Where it can't be had a process counts for itself, and only itself sees it. Counting never fails.
+mode 0600. Where it cannot be created a process counts for itself, and only itself sees it. Counting never fails.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ NAMES = (
     "stale_reads", *(f"requests_refused.{reason}" for reason in REFUSAL_REASONS),
     *(f"requests.{status}" for status in STATUS_CLASSES), "request_rows", "request_features", "request_ns",
     *(f"request_time.{number}" for number in range(len(REQUEST_BOUNDS) + 1)), "requests_in_flight",
-    "flush_failures", "replaces", "rows_replaced", "loads_refused", *(f"checks_failed.{check}" for check in CHECKS),
+    "replaces", "rows_replaced", "loads_refused", *(f"checks_failed.{check}" for check in CHECKS),
     "flush_failures", "served_rows", "served_requests", "served_dropped", "served_lost", "served_failures",
 )  # fmt: skip
-"""What the words of a slot count, behind those of :mod:`quorin.engine.format.abi` that kernels count in. Only ever add
-to the end.
+"""What the words of a slot count, behind those of :mod:`quorin.engine.format.abi` that kernels count in. Processes with
+other names count in another file.
 """
 
 EVERYWHERE = "*"
@@ -83,24 +83,24 @@ _log = get_logger(__name__)
 
 
 def word(name: str) -> int:
-    """The place of a counter among a slot's words."""
+    """The index of a counter among a slot's words."""
     return _WORD[name]
 
 
-def add(schema_name: str, place: int, count: int = 1) -> None:
+def add(schema_name: str, index: int, count: int = 1) -> None:
     """Count something of a schema in this process."""
     state = _state
     with state.lock:
-        state.words(schema_name)[place] += count
+        state.words(schema_name)[index] += count
 
 
 def add_each(schema_name: str, counts: dict[int, int]) -> None:
-    """Count several things of a schema, by their places."""
+    """Count several things of a schema, by their indexes."""
     state = _state
     with state.lock:
         words = state.words(schema_name)
-        for place, count in counts.items():
-            words[place] += count
+        for index, count in counts.items():
+            words[index] += count
 
 
 def own_words(name: str) -> memoryview:
@@ -131,13 +131,13 @@ def totals(is_wanted: Callable[[str], bool] | None = None) -> dict[str, UInt64s]
     return sums
 
 
-def live_totals(place: int, is_wanted: Callable[[str], bool]) -> dict[str, int]:
+def live_totals(index: int, is_wanted: Callable[[str], bool]) -> dict[str, int]:
     """The sums of one word over all processes of this machine's user that live, by the wanted names of slots. For words
     that say what holds at this moment.
     """
     sums: dict[str, int] = {}
     for name, words in _slots(is_wanted, live_only=True):
-        sums[name] = sums.get(name, 0) + int(words[place])
+        sums[name] = sums.get(name, 0) + int(words[index])
     return sums
 
 

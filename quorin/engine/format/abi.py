@@ -1,7 +1,7 @@
 """What Python hands to the kernels and gets back: flat int64 arrays and codes, item by item.
 
 Kernels take flat arrays because one array costs a call about 30 ns and a dozen scalars cost a dozen times that. Both
-sides read the places from here.
+sides read the indexes from here.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ too."""
 COLUMN_ITEMS = 12
 KIND_FIXED, KIND_VARIABLE, KIND_TEXT_LIST = range(3)
 
-# Where a column of the table is found in an Arrow batch: the batch's column, what stands in the table as it is, bytes
+# Where a column of the table is found in an Arrow batch: the batch's column, what is in the table unchanged, bytes
 # an element, and the size of its lists (0: no lists, -1: of any size).
 (
     A_COLUMN, A_CELL, A_NULL_BYTE, A_NULL_MASK, A_KIND, A_CELL_BYTES, A_ELEMENT_BYTES, A_LIST_SIZE,
@@ -109,7 +109,7 @@ R_NEXT, R_APPLIED, R_CREATED = range(3)
 RESULT_ITEMS = 3
 
 # How rows are carried over into the next generation: a head, then so many spans of the body, validity bits and heap
-# cells. Places are offsets in the body, the source's and the target's.
+# cells. ``X_SOURCE`` and ``X_TARGET`` are offsets in the body.
 X_SPAN_COUNT, X_BIT_COUNT, X_CELL_COUNT, X_FLAGS = range(4)
 X_HEAD_ITEMS = 4
 X_SOURCE, X_TARGET, X_COUNT, X_FROM, X_TO = range(5)
@@ -117,9 +117,9 @@ X_SPAN_ITEMS = 5
 X_SOURCE_BYTE, X_SOURCE_MASK, X_TARGET_BYTE, X_TARGET_MASK = range(4)
 X_BIT_ITEMS = 4
 """A span or cell with equal dtype codes in ``X_FROM`` and ``X_TO`` is copied as bytes (``X_COUNT`` of them), else as
-elements that are widened. A cell has the items of a span, with the place of a heap cell on either side."""
+elements that are widened. A cell has the items of a span, with the offset of a heap cell on either side."""
 
-# A search for vectors: a descriptor, then where the vectors stand in a row, and what is asked.
+# A search for vectors: a descriptor, then where the vectors are in a row, and what to search for.
 V_CELL, V_NULL_BYTE, V_NULL_MASK, V_VARIABLE, V_DOUBLE, V_SIZE, V_METRIC = range(DESCRIPTOR_ITEMS, DESCRIPTOR_ITEMS + 7)
 SEARCH_ITEMS = DESCRIPTOR_ITEMS + 7
 METRIC_L2, METRIC_COSINE, METRIC_INNER_PRODUCT = range(3)
@@ -137,3 +137,9 @@ T_SLOT_COUNT, T_UNKNOWN, T_UNKNOWN_IS_ERROR = range(3)
 T_HEAD_ITEMS = 3
 T_KEY, T_KEY_BYTES, T_CODE = range(3)
 T_SLOT_ITEMS = 3
+
+# Columns of served requests, unpacked from a ring: the rows of an int64 matrix, and of one with the ends of texts.
+U_REQUEST, U_ROW, U_VIEW, U_TIME, U_DESCRIPTION, U_POSITION, U_EVENT_TIME = range(7)
+UNPACKED_NUMBERS = 7
+U_KEYS, U_IDS, U_DATA = range(3)
+UNPACKED_TEXTS = 3

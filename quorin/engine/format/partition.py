@@ -68,6 +68,16 @@ class Partitioning:
         """A node that holds all partitions."""
         return cls(count, frozenset(range(check_count(count))))
 
+    @classmethod
+    def of(cls, held: Iterable[int] | str | None, count: int) -> Partitioning:
+        """The partitions to hold of ``count``: numbers, or a text such as ``0-7``; None is all.
+
+        :raises PartitionCountError: for partitions that there are not.
+        """
+        if held is None:
+            return cls.all(count)
+        return cls.parse(held, count) if isinstance(held, str) else cls(count, frozenset(held))
+
     def at(self, count: int) -> Partitioning:
         """The partitions that have the same rows if there are ``count``: of twice as many, ``2p`` and ``2p + 1``. Of
         fewer, those that have them and may have more.

@@ -16,7 +16,7 @@ offset  word of the header (8 bytes, little-endian)
 Head and tail count bytes since the ring was made and only grow; the byte ``n`` is at ``n % capacity``. A record never
 wraps: a negative size says how many bytes to skip up to the end of the ring.
 
-A record is :data:`RECORD_WORDS` words (``S_…``), then parts, each padded to 8 bytes: for each view the number of its
+A record is a head of int64 words (``RECORD_…``), then parts, each padded to 8 bytes: for each view the number of its
 group (uint8), the request's id, for each group of views with the same entities the offsets (int32, rows + 1) and the
 text of the entity ids, for each view positions and event times (int64) and states (uint8) of the rows, and data.
 """
@@ -25,9 +25,12 @@ RING_MAGIC = 0x3130_676E6972_7571  # "quring01"
 RING_HEADER_BYTES = 4096
 RING_MAGIC_AT, RING_HEAD, RING_BEGUN, RING_DROPPED, RING_TAIL, RING_LOST = 0, 64, 72, 80, 128, 136
 
-RECORD_WORDS = 8
-S_BYTES, S_TIME, S_REQUEST, S_ROWS, S_GROUPS, S_VIEWS, S_ID_BYTES, S_DATA_BYTES = range(RECORD_WORDS)
-"""Size, time (ns since the epoch), number of the request's description, and counts."""
+RECORD_HEAD_BYTES = 64
+(
+    RECORD_BYTES, RECORD_TIME, RECORD_REQUEST, RECORD_ROWS, RECORD_GROUPS, RECORD_VIEWS, RECORD_ID_BYTES,
+    RECORD_DATA_BYTES,
+) = range(0, RECORD_HEAD_BYTES, 8)  # fmt: skip
+"""Offsets in the head: size, time (ns since the epoch), number of the request's description, and counts."""
 
 NOT_FOUND, PRESENT = 0, 1
 """The state of a row: there was none; it was served."""

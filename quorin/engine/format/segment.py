@@ -18,7 +18,7 @@ A row is a header, the key, the body::
     0       8                16         24          26      28          body_offset        row_stride
     ├ stamp ─┼ event_time_ns ─┼ position ─┼ key_bytes ─┼ flags ─┼ key ───────┼ body ──────────────┤
 
-A key longer than ``key_inline`` bytes stands in the heap, and the row holds its heap offset at ``LONG_KEY_OFFSET``. The
+A key longer than ``key_inline`` bytes is in the heap, and the row holds its heap offset at ``LONG_KEY_OFFSET``. The
 body holds the cells of the fields, largest alignment first, then the validity bitmap (bit set: not null). A
 variable-size field's cell is a :data:`VAR_CELL` that points into the heap. The last values of fields with a history
 (:class:`Ring`) follow the body, in the row itself, so that they change with it in one step.
@@ -150,8 +150,8 @@ RING_HEAD = np.dtype([("is_cleared", "<u8"), ("cleared_ns", "<i8"), ("cleared_po
 newest deletion, up to which it has none."""
 
 VAR_CELL = np.dtype([("offset", "<u8"), ("bytes", "<u4"), ("count", "<u4")])
-"""A variable-size value: its place in the heap, its size in bytes, its elements. A list of strings stores ``count`` u32
-end offsets, then the bytes."""
+"""A variable-size value: its offset in the heap, its size in bytes, its elements. A list of strings stores ``count``
+u32 end offsets, then the bytes."""
 
 MAX_ID_BYTES = 0xFFFF
 MAX_ROWS = 0xFFFFFFFE
@@ -191,7 +191,7 @@ def align(size: int, to: int) -> int:
 
 @dataclass(frozen=True)
 class Cell:
-    """Where one field's value stands in the body."""
+    """Where one field's value is in the body."""
 
     field: FeatureField
     offset: int
@@ -206,7 +206,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Ring:
-    """Where the last values of a field stand behind the body: a u64 count, then one array each of event times (i64),
+    """Where the last values of a field are behind the body: a u64 count, then one array each of event times (i64),
     positions (u64), tie-breakers (i64, with their sign flipped, so that none is 0; -1 if the schema has no
     tie-breaker), values, and validity (a byte, 1 if not null), newest first. Offsets are in bytes from the start of the
     body.
@@ -280,7 +280,7 @@ def _ring(cell: Cell, start: int, *, has_ties: bool) -> Ring:
 
 @dataclass(frozen=True)
 class SegmentLayout:
-    """Sizes and places of a segment's sections, in bytes from the start of the file."""
+    """Sizes and offsets of a segment's sections, in bytes from the start of the file."""
 
     format_version: int
     header_bytes: int

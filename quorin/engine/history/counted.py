@@ -70,7 +70,7 @@ class Counted:
     through: int = _LAST
 
     def as_of(self, position: int) -> Counted:
-        """The same as of a position of the log."""
+        """What counted when the log was at a position."""
         return replace(self, commits=tuple(one for one in self.commits if one.position <= position), through=position)
 
     @property

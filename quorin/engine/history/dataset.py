@@ -210,7 +210,7 @@ class Loaded:
         return cls(storage, list(parts), list(damaged), partitions[0].counted if partitions else None)
 
     def counting(self, counted: Counted) -> Loaded:
-        """The same files with other rows that count."""
+        """This history, with ``counted`` to say which of its rows count."""
         return Loaded(self._storage, self.parts, self.damaged, counted)
 
     @property
@@ -251,7 +251,7 @@ class Loaded:
         return through[np.searchsorted([part.first_position for part in without], as_of, side="right")]
 
     def with_part(self, file: DataFile, content: pa.Buffer) -> Loaded:
-        """The same history with one more file behind the others, which is only in memory."""
+        """This history with one more file behind the others, which is only in memory."""
         metadata = pq.read_metadata(pa.BufferReader(content))
         part = Part(Piece(file, file.after), metadata, metadata.schema.to_arrow_schema(), False, 0)
         return Loaded(self._storage.with_file(file.path, content), [*self.parts, part], self.damaged, self.counted)

@@ -37,7 +37,7 @@ class Datasets:
         self._reported: set[str] = set()
 
     def in_folders(self, folders: Folders) -> Datasets:
-        """The same in other folders."""
+        """The datasets of the same names in other folders."""
         return Datasets(folders, strict=self._strict)
 
     def only(self, schema_name: str) -> Dataset:

@@ -169,7 +169,7 @@ _ASKED: list[dict[str, Any]] = [
         "description": "How long to wait for them.",
     },
 ]
-_MOST = 2**63 - 1
+_MAX_INT64 = 2**63 - 1
 _SECONDS = {"type": "number", "minimum": 1e-9, "maximum": 9e9}
 _MAX_AGE = {
     "anyOf": [_SECONDS, {"type": "object", "additionalProperties": _SECONDS, "minProperties": 1}, {"type": "null"}],
@@ -205,7 +205,12 @@ _SCHEMAS: dict[str, Any] = {
             "schema": _NAME,
             "entity_ids": _IDS,
             "field": {"type": "string", "minLength": 1, "description": "One with `history`."},
-            "n": {**_or_null("integer"), "minimum": 1, "maximum": _MOST, "description": "Default: all that are kept."},
+            "n": {
+                **_or_null("integer"),
+                "minimum": 1,
+                "maximum": _MAX_INT64,
+                "description": "Default: all that are kept.",
+            },
         },
         "n",
         examples=[{"schema": "Card", "entity_ids": ["1001"], "field": "amount", "n": 10}],
@@ -227,11 +232,11 @@ _SCHEMAS: dict[str, Any] = {
             "position": {
                 "type": "integer",
                 "minimum": 0,
-                "maximum": _MOST,
+                "maximum": _MAX_INT64,
                 "description": "`through` of the last reply; 0 for all rows.",
             },
             "prefix": {**_or_null("string"), "description": "Of the entity ids."},
-            "limit": {**_or_null("integer"), "minimum": 1, "maximum": _MOST, "description": "The most rows."},
+            "limit": {**_or_null("integer"), "minimum": 1, "maximum": _MAX_INT64, "description": "The most rows."},
             "fields": _FIELDS,
         },
         "prefix",

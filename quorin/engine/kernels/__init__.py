@@ -27,6 +27,7 @@ from quorin.logging import get_logger
 _log = get_logger(__name__)
 
 _WORDS = types.Array(types.int64, 1, "C")
+_MATRIX = types.Array(types.int64, 2, "C")
 _BYTES = types.Array(types.uint8, 1, "C")
 _BOOLS = types.Array(types.boolean, 1, "C")
 _FLOATS = types.Array(types.float32, 1, "C")
@@ -71,7 +72,7 @@ _KERNELS: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "unpack_records": (
         "served",
         "unpack_records",
-        (_WORDS, _INT, _INT, *[_WORDS] * 8, _BYTES, _WORDS, _BYTES, _WORDS, _BYTES, _WORDS, _BYTES),
+        (_WORDS, _INT, _INT, _WORDS, _MATRIX, _BYTES, _MATRIX, _BYTES, _BYTES, _BYTES),
     ),
     "list_keys": ("vectors", "list_keys", (_WORDS, _INT, _WORDS, _BYTES, _WORDS)),
 }

@@ -98,10 +98,10 @@ def copy_rows(segment, successor, plan, forget_before_ns, first, last, shift, ke
     """Copy the rows of slots ``first … last-1`` into a new segment as ``plan`` says; deletions older than
     ``forget_before_ns`` are left out.
 
-    ``kept`` says of each partition, a hash shifted by ``shift`` bits to the right, whether its rows are copied; of one
-    item, that all are. Garbage in the heap stays behind. Adds to ``result`` how many rows there were, and keeps in
-    ``forgotten`` for each partition the last position of a deletion that was left out. Returns DONE, or ROWS_FULL or
-    HEAP_FULL when the successor is too small.
+    ``kept`` says for each partition whether its rows are copied; with one item all are. ``shift`` is that of
+    :func:`quorin.engine.format.partition.hash_shift`. Garbage in the heap stays behind. Adds to ``result`` how many
+    rows were copied, and keeps in ``forgotten`` for each partition the last position of a deletion that was left out.
+    Returns DONE, or ROWS_FULL or HEAP_FULL when the successor is too small.
     """
     k0 = np.uint64(successor[D_SEED_0])
     k1 = np.uint64(successor[D_SEED_1])
@@ -117,12 +117,7 @@ def copy_rows(segment, successor, plan, forget_before_ns, first, last, shift, ke
         deleted = flags & DELETED != 0
         is_forgotten = deleted and load_i64(row + EVENT_TIME) < forget_before_ns
         if is_forgotten or len(kept) > 1:
-            count = load_u16(row + KEY_BYTES)
-            partition = np.int64(0)
-            if len(forgotten) > 1:
-                partition = np.int64(
-                    hash_id(key_address(segment, row, count), count, _SEED_0, _SEED_1) >> np.uint64(shift)
-                )
+            partition = row_partition(segment, row, shift) if len(forgotten) > 1 else np.int64(0)
             if len(kept) > 1 and not kept[partition]:
                 continue
             if is_forgotten:
@@ -135,7 +130,7 @@ def copy_rows(segment, successor, plan, forget_before_ns, first, last, shift, ke
         body = row + segment[D_BODY_OFFSET]
         heap = aligned(count) if count > successor[D_KEY_INLINE] else 0
         if not deleted:
-            heap += heap_needed(plan, body)
+            heap += carried_heap_bytes(plan, body)
         if counter(successor, HEAP_USED) + heap > successor[D_HEAP_BYTES]:
             return HEAP_FULL
         h = hash_id(key, count, k0, k1)
@@ -157,6 +152,13 @@ def copy_rows(segment, successor, plan, forget_before_ns, first, last, shift, ke
         result[R_APPLIED] += 1
     result[R_NEXT] = last
     return DONE
+
+
+@helper
+def row_partition(segment, row, shift):
+    """The partition of a row, by the hash of its key."""
+    count = load_u16(row + KEY_BYTES)
+    return np.int64(hash_id(key_address(segment, row, count), count, _SEED_0, _SEED_1) >> np.uint64(shift))
 
 
 @helper
@@ -185,7 +187,7 @@ def copy_published_row(segment, slot, row):
 
 
 @helper
-def heap_needed(plan, body):
+def carried_heap_bytes(plan, body):
     """Heap bytes that the carried values of a row's heap cells take."""
     total = 0
     at = X_HEAD_ITEMS + X_SPAN_ITEMS * plan[X_SPAN_COUNT] + X_BIT_ITEMS * plan[X_BIT_COUNT]

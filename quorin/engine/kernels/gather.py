@@ -23,7 +23,9 @@ def gather_values(cells, heap, heap_bytes, ends, data):
 
 @unlocked_kernel
 def gather_texts(cells, heap, heap_bytes, ends, item_ends, data):
-    """The same for lists of strings, without their end offsets; ``item_ends`` says where each item ends in ``data``."""
+    """Copy the strings of lists of strings to ``data``, without their end offsets: list ``i`` goes to
+    ``ends[i] … ends[i + 1]``. Fills ``item_ends`` with where each string ends in ``data``. Returns FOUND, or CORRUPT.
+    """
     item = 0
     for i in range(ends.size - 1):
         offset = load_i64(cells + CELL_SIZE * i)

@@ -155,7 +155,7 @@ def read_each_limited(segments, text, out, now, at_most):
 
 @helper
 def read_keys(segments, key, count, out, now, at_most):
-    """The same for the ``count`` bytes at ``key``."""
+    """Fill ``out`` as :func:`read_each_limited` does, for an id of ``count`` bytes at ``key``."""
     if out.size != segments[1] + segments[0]:
         return BAD_OUT
     target = array_address(out)

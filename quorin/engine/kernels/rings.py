@@ -2,6 +2,9 @@
 
 Their rule looks at event times, tie-breakers and log positions alone, never at which row came first, so the same rows
 in any order leave the same values. All of it happens in a row that is not published yet.
+
+``order`` is what decides for a row: event time, tie-breaker and log position. ``k`` is the index of one of the last
+values in its ring, 0 for the newest.
 """
 
 from __future__ import annotations
@@ -56,17 +59,18 @@ def ring_head(segment, row, batch):
 
 
 @helper
-def joins_rings(segment, row, columns, batch, i, time, tie, position):
+def joins_rings(segment, row, columns, batch, i, order):
     """Whether row ``i``, which is older than the live ``row``, changes the last values of that: as a deletion that is
     the newest so far, or with a value that belongs to them.
     """
     head = ring_head(segment, row, batch)
+    time, tie, position = order
     if batch[B_MODE] == DELETE:
         return not is_cleared(head, time, NO_TIE, position - 1)
     if is_cleared(head, time, tie, position):
         return False
-    for ring in range(batch[B_RING_COUNT]):
-        if ring_place(segment, row, columns, batch, ring, i, time, tie, position) >= 0:
+    for ring in range(batch[B_RING_COUNT]):  # noqa: SIM110 - numba compiles no generator inside a call
+        if ring_index(segment, row, columns, batch, ring, i, order) >= 0:
             return True
     return False
 
@@ -86,17 +90,18 @@ def begin_rings(segment, row, old, is_alive, batch):
 
 
 @helper
-def join_rings(segment, row, columns, batch, i, time, tie, position):
+def join_rings(segment, row, columns, batch, i, order):
     """Write what row ``i`` of the batch changes in the last values of ``row``."""
     if batch[B_MODE] == DELETE:
+        time, _, position = order
         clear(ring_head(segment, row, batch), time, position)
         for ring in range(batch[B_RING_COUNT]):
             drop_cleared(segment, row, batch, ring, time, position)
         return
     for ring in range(batch[B_RING_COUNT]):
-        place = ring_place(segment, row, columns, batch, ring, i, time, tie, position)
-        if place >= 0:
-            put_value(segment, row, columns, batch, ring, i, place, time, tie, position)
+        k = ring_index(segment, row, columns, batch, ring, i, order)
+        if k >= 0:
+            put_value(segment, row, columns, batch, ring, i, k, order)
 
 
 @inlined
@@ -119,43 +124,44 @@ def is_cleared(head, time, tie, position):
 
 
 @helper
-def ring_place(segment, row, columns, batch, ring, i, time, tie, position):
-    """Where the value of row ``i`` belongs among the last values; -1 if it does not, or is there already."""
+def ring_index(segment, row, columns, batch, ring, i, order):
+    """The index that the value of row ``i`` gets among the last values; -1 if it gets none, or is there already."""
+    time, tie, position = order
     column = ring_item(batch, ring, G_COLUMN)
     if column < 0:
         return -1
     body = row + segment[D_BODY_OFFSET]
     count, times = load_i64(body + ring_item(batch, ring, G_COUNT)), body + ring_item(batch, ring, G_TIMES)
-    place = 0
-    while place < count and load_i64(times + 8 * place) > time:
-        place += 1
-    if place == ring_item(batch, ring, G_CAPACITY):
+    k = 0
+    while k < count and load_i64(times + 8 * k) > time:
+        k += 1
+    if k == ring_item(batch, ring, G_CAPACITY):
         return -1
-    if place < count and load_i64(times + 8 * place) == time:
-        stored = ring_tie(body, batch, ring, place)
+    if k < count and load_i64(times + 8 * k) == time:
+        stored = ring_tie(body, batch, ring, k)
         if tie != stored:
-            return -1 if tie < stored else place
-        later = position - load_i64(body + ring_item(batch, ring, G_POSITIONS) + 8 * place)
-        if later < 0 or (later == 0 and holds(body, columns, batch, ring, column, i, place)):
+            return -1 if tie < stored else k
+        later = position - load_i64(body + ring_item(batch, ring, G_POSITIONS) + 8 * k)
+        if later < 0 or (later == 0 and holds(body, columns, batch, ring, column, i, k)):
             return -1
-    return place
+    return k
 
 
 @helper
-def ring_tie(body, batch, ring, place):
-    """The tie-breaker of one of the last values."""
+def ring_tie(body, batch, ring, k):
+    """The tie-breaker of the ``k``-th of the last values."""
     ties = ring_item(batch, ring, G_TIES)
-    return NO_TIE if ties < 0 else load_i64(body + ties + 8 * place) ^ NO_TIE
+    return NO_TIE if ties < 0 else load_i64(body + ties + 8 * k) ^ NO_TIE
 
 
 @helper
-def holds(body, columns, batch, ring, column, i, place):
-    """Whether a place has the value of row ``i``."""
+def holds(body, columns, batch, ring, column, i, k):
+    """Whether the ``k``-th of the last values is that of row ``i``."""
     null = is_null(columns, column, i)
-    if load_u8(body + ring_item(batch, ring, G_VALIDITY) + place) == np.uint8(null):
+    if load_u8(body + ring_item(batch, ring, G_VALIDITY) + k) == np.uint8(null):
         return False
     size = ring_item(batch, ring, G_VALUE_BYTES)
-    stored, value = body + ring_item(batch, ring, G_VALUES) + size * place, columns[column + C_VALUES] + size * i
+    stored, value = body + ring_item(batch, ring, G_VALUES) + size * k, columns[column + C_VALUES] + size * i
     for byte in range(0 if null else size):  # noqa: SIM110 - numba compiles no generator inside a call
         if load_u8(stored + byte) != load_u8(value + byte):
             return False
@@ -163,45 +169,46 @@ def holds(body, columns, batch, ring, column, i, place):
 
 
 @helper
-def put_value(segment, row, columns, batch, ring, i, place, time, tie, position):
-    """Write the value of row ``i`` to its place: over the one of its event time, else before the older ones, of which
-    the oldest may go.
+def put_value(segment, row, columns, batch, ring, i, k, order):
+    """Write the value of row ``i`` as the ``k``-th: over the one of its event time, else before the older ones, of
+    which the oldest may go.
     """
+    time, tie, position = order
     body, column = row + segment[D_BODY_OFFSET], ring_item(batch, ring, G_COLUMN)
     times, positions = body + ring_item(batch, ring, G_TIMES), body + ring_item(batch, ring, G_POSITIONS)
     values, validity = body + ring_item(batch, ring, G_VALUES), body + ring_item(batch, ring, G_VALIDITY)
     ties, size = ring_item(batch, ring, G_TIES), ring_item(batch, ring, G_VALUE_BYTES)
     counted = body + ring_item(batch, ring, G_COUNT)
     count = load_i64(counted)
-    if place == count or load_i64(times + 8 * place) != time:
+    if k == count or load_i64(times + 8 * k) != time:
         last = min(count, ring_item(batch, ring, G_CAPACITY) - 1)
-        shift(times, 8, place, last)
-        shift(positions, 8, place, last)
-        shift(values, size, place, last)
-        shift(validity, 1, place, last)
+        shift(times, 8, k, last)
+        shift(positions, 8, k, last)
+        shift(values, size, k, last)
+        shift(validity, 1, k, last)
         if ties >= 0:
-            shift(body + ties, 8, place, last)
+            shift(body + ties, 8, k, last)
         store_i64(counted, last + 1)
-    store_i64(times + 8 * place, time)
-    store_i64(positions + 8 * place, position)
+    store_i64(times + 8 * k, time)
+    store_i64(positions + 8 * k, position)
     if ties >= 0:
-        store_i64(body + ties + 8 * place, tie ^ NO_TIE)
+        store_i64(body + ties + 8 * k, tie ^ NO_TIE)
     null = is_null(columns, column, i)
-    store_u8(validity + place, not null)
+    store_u8(validity + k, not null)
     if null:
-        zero(values + size * place, size)
+        zero(values + size * k, size)
     else:
-        copy_bytes(values + size * place, columns[column + C_VALUES] + size * i, size)
+        copy_bytes(values + size * k, columns[column + C_VALUES] + size * i, size)
 
 
 @helper
-def shift(items, size, place, last):
-    """Move items ``place … last-1`` on by one."""
+def shift(items, size, first, last):
+    """Move items ``first … last-1`` on by one."""
     if size == 8:
-        for k in range(last, place, -1):
+        for k in range(last, first, -1):
             store_i64(items + 8 * k, load_i64(items + 8 * (k - 1)))
         return
-    for byte in range(size * (last + 1) - 1, size * (place + 1) - 1, -1):
+    for byte in range(size * (last + 1) - 1, size * (first + 1) - 1, -1):
         store_u8(items + byte, load_u8(items + byte - size))
 
 

@@ -7,23 +7,35 @@ from __future__ import annotations
 
 import numpy as np
 
+from quorin.engine.format.abi import (
+    U_DATA,
+    U_DESCRIPTION,
+    U_EVENT_TIME,
+    U_IDS,
+    U_KEYS,
+    U_POSITION,
+    U_REQUEST,
+    U_ROW,
+    U_TIME,
+    U_VIEW,
+)
 from quorin.engine.format.ring import (
     NOT_FOUND,
     PRESENT,
-    RECORD_WORDS,
+    RECORD_BYTES,
+    RECORD_DATA_BYTES,
+    RECORD_GROUPS,
+    RECORD_HEAD_BYTES,
+    RECORD_ID_BYTES,
+    RECORD_REQUEST,
+    RECORD_ROWS,
+    RECORD_TIME,
+    RECORD_VIEWS,
     RING_BEGUN,
     RING_DROPPED,
     RING_HEAD,
     RING_HEADER_BYTES,
     RING_TAIL,
-    S_BYTES,
-    S_DATA_BYTES,
-    S_GROUPS,
-    S_ID_BYTES,
-    S_REQUEST,
-    S_ROWS,
-    S_TIME,
-    S_VIEWS,
 )
 from quorin.engine.kernels.compiling import helper, inlined, kernel, unlocked_kernel
 from quorin.engine.kernels.memory import (
@@ -42,8 +54,6 @@ from quorin.engine.kernels.memory import (
     text_address,
 )
 
-_HEAD_BYTES = 8 * RECORD_WORDS
-
 
 @kernel
 def log_row(ring, time_ns, number, request_id, entity_id, row, ends):
@@ -53,29 +63,29 @@ def log_row(ring, time_ns, number, request_id, entity_id, row, ends):
     ``ends[view]``, event time, position and more, and behind the last a byte for each view: whether it was found.
     """
     views, id_bytes, key_bytes = ends.size - 1, len(request_id), len(entity_id)
-    size = _HEAD_BYTES + padded(views) + padded(id_bytes) + 8 + padded(key_bytes) + 24 * views
+    size = RECORD_HEAD_BYTES + padded(views) + padded(id_bytes) + 8 + padded(key_bytes) + 24 * views
     record = begin(ring[0], ring[1], size)
     if record == 0:
         return 0
     write_head(record, size, time_ns, number, 1, 1, views, id_bytes, 0)
-    place = record + _HEAD_BYTES
+    address = record + RECORD_HEAD_BYTES
     for view in range(views):
-        store_u8(place + view, 0)
-    place += padded(views)
-    copy_bytes(place, text_address(request_id), id_bytes)
-    place += padded(id_bytes)
-    store_u32(place, 0)
-    store_u32(place + 4, key_bytes)
-    copy_bytes(place + 8, text_address(entity_id), key_bytes)
-    place += 8 + padded(key_bytes)
+        store_u8(address + view, 0)
+    address += padded(views)
+    copy_bytes(address, text_address(request_id), id_bytes)
+    address += padded(id_bytes)
+    store_u32(address, 0)
+    store_u32(address + 4, key_bytes)
+    copy_bytes(address + 8, text_address(entity_id), key_bytes)
+    address += 8 + padded(key_bytes)
     source = array_address(row)
     found = source + ends[views]
     for view in range(views):
         is_found = load_u8(found + view) != 0
-        store_i64(place, load_i64(source + ends[view] + 8) if is_found else 0)
-        store_i64(place + 8, load_i64(source + ends[view]) if is_found else 0)
-        store_u8(place + 16, PRESENT if is_found else NOT_FOUND)
-        place += 24
+        store_i64(address, load_i64(source + ends[view] + 8) if is_found else 0)
+        store_i64(address + 8, load_i64(source + ends[view]) if is_found else 0)
+        store_u8(address + 16, PRESENT if is_found else NOT_FOUND)
+        address += 24
     finish(ring[0])
     return 1
 
@@ -107,61 +117,62 @@ def measure_records(ring, first, last, totals):
         if not is_record(record, size, min(last - at, ring[1] - at % ring[1])):
             return at
         rows, groups, views = (
-            load_i64(record + 8 * S_ROWS),
-            load_i64(record + 8 * S_GROUPS),
-            load_i64(record + 8 * S_VIEWS),
+            load_i64(record + RECORD_ROWS),
+            load_i64(record + RECORD_GROUPS),
+            load_i64(record + RECORD_VIEWS),
         )
-        kinds = record + _HEAD_BYTES
-        place = kinds + padded(views) + padded(load_i64(record + 8 * S_ID_BYTES))
+        kinds = record + RECORD_HEAD_BYTES
+        address = kinds + padded(views) + padded(load_i64(record + RECORD_ID_BYTES))
         for group in range(groups):
-            text = load_i32(place + 4 * rows)
+            text = load_i32(address + 4 * rows)
             for view in range(views):
                 if load_u8(kinds + view) == group:
                     totals[2] += text
-            place += padded(4 * (rows + 1)) + padded(text)
+            address += padded(4 * (rows + 1)) + padded(text)
         totals[0] += 1
         totals[1] += rows * views
-        totals[3] += rows * views * load_i64(record + 8 * S_ID_BYTES)
-        totals[4] += load_i64(record + 8 * S_DATA_BYTES)
+        totals[3] += rows * views * load_i64(record + RECORD_ID_BYTES)
+        totals[4] += load_i64(record + RECORD_DATA_BYTES)
         at += size
     return at
 
 
 @unlocked_kernel
-def unpack_records(ring, first, last, counts, requests, rows, views, times, numbers, positions, event_times, states,
-                   key_ends, keys, id_ends, ids, data_ends, data):  # fmt: skip
+def unpack_records(ring, first, last, counts, numbers, states, ends, keys, ids, data):
     """Turn the records that :func:`measure_records` measured into columns, a value for each row of a view, by request,
-    row and view. ``counts`` are how many requests and values there are before, and are counted on; the ends of texts
-    are those in ``keys``, ``ids`` and ``data`` so far.
+    row and view: the rows ``U_…`` of ``numbers``, ``states``, and the texts ``keys``, ``ids`` and ``data``, whose ends
+    are the rows of ``ends``. ``counts`` are how many requests and values there are before, and are counted on.
     """
     at, request, i = first, counts[0], counts[1]
+    key_ends, id_ends, data_ends = ends[U_KEYS], ends[U_IDS], ends[U_DATA]
     while at < last:
         record = ring[0] + RING_HEADER_BYTES + at % ring[1]
         size = load_i64(record)
         if size < 0:
             at -= size
             continue
-        row_count, view_count = load_i64(record + 8 * S_ROWS), load_i64(record + 8 * S_VIEWS)
-        id_bytes, data_bytes = load_i64(record + 8 * S_ID_BYTES), load_i64(record + 8 * S_DATA_BYTES)
-        id_place = record + _HEAD_BYTES + padded(view_count)
-        columns = id_place + padded(id_bytes) + groups_bytes(record)
+        row_count, view_count = load_i64(record + RECORD_ROWS), load_i64(record + RECORD_VIEWS)
+        id_bytes, data_bytes = load_i64(record + RECORD_ID_BYTES), load_i64(record + RECORD_DATA_BYTES)
+        request_id = record + RECORD_HEAD_BYTES + padded(view_count)
+        columns = request_id + padded(id_bytes) + groups_bytes(record)
         column_bytes = 16 * row_count + padded(row_count)
-        data_place = columns + view_count * column_bytes
+        request_data = columns + view_count * column_bytes
         for row in range(row_count):
             for view in range(view_count):
                 column = columns + view * column_bytes
-                requests[i], rows[i], views[i] = request, row, view
-                times[i], numbers[i] = load_i64(record + 8 * S_TIME), load_i64(record + 8 * S_REQUEST)
-                positions[i] = load_i64(column + 8 * row)
-                event_times[i] = load_i64(column + 8 * (row_count + row))
+                numbers[U_REQUEST, i], numbers[U_ROW, i], numbers[U_VIEW, i] = request, row, view
+                numbers[U_TIME, i] = load_i64(record + RECORD_TIME)
+                numbers[U_DESCRIPTION, i] = load_i64(record + RECORD_REQUEST)
+                numbers[U_POSITION, i] = load_i64(column + 8 * row)
+                numbers[U_EVENT_TIME, i] = load_i64(column + 8 * (row_count + row))
                 states[i] = load_u8(column + 16 * row_count + row)
                 key, key_bytes = key_of(record, view, row)
                 copy_bytes(array_address(keys) + key_ends[i], key, key_bytes)
                 key_ends[i + 1] = key_ends[i] + key_bytes
-                copy_bytes(array_address(ids) + id_ends[i], id_place, id_bytes)
+                copy_bytes(array_address(ids) + id_ends[i], request_id, id_bytes)
                 id_ends[i + 1] = id_ends[i] + id_bytes
                 own_data = data_bytes if row == 0 and view == 0 else 0
-                copy_bytes(array_address(data) + data_ends[i], data_place, own_data)
+                copy_bytes(array_address(data) + data_ends[i], request_data, own_data)
                 data_ends[i + 1] = data_ends[i] + own_data
                 i += 1
         request += 1
@@ -172,43 +183,48 @@ def unpack_records(ring, first, last, counts, requests, rows, views, times, numb
 @helper
 def key_of(record, view, row):
     """The address and the size of the entity id of a row in a view."""
-    rows, views = load_i64(record + 8 * S_ROWS), load_i64(record + 8 * S_VIEWS)
-    place = record + _HEAD_BYTES
-    group = load_u8(place + view)
-    place += padded(views) + padded(load_i64(record + 8 * S_ID_BYTES))
+    rows, views = load_i64(record + RECORD_ROWS), load_i64(record + RECORD_VIEWS)
+    address = record + RECORD_HEAD_BYTES
+    group = load_u8(address + view)
+    address += padded(views) + padded(load_i64(record + RECORD_ID_BYTES))
     for _ in range(group):
-        place += padded(4 * (rows + 1)) + padded(load_i32(place + 4 * rows))
-    start, stop = load_i32(place + 4 * row), load_i32(place + 4 * (row + 1))
-    return place + padded(4 * (rows + 1)) + start, stop - start
+        address += padded(4 * (rows + 1)) + padded(load_i32(address + 4 * rows))
+    start, stop = load_i32(address + 4 * row), load_i32(address + 4 * (row + 1))
+    return address + padded(4 * (rows + 1)) + start, stop - start
 
 
 @helper
 def groups_bytes(record):
     """The size of the entity ids of a record."""
-    rows = load_i64(record + 8 * S_ROWS)
-    place = record + _HEAD_BYTES + padded(load_i64(record + 8 * S_VIEWS)) + padded(load_i64(record + 8 * S_ID_BYTES))
-    start = place
-    for _ in range(load_i64(record + 8 * S_GROUPS)):
-        place += padded(4 * (rows + 1)) + padded(load_i32(place + 4 * rows))
-    return place - start
+    rows = load_i64(record + RECORD_ROWS)
+    address = (
+        record
+        + RECORD_HEAD_BYTES
+        + padded(load_i64(record + RECORD_VIEWS))
+        + padded(load_i64(record + RECORD_ID_BYTES))
+    )
+    start = address
+    for _ in range(load_i64(record + RECORD_GROUPS)):
+        address += padded(4 * (rows + 1)) + padded(load_i32(address + 4 * rows))
+    return address - start
 
 
 @helper
 def is_record(record, size, most):
     """Whether the parts of a record make up its size: what a bug elsewhere in the process wrote over it may not."""
-    if size < _HEAD_BYTES or size > most or size % 8 != 0:
+    if size < RECORD_HEAD_BYTES or size > most or size % 8 != 0:
         return False
     rows, groups, views = (
-        load_i64(record + 8 * S_ROWS),
-        load_i64(record + 8 * S_GROUPS),
-        load_i64(record + 8 * S_VIEWS),
+        load_i64(record + RECORD_ROWS),
+        load_i64(record + RECORD_GROUPS),
+        load_i64(record + RECORD_VIEWS),
     )
-    id_bytes, data_bytes = load_i64(record + 8 * S_ID_BYTES), load_i64(record + 8 * S_DATA_BYTES)
+    id_bytes, data_bytes = load_i64(record + RECORD_ID_BYTES), load_i64(record + RECORD_DATA_BYTES)
     if min(rows, groups, views, id_bytes, data_bytes) < 0 or max(rows, views, id_bytes, data_bytes) > size:
         return False
     if groups > views or views > 255:
         return False
-    need = _HEAD_BYTES + padded(views) + padded(id_bytes)
+    need = RECORD_HEAD_BYTES + padded(views) + padded(id_bytes)
     for _ in range(groups):
         if need + padded(4 * (rows + 1)) > size:
             return False
@@ -222,7 +238,7 @@ def is_record(record, size, most):
         if need > size:
             return False
     for view in range(views):
-        if load_u8(record + _HEAD_BYTES + view) >= groups:
+        if load_u8(record + RECORD_HEAD_BYTES + view) >= groups:
             return False
     need += views * (16 * rows + padded(rows))
     if need + padded(data_bytes) != size:
@@ -260,14 +276,14 @@ def begin(ring, capacity, size):
 @inlined
 def write_head(record, size, time_ns, number, rows, groups, views, id_bytes, data_bytes):
     """The words of a record."""
-    store_i64(record + 8 * S_BYTES, size)
-    store_i64(record + 8 * S_TIME, time_ns)
-    store_i64(record + 8 * S_REQUEST, number)
-    store_i64(record + 8 * S_ROWS, rows)
-    store_i64(record + 8 * S_GROUPS, groups)
-    store_i64(record + 8 * S_VIEWS, views)
-    store_i64(record + 8 * S_ID_BYTES, id_bytes)
-    store_i64(record + 8 * S_DATA_BYTES, data_bytes)
+    store_i64(record + RECORD_BYTES, size)
+    store_i64(record + RECORD_TIME, time_ns)
+    store_i64(record + RECORD_REQUEST, number)
+    store_i64(record + RECORD_ROWS, rows)
+    store_i64(record + RECORD_GROUPS, groups)
+    store_i64(record + RECORD_VIEWS, views)
+    store_i64(record + RECORD_ID_BYTES, id_bytes)
+    store_i64(record + RECORD_DATA_BYTES, data_bytes)
 
 
 @inlined

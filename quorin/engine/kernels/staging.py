@@ -47,7 +47,7 @@ def stage_rows(columns, body_bytes, first, last, bodies, flags):
 
 @inlined
 def stage_values(cell, body_bytes, values, size, count):
-    """Spread ``count`` values of ``size`` bytes over as many bodies."""
+    """Copy ``count`` values of ``size`` bytes into as many bodies, ``body_bytes`` apart; the first goes to ``cell``."""
     if size == 4:
         for r in range(count):
             store_u32(cell + r * body_bytes, load_u32(values + 4 * r))
@@ -61,13 +61,15 @@ def stage_values(cell, body_bytes, values, size, count):
 
 @helper
 def stage_nullable(columns, c, fixed, body_bytes, first, last, bodies, flags):
-    """The same for a column that may have nulls; of a heap cell only its validity."""
+    """Copy rows ``first … last-1`` of a column that may have nulls into their bodies, with validity bits and flags;
+    of a heap cell only the validity.
+    """
     size = columns[c + C_ITEM_BYTES]
     for i in range(first, last):
         body = bodies + (i - first) * body_bytes
         if is_null(columns, c, i):
-            place = body + columns[c + C_NULL_BYTE]
-            store_u8(place, load_u8(place) & ~columns[c + C_NULL_MASK])
+            byte = body + columns[c + C_NULL_BYTE]
+            store_u8(byte, load_u8(byte) & ~columns[c + C_NULL_MASK])
             if fixed:
                 flags[i - first] = HAS_NULLS
         elif fixed:

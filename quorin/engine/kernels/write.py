@@ -244,8 +244,13 @@ def count_row(segment, now_alive, was_known, was_alive, result):
 def write_rings(segment, row, old, is_alive, columns, batch, i):
     """Write the last values of fields with a history: those of the old row, if that is alive, and row ``i``'s own."""
     begin_rings(segment, row, old, is_alive, batch)
-    time, tie, position = event_time(batch, i), row_tie(columns, batch, i), log_position(batch, i)
-    join_rings(segment, row, columns, batch, i, time, tie, position)
+    join_rings(segment, row, columns, batch, i, row_order(columns, batch, i))
+
+
+@inlined
+def row_order(columns, batch, i):
+    """What decides between row ``i`` and others of its key: event time, tie-breaker, log position."""
+    return event_time(batch, i), row_tie(columns, batch, i), log_position(batch, i)
 
 
 @helper
@@ -264,18 +269,18 @@ def join_late(segment, slot, h, columns, batch, i, result):
     """
     word = load_u64(slot)
     old = row_address(segment, word)
-    time, tie, position = event_time(batch, i), row_tie(columns, batch, i), log_position(batch, i)
+    order = row_order(columns, batch, i)
     is_alive = load_u16(old + FLAGS) & DELETED == 0
-    if not (is_alive and joins_rings(segment, old, columns, batch, i, time, tie, position)):
+    if not (is_alive and joins_rings(segment, old, columns, batch, i, order)):
         return True
     index = take_free_row(segment)
     if index < 0:
         return False
     row = segment[D_ROWS] + index * segment[D_ROW_STRIDE]
     stamp = begin_row(segment, row)
-    # Cells and a long key refer to the same places in the heap as the old row's.
+    # Cells and a long key refer to the same bytes of the heap as the old row's.
     copy_bytes(row + EVENT_TIME, old + EVENT_TIME, segment[D_ROW_STRIDE] - EVENT_TIME)
-    join_rings(segment, row, columns, batch, i, time, tie, position)
+    join_rings(segment, row, columns, batch, i, order)
     publish_row(row, stamp, slot, slot_word(h, index))
     give_back_row(segment, row_index(word))
     result[R_APPLIED] += 1

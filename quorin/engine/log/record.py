@@ -205,7 +205,9 @@ def translate(record: Record, schema: Schema) -> pa.RecordBatch:
 
 
 def translate_batch(batch: pa.RecordBatch, kind: int, schema: Schema) -> pa.RecordBatch:
-    """The same for a batch that is canonical for another version of the schema. ``kind`` is a :class:`Kind`."""
+    """A batch that is canonical for another version of the schema, in the canonical form of ``schema``, as
+    :func:`translate` does it. ``kind`` is a :class:`Kind`.
+    """
     if kind == Kind.delete:
         return batch.select([0, 1])
     canonical = canonical_schema(schema)

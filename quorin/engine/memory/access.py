@@ -1,10 +1,11 @@
-"""Which users may open a segment's file: its owner reads and writes, a group may read."""
+"""Which users may open a segment's file, and the files beside it: the owner reads and writes, a group may read."""
 
 from __future__ import annotations
 
 import grp
 import os
 import pwd
+import secrets
 import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -86,6 +87,27 @@ def grant(path: Path, gid: int) -> None:
         Access.for_group(gid).apply(descriptor, path)
     finally:
         os.close(descriptor)
+
+
+def replace_text(path: Path, text: str, access: Access, *, durable: bool = False) -> None:
+    """Write a file aside and rename it into place: readers see the old text or the new one, whole.
+
+    With ``durable`` the new text is on the disk before it gets its name.
+
+    :raises SharedMemoryError: if the system refuses; the old file stays.
+    """
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.pending")
+    try:
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+            access.apply(file.fileno(), path)
+            file.write(text)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        aside.rename(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise SharedMemoryError(error.errno, f"cannot write {path}: {error.strerror}") from error
 
 
 def resolve_group(group: str | int | None) -> int | None:

@@ -99,7 +99,7 @@ class PendingFile:
 
     Who may read it is settled before it gets its name (``access``; nobody else by default).
 
-    It begins as ``size`` zeros, or with the bytes of ``image``, which gives as many in blocks. Of the zeros the first
+    It begins as ``size`` zeros, or with the bytes of ``image``, which yields as many in blocks. Of the zeros the first
     ``populate`` bytes are mapped at once (all, if left out); a page behind is mapped when it is first written to.
     """
 
@@ -231,7 +231,7 @@ class SlotFile:
     """A sparse file of equal slots, each held by one process at a time, and mapped as long as this process lives.
 
     What a slot holds stays when its process dies, for the next one that holds it. Slots are held by POSIX record locks:
-    the kernel lets go of them when the process dies, in whatever container it ran, and a forked child does not inherit
+    the kernel releases them when the process dies, in whatever container it ran, and a forked child does not inherit
     them. They would also go with the first descriptor of the file that the process closes; so it is opened here, once.
 
     :raises OSError: if the file can't be made, or is another user's.

@@ -1,4 +1,4 @@
-"""The next generation of a segment: an empty file in its line, and the rows copied into it.
+"""The generations of a segment: the first one, empty, and the next one with the rows copied into it.
 
 Nothing here puts a generation in force; :mod:`quorin.engine.memory.segment` does that with a flip.
 """
@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.abi import DONE, R_APPLIED, RESULT_ITEMS
+from quorin.engine.format.name import SegmentName
 from quorin.engine.format.partition import hash_shift
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.access import Access
@@ -24,6 +25,7 @@ from quorin.errors import CapacityExceededError, PartitionCountError, SharedMemo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from quorin.engine.arrays import AnyArray, Int64s, Mask
     from quorin.engine.format.partition import Partitioning
@@ -35,8 +37,45 @@ not bring the entity back. Older deletions are dropped when the next generation 
 
 MIN_HEAP_BYTES = 1 << 16
 EARLIEST_NS = -(2**63)
+_HEAP_BYTES_PER_VALUE = 32
 _MAX_ATTEMPTS = 1000
 _SLOTS_AT_ONCE = 1 << 17
+
+
+class Sizes(TypedDict):
+    """The sizes of a new segment."""
+
+    capacity: int
+    max_id_bytes: int
+    heap_bytes: int
+    prefault_rows: int | None
+
+
+def first_sizes(schema: Schema, capacity: int, max_id_bytes: int, prefault_rows: int | None) -> Sizes:
+    """The sizes of a new segment. :raises ValueError: for a number out of range."""
+    _check_range("capacity", capacity, 1, fmt.MAX_ROWS // 2)
+    _check_range("max_id_bytes", max_id_bytes, 1, fmt.MAX_ID_BYTES)
+    if prefault_rows is not None:
+        _check_range("prefault_rows", prefault_rows, 0, fmt.MAX_ROWS)
+    return Sizes(
+        capacity=capacity,
+        max_id_bytes=max_id_bytes,
+        heap_bytes=first_heap_bytes(schema, capacity),
+        prefault_rows=prefault_rows,
+    )
+
+
+def first_generation(
+    directory: Path, schema: Schema, owner: int, group: int | None, partitioning: Partitioning, sizes: Sizes
+) -> SegmentView:
+    """A new, empty segment file of a line of its own, readable for a group."""
+    name, access = SegmentName.first(schema.__name__), Access.for_group(group)
+    return SegmentView.create(directory, name, schema, owner=owner, access=access, partitioning=partitioning, **sizes)
+
+
+def first_heap_bytes(schema: Schema, capacity: int) -> int:
+    """An estimate that growth corrects: a short value in every variable-size field."""
+    return MIN_HEAP_BYTES + _HEAP_BYTES_PER_VALUE * capacity * sum(field.is_variable for field in schema.fields)
 
 
 def next_generation(
@@ -108,7 +147,7 @@ def create_successor(
     """An empty segment file of a view's line, with the next generation's number that is free; nothing points to it yet.
     It holds the view's partitions, unless told otherwise.
 
-    Whoever may read ``view``'s file may read this one: a writer without the setting ``shm_group`` locks nobody out.
+    Its access is that of ``view``'s file: a writer without the setting ``shm_group`` locks nobody out.
 
     A number may be taken by the attempt of a writer that died or came too late; such a file never comes into force.
     Where there is no room, kept generations of the deployment go first.
@@ -258,3 +297,8 @@ def _add_span(spans: list[list[int]], source: int, target: int, size: int) -> No
         last[2] += size
     else:
         spans.append([source, target, size, 0, 0])
+
+
+def _check_range(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")

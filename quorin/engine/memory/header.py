@@ -42,7 +42,7 @@ def header_of(memory: AnyArray) -> Any:
 def partitioning_of(header: Any) -> Partitioning:
     """How many partitions the deployment of a segment has, and which the segment holds.
 
-    :raises PartitionCountError: for a count that is none, or if it holds other partitions, or none.
+    :raises PartitionCountError: for an invalid count, or partitions that are not below it.
     """
     bits = int.from_bytes(header["held"].tobytes(), "little")
     held = frozenset(number for number in range(bits.bit_length()) if bits >> number & 1)

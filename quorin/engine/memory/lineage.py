@@ -31,7 +31,9 @@ def attach_newest(directory: Path, name: str, schema: Schema | None, *, writable
 
 
 def attach_if_there(directory: Path, name: str | None, *, writable: bool = False) -> SegmentView | None:
-    """The same, with the schema that it carries; None for no name, or if there is no such file, or it is damaged."""
+    """The newest generation of the segment ``name``, read through its own schema; None for no name, or if the file
+    is gone or damaged.
+    """
     if name is None:
         return None
     try:

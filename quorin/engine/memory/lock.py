@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class FileLock:
     """An exclusive lock on a file, held by this process until released or until the process dies.
 
-    It is ``flock(2)``: the kernel lets go of it when the last descriptor is closed, so a dead holder never blocks. A
+    It is ``flock(2)``: the kernel releases it when the last descriptor is closed, so a dead holder never blocks. A
     forked child inherits the descriptor, and would keep the lock past its parent's death; so children close it at once.
     """
 
@@ -66,7 +66,7 @@ class FileLock:
         return is_asked(self._descriptor)
 
     def release(self) -> None:
-        """Let go. Does nothing when already released, and never frees a parent's lock from a child."""
+        """Release the lock. Does nothing when already released, and never frees a parent's lock from a child."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

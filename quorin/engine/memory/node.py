@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from quorin.engine.backend.protocols import Beginning, in_order
 from quorin.engine.format.name import SegmentName
-from quorin.engine.memory.access import Access, grant, why_not
+from quorin.engine.memory.access import Access, grant, replace_text, why_not
 from quorin.engine.memory.lock import FileLock
 from quorin.errors import CorruptSegmentError, SegmentNotFoundError, SharedMemoryError
 
@@ -323,17 +323,7 @@ class Node:
 
     def _write(self, state: NodeState, path: Path | None = None) -> None:
         path = self._file(state.identity) if path is None else path
-        aside = path.with_suffix(f".{secrets.token_hex(4)}.pending")
-        try:
-            with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-                _access(self._group, path, self._path).apply(file.fileno(), path)
-                file.write(state.to_json())
-                file.flush()
-                os.fsync(file.fileno())
-            aside.rename(path)
-        except OSError as error:
-            aside.unlink(missing_ok=True)
-            raise SharedMemoryError(error.errno, f"cannot write {path}: {error.strerror}") from error
+        replace_text(path, state.to_json(), _access(self._group, path, self._path), durable=True)
 
 
 @contextmanager

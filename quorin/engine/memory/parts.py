@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 from quorin.engine.format import segment as fmt
 from quorin.engine.log.token import Token
 from quorin.errors import NotHeldError, PartitionedError
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterator
 
     from quorin.engine.format.partition import Partitioning
@@ -25,62 +26,80 @@ _PART_WORDS = _PART_BYTES // fmt.WORD_BYTES
 _CLOCK_STEP_NS = 1_000_000_000
 
 
+class OpenSegment(Protocol):
+    """What :class:`Parted` needs of the segment."""
+
+    _writer: Writer
+
+    @property
+    def writing(self) -> threading.RLock:
+        """The lock of the threads that write."""
+
+    @property
+    def partitioning(self) -> Partitioning:
+        """The partitions that it holds."""
+
+    def current_view(self) -> SegmentView:
+        """The newest generation."""
+
+    def writing_view(self) -> SegmentView:
+        """The generation to write to."""
+
+
 class Parted:
     """The positions of an open segment, one for each partition of the deployment that it holds."""
 
     __slots__ = ()
 
     @property
-    def node(self: Any) -> Node | None:
+    def node(self: OpenSegment) -> Node | None:
         """The node whose shared memory the segment is in; None for one that no registry opened."""
-        node: Node | None = self._writer.node
-        return node
+        return self._writer.node
 
     @property
-    def partitioning(self: Any) -> Partitioning:
+    def partitioning(self: OpenSegment) -> Partitioning:
         """How many partitions the deployment has, and which of them this segment holds; all of one by default."""
-        partitioning: Partitioning = self.current_view().partitioning
-        return partitioning
+        return self.current_view().partitioning
 
     @property
-    def position(self: Any) -> int:
+    def position(self: OpenSegment) -> int:
         """The log position up to which everything is applied; 0 before the first. Of several partitions, the highest of
         their positions, to show it: what is applied is :meth:`applied`.
         """
-        view: SegmentView = self.current_view()
+        view = self.current_view()
         if view.layout.partition_count == 1:
             return _load_acquire(view.mapping.address + _POSITION)
         return max(position for _, position in positions_in(view))
 
     @property
-    def log_identity(self: Any) -> int:
+    def log_identity(self: OpenSegment) -> int:
         """Which log :attr:`position` belongs to; 0 before the first, and with several partitions, which have a log
         each. Read it before the position: then the position is one of this log, or of a later one.
         """
-        view: SegmentView = self.current_view()
+        view = self.current_view()
         return _load_acquire(view.mapping.address + _LOG_IDENTITY) if view.layout.partition_count == 1 else 0
 
-    def part(self: Any, partition: int) -> Part:
+    def part(self: OpenSegment, partition: int) -> Part:
         """One partition of those that are held.
 
         :raises NotHeldError: for another partition.
         """
-        view: SegmentView = self.current_view()
+        view = self.current_view()
         if partition not in view.partitioning.held:
             raise NotHeldError(view.schema.__name__, partition)
         return Part(self, self._writer, partition)
 
-    def parts(self: Any) -> Iterator[Part]:
+    def parts(self: OpenSegment) -> Iterator[Part]:
         """The partitions that are held, in order."""
         return (Part(self, self._writer, partition) for partition in sorted(self.partitioning.held))
 
-    def applied(self: Any) -> Token:
+    def applied(self: OpenSegment) -> Token:
         """What is applied, as a token: a position of each held partition's log, but of those that nothing is applied
         of. A read that waits for it shows at least as much, on any node.
         """
         return applied_in(self.current_view())
 
-    def commit_position(self: Any, position: int, log_identity: int) -> None:
+    def commit_position(self: OpenSegment, position: int, log_identity: int) -> None:
         """Publish that everything up to ``position`` of a log is applied; call it after the rows are.
 
         A crash before this call loses nothing: the next consumer applies the entry again, to the same effect.
@@ -92,32 +111,32 @@ class Parted:
             check_one_partition(view, "commit_position")
             self._writer.commit_position(position, log_identity, view)
 
-    def confirm(self: Any, at_ns: int) -> None:
+    def confirm(self: OpenSegment, at_ns: int) -> None:
         """Record that at a time (ns since the epoch) the log had nothing that this segment lacks.
 
         :raises PartitionedError: with several partitions, whose :meth:`part` has the same method.
         """
         with self.writing:
-            view: SegmentView = self.writing_view()
+            view = self.writing_view()
             check_one_partition(view, "confirm")
             view.words[_CONFIRMED] = at_ns
 
-    def confirmed_age_seconds(self: Any) -> float:
+    def confirmed_age_seconds(self: OpenSegment) -> float:
         """Seconds since the log is known to have had nothing that this segment lacks; infinity if that is not known.
         A consumer that reaches the log renews it several times a second. Of several partitions, the oldest of theirs.
         """
-        view: SegmentView = self.current_view()
+        view = self.current_view()
         if view.layout.partition_count == 1:
             return _age_seconds(view.words[_CONFIRMED])
         words = (_CONFIRMED + _PART_WORDS * partition for partition in view.partitioning.held)
         return max(_age_seconds(view.words[word]) for word in words)
 
-    def know_log(self: Any, partition: int, log_identity: int) -> None:
+    def know_log(self: OpenSegment, partition: int, log_identity: int) -> None:
         """Record which log a partition has that is not held, so that reads recognize positions of it in tokens. Does
         nothing for one that is held: its own position names its log.
         """
         with self.writing:
-            view: SegmentView = self.writing_view()
+            view = self.writing_view()
             if partition not in view.partitioning.held and 0 <= partition < view.layout.partition_count:
                 self._writer.commit_position(0, log_identity, view, partition)
 
@@ -136,7 +155,7 @@ class Part:
 
     __slots__ = ("_segment", "_writer", "partition")
 
-    def __init__(self, segment: Any, writer: Writer, partition: int) -> None:
+    def __init__(self, segment: OpenSegment, writer: Writer, partition: int) -> None:
         self._segment = segment
         self._writer = writer
         self.partition = partition
@@ -155,18 +174,18 @@ class Part:
         return self._load(_LOG_IDENTITY)
 
     def commit_position(self, position: int, log_identity: int) -> None:
-        """As :meth:`Segment.commit_position`, of this partition's log."""
+        """Publish that everything up to ``position`` of the partition's log is applied; as for the segment."""
         segment = self._segment
         with segment.writing:
             self._writer.commit_position(position, log_identity, segment.writing_view(), self.partition)
 
     def confirm(self, at_ns: int) -> None:
-        """As :meth:`Segment.confirm`, of this partition's log."""
+        """Record that at a time (ns since the epoch) the partition's log had nothing that this segment lacks."""
         with self._segment.writing:
             self._segment.writing_view().words[_CONFIRMED + _PART_WORDS * self.partition] = at_ns
 
     def confirmed_age_seconds(self) -> float:
-        """As :meth:`Segment.confirmed_age_seconds`, of this partition's log."""
+        """Seconds since the partition's log is known to have had nothing that this segment lacks; infinity if never."""
         return _age_seconds(self._segment.current_view().words[_CONFIRMED + _PART_WORDS * self.partition])
 
     def _load(self, offset: int) -> int:

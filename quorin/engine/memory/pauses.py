@@ -1,20 +1,18 @@
 """How a reader asks the process that applies the log to pause between two batches, and how that process sees it.
 
-A reader that wants several segments as they are at one log position holds a read lock on the first byte of their files
-while it tries. The process that applies asks the kernel whether anybody does. Nothing is written, so readers of other
-users and read-only mappings can ask, and a reader that dies asks no longer. The locks are ``F_OFD_SETLK``'s, which
-belong to a descriptor and have nothing to do with the writer's lease, a ``flock``.
+A reader that wants several segments as they are at one log position holds a shared lock on a byte of their files while
+it tries (:mod:`quorin.engine.memory.record_locks`). The process that applies asks the kernel whether anybody does.
+Nothing is written, so readers of other users and read-only mappings can ask, and a reader that dies asks no longer.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import struct
 import time
 from typing import TYPE_CHECKING, Protocol
 
 from quorin.engine import forks
+from quorin.engine.memory.record_locks import PAUSE_REQUESTS, is_locked, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,10 +36,6 @@ while they do, slow it down by a fifth.
 """
 _POLL_SECONDS = 0.000_05
 
-_FLOCK = struct.Struct("hhqqi4x")
-"""``struct flock`` of Linux on 64-bit machines: type, whence, start, length, pid."""
-_READ_LOCK, _WRITE_LOCK = (_FLOCK.pack(kind, os.SEEK_SET, 0, 1, 0) for kind in (fcntl.F_RDLCK, fcntl.F_WRLCK))
-
 
 class Asking:
     """A reader's question for a pause, about one segment file, until :meth:`end`. A forked child does not ask."""
@@ -53,7 +47,7 @@ class Asking:
             self._descriptor = -1
             return
         forks.register(self)
-        fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, _READ_LOCK)
+        try_lock(self._descriptor, PAUSE_REQUESTS)
 
     def end(self) -> None:
         """Ask no longer."""
@@ -69,8 +63,7 @@ class Asking:
 
 def is_asked(descriptor: int) -> bool:
     """Whether a reader asks about the file that a descriptor of this process is open for."""
-    kind, *_ = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _WRITE_LOCK))
-    return bool(kind != fcntl.F_UNLCK)
+    return is_locked(descriptor, PAUSE_REQUESTS)
 
 
 class Pauses:

@@ -173,7 +173,7 @@ class Segment(Pinnable, Parted, Shown):
             try:
                 self.writing_view()
             except WriterLeaseHeldError:
-                # The frozen process keeps its lock on the old file, so the lease of that file can't be had. The new
+                # The frozen process keeps its lock on the old file, so that file's lease is taken. The new
                 # file has a lease of its own, and the exchange in the flip decides between two that overtake.
                 view = self.current_view()
                 overtaken = int(view.header["writer_pid"])

@@ -217,14 +217,15 @@ class SegmentView:
         return words[_ENTITY_COUNT] + words[_DELETED_COUNT] + resting == words[_ROWS_FRESH]
 
     def call_writer(self) -> None:
-        """Ask the writer to look at the log once more when it lets go of the lease. Who finds the lease still taken
-        after that may leave its entries to that writer, or to whoever :meth:`answers_call` before it.
+        """Ask the writer to look at the log once more after it has released the lease. A caller that finds the lease
+        still taken after this call may leave its entries to the writer, or to a process that calls
+        :meth:`answers_call` first.
         """
         self.words[_CALLED] = 1
 
     def answers_call(self) -> bool:
-        """Whether the writer was called: then the caller has to take the lease and look at the log once more, or find
-        it taken and call again. Only one who asks after letting go of the lease, which is a barrier, sees all calls.
+        """Whether the writer was called. Then the caller has to take the lease and look at the log once more, or find
+        it taken and call again. Releasing the lease is a barrier: only a process that asks after it sees all calls.
         """
         if not self.words[_CALLED]:
             return False
@@ -238,7 +239,7 @@ class SegmentView:
 
 
 def segment_stats(view: SegmentView) -> dict[str, Any]:
-    """Rows, bytes, load and who writes: one flat dictionary of plain values, as they stand in the header now."""
+    """Rows, bytes, load and who writes: one flat dictionary of plain values, as they are in the header now."""
     header = view.header
     rows, deleted = int(header["entity_count"]), int(header["deleted_count"])
     return {
@@ -283,10 +284,11 @@ _NO_SUCCESSOR = np.zeros(fmt.HEADER_BYTES, np.uint8)
 """What the reads of a pinned view look at to see whether there is a successor."""
 
 
-def _difference(asked: Schema, stored: Schema) -> str:
-    if asked.__name__ != stored.__name__ or asked.version != stored.version:
-        return f"it is {stored.__name__} version {stored.version}, asked for {asked.__name__} version {asked.version}"
-    ours, theirs = ({f.name: f for f in s.fields} for s in (asked, stored))
+def _difference(requested: Schema, stored: Schema) -> str:
+    if requested.__name__ != stored.__name__ or requested.version != stored.version:
+        found = f"{stored.__name__} version {stored.version}"
+        return f"{found}; {requested.__name__} version {requested.version} was requested"
+    ours, theirs = ({f.name: f for f in s.fields} for s in (requested, stored))
     parts = [f"{n!r} only in the segment" for n in theirs if n not in ours]
     parts += [f"{n!r} not in the segment" for n in ours if n not in theirs]
     parts += [
@@ -294,8 +296,9 @@ def _difference(asked: Schema, stored: Schema) -> str:
         for name, field in ours.items()
         if name in theirs and field != theirs[name]
     ]
-    if asked.tie_breaker != stored.tie_breaker:
-        parts.append(f"its tie-breaker is {stored.tie_breaker!r} there, {asked.tie_breaker!r} here")
-    if asked.entity != stored.entity:
-        parts.append(f"its entity is {stored.entity!r} there, {asked.entity!r} here")
-    return f"{asked.__name__} version {asked.version}: " + ("; ".join(parts) or "the fields stand in another order")
+    if requested.tie_breaker != stored.tie_breaker:
+        parts.append(f"its tie-breaker is {stored.tie_breaker!r} there, {requested.tie_breaker!r} here")
+    if requested.entity != stored.entity:
+        parts.append(f"its entity is {stored.entity!r} there, {requested.entity!r} here")
+    difference = "; ".join(parts) or "the fields are in another order"
+    return f"{requested.__name__} version {requested.version}: {difference}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quorin import metrics
-from quorin.engine import ends, forks
+from quorin.engine import exits, forks
 from quorin.engine.format import segment as fmt
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.kept import keep
@@ -130,7 +130,7 @@ class Writer:
         metrics.writer_leases.labels(view.schema.__name__).inc()
         self._lease, self._view = lease, view
         forks.register(self)
-        ends.register(self)
+        exits.register(self)
 
     def release(self) -> None:
         """Release the lease. Does nothing without one."""
@@ -141,13 +141,13 @@ class Writer:
         self._lease.release()
         self._lease = self._view = None
         forks.unregister(self)
-        ends.unregister(self)
+        exits.unregister(self)
 
     def __del__(self) -> None:
         """A segment that is dropped without ``close()`` does not look like one whose writer died."""
         self.release()
 
-    def at_end(self) -> None:
+    def at_exit(self) -> None:
         """Release the lease when the process ends, unless a thread is still writing after a second."""
         if self.lock.acquire(timeout=_MAX_END_SECONDS):
             self.release()

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quorin.engine.format.partition import Partitioning
-from quorin.engine.memory.access import Access
+from quorin.engine.memory.access import Access, replace_text
 from quorin.engine.memory.addresses import addresses
-from quorin.errors import SharedMemoryError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -32,7 +29,7 @@ FORMAT = 1
 _PURPOSE = "holders"
 FRESH_SECONDS = 10.0
 """A node is ready if it reported, and was known to be up to date, within this time."""
-FORGET_SECONDS = 600.0
+_MAX_SILENT_SECONDS = 600.0
 """A node that was silent for longer is no holder."""
 
 
@@ -91,7 +88,7 @@ def publish_holders(control: ControlPlane, node: Node) -> None:
     with suppress(OSError):
         if path.read_text() == text:
             return
-    _write(path, text, Access.of(node.beside("")))
+    replace_text(path, text, Access.of(node.beside("")))
 
 
 def holders(node: Node, count: int | None = None) -> Mapping[int, tuple[Holder, ...]]:
@@ -134,7 +131,7 @@ def _published(entries: Iterable[tuple[dict[str, Any], float | None]]) -> dict[s
     """
     by_node: dict[str, list[tuple[float, dict[str, Any]]]] = defaultdict(list)
     for entry, silent_seconds in entries:
-        is_known = silent_seconds is not None and silent_seconds <= FORGET_SECONDS
+        is_known = silent_seconds is not None and silent_seconds <= _MAX_SILENT_SECONDS
         if is_known and "partitions" in entry:
             by_node[entry["node"]].append((silent_seconds or 0.0, entry))
     nodes, newest = [], (math.inf, 1)
@@ -176,18 +173,6 @@ def _whole(own: Partitioning, count: int) -> frozenset[int]:
         return own.at(count).held
     times = own.count // count
     return frozenset(one for one in own.at(count).held if own.held.issuperset(range(one * times, (one + 1) * times)))
-
-
-def _write(path: Path, text: str, access: Access) -> None:
-    aside = path.with_suffix(f".{_PURPOSE}.{secrets.token_hex(4)}.pending")
-    try:
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-            access.apply(file.fileno(), path)
-            file.write(text)
-        aside.rename(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise SharedMemoryError(error.errno, f"cannot write {path}: {error.strerror}") from error
 
 
 _cached: dict[Path, tuple[tuple[int, int, int], Holders]] = {}

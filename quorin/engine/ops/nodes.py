@@ -194,7 +194,7 @@ def with_behind(nodes: Iterable[NodeReport], logs: Sequence[Log], bounds: Sequen
     return [replace(node, replicas=tuple(counted(one) for one in node.replicas)) for node in nodes]
 
 
-def positions_of(logs: Sequence[Log], position: int) -> dict[int | None, int]:
+def positions_by_partition(logs: Sequence[Log], position: int) -> dict[int | None, int]:
     """A position of the only log, or those of a token by partition.
 
     :raises TokenError: with several partitions, for a position that is no token.

@@ -285,7 +285,7 @@ class Observer:
             this = presence.Process.this()
             self._readers = {
                 name: tuple(process for process in processes if process != this)
-                for name, processes in presence.holders(self._directory).items()
+                for name, processes in presence.mapping_processes(self._directory).items()
             }
             now = time.monotonic()
             self._next_readers_at = now + (now - started) / _SCAN_SHARE

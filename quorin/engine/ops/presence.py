@@ -95,12 +95,12 @@ def announce(
     positions = {
         replica_name(name, partition): position
         for name, schema in schemas.items()
-        for partition, position in positions_of(schema)
+        for partition, position in reported_positions(schema)
     }
     control.announce(str(Process.this()), json.dumps(report), node=node, positions=positions)
 
 
-def positions_of(schema: Mapping[str, Any]) -> Iterator[tuple[int | None, int]]:
+def reported_positions(schema: Mapping[str, Any]) -> Iterator[tuple[int | None, int]]:
     """The positions of one schema's entry in a report, each with its partition; None is the only log there is."""
     if "partitions" not in schema:
         yield None, int(schema["position"])
@@ -176,7 +176,7 @@ def _is_zombie(process: Path) -> bool:
         return False
 
 
-def holders(directory: str | os.PathLike[str]) -> dict[str, list[Process]]:
+def mapping_processes(directory: str | os.PathLike[str]) -> dict[str, list[Process]]:
     """The processes of this machine that have files of a directory mapped, as far as this user can see, by the name of
     the file, which may have been removed since. Reads the mappings of every process once.
     """
@@ -197,7 +197,7 @@ def holders(directory: str | os.PathLike[str]) -> dict[str, list[Process]]:
     return found
 
 
-def pinners(paths: Iterable[Path]) -> dict[Path, list[Process]]:
+def pinning_processes(paths: Iterable[Path]) -> dict[Path, list[Process]]:
     """The processes of this machine that pin each of some files, as far as this user can see."""
     found: dict[Path, list[Process]] = {}
     inodes = {}
@@ -215,13 +215,14 @@ def pinners(paths: Iterable[Path]) -> dict[Path, list[Process]]:
 
 
 def _pinned_inodes(entry: Path) -> list[int]:
-    """The inode that a descriptor of a process locks as :mod:`quorin.engine.memory.pins` does."""
+    """The inode of the file that a descriptor of a process pins (:mod:`quorin.engine.memory.pins`)."""
     try:
         lines = entry.read_text().splitlines()
     except OSError:  # It was closed meanwhile.
         return []
     words = [line.split() for line in lines if line.startswith("lock:") and "OFDLCK" in line]
-    return [int(parts[-3].rpartition(":")[2]) for parts in words]
+    # The words end in the inode, and the range that is locked: a pin reaches to the end of the file.
+    return [int(parts[-3].rpartition(":")[2]) for parts in words if parts[-1] == "EOF"]
 
 
 @cache

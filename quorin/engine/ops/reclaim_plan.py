@@ -92,7 +92,7 @@ def decide(state: State, misses: Mapping[str, int], *, threshold: int) -> Decisi
     orphans: list[tuple[SegmentFile, Reason]] = []
     repoint: list[tuple[str, str, str]] = []
     for line, (schema, name) in named.items():
-        current = in_force(lines.get(line, {}), name.generation)
+        current = reachable_generation(lines.get(line, {}), name.generation)
         if current is not None and current.name != str(name):
             repoint.append((schema, str(name), current.name))
         for file in lines.get(line, {}).values():
@@ -124,7 +124,7 @@ def decide(state: State, misses: Mapping[str, int], *, threshold: int) -> Decisi
     )
 
 
-def in_force(line: Mapping[int, SegmentFile], named: int) -> SegmentFile | None:
+def reachable_generation(line: Mapping[int, SegmentFile], named: int) -> SegmentFile | None:
     """The generation that a reader reaches from the ``named`` one; None if the whole line is gone."""
     file = line.get(named)
     if file is None:
@@ -134,7 +134,7 @@ def in_force(line: Mapping[int, SegmentFile], named: int) -> SegmentFile | None:
         named = file.successor
         file = line.get(named)
         if file is None:
-            return in_force(line, named)
+            return reachable_generation(line, named)
     return file
 
 

@@ -63,7 +63,8 @@ class ColumnPlan:
             self.starts[index] = end
             end += cell.byte_count
         self.runs = _runs(self.fields, order, self.starts)
-        self.places = {index: (run, place) for run in self.runs for place, index in enumerate(run.fields)}
+        self.run_of = {index: (run, number) for run in self.runs for number, index in enumerate(run.fields)}
+        """By index of a field, its run and its number there."""
         self.bits_start, self.bits_count = end, layout.bitmap_bytes
         sources.append((body + layout.bitmap_offset, layout.bitmap_bytes, RAW_BYTES))
         self.row_bytes = end + layout.bitmap_bytes
@@ -104,7 +105,9 @@ class ColumnPlan:
         return limits
 
     def spans(self) -> list[tuple[int, int, int]]:
-        """The same for the oracle: offset in the stored row, offset in a row of the buffer, bytes."""
+        """The plan for the oracle: for each span its offset in the stored row, its offset in a row of the buffer, and
+        its bytes.
+        """
         table = self._words[P_SPANS:].reshape(-1, SPAN_ITEMS)
         return [
             (int(span[0]), int(start), int(span[3]))

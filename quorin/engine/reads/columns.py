@@ -165,7 +165,7 @@ class Columns:
 
     def arrow(self, index: int) -> pa.Array:
         """A field's values in its exact Arrow type, null where null or not found."""
-        if self.complete and index in self._plan.places:
+        if self.complete and index in self._plan.run_of:
             return self._slice_of_run(index)
         field = self._plan.fields[index]
         valid = None if self.complete else self.valid(index)
@@ -232,15 +232,15 @@ class Columns:
         return self.buffer[self._plan.bits_start * len(self.found) :].reshape(len(self.found), self._plan.bits_count)
 
     def _slice_of_run(self, index: int) -> pa.Array:
-        """A column of numbers without nulls: a slice is had in a tenth of the time of an array of its own."""
-        run, place = self._plan.places[index]
+        """A column of numbers without nulls: a slice costs a tenth of an array of its own."""
+        run, number = self._plan.run_of[index]
         count = len(self.found)
         values = self._run_arrays.get(run.start)
         if values is None:
             buffers = [None, pa.py_buffer(self.buffer[run.start * count :])]
             kind = arrow_type_of(self._plan.fields[index])
             values = self._run_arrays[run.start] = pa.Array.from_buffers(kind, len(run.fields) * count, buffers)
-        return values.slice(place * count, count)
+        return values.slice(number * count, count)
 
     def _fixed(self, field: FeatureField, index: int, validity: pa.Buffer | None) -> pa.Array:
         count = len(self.found)

@@ -1,4 +1,4 @@
-"""Ids that are not found as their partitions are not held: whether they have a row is not known on this node."""
+"""Ids whose partitions this node does not hold: they are not found here, and may have a row on another node."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from quorin.shm import Segment
 
 MissingPartitions = Literal["error", "mask"]
-"""What a read does with them: raise, or take them for not found and say which they are."""
+"""What a read does with such ids: raise, or treat them as not found and report which they are."""
 
 
 def check_choice(missing_partitions: object) -> None:
-    """:raises ValueError: for a ``missing_partitions`` that is none."""
+    """:raises ValueError: for a ``missing_partitions`` other than ``"error"`` and ``"mask"``."""
     if missing_partitions not in ("error", "mask"):
         raise ValueError(f"missing_partitions: expected 'error' or 'mask', got {missing_partitions!r}")
 
 
 def not_held_of(view: SegmentView, entity_ids: Any, found: Mask) -> Mask | None:
-    """Which entities of a batch are not found because their partitions are not held; None for none.
+    """Which entities of a batch are not found because their partitions are not held; None if there are none.
 
     Ids that are found cost nothing, and no id does where all partitions are held.
     """
@@ -46,7 +46,7 @@ def not_held_of(view: SegmentView, entity_ids: Any, found: Mask) -> Mask | None:
 def note_not_held(
     segment: Segment, view: SegmentView, ids: Any, found: Mask, missing_partitions: MissingPartitions, out: Mask | None
 ) -> None:
-    """Raise for entities that are not held, or with ``"mask"`` fill ``out`` with which those are, if there is one.
+    """Raise if an entity's partition is not held; with ``"mask"`` fill ``out``, if it is passed, with which those are.
 
     :raises NotHeldError: as :func:`check_held`. :raises ValueError: as :func:`check_choice`.
     :raises InvalidBufferError: for an ``out`` that does not fit.
@@ -60,14 +60,14 @@ def note_not_held(
 
 
 def check_held(segment: Segment, view: SegmentView, entity_ids: Any, not_held: Mask | None) -> None:
-    """:raises NotHeldError: for the first of some entities that are not held, naming the nodes that hold it."""
+    """:raises NotHeldError: for the first entity that ``not_held`` marks, naming the nodes that hold it."""
     if not_held is not None:
         first = id_array(entity_ids).slice(int(not_held.argmax()), 1)
         raise error_for(segment, view, int(partitions_of(first, view.partitioning.count)[0]))
 
 
 def check_one_held(segment: Segment, view: SegmentView, key: bytes) -> None:
-    """The same, for one entity that was not found."""
+    """:raises NotHeldError: if the partition of an entity that was not found is not held."""
     if view.is_partial:
         partition = partition_of(key, view.partitioning.count)
         if partition not in view.partitioning.held:

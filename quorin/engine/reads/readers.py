@@ -83,7 +83,7 @@ class ColumnReader:
             plan = column_plan(view, self._names, positions=self._positions)
             columns = Columns(plan, view, ids, COMPILED_GATHER, ages, now)
             words = plan.words(len(ids), ages)
-            if read_many(view, words, ids, columns.buffer, columns.found, math.nan, 0, now, at_most):
+            if read_many(view, words, ids, columns.buffer, columns.found, math.nan, now_ns=now, at_most=at_most):
                 if self._missing_partitions == "mask":
                     columns.not_held = np.empty(len(ids), np.bool_)
                 if view.is_partial or columns.not_held is not None:

@@ -50,7 +50,8 @@ class RowLayout:
 
 
 class RowsLayout:
-    """The same for a row of each of several views, one after the other, and then a byte for each: whether it was found.
+    """How the rows of one entity in several views lie in a buffer: one :class:`RowLayout` after the other, then a byte
+    for each view: whether the row was found.
 
     ``firsts`` says for each view where its slots begin among the values unpacked; the bytes are the last of these.
     ``ends`` says where each view's row begins in the buffer, and where the last one ends. ``is_partial`` says whether
@@ -193,7 +194,7 @@ class OneRow:
         return self.layout.heap[offset : offset + size]
 
     def columns(self) -> Columns:
-        """The same as columns of one row."""
+        """The row as columns of length 1."""
         layout = self.layout
         ids = pa.array([self._entity_id], pa.string())
         columns = Columns(layout.plan, layout.view, ids, NUMPY_GATHER, layout.ages, self.now_ns)

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 _FLOAT32 = np.dtype(np.float32)
 _empty = np.empty
-_FEW = 16
-"""Ids up to which single reads of a list are quicker than the batch kernel, which wants them as an Arrow array."""
+_MAX_UNBATCHED_IDS = 16
+"""Up to this number, the ids of a list are read faster one by one than as one batch, which takes an Arrow array."""
 
 
 def assemble(
@@ -112,11 +112,19 @@ def assemble_batch(
     """
     if at_least is not None:
         wait_for(segment, at_least, timeout_ms=timeout_ms)
-    target, others = (out, found_mask, missing, positions), (missing_partitions, not_held_mask)
-    if max_age is None:
-        return _assemble_many(segment, _whole_vector, entity_ids, *target, 0, fresh_mask, None, *others)
-    plan_for = partial(aged_vector_plan, max_age=max_age)
-    return _assemble_many(segment, plan_for, entity_ids, *target, time.time_ns(), fresh_mask, None, *others)
+    return _assemble_many(
+        segment,
+        _whole_vector if max_age is None else partial(aged_vector_plan, max_age=max_age),
+        entity_ids,
+        out,
+        found_mask,
+        missing,
+        positions,
+        now_ns=0 if max_age is None else time.time_ns(),
+        fresh_mask=fresh_mask,
+        missing_partitions=missing_partitions,
+        not_held_mask=not_held_mask,
+    )
 
 
 class Reader:
@@ -177,10 +185,20 @@ class Reader:
         """
         if at_least is not None:
             wait_for(self._segment, at_least, timeout_ms=timeout_ms)
-        now_ns = 0 if self._ages is None else time.time_ns()
-        target, options = (out, found_mask, missing, positions), (now_ns, fresh_mask, at_most)
-        others = missing_partitions, not_held_mask
-        return _assemble_many(self._segment, self._plan_for, entity_ids, *target, *options, *others)
+        return _assemble_many(
+            self._segment,
+            self._plan_for,
+            entity_ids,
+            out,
+            found_mask,
+            missing,
+            positions,
+            now_ns=0 if self._ages is None else time.time_ns(),
+            fresh_mask=fresh_mask,
+            at_most=at_most,
+            missing_partitions=missing_partitions,
+            not_held_mask=not_held_mask,
+        )
 
     def _plan_for(self, view: SegmentView) -> _Plan:
         if self._view is not view:
@@ -219,7 +237,9 @@ def _assemble_slowly(
     out: Float32s,
     now_ns: int = 0,
 ) -> Float32s:
-    """What the quick path leaves: ids that are not ASCII, segments that moved on, contended rows, and all errors."""
+    """The vector where the quick path has none: for ids that are not ASCII, replaced segments, contended rows, and all
+    errors.
+    """
     key = check_entity_id(entity_id)
     ids = pa.array([key], pa.binary())
     found = _empty(1, np.bool_)
@@ -241,17 +261,22 @@ def _assemble_many(
     out: Float32s | None,
     found_mask: Mask | None,
     missing: float,
-    positions: Int64s | None = None,
-    now_ns: int = 0,
-    fresh_mask: Mask | None = None,
+    positions: Int64s | None,
+    *,
+    now_ns: int,
+    fresh_mask: Mask | None,
     at_most: int | None = None,
-    missing_partitions: MissingPartitions = "error",
-    not_held_mask: Mask | None = None,
+    missing_partitions: MissingPartitions,
+    not_held_mask: Mask | None,
 ) -> tuple[Float32s, Mask]:
+    """The vectors of many entities, as :func:`assemble_batch` returns them, by the plan of each view that is read.
+
+    Ages count from ``now_ns``; it is 0 without age limits.
+    """
     first = 0
-    # Single reads have a clock of their own each, and say of none that it is fresh or how new it may be.
+    # Single reads each have a clock of their own, and tell neither freshness nor a limit of positions.
     is_simple = now_ns == 0 and fresh_mask is None and at_most is None and not_held_mask is None
-    if is_simple and type(entity_ids) is list and 0 < len(entity_ids) <= _FEW:
+    if is_simple and type(entity_ids) is list and 0 < len(entity_ids) <= _MAX_UNBATCHED_IDS:
         plan = plan_for(segment._view)
         out, found_mask = buffers.batch_out(out, found_mask, len(entity_ids), plan.item(P_OUT_BYTES) // 4)
         if positions is None:
@@ -269,17 +294,17 @@ def _assemble_many(
         if positions is not None:
             plan = _positioned(plan, positions, len(ids))
         buffers.mask_out("fresh_mask", fresh_mask, len(ids))
-        values, options = out.reshape(-1).view(np.uint8), (first, now_ns, at_most, fresh_mask)
-        if read_many(view, plan, ids, values, found_mask, missing, *options):
+        values = out.reshape(-1).view(np.uint8)
+        if read_many(
+            view, plan, ids, values, found_mask, missing, first, now_ns=now_ns, at_most=at_most, fresh=fresh_mask
+        ):
             if view.is_partial or not_held_mask is not None or missing_partitions != "error":
                 note_not_held(segment, view, ids, found_mask, missing_partitions, not_held_mask)
             return out, found_mask
 
 
 def _assemble_few(plan: _Plan, entity_ids: list[Any], out: Float32s) -> int:
-    """Fill rows one by one, until one is not to be had so, for the reasons of :func:`_assemble_slowly`; return how many
-    there are.
-    """
+    """Fill rows one by one, until one needs :func:`_assemble_slowly`; return how many are filled."""
     for number, (entity_id, row) in enumerate(zip(entity_ids, out, strict=True)):
         if type(entity_id) is not str or _assemble_one(plan, entity_id, row) != FOUND:
             return number
@@ -287,7 +312,7 @@ def _assemble_few(plan: _Plan, entity_ids: list[Any], out: Float32s) -> int:
 
 
 def _assemble_few_at_positions(plan: _Plan, entity_ids: list[Any], out: Float32s, positions: Int64s) -> int:
-    """The same, with the log positions of the rows."""
+    """:func:`_assemble_few` that fills ``positions`` too, with the log positions of the rows."""
     plan = _positioned(plan, positions, len(entity_ids))
     for number, (entity_id, row) in enumerate(zip(entity_ids, out, strict=True)):
         if type(entity_id) is not str or _assemble_one(plan, entity_id, row) != FOUND:

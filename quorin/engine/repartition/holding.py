@@ -5,14 +5,13 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from quorin.engine.memory.first import held_partitions
+from quorin.engine.format.partition import Partitioning
 from quorin.engine.repartition.node import node_count
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from quorin.engine.backend import Backend
-    from quorin.engine.format.partition import Partitioning
     from quorin.engine.memory.node import Node
 
 
@@ -42,4 +41,4 @@ class Holding:
 
     @cached_property
     def _wanted(self) -> Partitioning:
-        return held_partitions(self.held, self.backend.partitions())
+        return Partitioning.of(self.held, self.backend.partitions())

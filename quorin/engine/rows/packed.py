@@ -126,7 +126,7 @@ def locate(schema: Schema, batch: pa.RecordBatch) -> Located:
 
 
 def _locate_in_general(schema: Schema, batch: pa.RecordBatch) -> Located:
-    """The same column by column, in Python."""
+    """What :func:`locate` returns, for any batch: found column by column, in Python."""
     ids, times = batch.column(0), batch.column(1)
     times_at = times.buffers()[1].address + 8 * times.offset if len(times) else 0
     return Located(general_columns(schema, batch), text_addresses(ids), times_at)

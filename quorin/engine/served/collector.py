@@ -21,7 +21,8 @@ import numpy as np
 import pyarrow as pa
 
 from quorin import metrics
-from quorin.engine import ends, forks
+from quorin.engine import exits, forks
+from quorin.engine.format.abi import UNPACKED_NUMBERS, UNPACKED_TEXTS
 from quorin.engine.memory.lock import FileLock
 from quorin.engine.served import description
 from quorin.engine.served.files import SCHEMA
@@ -30,6 +31,8 @@ from quorin.errors import QuorinError
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from quorin.engine.served.files import ServedFiles
 
 LOOK_SECONDS = 0.1
@@ -57,7 +60,7 @@ class Collecting:
                 # The thread must not refer to this object, so that it ends with it.
                 self._worker = worker = _Worker(self._collector)
                 weakref.finalize(self, worker.ending.set)
-                ends.register(worker)
+                exits.register(worker)
                 worker.start()
 
     def stop(self) -> None:
@@ -198,7 +201,7 @@ class _Worker(threading.Thread):
                     expected = isinstance(error, (QuorinError, OSError))
                     _log.error("served_log_not_written", error=str(error), exc_info=not expected)
 
-    def at_end(self) -> None:
+    def at_exit(self) -> None:
         """Write what there is, if it is written to a disk of this machine; else another process does."""
         self.ending.set()
         if self._pid == os.getpid():
@@ -234,19 +237,19 @@ def _unpacked(rings: list[Ring], path: Path) -> tuple[pa.Table, dict[int, int], 
                 _log.error("served_log_damaged", ring=ring.number, path=str(path), skipped_bytes=last - good)
             spans.append((ring, first, good, last))
     requests, rows, key_bytes, id_bytes, data_bytes = totals.tolist()
-    numbers = [np.empty(rows, np.int64) for _ in range(7)]
-    states = np.empty(rows, np.uint8)
-    texts = [(np.zeros(rows + 1, np.int64), np.empty(size, np.uint8)) for size in (key_bytes, id_bytes, data_bytes)]
+    numbers, states = np.empty((UNPACKED_NUMBERS, rows), np.int64), np.empty(rows, np.uint8)
+    ends = np.zeros((UNPACKED_TEXTS, rows + 1), np.int64)
+    texts = [np.empty(size, np.uint8) for size in (key_bytes, id_bytes, data_bytes)]
     counts = np.zeros(2, np.int64)
     for ring, first, good, _ in spans:
-        flat = [part for text in texts for part in text]
-        kernels.unpack_records(ring.address, first, good, counts, *numbers, states, *flat)
-    return _table(numbers, states, texts, path), {ring.number: last for ring, _, _, last in spans}, requests
+        kernels.unpack_records(ring.address, first, good, counts, numbers, states, ends, *texts)
+    table = _table(numbers, states, map(_texts, ends, texts), path)
+    return table, {ring.number: last for ring, _, _, last in spans}, requests
 
 
-def _table(numbers: list[Any], states: Any, texts: list[Any], path: Path) -> pa.Table:
+def _table(numbers: Any, states: Any, texts: Iterable[pa.Array], path: Path) -> pa.Table:
     requests, rows, views, times, kinds, positions, event_times = numbers
-    keys, ids, data = (_texts(*text) for text in texts)
+    keys, ids, data = texts
     names, described = _described(views, kinds, path)
     columns = [
         pa.array(requests),
@@ -280,9 +283,9 @@ def _described(views: Any, kinds: Any, path: Path) -> tuple[pa.Array, pa.Array]:
     return pa.array(names, pa.string()).take(pa.array(index)), pa.array(texts, pa.string()).take(pa.array(codes))
 
 
-def _texts(stops: Any, text: Any) -> pa.Array:
-    buffers = [None, pa.py_buffer(stops), pa.py_buffer(text)]
-    return pa.Array.from_buffers(pa.large_binary(), len(stops) - 1, buffers).cast(pa.binary())
+def _texts(ends: Any, text: Any) -> pa.Array:
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(text)]
+    return pa.Array.from_buffers(pa.large_binary(), len(ends) - 1, buffers).cast(pa.binary())
 
 
 def _null_if_empty(texts: pa.Array) -> pa.Array:

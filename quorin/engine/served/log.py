@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 MAX_REQUEST_ID = 128
 _RETRY_SECONDS = 1.0
 _OFFSETS: dict[Any, Any] = {pa.string(): np.int32, pa.large_string(): np.int64}
-_HEAD = struct.Struct(f"<{fmt.RECORD_WORDS}q")
+_HEAD = struct.Struct(f"<{fmt.RECORD_HEAD_BYTES // 8}q")
 
 _log = get_logger(__name__)
 

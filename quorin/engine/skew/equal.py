@@ -45,7 +45,7 @@ def _present_are_equal(one: pa.Array, other: pa.Array, rtol: float, atol: float)
 
 
 def _rows_are_equal(one: pa.Array, other: pa.Array) -> Mask:
-    """For lists of one fixed size. What stands in the place of a null is compared too.
+    """For lists of one fixed size. What is stored in place of a null is compared too.
 
     Arrow's ``take`` returns other rows of a slice of nested fixed-size lists (pyarrow 26), so none is used here.
     """

@@ -162,11 +162,11 @@ def test_a_look_that_outlives_its_consumer_takes_nothing(
 
 def test_a_lease_that_was_taken_but_never_used_is_ended(backend: Backend, registry: SegmentRegistry) -> None:
     log = backend.log(partition=0)
-    historian = Historian(log, registry.node, NoopOfflineWriter(), role="consumer", trims=True, is_of_all=True)
-    assert historian.acquiring(lambda: True)() is not None
+    historian = Historian(log, registry.node, NoopOfflineWriter(), role="consumer", trims=True, discovers=True)
+    assert historian.acquire_call(lambda: True)() is not None
     historian.release()
     assert log.historian() is None
-    late = historian.acquiring(lambda: True)
+    late = historian.acquire_call(lambda: True)
     historian.release()
     assert late() is None
     assert log.historian() is None

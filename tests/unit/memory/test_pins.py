@@ -14,9 +14,10 @@ import pytest
 
 from quorin import layout
 from quorin.assembly import assemble, read
-from quorin.engine.memory import pinnable, pins, writer
+from quorin.engine.memory import pinnable, pins, record_locks, writer
 from quorin.engine.memory.growth import evolve, grow
 from quorin.engine.memory.kept import kept_files, parse_kept
+from quorin.engine.memory.pauses import Asking
 from quorin.engine.memory.pins import Pin, is_pinned, remove_unpinned
 from quorin.engine.ops import presence
 from quorin.engine.ops.observe import Observer
@@ -300,7 +301,7 @@ def test_a_pin_ends_with_its_process(tmp_path: Path) -> None:
     place.tick()
     old = place.registry.generations("Moving")[1]
     assert (old.number, old.state, old.is_pinned) == (1, "replaced", True)
-    [holder] = presence.pinners([old.path])[old.path]
+    [holder] = presence.pinning_processes([old.path])[old.path]
     assert holder.pid == process.pid
     kill(process)
     until(lambda: not is_pinned(old.path))
@@ -356,7 +357,7 @@ def test_of_a_pin_and_a_removal_one_comes_first(path: Path, monkeypatch: pytest.
 
     for before in (True, False):
         for step in ("open", "fcntl"):
-            module = pins.os if step == "open" else pins.fcntl
+            module = pins.os if step == "open" else record_locks.fcntl
             path.write_bytes(b"rows")
             gone: list[bool] = []
             between(module, step, lambda gone=gone: gone.append(remove_unpinned(path)), before=before)  # type: ignore[misc]
@@ -373,6 +374,19 @@ def test_of_a_pin_and_a_removal_one_comes_first(path: Path, monkeypatch: pytest.
             for one in held:
                 if one is not None:
                     one.release()
+
+
+def test_a_pin_asks_for_no_pause_and_a_question_for_a_pause_pins_nothing(place: Place) -> None:
+    with place.writer() as segment, place.registry.open_current(version(1)) as reader:
+        segment.acquire_writer_lease()
+        path = segment.current_view().path
+        with reader.pin():
+            assert (is_pinned(path), segment.is_pause_asked) == (True, False)
+        asking = Asking(path)
+        assert (is_pinned(path), segment.is_pause_asked) == (False, True)
+        assert presence.pinning_processes([path]) == {}
+        assert remove_unpinned(path)
+        asking.end()
 
 
 def test_a_pin_that_meets_a_follow_wins(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

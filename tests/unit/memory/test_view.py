@@ -68,8 +68,8 @@ def test_foreign_files_are_told_apart(path: Path, offset: int, value: bytes, tex
 @pytest.mark.parametrize(
     ("schema", "text"),
     [
-        (make_schema("Scalars", Scalars.fields, version=2), "version 1, asked for Scalars version 2"),
-        (make_schema("Other", Scalars.fields), "Scalars version 1, asked for Other"),
+        (make_schema("Scalars", Scalars.fields, version=2), "Scalars version 1; Scalars version 2 was requested"),
+        (make_schema("Other", Scalars.fields), "Scalars version 1; Other version 1 was requested"),
         (make_schema("Scalars", Scalars.fields[:3]), "'d' only in the segment"),
         (make_schema("Scalars", [*Scalars.fields, FeatureField("e", dtype.bool)]), "'e' not in the segment"),
         (

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from quorin.engine.ops.reclaim_plan import Decision, Reason, SegmentFile, State, decide, in_force
+from quorin.engine.ops.reclaim_plan import Decision, Reason, SegmentFile, State, decide, reachable_generation
 
 OURS, THEIRS = 11, 22
 LINES = ("quorin_A_aaaaaaaaaaaa", "quorin_B_bbbbbbbbbbbb")
@@ -109,7 +109,7 @@ def test_never_what_is_held_or_served_or_of_others(files: list[SegmentFile], nam
         misses = dict(early.misses)
     decision = look(files, named, misses=misses, threshold=threshold)
     line = {file.generation: file for file in files if file.line == LINES[0] and not file.pending}
-    served = None if named is None else in_force(line, named)
+    served = None if named is None else reachable_generation(line, named)
     for gone, _ in decision.unlink:
         assert gone is not served
         assert not gone.held
@@ -121,5 +121,5 @@ def test_never_what_is_held_or_served_or_of_others(files: list[SegmentFile], nam
     assert look(kept, named, misses=dict(decision.misses), threshold=threshold).unlink == ()
     if served is not None:
         after = {file.generation: file for file in kept if file.line == LINES[0] and not file.pending}
-        assert in_force(after, served.generation) is served
+        assert reachable_generation(after, served.generation) is served
         assert all(new == served.name for _, _, new in decision.repoint)

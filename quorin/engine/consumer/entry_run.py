@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from quorin.schema import Schema
     from quorin.shm import Segment
 
+Entry = tuple[int, bytes]
+"""A position and the record there."""
+
 MAX_MERGED_ROWS = 8192
 
 
@@ -30,7 +33,7 @@ class Destination(Protocol):
         """The segment."""
 
 
-class Run:
+class EntryRun:
     """Neighbouring entries of one schema, kind and load, to be applied as one batch.
 
     Without ``changes``, the segment has them already, and only the history takes them.
@@ -41,9 +44,9 @@ class Run:
         self.changes = changes
         self.kind = Kind.upsert
         self.load = 0
-        self.positions: list[int] = []
-        self.payloads: list[bytes] = []
+        self.entries: list[Entry] = []
         self.written_ns = 0
+        self._record: Record | None = None
         self._batches: list[pa.RecordBatch] = []
         self._counts: list[int] = []
         self._rows = 0
@@ -56,22 +59,16 @@ class Run:
         same = same and self._batches[0].schema.equals(batch.schema)
         return same and self._rows + batch.num_rows <= MAX_MERGED_ROWS
 
-    def add(
-        self,
-        target: Destination,
-        kind: Kind,
-        batch: pa.RecordBatch,
-        positions: list[int],
-        payloads: list[bytes],
-        written_ns: int,
-        load: int = 0,
-    ) -> None:
-        """Add an entry; or several entries of one row each, with one batch of all their rows."""
-        self.target, self.kind, self.written_ns, self.load = target, kind, written_ns, load
-        self.positions += positions
-        self.payloads += payloads
+    def add(self, target: Destination, record: Record, batch: pa.RecordBatch, entries: list[Entry]) -> None:
+        """Add an entry with its rows in ``batch``; or several entries of one row each, all rows in one batch.
+
+        ``record`` is the entry, decoded; of several, one with all their rows.
+        """
+        self.target, self._record = target, record
+        self.kind, self.written_ns, self.load = record.kind, record.written_ns, record.load
+        self.entries += entries
         self._batches.append(batch)
-        self._counts += [batch.num_rows] if len(positions) == 1 else [1] * len(positions)
+        self._counts += [batch.num_rows] if len(entries) == 1 else [1] * len(entries)
         self._rows += batch.num_rows
 
     def merged(self) -> pa.RecordBatch:
@@ -83,16 +80,16 @@ class Run:
 
     def row_positions(self) -> pa.Array:
         """The position of each row."""
-        return number_array(np.repeat(np.array(self.positions, np.int64), self._counts), pa.int64())
+        positions = np.array([position for position, _ in self.entries], np.int64)
+        return number_array(np.repeat(positions, self._counts), pa.int64())
 
-    def singles(self) -> list[Run]:
-        """The entries one by one."""
+    def singles(self) -> list[EntryRun]:
+        """The entries, each as a run of its own."""
+        assert self.target is not None and self._record is not None  # noqa: S101, PT018 - a run with batches has both
         runs, merged, first = [], self.merged(), 0
-        for count, position, payload in zip(self._counts, self.positions, self.payloads, strict=True):
-            run = Run(changes=self.changes)
-            assert self.target is not None  # noqa: S101 - a run with batches has a target
-            rows = merged.slice(first, count)
-            run.add(self.target, self.kind, rows, [position], [payload], self.written_ns, self.load)
+        for count, entry in zip(self._counts, self.entries, strict=True):
+            run = EntryRun(changes=self.changes)
+            run.add(self.target, self._record, merged.slice(first, count), [entry])
             runs.append(run)
             first += count
         return runs

@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 
-class Lives:
+class DroppedSchemas:
     """Compares the segments of a node with the schemas of the control plane.
 
-    A schema that is dropped and stored again begins a new life at another position of the log. A node that had its
-    segment from before must not add the rows of the new life to those of the old one.
+    A schema that is dropped and stored again begins at another position of the log. A node that has its segment from
+    before must not add the new rows to the old ones.
     """
 
     def __init__(self, registry: SegmentRegistry) -> None:
         self._registry = registry
         self._control = registry.backend.control
 
-    def ended(self) -> list[str]:
-        """The schemas whose segment on this node is of a former life: dropped, or stored again since.
+    def find(self) -> list[str]:
+        """The schemas whose segment on this node is of a dropped schema of that name, which may be stored again since.
 
         A schema that is missing and was not dropped was lost with the control plane: it is stored again.
 
@@ -38,22 +38,22 @@ class Lives:
         if not state.currents:
             return []
         # In this order: a schema that is dropped after the first step is not missing, and one that is stored again
-        # after it is seen to be of another life at the next look.
+        # after it is seen to begin elsewhere at the next look.
         schemas, dropped = self._control.schemas(), self._control.dropped_schemas()
         partitioning = self._registry.partitioning
         beginnings = {p: self._control.beginnings(p) for p in partitioning.held}
-        ended = []
+        found = []
         for name in state.currents:
             own = state.beginning_of(name)
             if name in schemas:
-                # A partition with the same beginning had no row in the former life.
-                if any(name in found and found[name] != beginning_in(own, p) for p, found in beginnings.items()):
-                    ended.append(name)
+                # A partition with the same beginning had no row of the dropped schema.
+                if any(name in now and now[name] != beginning_in(own, p) for p, now in beginnings.items()):
+                    found.append(name)
             elif name in dropped:
-                ended.append(name)
+                found.append(name)
             else:
                 self.restore(name)
-        return ended
+        return found
 
     def restore(self, name: str) -> None:
         """Store the schema of this node's segment again, unless it is stored, or was dropped."""
