@@ -240,6 +240,7 @@ class WALConsumer:
         return Agenda(len(self._ownership.targets), stopping=self._stop.is_set(), discovers=self._ownership.discovers)
 
     def _look(self) -> None:
+        self._ownership.know_growths()
         if self._ownership.discovers:
             if self._precedence.must_stop():
                 self.stop()
@@ -248,6 +249,7 @@ class WALConsumer:
             self._agenda.looked(len(self._ownership.targets), time.monotonic())
 
     def _take(self, *, waiting: bool) -> None:
+        self._ownership.know_growths()
         if self._lanes.take(waiting=waiting):
             self._agenda.lost(0, time.monotonic())
         self._agenda.took(len(self._ownership.owned()), time.monotonic())

@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from quorin.engine.backend import Backend
+    from quorin.engine.format.partition import Partitioning
 
 Partitions = Annotated[
     str | None,
@@ -42,10 +43,8 @@ Of = Annotated[
 ]
 
 
-def held_partitions(
-    backend: Backend, partitions: str | None, ordinal: int | None, of: int | None
-) -> frozenset[int] | str | None:
-    """What ``held`` of a registry is for these options.
+def held_partitions(backend: Backend, partitions: str | None, ordinal: int | None, of: int | None) -> str | None:
+    """What ``held`` of a registry is for these options: with the number that they speak of, which may grow meanwhile.
 
     :raises typer.BadParameter: for options that do not go together. :raises PartitionCountError: for partitions that
         the deployment has not.
@@ -55,10 +54,17 @@ def held_partitions(
     if partitions != "auto":
         if ordinal is not None or of is not None:
             raise typer.BadParameter("expected --ordinal and --of with --partitions auto")
-        return None if partitions is None else Partitioning.parse(partitions, backend.partitions()).held
+        return None if partitions is None else _text(Partitioning.parse(partitions, backend.partitions()))
     if of is None:
         raise typer.BadParameter("expected --of, how many machines share the partitions, with --partitions auto")
-    return share(_ordinal_of_host() if ordinal is None else ordinal, of, backend.partitions())
+    count = backend.partitions()
+    return _text(Partitioning(count, share(_ordinal_of_host() if ordinal is None else ordinal, of, count)))
+
+
+def _text(held: Partitioning) -> str:
+    from quorin.engine.format.partition import ranges
+
+    return f"{ranges(held.held)}/{held.count}"
 
 
 def _ordinal_of_host() -> int:

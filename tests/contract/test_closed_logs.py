@@ -121,6 +121,32 @@ def test_a_log_that_has_entries_stays_as_it_is(backend: Backend) -> None:
     assert log.bounds() == Bounds(position, position)
 
 
+def test_entries_behind_a_position_of_a_closed_log_are_removed(backend: Backend) -> None:
+    log = backend.log()
+    assert log.cut(0, 1 << 60) == 0
+    one, two, three = log.append([("Trip", b"one"), ("Trip", b"two"), ("Trip", b"three")])
+    assert log.cut(one, three) == 0, "a log that takes appends stays as it is"
+    log.close_for_appends(GROWTH)
+    assert log.cut(one, two) == 1
+    assert log.bounds() == Bounds(one, three, is_closed=True)
+    assert log.cut(one, three) == 1
+    assert log.bounds() == Bounds(one, one, is_closed=True)
+    assert log.cut(one, three) == 0
+    assert [payload for _, payload in log.read(0).entries] == [b"one"]
+    assert log.sizes() == (1, 0)
+    with pytest.raises(LogClosedError):
+        log.append([("Trip", b"x")])
+
+
+def test_a_closed_log_without_entries_ends_where_it_was_trimmed(backend: Backend) -> None:
+    log = backend.log()
+    one, two = log.append([("Trip", b"one"), ("Trip", b"two")])
+    log.trim(one)
+    log.close_for_appends(GROWTH)
+    assert log.cut(one, two) == 1
+    assert log.bounds() == Bounds(0, one, one, is_closed=True)
+
+
 def test_a_reader_that_waits_at_the_end_sleeps_on(backend: Backend) -> None:
     log = backend.log()
     last = int(log.append([("Trip", b"one")])[-1])

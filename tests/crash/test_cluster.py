@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from quorin.wal import WALProducer
 from quorin.wal_consumer import WALConsumer
 from tests.support.fleet import Node
 from tests.support.fleet import until as until_so
-from tests.support.redis_cluster import CLUSTER_VERSIONS, Cluster, Watched, call, until
+from tests.support.redis_cluster import CLUSTER_VERSIONS, Cluster, Watched, call, not_replicating, until
 
 ROW = make_schema("Row", [FeatureField("number", dtype.int64)])
 SLOT = slot_of("quorin")
@@ -47,15 +46,9 @@ class Pair:
         """What the master acknowledges inside the block, no replica gets; at its end the master is killed, and a
         replica takes over.
         """
-        number, replica = self.master(), self.servers.servers[self._replica()]
-        master = self.servers.servers[number]
-        replica.signal(signal.SIGSTOP)
-        try:
-            call(master, "CLIENT", "KILL", "TYPE", "replica")
+        number, servers = self.master(), self.servers.servers
+        with not_replicating(servers[number], servers[self._replica()]):
             yield
-            master.kill()
-        finally:
-            replica.signal(signal.SIGCONT)
         if isinstance(self.servers, Cluster):
             self.servers.wait_for_other_master(SLOT, number)
         else:

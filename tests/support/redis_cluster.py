@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -79,6 +80,27 @@ class Cluster:
     def wait_for_other_master(self, slot: int, old: int) -> None:
         """Until another server than this one is the slot's master."""
         until(lambda: self.master_of(slot) != old and self._is_served(self.master_of(slot)))
+
+    @contextlib.contextmanager
+    def not_replicating(self, slot: int) -> Iterator[None]:
+        """:func:`not_replicating` for the slot's master, until its replica has taken over."""
+        old = self.master_of(slot)
+        with not_replicating(self.servers[old], self.servers[self.replica_of(old)]):
+            yield
+        self.wait_for_other_master(slot, old)
+
+    def repair(self) -> None:
+        """Start servers that were killed, as replicas, and wait until each replica has what its master has."""
+        for number, server in enumerate(self.servers):
+            if not server.is_running:
+                self.restart(number)
+        until(lambda: all(map(self._is_replicated, self.masters())))
+
+    def _is_replicated(self, master: int) -> bool:
+        of_master = call(self.servers[master], "ROLE")
+        roles = [call(server, "ROLE") for server in self.servers]
+        mine = [one for one in roles if one[:3] == [b"slave", b"127.0.0.1", self.ports[master]]]
+        return len(mine) == 1 and mine[0][3] == b"connected" and mine[0][4] == of_master[1]
 
     def move_slot(self, slot: int, between: Callable[[], None] = lambda: None) -> None:
         """Move a slot to another master as ``redis-cli --cluster reshard`` does; ``between``: after each key."""
@@ -208,6 +230,18 @@ class Watched:
 
     def _knows_replica(self) -> bool:
         return len(call(self.sentinel, "SENTINEL", "REPLICAS", SERVICE)) == 1
+
+
+@contextlib.contextmanager
+def not_replicating(master: RedisServer, replica: RedisServer) -> Iterator[None]:
+    """What the master acknowledges inside the block, its replica does not get; at its end the master is killed."""
+    replica.signal(signal.SIGSTOP)
+    try:
+        call(master, "CLIENT", "KILL", "TYPE", "replica")
+        yield
+        master.kill()
+    finally:
+        replica.signal(signal.SIGCONT)
 
 
 def call(server: RedisServer, *words: Any, password: str = "") -> Any:

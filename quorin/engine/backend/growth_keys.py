@@ -54,6 +54,21 @@ return 1
 """
 """KEYS stream, closed; ARGV the number of the growth that is ended. Returns 1 if the log was closed by it."""
 
+LUA_CUT = """
+if not redis.call('HGET', KEYS[2], 'last') then return 0 end
+local gone = 0
+while true do
+  local found = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], ARGV[2], 'COUNT', 500)
+  if #found == 0 then break end
+  for _, entry in ipairs(found) do gone = gone + redis.call('XDEL', KEYS[1], entry[1]) end
+end
+local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+redis.call('HSET', KEYS[2], 'last', newest[1] and newest[1][1] or ARGV[3])
+return gone
+"""
+"""KEYS stream, closed; ARGV the id behind which entries are removed, the last of these, the id that was trimmed last.
+Does nothing unless the log is closed, which ends at its newest entry then. Returns the number of removed entries."""
+
 LUA_BEGIN_BEHIND = (
     LUA_ENSURE
     + """

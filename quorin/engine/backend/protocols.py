@@ -147,6 +147,11 @@ class Log(Protocol):
     def reopen_for_appends(self, growth: int) -> bool:
         """Allow appends again if that growth or an earlier one closed the log; neither can from now on."""
 
+    def cut(self, after: int, through: int) -> int:
+        """Remove the entries behind ``after``, up to ``through``, of a closed log, which ends at its newest entry then.
+        Returns their number; 0, and nothing has changed, if the log takes appends.
+        """
+
     def begin_behind(self, position: int) -> int:
         """Create the log if needed. One without entries begins behind ``position``. Returns its identity."""
 

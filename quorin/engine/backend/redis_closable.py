@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from quorin.engine.backend import keys
-from quorin.engine.backend.growth_keys import LUA_BEGIN_BEHIND, LUA_CLOSE, LUA_REOPEN
+from quorin.engine.backend.growth_keys import LUA_BEGIN_BEHIND, LUA_CLOSE, LUA_CUT, LUA_REOPEN
 
 if TYPE_CHECKING:
+    from quorin.engine.backend.protocols import Bounds
     from quorin.engine.backend.redis_connection import RedisServer
 
 
@@ -17,6 +18,10 @@ class ClosableRedisLog:
     _server: RedisServer
     _keys: keys.LogKeys
     _created_together: list[str]
+
+    def bounds(self) -> Bounds:
+        """Of the log; :class:`quorin.engine.backend.redis.RedisLog` has it."""
+        raise NotImplementedError
 
     def close_for_appends(self, growth: int) -> int | None:
         """One script. The highest id there can be becomes the stream's last, so that the server refuses every append
@@ -28,6 +33,11 @@ class ClosableRedisLog:
     def reopen_for_appends(self, growth: int) -> bool:
         """One script, which puts the stream's last id back."""
         return bool(self._server.run(LUA_REOPEN, [self._keys.stream, self._keys.closed], [growth]))
+
+    def cut(self, after: int, through: int) -> int:
+        """One script."""
+        ids = [keys.stream_id_of(position) for position in (after, through, self.bounds().trimmed)]
+        return int(self._server.run(LUA_CUT, [self._keys.stream, self._keys.closed], ids))
 
     def begin_behind(self, position: int) -> int:
         """One script."""

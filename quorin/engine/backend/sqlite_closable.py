@@ -46,6 +46,19 @@ class ClosableEmbeddedLog:
             connection.execute("INSERT OR REPLACE INTO closed_logs VALUES (?, ?, ?)", values)
             return closed > left
 
+    def cut(self, after: int, through: int) -> int:
+        """One transaction."""
+        with self._database.transaction() as connection:
+            log, _, trimmed = self._row(connection)
+            if not log or not closed_in(connection, log)[1]:
+                return 0
+            sql = "DELETE FROM entries WHERE log = ? AND position > ? AND position <= ?"
+            gone = connection.execute(sql, (log, after, through)).rowcount
+            sql = "UPDATE logs SET entry_count = entry_count - ?1, last_position = "
+            sql += "(SELECT COALESCE(MAX(position), ?2) FROM entries WHERE log = ?3) WHERE id = ?3"
+            connection.execute(sql, (gone, trimmed, log))
+            return gone
+
     def begin_behind(self, position: int) -> int:
         """One transaction."""
         with self._database.transaction() as connection:

@@ -20,6 +20,7 @@ from quorin.engine.format import segment as fmt
 from quorin.engine.format.name import SegmentName
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.access import Access
+from quorin.engine.memory.closed import carry_closed
 from quorin.engine.memory.generations import copy_rows
 from quorin.engine.memory.header import check_header, header_of, partitioning_of, rename
 from quorin.engine.memory.view import SegmentView
@@ -101,6 +102,7 @@ def copied(view: SegmentView, directory: Path, pace: Pace | None = None) -> Segm
         if copy_rows(view, copy, copied=None if pace is None else _paced(pace, view.layout.row_stride)) is not None:
             copy.header["partitions"] = partitions
             copy.header["partitions"]["confirmed_ns"] = 0  # It says nothing about when the copy is served.
+            carry_closed(partitions, view, copy)
             return copy
         copy.path.unlink()
         heap_bytes *= 2

@@ -126,7 +126,8 @@ class Lane:
         if self.must_look or not all(self.cursor.has(target) for target in targets):
             return False
         bounds = self._log.bounds()
-        return bounds.is_closed and bounds.last <= self.cursor.lowest
+        # A log that ends before what was read of it has lost that, which the next look notices.
+        return bounds.is_closed and bounds.last == self.cursor.lowest
 
     def version(self) -> Any:
         """Differs from an earlier one if segments came, went or were anchored anew, or if the position moved."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from quorin.engine.consumer.history import history_of_partition
 from quorin.engine.consumer.lane import Lane, Seen
+from quorin.engine.repartition.closed import check_closed_logs
 from quorin.engine.repartition.node import carry_over, successor_of
-from quorin.errors import ConnectionFailedError, WriterFencedError
+from quorin.errors import ConnectionFailedError, LogFullError, WriterFencedError
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     _Call = tuple[Lane | None, Any, Callable[[], Any]]
 
-NAME_OTHERS_SECONDS = 5.0
+LOOK_BESIDE_SECONDS = 5.0
 CLOSE_SECONDS = 0.5
 RELEASE_SECONDS = 2.0
 
@@ -55,7 +56,7 @@ class Lanes:
         self._new = partial(Lane, registry=registry, ownership=ownership, settings=settings)
         self._lanes: list[Lane] = []
         self._others: dict[int, Log] = {}
-        self._name_others_at = 0.0
+        self._look_beside_at = 0.0
         self._reads: _Reads | None = None
 
     def __iter__(self) -> Iterator[Lane]:
@@ -165,6 +166,7 @@ class Lanes:
         """
         for lane in self._lanes:
             if lane.partition is None:
+                self._look_beside()
                 lane.check()
             else:
                 lane.must_look = True
@@ -186,8 +188,8 @@ class Lanes:
             if time.monotonic() >= lane.retry_at and not self._reads.is_busy(lane):
                 call = lane.look_call() if lane.must_look else lane.cursor.read_call(block_ms=block_ms)
                 self._reads.start(lane, lane.version(), call)
-        if self._others and time.monotonic() >= self._name_others_at and not self._reads.is_busy(None):
-            self._reads.start(None, None, self._identities)
+        if time.monotonic() >= self._look_beside_at and not self._reads.is_busy(None):
+            self._reads.start(None, None, self._look_beside)
         outcomes = self._reads.finished(block_ms / 1000)
         return [found for one in outcomes if (found := self._taken(*one)) is not None]
 
@@ -210,8 +212,14 @@ class Lanes:
             return None
         return lane, outcome
 
-    def _identities(self) -> dict[int, int]:
-        """The identities of the logs that the node does not hold, but for those that are unreachable."""
+    def _look_beside(self) -> dict[int, int]:
+        """Look at the logs that no lane reads, but for those that are unreachable: keep the closed ones closed, and
+        return the identities of those that the node does not hold.
+        """
+        backend = self._registry.backend
+        if backend.is_remote:  # No replica takes over from a file.
+            with suppress(ConnectionFailedError, LogFullError):
+                check_closed_logs(backend)
         found = {}
         for partition, log in self._others.items():
             with suppress(ConnectionFailedError):
@@ -220,7 +228,7 @@ class Lanes:
 
     def _name_others(self, identities: dict[int, int] | BaseException) -> None:
         """Let the segments know those logs, so that reads recognize positions of them in tokens."""
-        self._name_others_at = time.monotonic() + NAME_OTHERS_SECONDS
+        self._look_beside_at = time.monotonic() + LOOK_BESIDE_SECONDS
         if isinstance(identities, BaseException):
             return
         for target in self._ownership.owned():

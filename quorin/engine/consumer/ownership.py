@@ -47,7 +47,7 @@ class Ownership:
         self._registry = registry
         self._control = registry.backend.control
         self._dropped = DroppedSchemas(registry)
-        self._growth = KnownGrowth(registry.backend)
+        self._growth = KnownGrowth(registry.backend, registry.node)
         self._before_overtaking = before_overtaking
         self._frozen_after_seconds = frozen_after_seconds
         self._build: BuildSegment = partial(build, progress=self._heartbeat)
@@ -85,6 +85,14 @@ class Ownership:
     def reports(self) -> dict[str, dict[str, Any]]:
         """Segment and position of each owned target, by schema name."""
         return {target.schema.__name__: target.report() for target in self.owned()}
+
+    def know_growths(self) -> None:
+        """Before the number of partitions is first asked for: a control plane that was wiped gets it back.
+
+        :raises ConnectionFailedError: if the control plane or a log cannot be reached.
+        """
+        if not self._growth.was_renewed:
+            self._growth.renew()
 
     def discover(self) -> None:
         """Follow the control plane's schemas: drop the targets of dropped ones, add targets for new ones.

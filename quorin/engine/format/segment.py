@@ -59,6 +59,11 @@ PARTITION_DTYPE = np.dtype(
 since the epoch) at which the log is known to have had nothing more, and the last position of a deletion that earlier
 generations had and this one has not; 0 before the first. Of a partition that is not held, the identity alone."""
 
+CLOSED_DTYPE = np.dtype([("log_identity", "<u8"), ("position", "<u8")])
+"""A log that was closed when the deployment grew: its identity, and up to where it is applied; 0 if its partition was
+not held."""
+MAX_CLOSED = 200
+
 _HEADER_FIELDS: tuple[tuple[str, Any, int], ...] = (
     # Written once, before the file gets its name, and covered by static_crc.
     ("magic", "S8", 0),
@@ -113,18 +118,19 @@ _HEADER_FIELDS: tuple[tuple[str, Any, int], ...] = (
 )
 
 
-def _header_dtype(partitions: int, size: int) -> np.dtype[Any]:
+def _header_dtype(partitions: int, size: int, *more: tuple[str, Any, int]) -> np.dtype[Any]:
     *others, (name, (kind, _), offset) = _HEADER_FIELDS
-    names, formats, offsets = zip(*others, (name, (kind, partitions), offset), strict=True)
+    names, formats, offsets = zip(*others, (name, (kind, partitions), offset), *more, strict=True)
     return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": size})
 
 
 HEADER_DTYPE = _header_dtype(16, 4096)
 HEADER_BYTES = HEADER_DTYPE.itemsize
-PARTITIONED_HEADER_DTYPE = _header_dtype(MAX_PARTITIONS, 12288)
-"""The header of version 3: the same, but for the table of partitions."""
+PARTITIONED_HEADER_DTYPE = _header_dtype(MAX_PARTITIONS, 12288, ("closed", (CLOSED_DTYPE, MAX_CLOSED), 9088))
+"""The header of version 3: the same, but for the table of partitions, and that of closed logs: the one of partition
+``p`` of ``c`` is at ``c + p``, which is less by 56 in a segment of 256 partitions."""
 HEADER_DTYPES = {dtype.itemsize: dtype for dtype in (HEADER_DTYPE, PARTITIONED_HEADER_DTYPE)}
-RESERVED = {HEADER_BYTES: ((520, 768), (816, 832), (1408, 4096)), 12288: ((520, 768), (816, 832), (9088, 12288))}
+RESERVED = {HEADER_BYTES: ((520, 768), (816, 832), (1408, 4096)), 12288: ((520, 768), (816, 832))}
 """Bytes behind the static part that no field has, by the size of the header; zero in this version."""
 STATIC_BYTES = 512
 """The part of the header that never changes once the file has its name."""
@@ -378,8 +384,10 @@ def _check_layout() -> None:
         _check(end <= record.itemsize, f"{record.names} is longer than {record.itemsize} bytes")
     sizes = (HEADER_BYTES, PARTITION_DTYPE.itemsize, VAR_CELL.itemsize)
     _check(sizes == (4096, 32, 16), f"a header, a partition and a cell have {sizes} bytes")
-    ends = [header_offset("partitions", count) for count in (16, MAX_PARTITIONS)]
-    _check(ends == [reserved[-1][0] for reserved in RESERVED.values()], f"the tables of partitions end at {ends}")
+    end = header_offset("partitions", 16)
+    _check(end == RESERVED[HEADER_BYTES][-1][0], f"the table of partitions ends at {end}")
+    end = header_offset("partitions", MAX_PARTITIONS) + MAX_CLOSED * CLOSED_DTYPE.itemsize
+    _check(end == PARTITIONED_HEADER_DTYPE.itemsize, f"the table of closed logs ends at {end}")
     _check(header_offset("successor") == STATIC_BYTES, "successor must follow the static part")
     for first_of_line in ("successor", "epoch", "entity_count", "partitions"):
         _check(header_offset(first_of_line) % CACHE_LINE == 0, f"{first_of_line} must begin a cache line")

@@ -18,6 +18,7 @@ from quorin.engine.format.name import SegmentName
 from quorin.engine.format.partition import hash_shift
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.access import Access
+from quorin.engine.memory.closed import carry_closed
 from quorin.engine.memory.kept import with_room
 from quorin.engine.memory.view import SegmentView
 from quorin.engine.rows.compatibility import fits
@@ -220,6 +221,7 @@ def copy_partitions(partitions: AnyArray, view: SegmentView, successor: SegmentV
             for word in ("position", "confirmed_ns", "forgotten"):
                 table[word][number] = 0
     successor.header["partitions"] = table
+    carry_closed(partitions, view, successor)
 
 
 def _kept(view: SegmentView, successor: SegmentView) -> Mask:

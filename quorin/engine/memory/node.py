@@ -46,6 +46,7 @@ class NodeState:
     are identities that the deployment had before its control plane was wiped; ``addresses`` are where it was reached.
     ``beginnings`` has the log identity and position behind which the rows of a current segment begin, with several
     partitions those of each: it tells a segment of a schema from one of an earlier, dropped schema of that name.
+    ``growth`` is what the control plane had of growths to more partitions, if there were any.
     """
 
     identity: int
@@ -55,6 +56,7 @@ class NodeState:
     former: tuple[int, ...] = ()
     currents: Mapping[str, str] = field(default_factory=dict)
     beginnings: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    growth: str | None = None
 
     def beginning_of(self, schema_name: str) -> Beginnings:
         """Where the rows of a schema's current segment begin; None at the start of the log."""
@@ -65,7 +67,10 @@ class NodeState:
 
     def to_json(self) -> str:
         """The text of the file."""
-        return json.dumps({"format": FORMAT, **asdict(self)})
+        values = {"format": FORMAT, **asdict(self)}
+        if self.growth is None:  # Earlier releases read the file.
+            del values["growth"]
+        return json.dumps(values)
 
     @classmethod
     def from_json(cls, path: Path, text: str | bytes) -> NodeState:
@@ -175,6 +180,12 @@ class Node:
             currents, beginnings = _without(state.currents, schema_name), _without(state.beginnings, schema_name)
             self._write(replace(state, currents=currents, beginnings=beginnings))
             return True
+
+    def remember_growth(self, text: str) -> None:
+        """Keep what the control plane has of growths, to give it back if it is wiped."""
+        if self.state().growth != text:
+            with self._changing() as state:
+                self._write(replace(state, growth=text))
 
     def confirm(self) -> None:
         """Compare the identity with the control plane's, which gets it back if it was wiped.

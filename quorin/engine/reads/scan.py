@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from quorin.engine.format.abi import CONTENDED, CORRUPT, LIVE_ROWS, S_CODE, S_ROWS, SCAN_ITEMS
 from quorin.engine.log.token import Token
+from quorin.engine.memory.closed import closed_log
 from quorin.engine.memory.parts import applied_in, check_one_partition, positions_in
 from quorin.engine.reads.column_plan import column_plan
 from quorin.engine.reads.columns import Columns
@@ -102,16 +103,28 @@ def _since(view: SegmentView, position: int | Token) -> dict[int, int]:
         return {0: position}
     if position and not isinstance(position, Token):
         check_one_partition(view, f"changes since position {position}, which is no token")
-    identities = view.header["partitions"]["log_identity"][: view.layout.partition_count].tolist()
     since = dict.fromkeys(sorted(view.partitioning.held), 0)
     token = position if isinstance(position, Token) else Token()
     for identity, at in token.parts:
-        partition = identities.index(identity) if identity in identities else None
-        if partition in since:
-            since[partition] = at
-        elif partition is None and all(identities):
-            raise TokenError(f"token {token.text} is of another log than the partitions of {view.name!r} follow")
+        for partition in _partitions_of_log(view, token, identity, at):
+            since[partition] = max(since[partition], at)
     return since
+
+
+def _partitions_of_log(view: SegmentView, token: Token, identity: int, position: int) -> Sequence[int]:
+    """The held partitions that have the rows of a log; of one that was closed, all that followed it.
+
+    :raises TokenError: for a log that is known to be another, and for a position that a closed log does not have.
+    """
+    identities = view.header["partitions"]["log_identity"][: view.layout.partition_count].tolist()
+    if identity in identities:
+        partition = identities.index(identity)
+        return [partition] if partition in view.partitioning.held else []
+    closed = closed_log(view, identity)
+    is_known = closed is not None and not (closed.partitions and closed.position < position)
+    if not is_known and (closed is not None or all(identities)):
+        raise TokenError(f"token {token.text} is of another log than the partitions of {view.name!r} follow")
+    return () if closed is None else closed.partitions
 
 
 def arrow_schema(plan: ColumnPlan) -> pa.Schema:

@@ -11,11 +11,13 @@ import numpy as np
 
 from quorin.engine.format import segment as fmt
 from quorin.engine.log.token import Token
+from quorin.engine.memory.closed import closed_log
 from quorin.errors import NotYetAppliedError, TokenError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from quorin.engine.memory.closed import ClosedLog
     from quorin.engine.memory.view import SegmentView
     from quorin.shm import Segment
 
@@ -86,13 +88,19 @@ def has_applied(segment: Segment, token: Token) -> bool:
 def lacking_part(segment: Segment, token: Token) -> tuple[int, int] | None:
     """Of a segment of several partitions: the first position of a token that it does not show yet, and the one that it
     shows of the same log, 0 if it has not met that; None if it shows all. Partitions that are not held don't count.
+    A log that was closed when the deployment grew is applied to its end.
 
-    :raises TokenError: for a log that is no partition's, once all partitions have applied later positions.
+    :raises TokenError: for a log that is no partition's, once all partitions have applied later positions, and for a
+        position behind the end of a closed log.
     """
     view = segment.current_view()
     partitions = view.header["partitions"][: view.layout.partition_count]
     for identity, needed in token.parts:
         [*found] = np.flatnonzero(partitions["log_identity"] == identity).tolist()
+        if not found and (closed := closed_log(view, identity)) is not None:
+            if closed.partitions and closed.position < needed:
+                raise _behind_the_end(segment, token, closed)
+            continue
         if not found:
             if _are_known_beyond(view, needed):
                 raise _of_other_log(segment, token, 0)
@@ -161,4 +169,12 @@ def _of_other_log(segment: Segment, token: Token, followed: int) -> TokenError:
     return TokenError(
         f"token {token.text} is of another log than {segment.schema.__name__!r} follows on this node, {logs} "
         f"at position {segment.position}: it is another deployment's, or the log was wiped since"
+    )
+
+
+def _behind_the_end(segment: Segment, token: Token, closed: ClosedLog) -> TokenError:
+    return TokenError(
+        f"token {token.text} is behind the end of a log that was closed when the deployment grew, which "
+        f"{segment.schema.__name__!r} has applied up to {closed.position} on this node: what it names was lost, or is "
+        "moved to the logs of now; write it again"
     )

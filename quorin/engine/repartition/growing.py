@@ -15,6 +15,7 @@ from quorin.errors import NotYetRepartitionedError
 
 if TYPE_CHECKING:
     from quorin.engine.backend import Backend
+    from quorin.engine.format.growth import Growth
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
 _LOOK_SECONDS = 0.05
@@ -64,8 +65,7 @@ def repartition(
     :raises ConnectionFailedError: if the control plane or a log cannot be reached.
     """
     started = time.monotonic()
-    run.begin(backend, partitions, stream_keys)
-    growth = run.go_on(backend, progress)
+    growth = _grown(backend, partitions, stream_keys, progress)
     former = next((one for one in growth.former if 2 * one.count == partitions), None)
     if former is None:  # Another process has ended it.
         raise run.was_ended(growth, partitions)
@@ -90,6 +90,17 @@ def repartition(
         tuple(late),
         time.monotonic() - started,
     )
+
+
+def _grown(
+    backend: Backend, partitions: int, stream_keys: Sequence[str], progress: Callable[[int, int], None] | None
+) -> Growth:
+    """The growth, done. It is begun again if the control plane has lost it: a replica that lacked it took over."""
+    while True:
+        begun = run.begin(backend, partitions, stream_keys)
+        growth = run.go_on(backend, progress)
+        if growth.number >= begun.number:
+            return growth
 
 
 def abort_repartition(backend: Backend) -> int | None:

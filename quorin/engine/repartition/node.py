@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from quorin.engine.format.growth import Growth, State
+from quorin.engine.format.growth import Closed, Growth, State
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.growth import repartition
 from quorin.logging import get_logger
@@ -39,32 +39,52 @@ def node_count(backend: Backend, node: Node, shm_dir: Path) -> int:
 
 
 class KnownGrowth:
-    """What this process knows of the deployment's growths, to store it again in a control plane that was wiped."""
+    """What a node knows of the deployment's growths, to store it again in a control plane that has lost it: one that
+    was wiped, or whose replica took over before it had the last.
+    """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, node: Node) -> None:
         self._backend = backend
-        self._text: str | None = None
+        self._node = node
+        self.was_renewed = False
 
     def renew(self) -> None:
-        """Remember what is stored; if nothing is any more, store it again, with the number of partitions, and close
-        the former logs, which a node without rows begins with.
+        """Remember what is stored. If the node knows of growths since, store these again, with the number of
+        partitions, and close the former logs, which a node without rows begins with.
 
         :raises ConnectionFailedError: if the control plane or a log cannot be reached.
         """
-        stored = self._backend.control.growth()
-        known = Growth.parse(self._text)
-        if stored is not None or not known.former:
-            self._text = stored
+        text, remembered = self._backend.control.growth(), self._node.state().growth
+        stored, known = Growth.parse(text), Growth.parse(remembered)
+        if known.follows(stored):
+            self._restore(known.restored(stored), text)
+        elif text is not None and stored.state is State.settled:
+            self._node.remember_growth(text)
+        self.was_renewed = True
+
+    def _restore(self, growth: Growth, expected: str | None) -> None:
+        control, count = self._backend.control, 2 * growth.counts[-1]
+        in_force = control.settle_partitions(growth.counts[0], stream_keys=growth.stream_keys)
+        if in_force not in (*growth.counts, count):  # It is another deployment by now, which refuses this node.
             return
-        growth, backend = replace(known, state=State.settled), self._backend
-        for former in growth.former:
-            for key in growth.stream_keys:
-                for number in range(former.count):
-                    backend.log(key, number, of=former.count).close_for_appends(growth.number)
-                for number in range(2 * former.count):
-                    backend.log(key, number, of=2 * former.count).begin_behind(former.end + 1)
-        if backend.control.swap_growth(growth.to_json(), expected=None, count=2 * growth.former[-1].count):
-            _log.warning("growth_restored", why="the control plane had lost it")
+        growth = replace(growth, former=tuple(self._closed(growth, former) for former in growth.former))
+        if control.swap_growth(growth.to_json(), expected=expected, count=count):
+            _log.warning("growth_restored", partitions=count, why="the control plane had lost it")
+            self._backend.forget_partitions()
+
+    def _closed(self, growth: Growth, former: Former) -> Former:
+        """Close the logs of a former number, and begin those that follow: some may have been made anew since."""
+        logs, backend = [], self._backend
+        ends = {(log.stream_key, log.partition, log.identity): log.end for log in former.logs}
+        for key in growth.stream_keys:
+            for number in range(former.count):
+                log = backend.log(key, number, of=former.count)
+                log.close_for_appends(growth.number)
+                identity = log.identity()
+                logs.append(Closed(key, number, identity, ends.get((key, number, identity), 0)))
+            for number in range(2 * former.count):
+                backend.log(key, number, of=2 * former.count).begin_behind(former.end + 1)
+        return replace(former, logs=tuple(logs))
 
 
 def successor_of(backend: Backend, count: int) -> Former | None:
@@ -83,4 +103,7 @@ def carry_over(
     count, begins = partitioning.count, former.end + 1
     logs = [backend.log(stream_key, number, of=count).begin_behind(begins) for number in range(count)]
     for segment in segments:
+        for closed in former.logs:
+            if closed.stream_key == stream_key:
+                segment.know_log(closed.partition, closed.identity)
         repartition(segment, partitioning, logs, begins)

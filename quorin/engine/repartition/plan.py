@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from quorin.engine.format.growth import Growth, State
+from quorin.engine.format.growth import Closed, Growth, State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,16 +31,23 @@ LogName = tuple[str, int]
 @dataclass(frozen=True, slots=True)
 class Seen:
     """The logs of a growth. ``ends`` has the last position of each old log, None while it takes appends; ``begun`` the
-    position behind which each new log begins, 0 if it was not begun.
+    position behind which each new log begins, 0 if it was not begun; ``identities`` those of the old logs.
     """
 
     ends: Mapping[LogName, int | None]
     begun: Mapping[LogName, int]
+    identities: Mapping[LogName, int]
 
     @property
     def end(self) -> int:
         """The highest position of the old logs."""
         return max((end for end in self.ends.values() if end is not None), default=0)
+
+    @property
+    def closed(self) -> tuple[Closed, ...]:
+        """The old logs that are closed, with their ends."""
+        ended = ((name, end) for name, end in self.ends.items() if end is not None)
+        return tuple(Closed(*name, self.identities[name], end) for name, end in ended)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +110,7 @@ def next_steps(growth: Growth, seen: Seen) -> list[Step]:
     missing = [log for log, begins in seen.begun.items() if begins < behind]
     if missing:
         return [Begin(log, behind) for log in missing]
-    return [Exchange(growth.committed(seen.end), growth.count * 2)]
+    return [Exchange(growth.committed(seen.end, seen.closed), growth.count * 2)]
 
 
 def ended(growth: Growth) -> Growth | None:

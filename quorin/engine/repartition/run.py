@@ -97,11 +97,12 @@ def end(backend: Backend) -> Growth | None:
 
 def look(backend: Backend, growth: Growth) -> Seen:
     """The logs of a growth as they are now."""
-    ends: dict[LogName, int | None] = {}
-    for name in old_logs(growth):
-        bounds = _old(backend, growth, name).bounds()
-        ends[name] = bounds.last if bounds.is_closed else None
-    return Seen(ends, {name: _new(backend, growth, name).bounds().last for name in new_logs(growth)})
+    old = {name: _old(backend, growth, name).state() for name in old_logs(growth)}
+    return Seen(
+        ends={name: bounds.last if bounds.is_closed else None for name, (_, bounds) in old.items()},
+        begun={name: _new(backend, growth, name).bounds().last for name in new_logs(growth)},
+        identities={name: identity for name, (identity, _) in old.items()},
+    )
 
 
 def steps_done(seen: Seen) -> int:

@@ -23,10 +23,10 @@ def test_partitions_are_named_or_shared_by_the_number_of_the_machine(
 ) -> None:
     backend = connect(str(tmp_path), partitions=4)
     assert held_partitions(backend, None, None, None) is None
-    assert held_partitions(backend, "0,2-3", None, None) == {0, 2, 3}
-    assert held_partitions(backend, "auto", 1, 2) == {2, 3}
+    assert held_partitions(backend, "0,2-3", None, None) == "0,2-3/4"
+    assert held_partitions(backend, "auto", 1, 2) == "2-3/4"
     monkeypatch.setattr(socket, "gethostname", lambda: "quorin-0.pods.local")
-    assert held_partitions(backend, "auto", None, 2) == {0, 1}
+    assert held_partitions(backend, "auto", None, 2) == "0-1/4"
     monkeypatch.setattr(socket, "gethostname", lambda: "quorin")
     for options in ((None, 0, 2), ("auto", 0, None), ("auto", None, 2)):
         with pytest.raises(typer.BadParameter):

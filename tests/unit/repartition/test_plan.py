@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quorin.engine.format.growth import Former, Growth, State
+from quorin.engine.format.growth import Closed, Former, Growth, State
 from quorin.engine.repartition.plan import (
     Begin,
     Close,
@@ -66,6 +66,7 @@ class Model:
         return Seen(
             {name: log.last if log.closed_by else None for name, log in old.items()},
             {name: self.log(2 * growth.count, name).last for name in new_logs(growth)},
+            dict.fromkeys(old, 7),
         )
 
     def do(self, step: Step, expected: Growth) -> None:
@@ -153,10 +154,12 @@ def test_a_growth_without_disturbance_takes_each_step_once(count: int, written: 
             model.do(step, model.stored)
     assert taken == [Close] * count + [Begin] * 2 * count + [Exchange]
     assert model.count == 2 * count
-    assert model.stored.former == (Former(count, written),)
+    logs = tuple(Closed("wal", partition, 7, written if partition == 0 else 0) for partition in range(count))
+    assert model.stored.former == (Former(count, written, logs),)
 
 
 def test_a_growth_is_stored_as_json() -> None:
-    growth = Growth(former=(Former(1, 5),), number=3).begun(2, ("wal", "other"), "host:1:2").committed(9)
+    logs = Closed("wal", 0, 2**62, 9), Closed("other", 1, 5, 0)
+    growth = Growth(former=(Former(1, 5),), number=3).begun(2, ("wal", "other"), "host:1:2").committed(9, logs)
     assert Growth.parse(growth.to_json()) == growth
     assert Growth.parse(None) == Growth()
