@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
@@ -35,6 +36,7 @@ from quorin.errors import (
 from quorin.wal_consumer import WALConsumer
 
 if TYPE_CHECKING:
+    from quorin.engine.backend import Log
     from quorin.engine.memory.view import SegmentView
     from quorin.shm import Segment, SegmentRegistry
     from quorin.wal import Tail
@@ -151,28 +153,47 @@ class InlineConsumer:
                 self._wait(ends)
             return
         last = self._log.bounds().last
-        if self._has_all(after, last):
+        if self._has_all(self._log, after, last):
             return
         # Entries of other schemas may hide the end of the log. This moves the position past them, for the next process.
         if not self.drain() and self._is_behind(last):
             self._wait(last)
 
-    def reach(self, after: int) -> int:
+    def reach(self, after: int | Token) -> int | Token:
         """Apply what was logged after a position that the segment has reached, without waiting for another process.
 
         Returns a log position up to which the segment then has all entries of its schema; 0 if another process is
-        applying them. Raises as :meth:`drain`.
+        applying them. With several partitions both are tokens, and what is returned has a part for each log of which
+        the segment has all. Raises as :meth:`drain`.
 
-        :raises PartitionedError: with several partitions, which have no position in common.
+        :raises TokenError: with several partitions, for a position that is no token.
         """
+        if self._registry.partitioning.count > 1:
+            return self._reach_parts(Token.of(after))
         last = self._log.bounds().last
-        return last if self._has_all(after, last) or self.drain() else 0
+        return last if self._has_all(self._log, after, last) or self.drain() else 0
+
+    def _reach_parts(self, after: Token) -> Token:
+        """:meth:`reach` with several partitions."""
+        applied, logs = dict(after.parts), self._logs()
+        ends = [(identity, bounds.last) for identity, bounds in (log.state() for log in logs)]
+        had = [
+            (identity, last)
+            for log, (identity, last) in zip(logs, ends, strict=True)
+            if self._has_all(log, applied.get(identity, 0), last)
+        ]
+        reached = ends if len(had) == len(ends) or self.drain() else had
+        return Token(*(part for part in reached if part[1]))
+
+    def _logs(self) -> list[Log]:
+        """The log of each partition that the segment holds, or will hold."""
+        held = self._registry.partitioning if self.segment is None else self.segment.partitioning
+        log = partial(self._registry.backend.log, self._stream_key, of=held.count)
+        return [log(partition) for partition in sorted(held.held)]
 
     def _ends(self) -> Token:
-        """The last position of each partition's log that the node holds."""
-        held = self._registry.partitioning if self.segment is None else self.segment.partitioning
-        logs = (self._registry.backend.log(self._stream_key, partition) for partition in sorted(held.held))
-        states = (log.state() for log in logs)
+        """The last position of each of these logs."""
+        states = (log.state() for log in self._logs())
         return Token(*((identity, bounds.last) for identity, bounds in states if bounds.last))
 
     def _shows(self, position: int) -> bool:
@@ -183,9 +204,9 @@ class InlineConsumer:
         except _GONE:
             return False
 
-    def _has_all(self, after: int, last: int) -> bool:
-        """Whether the log has no entry of the schema after one position and up to another."""
-        found = self._log.read(after, schema_names=[self.schema_name])
+    def _has_all(self, log: Log, after: int, last: int) -> bool:
+        """Whether a log has no entry of the schema after one position and up to another."""
+        found = log.read(after, schema_names=[self.schema_name])
         return not found.entries and found.through >= last
 
     @property

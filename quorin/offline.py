@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from quorin.engine.log.token import Token
     from quorin.schema import Schema
 
 __all__ = [
@@ -62,7 +63,7 @@ def read_at(
     schema: Schema,
     ids: Any,
     *,
-    position: int | None = None,
+    position: int | Token | str | None = None,
     time_ns: int | None = None,
     connection: Any = None,
     namespace: str = DEFAULT_NAMESPACE,
@@ -76,6 +77,10 @@ def read_at(
     A time means all rows that the log had accepted by then, by its own clock, to the millisecond: positions are times.
     What a node had applied may be some milliseconds behind that; a position is exact.
 
+    With several partitions the position is a token, or its text: that of an answer, of what a node has applied, or of a
+    write, if it is of all partitions that ``ids`` are in. Rows of each partition count up to its part. ``connection``
+    is needed then, as the logs know which of them a token names. A time needs none, by the clock of each log.
+
     Returns one row for each id, in their order: ``entity_id``, ``found``, ``event_time_ns``, ``log_position`` (of
     the entry that wrote the row) and the fields in their exact types; null where not found. Fields match by name: what
     the schema had not then, or had lost since the row was written, is null.
@@ -84,7 +89,8 @@ def read_at(
 
     :raises IncompleteHistoryError: if history and log lack positions up to then; it has them in ``missing``.
     :raises InvalidRowError: unless one of ``position`` and ``time_ns`` is given. :raises EntityIdError: for an id that
-        is null, empty or no text.
+        is null, empty or no text. :raises TokenError: for a token of other logs, or without a part for one that is
+        needed. :raises PartitionedError: with several partitions, for a position that is no token.
     """
     store = history if isinstance(history, ParquetDatasetStore) else ParquetDatasetStore(history)
     options = {"connection": connection, "namespace": namespace}

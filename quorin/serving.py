@@ -17,13 +17,14 @@ import pyarrow as pa
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.abi import RAW_BYTES
 from quorin.engine.format.partition import partition_of
+from quorin.engine.memory.parts import through_of
 from quorin.engine.reads import arguments as buffers
 from quorin.engine.reads.ages import age_limits
 from quorin.engine.reads.column_plan import column_plan
 from quorin.engine.reads.columns import NUMPY_GATHER, Columns
 from quorin.engine.reads.last import LastPlan, LastValues, last_batch_of, last_plan, last_values_of
 from quorin.engine.reads.not_held import check_held, check_one_held, not_held_of, note_not_held
-from quorin.engine.reads.scan import Changes, arrow_batch, arrow_schema, least_positions, through_of
+from quorin.engine.reads.scan import Changes, arrow_batch, arrow_schema, least_positions
 from quorin.engine.reads.waiting import DEFAULT_TIMEOUT_MS, wait_for
 from quorin.engine.rows.compatibility import fits
 from quorin.engine.rows.intake import id_array

@@ -28,8 +28,10 @@ from typing import TYPE_CHECKING
 from quorin.engine.bootstrap import image
 from quorin.engine.bootstrap.files import FileSource, SnapshotResult, write_file
 from quorin.engine.bootstrap.peers import Peers
-from quorin.engine.bootstrap.restore import restore_newest
+from quorin.engine.bootstrap.restore import held_of, reduced, restore_newest
 from quorin.engine.bootstrap.store import SnapshotStore
+from quorin.engine.log.token import json_of
+from quorin.engine.memory.parts import through_of
 from quorin.engine.paths import absolute
 from quorin.errors import CorruptSnapshotError, PeerUnavailableError, SnapshotUnavailableError
 from quorin.logging import get_logger
@@ -74,20 +76,27 @@ def restore(
 ) -> SnapshotResult:
     """Make a segment of a snapshot and make it current; its schema must have none. A consumer reads on from there.
 
+    With several partitions the file must have all that ``registry`` holds, of the number that there are, or were before
+    the deployment grew. Rows of others are left out; until they are, they need memory too. Each partition goes on from
+    the position that it has in the file.
+
     Nothing is current before the whole file has been checked. A crash leaves a segment file that nothing points to, or
     one that ends in ``.pending``, for the watchdog.
 
     :raises CorruptSnapshotError: if the file is no snapshot, is damaged, or was written by another release.
     :raises SegmentConflictError: if the schema has a current segment, or got one meanwhile.
+    :raises PartitionCountError: if the file has not all partitions that are held, or is of another number of them.
     :raises SharedMemoryError: if the file cannot be read, or there is no room in shared memory.
     """
     started, path = time.perf_counter(), absolute(path)
     with FileSource(path) as source:
         head = image.read_head(source)
-        lost = registry.vacancy(head.schema.__name__)
+        held, lost = held_of(head, registry, source.name), registry.vacancy(head.schema.__name__)
         view = image.receive(source, head, registry, progress=progress)
-    name, entities = view.name, int(view.header["entity_count"])
-    registry.publish(registry.adopt(view), replacing=lost)
-    _log.info("snapshot_restored", path=str(path), segment=name, position=head.position)
+    segment = reduced(registry.adopt(view), registry, held)
+    view = segment.current_view()
+    name, entities, position = view.name, int(view.header["entity_count"]), through_of(view)
+    registry.publish(segment, replacing=lost)
+    _log.info("snapshot_restored", path=str(path), segment=name, position=json_of(position))
     seconds = time.perf_counter() - started
-    return SnapshotResult(path, name, entities, head.image_bytes, head.position, seconds)
+    return SnapshotResult(path, name, entities, head.image_bytes, position, seconds)

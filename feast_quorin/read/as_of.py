@@ -14,7 +14,7 @@ from feast_quorin.online_store import QuorinOnlineStore
 from feast_quorin.read.asked import asking
 from feast_quorin.read.generic import LEADING
 from quorin.offline import ParquetDatasetStore
-from quorin.wal import position_at, time_of
+from quorin.wal import Token, position_at, time_of
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -30,20 +30,22 @@ def read_at(
     features: Any,
     entity_rows: Sequence[Mapping[str, Any]] | Mapping[str, Any],
     *,
-    position: int | None = None,
+    position: int | Token | str | None = None,
     time_ns: int | None = None,
     full_feature_names: bool = False,
 ) -> TensorResponse:
     """What ``store.get_online_features(features, entity_rows)`` returned when a log position was applied, or at a time
     (nanoseconds since the epoch): from the history at ``offline_path`` and the log, see :func:`quorin.offline.read_at`.
+    With several partitions the position is a token, or its text.
 
     Views and features are those that the registry has now. Ages (``enforce_ttl``, ``key_ttl_seconds``) are counted as
-    of then.
+    of then, of a token as of the latest of its positions.
 
     :raises IncompleteHistoryError: if history and log lack positions up to then. :raises ConfigError: for a store
-        without ``offline_path``. :raises InvalidRowError: unless one of ``position`` and ``time_ns`` is given.
+        without ``offline_path``. :raises InvalidRowError: unless one of ``position`` and ``time_ns`` is given. :raises
+        TokenError, PartitionedError: as there.
     """
-    history = _HistorySession(store.config, position, time_ns)
+    history = _HistorySession(store.config, Token.of(position) if isinstance(position, str) else position, time_ns)
     choice = (features, entity_rows, store.registry, store.project, full_feature_names)
     with asking(at_least=None, consistent_ms=None):
         return _HistoryStore(history).get_online_features(store.config, *choice)

@@ -12,14 +12,16 @@ from quorin.logging import get_logger
 
 if TYPE_CHECKING:
     from feast_quorin.views import StoredView
+    from quorin.wal import Token
 
 Result = TypeVar("Result")
 
 _log = get_logger(__name__)
 
 
-def together(session: Any, views: Sequence[StoredView], read: Callable[[int | None], Result]) -> Result:
-    """What ``read`` returns, which reads these views up to a log position, in a session of the store.
+def together(session: Any, views: Sequence[StoredView], read: Callable[[int | Token | None], Result]) -> Result:
+    """What ``read`` returns, which reads these views up to a log position, in a session of the store; of several
+    partitions up to a token.
 
     :raises InconsistentReadError: if the views could not be read at one position in time.
     """
@@ -37,14 +39,14 @@ def together(session: Any, views: Sequence[StoredView], read: Callable[[int | No
     return result
 
 
-def _reach(session: Any, view: StoredView, position: int) -> int:
+def _reach(session: Any, view: StoredView, position: int | Token) -> int | Token:
     """Apply what the log has for a view after a position, where that is the task of the processes that read or write:
     each then applies one view, and its segment's position is that of the view's last entry.
     """
     if session.follower is not None or session.settings.consumer == "external":
         return 0
     try:
-        reached: int = session.consumer_of(view).reach(position)
+        reached: int | Token = session.consumer_of(view).reach(position)
     except QuorinError as error:
         _log.warning("read_not_caught_up", view=view.name, error=str(error))
         return 0

@@ -12,7 +12,7 @@ from quorin.cli.options import Connection, Fields, Namespace, Opened, Prefix, Ra
 from quorin.cli.output import Json, add_row, console, plain, print_json, progress_bar, table
 from quorin.cli.repository import Names
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
-from quorin.engine.log.token import Token
+from quorin.engine.log.token import Token, json_of
 from quorin.engine.words import counted, moment, size
 from quorin.errors import TokenError
 
@@ -78,8 +78,8 @@ def changes(
                 rows = [_row(row, shown) for row in found.batches.read_all().to_pylist()]
                 count = len(rows)
     # With a limit that was reached there may be more changes, up to any position.
-    through = None if count == most else _as_json(found.through)
-    answer = {"schema": names.schema(name), "since": _as_json(position), "through": through}
+    through = None if count == most else json_of(found.through)
+    answer = {"schema": names.schema(name), "since": json_of(position), "through": through}
     if to is not None and as_json:
         print_json(answer | {"file": str(to), "rows": count, "bytes": to.stat().st_size})
     elif to is not None:
@@ -99,10 +99,6 @@ def _position(text: str) -> int | Token:
         return Token.parse(text)
     except TokenError as error:
         raise typer.BadParameter(f"expected a position, 0 or more: {error}", param_hint="--since") from error
-
-
-def _as_json(position: int | Token) -> int | str:
-    return position.text if isinstance(position, Token) else position
 
 
 def _shown(fields: dict[str, str]) -> dict[str, str]:

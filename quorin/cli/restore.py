@@ -9,7 +9,9 @@ import typer
 
 from quorin.cli.options import Namespace, NewConnection, Opened, ShmDir, ShmGroup
 from quorin.cli.output import progress_bar
+from quorin.cli.partitions import Of, Ordinal, Partitions, held_partitions
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
+from quorin.engine.log.token import json_of
 from quorin.engine.words import counted, size
 
 
@@ -19,14 +21,19 @@ def restore(
     namespace: Namespace = DEFAULT_NAMESPACE,
     shm_dir: ShmDir = None,
     shm_group: ShmGroup = None,
+    partitions: Partitions = None,
+    ordinal: Ordinal = None,
+    of: Of = None,
 ) -> None:
     """Restore a segment from a snapshot. The whole file is verified before anything is served.
 
     A consumer then continues with the log from the snapshot's position. Entries that the log has trimmed come from the
-    history, if the consumer has one.
+    history, if the consumer has one. With several partitions the file must have all that this machine holds; each goes
+    on from its own position.
 
     Examples:
         quorin restore driver_stats.snapshot
+        quorin restore driver_stats.snapshot --partitions 0-7  # leave out the rows of the others
 
     Exit codes: 0 restored, 1 refused (with the reason on stderr), 2 wrong usage.
     """
@@ -34,10 +41,11 @@ def restore(
     from quorin.shm import SegmentRegistry
 
     with Opened(connection, namespace) as backend:
-        registry = SegmentRegistry(backend, shm_dir=shm_dir, shm_group=shm_group, namespace=namespace)
+        held = held_partitions(backend, partitions, ordinal, of)
+        registry = SegmentRegistry(backend, shm_dir=shm_dir, shm_group=shm_group, namespace=namespace, held=held)
         with progress_bar(str(file)) as progress:
             restored = snapshots.restore(file, registry, progress=progress)
     typer.echo(
         f"{restored.segment_name}: {counted(restored.entity_count, 'entity')}, {size(restored.byte_count)} in "
-        f"{restored.elapsed_seconds:.2f} s, log position {restored.position}"
+        f"{restored.elapsed_seconds:.2f} s, log position {json_of(restored.position)}"
     )

@@ -10,6 +10,7 @@ import typer
 from quorin.cli.options import Connection, Namespace, Opened, ShmDir, known_schema
 from quorin.cli.output import progress_bar
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
+from quorin.engine.log.token import json_of
 from quorin.engine.words import counted, size
 
 
@@ -36,5 +37,5 @@ def snapshot(
             taken = snapshots.snapshot(segment, file, progress=progress)
     typer.echo(
         f"{taken.path}: {taken.segment_name}, {counted(taken.entity_count, 'entity')}, {size(taken.byte_count)} in "
-        f"{taken.elapsed_seconds:.2f} s, log position {taken.position}"
+        f"{taken.elapsed_seconds:.2f} s, log position {json_of(taken.position)}"
     )

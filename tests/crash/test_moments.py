@@ -26,17 +26,19 @@ READERS = WRITERS = CONSUMERS = 2
 
 
 @pytest.mark.parametrize("kills", [8, pytest.param(150, marks=torture)])
+@pytest.mark.parametrize("partitions", [1, 4])
 @pytest.mark.parametrize("server", ["embedded", "redis"])
 def test_no_answer_mixes_moments_whoever_is_killed(
-    request: pytest.FixtureRequest, tmp_path: Path, server: str, kills: int
+    request: pytest.FixtureRequest, tmp_path: Path, server: str, partitions: int, kills: int
 ) -> None:
     connection = str(tmp_path / "store") if server == "embedded" else str(request.getfixturevalue("redis_url"))
     (shm_dir := tmp_path / "shm").mkdir()
-    backend = connect(connection)
+    backend = connect(connection, partitions=partitions)
     registry = SegmentRegistry(backend, shm_dir=shm_dir)
     with WALProducer(backend, registry=registry) as producer:
         for view in moments.VIEWS:
-            producer.delete(view, "nobody", 1)  # A segment without an entry follows no log yet.
+            for one in moments.IDS:
+                producer.delete(view, one, 1)  # A segment without an entry follows no log yet.
     WALConsumer(backend, moments.VIEWS, registry=registry, capacity=16).drain()
 
     rng, seeds = random.Random(kills), iter(range(1, 10_000))
@@ -81,6 +83,6 @@ def _wait_for_newer_answers(notes: list[Path]) -> None:
 
 def _mixed(found: list[Any]) -> Any:
     """The ids and rows of the last answer with a row, as if they had been those of the first moment."""
-    first = min(found, key=lambda answer: int(answer[0]))
-    last = max((answer for answer in found if any(answer[2][0])), key=lambda answer: int(answer[0]))
+    first = min(found, key=moments.position_of)
+    last = max((answer for answer in found if any(answer[2][0])), key=moments.position_of)
     return [first[0], last[1], last[2]]

@@ -16,8 +16,10 @@ from typing import Any
 
 from quorin.assembly import read_together
 from quorin.engine import kernels
-from quorin.engine.backend import Backend
+from quorin.engine.backend import Backend, Log, logs
+from quorin.engine.format.partition import partition_of
 from quorin.engine.log.record import Kind, decode
+from quorin.engine.log.token import Token, json_of
 from quorin.schema import FeatureField, dtype, make_schema
 from quorin.shm import SegmentRegistry
 from quorin.wal import WALProducer
@@ -75,7 +77,7 @@ def read(connection: str, shm_dir: str, seed: int, notes: str) -> None:
                 [[row["number"], row["text"]] if row["found"] else None for row in batch.to_pylist()]
                 for batch in found.batches
             ]
-            lines.write(json.dumps([found.position, ids, rows]) + "\n")
+            lines.write(json.dumps([json_of(found.position), ids, rows]) + "\n")
             lines.flush()
 
 
@@ -89,26 +91,46 @@ def newest(notes: Path) -> int:
     with notes.open("rb") if notes.exists() else io.BytesIO() as lines:
         lines.seek(max(0, lines.seek(0, os.SEEK_END) - MAX_LINE_BYTES))
         ended = lines.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
-    return int(json.loads(ended)[0]) if ended else 0
+    return int(position_of(json.loads(ended))) if ended else 0
+
+
+def position_of(answer: Any) -> int | Token:
+    """The position of an answer; of several partitions a token."""
+    return Token.parse(answer[0]) if isinstance(answer[0], str) else int(answer[0])
 
 
 def check(backend: Backend, found: list[Any]) -> int:
-    """Compare answers, of any order, with the log as of their positions; returns how many positions they have."""
-    log = _entries(backend)
-    state: dict[tuple[str, str], tuple[int, Row]] = {}
-    upcoming = next(log, None)
-    for position, ids, rows in sorted(found, key=lambda answer: int(answer[0])):
-        while upcoming is not None and upcoming[0] <= position:
-            _fold(state, upcoming[1])
-            upcoming = next(log, None)
-        for view, of_view, given in zip(VIEWS, ids, rows, strict=True):
-            expected = [state.get((view.__name__, one), (0, None))[1] for one in of_view]
-            assert [row and tuple(row) for row in given] == expected, (position, view.__name__, of_view)
+    """Compare answers, of any order, with the log as of their positions; returns how many positions they have. With
+    several partitions, the rows of each partition with its log.
+    """
+    for log in logs(backend):
+        _check(log, found, backend.partitions())
     return len({position for position, *_ in found})
 
 
-def _entries(backend: Backend) -> Iterator[tuple[int, Any]]:
-    log, after = backend.log(), 0
+def _check(log: Log, found: list[Any], count: int) -> None:
+    identity, entries = log.identity(), _entries(log)
+    state: dict[tuple[str, str], tuple[int, Row]] = {}
+
+    def own_position(answer: Any) -> int:
+        position = position_of(answer)
+        return dict(position.parts).get(identity, 0) if isinstance(position, Token) else position
+
+    upcoming = next(entries, None)
+    for answer in sorted(found, key=own_position):
+        position, (_, ids, rows) = own_position(answer), answer
+        while upcoming is not None and upcoming[0] <= position:
+            _fold(state, upcoming[1])
+            upcoming = next(entries, None)
+        for view, of_view, given in zip(VIEWS, ids, rows, strict=True):
+            own = [i for i, one in enumerate(of_view) if partition_of(one, count) == log.partition]
+            expected = [state.get((view.__name__, of_view[i]), (0, None))[1] for i in own]
+            read = [given[i] and tuple(given[i]) for i in own]
+            assert read == expected, (position, log.partition, view.__name__, of_view)
+
+
+def _entries(log: Log) -> Iterator[tuple[int, Any]]:
+    after = 0
     while True:
         found = log.read(after)
         yield from ((position, decode(payload)) for position, payload in found.entries)

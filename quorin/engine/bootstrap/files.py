@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from quorin.engine.bootstrap import image
 from quorin.engine.history.files import PENDING_SUFFIX
 from quorin.engine.history.storage import sync_folder
+from quorin.engine.log.token import json_of
+from quorin.engine.memory.parts import through_of
 from quorin.errors import CorruptSnapshotError, SharedMemoryError
 from quorin.logging import get_logger
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from quorin.engine.bootstrap.image import Progress
     from quorin.engine.bootstrap.pace import Pace
+    from quorin.engine.log.token import Token
     from quorin.engine.memory.view import SegmentView
 
 _log = get_logger(__name__)
@@ -30,23 +33,23 @@ _log = get_logger(__name__)
 @dataclass(frozen=True, slots=True)
 class SnapshotResult:
     """What was written or brought back: the file (of an object storage, its path there), the segment, how far it
-    follows the log, and what it took.
+    follows the log (of several partitions, a token), and what it took.
     """
 
     path: Path
     segment_name: str
     entity_count: int
     byte_count: int
-    position: int
+    position: int | Token
     elapsed_seconds: float
 
     @classmethod
     def of(cls, path: Path, copy: SegmentView, started: float) -> SnapshotResult:
         """The result for a copy that was written, which is logged; ``started`` is of the performance counter."""
-        position, rows = image.position_of(copy.header)[0], int(copy.header["entity_count"])
+        position, rows = through_of(copy), int(copy.header["entity_count"])
         seconds, size = time.perf_counter() - started, copy.layout.file_bytes
         _log.info(
-            "snapshot_written", path=str(path), segment=copy.name, position=position, rows=rows, bytes=size,
+            "snapshot_written", path=str(path), segment=copy.name, position=json_of(position), rows=rows, bytes=size,
             seconds=round(seconds, 3),
         )  # fmt: skip
         return cls(path, copy.name, rows, size, position, seconds)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
 from quorin.engine.bootstrap import image
 from quorin.engine.bootstrap.names import FROM_THE_START, Wanted, newest_first, one_beginning
+from quorin.engine.format.growth import counts_before
 from quorin.engine.history.storage import VanishedError
 from quorin.engine.memory.generations import next_generation
 from quorin.engine.memory.growth import evolve
 from quorin.engine.memory.view import SegmentView
 from quorin.engine.rows.compatibility import can_upgrade
-from quorin.errors import CorruptSnapshotError, QuorinError
+from quorin.errors import CorruptSnapshotError, PartitionCountError, QuorinError
 from quorin.logging import get_logger
 from quorin.schema import schema_to_json
 
@@ -140,10 +141,8 @@ def received(
     if obstacle is not None:
         raise UnfitSnapshotError(obstacle)
     view = image.receive(source, head, registry, follows_log=follows_log, progress=progress)
-    segment = registry.adopt(view)
+    segment = reduced(registry.adopt(view), registry, held)
     try:
-        if view.partitioning != held:
-            segment = _changed(segment, registry, lambda: _reduce(segment, held))
         if schema_to_json(segment.stored_schema) != schema_to_json(schema):
             segment = _changed(segment, registry, lambda: evolve(segment, schema))
     except BaseException:
@@ -154,6 +153,25 @@ def received(
         bytes=head.image_bytes, position=head.position if follows_log else 0,
     )  # fmt: skip
     return segment
+
+
+def held_of(head: Head, registry: SegmentRegistry, name: str) -> Partitioning:
+    """The partitions that a segment from a snapshot holds on this node: all that the node holds.
+
+    :raises PartitionCountError: if the snapshot lacks one, or the deployment never had its number of partitions.
+    """
+    theirs, backend = head.partitioning, registry.backend
+    count = backend.partitions()
+    if theirs.count not in (count, *counts_before(backend.control.growth())):
+        raise PartitionCountError(
+            f"{name} is of {theirs.count} partitions, and the deployment {backend.address} has {count}"
+        )
+    held = registry.partitioning_at(theirs.count)
+    if not theirs.held >= held.held:
+        raise PartitionCountError(
+            f"{name} has the partitions {theirs}, and this node holds {held}: expected a snapshot that has all of them"
+        )
+    return held
 
 
 def _obstacle(head: Head, schema: Schema) -> str | None:
@@ -180,11 +198,25 @@ def _of_other_partitions(head: Head, held: Partitioning, wanted: Wanted, *, any_
     return None
 
 
-def _reduce(segment: Segment, held: Partitioning) -> None:
-    """Leave out the rows of partitions that are not held."""
-    with segment.writing:
-        view = segment.writing_view()
-        segment.replace(next_generation(view, view.stored, capacity=view.layout.capacity, partitioning=held))
+def reduced(segment: Segment, registry: SegmentRegistry, held: Partitioning) -> Segment:
+    """A segment that nothing points to yet, without the rows of partitions that are not held. It is discarded if that
+    fails.
+
+    :raises CapacityExceededError: if memory is out.
+    """
+    if segment.partitioning == held:
+        return segment
+
+    def reduce() -> None:
+        with segment.writing:
+            view = segment.writing_view()
+            segment.replace(next_generation(view, view.stored, capacity=view.layout.capacity, partitioning=held))
+
+    try:
+        return _changed(segment, registry, reduce)
+    except BaseException:
+        registry.discard(segment)
+        raise
 
 
 def _changed(segment: Segment, registry: SegmentRegistry, change: Callable[[], object]) -> Segment:

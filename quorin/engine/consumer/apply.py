@@ -52,7 +52,12 @@ class Applier:
     """
 
     def __init__(
-        self, log: Log, control: ControlPlane, historian: Historian | None, partition: int | None = None
+        self,
+        log: Log,
+        control: ControlPlane,
+        historian: Historian | None,
+        partition: int | None = None,
+        pauses: Pauses | None = None,
     ) -> None:
         self._log = log
         self._partition = partition
@@ -64,7 +69,7 @@ class Applier:
         self._seen_versions: set[bytes] = set()
         self._applied_here: Collection[str] = ()
         self._single_rows: dict[tuple[Template, Schema], SingleRows | None] = {}
-        self._pauses = Pauses()
+        self._pauses = Pauses() if pauses is None else pauses
 
     @property
     def _history(self) -> OfflineWriter | None:

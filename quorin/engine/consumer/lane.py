@@ -7,7 +7,7 @@ done by the thread that applies.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quorin.engine.consumer.apply import Applier
@@ -16,6 +16,7 @@ from quorin.engine.consumer.historian import Historian
 from quorin.engine.consumer.loads import Loads
 from quorin.engine.consumer.plan import back_off
 from quorin.engine.consumer.trimming import Covered, Trimming
+from quorin.engine.memory.pauses import Pauses
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,13 +30,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LaneSettings:
-    """What all lanes of a consumer have in common."""
+    """What all lanes of a consumer have in common. They take pauses together, or they would take as many times more."""
 
     role: str
     trims: bool
     discovers: bool
     batch_entries: int
     node_timeout_seconds: float
+    pauses: Pauses = field(default_factory=Pauses)
 
 
 class Seen(NamedTuple):
@@ -82,7 +84,7 @@ class Lane:
             batch_entries=settings.batch_entries,
             reads_all=settings.trims,
         )
-        self.applier = Applier(log, registry.backend.control, self.historian, partition)
+        self.applier = Applier(log, registry.backend.control, self.historian, partition, settings.pauses)
         timeout = settings.node_timeout_seconds if settings.trims else None
         self.trimming = Trimming(log, self.historian, ownership, registry, timeout, partition)
 

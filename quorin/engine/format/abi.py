@@ -10,10 +10,12 @@ from __future__ import annotations
 (
     D_HEADER, D_INDEX, D_SLOT_COUNT, D_ROWS, D_ROW_STRIDE, D_HEAP, D_HEAP_BYTES, D_SEED_0, D_SEED_1,
     D_KEY_INLINE, D_BODY_OFFSET, D_BODY_BYTES, D_FREE, D_ROW_LIMIT, D_CAPACITY, D_MAX_ID_BYTES, D_COUNTERS,
-) = range(17)  # fmt: skip
-DESCRIPTOR_ITEMS = 17
+    D_PARTITION_SHIFT,
+) = range(18)  # fmt: skip
+DESCRIPTOR_ITEMS = 18
 """``D_COUNTERS`` is the address of a word with the address of the counters, so that a forked child can move on to
-counters of its own while the plans that it inherited stay as they are."""
+counters of its own while the plans that it inherited stay as they are. ``D_PARTITION_SHIFT`` is by how many bits the
+pinned hash of an id is shifted to get its partition, 0 with one partition."""
 
 # What reads count, as words of a process's counters. Those of batches are added to atomically, since batches run
 # without the GIL; that of single reads is a plain word, which the GIL keeps to one thread at a time.

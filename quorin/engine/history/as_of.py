@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from quorin.engine.backend.keys import DEFAULT_STREAM_KEY, SEQUENCE_BITS
+from quorin.engine.backend.keys import SEQUENCE_BITS
 from quorin.engine.history.point_in_time import (
     Keys,
     by_entity,
@@ -25,15 +25,16 @@ from quorin.engine.history.point_in_time import (
     values_from,
 )
 from quorin.engine.log.record import Kind
+from quorin.engine.log.token import Token
 from quorin.engine.rows.batch import ENTITY_ID, EVENT_TIME
 from quorin.engine.rows.column import cast_entity_ids
-from quorin.errors import IncompleteHistoryError, InvalidRowError
+from quorin.engine.rows.partitions import by_partition
+from quorin.errors import IncompleteHistoryError, InvalidRowError, PartitionedError, TokenError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from quorin.engine.arrays import AnyArray, Int64s, Mask
     from quorin.engine.history.dataset import Loaded
+    from quorin.engine.history.tail import Sources
     from quorin.schema import Schema
 
 FOUND, POSITION = "found", "log_position"
@@ -43,12 +44,10 @@ Number = TypeVar("Number", int, "Int64s")
 
 @dataclass(frozen=True)
 class AsOf:
-    """When to read: at a log position or a time, and the connection of the log with rows that are not flushed."""
+    """When to read: at a log position, of several partitions a token, or at a time."""
 
     position: int | None
     time_ns: int | None
-    connection: Any
-    namespace: str
 
     @property
     def last(self) -> int:
@@ -65,21 +64,25 @@ class AsOf:
             raise InvalidRowError(f"{name}: expected a whole number from 0 to 2**63 - 1, got {given!r}")
         return int(given) if self.time_ns is None else position_after(int(given)) - 1
 
-    def with_log(self, schema: Schema, history: Callable[[], Loaded]) -> Loaded:
-        """The history, with the log's rows behind it if they are needed and there is a connection."""
-        loaded = history()
-        if self.connection is None or not missing(loaded, self.last):
-            return loaded
-        from quorin.engine.backend import connect
-        from quorin.engine.history.tail import history_and_log
+    def last_in(self, sources: Sources, partition: int) -> int:
+        """The last position that counts in one of several partitions.
 
-        given = getattr(self.connection, "backend", self.connection)
-        backend = connect(given, namespace=self.namespace)
-        try:
-            return history_and_log(schema, history, backend, DEFAULT_STREAM_KEY, through=self.last)
-        finally:
-            if backend is not given:
-                backend.close()
+        :raises PartitionedError: for a position that is no token. :raises TokenError: for a token of other logs, or
+            without a position of this partition's log.
+        """
+        if self.time_ns is not None:
+            return self.last
+        if not isinstance(self.position, Token):
+            raise PartitionedError(
+                f"position {self.position}: expected a token, as there are {sources.count} partitions, each with "
+                "positions of its own"
+            )
+        if not sources.has_log:
+            raise TokenError(
+                f"token {self.position.text}: which partitions it is of is known to the logs: pass the connection, or "
+                "a time"
+            )
+        return position_in(sources, partition, self.position)
 
 
 def position_after(time_ns: Number) -> Number:
@@ -87,22 +90,61 @@ def position_after(time_ns: Number) -> Number:
     return (time_ns // 1_000_000 + 1) << SEQUENCE_BITS
 
 
-def read_at(schema: Schema, loaded: Loaded, ids: Any, asked: AsOf) -> pa.Table:
-    """:func:`rows_at` of a history that has all positions up to then.
+def position_in(sources: Sources, partition: int, token: Token) -> int:
+    """The position that a token has of a partition's log, or of one that it followed.
 
-    :raises IncompleteHistoryError: if it lacks some.
+    :raises TokenError: if it has none, unless that log never had an entry.
     """
-    position = asked.last
+    parts, logs = dict(token.parts), [one.log for one in sources.logs(partition)]
+    for log in reversed(logs):
+        identity, bounds = log.state()
+        if identity in parts:
+            return parts[identity]
+        if len(logs) == 1 and not bounds.last and not sources.stored(partition, sources.count).parts:
+            return 0
+    raise TokenError(
+        f"token {token.text} has no position of partition {partition}, in which there are requested entities: expected "
+        "the token of a read, or of all that a node has applied"
+    )
+
+
+def read_at(sources: Sources, ids: Any, asked: AsOf) -> pa.Table:
+    """:func:`rows_at` of sources that have all positions up to then.
+
+    :raises IncompleteHistoryError: if they lack some.
+    """
+    schema, last, entities = sources.schema, asked.last, cast_entity_ids(ids, None)
+    whole = whole_of(sources, last)
+
+    def read(partition: int, places: pa.Array) -> pa.Table:
+        position = asked.last_in(sources, partition) if len(places) else 0
+        loaded = sources.load(partition, through=position)
+        return rows_at(schema, _complete(loaded, position, sources), entities.take(places), position)
+
+    if whole is None:
+        return by_partition(entities, sources.count, read)
+    return rows_at(schema, _complete(whole, last, sources), entities, last)
+
+
+def whole_of(sources: Sources, last: int) -> Loaded | None:
+    """All rows up to a position, from the log too if the history lacks some; None if there are several partitions."""
+    stored = sources.stored() if sources.stored_count == 1 else None
+    if stored is not None and not (sources.has_log and missing(stored, last)):
+        return stored  # Neither the log is needed, nor a connection to it.
+    return sources.load(0, through=last) if sources.count == 1 else None
+
+
+def _complete(loaded: Loaded, position: int, sources: Sources) -> Loaded:
     if gaps := missing(loaded, position):
-        raise incomplete(schema, gaps, has_connection=asked.connection is not None)
-    return rows_at(schema, loaded, ids, position)
+        raise incomplete(sources.schema, gaps, has_connection=sources.has_log)
+    return loaded
 
 
-def rows_at(schema: Schema, loaded: Loaded, ids: Any, position: int) -> pa.Table:
+def rows_at(schema: Schema, loaded: Loaded, ids: pa.Array, position: int) -> pa.Table:
     """The row of each id that was in force at a position, in the order of the ids: the columns ``entity_id``,
     ``found``, ``event_time_ns``, ``log_position`` and the fields; null where not found.
     """
-    entities = cast_entity_ids(ids, None).dictionary_encode()
+    entities = ids.dictionary_encode()
     loaded = loaded.counting(loaded.counted.as_of(position))
     states = States.of(schema, loaded, entities.dictionary, position, replaced=True)
     as_of = np.full(len(entities), position, np.int64)

@@ -209,6 +209,13 @@ class Loaded:
         parts, damaged = chain(*(one.parts for one in partitions)), chain(*(one.damaged for one in partitions))
         return cls(storage, list(parts), list(damaged), partitions[0].counted if partitions else None)
 
+    @classmethod
+    def successive(cls, storage: Storage, histories: Sequence[Loaded]) -> Loaded:
+        """Histories of which each has later positions than the one before, as one."""
+        parts, damaged = chain(*(one.parts for one in histories)), chain(*(one.damaged for one in histories))
+        commits = chain(*(one.counted.commits for one in histories))
+        return cls(storage, list(parts), list(damaged), Counted((*commits,)))
+
     def counting(self, counted: Counted) -> Loaded:
         """This history, with ``counted`` to say which of its rows count."""
         return Loaded(self._storage, self.parts, self.damaged, counted)

@@ -48,6 +48,16 @@ class Datasets:
         """That of each partition."""
         return [self._in(folder, schema_name) for folder in self._folders.to_read()]
 
+    @property
+    def partition_count(self) -> int:
+        """The highest number of partitions that the history has folders of; 1 for the history of one of them."""
+        return max(self._folders.counts(), default=1)
+
+    def load_partition(self, schema_name: str, partition: int, count: int) -> Loaded:
+        """The files in force of one partition of ``count``, those from before the deployment grew included."""
+        folders = self._folders.along(partition, count)
+        return Loaded.successive(self._folders.base, [self._in(one, schema_name).load() for one in folders])
+
     def load(self, schema_name: str) -> Loaded:
         """The files in force of all partitions, with their footers read."""
         return Loaded.union(self._folders.base, [one.load() for one in self.all(schema_name)])

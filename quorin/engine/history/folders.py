@@ -54,8 +54,19 @@ class Folders:
         """The folders that have all rows: one, or one for each partition, those of a lower number of them first."""
         if self.partition is not None:
             return [self.to_write()]
-        counts = counts_of(self.base) if self._count is None else [self._count]
-        return [folder for count in counts or [1] for folder in _of_count(self.base, count)]
+        return [folder for count in self.counts() or [1] for folder in _of_count(self.base, count)]
+
+    def counts(self) -> list[int]:
+        """The numbers of partitions that there are folders of, sorted; 1 for the folder of one partition."""
+        return [1] if self.partition is not None else counts_of(self.base) if self._count is None else [self._count]
+
+    def along(self, partition: int, count: int) -> list[Storage]:
+        """The folders with all rows of a partition, of ``count``: its own behind those of the partitions that it was a
+        part of before the deployment grew.
+        """
+        if self.partition is not None:
+            return [self.to_write()]
+        return [_of_count(self.base, one)[partition * one // count] for one in self.counts() if one <= count]
 
     @property
     def is_of_one(self) -> bool:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from quorin.engine.backend import connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.engine.history.point_in_time import by_entity_and_time, keys_of, taken
-from quorin.engine.history.tail import history_and_log
+from quorin.engine.history.tail import Sources
 from quorin.engine.log.record import Kind
 from quorin.engine.rows.batch import ENTITY_ID, EVENT_TIME, fields_by_name
 from quorin.engine.rows.intake import id_array
+from quorin.engine.rows.partitions import partitions_of
 from quorin.errors import InvalidRowError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from quorin.engine.arrays import AnyArray, Mask
-    from quorin.engine.backend import Backend, Connection
+    from quorin.engine.backend import Connection
     from quorin.engine.history.dataset import Loaded
     from quorin.engine.history.point_in_time import Keys
     from quorin.engine.history.store import ParquetDatasetStore
@@ -70,19 +69,25 @@ def last_values(
     if unknown:
         raise InvalidRowError(f"{schema.__name__} has no fields {unknown}; it has {list(known)}")
     ids = pc.unique(id_array(entity_ids).cast(pa.string()))
-    if connection is None:
-        assert store is not None  # noqa: S101 - checked above
-        return _table(schema, names, ids, store.load(schema), 0, int(n))
-    backend = connect(connection, namespace=namespace)
-    try:
-        rows = history_and_log(
-            schema, None if store is None else partial(store.load, schema), backend, stream_key, ids=ids
-        )
-        begins = _beginning(schema, backend, stream_key)
-    finally:
-        if backend is not connection:
-            backend.close()
-    return _table(schema, names, ids, rows, _first_behind(rows, begins), int(n))
+    place = connection, namespace, stream_key
+    with Sources(schema, None, *place) if store is None else store.sources(schema, *place) as sources:
+
+        def read(partition: int, own: pa.Array = ids) -> pa.Table:
+            rows = sources.load(partition, ids=own)
+            begins = _beginning(schema, sources, partition) if sources.has_log else 0
+            return _table(schema, names, own, rows, _first_behind(rows, begins), int(n))
+
+        return read(0) if sources.count == 1 or not len(ids) else _in_order(ids, sources.count, read)
+
+
+def _in_order(ids: pa.Array, count: int, read: Callable[[int, pa.Array], pa.Table]) -> pa.Table:
+    """The rows of ids, whose partitions are read one by one, in the order of the ids."""
+    partitions = partitions_of(ids, count)
+    found = pa.concat_tables(
+        read(partition, ids.filter(pa.array(partitions == partition))) for partition in np.unique(partitions).tolist()
+    )
+    places = pc.index_in(found.column(ENTITY_ID), ids).to_numpy()
+    return found.take(pa.array(np.argsort(places, kind="stable")))
 
 
 def _first_behind(rows: Loaded, position: int) -> int:
@@ -93,11 +98,14 @@ def _first_behind(rows: Loaded, position: int) -> int:
     return count
 
 
-def _beginning(schema: Schema, backend: Backend, stream_key: str) -> int:
-    """The position up to which rows belong to a former schema of this name."""
-    beginning = backend.control.beginnings().get(schema.__name__)
-    is_of_this_log = beginning is not None and beginning.log_identity == backend.log(stream_key).identity()
-    return beginning.position if beginning is not None and is_of_this_log else 0
+def _beginning(schema: Schema, sources: Sources, partition: int) -> int:
+    """The position up to which rows of a partition belong to a former schema of this name."""
+    begins = 0
+    for log, _ in sources.logs(partition):
+        beginning = sources.backend.control.beginnings(log.partition).get(schema.__name__)
+        if beginning is not None and beginning.log_identity == log.identity():
+            begins = beginning.position
+    return begins
 
 
 def _table(schema: Schema, names: list[str], ids: pa.Array, rows: Loaded, first: int, n: int) -> pa.Table:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from quorin.engine.backend.keys import DEFAULT_NAMESPACE
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.engine.history import parquet as columns
 from quorin.engine.history.as_of import AsOf, read_at
 from quorin.engine.history.counted import Commit
 from quorin.engine.history.datasets import Datasets, write_rows
 from quorin.engine.history.folders import Folders
 from quorin.engine.history.storage import Storage
+from quorin.engine.history.tail import Sources
 from quorin.engine.log.record import Kind
+from quorin.engine.log.token import Token
 from quorin.engine.rows.column import numbers
 from quorin.schema import Schema, fingerprint
 
@@ -228,16 +229,27 @@ class ParquetDatasetStore:
         schema: Schema,
         ids: Any,
         *,
-        position: int | None = None,
+        position: int | Token | str | None = None,
         time_ns: int | None = None,
         connection: Any = None,
         namespace: str = DEFAULT_NAMESPACE,
     ) -> pa.Table:
-        """What reads returned when a log position was applied, or at a time: see :func:`quorin.offline.read_at`."""
-        asked = AsOf(position, time_ns, connection, namespace)
-        self._folders.to_write()  # Refused for several partitions: a position is one of a log.
-        history, name = partial(self.load, schema), schema.__name__
-        return self._datasets.reading(name, lambda: read_at(schema, asked.with_log(schema, history), ids, asked))
+        """What reads returned when a log position or a token was applied, or at a time: see
+        :func:`quorin.offline.read_at`.
+        """
+        asked = AsOf(Token.of(position) if isinstance(position, str) else position, time_ns)
+        with self.sources(schema, connection, namespace) as sources:
+            return self._datasets.reading(schema.__name__, lambda: read_at(sources, ids, asked))
+
+    def sources(
+        self,
+        schema: Schema,
+        connection: Any = None,
+        namespace: str = DEFAULT_NAMESPACE,
+        stream_key: str = DEFAULT_STREAM_KEY,
+    ) -> Sources:
+        """Where the rows of a schema are: here, and, with a connection, in the log behind that."""
+        return Sources(schema, self._datasets, connection, namespace, stream_key)
 
     def distinct_entity_ids(self, schema: Schema) -> pa.Array:
         """All distinct ids in the history, deleted ones included, in order of first appearance."""

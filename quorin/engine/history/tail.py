@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from quorin.engine.backend import connect
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.engine.format.growth import Growth
 from quorin.engine.history import parquet as columns
 from quorin.engine.history.counted import Commit
 from quorin.engine.history.dataset import Loaded
@@ -19,34 +24,139 @@ from quorin.errors import InvalidEntryError
 from quorin.schema import schema_from_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from quorin.engine.backend import Backend, Log
+    from quorin.engine.history.datasets import Datasets
     from quorin.schema import Schema
+
+
+class Sources:
+    """Where the rows of a schema are: in a history, in the log behind it, or in both; for each partition by itself.
+
+    A deployment that grew has rows of a partition also in the histories and logs of those that it was a part of. They
+    come first: all of their positions are below those that followed. To be closed, as a context manager.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        datasets: Datasets | None,
+        connection: Any,
+        namespace: str = DEFAULT_NAMESPACE,
+        stream_key: str = DEFAULT_STREAM_KEY,
+    ) -> None:
+        self.schema = schema
+        self._datasets = datasets
+        self._connection = getattr(connection, "backend", connection)
+        self._namespace = namespace
+        self._stream_key = stream_key
+        self._opened = ExitStack()
+
+    def __enter__(self) -> Sources:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    @property
+    def has_log(self) -> bool:
+        """Whether there is a connection."""
+        return self._connection is not None
+
+    @cached_property
+    def backend(self) -> Backend:
+        """The deployment, connected to at the first use.
+
+        :raises ConnectionFailedError: if it cannot be reached.
+        """
+        backend = connect(self._connection, namespace=self._namespace)
+        if backend is not self._connection:
+            self._opened.callback(backend.close)
+        return backend
+
+    @cached_property
+    def stored_count(self) -> int:
+        """The number of partitions that the history is of."""
+        return 1 if self._datasets is None else self._datasets.partition_count
+
+    @cached_property
+    def count(self) -> int:
+        """The number of partitions, of the deployment if there is a connection: as it is now, as it may have grown."""
+        deployed = self.backend.control.partition_count() if self.has_log else None
+        return max(self.stored_count, deployed or 1)
+
+    def stored(self, partition: int = 0, count: int = 1) -> Loaded:
+        """What the history has of a partition."""
+        if self._datasets is None:
+            return Loaded(Storage(".", None), [], [])
+        return self._datasets.load_partition(self.schema.__name__, partition, count)
+
+    def load(self, partition: int, *, through: int | None = None, ids: pa.Array | None = None) -> Loaded:
+        """The rows of a partition up to a position, by default the end of its log, from history and log."""
+        stored = partial(self.stored, partition, self.count)
+        if not self.has_log:
+            return stored()
+        logs, history = self.logs(partition), None if self._datasets is None else stored
+        return history_and_log(self.schema, history, self.backend, logs, through=through, ids=ids)
+
+    def logs(self, partition: int) -> list[LogFrom]:
+        """The log of a partition, behind those of the partitions that it was a part of."""
+        if self.count == 1:
+            return [LogFrom(self.backend.log(self._stream_key), 0)]
+        former = {one.count: one for one in Growth.parse(self.backend.control.growth()).former}
+        begins = {2 * count: one.end + 1 for count, one in former.items()}
+        counts = [*(count for count in former if count < self.count), self.count]
+        log = partial(self.backend.log, self._stream_key)
+        return [LogFrom(log(partition * one // self.count, of=one), begins.get(one, 0)) for one in counts]
+
+
+class LogFrom(NamedTuple):
+    """A log, and the position behind which its entries begin: 0, or the end of the logs that it followed."""
+
+    log: Log
+    begins: int
 
 
 def history_and_log(
     schema: Schema,
     history: Callable[[], Loaded] | None,
     backend: Backend,
-    stream_key: str,
+    logs: Sequence[LogFrom],
     *,
     through: int | None = None,
     ids: pa.Array | None = None,
 ) -> Loaded:
     """The rows of a schema up to a position, by default the log's end: from the history, which is read by calling
-    ``history``, and from the log what it has behind that; ``ids`` leaves out other entities' rows in the log.
+    ``history``, and from the log what it has behind that; ``ids`` leaves out other entities' rows in the log. Of
+    several ``logs`` each but the last was closed before the next began.
 
     Entries that were trimmed before they were in the history stay missing. Those that do not decode are left out, as
     they are when they are applied.
     """
-    log, before = backend.log(stream_key), -1
+    for former in logs[:-1]:
+        end = former.log.bounds().last
+        end = end if through is None else min(end, through)
+        history = partial(_with_log, schema, history, backend, former, end, ids)
+    return _with_log(schema, history, backend, logs[-1], through, ids)
+
+
+def _with_log(
+    schema: Schema,
+    history: Callable[[], Loaded] | None,
+    backend: Backend,
+    of: LogFrom,
+    through: int | None,
+    ids: pa.Array | None,
+) -> Loaded:
+    log, before = of.log, -1
     while True:
         loaded = Loaded(Storage(".", None), [], []) if history is None else history()
         last = log.bounds().last if through is None else through
         tables = list(_rows(log, schema, backend, loaded.through, last, ids))
         # What was trimmed since the history was read is in a newer history.
-        after = max(loaded.through, log.bounds().trimmed)
+        trimmed = log.bounds().trimmed
+        after = max(loaded.through, trimmed if trimmed > of.begins else 0)
         if after == loaded.through or loaded.through == before or history is None:
             break
         before = loaded.through
@@ -59,7 +169,7 @@ def history_and_log(
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="none")
     # Entries behind the last one may still be appended, and get positions up to `last`, within its millisecond.
-    path = f"the log {stream_key} at {backend.address}: {file_name(after, last)}"
+    path = f"the log {log.stream_key} at {backend.address}: {file_name(after, last)}"
     return loaded.with_part(DataFile(after, last, path), sink.getvalue()).counting(counted)
 
 
@@ -99,7 +209,7 @@ def _rows(
 ) -> Iterator[tuple[int, pa.Table, Commit | None]]:
     """The entries of a schema in ``(after, through]``: position, rows as in a file, and the commit that it records."""
     name = schema.__name__
-    beginning = backend.control.beginnings().get(name)
+    beginning = backend.control.beginnings(log.partition).get(name)
     if beginning is not None and beginning.log_identity == log.identity():
         after = max(after, beginning.position)
     stored = backend.control.schemas().get(name)

@@ -11,11 +11,13 @@ from quorin.engine.http.completed import Bound, VectorsRead, complete
 from quorin.engine.http.elsewhere import check_filled
 from quorin.engine.http.replies import Vectors
 from quorin.engine.http.requests import InvalidRequestError, check_values
+from quorin.engine.routing.router import HereOnly
 
 if TYPE_CHECKING:
     from quorin.engine.http.asked import Asked
     from quorin.engine.http.catalogue import Catalogue
     from quorin.engine.http.requests import Assemble, Part
+    from quorin.engine.log.token import Token
     from quorin.engine.routing.asking import Asking
     from quorin.engine.routing.router import Fetching, Missing
     from quorin.schema import Schema
@@ -31,7 +33,7 @@ def join(
     missing_partitions: Missing,
 ) -> Asking[Vectors]:
     """One vector for each row of the request: the fields of its first schema, then those of the second, and so on.
-    What this node does not hold comes from ``elsewhere``.
+    What this node does not hold comes from ``elsewhere``, unless the rows are to be of one moment.
 
     :raises InvalidRequestError: for a schema, field or column that there is not, and beyond ``max_values``.
     :raises EntityIdError: for an id that is empty. :raises NotYetAppliedError, TokenError: for what is asked for.
@@ -53,6 +55,7 @@ def join(
             lambda at_most: [_read(part, at_most, positions=request.positions) for part in parts],
             timeout_ms=request.consistent_timeout_ms,
         )
+        elsewhere = HereOnly(elsewhere)
     not_held = yield from complete(parts, read, asked.waiting, elsewhere, missing_partitions)
     values = read[0].values if len(read) == 1 else np.concatenate([part.values for part in read], axis=1)
     found, fresh = (np.stack(masks, axis=1) for masks in zip(*((part.found, part.fresh) for part in read), strict=True))
@@ -94,7 +97,7 @@ def _entity(part: Part, schema: Schema, columns: list[str]) -> str:
     return name
 
 
-def _read(part: Bound, at_most: int | None = None, *, positions: bool) -> VectorsRead:
+def _read(part: Bound, at_most: int | Token | None = None, *, positions: bool) -> VectorsRead:
     count = len(part.entity_ids)
     own = np.empty(count, np.int64) if positions else None
     if part.is_whole and part.max_age is None and at_most is None:

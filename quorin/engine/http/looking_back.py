@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from quorin.engine.http.catalogue import Catalogue
     from quorin.engine.http.limits import Limits
     from quorin.engine.http.requests import Changes, Last
+    from quorin.engine.log.token import Token
     from quorin.schema import FeatureField, Schema
 
 
@@ -33,7 +34,7 @@ class ChangesFound(NamedTuple):
     schema: Schema
     fields: list[FeatureField]
     rows: pa.Table
-    through: int | None
+    through: int | Token | None
 
 
 def last_of(catalogue: Catalogue, request: Last, max_values: int, asked: Asked) -> LastFound:

@@ -153,6 +153,7 @@ _FIELDS = {
     "uniqueItems": True,
     "description": "Default: all.",
 }
+_MOMENT = {"type": ["integer", "string"], "pattern": r"^q1(\.[0-9a-f]{16}-[1-9][0-9]{0,18})*$"}
 _POSITIONS = {"type": "boolean", "description": "Whether to return the log positions of the rows. Default: false."}
 _ASKED: list[dict[str, Any]] = [
     {
@@ -230,7 +231,7 @@ _SCHEMAS: dict[str, Any] = {
         {
             "schema": _NAME,
             "position": {
-                "type": "integer",
+                **_MOMENT,
                 "minimum": 0,
                 "maximum": _MAX_INT64,
                 "description": "`through` of the last reply; 0 for all rows.",
@@ -248,7 +249,10 @@ _SCHEMAS: dict[str, Any] = {
         {
             "schema": _TEXT,
             "version": _INTEGER,
-            "through": {**_or_null("integer"), "description": "The position to ask for next; null if `limit` cut off."},
+            "through": {
+                "type": ["integer", "string", "null"],
+                "description": "The position to ask for next, of several partitions a token; null if `limit` cut off.",
+            },
             "entity_ids": _IDS,
             "event_time_ns": _array(_INTEGER),
             "position": _array(_INTEGER),
@@ -301,7 +305,10 @@ _SCHEMAS: dict[str, Any] = {
             "log_position": _array(_array(_or_null("integer")), description="With `positions`; as `found`."),
             "fresh": _array(_array(_BOOLEAN), description="The same with no value over its limit, with `max_age`."),
             "not_held": _array(_array(_BOOLEAN), description="The same of rows that no node answers for."),
-            "position": {"type": "integer", "description": "With `consistent_timeout_ms`."},
+            "position": {
+                **_MOMENT,
+                "description": "With `consistent_timeout_ms`; of several partitions a token.",
+            },
             "vectors": _array(_array(_or_null("number")), description="float32; null where there is no row."),
         },
         "log_position",

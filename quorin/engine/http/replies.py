@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from quorin.engine.log.token import Token, json_of
 from quorin.schema import dtype
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Vectors(NamedTuple):
     parts: list[tuple[Schema, list[FeatureField]]]
     positions: Int64s | None = None
     fresh: Mask | None = None
-    position: int | None = None
+    position: int | Token | None = None
     not_held: Mask | None = None
 
 
@@ -79,7 +80,7 @@ def vectors_json(vectors: Vectors) -> bytes:
             **({} if own is None else {"log_position": _fragment(_position_rows(vectors, own))}),
             **({} if vectors.fresh is None else {"fresh": _fragment(vectors.fresh)}),
             **({} if vectors.not_held is None else {"not_held": _fragment(vectors.not_held)}),
-            **({} if vectors.position is None else {"position": vectors.position}),
+            **({} if vectors.position is None else {"position": json_of(vectors.position)}),
             "vectors": _fragment(vectors.values),
         }
     )
@@ -100,7 +101,7 @@ def vectors_arrow(vectors: Vectors) -> bytes:
         own = pa.array(vectors.positions.reshape(-1), mask=~vectors.found.reshape(-1))
         columns["log_position"] = pa.FixedSizeListArray.from_arrays(own, vectors.found.shape[1])
     if vectors.position is not None:
-        metadata["position"] = str(vectors.position).encode()
+        metadata["position"] = str(json_of(vectors.position)).encode()
     return _stream(pa.record_batch({**columns, "vector": values}).replace_schema_metadata(metadata))
 
 
@@ -134,7 +135,7 @@ def changes_json(found: ChangesFound) -> bytes:
         {
             "schema": found.schema.__name__,
             "version": found.schema.version,
-            "through": found.through,
+            "through": None if found.through is None else json_of(found.through),
             "entity_ids": _fragment(ids),
             "event_time_ns": _fragment(times),
             "position": _fragment(positions),
@@ -148,7 +149,7 @@ def changes_arrow(found: ChangesFound) -> bytes:
     """The same as record batches, like those of :func:`quorin.assembly.changed_since`; the metadata has ``through``,
     unless there are more changes.
     """
-    metadata = _named(found.schema) | ({} if found.through is None else {"through": str(found.through)})
+    metadata = _named(found.schema) | ({} if found.through is None else {"through": str(json_of(found.through))})
     return _stream(found.rows.replace_schema_metadata(metadata))
 
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from quorin.assembly import MaxAge, duration_ns
 from quorin.engine.http.arrow_stream import InvalidStreamError, read_text_columns
-from quorin.errors import InvalidMaxAgeError
+from quorin.engine.log.token import Token
+from quorin.errors import InvalidMaxAgeError, TokenError
 
 ARROW = b"application/vnd.apache.arrow.stream"
 JSON = b"application/json"
@@ -75,12 +76,12 @@ class Last(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """``POST /v1/changes``: the rows and deletions of one schema since a position of the log, of ids with a prefix, at
-    most ``limit``. ``fields`` is None for all.
+    """``POST /v1/changes``: the rows and deletions of one schema since a position of the log or a token, of ids with a
+    prefix, at most ``limit``. ``fields`` is None for all.
     """
 
     schema: str
-    position: int
+    position: int | Token
     prefix: str | None
     limit: int | None
     fields: list[str] | None
@@ -150,13 +151,11 @@ def parse_changes(body: bytes, content_type: bytes) -> Changes:
     """:raises InvalidRequestError: naming the value, and what was expected."""
     request = _json(body, content_type)
     _check_keys(request, "the request", needed=("schema", "position"), optional=("prefix", "limit", "fields"))
-    prefix, position = request.get("prefix"), _number("position", request, least=0)
+    prefix = request.get("prefix")
     if prefix is not None and type(prefix) is not str:
         raise _wrong("prefix", "a text", prefix)
-    if position is None:
-        raise _wrong("position", "a position of the log, 0 for all rows", position)
     limit, fields = _number("limit", request, least=1), _fields(request)
-    return Changes(_text("schema", request["schema"]), position, prefix, limit, fields)
+    return Changes(_text("schema", request["schema"]), _position(request), prefix, limit, fields)
 
 
 def check_values(count: int, max_values: int) -> None:
@@ -240,6 +239,19 @@ def _positions(request: dict[str, Any]) -> bool:
     if type(asked) is not bool:
         raise _wrong("positions", "true or false", asked)
     return asked
+
+
+def _position(request: dict[str, Any]) -> int | Token:
+    value = request["position"]
+    if type(value) is str:
+        try:
+            return Token.parse(value)
+        except TokenError as error:
+            raise InvalidRequestError(422, f"position: {error}") from error
+    position = _number("position", request, least=0)
+    if position is None:
+        raise _wrong("position", "a position of the log, 0 for all rows, or a token", value)
+    return position
 
 
 def _max_age(where: str, request: dict[str, Any]) -> MaxAge | None:

@@ -21,6 +21,7 @@ from quorin.engine.format.abi import (
     CORRUPT,
     D_HEADER,
     D_MAX_ID_BYTES,
+    D_PARTITION_SHIFT,
     D_SEED_0,
     D_SEED_1,
     D_SLOT_COUNT,
@@ -62,6 +63,7 @@ from quorin.engine.format.abi import (
     W_READS,
     ZEROS,
 )
+from quorin.engine.format.hashing import DEFAULT_SEED
 from quorin.engine.kernels.ages import withhold
 from quorin.engine.kernels.compiling import helper, inlined, kernel, unlocked_kernel
 from quorin.engine.kernels.counting import count_time, counters_of
@@ -115,6 +117,7 @@ BLOCK = 32
 _FIRST = np.int64(0)
 _ANY = np.int64(ANY_POSITION)
 """Not literals: numba would compile what is called with one once more."""
+_SEED_0, _SEED_1 = map(np.uint64, DEFAULT_SEED)
 _SLOTS_OF_A_LINE = 8
 _READ_SAMPLE = np.uint64(READ_SAMPLES - 1)
 
@@ -146,7 +149,7 @@ def read_each_limited(segments, text, out, now, at_most):
     says whether it was found: where it was not, its row is zeros. Returns a code; ``out`` is undefined unless FOUND.
 
     ``segments`` holds how many there are, the bytes of their rows together, and the array of each after its length.
-    Ages count from ``now``. AHEAD if a row was written after the log position ``at_most``.
+    Ages count from ``now``. AHEAD if a row was written after the log position ``at_most`` (:func:`last_counted`).
     """
     if not text._is_ascii:
         return NOT_ASCII
@@ -203,7 +206,7 @@ def read_many(segment, offsets, offset_bytes, data, first, last, out, found, mis
     Ids are an Arrow string column: ``offsets`` (address of ``offset_bytes``-wide integers) into ``data``. Returns
     ``last`` when all are read, else ``STOPPED - CODES * row - code`` for the first row that was not: its id is empty
     (BAD_ID), its segment has a successor (MOVED), it kept changing (CONTENDED), its slot points nowhere (CORRUPT), or
-    it was written after the log position ``at_most`` (AHEAD).
+    it was written after the log position ``at_most`` (AHEAD; :func:`last_counted`).
     """
     hashes = np.empty(BLOCK, np.uint64)
     target = array_address(out)
@@ -294,13 +297,23 @@ def read_row(segment, key, count, h, out, index, now, at_most):
             if not is_unchanged(row, stamp, slot, word):
                 break
             if same_key:
-                if now != 0 and position > at_most:
+                if now != 0 and position > last_counted(segment, key, count, at_most):
                     return AHEAD
                 return code if flags & DELETED == 0 else MISSING
             distance = probe(segment, home, distance + 1, slot_count, h)
         else:
             return MISSING
     return CONTENDED
+
+
+@helper
+def last_counted(segment, key, count, at_most):
+    """The last log position whose row counts. With several partitions ``at_most`` is the address of one for each."""
+    shift = segment[D_PARTITION_SHIFT]
+    if shift == 0 or at_most == ANY_POSITION:
+        return at_most
+    partition = hash_id(key, count, _SEED_0, _SEED_1) >> np.uint64(shift)
+    return load_i64(at_most + 8 * np.int64(partition))
 
 
 @inlined

@@ -71,6 +71,11 @@ class Token(int):
         return cls(*parts.items())
 
 
+def json_of(position: int | Token) -> int | str:
+    """A position of one log as its number, of several as the token's text: for JSON."""
+    return position.text if isinstance(position, Token) else position
+
+
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"

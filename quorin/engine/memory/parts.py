@@ -6,6 +6,8 @@ import math
 import time
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from quorin.engine.format import segment as fmt
 from quorin.engine.log.token import Token
 from quorin.errors import NotHeldError, PartitionedError
@@ -14,12 +16,15 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Iterator
 
+    from quorin.engine.arrays import Int64s
     from quorin.engine.format.partition import Partitioning
     from quorin.engine.memory.node import Node
     from quorin.engine.memory.view import SegmentView
     from quorin.engine.memory.writer import Writer
 
-_LOG_IDENTITY, _POSITION = fmt.partition_offset("log_identity"), fmt.partition_offset("position")
+_LOG_IDENTITY, _POSITION, _FORGOTTEN = (
+    fmt.partition_offset(name) for name in ("log_identity", "position", "forgotten")
+)
 _CONFIRMED = fmt.partition_offset("confirmed_ns") // fmt.WORD_BYTES
 _PART_BYTES = fmt.PARTITION_DTYPE.itemsize
 _PART_WORDS = _PART_BYTES // fmt.WORD_BYTES
@@ -197,12 +202,44 @@ def applied_in(view: SegmentView) -> Token:
     return Token(*(part for part in positions_in(view) if all(part)))
 
 
-def positions_in(view: SegmentView) -> Iterator[tuple[int, int]]:
-    """The log's identity and the position of each partition that is held, in order."""
-    for partition in sorted(view.partitioning.held):
-        part = view.mapping.address + _PART_BYTES * partition
-        identity = _load_acquire(part + _LOG_IDENTITY)  # Before the position, which may be of a later log then.
-        yield identity, _load_acquire(part + _POSITION)
+def through_of(view: SegmentView) -> int | Token:
+    """The position up to which a generation has all; of several partitions, a token."""
+    if view.layout.partition_count > 1:
+        return applied_in(view)
+    [(_, position)] = positions_in(view)
+    return position
+
+
+def last_counted(view: SegmentView, moment: int | Token | str) -> Int64s:
+    """The last position of each partition's log whose rows count at a token; 0 where the token has no part for the log.
+
+    :raises TokenError: for a position that is no token, and does not say of which log it is.
+    """
+    parts = dict(Token.of(moment).parts)
+    identities = view.header["partitions"]["log_identity"][: view.layout.partition_count].tolist()
+    return np.array([parts.get(identity, 0) for identity in identities], np.int64)
+
+
+def positions_in(view: SegmentView) -> list[tuple[int, int]]:
+    """The log's identity and the position of each partition that is held, in order. The identity was read first: the
+    position may be of a later log.
+    """
+    return [(_load_acquire(part + _LOG_IDENTITY), _load_acquire(part + _POSITION)) for part in _parts_of(view)]
+
+
+def forgotten_in(view: SegmentView) -> list[int]:
+    """For each partition that is held, in order, the last position of a deletion that growth has forgotten, or of a
+    load that has replaced the rows.
+    """
+    return [_load_acquire(part + _FORGOTTEN) for part in _parts_of(view)]
+
+
+def _parts_of(view: SegmentView) -> list[int]:
+    """The address of the header's part of each partition that is held, in order."""
+    address = view.mapping.address
+    if view.layout.partition_count == 1:
+        return [address]
+    return [address + _PART_BYTES * partition for partition in sorted(view.partitioning.held)]
 
 
 def _age_seconds(confirmed_ns: int) -> float:

@@ -23,6 +23,7 @@ from quorin.engine.format.abi import (
     D_INDEX,
     D_KEY_INLINE,
     D_MAX_ID_BYTES,
+    D_PARTITION_SHIFT,
     D_ROW_LIMIT,
     D_ROW_STRIDE,
     D_ROWS,
@@ -36,6 +37,7 @@ from quorin.engine.format.abi import (
     SPAN_COUNT,
     SPAN_SOURCE,
 )  # fmt: skip
+from quorin.engine.format.partition import hash_shift
 from quorin.engine.rows.compatibility import fits
 
 if TYPE_CHECKING:
@@ -119,4 +121,6 @@ def describe(address: int, layout: fmt.SegmentLayout, seed: Any) -> Int64s:
     words[D_ROW_LIMIT] = layout.row_limit
     words[D_CAPACITY] = layout.capacity
     words[D_MAX_ID_BYTES] = layout.max_id_bytes
+    if layout.partition_count > 1:
+        words[D_PARTITION_SHIFT] = hash_shift(layout.partition_count)
     return words

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quorin.engine.format.abi import ANY_POSITION, FOUND, MOVED
+from quorin.engine.memory.parts import last_counted
 from quorin.engine.reads.ages import age_limits
 from quorin.engine.reads.column_plan import column_plan
 from quorin.engine.reads.columns import Columns
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from quorin.engine.arrays import Bytes, Int64s
+    from quorin.engine.log.token import Token
     from quorin.engine.memory.view import SegmentView
     from quorin.engine.reads.ages import MaxAge
     from quorin.engine.reads.not_held import MissingPartitions
@@ -55,12 +57,13 @@ class ColumnReader:
         plan = column_plan(segment.current_view(), self._names, positions=positions)
         self._ages = age_limits(max_age, plan.fields, segment.schema.__name__)
 
-    def __call__(self, entity_ids: Any, *, now_ns: int | None = None, at_most: int | None = None) -> Columns:
+    def __call__(self, entity_ids: Any, *, now_ns: int | None = None, at_most: int | Token | None = None) -> Columns:
         """The rows of entities, in the order of the ids. Batches release the GIL.
 
         Age limits count from ``now_ns``, by default the system's clock.
 
-        :raises InconsistentReadError: for a row that was written after the log position ``at_most``.
+        :raises InconsistentReadError: for a row that was written after the log position ``at_most``, of several
+            partitions a token.
         :raises NotHeldError: for an entity whose partition is not held, but with ``missing_partitions="mask"``.
         """
         ages = self._ages
@@ -113,10 +116,10 @@ class RowReader:
     def __reduce__(self) -> tuple[type[RowReader], tuple[Any]]:
         return RowReader, (self._parts,)  # A segment says why it cannot be pickled.
 
-    def __call__(self, entity_id: str, now_ns: int = 0, at_most: int | None = None) -> Rows | None:
+    def __call__(self, entity_id: str, now_ns: int = 0, at_most: int | Token | None = None) -> Rows | None:
         """The rows of one entity; None where only :class:`ColumnReader` can tell: for an id that is not ASCII, or no id
-        at all, for a row that was being replaced, for one written after the log position ``at_most``, and for one that
-        is not found where its partition may not be held.
+        at all, for a row that was being replaced, for one written after the log position ``at_most`` (of several
+        partitions a token), and for one that is not found where its partition may not be held.
 
         Age limits count from ``now_ns``, by default the system's clock.
         """
@@ -132,6 +135,11 @@ class RowReader:
             code = _read_each(layout.words, entity_id, buffer)
         else:
             now_ns, highest = now_ns or time.time_ns(), ANY_POSITION if at_most is None else at_most
+            if at_most is not None and layout.partition_count != 1:
+                if not layout.partition_count:
+                    return None
+                counted = last_counted(views[0][1], at_most)  # It lives as long as its address is used.
+                highest = counted.ctypes.data
             code = _read_each_limited(layout.words, entity_id, buffer, now_ns, highest)
             if layout.is_partial and code == FOUND and not buffer[-len(views) :].all():
                 return None

@@ -55,7 +55,7 @@ class RowsLayout:
 
     ``firsts`` says for each view where its slots begin among the values unpacked; the bytes are the last of these.
     ``ends`` says where each view's row begins in the buffer, and where the last one ends. ``is_partial`` says whether
-    some view does not hold all partitions.
+    some view does not hold all partitions, ``partition_count`` how many there are; 0 if the views differ in that.
     """
 
     __slots__ = (
@@ -67,6 +67,7 @@ class RowsLayout:
         "firsts",
         "is_partial",
         "lacks_fields",
+        "partition_count",
         "parts",
         "unpack",
         "words",
@@ -88,6 +89,8 @@ class RowsLayout:
         )
         self.all_found = b"\1" * len(parts)
         self.is_partial = any(part.view.is_partial for part in parts)
+        counts = {part.view.layout.partition_count for part in parts}
+        self.partition_count = counts.pop() if len(counts) == 1 else 0
         self.lacks_fields = any(part.plan.lacks_fields for part in parts)
 
     def slot(self, number: int, index: int) -> int:

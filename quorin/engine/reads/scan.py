@@ -10,7 +10,7 @@ import pyarrow as pa
 from quorin.engine.format.abi import CONTENDED, CORRUPT, LIVE_ROWS, S_CODE, S_ROWS, SCAN_ITEMS
 from quorin.engine.log.token import Token
 from quorin.engine.memory.closed import closed_log
-from quorin.engine.memory.parts import applied_in, check_one_partition, positions_in
+from quorin.engine.memory.parts import check_one_partition, through_of
 from quorin.engine.reads.column_plan import column_plan
 from quorin.engine.reads.columns import Columns
 from quorin.engine.reads.gather import COMPILED_GATHER
@@ -68,14 +68,6 @@ def changes_view(
     through = through_of(view)
     batches = _batches(view, plan, start, int(leasts.min()), limit, schema, leasts)
     return Changes(pa.RecordBatchReader.from_batches(schema, batches), through)
-
-
-def through_of(view: SegmentView) -> int | Token:
-    """The position up to which a view has all; of several partitions, a token."""
-    if view.layout.partition_count > 1:
-        return applied_in(view)
-    [(_, position)] = positions_in(view)
-    return position
 
 
 def least_positions(view: SegmentView, position: int | Token) -> Int64s:

@@ -175,13 +175,14 @@ class Reader:
         at_least: Token | str | None = None,
         timeout_ms: float = DEFAULT_TIMEOUT_MS,
         fresh_mask: Mask | None = None,
-        at_most: int | None = None,
+        at_most: int | Token | None = None,
         missing_partitions: MissingPartitions = "error",
         not_held_mask: Mask | None = None,
     ) -> tuple[Float32s, Mask]:
         """The vectors of many entities, and which were found.
 
-        :raises InconsistentReadError: for a row that was written after the log position ``at_most``.
+        :raises InconsistentReadError: for a row that was written after the log position ``at_most``, of several
+            partitions a token.
         """
         if at_least is not None:
             wait_for(self._segment, at_least, timeout_ms=timeout_ms)
@@ -265,7 +266,7 @@ def _assemble_many(
     *,
     now_ns: int,
     fresh_mask: Mask | None,
-    at_most: int | None = None,
+    at_most: int | Token | None = None,
     missing_partitions: MissingPartitions,
     not_held_mask: Mask | None,
 ) -> tuple[Float32s, Mask]:

@@ -10,7 +10,7 @@ from quorin.engine.reads.joined import LEADING, JoinedColumns
 from quorin.engine.reads.not_held import not_held_of
 from quorin.engine.reads.readers import ColumnReader
 from quorin.engine.routing.asking import done
-from quorin.engine.routing.router import Question, Waiting
+from quorin.engine.routing.router import HereOnly, Question, Waiting
 from quorin.engine.rows.intake import id_array
 from quorin.engine.rows.partitions import partitions_of
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from quorin.engine.arrays import Bytes, Int64s, Mask
+    from quorin.engine.log.token import Token
     from quorin.engine.reads.ages import MaxAge
     from quorin.engine.reads.columns import Columns
     from quorin.engine.routing.asking import Asking
@@ -81,10 +82,11 @@ class RoutedReader:
         entity_ids: Any,
         *,
         now_ns: int | None = None,
-        at_most: int | None = None,
+        at_most: int | Token | None = None,
         waiting: Waiting = _NO_WAITING,
     ) -> Columns:
-        """The rows of entities, in the order of the ids. ``waiting`` is what other nodes are to wait for.
+        """The rows of entities, in the order of the ids. ``waiting`` is what other nodes are to wait for. With
+        ``at_most`` no other is asked, whose rows are of another moment.
 
         :raises NotHeldError: for an id whose partition no node answers for; :class:`HoldersUnavailableError` if some
             that hold it were asked. :raises NotYetAppliedError, TokenError: if another node does not show the token.
@@ -96,7 +98,7 @@ class RoutedReader:
         entity_ids: Any,
         *,
         now_ns: int | None = None,
-        at_most: int | None = None,
+        at_most: int | Token | None = None,
         waiting: Waiting = _NO_WAITING,
     ) -> Asking[Columns]:
         """The same, to be done by a thread or an event loop."""
@@ -108,10 +110,11 @@ class RoutedReader:
         names = [field.name for field in own.fields]
         about = {"schema": own.view.schema.__name__, "fields": names, "positions": True}
         name = own.view.schema.__name__
+        router = self._router if at_most is None else HereOnly(self._router)
         question = Question(READ_PATH, about, name, waiting, lambda batch: _unlike(batch, names), away.partition_count)
-        fetched = yield from self._router.fetch(question, away.ids, away.partitions)
+        fetched = yield from router.fetch(question, away.ids, away.partitions)
         if fetched.lacking and self._missing_partitions == "error":
-            self._router.raise_lacking(question, fetched.lacking)
+            router.raise_lacking(question, fetched.lacking)
         parts = [(away.rows[rows], batch) for rows, batch in fetched.parts]
         joined = JoinedColumns(own, entity_ids, parts)
         if fetched.lacking:

@@ -109,6 +109,22 @@ class Later:
 LATER = Later()
 
 
+class HereOnly:
+    """For reads of one moment, which rows of other nodes are not of: asks nobody, and names who holds them."""
+
+    def __init__(self, router: Fetching) -> None:
+        self._router = router
+
+    def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> Asking[Fetched]:  # noqa: ARG002
+        """Nothing: no partition is answered for."""
+        return Fetched([], {partition: [] for partition in set(partitions.tolist())})
+        yield
+
+    def raise_lacking(self, question: Question, lacking: Mapping[int, list[str]]) -> NoReturn:
+        """:raises NotHeldError: always."""
+        self._router.raise_lacking(question, lacking)
+
+
 class Router:
     """Asks servers of other nodes. Threads may share it, and a forked child may use it.
 

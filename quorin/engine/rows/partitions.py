@@ -12,6 +12,8 @@ from quorin.engine.format.partition import check_count, hash_shift
 from quorin.engine.rows.packed import text_addresses
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from quorin.engine.arrays import Bytes, Int64s
 
 
@@ -39,6 +41,20 @@ def order_by_partition(partitions: Bytes, count: int) -> tuple[Int64s, Int64s]:
     starts, order = np.empty(count + 1, np.int64), np.empty(partitions.size, np.int64)
     kernels.order_by_partition(partitions, starts, order)
     return order, starts
+
+
+def by_partition(ids: pa.Array, count: int, read: Callable[[int, pa.Array], pa.Table]) -> pa.Table:
+    """A row for each id, in their order: ``read(partition, places)`` returns those of the ids at some places, which are
+    all of a partition's. Without ids, of no place of partition 0.
+    """
+    order, starts = order_by_partition(partitions_of(ids, count), count)
+    ordered, begins = pa.array(order), starts.tolist()
+    sizes = np.diff(starts).tolist()
+    held = [partition for partition in range(count) if sizes[partition]] or [0]
+    found = pa.concat_tables(read(one, ordered.slice(begins[one], sizes[one])) for one in held)
+    places = np.empty(len(ids), np.int64)
+    places[order] = np.arange(len(ids))
+    return found.take(pa.array(places))
 
 
 def split(batch: pa.RecordBatch, count: int) -> dict[int, pa.RecordBatch]:

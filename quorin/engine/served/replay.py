@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from quorin.engine.format.ring import PRESENT
-from quorin.engine.history.as_of import AsOf, States, missing, position_after
+from quorin.engine.history.as_of import States, missing, position_after, whole_of
 from quorin.engine.log.record import Kind
 from quorin.engine.rows.column import numbers
+from quorin.engine.rows.partitions import by_partition
 from quorin.engine.served.description import Description, ServedView
 from quorin.engine.served.files import READ_SCHEMA, ServedFiles
 from quorin.errors import CorruptHistoryError, InvalidRowError
@@ -22,6 +22,7 @@ from quorin.schema import FeatureField, Schema, dtype, make_schema
 
 if TYPE_CHECKING:
     from quorin.engine.arrays import Mask
+    from quorin.engine.history.dataset import Loaded
     from quorin.engine.history.store import ParquetDatasetStore
 
 KNOWN = "known"
@@ -135,13 +136,35 @@ def _values(
     view: ServedView, seen: pa.Table, history: ParquetDatasetStore, connection: Any, namespace: str
 ) -> tuple[dict[str, Any], dict[str, Any], Mask]:
     """The features of a view, null where nothing was served; their statuses; and where they are known."""
+    with history.sources(view.fields, connection, namespace) as sources:
+        whole = whole_of(sources, _last(seen))
+        if whole is not None:
+            return _values_in(view, seen, whole)
+
+        def read(partition: int, places: pa.Array) -> pa.Table:
+            own = seen.take(places)
+            values, statuses, known = _values_in(view, own, sources.load(partition, through=_last(own)))
+            return pa.table([*values.values(), *statuses.values(), known], [str(i) for i in range(2 * len(values) + 1)])
+
+        *columns, known = by_partition(seen.column("entity_id").combine_chunks(), sources.count, read).columns
+    names, count = [name for name, _ in view.features], len(view.features)
+    values, statuses = (dict(zip(names, own, strict=True)) for own in (columns[:count], columns[count:]))
+    return values, statuses, known.to_numpy()
+
+
+def _last(seen: pa.Table) -> int:
+    """The last position that was served."""
+    return pc.max(seen.column("position")).as_py() or 0
+
+
+def _values_in(view: ServedView, seen: pa.Table, loaded: Loaded) -> tuple[dict[str, Any], dict[str, Any], Mask]:
+    """:func:`_values` of entities whose rows are in ``loaded``."""
     positions, event_times, states, times = (
         seen.column(name).combine_chunks().to_numpy(zero_copy_only=False)
         for name in ("position", "event_time", "state", "time")
     )
     was_served = states == PRESENT
     last = int(positions.max(initial=0))
-    loaded = AsOf(last, None, connection, namespace).with_log(view.fields, partial(history.load, view.fields))
     entities = seen.column("entity_id").combine_chunks().dictionary_encode()
     keys = States.of(_with_tie_breaker(view), loaded, entities.dictionary, last)
     rows = keys.written_by(entities.indices.to_numpy(), positions, event_times)
