@@ -77,9 +77,9 @@ def _bound(segment: Segment, part: Part, request: Assemble) -> Bound:
         detail = f"{schema.__name__}: expected numeric fields of one size, which are {list(numeric)}, got {wrong}"
         raise InvalidRequestError(422, detail)
     entity = _entity(part, schema, list(request.entities))
-    return Bound(
-        segment, entity, request.entities[entity], [numeric[name] for name in names], part.fields is None, part.max_age
-    )
+    # Another node names the fields even if it asks for all, whose plan a segment has.
+    is_whole = names == list(numeric)
+    return Bound(segment, entity, request.entities[entity], [numeric[name] for name in names], is_whole, part.max_age)
 
 
 def _entity(part: Part, schema: Schema, columns: list[str]) -> str:
