@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from feast.repo_config import RepoConfig
 
     from feast_quorin.read.response import LazyResponse
+    from feast_quorin.read.shape import Shape
     from quorin.shm import SegmentRegistry
 
 
@@ -236,18 +237,22 @@ class QuorinOnlineStore(OnlineStore):
         full_feature_names: bool = False,
         include_feature_view_version_metadata: bool = False,
     ) -> TensorResponse:
-        """:meth:`get_online_features`, in a thread if it waits, as :meth:`online_read_async`."""
+        """:meth:`get_online_features`. Awaits other machines; a token, and Feast's generic path if it needs other
+        machines, in a thread.
+        """
         choice = (features, registry, project, full_feature_names, include_feature_view_version_metadata)
         if asked.current().at_least is None:
+            compiled = self._compiled(config, entity_rows, *choice)
+            if compiled is not None:
+                shape, *request = compiled
+                response = await assembly.finish_async(shape.asking(*request))
+                if response is not None:
+                    return response
             with suppress(assembly.WouldWaitError), asked.AtOnce():
-                return await self._answer_at_once(config, entity_rows, *choice)
+                return await self._generic_async(config, entity_rows, *choice)
         return await asyncio.to_thread(self.get_online_features, config, features, entity_rows, *choice[1:])
 
-    async def _answer_at_once(self, config: RepoConfig, entity_rows: Any, *choice: Any) -> TensorResponse:
-        """:raises WouldWaitError: if rows are held by other machines."""
-        response = self._run(config, entity_rows, *choice)
-        if response is not None:
-            return response
+    async def _generic_async(self, config: RepoConfig, entity_rows: Any, *choice: Any) -> TensorResponse:
         features, registry, project, *_ = choice
         with naming_refused_keys(features, entity_rows, registry, project), collecting() as positions:
             slow = await super().get_online_features_async(config, from_live_rows(features), entity_rows, *choice[1:])
@@ -255,6 +260,16 @@ class QuorinOnlineStore(OnlineStore):
 
     def _run(self, config: RepoConfig, entity_rows: Any, *choice: Any) -> LazyResponse | None:
         """The response of a compiled request; None if only Feast's own code can answer or refuse the request."""
+        compiled = self._compiled(config, entity_rows, *choice)
+        if compiled is None:
+            return None
+        shape, *request = compiled
+        return shape.answer(*request)
+
+    def _compiled(
+        self, config: RepoConfig, entity_rows: Any, *choice: Any
+    ) -> tuple[Shape, list[list[Any]], Any, asked.Asked] | None:
+        """A compiled request, and what it is to be answered for."""
         session = self._session_for(config)
         plans = self._plans
         if plans is None or plans.session is not session or plans.config is not config:
@@ -265,13 +280,13 @@ class QuorinOnlineStore(OnlineStore):
         if keys is None:
             return None
         names, columns = keys
-        asked = current()
+        wanted = current()
         try:
             plan = plans.find(*choice)
-            shape = None if plan is None else plan.shape(names, asked.limits)
+            shape = None if plan is None else plan.shape(names, wanted.limits)
         except Exception:  # noqa: BLE001 - Feast's own path raises the error again
             return None
-        return None if shape is None else shape.answer(columns, feast_private.online_metrics(), asked)
+        return None if shape is None else (shape, columns, feast_private.online_metrics(), wanted)
 
     async def _read_features_per_fv_async(self, config: RepoConfig, *request: Any) -> None:
         """:meth:`_read_features_per_fv`, which never waits."""

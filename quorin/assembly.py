@@ -29,6 +29,7 @@ from quorin.engine.reads.scan import Changes, changes_view, scan_view
 from quorin.engine.reads.together import at_one_position, read_together
 from quorin.engine.reads.vectors import Reader, assemble, assemble_batch
 from quorin.engine.reads.waiting import DEFAULT_TIMEOUT_MS, has_applied, wait_for
+from quorin.engine.routing.asking import Asking, all_of, finish, finish_async
 from quorin.engine.routing.reads import RoutedReader
 from quorin.engine.routing.router import LATER, Elsewhere, Fetching, Waiting, WouldWaitError
 from quorin.engine.rows.intake import number_ids
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LATER",
+    "Asking",
     "Changes",
     "ChangesForgottenError",
     "ColumnReader",
@@ -66,6 +68,7 @@ __all__ = [
     "RowsLayout",
     "Waiting",
     "WouldWaitError",
+    "all_of",
     "assemble",
     "assemble_batch",
     "at_one_position",
@@ -73,6 +76,8 @@ __all__ = [
     "column_reader",
     "dump_layout",
     "duration_ns",
+    "finish",
+    "finish_async",
     "has_applied",
     "load_layout",
     "matrix_layout",

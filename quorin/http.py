@@ -15,7 +15,7 @@ with needs_extra("serve"):
     from quorin.engine.http.donor import Donor
     from quorin.engine.http.limits import Limits
     from quorin.engine.http.page import page
-    from quorin.engine.http.reply import Direct, Headers, Reply, error_reply, forms
+    from quorin.engine.http.reply import Direct, Headers, Pending, Reply, error_reply, forms
     from quorin.engine.http.rows import SegmentRows, is_forwarded, not_held, of_forwarded
     from quorin.engine.http.run import Address, run
     from quorin.engine.http.segments import SegmentServer
@@ -32,6 +32,7 @@ __all__ = [
     "InvalidHeaderError",
     "InvalidStreamError",
     "Limits",
+    "Pending",
     "Readiness",
     "RegisteredAddress",
     "Reply",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from feast_quorin.config import StoreSettings
-    from quorin.assembly import Columns, Fetching
+    from quorin.assembly import Asking, Columns, Fetching
     from quorin.shm import Segment, SegmentRegistry
 
 
@@ -35,8 +35,9 @@ def routed_reader(
     segment: Segment,
     fields: Sequence[str],
     limits: Mapping[str, timedelta] | None,
-) -> Callable[..., Columns]:
-    """A function that reads fields of rows, whichever machine holds them; see :class:`quorin.assembly.RoutedReader`.
+) -> Callable[..., Asking[Columns]]:
+    """A function that reads fields of rows, whichever machine holds them; see
+    :meth:`quorin.assembly.RoutedReader.asking`.
 
     Inside :class:`feast_quorin.read.asked.AtOnce` it asks no other machine.
 
@@ -46,14 +47,14 @@ def routed_reader(
     here = RoutedReader(LATER, segment, fields, positions=True, **options)
     anywhere: RoutedReader | None = None
 
-    def read(ids: Any, **more: Any) -> Columns:
+    def read(ids: Any, **more: Any) -> Asking[Columns]:
         nonlocal anywhere
         asked = current()
         if not asked.may_wait:
-            return here(ids, **more)
+            return here.asking(ids, **more)
         if anywhere is None:
             anywhere = RoutedReader(router(), segment, fields, positions=True, **options)
         waiting = Waiting() if asked.at_least is None else Waiting(asked.at_least.text, asked.timeout_ms)
-        return anywhere(ids, **more, waiting=waiting)
+        return anywhere.asking(ids, **more, waiting=waiting)
 
     return read

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -19,7 +18,7 @@ from feast_quorin.read.row_response import RowResponse
 from feast_quorin.read.served import served_requests
 from feast_quorin.read.together import together
 from feast_quorin.read.view_reader import EntityReader
-from quorin.assembly import OneRow
+from quorin.assembly import OneRow, all_of, finish
 from quorin.errors import EntityIdError
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from feast_quorin.feast_private import RequestContext
     from feast_quorin.read.asked import Asked
     from feast_quorin.read.resolved import Resolved, ViewPlan
-    from quorin.assembly import Rows
+    from quorin.assembly import Asking, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +52,7 @@ class Shape:
         "_groups",
         "_has_keys_only",
         "_has_limits",
+        "_is_quick",
         "_keys_of_views",
         "_resolved",
         "_served",
@@ -78,15 +78,26 @@ class Shape:
             _ViewGroup(keys, columns.keys, resolved.views, keys_of_views) for keys in dict.fromkeys(keys_of_views)
         ]
         self._served = served_requests(resolved, [group.view_indexes for group in self._groups])
+        has_one_id = len(self._groups) == 1 and self._uses_all_keys
+        self._is_quick = self._has_keys_only and has_one_id and self._settled_ms is None and not resolved.transforms
 
     def answer(self, columns: list[list[Any]], metrics: Any, asked: Asked) -> LazyResponse | None:
-        """Read the entities of a request; None if only Feast can answer or refuse it.
+        """Read the entities of a request; None if only Feast can answer or refuse it. This thread waits for other
+        machines, if rows are there.
 
         ``metrics`` is ``feast.metrics`` if it counts online reads, else None.
 
         :raises SegmentNotFoundError: if a view was never applied, or was removed.
         :raises NotYetAppliedError, TokenError: for what :mod:`feast_quorin.read.asked` says.
         """
+        if self._is_quick and metrics is None and asked.at_least is None and asked.consistent_ms is None:
+            response = self._answer_one(columns) if len(columns[0]) == 1 else None
+            if response is not None:
+                return response
+        return finish(self.asking(columns, metrics, asked))
+
+    def asking(self, columns: list[list[Any]], metrics: Any, asked: Asked) -> Asking[LazyResponse | None]:
+        """The same, which may ask other machines in between."""
         started = 0.0 if metrics is None else time.monotonic()
         token = asked.at_least
         if token is not None:
@@ -101,14 +112,14 @@ class Shape:
             columns = [columns[index] for index in self._columns.key_indexes]
         resolved = self._resolved
         if asked.consistent_ms is None and self._settled_ms is None:
-            rows, keys, ids, reads = self._read_all(columns, count, None)
+            rows, keys, ids, reads = yield from self._read_all(columns, count, None)
         else:
-            read = partial(self._read_all, columns, count)
-            rows, keys, ids, reads = together(self._session, self._stored_views, read)
+            # Rows at one position are of one log, so no other machine has any.
+            rows, keys, ids, reads = together(
+                self._session, self._stored_views, lambda at_most: finish(self._read_all(columns, count, at_most))
+            )
         if rows is not None and len(rows) == 1 and metrics is None and not resolved.transforms:
-            if self._served is not None:
-                self._served.row(rows[0])
-            return RowResponse(resolved, self.keys, columns, rows[0])
+            return self._row_response(columns, rows[0])
         if rows is not None:
             ids, reads = [[row.entity_id] for row in rows], self._by_view(rows)
         if reads is None:
@@ -129,17 +140,29 @@ class Shape:
     def reads(self, columns: list[list[Any]]) -> list[Any] | None:
         """What is read of each view for the entities of a request; None if only Feast can judge the keys."""
         keys = [columns[index] for index in self._columns.key_indexes]
-        return self._read(keys, len(columns[0]), time.time_ns(), None)[2]
+        return finish(self._read(keys, len(columns[0]), time.time_ns(), None))[2]
+
+    def _answer_one(self, columns: list[list[Any]]) -> RowResponse | None:
+        """The response for one entity, by one id; None if :meth:`_read_row` does not apply."""
+        rows = self._groups[0].row(columns, time.time_ns() if self._has_limits else 0, None)
+        return None if rows is None else self._row_response(columns, rows)
+
+    def _row_response(self, columns: list[list[Any]], rows: Rows) -> RowResponse:
+        if self._served is not None:
+            self._served.row(rows)
+        return RowResponse(self._resolved, self.keys, columns, rows)
 
     def _read_all(
         self, columns: list[list[Any]], count: int, at_most: int | None
-    ) -> tuple[list[Rows] | None, list[list[Any]], list[Any], list[Any] | None]:
+    ) -> Asking[tuple[list[Rows] | None, list[list[Any]], list[Any], list[Any] | None]]:
         """What was read up to a log position: the rows of a request's one entity, or the join keys as Feast returns
         them, the entity ids of each group, and what was read of each view, None if only Feast can judge.
         """
         now_ns = time.time_ns() if self._has_limits else 0
         rows = self._read_row(columns, now_ns, at_most) if count == 1 and self._uses_all_keys else None
-        return (None, *self._read(columns, count, now_ns, at_most)) if rows is None else (rows, columns, [], None)
+        if rows is not None:
+            return rows, columns, [], None
+        return None, *(yield from self._read(columns, count, now_ns, at_most))
 
     def _request_data(self, columns: list[list[Any]]) -> list[list[Any]] | None:
         if any(not is_convertible(columns[index]) for index in self._columns.unused_indexes):
@@ -166,7 +189,7 @@ class Shape:
 
     def _read(
         self, columns: list[list[Any]], count: int, now_ns: int, at_most: int | None
-    ) -> tuple[list[list[Any]], list[Any], list[Any] | None]:
+    ) -> Asking[tuple[list[list[Any]], list[Any], list[Any] | None]]:
         """The join keys as Feast returns them, the entity ids of each group, and what was read of each view; None if
         only Feast can judge.
         """
@@ -180,7 +203,7 @@ class Shape:
             return [], [], None
         try:
             pairs = zip(views, self._keys_of_views, strict=True)
-            reads = [view.reader(ids[indexes], now_ns, at_most) for view, indexes in pairs]
+            reads = yield from all_of([view.reader.asking(ids[indexes], now_ns, at_most) for view, indexes in pairs])
         except EntityIdError:
             return [], [], None
         return keys, list(ids.values()), reads

@@ -7,18 +7,19 @@ of its key at once (:class:`quorin.assembly.Rows`). Both are copies of whole row
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from feast_quorin.read.limits import check_fresh, column_reader
-from quorin.assembly import Columns, RowReader, Rows, has_applied, row_reader
+from feast_quorin.read.limits import check_fresh, column_asking
+from quorin.assembly import Columns, RowReader, Rows, finish, has_applied, row_reader
 from quorin.errors import NotHeldError, SchemaMismatchError, SegmentClosedError, SegmentNotFoundError
 
 if TYPE_CHECKING:
     from feast_quorin.session import Session
     from feast_quorin.views import StoredView
+    from quorin.assembly import Asking
     from quorin.schema import Schema
     from quorin.shm import Segment
     from quorin.wal import Token
@@ -66,9 +67,13 @@ class ViewReader:
         :raises SegmentNotFoundError: if the view was never applied, or was removed.
         :raises NotHeldError: for a row of a partition that no machine answers for.
         """
+        return finish(self.asking(entity_ids, now_ns, at_most))
+
+    def asking(self, entity_ids: Any, now_ns: int = 0, at_most: int | None = None) -> Asking[Columns]:
+        """The same, which may ask other machines in between."""
         for _ in range(_MAX_ATTEMPTS):
             try:
-                return self._bind().read(entity_ids, now_ns=now_ns, at_most=at_most)
+                return (yield from self._bind().read(entity_ids, now_ns=now_ns, at_most=at_most))
             except NotHeldError:
                 if self._bound is None or self._bound.is_routed:
                     raise
@@ -132,9 +137,7 @@ class _Bound:
         self.segment = segment
         self.fields = tuple(fields)
         self.is_routed = segment.partitioning.is_partial
-        self.read: Callable[..., Columns] = column_reader(
-            segment, fields, session.settings.key_ttl_seconds, limits, session.routed
-        )
+        self.read = column_asking(segment, fields, session.settings.key_ttl_seconds, limits, session.routed)
 
 
 class _BoundViews(NamedTuple):

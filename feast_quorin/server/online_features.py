@@ -19,6 +19,7 @@ from feast_quorin.remote.messages import is_asking
 from feast_quorin.server import arrow_body, json_body
 from feast_quorin.server.remote_features import RemoteFeatures
 from feast_quorin.server.services import Services
+from quorin.assembly import WouldWaitError
 from quorin.errors import InconsistentReadError, InvalidMaxAgeError, NotHeldError, NotYetAppliedError, TokenError
 from quorin.http import InvalidHeaderError, Reply, asked_by, error_reply, forms, may_wait, not_held, too_old
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from feast_quorin.server.authentication import Choice, Gate
-    from quorin.http import Headers, Limits
+    from quorin.http import Headers, Limits, Pending
 
 PATH = b"/get-online-features"
 NO_REMOTE_STORES = "a remote store needs a server without Feast's authentication, audit log and metrics"
@@ -124,26 +125,43 @@ class OnlineFeatures:
         self._remote = RemoteFeatures(store, self._services, limits)
         self._limits = limits
         self._is_logged = getattr(store.config.online_store, "served_log", None) is not None
+        self._asks_others = False
         self._direct_rows = min(DIRECT_ROWS, limits.rows)
         self._direct_limits = replace(limits, rows=self._direct_rows, features=DIRECT_FEATURES)
 
-    def direct(self, body: bytes, headers: Headers) -> Reply | None:
-        """The answer to a small request, at once. None to one that asks for more in headers, as it may have to wait."""
-        if is_asking(headers):
+    def direct(self, body: bytes, headers: Headers) -> Reply | Pending | None:
+        """The answer to a small request, at once or when other machines have answered. None to one that asks for more
+        in headers, as it may have to wait.
+        """
+        if is_asking(headers) or may_wait(headers):
             return None
         content_type, accept = forms(headers)
-        if may_wait(headers):
-            return None
         if content_type == arrow_body.CONTENT_TYPE:
-            with AtOnce():
-                return None if self._gate is not None else self._remote.direct(body, self._direct_limits)
+            if self._gate is not None:
+                return None
+            if self._asks_others:
+                return self._remote.soon(body, self._direct_limits)
+            return self._at_once(self._remote.direct, body, self._direct_limits)
         request = parsed(body) if content_type.startswith(b"application/json") else None
         if request is None or not self._is_small(request):
             return None
         if self._gate is not None and not self._gate.is_open(headers, request.choice):
             return None
-        with AtOnce(), of_headers(headers) if self._is_logged else nullcontext():
-            return self._answer(request, arrow_body if arrow_body.CONTENT_TYPE in accept else json_body, headers)
+        form = _form(accept)
+        if self._asks_others:
+            return self._answer_soon(request, form, headers)
+        return self._at_once(self._answer, request, form, headers)
+
+    def _at_once(self, answer: Callable[..., Reply | None], *request: Any) -> Reply | None:
+        """What a function returns, unless other machines hold some of the rows. From then on requests are answered by
+        functions that await them, so that no rows are read twice; these take a task for each request.
+        """
+        try:
+            with AtOnce():
+                return answer(*request)
+        except WouldWaitError:
+            self._asks_others = True
+            return None
 
     def reply(self, body: bytes, headers: Headers, may_read: Callable[[Choice], bool]) -> Reply | None:
         """The answer to a request of any size, or its refusal if it is beyond the limits. It may take seconds."""
@@ -154,35 +172,34 @@ class OnlineFeatures:
         if too_much is not None:
             return error_reply(413, too_much)
         request = parsed(body) if content_type.startswith(b"application/json") else None
-        form = arrow_body if arrow_body.CONTENT_TYPE in accept else json_body
-        if request is None or not may_read(request.choice):
-            return None
-        with of_headers(headers) if self._is_logged else nullcontext():
-            return self._answer(request, form, headers)
+        return (
+            None if request is None or not may_read(request.choice) else self._answer(request, _form(accept), headers)
+        )
 
     def _answer(self, request: Request, form: Any, headers: Headers) -> Reply | None:
-        """The answer in a form: a module with ``body`` and ``CONTENT_TYPE``. Headers may ask for positions."""
+        """The answer in a form: a module with ``body`` and ``CONTENT_TYPE``. Headers may ask for positions.
+
+        :raises WouldWaitError: inside :class:`AtOnce`, if other machines hold some of the rows.
+        """
         try:
-            positions = asked_by(headers).positions
-            features = self._features(request)
-            response = self._store.get_online_features(
-                features=features,
-                entity_rows=request.entities,
-                full_feature_names=request.full_names,
-                include_feature_view_version_metadata=request.with_versions,
-            )
-            body = form.body(response, positions=positions)
-            return Reply(200, form.CONTENT_TYPE, body, rows=request.row_count, features=_feature_count(features))
-        except (InvalidHeaderError, InvalidMaxAgeError) as error:
-            return error_reply(422, str(error))
-        except (NotYetAppliedError, TokenError) as error:
-            return too_old(error)
-        except NotHeldError as error:
-            return not_held(error)
-        except InconsistentReadError as error:
-            return error_reply(503, str(error))
-        except Exception:  # noqa: BLE001 - Feast's application raises it again, and says it in its own way
-            return None
+            with of_headers(headers) if self._is_logged else nullcontext():
+                positions, features = asked_by(headers).positions, self._features(request)
+                response = self._store.get_online_features(features, **_arguments(request))
+            return _written(request, features, form, form.body(response, positions=positions))
+        except WouldWaitError:
+            raise
+        except Exception as error:  # noqa: BLE001 - Feast's application raises it again, and says it in its own way
+            return _refusal(error)
+
+    async def _answer_soon(self, request: Request, form: Any, headers: Headers) -> Reply | None:
+        """The same, when other machines have answered."""
+        try:
+            with of_headers(headers) if self._is_logged else nullcontext():
+                positions, features = asked_by(headers).positions, self._features(request)
+                response = await self._store.get_online_features_async(features, **_arguments(request))
+            return _written(request, features, form, form.body(response, positions=positions))
+        except Exception as error:  # noqa: BLE001 - as above
+            return _refusal(error)
 
     def _is_small(self, request: Request) -> bool:
         return (
@@ -193,6 +210,34 @@ class OnlineFeatures:
 
     def _features(self, request: Request) -> Any:
         return request.features if request.feature_service is None else self._services.get(request.feature_service)
+
+
+def _form(accept: bytes) -> Any:
+    return arrow_body if arrow_body.CONTENT_TYPE in accept else json_body
+
+
+def _arguments(request: Request) -> dict[str, Any]:
+    """What Feast's store takes beside the features."""
+    return {
+        "entity_rows": request.entities,
+        "full_feature_names": request.full_names,
+        "include_feature_view_version_metadata": request.with_versions,
+    }
+
+
+def _written(request: Request, features: Any, form: Any, body: bytes) -> Reply:
+    return Reply(200, form.CONTENT_TYPE, body, rows=request.row_count, features=_feature_count(features))
+
+
+def _refusal(failure: Exception) -> Reply | None:
+    """The answer to a request that failed; None if Feast's application is to give it."""
+    if isinstance(failure, (InvalidHeaderError, InvalidMaxAgeError)):
+        return error_reply(422, str(failure))
+    if isinstance(failure, (NotYetAppliedError, TokenError)):
+        return too_old(failure)
+    if isinstance(failure, NotHeldError):
+        return not_held(failure)
+    return error_reply(503, str(failure)) if isinstance(failure, InconsistentReadError) else None
 
 
 def _feature_count(features: Any) -> int:

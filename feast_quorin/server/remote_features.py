@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from feast_quorin.server.services import Services
 
 _FLAGS = "full_feature_names", "include_feature_view_version_metadata"
+_TOO_LARGE = 413
 _ENTITY_TYPES = pt.is_integer, pt.is_floating, pt.is_string, pt.is_large_string, pt.is_boolean
 
 
@@ -39,25 +40,45 @@ class RemoteFeatures:
         self._choice_keys = ChoiceKeys()
 
     def direct(self, body: bytes, most: Limits) -> Reply | None:
-        """The answer to a small message; None to one of more rows, columns or features."""
-        try:
-            batch, about = decoded(body)
-        except messages.BadMessageError as error:
-            return error_reply(400, str(error))
-        return None if _excess(batch, about, most) else self._answer(batch, about)
+        """The answer to a small message; None to one of more rows, columns or features.
 
-    def reply(self, body: bytes) -> Reply | None:
+        :raises WouldWaitError: inside :class:`AtOnce`, if other machines hold some of the rows.
+        """
+        reply = self._answer(body, most)
+        return None if reply.status == _TOO_LARGE else reply
+
+    async def soon(self, body: bytes, most: Limits) -> Reply | None:
+        """The same, when other machines have answered."""
+        asked = self._asked(body, most)
+        if isinstance(asked, Reply):
+            return None if asked.status == _TOO_LARGE else asked
+        try:
+            return _written(await self._store.get_online_features_async(**asked))
+        except Exception as error:  # noqa: BLE001 - whatever Feast or a transformation raises
+            return _refusal(error)
+
+    def reply(self, body: bytes) -> Reply:
         """The answer to a message of any size within the limits."""
+        return self._answer(body, self._limits)
+
+    def _answer(self, body: bytes, most: Limits) -> Reply:
+        asked = self._asked(body, most)
+        if isinstance(asked, Reply):
+            return asked
+        try:
+            return _written(self._store.get_online_features(**asked))
+        except WouldWaitError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as above
+            return _refusal(error)
+
+    def _asked(self, body: bytes, most: Limits) -> dict[str, Any] | Reply:
+        """What a message asks Feast's store, or why it is refused."""
         try:
             batch, about = decoded(body)
-        except messages.BadMessageError as error:
-            return error_reply(400, str(error))
-        excess = _excess(batch, about, self._limits)
-        return error_reply(413, excess) if excess else self._answer(batch, about)
-
-    def _answer(self, batch: pa.RecordBatch, about: dict[str, Any]) -> Reply | None:
-        """The answer; None if it needs other machines, which must not be waited for."""
-        try:
+            excess = _excess(batch, about, most)
+            if excess:
+                return error_reply(_TOO_LARGE, excess)
             check_project(self._store, about)
             request = self._request(batch, about)
         except messages.BadMessageError as error:
@@ -65,22 +86,9 @@ class RemoteFeatures:
         except ProjectMismatchError as error:
             return error_reply(409, str(error))
         try:
-            response = self._store.get_online_features(**request, features=self._features(about))
-            answer = arrow_body.exact_body(response, positions=True)
-        except WouldWaitError:
-            return None
-        except NotHeldError as error:
-            return not_held(error)
-        except (NotYetAppliedError, TokenError) as error:
-            return too_old(error)
-        except (InconsistentReadError, InvalidMaxAgeError) as error:
-            detail = {"detail": str(error), "error": type(error).__name__}
-            return Reply(409, b"application/json", orjson.dumps(detail))
-        except Exception as error:  # noqa: BLE001 - whatever Feast or a transformation raises
-            return error_reply(422, f"{type(error).__name__}: {error}")
-        if answer is None:
-            return error_reply(422, "the answer has values that only Feast's protobuf holds")
-        return Reply(200, arrow_body.CONTENT_TYPE, answer)
+            return {**request, "features": self._features(about)}
+        except Exception as error:  # noqa: BLE001 - whatever Feast's registry raises
+            return _refusal(error)
 
     def _request(self, batch: pa.RecordBatch, about: dict[str, Any]) -> dict[str, Any]:
         """Everything but the features; the columns of the batch are the entities.
@@ -118,6 +126,24 @@ class RemoteFeatures:
             if key is None or digest(key) != expected:
                 raise ValueError(f"the feature service {name!r} of this server is another one")
         return service
+
+
+def _written(response: Any) -> Reply:
+    answer = arrow_body.exact_body(response, positions=True)
+    if answer is None:
+        return error_reply(422, "the answer has values that only Feast's protobuf holds")
+    return Reply(200, arrow_body.CONTENT_TYPE, answer)
+
+
+def _refusal(failure: Exception) -> Reply:
+    if isinstance(failure, NotHeldError):
+        return not_held(failure)
+    if isinstance(failure, (NotYetAppliedError, TokenError)):
+        return too_old(failure)
+    if isinstance(failure, (InconsistentReadError, InvalidMaxAgeError)):
+        detail = {"detail": str(failure), "error": type(failure).__name__}
+        return Reply(409, b"application/json", orjson.dumps(detail))
+    return error_reply(422, f"{type(failure).__name__}: {failure}")
 
 
 def _excess(batch: pa.RecordBatch, about: dict[str, Any], limits: Limits) -> str | None:

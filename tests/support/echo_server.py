@@ -1,4 +1,5 @@
-"""A server that answers with what it got: POST /direct the short way, everything else through ASGI.
+"""A server that answers with what it got: POST /direct the short way, everything else through ASGI. A body that begins
+with "later" is answered when a moment has passed.
 
 The arguments are the port, the number of workers, and then the private key and the certificate, or none. GET /spans
 answers the spans that OpenTelemetry has recorded, one for each of the other requests, if ``WITH_SPANS`` is set.
@@ -6,6 +7,7 @@ answers the spans that OpenTelemetry has recorded, one for each of the other req
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import time
@@ -17,7 +19,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from quorin.http import Address, Headers, Limits, Reply, run
+from quorin.http import Address, Headers, Limits, Pending, Reply, run
 
 BEARER = "correct-horse"
 LIMITS = Limits(
@@ -43,7 +45,9 @@ class Echo:
         provider.add_span_processor(SimpleSpanProcessor(self._spans))
         self._tracer = trace.get_tracer(__name__, tracer_provider=provider if os.environ.get("WITH_SPANS") else None)
 
-    def _direct(self, body: bytes, _: Headers) -> Reply | None:
+    def _direct(self, body: bytes, _: Headers) -> Reply | Pending | None:
+        if body.startswith(b"later"):
+            return self._later(body)
         if body == b"not here":
             return None
         if body == b"pid":
@@ -51,6 +55,15 @@ class Echo:
         if body == b"slow":
             time.sleep(0.5)
         with self._tracer.start_as_current_span("direct"):
+            return Reply(200, b"text/plain", b"direct:" + body, rows=3, features=2)
+
+    async def _later(self, body: bytes) -> Reply | None:
+        await asyncio.sleep(0.5)
+        if body == b"later, not here":
+            return None
+        if body == b"later, raise":
+            raise ValueError("as asked")
+        with self._tracer.start_as_current_span("later"):
             return Reply(200, b"text/plain", b"direct:" + body, rows=3, features=2)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

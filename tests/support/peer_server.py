@@ -9,11 +9,11 @@ PATIENT = 60.0
 
 
 class Server(ThreadingHTTPServer):
-    """Answers a POST with its body; counts connections; ``/hang`` waits for the end of the test."""
+    """Answers a POST with its body; counts connections and answers; ``/hang`` waits for the end of the test."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.accepted = 0
+        self.accepted = self.answered = 0
         self.ended = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -34,6 +34,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body) + 1 if self.path == "/cut" else len(body)))
         self.end_headers()
         self.wfile.write(body)
+        self.server.answered += 1
         self.close_connection = self.path in ("/close", "/cut")  # Without saying so.
 
     def log_message(self, *_: object) -> None:

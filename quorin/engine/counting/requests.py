@@ -1,7 +1,7 @@
 """What servers count of requests: by path and way, each pair in a slot of its own, and refusals.
 
 The way of a request is ``short`` if the function of a path answered it in the call that received it, and
-``application`` if an ASGI application did.
+``application`` if an ASGI application did, or if other nodes were waited for.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ import struct
 
 import pyarrow as pa
 
+from quorin.engine.rows.stream import split_head
+
 _TYPES = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 _U16, _U32, _I32 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<i")
 _HEADER, _COMPRESSION = 2, 3
@@ -25,12 +27,8 @@ def read_stream(body: bytes) -> tuple[pa.Schema, list[pa.RecordBatch]]:
     :raises InvalidStreamError: for anything else, and for compressed buffers and dictionaries.
     """
     try:
-        messages = pa.ipc.MessageReader.open_stream(pa.py_buffer(body))
-        head = messages.read_next_message()
-        if head.type != "schema":  # Arrow verifies a message by its type, and reads one of an unknown type unverified.
-            raise InvalidStreamError(f"expected a schema first, got {head.type}")
-        schema = pa.ipc.read_schema(head)
-        batches = [_batch(message, schema) for message in messages]
+        schema, rest = split_head(body) or _head(body)
+        batches = [_batch(message, schema) for message in rest]
     except StopIteration:
         raise InvalidStreamError("expected a stream of Arrow's IPC format, got an end") from None
     except (pa.ArrowException, OSError) as error:
@@ -48,6 +46,14 @@ def read_text_columns(body: bytes) -> pa.Table:
         if field.type not in _TYPES:
             raise ValueError(f"column {field.name!r}: expected string, large_string or binary, got {field.type}")
     return pa.Table.from_batches(batches, schema)
+
+
+def _head(body: bytes) -> tuple[pa.Schema, pa.MessageReader]:
+    messages = pa.ipc.MessageReader.open_stream(pa.py_buffer(body))
+    head = messages.read_next_message()
+    if head.type != "schema":  # Arrow verifies a message by its type, and reads one of an unknown type unverified.
+        raise InvalidStreamError(f"expected a schema first, got {head.type}")
+    return pa.ipc.read_schema(head), messages
 
 
 def _batch(message: pa.Message, schema: pa.Schema) -> pa.RecordBatch:

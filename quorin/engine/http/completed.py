@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from quorin.engine.routing.reads import ASSEMBLE_PATH, away_from
+from quorin.engine.routing.reads import ASSEMBLE_PATH, away_of
 from quorin.engine.routing.router import Question
 
 if TYPE_CHECKING:
@@ -34,14 +34,15 @@ class Bound(NamedTuple):
 
 
 class VectorsRead(NamedTuple):
-    """The vectors of a part, which are found, which have no value over its age limit, and the rows' log positions if
-    they were asked for.
+    """The vectors of a part, which are found, which have no value over its age limit, the rows' log positions if they
+    were asked for, and which are not held; None if all partitions are.
     """
 
     values: Float32s
     found: Mask
     fresh: Mask
     positions: Int64s | None
+    not_held: Mask | None
 
 
 def complete(
@@ -57,12 +58,13 @@ def complete(
 
     :raises NotHeldError: if there are such rows, unless ``missing_partitions`` is ``"mask"``.
     """
-    not_held = np.zeros((len(reads[0].found), len(parts)), np.bool_)
+    lacking: Mask | None = None
     for entity in dict.fromkeys(part.entity for part in parts):
         own = [index for index, part in enumerate(parts) if part.entity == entity]
+        # The partition is the entity's: rows of all schemas are away together, but while one of them moves.
+        masks = [mask for index in own if (mask := reads[index].not_held) is not None]
         first = parts[own[0]]
-        # The partition is the entity's: rows of all schemas are away together.
-        away = away_from(first.segment, first.entity_ids, reads[own[0]].found)
+        away = away_of(first.segment, first.entity_ids, np.logical_or.reduce(masks)) if masks else None
         if away is None:
             continue
         question = _question(
@@ -73,9 +75,11 @@ def complete(
             elsewhere.raise_lacking(question, fetched.lacking)
         for rows, batch in fetched.parts:
             _fill([reads[index] for index in own], away.rows[rows], batch)
-        for index in own:
-            not_held[away.in_partitions(fetched.lacking), index] = True
-    return not_held if not_held.any() else None
+        if fetched.lacking:
+            lacking = np.zeros((len(first.entity_ids), len(parts)), np.bool_) if lacking is None else lacking
+            for index in own:
+                lacking[away.in_partitions(fetched.lacking), index] = True
+    return lacking
 
 
 def _question(parts: Sequence[Bound], positions: bool, waiting: Waiting, partition_count: int) -> Question:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -80,9 +80,9 @@ def _bound(segment: Segment, part: Part, request: Assemble) -> Bound:
         detail = f"{schema.__name__}: expected numeric fields of one size, which are {list(numeric)}, got {wrong}"
         raise InvalidRequestError(422, detail)
     entity = _entity(part, schema, list(request.entities))
-    return Bound(
-        segment, entity, request.entities[entity], [numeric[name] for name in names], part.fields is None, part.max_age
-    )
+    # Another node names the fields even if it asks for all, whose plan a segment has.
+    is_whole = names == list(numeric)
+    return Bound(segment, entity, request.entities[entity], [numeric[name] for name in names], is_whole, part.max_age)
 
 
 def _entity(part: Part, schema: Schema, columns: list[str]) -> str:
@@ -100,12 +100,13 @@ def _entity(part: Part, schema: Schema, columns: list[str]) -> str:
 def _read(part: Bound, at_most: int | Token | None = None, *, positions: bool) -> VectorsRead:
     count = len(part.entity_ids)
     own = np.empty(count, np.int64) if positions else None
+    not_held = np.empty(count, np.bool_) if part.segment.partitioning.is_partial else None
+    # A segment that is replaced by one with fewer partitions meanwhile raises, so nothing is not found by mistake.
+    others: dict[str, Any] = {} if not_held is None else {"missing_partitions": "mask", "not_held_mask": not_held}
     if part.is_whole and part.max_age is None and at_most is None:
-        values, found = assembly.assemble_batch(part.segment, part.entity_ids, positions=own, missing_partitions="mask")
-        return VectorsRead(values, found, found, own)
+        values, found = assembly.assemble_batch(part.segment, part.entity_ids, positions=own, **others)
+        return VectorsRead(values, found, found, own, not_held)
     reader = assembly.reader(part.segment, [field.name for field in part.fields], max_age=part.max_age)
     fresh = np.empty(count, np.bool_)
-    values, found = reader.batch(
-        part.entity_ids, fresh_mask=fresh, positions=own, at_most=at_most, missing_partitions="mask"
-    )
-    return VectorsRead(values, found, fresh, own)
+    values, found = reader.batch(part.entity_ids, fresh_mask=fresh, positions=own, at_most=at_most, **others)
+    return VectorsRead(values, found, fresh, own, not_held)

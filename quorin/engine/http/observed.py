@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,7 @@ class Observed:
         self._short = {path: PathCounter(path.decode(), SHORT) for path in self.direct}
         paths = {*getattr(app, "paths", ()), *(path.decode() for path in self.direct)}
         self._application = {path: PathCounter(path, APPLICATION) for path in paths}
+        self._waiting = {path: self._application[path.decode()] for path in self.direct}
         self._other = PathCounter(_OTHER, APPLICATION)
         self._log = logging.get_logger("quorin.access") if access_log else None
         self._trace = trace_context()
@@ -97,9 +98,22 @@ class Observed:
         """Continue the trace of a request until the stack is closed; None if it has none."""
         return None if self._trace is None else self._trace.enter(headers)
 
-    def answered(self, path: bytes, reply: Reply, received_bytes: int, elapsed_ns: int) -> None:
-        """A POST was answered on the short way."""
-        self._short[path].count(reply.status, reply.rows, reply.features, elapsed_ns)
+    @contextmanager
+    def in_flight(self, path: bytes) -> Iterator[None]:
+        """A POST that was received on the short way waits for other nodes."""
+        counter = self._waiting[path]
+        counter.begin()
+        try:
+            yield
+        finally:
+            counter.end()
+
+    def answered(
+        self, path: bytes, reply: Reply, received_bytes: int, elapsed_ns: int, *, has_waited: bool = False
+    ) -> None:
+        """A POST was answered on the short way, or after other nodes had answered."""
+        counter = self._waiting[path] if has_waited else self._short[path]
+        counter.count(reply.status, reply.rows, reply.features, elapsed_ns)
         if self._log is not None:
             size = len(reply.body)
             exchange = _Exchange("POST", path.decode(), reply.status, received_bytes, size, reply.rows)

@@ -1,9 +1,9 @@
 """uvicorn's HTTP protocol, with a short way for the requests that come most.
 
 uvicorn starts a task and calls an ASGI application for every request, which costs several times a read. The short way
-calls a plain function as soon as the body has arrived, and writes its reply at once. Only a whole, simple request takes
-it: a POST to a known path, alone on its connection. Every other one, and every one that the function does not answer,
-goes uvicorn's way with what was received.
+calls a plain function as soon as the body has arrived, and writes its reply at once, or when the other nodes that it
+needs have answered. Only a whole, simple request takes it: a POST to a known path, alone on its connection. Every other
+one, and every one that the function does not answer, goes uvicorn's way with what was received.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from quorin.engine.http.reply import PENDING, Direct, Reply, error_reply
+from quorin.engine.http.reply import Direct, Reply, error_reply
 
 if TYPE_CHECKING:
     import asyncio
 
     from quorin.engine.http.limits import Limits
     from quorin.engine.http.observed import Observed
+    from quorin.engine.http.reply import Pending
 
 _AROUND_HEADER = len(b": \r\n")
 _OPEN_PATHS = (b"/", b"/health", b"/ready")
@@ -157,16 +159,33 @@ class DirectProtocol(HttpToolsProtocol):
         except Exception:
             self.logger.exception("a request failed")
             reply = error_reply(500, "Internal Server Error")
-        if not isinstance(reply, Reply):
-            self._hand_over()
-            if reply is not None:
-                self.scope[PENDING] = reply  # type: ignore[literal-required]
-            super().on_body(body)
-            super().on_message_complete()
+        if isinstance(reply, Reply):
+            is_alive = not self._is_closing and self.parser.get_http_version() != "1.0"
+            self._write(reply, is_kept=is_alive and self.parser.should_keep_alive())
+            self._observed.answered(self.url, reply, len(body), time.perf_counter_ns() - started)
+            self.on_response_complete()
             return
-        is_kept = not self._is_closing and self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        self._write(reply, is_kept=is_kept)
-        self._observed.answered(self.url, reply, len(body), time.perf_counter_ns() - started)
+        if reply is None:
+            self._hand_over()
+        else:
+            self._run(partial(self._answer_later, reply, self.url, len(body), started))
+        super().on_body(body)
+        super().on_message_complete()
+
+    async def _answer_later(
+        self, pending: Pending, url: bytes, size: int, started: int, scope: Any, receive: Any, send: Any
+    ) -> None:
+        """An application for one request, whose answer is written as those of the short way."""
+        cycle = send.__self__  # A method of uvicorn's cycle: that of the protocol may be the next request's by now.
+        with self._observed.in_flight(url):
+            reply = await pending
+        if reply is None:
+            await self._observed(scope, receive, send)
+            return
+        cycle.response_started = cycle.response_complete = True
+        self._observed.answered(url, reply, size, time.perf_counter_ns() - started, has_waited=True)
+        if not cycle.disconnected:
+            self._write(reply, is_kept=cycle.keep_alive and not self._is_closing)
         self.on_response_complete()
 
     def _hand_over(self) -> None:
@@ -174,6 +193,13 @@ class DirectProtocol(HttpToolsProtocol):
         if max(len(self.connections), len(self.tasks)) >= self._limits.connections:
             self._count_refused(503)
         super().on_headers_complete()
+
+    def _run(self, application: Any) -> None:
+        """Have uvicorn call an application for this request, whatever the limit of connections."""
+        own = self.app, self.limit_concurrency
+        self.app, self.limit_concurrency = application, None
+        super().on_headers_complete()
+        self.app, self.limit_concurrency = own
 
     def shutdown(self) -> None:
         """Close when the request that is being received is answered; at once if there is none."""

@@ -7,6 +7,7 @@ base64 for bytes. Arrow has the stored types.
 from __future__ import annotations
 
 from base64 import b64encode
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +16,7 @@ import orjson
 import pyarrow as pa
 
 from quorin.engine.log.token import Token, json_of
+from quorin.engine.rows.stream import StreamHead
 from quorin.schema import dtype
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from quorin.engine.http.looking_back import ChangesFound, LastFound
     from quorin.schema import FeatureField, Schema
 
+_MAX_HEADS = 256
 _BLOCK_VALUES = 100_000
 """Values of one call of orjson, which holds the interpreter's lock."""
 
@@ -90,7 +93,6 @@ def vectors_arrow(vectors: Vectors) -> bytes:
     """The joined vectors as one record batch of fixed-size lists; the metadata has ``schemas`` and ``columns``, and
     ``position`` if the rows are at one.
     """
-    values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.values.reshape(-1)), vectors.values.shape[1])
     columns = {"found": _mask(vectors.found)}
     if vectors.fresh is not None:
         columns["fresh"] = _mask(vectors.fresh)
@@ -102,7 +104,21 @@ def vectors_arrow(vectors: Vectors) -> bytes:
         columns["log_position"] = pa.FixedSizeListArray.from_arrays(own, vectors.found.shape[1])
     if vectors.position is not None:
         metadata["position"] = str(json_of(vectors.position)).encode()
-    return _stream(pa.record_batch({**columns, "vector": values}).replace_schema_metadata(metadata))
+    columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.values.reshape(-1)), vectors.values.shape[1])
+    widths = vectors.found.shape[1], vectors.values.shape[1]
+    return _vectors_head(tuple(columns), widths, tuple(metadata.items())).stream([*columns.values()])
+
+
+@lru_cache(_MAX_HEADS)
+def _vectors_head(
+    names: tuple[str, ...], widths: tuple[int, int], metadata: tuple[tuple[str, bytes], ...]
+) -> StreamHead:
+    parts, values = widths
+    types = dict.fromkeys(names, pa.list_(pa.bool_(), parts))
+    types |= {"vector": pa.list_(pa.float32(), values)}
+    if "log_position" in types:
+        types["log_position"] = pa.list_(pa.int64(), parts)
+    return StreamHead(pa.schema(types, metadata=dict(metadata)))
 
 
 def last_json(found: LastFound) -> bytes:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -23,12 +23,10 @@ class Reply(NamedTuple):
     features: int = 0
 
 
-Pending = Callable[[], Awaitable[Reply]]
-"""The rest of an answer that waits for other nodes, to be called once in the event loop."""
-Direct = Callable[[bytes, Headers], "Reply | Pending | None"]
-"""Answers the body and the headers of a request; None if the application must. Of a pending answer the application
-finds the rest in the scope."""
-PENDING = "quorin.pending"
+Pending = Coroutine[Any, Any, Reply | None]
+"""An answer that waits for other nodes, in the event loop; None if the application must."""
+Direct = Callable[[bytes, Headers], Reply | Pending | None]
+"""Answers the body and the headers of a request; None if the application must."""
 
 
 def forms(headers: Headers) -> tuple[bytes, bytes]:

@@ -26,7 +26,7 @@ from quorin.engine.http.requests import (
     parse_last,
     parse_read,
 )
-from quorin.engine.routing.asking import Asking, done, finished
+from quorin.engine.routing.asking import Asking, begin, finish
 from quorin.engine.routing.reads import ASSEMBLE_PATH, READ_PATH, RoutedReader
 from quorin.errors import (
     ChangesForgottenError,
@@ -106,7 +106,7 @@ class SegmentRows:
 
     def reply(self, path: str, body: bytes, headers: Headers) -> Reply:
         """The answer to a request of any size. It may take seconds."""
-        return done(self._answer(self._answers[path], body, headers, self._limits.values))
+        return finish(self._answer(self._answers[path], body, headers, self._limits.values))
 
     def _direct(self, answer: Answer, body: bytes, headers: Headers) -> Reply | Pending | None:
         if len(body) > _DIRECT_BYTES or _MAY_WAIT in body or may_wait(headers):
@@ -118,7 +118,7 @@ class SegmentRows:
         except StopIteration as end:
             reply: Reply = end.value
             return None if reply.status == _TOO_LARGE else reply
-        return lambda: finished(asking, wanted)
+        return begin(asking, wanted)
 
     def _answer(self, answer: Answer, body: bytes, headers: Headers, max_values: int) -> Asking[Reply]:
         content_type, accept = forms(headers)

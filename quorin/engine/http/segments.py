@@ -21,7 +21,7 @@ from quorin.engine.http.donor import Donor
 from quorin.engine.http.limits import Limits
 from quorin.engine.http.openapi import description
 from quorin.engine.http.page import page
-from quorin.engine.http.reply import PENDING, Reply, error_reply
+from quorin.engine.http.reply import Reply, error_reply
 from quorin.engine.http.requests import (
     JSON,
 )
@@ -116,8 +116,7 @@ class SegmentApplication:
             body = await asgi.receive_body(receive)
             if body is None:
                 return
-            pending = scope.get(PENDING)
-            reply = await (asyncio.to_thread(self._rows.reply, path, body, headers) if pending is None else pending())
+            reply = await asyncio.to_thread(self._rows.reply, path, body, headers)
         elif path in self._gets and method in ("GET", "HEAD"):
             reply = await asyncio.to_thread(guarded, self._gets[path])
         elif path in self.paths:

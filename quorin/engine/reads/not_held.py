@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from quorin.errors import NotHeldError
 
 if TYPE_CHECKING:
     from quorin.engine.arrays import Mask
+    from quorin.engine.format.partition import Partitioning
     from quorin.engine.memory.view import SegmentView
     from quorin.shm import Segment
 
@@ -30,17 +32,20 @@ def check_choice(missing_partitions: object) -> None:
 def not_held_of(view: SegmentView, entity_ids: Any, found: Mask) -> Mask | None:
     """Which entities of a batch are not found because their partitions are not held; None if there are none.
 
-    Ids that are found cost nothing, and no id does where all partitions are held.
+    A batch of which all are found costs nothing, and none does where all partitions are held.
     """
-    if not view.is_partial or not len(found) or found.all():
+    if not view.is_partial or found.all():
         return None
-    missing = np.flatnonzero(~found)
-    partitions = partitions_of(id_array(entity_ids).take(missing), view.partitioning.count)
-    is_held = np.zeros(view.partitioning.count, np.bool_)
-    is_held[list(view.partitioning.held)] = True
-    not_held = np.zeros(len(found), np.bool_)
-    not_held[missing[~is_held[partitions]]] = True
+    partitions = partitions_of(id_array(entity_ids), view.partitioning.count)
+    not_held: Mask = ~(_held(view.partitioning)[partitions] | found)
     return not_held if not_held.any() else None
+
+
+@lru_cache(maxsize=64)
+def _held(partitioning: Partitioning) -> Mask:
+    is_held = np.zeros(partitioning.count, np.bool_)
+    is_held[list(partitioning.held)] = True
+    return is_held
 
 
 def note_not_held(
@@ -52,6 +57,8 @@ def note_not_held(
     :raises InvalidBufferError: for an ``out`` that does not fit.
     """
     check_choice(missing_partitions)
+    if missing_partitions == "mask" and out is None:
+        return
     not_held = not_held_of(view, ids, found)
     if missing_partitions == "error":
         check_held(segment, view, ids, not_held)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from quorin.engine.routing.connections import Answered, Connections, Outgoing, UnansweredError
 
@@ -25,7 +26,7 @@ Asking = Generator[Exchange, "list[Answered | UnansweredError]", T]
 """Yields what is to be asked, gets the answers, and returns a result."""
 
 
-def done(asking: Asking[T]) -> T:
+def finish(asking: Asking[T]) -> T:
     """The result; this thread waits for the answers."""
     try:
         wanted = next(asking)
@@ -37,14 +38,49 @@ def done(asking: Asking[T]) -> T:
         return result
 
 
-async def finished(asking: Asking[T], wanted: Exchange) -> T:
-    """The result of work that has begun, and wants something; an event loop waits for the answers."""
-    from quorin.engine.routing.unthreaded import exchange
-
+async def finish_async(asking: Asking[T]) -> T:
+    """The result; an event loop waits for the answers."""
     try:
-        while True:
-            answers = await exchange(wanted.connections, wanted.requests, timeout_seconds=wanted.timeout_seconds)
-            wanted = asking.send(answers)
+        wanted = next(asking)
     except StopIteration as end:
         result: T = end.value
         return result
+    return await begin(asking, wanted)
+
+
+def begin(asking: Asking[T], wanted: Exchange) -> Coroutine[Any, Any, T]:
+    """The result of work that wants something first; an event loop waits for the answers. The call itself sends what is
+    wanted.
+    """
+    from quorin.engine.routing.unthreaded import exchange
+
+    async def rest(answers: Coroutine[Any, Any, list[Answered | UnansweredError]]) -> T:
+        try:
+            while True:
+                answers = exchange(*asking.send(await answers))
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    return rest(exchange(*wanted))
+
+
+def all_of(several: Sequence[Asking[T]]) -> Asking[list[T]]:
+    """The results of several that ask through one router: what they want goes out at the same time."""
+    results: dict[int, T] = {}
+    answers: dict[int, Any] = dict.fromkeys(range(len(several)))
+    while answers:
+        wanted: dict[int, Exchange] = {}
+        for number, answer in answers.items():
+            try:
+                wanted[number] = several[number].send(answer)
+            except StopIteration as end:
+                results[number] = end.value
+        if not wanted:
+            break
+        exchanges = wanted.values()
+        requests = [request for one in exchanges for request in one.requests]
+        timeout_seconds = max(one.timeout_seconds for one in exchanges)
+        found = iter((yield Exchange(next(iter(exchanges)).connections, requests, timeout_seconds)))
+        answers = {number: list(islice(found, len(one.requests))) for number, one in wanted.items()}
+    return [results[number] for number in range(len(several))]

@@ -5,19 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from quorin.engine.reads.joined import LEADING, JoinedColumns
-from quorin.engine.reads.not_held import not_held_of
 from quorin.engine.reads.readers import ColumnReader
-from quorin.engine.routing.asking import done
+from quorin.engine.routing.asking import finish
 from quorin.engine.routing.router import HereOnly, Question, Waiting
 from quorin.engine.rows.intake import id_array
 from quorin.engine.rows.partitions import partitions_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import pyarrow as pa
+    from collections.abc import Collection, Sequence
 
     from quorin.engine.arrays import Bytes, Int64s, Mask
     from quorin.engine.log.token import Token
@@ -39,19 +37,17 @@ class Away(NamedTuple):
     partitions: Bytes
     partition_count: int
 
-    def in_partitions(self, partitions: Any) -> Int64s:
+    def in_partitions(self, partitions: Collection[int]) -> Int64s:
         """The indexes of those in some partitions."""
         return self.rows[np.isin(self.partitions, list(partitions))]
 
 
-def away_from(segment: Segment, entity_ids: Any, found: Mask) -> Away | None:
-    """The ids, of those that were not found in a segment, that it does not hold; None if there are none."""
-    view = segment.current_view()
-    not_held = not_held_of(view, entity_ids, found)
-    if not_held is None:
-        return None
+def away_of(segment: Segment, entity_ids: Any, not_held: Mask) -> Away | None:
+    """The ids of a batch that a read has said it does not hold; None if there are none."""
     rows = np.flatnonzero(not_held)
-    ids, count = id_array(entity_ids).take(rows), view.partitioning.count
+    if not len(rows):
+        return None
+    ids, count = id_array(entity_ids).take(pa.array(rows)), segment.partitioning.count
     return Away(rows, ids, partitions_of(ids, count), count)
 
 
@@ -91,7 +87,7 @@ class RoutedReader:
         :raises NotHeldError: for an id whose partition no node answers for; :class:`HoldersUnavailableError` if some
             that hold it were asked. :raises NotYetAppliedError, TokenError: if another node does not show the token.
         """
-        return done(self.asking(entity_ids, now_ns=now_ns, at_most=at_most, waiting=waiting))
+        return finish(self.asking(entity_ids, now_ns=now_ns, at_most=at_most, waiting=waiting))
 
     def asking(
         self,
@@ -103,8 +99,8 @@ class RoutedReader:
     ) -> Asking[Columns]:
         """The same, to be done by a thread or an event loop."""
         own = self._reader(entity_ids, now_ns=now_ns, at_most=at_most)
-        own.not_held = None
-        away = away_from(self._segment, entity_ids, own.found)
+        not_held, own.not_held = own.not_held, None
+        away = None if not_held is None else away_of(self._segment, entity_ids, not_held)
         if away is None:
             return own
         names = [field.name for field in own.fields]

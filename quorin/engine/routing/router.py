@@ -7,6 +7,7 @@ import math
 import random
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from quorin.engine.format.partition import MAX_PARTITIONS
 from quorin.engine.ops.holders import holders_path, read_holders
 from quorin.engine.routing.asking import Exchange
 from quorin.engine.routing.targets import assign, targets_of
+from quorin.engine.rows.stream import StreamHead, split_head
 from quorin.errors import HoldersUnavailableError, NotHeldError, NotYetAppliedError, TokenError
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ METADATA_KEY = b"request"
 _AVOIDED_SECONDS = 1.0
 """How long a server that did not answer is asked only if there is no other."""
 _LOOK_SECONDS = 1.0
-_MAX_SHOWN = 300
+_MAX_SHOWN, _MAX_HEADS = 300, 256
 _OK, _TOO_OLD = 200, 412
 
 
@@ -148,6 +150,7 @@ class Router:
         self._timeout_seconds = timeout_seconds
         self._connections: Connections | None = None
         self._avoided: dict[str, float] = {}
+        self._best: tuple[Any, Mapping[int, frozenset[Target]]] = None, {}
         self._look_again = 0.0
         self._random = random.Random()  # noqa: S311 - it spreads requests
 
@@ -214,9 +217,18 @@ class Router:
         return read_holders(self._path).at(count), self._own
 
     def _assigned(self, partitions: Iterable[int], count: int, avoided: set[str]) -> dict[Target, list[int]]:
+        targets = self._targets(count, avoided)
+        return assign({one: targets[one] for one in partitions if one in targets}, self._random)
+
+    def _targets(self, count: int, avoided: set[str]) -> Mapping[int, frozenset[Target]]:
+        """The servers to ask for each of ``count`` partitions; found once for what is known, if none is avoided."""
         known, own = self._known(count)
-        choices = {one: targets_of(known.get(one, ()), own_node=own, avoided=avoided) for one in partitions}
-        return assign(choices, self._random)
+        seen, found = self._best
+        if avoided or seen is not known:
+            found = {one: targets_of(holders, own_node=own, avoided=avoided) for one, holders in known.items()}
+            if not avoided:
+                self._best = known, found
+        return found
 
     def _exchange(self, question: Question, ids: pa.Array, rows: Mapping[Target, Int64s]) -> Exchange:
         """What asks servers for the ids at some indexes."""
@@ -225,9 +237,9 @@ class Router:
         if self._connections is None:
             self._connections = Connections(tls_ca=self._tls_ca)
         headers = {**self._headers, **question.waiting.headers}
+        head = _head(ids.type, json.dumps(question.about))
         outgoing = [
-            Outgoing(target.url, question.path, _message(ids.take(pa.array(own)), question.about), headers)
-            for target, own in rows.items()
+            Outgoing(target.url, question.path, head.stream([_some(ids, own)]), headers) for target, own in rows.items()
         ]
         return Exchange(self._connections, outgoing, self._timeout_seconds + question.waiting.timeout_ms / 1000)
 
@@ -239,13 +251,13 @@ def _rows_of(partitions: Bytes, wanted: list[int]) -> Int64s:
     return np.flatnonzero(is_wanted[partitions])
 
 
-def _message(ids: pa.Array, about: Mapping[str, Any]) -> bytes:
-    schema = pa.schema([pa.field("entity_id", ids.type)], metadata={METADATA_KEY: json.dumps(about)})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema) as writer:
-        writer.write_batch(pa.record_batch([ids], schema=schema))
-    body: bytes = sink.getvalue().to_pybytes()
-    return body
+@lru_cache(_MAX_HEADS)
+def _head(kind: pa.DataType, about: str) -> StreamHead:
+    return StreamHead(pa.schema([pa.field("entity_id", kind)], metadata={METADATA_KEY: about}))
+
+
+def _some(ids: pa.Array, rows: Int64s) -> pa.Array:
+    return ids if len(rows) == len(ids) else ids.take(pa.array(rows))
 
 
 def _checked(
@@ -267,6 +279,10 @@ def _batch(answer: Answered | UnansweredError) -> pa.RecordBatch | str | TokenEr
     if answer.status != _OK:
         return _refusal(answer)
     try:
+        head = split_head(answer.body)
+        if head is not None:
+            schema, messages = head
+            return pa.ipc.read_record_batch(messages.read_next_message(), schema)
         with pa.ipc.open_stream(pa.py_buffer(answer.body)) as stream:
             return stream.read_next_batch()
     except (StopIteration, pa.ArrowException, OSError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ class Target(NamedTuple):
     node: str
 
 
-def targets_of(holders: Iterable[Holder], *, own_node: str, avoided: Collection[str]) -> list[Target]:
+def targets_of(holders: Iterable[Holder], *, own_node: str, avoided: Collection[str]) -> frozenset[Target]:
     """The servers of a partition that are worth asking, the best ones only: of nodes that are up to date rather than of
     others, and not among the ``avoided`` URLs, unless there is no other.
     """
@@ -27,19 +28,22 @@ def targets_of(holders: Iterable[Holder], *, own_node: str, avoided: Collection[
         if holder.node != own_node:
             for url in holder.urls:
                 ranked.setdefault((url in avoided, not holder.is_ready), []).append(Target(url, holder.node))
-    return ranked[min(ranked)] if ranked else []
+    return frozenset(ranked[min(ranked)]) if ranked else frozenset()
 
 
-def assign(choices: Mapping[int, Collection[Target]], rng: random.Random) -> dict[Target, list[int]]:
+def assign(choices: Mapping[int, frozenset[Target]], rng: random.Random) -> dict[Target, list[int]]:
     """Each partition that has a choice of servers to one of them: few servers in all, and by chance among equals."""
+    waiting: dict[frozenset[Target], list[int]] = {}
+    for partition, targets in choices.items():
+        if targets:
+            waiting.setdefault(targets, []).append(partition)
     assigned: dict[Target, list[int]] = {}
-    waiting = {partition: set(targets) for partition, targets in choices.items() if targets}
-    targets = sorted({target for of_one in waiting.values() for target in of_one})
-    rng.shuffle(targets)
     while waiting:
-        by_target = {target: [p for p, of_one in waiting.items() if target in of_one] for target in targets}
-        best = max(targets, key=lambda target: len(by_target[target]))
-        assigned[best] = sorted(by_target[best])
-        for partition in by_target[best]:
-            del waiting[partition]
+        counts: Counter[Target] = Counter()
+        for targets, partitions in waiting.items():
+            counts.update(dict.fromkeys(targets, len(partitions)))
+        most = max(counts.values())
+        best = rng.choice(sorted(target for target, count in counts.items() if count == most))
+        served = [targets for targets in waiting if best in targets]
+        assigned[best] = sorted(partition for targets in served for partition in waiting.pop(targets))
     return assigned

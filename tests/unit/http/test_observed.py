@@ -61,11 +61,12 @@ def test_requests_are_counted_by_path_way_and_status(machine: Machine) -> None:
     for _ in range(5):
         requests.post(url + "/direct", data=b"abc", timeout=5)
     requests.post(url + "/direct", data=b"not here", timeout=5)
+    requests.post(url + "/direct", data=b"later", timeout=5)
     requests.post(url + "/other", data=b"abc", timeout=5)
     requests.get(url + "/raise", timeout=5)
     requests.get(url + f"/{CONTENT}", timeout=5)
-    for path, status in (("/direct", "2xx"), ("/other", "2xx"), ("/raise", "5xx")):
-        wait_for(machine, ("requests_total", path, status, "application"), 1)
+    for path, status, count in (("/direct", "2xx", 2), ("/other", "2xx", 1), ("/raise", "5xx", 1)):
+        wait_for(machine, ("requests_total", path, status, "application"), count)
     series = machine.series()
     assert series["requests_total", "/direct", "2xx", "short"] == 5
     assert series["requests_total", "other", "2xx", "application"] >= 1
@@ -84,6 +85,14 @@ def test_workers_count_together(tmp_path: Path) -> None:
         assert machine.series()["requests_total", "/direct", "2xx", "short"] == 40
     assert machine.series()["requests_total", "/direct", "2xx", "short"] == 40
     assert machine.lines(0) == []
+
+
+def test_an_answer_that_waits_is_in_flight(machine: Machine) -> None:
+    with socket.create_connection(("127.0.0.1", machine.server.port), timeout=5) as connection:
+        for _ in range(2):  # As long as it takes to look.
+            connection.sendall(8 * b"POST /direct HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nlater")
+        wait_for(machine, ("requests_in_flight", "/direct"), 1)
+    wait_for(machine, ("requests_in_flight", "/direct"), 0)
 
 
 def test_requests_in_flight_are_those_of_living_processes(machine: Machine) -> None:
@@ -151,7 +160,9 @@ def test_the_access_log_has_a_line_for_each_request_and_nothing_of_its_content(m
     assert BEARER not in text
 
 
-@pytest.mark.parametrize(("path", "body"), [("/direct", b"abc"), ("/direct", b"not here"), ("/other", b"abc")])
+@pytest.mark.parametrize(
+    ("path", "body"), [("/direct", b"abc"), ("/direct", b"not here"), ("/direct", b"later"), ("/other", b"abc")]
+)
 def test_a_request_continues_the_trace_of_its_headers(machine: Machine, path: str, body: bytes) -> None:
     url = machine.server.url
     with requests.Session() as session:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import socket
@@ -56,6 +57,35 @@ def test_both_ways_answer(server: Running) -> None:
                 is_direct = path == "/direct" and body != b"not here"
                 answer = session.post(server.url + path, data=body, timeout=5)
                 assert (answer.status_code, answer.content) == (200, (b"direct:" if is_direct else b"asgi:") + body)
+
+
+def test_an_answer_that_waits_is_as_one_at_once(server: Running) -> None:
+    with requests.Session() as session:
+        for body in (b"later", b"later, not here"):
+            answer = session.post(server.url + "/direct", data=body, timeout=5)
+            expected = b"asgi:later, not here" if body == b"later, not here" else b"direct:later"
+            assert (answer.status_code, answer.content) == (200, expected)
+        assert session.post(server.url + "/direct", data=b"later, raise", timeout=5).status_code == 500
+        assert session.post(server.url + "/direct", data=b"a", timeout=5).content == b"direct:a"
+
+
+def test_what_arrives_behind_an_answer_that_waits_is_answered_after_it(server: Running) -> None:
+    bodies = [b"later 1", b"2", b"later 3", b"later, not here", b"4"]
+    for pause in (0.0, 0.1):
+        answer = talk(server, *(post(b"/direct", body) for body in bodies), pause=pause)
+        found = [re.search(rb"\r\n\r\n(asgi|direct):" + body, answer) for body in bodies]
+        places = [one.start() for one in found if one]
+        assert answer.count(b"HTTP/1.1 200 OK") == len(bodies)
+        assert places == sorted(places)
+        assert len(places) == len(bodies)
+
+
+def test_a_client_that_leaves_before_its_answer_harms_nobody(server: Running) -> None:
+    for behind in (b"", b"\x16 no HTTP\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            connection.sendall(post(b"/direct", b"later") + behind)
+            assert not behind or connection.recv(1_000).startswith(b"HTTP/1.1 400 ")
+        assert requests.post(server.url + "/direct", data=b"later", timeout=5).content == b"direct:later"
 
 
 def test_pipelined_requests_are_answered_in_order(server: Running) -> None:
@@ -168,6 +198,18 @@ def test_without_the_token_nothing_is_read(tmp_path: Path) -> None:
             assert requests.post(server.url + path, data=b"a", headers=headers, timeout=5).ok
         assert requests.get(server.url + "/health", timeout=5).ok
     assert BEARER not in (tmp_path / "log").read_text()
+
+
+def test_a_stop_answers_what_waits(tmp_path: Path) -> None:
+    with serving([*ECHO, "1"], tmp_path / "log") as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            connection.sendall(post(b"/direct", b"later"))
+            time.sleep(0.2)
+            server.process.send_signal(signal.SIGTERM)
+            answer = connection.recv(1_000)
+        assert answer.endswith(b"direct:later")
+        assert b"connection: close" in answer
+        server.process.wait(30)
 
 
 def test_a_stop_answers_what_has_begun(tmp_path: Path) -> None:

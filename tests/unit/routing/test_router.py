@@ -14,7 +14,7 @@ import pytest
 from quorin.engine.backend import connect
 from quorin.engine.memory.node import Node
 from quorin.engine.ops.holders import holders_path
-from quorin.engine.routing.asking import done
+from quorin.engine.routing.asking import finish
 from quorin.engine.routing.connections import Answered, Outgoing
 from quorin.engine.routing.router import Question, Router, Waiting
 from quorin.errors import NotYetAppliedError, TokenError
@@ -61,7 +61,7 @@ def asked(router: Router) -> Callable[[Answers], tuple[list[str], Any]]:
                 return [answers(request.url) for request in requests]
 
         router._connections = Fake()  # type: ignore[assignment]
-        return urls, done(router.fetch(QUESTION, pa.array(["x"]), np.array([1], np.uint8)))
+        return urls, finish(router.fetch(QUESTION, pa.array(["x"]), np.array([1], np.uint8)))
 
     return ask
 

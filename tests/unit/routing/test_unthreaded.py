@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from typing import Any
 
 import pytest
 
@@ -11,9 +13,13 @@ from quorin.engine.routing.unthreaded import exchange
 from tests.support.peer_server import PATIENT, Server
 
 
+async def answered(*arguments: Any) -> list[Answered | UnansweredError]:
+    return await exchange(*arguments)
+
+
 def ask(connections: Connections, server: Server, *paths: str, seconds: float = PATIENT) -> list[str | bytes]:
     requests = [Outgoing(server.url, path, path.encode(), {"X": "y"}) for path in paths]
-    answers = asyncio.run(exchange(connections, requests, timeout_seconds=seconds))
+    answers = asyncio.run(answered(connections, requests, seconds))
     return [str(one) if isinstance(one, UnansweredError) else one.body for one in answers]
 
 
@@ -26,9 +32,38 @@ def test_a_kept_connection_needs_no_thread(
         without_threads.setattr(asyncio, "to_thread", None)
         assert ask(connections, server, "/again") == [b"/again"]
         request = Outgoing(server.url, "/", large, {})
-        assert asyncio.run(exchange(connections, [request], timeout_seconds=PATIENT)) == [Answered(200, large)]
+        assert asyncio.run(answered(connections, [request], PATIENT)) == [Answered(200, large)]
     assert connections.exchange([request], timeout_seconds=PATIENT) == [Answered(200, large)]
     assert server.accepted == 1
+
+
+def test_requests_are_sent_before_their_answers_are_awaited(server: Server, connections: Connections) -> None:
+    assert ask(connections, server, "/") == [b"/"]
+    request = Outgoing(server.url, "/", bytes(1 << 16), {})
+
+    async def late() -> bool:
+        answers = exchange(connections, [request], PATIENT)
+        deadline = time.monotonic() + PATIENT
+        while server.answered < 2 and time.monotonic() < deadline:
+            time.sleep(0.001)  # The event loop does nothing.
+        has_answered = server.answered == 2
+        return has_answered and await answers == [Answered(200, request.body)]
+
+    assert asyncio.run(late())
+
+
+def test_a_request_that_is_given_up_leaves_its_connection(server: Server, connections: Connections) -> None:
+    async def given_up() -> None:
+        asked = asyncio.ensure_future(exchange(connections, [Outgoing(server.url, "/hang", b"", {})], PATIENT))
+        await asyncio.sleep(0)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+
+    assert ask(connections, server, "/") == [b"/"]
+    asyncio.run(given_up())
+    assert ask(connections, server, "/again") == [b"/again"]
+    assert server.accepted == 2
 
 
 def test_a_connection_that_the_server_closed_is_opened_anew(server: Server, connections: Connections) -> None:
