@@ -18,8 +18,8 @@ from quorin.shm import SegmentRegistry
 from quorin.snapshot import restore, snapshot
 from quorin.wal import Token, WALProducer
 from quorin.wal_consumer import WALConsumer
-from tests.unit.cli.test_cli import run
 from tests.support.world import TRIP, row
+from tests.unit.cli.test_cli import run
 
 COUNT = 4
 IDS = [f"driver-{number}" for number in range(24)]

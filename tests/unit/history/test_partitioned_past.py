@@ -174,7 +174,7 @@ def test_a_time_is_one_of_all_logs(new: Callable[[], Opened]) -> None:
 
 def test_other_positions_are_refused_by_name(new: Callable[[], Opened]) -> None:
     opened = backend, _, producer, store = new()
-    producer.write_many(Pair, {"entity_id": IDS, "a": [1] * len(IDS), "b": [None] * len(IDS)})
+    producer.write_many(Pair, {"entity_id": IDS, "a": [1] * len(IDS), "b": [None] * len(IDS)}, event_time_ns=1)
     drain(Pair, opened, stored=True)
     one = write(producer, "id3", 2)
     assert store.read_at(Pair, ["id3"], position=one, connection=backend)["a"].to_pylist() == [2]
