@@ -133,8 +133,8 @@ class Sources:
 
 
 class LogFrom(NamedTuple):
-    """A log of one of so many ``partitions``, where there were ``above`` before, 0 for none; and the position behind which
-    its entries begin: 0, or the end of the logs that it followed.
+    """A log of one of so many ``partitions``, of which there were ``above`` before (0: none), and the position behind
+    which its entries begin: 0, or the end of the logs that it followed.
     """
 
     log: Log
