@@ -209,12 +209,11 @@ class Loaded:
         parts, damaged = chain(*(one.parts for one in partitions)), chain(*(one.damaged for one in partitions))
         return cls(storage, list(parts), list(damaged), partitions[0].counted if partitions else None)
 
-    @classmethod
-    def successive(cls, storage: Storage, histories: Sequence[Loaded]) -> Loaded:
-        """Histories of which each has later positions than the one before, as one."""
-        parts, damaged = chain(*(one.parts for one in histories)), chain(*(one.damaged for one in histories))
-        commits = chain(*(one.counted.commits for one in histories))
-        return cls(storage, list(parts), list(damaged), Counted((*commits,)))
+    def followed_by(self, other: Loaded) -> Loaded:
+        """This history and one of later positions, without files in memory, as one."""
+        commits = (*self.counted.commits, *other.counted.commits)
+        parts, damaged = [*self.parts, *other.parts], [*self.damaged, *other.damaged]
+        return Loaded(self._storage, parts, damaged, Counted(commits))
 
     def counting(self, counted: Counted) -> Loaded:
         """This history, with ``counted`` to say which of its rows count."""

@@ -53,10 +53,14 @@ class Datasets:
         """The highest number of partitions that the history has folders of; 1 for the history of one of them."""
         return max(self._folders.counts(), default=1)
 
-    def load_partition(self, schema_name: str, partition: int, count: int) -> Loaded:
-        """The files in force of one partition of ``count``, those from before the deployment grew included."""
-        folders = self._folders.along(partition, count)
-        return Loaded.successive(self._folders.base, [self._in(one, schema_name).load() for one in folders])
+    def load_partition(self, schema_name: str, partition: int, count: int, *, above: int = 0) -> Loaded:
+        """The files in force of one partition of ``count``, those from before the deployment grew included, if there
+        were more than ``above`` partitions then.
+        """
+        loaded = Loaded(self._folders.base, [], [])
+        for folder in self._folders.along(partition, count, above=above):
+            loaded = loaded.followed_by(self._in(folder, schema_name).load())
+        return loaded
 
     def load(self, schema_name: str) -> Loaded:
         """The files in force of all partitions, with their footers read."""

@@ -60,13 +60,13 @@ class Folders:
         """The numbers of partitions that there are folders of, sorted; 1 for the folder of one partition."""
         return [1] if self.partition is not None else counts_of(self.base) if self._count is None else [self._count]
 
-    def along(self, partition: int, count: int) -> list[Storage]:
-        """The folders with all rows of a partition, of ``count``: its own behind those of the partitions that it was a
-        part of before the deployment grew.
+    def along(self, partition: int, count: int, *, above: int = 0) -> list[Storage]:
+        """The folders with the rows of a partition, of ``count``: its own behind those of the partitions that it was a
+        part of before the deployment grew, when there were more than ``above``.
         """
         if self.partition is not None:
             return [self.to_write()]
-        return [_of_count(self.base, one)[partition * one // count] for one in self.counts() if one <= count]
+        return [_of_count(self.base, one)[partition * one // count] for one in self.counts() if above < one <= count]
 
     @property
     def is_of_one(self) -> bool:

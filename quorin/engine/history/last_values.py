@@ -101,7 +101,7 @@ def _first_behind(rows: Loaded, position: int) -> int:
 def _beginning(schema: Schema, sources: Sources, partition: int) -> int:
     """The position up to which rows of a partition belong to a former schema of this name."""
     begins = 0
-    for log, _ in sources.logs(partition):
+    for log, *_ in sources.logs(partition):
         beginning = sources.backend.control.beginnings(log.partition).get(schema.__name__)
         if beginning is not None and beginning.log_identity == log.identity():
             begins = beginning.position

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
@@ -24,7 +25,7 @@ from quorin.errors import InvalidEntryError
 from quorin.schema import schema_from_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from quorin.engine.backend import Backend, Log
     from quorin.engine.history.datasets import Datasets
@@ -93,52 +94,53 @@ class Sources:
         return self._datasets.load_partition(self.schema.__name__, partition, count)
 
     def load(self, partition: int, *, through: int | None = None, ids: pa.Array | None = None) -> Loaded:
-        """The rows of a partition up to a position, by default the end of its log, from history and log."""
-        stored = partial(self.stored, partition, self.count)
+        """The rows of a partition up to a position, by default the end of its log: from the history, and from the log
+        what it has behind that; ``ids`` leaves out other entities' rows in the log.
+
+        Entries that were trimmed before they were in the history stay missing. Those that do not decode are left out,
+        as they are when they are applied.
+        """
         if not self.has_log:
-            return stored()
-        logs, history = self.logs(partition), None if self._datasets is None else stored
-        return history_and_log(self.schema, history, self.backend, logs, through=through, ids=ids)
+            return self.stored(partition, self.count)
+        history: Callable[[], Loaded] | None = None
+        *former, last = self.logs(partition)
+        for one in former:
+            end = one.log.bounds().last
+            end = end if through is None else min(end, through)
+            history = partial(_with_log, self.schema, self._behind(history, one), self.backend, one, end, ids)
+        return _with_log(self.schema, self._behind(history, last), self.backend, last, through, ids)
+
+    def _behind(self, before: Callable[[], Loaded] | None, one: LogFrom) -> Callable[[], Loaded] | None:
+        """What reads the history of a log, behind what was before the log."""
+        datasets, name = self._datasets, self.schema.__name__
+        if datasets is None:
+            return before
+        stored = partial(datasets.load_partition, name, one.log.partition, one.partitions, above=one.above)
+        return stored if before is None else lambda: before().followed_by(stored())
 
     def logs(self, partition: int) -> list[LogFrom]:
         """The log of a partition, behind those of the partitions that it was a part of."""
         if self.count == 1:
-            return [LogFrom(self.backend.log(self._stream_key), 0)]
+            return [LogFrom(self.backend.log(self._stream_key), 1, 0, 0)]
         former = {one.count: one for one in Growth.parse(self.backend.control.growth()).former}
         begins = {2 * count: one.end + 1 for count, one in former.items()}
         counts = [*(count for count in former if count < self.count), self.count]
         log = partial(self.backend.log, self._stream_key)
-        return [LogFrom(log(partition * one // self.count, of=one), begins.get(one, 0)) for one in counts]
+        return [
+            LogFrom(log(partition * one // self.count, of=one), one, above, begins.get(one, 0))
+            for above, one in pairwise([0, *counts])
+        ]
 
 
 class LogFrom(NamedTuple):
-    """A log, and the position behind which its entries begin: 0, or the end of the logs that it followed."""
+    """A log of one of so many ``partitions``, of which there were ``above`` before (0: none), and the position behind
+    which its entries begin: 0, or the end of the logs that it followed.
+    """
 
     log: Log
+    partitions: int
+    above: int
     begins: int
-
-
-def history_and_log(
-    schema: Schema,
-    history: Callable[[], Loaded] | None,
-    backend: Backend,
-    logs: Sequence[LogFrom],
-    *,
-    through: int | None = None,
-    ids: pa.Array | None = None,
-) -> Loaded:
-    """The rows of a schema up to a position, by default the log's end: from the history, which is read by calling
-    ``history``, and from the log what it has behind that; ``ids`` leaves out other entities' rows in the log. Of
-    several ``logs`` each but the last was closed before the next began.
-
-    Entries that were trimmed before they were in the history stay missing. Those that do not decode are left out, as
-    they are when they are applied.
-    """
-    for former in logs[:-1]:
-        end = former.log.bounds().last
-        end = end if through is None else min(end, through)
-        history = partial(_with_log, schema, history, backend, former, end, ids)
-    return _with_log(schema, history, backend, logs[-1], through, ids)
 
 
 def _with_log(

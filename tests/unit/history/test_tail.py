@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from quorin.engine.history.datasets import Datasets
 from quorin.engine.log.record import Kind, encode, mark
 from quorin.engine.rows.batch import to_batch
 from quorin.offline import ParquetDatasetStore, last_values
@@ -57,18 +58,18 @@ def test_a_commit_that_comes_too_late_does_not_count(machine: Machine, ended_by:
 def test_what_is_trimmed_while_it_is_read_comes_from_the_history(machine: Machine, monkeypatch: Any) -> None:
     machine.registry.create(ROW, capacity=8).close()
     machine.producer.append_batch(ROW, batch(a=1))
-    load, is_first = ParquetDatasetStore.load, True
+    load, is_first = Datasets.load_partition, True
 
-    def load_then_trim(store: ParquetDatasetStore, schema: Any) -> Any:
+    def load_then_trim(datasets: Datasets, *of: Any, **options: Any) -> Any:
         nonlocal is_first
-        loaded = load(store, schema)
+        loaded = load(datasets, *of, **options)
         if is_first:
             is_first = False
             machine.drain(ROW)  # Into the history, and out of the log.
             assert machine.log().bounds().first == 0
         return loaded
 
-    monkeypatch.setattr(ParquetDatasetStore, "load", load_then_trim)
+    monkeypatch.setattr(Datasets, "load_partition", load_then_trim)
     assert values(machine, machine.store()) == {"a": 1}
     assert not is_first
     assert in_force(machine) == {"a": 1}

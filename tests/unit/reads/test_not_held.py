@@ -213,7 +213,7 @@ def test_other_reads_of_what_is_not_held_are_refused(nodes: Nodes) -> None:
         with pytest.raises(NotHeldError, match=f"partition {number} of 'HalvesRows' is not held by this node"):
             call()
     assert assembly.row_reader([(half, None)])(away) is None
-    with pytest.raises(PartitionedError):
+    with pytest.raises(NotHeldError, match=f"partition {number} of"):
         assembly.read_together([(half, [away])])
 
 

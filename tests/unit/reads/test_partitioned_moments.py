@@ -45,7 +45,7 @@ class Node:
         return self.producer.write_many(schema, pa.table(columns))
 
     def drain(self, *schemas: Any) -> None:
-        with WALConsumer(self.registry.backend, schemas or SCHEMAS, registry=self.registry) as consumer:
+        with WALConsumer(self.registry.backend, schemas or SCHEMAS, registry=self.registry, capacity=64) as consumer:
             consumer.drain()
 
     def open(self) -> list[Segment]:
