@@ -40,6 +40,10 @@ class GenerationNotFoundError(QuorinError, LookupError):
     """A segment has no such generation any more; the message names those that there are."""
 
 
+class InvalidPinError(QuorinError, ValueError):
+    """A pin is no generation, or is of a feature view that there is not; the message names the value."""
+
+
 class PinLimitError(QuorinError, RuntimeError):
     """As many generations of a segment are pinned as may be; the message names them."""
 

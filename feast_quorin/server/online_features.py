@@ -13,13 +13,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from feast_quorin.read.asked import AtOnce
+from feast_quorin.read.asked import AtOnce, asking
 from feast_quorin.read.request_id import of_headers
-from feast_quorin.remote.messages import is_asking
+from feast_quorin.remote.messages import is_asking, pins_alone
 from feast_quorin.server import arrow_body, json_body
+from feast_quorin.server.headers import pin_refused
 from feast_quorin.server.remote_features import RemoteFeatures
 from feast_quorin.server.services import Services
-from quorin.errors import InconsistentReadError, InvalidMaxAgeError, NotHeldError, NotYetAppliedError, TokenError
+from quorin.errors import (
+    GenerationNotFoundError,
+    InconsistentReadError,
+    InvalidMaxAgeError,
+    InvalidPinError,
+    NotHeldError,
+    NotYetAppliedError,
+    PinLimitError,
+    TokenError,
+)
 from quorin.http import InvalidHeaderError, Reply, asked_by, error_reply, forms, may_wait, not_held, too_old
 
 if TYPE_CHECKING:
@@ -128,21 +138,26 @@ class OnlineFeatures:
         self._direct_limits = replace(limits, rows=self._direct_rows, features=DIRECT_FEATURES)
 
     def direct(self, body: bytes, headers: Headers) -> Reply | None:
-        """The answer to a small request, at once. None to one that asks for more in headers, as it may have to wait."""
-        if is_asking(headers):
+        """The answer to a small request, at once. None to one that asks for more than pins, as it may have to wait."""
+        pins = None
+        if is_asking(headers) and (pins := pins_alone(headers)) is None:
             return None
         content_type, accept = forms(headers)
         if may_wait(headers):
             return None
         if content_type == arrow_body.CONTENT_TYPE:
-            with AtOnce():
+            with AtOnce(), nullcontext() if pins is None else asking(pins=pins):
                 return None if self._gate is not None else self._remote.direct(body, self._direct_limits)
         request = parsed(body) if content_type.startswith(b"application/json") else None
         if request is None or not self._is_small(request):
             return None
         if self._gate is not None and not self._gate.is_open(headers, request.choice):
             return None
-        with AtOnce(), of_headers(headers) if self._is_logged else nullcontext():
+        with (
+            AtOnce(),
+            nullcontext() if pins is None else asking(pins=pins),
+            of_headers(headers) if self._is_logged else nullcontext(),
+        ):
             return self._answer(request, arrow_body if arrow_body.CONTENT_TYPE in accept else json_body, headers)
 
     def reply(self, body: bytes, headers: Headers, may_read: Callable[[Choice], bool]) -> Reply | None:
@@ -181,6 +196,8 @@ class OnlineFeatures:
             return not_held(error)
         except InconsistentReadError as error:
             return error_reply(503, str(error))
+        except (InvalidPinError, GenerationNotFoundError, PinLimitError) as error:
+            return pin_refused(error)
         except Exception:  # noqa: BLE001 - Feast's application raises it again, and says it in its own way
             return None
 

@@ -17,7 +17,16 @@ from feast_quorin.server import arrow_body
 from feast_quorin.server.received import decoded
 from feast_quorin.server.remote_rows import ProjectMismatchError, check_project
 from quorin.assembly import WouldWaitError
-from quorin.errors import InconsistentReadError, InvalidMaxAgeError, NotHeldError, NotYetAppliedError, TokenError
+from quorin.errors import (
+    GenerationNotFoundError,
+    InconsistentReadError,
+    InvalidMaxAgeError,
+    InvalidPinError,
+    NotHeldError,
+    NotYetAppliedError,
+    PinLimitError,
+    TokenError,
+)
 from quorin.http import Limits, Reply, error_reply, not_held, too_old
 
 if TYPE_CHECKING:
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
     from feast_quorin.server.services import Services
 
 _FLAGS = "full_feature_names", "include_feature_view_version_metadata"
+_REFUSALS = InconsistentReadError, InvalidMaxAgeError, InvalidPinError, GenerationNotFoundError, PinLimitError
 _ENTITY_TYPES = pt.is_integer, pt.is_floating, pt.is_string, pt.is_large_string, pt.is_boolean
 
 
@@ -73,7 +83,7 @@ class RemoteFeatures:
             return not_held(error)
         except (NotYetAppliedError, TokenError) as error:
             return too_old(error)
-        except (InconsistentReadError, InvalidMaxAgeError) as error:
+        except _REFUSALS as error:
             detail = {"detail": str(error), "error": type(error).__name__}
             return Reply(409, b"application/json", orjson.dumps(detail))
         except Exception as error:  # noqa: BLE001 - whatever Feast or a transformation raises
