@@ -57,11 +57,11 @@ class IdleCache(Generic[Key, Value]):
         del dropped, found  # Outside the lock: what ends with a value may take its time.
         return value
 
-    def clear(self) -> None:
-        """Drop all."""
+    def clear(self) -> list[Value]:
+        """Drop all, and return them."""
         with self._lock:
             entries, self._entries = self._entries, OrderedDict()
-        entries.clear()
+        return [value for value, _ in entries.values()]
 
     def drop_idle(self, idle_seconds: float) -> float | None:
         """Drop what was not used for so long; returns the seconds until there may be more, None if nothing is left."""

@@ -8,7 +8,6 @@ and ``teardown`` to :mod:`feast_quorin.apply`.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from feast_quorin import feast_private
 from feast_quorin.apply import apply_tables, remove_project, remove_views
 from feast_quorin.config import StoreSettings
 from feast_quorin.feast_versions import VIEW_READS, has
-from feast_quorin.pinned_reads import Reads
+from feast_quorin.open_store import OpenStore
 from feast_quorin.read import asked
 from feast_quorin.read import generic as reading
 from feast_quorin.read.asked import current
@@ -32,7 +31,6 @@ from feast_quorin.read.request import key_columns
 from feast_quorin.read.tensors import TensorResponse
 from feast_quorin.remote.store import RemoteStore
 from feast_quorin.search import documents
-from feast_quorin.session import Session, new_session
 from feast_quorin.views import stored_view
 from feast_quorin.write import rows as writing
 from quorin import assembly
@@ -43,7 +41,6 @@ if TYPE_CHECKING:
     from feast.repo_config import RepoConfig
 
     from feast_quorin.read.response import LazyResponse
-    from quorin.shm import SegmentRegistry
 
 
 class QuorinOnlineStoreConfig(StoreSettings):
@@ -57,7 +54,7 @@ class QuorinOnlineStoreConfig(StoreSettings):
         return super().__new__(QuorinRemoteOnlineStoreConfig if is_remote else cls)
 
 
-class QuorinOnlineStore(OnlineStore):
+class QuorinOnlineStore(OpenStore, OnlineStore):
     """Feature views in shared memory.
 
     A process attaches a view's segment at its first read, and follows it when it is replaced. Writes go to the log
@@ -66,8 +63,6 @@ class QuorinOnlineStore(OnlineStore):
     """
 
     _versioned_read_supported = True
-    _session: Session | None = None
-    _reads: Reads | None = None
 
     def __reduce__(self) -> tuple[type[QuorinOnlineStore], tuple[()]]:
         return type(self), ()
@@ -296,51 +291,6 @@ class QuorinOnlineStore(OnlineStore):
     async def _read_features_per_fv_async(self, config: RepoConfig, *request: Any) -> None:
         """:meth:`_read_features_per_fv`, which never waits."""
         self._read_features_per_fv(config, *request)
-
-    def session(self, config: RepoConfig) -> Session:
-        """What this process has open of the store."""
-        return self._session_for(config)
-
-    def reads(self, config: RepoConfig) -> Reads:
-        """What requests without pins read from, and those with pins beside it."""
-        session, reads = self._session_for(config), self._reads
-        if reads is None or reads.session is not session or reads.config is not config:
-            reads = self._reads = Reads(session, config)
-        return reads
-
-    def reading_session(self, config: RepoConfig) -> Session:
-        """The session that reads of this context go to: :meth:`session`, or one whose generations are pinned."""
-        pins = current().pins
-        return self._session_for(config) if pins is None else self.reads(config).of(None, pins).session
-
-    def registry(self, config: RepoConfig) -> SegmentRegistry:
-        """The segments that this process serves, and where they stand."""
-        return self._session_for(config).registry
-
-    async def initialize(self, config: RepoConfig) -> None:
-        """Connect and load the compiled kernels, so that the first request of a feature server finds both ready."""
-        self._session_for(config)
-        await asyncio.to_thread(assembly.prewarm)
-
-    async def close(self) -> None:
-        """Release segments and connections. The next use connects anew."""
-        await asyncio.to_thread(self.release)
-
-    def release(self) -> None:
-        """:meth:`close`, outside an event loop. Pins end now."""
-        session, reads = self._session, self._reads
-        self._session = self._reads = None
-        if reads is not None:
-            reads.close()
-        if session is not None and session.pid == os.getpid():
-            session.close()
-
-    def _session_for(self, config: RepoConfig) -> Session:
-        """The session of this process. A forked child must not use its parent's."""
-        session = self._session
-        if session is None or session.pid != os.getpid():
-            session = self._session = new_session(config.online_store, config.repo_path, inherited=session)
-        return session
 
 
 class QuorinRemoteOnlineStoreConfig(QuorinOnlineStoreConfig):

@@ -72,16 +72,18 @@ class Reads:
         reads, service = self, getattr(features, "name", None) if self.services else None
         if service in self.services:
             reads = self._of_service(str(service), registry, project)
-        return reads if pins is None else reads._with(pins, registry, project)
+        return reads if pins is None else reads.pinned(pins, registry, project)
 
     def release_idle(self, idle_seconds: float = IDLE_SECONDS) -> None:
         """Release the pins of requests that nobody used for so long, as a thread does after :data:`IDLE_SECONDS`."""
         self._of_requests.drop_idle(idle_seconds)
 
     def close(self) -> None:
-        """Forget everything that is pinned here."""
-        self._of_requests.clear()
-        self._of_services.clear()
+        """End the pins, as :meth:`Session.close` does."""
+        services, self._of_services = self._of_services, {}
+        for reads in (*services.values(), *self._of_requests.clear()):
+            reads.close()
+            reads.session.close()
 
     def _of_service(self, service: str, registry: Any, project: str) -> Reads:
         reads, pin = self._of_services.get(service), self.services[service]
@@ -92,16 +94,17 @@ class Reads:
                 reads = self._of_services.setdefault(service, made)
         return reads
 
-    def _with(self, pins: Pins, registry: Any, project: str) -> Reads:
+    def pinned(self, pins: Pins, registry: Any, project: str) -> Reads:
+        """The same with the pins of a request."""
         reads: Reads | None = pins.held.get(self)
         if reads is None:
             self._check(dict(pins.generations), registry, project, "pin")
-            reads = self._of_requests.get(pins.generations, self._is_newest, self._pinned)
+            reads = self._of_requests.get(pins.generations, self._is_newest, self._of_generations)
             # Of threads that share the block, all read from the first one's.
             reads = pins.held.setdefault(self, reads)
         return reads
 
-    def _pinned(self, generations: Generations) -> Reads:
+    def _of_generations(self, generations: Generations) -> Reads:
         return Reads(PinnedSession(self.session, dict(generations)), self.config)
 
     @staticmethod
@@ -181,6 +184,10 @@ class PinnedSession(Session):
     def forget(self, view: StoredView) -> bool:
         """As :meth:`Session.forget`."""
         return super().forget(view) if self.settings.pin_of(view.name) else self._parent.forget(view)
+
+    def close(self) -> None:
+        """End the pins of this session's segments, whose readers follow from then on; the parent stays."""
+        _unpin(self._readers)
 
     def consumer_of(self, view: StoredView) -> InlineConsumer:
         """The parent's."""
