@@ -54,6 +54,23 @@ Waits = Annotated[
 ]
 Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait for that.")]
 AllowEmpty = Annotated[bool, typer.Option("--allow-empty", help="Also replace by no rows at all.")]
+Source = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        help="A file or directory (.parquet, .arrow, .feather, .csv), or `history`: its present rows.",
+        show_default=False,
+    ),
+]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        "--reference",
+        help="What the checks compare with, in place of what is served: a file as of --from, or the name of a saved "
+        "dataset of the Feast repository in this directory.",
+        show_default=False,
+    ),
+]
 OfflineIfAny = Annotated[
     str | None,
     typer.Option(
@@ -69,26 +86,11 @@ OfflineIfAny = Annotated[
 def replace(
     connection: Connection,
     schema: SchemaName,
-    source: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            help="A file or directory (.parquet, .arrow, .feather, .csv), or `history`: its present rows.",
-            show_default=False,
-        ),
-    ] = None,
+    source: Source = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check the rows, and change nothing.")] = False,
     abort: Annotated[bool, typer.Option("--abort", help="End the replacement that is open, whoever began it.")] = False,
     checks: ChecksFile = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            "--reference",
-            help="What the checks compare with, in place of what is served: a file as of --from, or the name of a "
-            "saved dataset of the Feast repository in this directory.",
-            show_default=False,
-        ),
-    ] = None,
+    reference: Reference = None,
     no_checks: Annotated[bool, typer.Option("--no-checks", help="Do not check the rows.")] = False,
     allow_empty: AllowEmpty = False,
     offline: OfflineIfAny = None,
