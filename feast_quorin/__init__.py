@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from feast_quorin.pinning import pinned as pinned
     from feast_quorin.provider import QuorinProvider as QuorinProvider
     from feast_quorin.read.as_of import read_at as read_at
+    from feast_quorin.read.asked import at_generation as at_generation
     from feast_quorin.read.asked import at_least as at_least
     from feast_quorin.read.asked import consistent as consistent
     from feast_quorin.read.asked import max_age as max_age
@@ -32,6 +33,7 @@ _MODULES = {
     "QuorinOnlineStore": "online_store",
     "QuorinOnlineStoreConfig": "online_store",
     "QuorinProvider": "provider",
+    "at_generation": "read.asked",
     "at_least": "read.asked",
     "consistent": "read.asked",
     "last_token": "write.tokens",

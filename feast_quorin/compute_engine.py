@@ -24,6 +24,7 @@ from feast_quorin import feast_private
 from feast_quorin.config import ConfigError
 from feast_quorin.feast_versions import ARROW_MATERIALIZATION, has
 from feast_quorin.online_store import QuorinOnlineStore
+from feast_quorin.references import reference_of
 from feast_quorin.views import stored_view
 from feast_quorin.write.tables import TableReader
 
@@ -96,7 +97,7 @@ class _Builder(LocalFeatureBuilder):
         return self._appended(_NewestNode("dedup", view, inputs=[input_node]))
 
     def build_output_nodes(self, view: Any, input_node: DAGNode) -> DAGNode:  # noqa: ARG002 - Feast's signature
-        return self._appended(_OutputNode("output", self.dag_root.view, self.task, inputs=[input_node]))
+        return self._appended(_OutputNode("output", self.dag_root.view, self.task, self.registry, inputs=[input_node]))
 
     def _appended(self, node: DAGNode) -> DAGNode:
         self.nodes.append(node)
@@ -119,9 +120,10 @@ class _NewestNode(LocalNode):
 class _OutputNode(LocalOutputNode):
     """Writes the table to the log, and to the offline store if the view asks for it."""
 
-    def __init__(self, name: str, view: Any, task: Any, inputs: list[DAGNode]) -> None:
+    def __init__(self, name: str, view: Any, task: Any, registry: BaseRegistry, inputs: list[DAGNode]) -> None:
         super().__init__(name, view, inputs=inputs)
         self._task = task
+        self._registry = registry
 
     def execute(self, context: ExecutionContext) -> ArrowTableValue:
         table: pa.Table = self.get_single_table(context).data
@@ -131,9 +133,13 @@ class _OutputNode(LocalOutputNode):
             return output
         if self.feature_view.online:
             store: Any = context.online_store
-            write = store.replace_table if replaces else store.write_table
+            target = context.repo_config, self.feature_view, table
+            reference = reference_of(context.repo_config, self._registry, self.feature_view) if replaces else None
             with _progress(self._task, table.num_rows) as advance:
-                write(context.repo_config, self.feature_view, table, advance)
+                if replaces:
+                    store.replace_table(*target, advance, reference)
+                else:
+                    store.write_table(*target, advance)
         if self.feature_view.offline:
             context.offline_store.offline_write_batch(
                 config=context.repo_config, feature_view=self.feature_view, table=table, progress=lambda _: None

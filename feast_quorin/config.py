@@ -22,12 +22,14 @@ from pydantic import (
 )
 
 from feast_quorin.read.ages import Limits, limits_of
+from feast_quorin.read.pins import checked_pin
 from quorin.errors import QuorinError
 from quorin.logging import HTTP_FORM, REDIS_FORM, REDIS_SCHEMES, URL_FORM, is_http, is_malformed, shown
-from quorin.shm import check_pin, default_shm_dir
+from quorin.shm import default_shm_dir
 from quorin.snapshot import Peers
 
 DEFAULT_PATH = "data/quorin"
+Pin = Literal["current"] | dict[StrictStr, StrictInt | StrictStr]
 _MAX_SHOWN = 200
 _OF_SERVERS = frozenset(("token_file", "tls_ca"))
 """Settings of connections to ``quorin serve`` on other machines."""
@@ -198,9 +200,12 @@ class StoreSettings(PartitionSettings, ServerSettings):
     keep_bytes: Annotated[int, Field(ge=0, strict=True)] | None = None
     """How many bytes the kept generations of all views may take together on this machine; None for no limit."""
 
-    pin: Literal["current"] | dict[StrictStr, StrictInt | StrictStr] | None = None
+    pin: Pin | None = None
     """By view, the generation that reads stay with while it goes on for others: its number, the newest of a version of
     its schema (``v3``), or ``current``, the one at the first read. ``current`` alone pins all views."""
+
+    pins: dict[StrictStr, Pin] | None = None
+    """By feature service, what ``pin`` is for all requests: the generations that requests for the service stay with."""
 
     served_log: ServedLogSettings | None = None
     """Logs what requests are answered with, see :class:`ServedLogSettings`; None logs nothing."""
@@ -225,10 +230,10 @@ class StoreSettings(PartitionSettings, ServerSettings):
             limits_of(value)
         return value
 
-    @field_validator("pin")
+    @field_validator("pin", "pins")
     @classmethod
     def _pins(cls, value: Any) -> Any:
-        return {view: check_pin(pin) for view, pin in value.items()} if isinstance(value, dict) else value
+        return None if value is None else checked_pin(value)
 
     @field_validator("shm_group", mode="before")
     @classmethod

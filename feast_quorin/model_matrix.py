@@ -156,7 +156,7 @@ class FeastModelReader:
 
     def _bind(self) -> _Bound:
         """The compiled request and the layout for it: new ones when the registry has changed."""
-        session = self._online_store.session(self._store.config)
+        session = self._online_store.reads(self._store.config).of(self._features, None).session
         if self._plans is None or self._plans.session is not session:
             self._plans = Plans(session, self._store.config)
         store = self._store

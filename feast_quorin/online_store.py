@@ -8,9 +8,8 @@ and ``teardown`` to :mod:`feast_quorin.apply`.
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from feast.infra.online_stores.online_store import OnlineStore
@@ -19,19 +18,19 @@ from feast.infra.supported_async_methods import SupportedAsyncMethods
 from feast_quorin import feast_private
 from feast_quorin.apply import apply_tables, remove_project, remove_views
 from feast_quorin.config import StoreSettings
-from feast_quorin.feast_versions import COMPILED_READS, VIEW_READS, has
+from feast_quorin.feast_versions import VIEW_READS, has
+from feast_quorin.open_store import OpenStore
 from feast_quorin.read import asked
 from feast_quorin.read import generic as reading
 from feast_quorin.read.asked import current
-from feast_quorin.read.plan import Plans
-from feast_quorin.read.positions import collecting
+from feast_quorin.read.pins import Pins
+from feast_quorin.read.positions import Positions, collecting
 from feast_quorin.read.precomputed import from_live_rows
 from feast_quorin.read.refused import naming_refused_keys
 from feast_quorin.read.request import key_columns
 from feast_quorin.read.tensors import TensorResponse
 from feast_quorin.remote.store import RemoteStore
 from feast_quorin.search import documents
-from feast_quorin.session import Session, new_session
 from feast_quorin.views import stored_view
 from feast_quorin.write import rows as writing
 from quorin import assembly
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
     from feast_quorin.read.response import LazyResponse
     from feast_quorin.read.shape import Shape
-    from quorin.shm import SegmentRegistry
 
 
 class QuorinOnlineStoreConfig(StoreSettings):
@@ -57,7 +55,7 @@ class QuorinOnlineStoreConfig(StoreSettings):
         return super().__new__(QuorinRemoteOnlineStoreConfig if is_remote else cls)
 
 
-class QuorinOnlineStore(OnlineStore):
+class QuorinOnlineStore(OpenStore, OnlineStore):
     """Feature views in shared memory.
 
     A process attaches a view's segment at its first read, and follows it when it is replaced. Writes go to the log
@@ -66,8 +64,6 @@ class QuorinOnlineStore(OnlineStore):
     """
 
     _versioned_read_supported = True
-    _session: Session | None = None
-    _plans: Plans | None = None
 
     def __reduce__(self) -> tuple[type[QuorinOnlineStore], tuple[()]]:
         return type(self), ()
@@ -115,10 +111,17 @@ class QuorinOnlineStore(OnlineStore):
         writing.write_table(self._session_for(config), stored_view(config, table), table, rows, progress)
 
     def replace_table(
-        self, config: RepoConfig, table: Any, rows: pa.Table, progress: Callable[[int], Any] | None
+        self,
+        config: RepoConfig,
+        table: Any,
+        rows: pa.Table,
+        progress: Callable[[int], Any] | None,
+        reference: pa.Table | None = None,
     ) -> None:
-        """Replace all rows of a view by those of an Arrow table with its columns; returns as :meth:`write_table`."""
-        writing.replace_table(self._session_for(config), stored_view(config, table), table, rows, progress)
+        """Replace all rows of a view by those of an Arrow table with its columns; returns as :meth:`write_table`. Its
+        checks compare with the ``reference`` of :mod:`feast_quorin.references`, or else with what is served.
+        """
+        writing.replace_table(self._session_for(config), stored_view(config, table), table, rows, progress, reference)
 
     def write_plain_row(
         self, config: RepoConfig, table: Any, frame: pd.DataFrame, mapping: Mapping[str, str] | None
@@ -145,7 +148,7 @@ class QuorinOnlineStore(OnlineStore):
         """Event time and features of each entity, or a pair of None."""
         view = stored_view(config, table)
         ids = reading.ids_of_keys(view, entity_keys)
-        return reading.feast_rows(reading.read_rows(self._session_for(config), view, ids, requested_features))
+        return reading.feast_rows(reading.read_rows(self.reading_session(config), view, ids, requested_features))
 
     async def online_read_async(
         self, config: RepoConfig, table: Any, entity_keys: Sequence[Any], requested_features: list[str] | None = None
@@ -199,12 +202,12 @@ class QuorinOnlineStore(OnlineStore):
         return documents.as_feast_reads_them(self._nearest(config, table, requested_features or [], query))
 
     def _nearest(self, config: RepoConfig, table: Any, *choice: Any) -> list[documents.Document]:
-        return documents.nearest(self._session_for(config), stored_view(config, table), table, *choice)
+        return documents.nearest(self.reading_session(config), stored_view(config, table), table, *choice)
 
     def _read_features_per_fv(self, config: RepoConfig, *request: Any) -> None:
         """One batch read per view, straight into the response."""
         if has(VIEW_READS):
-            reading.read_views(self._session_for(config), config, *request)
+            reading.read_views(self.reading_session(config), config, *request)
         else:
             super()._read_features_per_fv(config, *request)
 
@@ -223,7 +226,7 @@ class QuorinOnlineStore(OnlineStore):
         response = self._run(config, entity_rows, *choice)
         if response is not None:
             return response
-        with naming_refused_keys(features, entity_rows, registry, project), collecting() as positions:
+        with self._generic(config, features, entity_rows, registry, project) as positions:
             slow = super().get_online_features(config, from_live_rows(features), entity_rows, *choice[1:])
         return TensorResponse.of_feast(slow, positions)
 
@@ -254,7 +257,7 @@ class QuorinOnlineStore(OnlineStore):
 
     async def _generic_async(self, config: RepoConfig, entity_rows: Any, *choice: Any) -> TensorResponse:
         features, registry, project, *_ = choice
-        with naming_refused_keys(features, entity_rows, registry, project), collecting() as positions:
+        with self._generic(config, features, entity_rows, registry, project) as positions:
             slow = await super().get_online_features_async(config, from_live_rows(features), entity_rows, *choice[1:])
         return TensorResponse.of_feast(slow, positions)
 
@@ -271,56 +274,38 @@ class QuorinOnlineStore(OnlineStore):
     ) -> tuple[Shape, list[list[Any]], Any, asked.Asked] | None:
         """A compiled request, and what it is to be answered for."""
         session = self._session_for(config)
-        plans = self._plans
-        if plans is None or plans.session is not session or plans.config is not config:
-            if not has(COMPILED_READS):
-                return None
-            plans = self._plans = Plans(session, config)
+        reads = self._reads
+        if reads is None or reads.session is not session or reads.config is not config:
+            reads = self.reads(config)
+        wanted = current()
+        if reads.services or wanted.pins is not None:
+            features, registry, project, *_ = choice
+            reads = reads.of(features, wanted.pins, registry, project)
         keys = key_columns(entity_rows)
-        if keys is None:
+        if keys is None or reads.plans is None:
             return None
         names, columns = keys
-        wanted = current()
         try:
-            plan = plans.find(*choice)
+            plan = reads.plans.find(*choice)
             shape = None if plan is None else plan.shape(names, wanted.limits)
         except Exception:  # noqa: BLE001 - Feast's own path raises the error again
             return None
         return None if shape is None else (shape, columns, feast_private.online_metrics(), wanted)
 
+    @contextmanager
+    def _generic(self, config: RepoConfig, features: Any, *request: Any) -> Iterator[Positions]:
+        """Feast's own path, which reads view by view, and does not say for which service."""
+        reads, pins = self.reads(config), current().pins
+        if reads.services:
+            chosen = reads.of(features, pins)
+            pins = Pins(())
+            pins.held[reads] = chosen
+        with naming_refused_keys(features, *request), collecting() as positions, asked.asking(pins=pins):
+            yield positions
+
     async def _read_features_per_fv_async(self, config: RepoConfig, *request: Any) -> None:
         """:meth:`_read_features_per_fv`, which never waits."""
         self._read_features_per_fv(config, *request)
-
-    def session(self, config: RepoConfig) -> Session:
-        """What this process has open of the store."""
-        return self._session_for(config)
-
-    def registry(self, config: RepoConfig) -> SegmentRegistry:
-        """The segments that this process serves, and where they stand."""
-        return self._session_for(config).registry
-
-    async def initialize(self, config: RepoConfig) -> None:
-        """Connect and load the compiled kernels, so that the first request of a feature server finds both ready."""
-        self._session_for(config)
-        await asyncio.to_thread(assembly.prewarm)
-
-    async def close(self) -> None:
-        """Release segments and connections. The next use connects anew."""
-        await asyncio.to_thread(self.release)
-
-    def release(self) -> None:
-        """:meth:`close`, outside an event loop. Pins end now."""
-        session, self._session, self._plans = self._session, None, None
-        if session is not None and session.pid == os.getpid():
-            session.close()
-
-    def _session_for(self, config: RepoConfig) -> Session:
-        """The session of this process. A forked child must not use its parent's."""
-        session = self._session
-        if session is None or session.pid != os.getpid():
-            session = self._session = new_session(config.online_store, config.repo_path, inherited=session)
-        return session
 
 
 class QuorinRemoteOnlineStoreConfig(QuorinOnlineStoreConfig):

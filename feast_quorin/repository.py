@@ -16,6 +16,8 @@ from feast_quorin.names import FEAST_TYPES, identifier
 from quorin.errors import RepositoryError, needs_extra
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from quorin.offline import Sides
 
 __all__ = ["Repository", "find", "identifier", "shown_feature", "shown_view"]
@@ -56,6 +58,23 @@ class Repository:
             from feast_quorin.skew_sides import sides_of
         store = FeatureStore(repo_path=str(self.file.parent.absolute()), fs_yaml_file=self.file.absolute())
         yield from sides_of(store, views, features, as_of_time_ns)
+
+    def reference(self, schema_name: str, name: str) -> pa.Table:
+        """The rows of a saved dataset as those of the view of a schema, for ``quorin replace --reference``. Imports
+        Feast.
+
+        :raises RepositoryError: as :func:`feast_quorin.references.reference_rows`, or if there is no such view.
+        """
+        with needs_extra("feast"):
+            from feast import FeatureStore
+
+            from feast_quorin.names import table_schema_name
+            from feast_quorin.references import reference_rows
+        store = FeatureStore(repo_path=str(self.file.parent.absolute()), fs_yaml_file=self.file.absolute())
+        for table in store.list_all_feature_views():
+            if table_schema_name(store.config, table) == schema_name:
+                return reference_rows(store.config, store.registry, table, name)
+        raise RepositoryError(f"--reference {name}: the registry of {self.file} has no feature view of {schema_name!r}")
 
 
 def find(directory: Path) -> Repository | None:

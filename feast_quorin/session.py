@@ -13,16 +13,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from feast_quorin.catalogue import Catalogue
 from feast_quorin.convert.entity_ids import MAX_ID_BYTES
 from feast_quorin.read.asked import wait_for
 from feast_quorin.read.elsewhere import routed_reader, router_of
 from feast_quorin.read.limits import check_fresh, column_reader
-from feast_quorin.views import check_entity
+from feast_quorin.views import check_entity, in_feasts_names
 from feast_quorin.write.tokens import Written
 from quorin.errors import (
+    GenerationNotFoundError,
+    PinLimitError,
     QuorinError,
     SchemaMismatchError,
     SegmentClosedError,
@@ -153,13 +155,14 @@ class Session:
         """Open the view's current segment, or the generation to ``pin``, whatever its fields.
 
         :raises SegmentNotFoundError: if there is none, or its file is lost.
+        :raises GenerationNotFoundError: if there is no generation to pin. :raises PinLimitError: if too many are.
         :raises SchemaError: if its rows have other join keys than the view's.
         """
         name = view.schema.__name__
         for attempt in range(_OPEN_ATTEMPTS):  # Another process may be removing or replacing the segment.
             time.sleep(max(0, attempt - 1) * _RETRY_SECONDS)
             with suppress(SegmentNotFoundError):
-                segment = self.registry.open_stored(name, read_only=read_only, pin=pin)
+                segment = _opened(self.registry, view, read_only=read_only, pin=pin)
                 check_entity(view, segment.stored_schema)
                 return segment
             # Only now is the control plane needed, which may be away.
@@ -320,6 +323,14 @@ def _apply_if_possible(view: StoredView, apply: Callable[[], object]) -> None:
         apply()
     except QuorinError as error:
         _log.warning("read_not_caught_up", view=view.name, error=str(error))
+
+
+def _opened(registry: SegmentRegistry, view: StoredView, **how: Any) -> Segment:
+    """The segment of a view; what is wrong with a pin is said with the view's name."""
+    try:
+        return registry.open_stored(view.schema.__name__, **how)
+    except (GenerationNotFoundError, PinLimitError) as error:
+        raise type(error)(f"feature view {in_feasts_names(view, str(error))}") from None
 
 
 @lru_cache(maxsize=4096)

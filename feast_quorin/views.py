@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -63,6 +64,12 @@ def check_entity(view: StoredView, stored: Schema) -> None:
             f"feature view {view.name!r}: its rows have the keys {stored.entity}, but this process expects "
             f"{view.schema.entity}. Run `feast apply`, or refresh the registry if it was applied elsewhere"
         )
+
+
+def in_feasts_names(view: StoredView, text: str) -> str:
+    """A text of the engine's with the names of a view and its features in place of those of schema and fields."""
+    names = {view.schema.__name__: view.name} | {stored.field: name for name, stored in view.features.items()}
+    return re.sub(r"\w+", lambda word: names.get(word[0], word[0]), text)
 
 
 @lru_cache(maxsize=1024)

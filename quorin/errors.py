@@ -40,6 +40,10 @@ class GenerationNotFoundError(QuorinError, LookupError):
     """A segment has no such generation any more; the message names those that there are."""
 
 
+class InvalidPinError(QuorinError, ValueError):
+    """A pin is no generation, or is of a feature view that there is not; the message names the value."""
+
+
 class PinLimitError(QuorinError, RuntimeError):
     """As many generations of a segment are pinned as may be; the message names them."""
 
@@ -309,11 +313,8 @@ class NotYetAppliedError(QuorinError, TimeoutError):
         applied: int | None = None,
     ) -> None:
         super().__init__(schema_name, position, timeout_ms, nodes, applied)
-        self.schema_name = schema_name
-        self.position = position
-        self.timeout_ms = timeout_ms
-        self.nodes = nodes
-        self.applied = applied
+        self.schema_name, self.position, self.timeout_ms = schema_name, position, timeout_ms
+        self.nodes, self.applied = nodes, applied
 
     def __str__(self) -> str:
         if self.applied is None:
@@ -345,9 +346,7 @@ class StaleReplicaError(QuorinError, RuntimeError):
 
     def __init__(self, subject: str, lag_seconds: float, max_lag_seconds: float) -> None:
         super().__init__(subject, lag_seconds, max_lag_seconds)
-        self.subject = subject
-        self.lag_seconds = lag_seconds
-        self.max_lag_seconds = max_lag_seconds
+        self.subject, self.lag_seconds, self.max_lag_seconds = subject, lag_seconds, max_lag_seconds
 
     def __str__(self) -> str:
         known = f"{self.lag_seconds:.1f} s" if self.lag_seconds < float("inf") else "an unknown time"
@@ -380,8 +379,7 @@ class MissingExtraError(QuorinError, ImportError):
 
     def __init__(self, extra: str, library: str) -> None:
         super().__init__(extra, library)
-        self.extra = extra
-        self.library = library
+        self.extra, self.library = extra, library
 
     def __str__(self) -> str:
         return f"{self.library} is not installed; the extra {self.extra!r} brings it: {install_command(self.extra)}"

@@ -47,7 +47,7 @@ def read_at(
     """
     history = _HistorySession(store.config, Token.of(position) if isinstance(position, str) else position, time_ns)
     choice = (features, entity_rows, store.registry, store.project, full_feature_names)
-    with asking(at_least=None, consistent_ms=None):
+    with asking(at_least=None, consistent_ms=None, pins=None):
         return _HistoryStore(history).get_online_features(store.config, *choice)
 
 
@@ -59,7 +59,7 @@ class _HistorySession:
         if not isinstance(settings, StoreSettings) or settings.offline_path is None:
             raise ConfigError("read_at needs offline_path, the history")
         # All rows are as of one moment.
-        self.settings = settings.model_copy(update={"consistent_timeout_ms": None})
+        self.settings = settings.model_copy(update={"consistent_timeout_ms": None, "pins": None})
         self._connection, history, _ = settings.places(config.repo_path)
         self._history = ParquetDatasetStore(str(history))
         self._position, self._time_ns = position, time_ns

@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from feast_quorin.read.ages import Limits, limits_of
+from feast_quorin.read.pins import Pins, pins_of
 from quorin import assembly
 from quorin.wal import Token
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from quorin.shm import Segment
 
@@ -30,8 +31,8 @@ class Asked:
 
     ``at_least``: rows as new as a token; the read waits for them, at most ``timeout_ms``. ``limits``: the ages up to
     which features are served. ``consistent_ms``: milliseconds within which all rows of an answer are read as they are
-    at one position of the log. ``may_wait``: whether other machines may be asked for
-    rows that this one does not hold.
+    at one position of the log. ``pins``: the generations that are read of some views. ``may_wait``: whether other
+    machines may be asked for rows that this one does not hold.
     """
 
     at_least: Token | None = None
@@ -39,6 +40,7 @@ class Asked:
     consistent_ms: float | None = None
     timeout_ms: float = DEFAULT_TIMEOUT_MS
     may_wait: bool = True
+    pins: Pins | None = None
 
 
 _NOTHING = Asked()
@@ -118,6 +120,22 @@ def consistent(*, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> Iterator[None]:
         a time-out that is not above 0.
     """
     with asking(consistent_ms=positive_ms("timeout_ms", timeout_ms)):
+        yield
+
+
+@contextmanager
+def at_generation(pins: Mapping[str, int | str]) -> Iterator[None]:
+    """Reads in this ``with`` block are of these generations: by feature view the number of one, or the newest of a
+    version of the view's schema (``"v3"``). Other views are read as ever, and so are reads outside the block.
+
+    A generation is pinned from the first read of its view in the block until the block ends, and up to a minute longer;
+    what is pinned gets no new rows once another generation is current. A feature that it does not have is null.
+
+    :raises InvalidPinError: for other pins; and, at the read, for a view that there is not.
+    :raises GenerationNotFoundError: at the read, if this machine does not have the generation any more.
+    :raises PinLimitError: at the read, if as many other generations of the view are pinned as may be.
+    """
+    with asking(pins=pins_of(pins)):
         yield
 
 

@@ -29,7 +29,8 @@ def column_reader(
 ) -> Callable[..., Columns]:
     """A function that reads fields of a segment's rows as columns, with their positions and age limits for some of the
     fields. Rows that were last written longer ago than ``key_ttl_seconds`` are not found. ``routed`` makes the function
-    for a segment that holds some partitions; without it, rows of the others are not read.
+    for a segment that holds some partitions; without it, rows of the others are not read. Nor are they of a pinned
+    segment: other machines have generations of their own, and would answer from another one.
     """
     asks = column_asking(segment, fields, key_ttl_seconds, limits, routed)
     return lambda ids, **options: assembly.finish(asks(ids, **options))
@@ -43,7 +44,7 @@ def column_asking(
     routed: Routed | None = None,
 ) -> Callable[..., Asking[Columns]]:
     """:func:`column_reader`, whose function may ask other machines in between."""
-    if routed is not None and segment.partitioning.is_partial:
+    if routed is not None and segment.partitioning.is_partial and not segment.is_pinned:
         read = routed(segment, fields, limits)
     else:
         read = _held(assembly.column_reader(segment, fields, positions=True, max_age=limits or None))

@@ -15,11 +15,13 @@ import pyarrow as pa
 
 from feast_quorin.read.ages import limits_of
 from feast_quorin.read.asked import positive_ms
+from feast_quorin.read.pins import pins_of
 from quorin import errors
 
 if TYPE_CHECKING:
     from feast_quorin.read.ages import Limits
     from feast_quorin.read.asked import Asked
+    from feast_quorin.read.pins import Pins
 
 CONTENT_TYPE = "application/vnd.apache.arrow.stream"
 ONLINE_FEATURES, READ, WRITE = "/get-online-features", "/quorin/read", "/quorin/write"
@@ -27,11 +29,14 @@ METADATA = b"quorin"
 
 _REFUSALS = (
     errors.EntityIdError,
+    errors.GenerationNotFoundError,
     errors.InconsistentReadError,
     errors.InvalidMaxAgeError,
+    errors.InvalidPinError,
     errors.EntityIdTooLongError,
     errors.InvalidRowError,
     errors.LogFullError,
+    errors.PinLimitError,
     errors.SchemaError,
     errors.SegmentNotFoundError,
     errors.TokenError,
@@ -40,8 +45,9 @@ ERRORS: dict[str, type[errors.QuorinError]] = {kind.__name__: kind for kind in _
 """What the server refuses and the client raises again."""
 
 
-MAX_AGE_HEADER, CONSISTENT_HEADER = "quorin-max-age", "quorin-consistent"
-_ASKING = frozenset((MAX_AGE_HEADER.encode(), CONSISTENT_HEADER.encode()))
+MAX_AGE_HEADER, CONSISTENT_HEADER, PIN_HEADER = "quorin-max-age", "quorin-consistent", "quorin-pin"
+_PIN = PIN_HEADER.encode()
+_ASKING = frozenset((MAX_AGE_HEADER.encode(), CONSISTENT_HEADER.encode(), _PIN))
 
 
 class BadMessageError(ValueError):
@@ -94,16 +100,19 @@ def parsed(metadata: bytes) -> dict[str, Any]:
     return found
 
 
-def waiting_headers(asked: Asked) -> dict[str, str]:
-    """What a read waits for, as headers of any request."""
-    if asked.at_least is None:
-        return {}
-    return {"Quorin-At-Least": asked.at_least.text, "Quorin-Timeout-Ms": str(math.ceil(asked.timeout_ms))}
+def row_headers(asked: Asked) -> dict[str, str]:
+    """Which rows a read asks for, and what it waits for, as headers of any request."""
+    headers = {}
+    if asked.at_least is not None:
+        headers = {"Quorin-At-Least": asked.at_least.text, "Quorin-Timeout-Ms": str(math.ceil(asked.timeout_ms))}
+    if asked.pins is not None:
+        headers[PIN_HEADER] = json.dumps(dict(asked.pins.generations))
+    return headers
 
 
 def asking_headers(asked: Asked) -> dict[str, str]:
     """What a read asks for, as headers of a request for features."""
-    headers = waiting_headers(asked)
+    headers = row_headers(asked)
     if asked.limits:
         headers[MAX_AGE_HEADER] = json.dumps({name: limit.total_seconds() for name, limit in asked.limits})
     if asked.consistent_ms is not None:
@@ -114,6 +123,15 @@ def asking_headers(asked: Asked) -> dict[str, str]:
 def is_asking(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether headers ask for anything beyond the features."""
     return any(name in _ASKING for name, _ in headers)
+
+
+def pins_alone(headers: Iterable[tuple[bytes, bytes]]) -> Pins | None:
+    """The pins that headers ask for, if they ask for nothing else; None if they do, or if the pins are wrong."""
+    asking = [name for name, _ in headers if name in _ASKING]
+    try:
+        return asked_for(headers)["pins"] if asking == [_PIN] else None
+    except BadMessageError:
+        return None
 
 
 def asked_for(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
@@ -129,6 +147,8 @@ def asked_for(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
                 found = json.loads(value)
                 if name == MAX_AGE_HEADER.encode():
                     changes["limits"] = _limits(found)
+                elif name == _PIN:
+                    changes["pins"] = pins_of(found)
                 else:
                     changes["consistent_ms"] = positive_ms(shown, found)
             except (ValueError, RecursionError) as error:

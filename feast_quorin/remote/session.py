@@ -101,7 +101,7 @@ class RemoteSession:
         :raises ConnectionFailedError, RemoteStoreError: as :meth:`Client.post`.
         """
         body = messages.message({"entity_id": pa.array(ids, pa.string())}, **self._about(view), fields=[*fields])
-        headers = messages.waiting_headers(current())
+        headers = messages.row_headers(current())
         batch = messages.answer(self._call(messages.READ, body, is_idempotent=True, more=headers).body)
         if batch.schema.names[: len(_ROW_COLUMNS)] != _ROW_COLUMNS:
             raise messages.BadMessageError(f"expected the columns {_ROW_COLUMNS} first, got {batch.schema.names}")

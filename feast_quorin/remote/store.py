@@ -98,6 +98,10 @@ class RemoteStore:
         """The connections of this process."""
         return self._session_for(config)
 
+    def reading_session(self, config: RepoConfig) -> RemoteSession:
+        """:meth:`session`: the server reads from what is pinned."""
+        return self._session_for(config)
+
     def registry(self, config: RepoConfig) -> NoReturn:
         """:raises ValueError: as there are no segments here."""
         raise ValueError(f"expected an online store with segments, got remote: {config.online_store.remote}")

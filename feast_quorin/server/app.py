@@ -16,7 +16,7 @@ from feast import feature_server as feast_server
 from feast_quorin import feast_private
 from feast_quorin.server.authentication import gate
 from feast_quorin.server.described import described
-from feast_quorin.server.headers import answers_too_old, with_headers
+from feast_quorin.server.headers import refuses_as_here, with_headers
 from feast_quorin.server.online_features import NO_REMOTE_STORES, PATH, OnlineFeatures
 from feast_quorin.server.ready import online_store, ready
 from feast_quorin.server.remote_rows import RemoteRows
@@ -94,7 +94,7 @@ class RepositoryServer:
         store = self._store()
         feast_private.start_server_parts(store, metrics=self.metrics)
         app = feast_server.get_app(store, self.registry_ttl_seconds)
-        answers_too_old(app)
+        refuses_as_here(app)
         return Application(store, app, self)
 
     def _store(self) -> FeatureStore:

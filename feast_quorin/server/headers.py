@@ -1,7 +1,7 @@
 """What requests ask for by headers, and the header by which writes return their token.
 
-``Quorin-At-Least``, ``Quorin-Timeout-Ms``, ``Quorin-Max-Age`` and ``Quorin-Consistent`` hold for every read of a
-request, whichever way it is answered.
+``Quorin-At-Least``, ``Quorin-Timeout-Ms``, ``Quorin-Max-Age``, ``Quorin-Consistent`` and ``Quorin-Pin`` hold for every
+read of a request, whichever way it is answered.
 ``Quorin-Token`` is in the answer to every request that wrote.
 """
 
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from feast_quorin.read.asked import asking
 from feast_quorin.remote.messages import BadMessageError, asked_for
 from feast_quorin.write.tokens import collecting
-from quorin.errors import NotYetAppliedError, TokenError
+from quorin.errors import GenerationNotFoundError, InvalidPinError, NotYetAppliedError, PinLimitError, TokenError
 from quorin.http import InvalidHeaderError, asked_by, error_reply, send_reply, too_old
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from quorin.http import Reply
 
 TOKEN = b"quorin-token"
 
@@ -38,13 +40,23 @@ async def with_headers(answer: Callable[[Any, Any, Any], Awaitable[None]], scope
         await answer(scope, receive, send_with_token)
 
 
-def answers_too_old(app: Any) -> None:
-    """Have Feast's application refuse reads whose token this machine does not show as this server does."""
+def refuses_as_here(app: Any) -> None:
+    """Have Feast's application refuse as this server does: reads whose token this machine does not show, and pins."""
     from starlette.responses import Response
 
-    async def refused(_: Any, error: Any) -> Response:
-        reply = too_old(error)
-        return Response(reply.body, reply.status, media_type=reply.content_type.decode())
+    def handler(reply_to: Callable[[Any], Reply]) -> Callable[[Any, Any], Awaitable[Response]]:
+        async def refused(_: Any, error: Any) -> Response:
+            reply = reply_to(error)
+            return Response(reply.body, reply.status, media_type=reply.content_type.decode())
 
-    for kind in (NotYetAppliedError, TokenError):
-        app.add_exception_handler(kind, refused)
+        return refused
+
+    replies: dict[type[Exception], Callable[[Any], Reply]] = {NotYetAppliedError: too_old, TokenError: too_old}
+    replies |= dict.fromkeys((InvalidPinError, GenerationNotFoundError, PinLimitError), pin_refused)
+    for kind, reply_to in replies.items():
+        app.add_exception_handler(kind, handler(reply_to))
+
+
+def pin_refused(error: InvalidPinError | GenerationNotFoundError | PinLimitError) -> Reply:
+    """422 for pins that cannot be; 409 for a generation that this machine does not have, or cannot pin."""
+    return error_reply(422 if isinstance(error, InvalidPinError) else 409, str(error))

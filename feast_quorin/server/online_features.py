@@ -13,19 +13,30 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from feast_quorin.read.asked import AtOnce
+from feast_quorin.read.asked import AtOnce, asking
 from feast_quorin.read.request_id import of_headers
-from feast_quorin.remote.messages import is_asking
+from feast_quorin.remote.messages import is_asking, pins_alone
 from feast_quorin.server import arrow_body, json_body
+from feast_quorin.server.headers import pin_refused
 from feast_quorin.server.remote_features import RemoteFeatures
 from feast_quorin.server.services import Services
 from quorin.assembly import WouldWaitError
-from quorin.errors import InconsistentReadError, InvalidMaxAgeError, NotHeldError, NotYetAppliedError, TokenError
+from quorin.errors import (
+    GenerationNotFoundError,
+    InconsistentReadError,
+    InvalidMaxAgeError,
+    InvalidPinError,
+    NotHeldError,
+    NotYetAppliedError,
+    PinLimitError,
+    TokenError,
+)
 from quorin.http import InvalidHeaderError, Reply, asked_by, error_reply, forms, may_wait, not_held, too_old
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from feast_quorin.read.pins import Pins
     from feast_quorin.server.authentication import Choice, Gate
     from quorin.http import Headers, Limits, Pending
 
@@ -131,17 +142,18 @@ class OnlineFeatures:
 
     def direct(self, body: bytes, headers: Headers) -> Reply | Pending | None:
         """The answer to a small request, at once or when other machines have answered. None to one that asks for more
-        in headers, as it may have to wait.
+        than pins in headers, as it may have to wait.
         """
-        if is_asking(headers) or may_wait(headers):
+        pins = None
+        if may_wait(headers) or (is_asking(headers) and (pins := pins_alone(headers)) is None):
             return None
         content_type, accept = forms(headers)
         if content_type == arrow_body.CONTENT_TYPE:
             if self._gate is not None:
                 return None
             if self._asks_others:
-                return self._remote.soon(body, self._direct_limits)
-            return self._at_once(self._remote.direct, body, self._direct_limits)
+                return self._remote.soon(body, self._direct_limits) if pins is None else None
+            return self._at_once(pins, self._remote.direct, body, self._direct_limits)
         request = parsed(body) if content_type.startswith(b"application/json") else None
         if request is None or not self._is_small(request):
             return None
@@ -149,15 +161,15 @@ class OnlineFeatures:
             return None
         form = _form(accept)
         if self._asks_others:
-            return self._answer_soon(request, form, headers)
-        return self._at_once(self._answer, request, form, headers)
+            return self._answer_soon(request, form, headers) if pins is None else None
+        return self._at_once(pins, self._answer, request, form, headers)
 
-    def _at_once(self, answer: Callable[..., Reply | None], *request: Any) -> Reply | None:
+    def _at_once(self, pins: Pins | None, answer: Callable[..., Reply | None], *request: Any) -> Reply | None:
         """What a function returns, unless other machines hold some of the rows. From then on requests are answered by
         functions that await them, so that no rows are read twice; these take a task for each request.
         """
         try:
-            with AtOnce():
+            with AtOnce(), nullcontext() if pins is None else asking(pins=pins):
                 return answer(*request)
         except WouldWaitError:
             self._asks_others = True
@@ -237,6 +249,8 @@ def _refusal(failure: Exception) -> Reply | None:
         return too_old(failure)
     if isinstance(failure, NotHeldError):
         return not_held(failure)
+    if isinstance(failure, (InvalidPinError, GenerationNotFoundError, PinLimitError)):
+        return pin_refused(failure)
     return error_reply(503, str(failure)) if isinstance(failure, InconsistentReadError) else None
 
 

@@ -17,7 +17,16 @@ from feast_quorin.server import arrow_body
 from feast_quorin.server.received import decoded
 from feast_quorin.server.remote_rows import ProjectMismatchError, check_project
 from quorin.assembly import WouldWaitError
-from quorin.errors import InconsistentReadError, InvalidMaxAgeError, NotHeldError, NotYetAppliedError, TokenError
+from quorin.errors import (
+    GenerationNotFoundError,
+    InconsistentReadError,
+    InvalidMaxAgeError,
+    InvalidPinError,
+    NotHeldError,
+    NotYetAppliedError,
+    PinLimitError,
+    TokenError,
+)
 from quorin.http import Limits, Reply, error_reply, not_held, too_old
 
 if TYPE_CHECKING:
@@ -27,6 +36,7 @@ if TYPE_CHECKING:
 
 _FLAGS = "full_feature_names", "include_feature_view_version_metadata"
 _TOO_LARGE = 413
+_REFUSALS = InconsistentReadError, InvalidMaxAgeError, InvalidPinError, GenerationNotFoundError, PinLimitError
 _ENTITY_TYPES = pt.is_integer, pt.is_floating, pt.is_string, pt.is_large_string, pt.is_boolean
 
 
@@ -140,7 +150,7 @@ def _refusal(failure: Exception) -> Reply:
         return not_held(failure)
     if isinstance(failure, (NotYetAppliedError, TokenError)):
         return too_old(failure)
-    if isinstance(failure, (InconsistentReadError, InvalidMaxAgeError)):
+    if isinstance(failure, _REFUSALS):
         detail = {"detail": str(failure), "error": type(failure).__name__}
         return Reply(409, b"application/json", orjson.dumps(detail))
     return error_reply(422, f"{type(failure).__name__}: {failure}")

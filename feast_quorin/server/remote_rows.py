@@ -86,7 +86,10 @@ class RemoteRows:
             raise messages.BadMessageError("expected a list of texts as fields")
         view = self._view(about, fields)
         stored = {field.name for field in view.schema.fields}
-        _, found = self._session().read(view, batch.column(0), [name for name in fields if name in stored])
+        online_store = self._store.provider.online_store
+        _, found = online_store.reading_session(self._store.config).read(
+            view, batch.column(0), [name for name in fields if name in stored]
+        )
         return messages.encoded(found)
 
     def _write(self, batch: pa.RecordBatch, about: dict[str, Any]) -> bytes:

@@ -9,10 +9,17 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from feast_quorin.apply import apply_view
-from feast_quorin.views import check_entity
+from feast_quorin.views import check_entity, in_feasts_names
 from feast_quorin.write import tokens
 from quorin import evolution
-from quorin.errors import EntityIdError, InvalidRowError, SchemaMismatchError
+from quorin.errors import (
+    CheckFailedError,
+    EntityIdError,
+    InvalidRowError,
+    ReplaceAbortedError,
+    ReplaceConflictError,
+    SchemaMismatchError,
+)
 from quorin.inline_consumer import progress, shows, wait_until_applied
 
 if TYPE_CHECKING:
@@ -42,7 +49,11 @@ def write(session: Session, view: StoredView, batch: pa.RecordBatch, *, partial:
 
 
 def replace(
-    session: Session, view: StoredView, batches: Iterator[pa.RecordBatch], progress: Callable[[int], Any] | None
+    session: Session,
+    view: StoredView,
+    batches: Iterator[pa.RecordBatch],
+    progress: Callable[[int], Any] | None,
+    reference: pa.Table | None,
 ) -> int:
     """Replace all rows of the view. Returns the position of the commit.
 
@@ -58,7 +69,13 @@ def replace(
             progress(rows - done)
         done = rows
 
-    return evolution.replace(view.schema, batches, session.registry, wait_for="log", progress=advance).position
+    options: dict[str, Any] = {"reference": reference, "wait_for": "log", "progress": advance}
+    try:
+        return evolution.replace(view.schema, batches, session.registry, **options).position
+    except CheckFailedError as error:
+        raise CheckFailedError(view.name, [in_feasts_names(view, text) for text in error.failures]) from None
+    except (ReplaceConflictError, ReplaceAbortedError) as error:
+        raise type(error)(in_feasts_names(view, str(error))) from None
 
 
 def write_row(

@@ -118,13 +118,19 @@ def write_table(
 
 
 def replace_table(
-    session: Session, view: StoredView, table: Any, rows: pa.Table, progress: Callable[[int], Any] | None = None
+    session: Session,
+    view: StoredView,
+    table: Any,
+    rows: pa.Table,
+    progress: Callable[[int], Any] | None = None,
+    reference: pa.Table | None = None,
 ) -> None:
     """Replace all rows of the view by those of a table, and wait as the settings say. Raises as :func:`write_table`.
+    Its checks compare with the rows of a ``reference``, or else with those that are served.
 
     Until the flip the old rows are served, also after a crash or an error.
     """
-    log.settle(session, view, log.replace(session, view, table_batches(view, table, rows), progress))
+    log.settle(session, view, log.replace(session, view, table_batches(view, table, rows), progress, reference))
 
 
 def table_batches(view: StoredView, table: Any, rows: pa.Table) -> Iterator[pa.RecordBatch]:

@@ -135,7 +135,7 @@ def main() -> None:
         code = 1
     except QuorinError as error:
         _print_error("\n".join([str(error), *getattr(error, "__notes__", [])]))
-        code = 3 if isinstance(error, CheckFailedError) else 1
+        code = 3 if isinstance(error, CheckFailedError) or isinstance(error.__cause__, CheckFailedError) else 1
     except OSError as error:
         if error.filename is not None:
             _print_error(f"{os.fsdecode(error.filename)}: {error.strerror}")

@@ -64,7 +64,7 @@ def changes(
     position = _position(since)
     if to is not None:
         check_format(to)
-    with Opened(connection, namespace) as backend:
+    with Opened(connection, namespace, raw=raw) as backend:
         names, name = Names.of(backend, raw=raw), resolve_schema(backend, schema)
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
         with registry.open_stored(name) as segment, progress_bar(str(to), hidden=as_json or to is None) as progress:

@@ -82,7 +82,7 @@ def check(
 
     if save and checks is None:
         raise typer.BadParameter("--save: expected --checks with it")
-    with Opened(connection, namespace) as backend:
+    with Opened(connection, namespace, raw=raw) as backend:
         stored = known_schema(backend, schema)
         names = Names.of(backend, raw=raw)
         wanted = checks_of(stored, backend.control) if checks is None else checks_in(checks, stored)
@@ -93,24 +93,35 @@ def check(
         if not wanted:
             raise typer.BadParameter(f"{schema} has no checks: declare them beside the schema, or give --checks")
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
-        report = _report(registry, stored, wanted, source, hidden=as_json)
+        shown, fields = names.schema(stored.__name__), names.fields(stored)
+        report = _report(registry, stored, wanted, source, shown, hidden=as_json)
     if as_json:
-        print_json(report.as_dict() | {"schema": names.schema(stored.__name__)})
+        found = report.as_dict()
+        named = [
+            one | {"field": fields[one["field"]]} if one.get("field") in fields else one for one in found["checks"]
+        ]
+        print_json(found | {"schema": shown, "checks": named})
     else:
-        _print(report, names.fields(stored))
+        _print(report, fields)
     if not report.passed:
         raise typer.Exit(3)
 
 
 def _report(
-    registry: SegmentRegistry, stored: Schema, checks: tuple[Check, ...], source: Path | None, *, hidden: bool
+    registry: SegmentRegistry,
+    stored: Schema,
+    checks: tuple[Check, ...],
+    source: Path | None,
+    shown: str,
+    *,
+    hidden: bool,
 ) -> Report:
     from quorin.engine.checks.run import run
     from quorin.errors import SegmentNotFoundError
 
     name = stored.__name__
     if source is None:
-        with registry.open_stored(name) as segment, progress_bar(f"checking {name}", hidden=hidden) as progress:
+        with registry.open_stored(name) as segment, progress_bar(f"checking {shown}", hidden=hidden) as progress:
             return run(checks, segment.schema, _scanned(segment, progress))
     with (
         progress_bar(f"loading {source}", hidden=hidden) as progress,

@@ -47,7 +47,7 @@ def export(
     from quorin.shm import SegmentRegistry
 
     check_format(file)
-    with Opened(connection, namespace) as backend:
+    with Opened(connection, namespace, raw=raw) as backend:
         names, name = Names.of(backend, raw=raw), resolve_schema(backend, schema)
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
         with registry.open_stored(name) as segment, progress_bar(str(file), hidden=as_json) as progress:

@@ -46,7 +46,7 @@ def generations(
 
     if drop and schema is None:
         raise typer.BadParameter("--drop: expected the schema or feature view with it")
-    with Opened(connection, namespace) as backend:
+    with Opened(connection, namespace, raw=raw) as backend:
         names = Names.of(backend, raw=raw)
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
         wanted = [resolve_schema(backend, schema)] if schema else sorted(backend.control.schemas())

@@ -76,7 +76,7 @@ def get(
 
     rows: list[dict[str, Any]] = []
     missing: set[tuple[str, str]] = set()
-    with Opened(connection, namespace) as backend, Observer(backend, shm_dir=shm_dir) as looking:
+    with Opened(connection, namespace, raw=raw) as backend, Observer(backend, shm_dir=shm_dir) as looking:
         shown = Names.of(backend, raw=raw)
         names = [resolve_schema(backend, name) for name in schema or []] or _with_fields(backend, field or [])
         if last is not None:

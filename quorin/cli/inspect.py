@@ -40,7 +40,10 @@ def inspect(
     """
     from quorin.engine.ops.observe import Observer
 
-    with Opened(connection, namespace) as backend, Observer(backend, shm_dir=shm_dir, stream_key=stream_key) as looking:
+    with (
+        Opened(connection, namespace, raw=raw) as backend,
+        Observer(backend, shm_dir=shm_dir, stream_key=stream_key) as looking,
+    ):
         name = resolve_schema(backend, schema) if schema else None
         seen, names = looking.observe(schema_name=name), Names.of(backend, raw=raw)
     if as_json and name:

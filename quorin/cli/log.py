@@ -55,7 +55,7 @@ def tail(
     """
     if follow and as_json:
         raise typer.BadParameter("--follow prints lines as they come; expected it without --json")
-    with Opened(connection, namespace) as backend:
+    with Opened(connection, namespace, raw=raw) as backend:
         names, name = Names.of(backend, raw=raw), None if schema is None else resolve_schema(backend, schema)
         logs = logs_of(backend, stream_key) if partition is None else [backend.log(stream_key, partition)]
         lasts = {log: log.bounds().last for log in logs}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quorin.cli.repository import feature_of, project, repository, stored_name
+from quorin.cli.repository import feature_of, project, repository, shown_in_names, stored_name
 
 if TYPE_CHECKING:
     from quorin.engine.backend import Backend
@@ -216,18 +216,23 @@ LogJson = Annotated[
 
 
 class Opened:
-    """A backend, open inside a ``with`` block."""
+    """A backend, open inside a ``with`` block. Unless ``raw``, errors that leave the block have Feast's names."""
 
-    def __init__(self, connection: str, namespace: str) -> None:
+    def __init__(self, connection: str, namespace: str, *, raw: bool = True) -> None:
         from quorin.engine.backend import connect
 
         self._backend = connect(connection, namespace=namespace)
+        self._raw = raw
 
     def __enter__(self) -> Backend:
         return self._backend
 
-    def __exit__(self, *_: object) -> None:
-        self._backend.close()
+    def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            if error is not None and not self._raw:
+                shown_in_names(error, self._backend)
+        finally:
+            self._backend.close()
 
 
 def existing_history(offline: str) -> ParquetDatasetStore:

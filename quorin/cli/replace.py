@@ -25,7 +25,7 @@ from quorin.cli.options import (
 )
 from quorin.cli.output import Json, add_row, console, print_json, progress_bar, table
 from quorin.cli.put import time_ns
-from quorin.cli.repository import Names
+from quorin.cli.repository import Names, repository
 from quorin.cli.rows_file import rows_of
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.engine.words import count, counted, duration
@@ -33,6 +33,7 @@ from quorin.engine.words import count, counted, duration
 if TYPE_CHECKING:
     from quorin.evolution import ReplaceResult
     from quorin.offline import ParquetDatasetStore
+    from quorin.schema import Schema
 
 _RANGE = re.compile(r"(\d+)\.\.(\d+)\Z")
 _HISTORY = "history"
@@ -53,6 +54,23 @@ Waits = Annotated[
 ]
 Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait for that.")]
 AllowEmpty = Annotated[bool, typer.Option("--allow-empty", help="Also replace by no rows at all.")]
+Source = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        help="A file or directory (.parquet, .arrow, .feather, .csv), or `history`: its present rows.",
+        show_default=False,
+    ),
+]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        "--reference",
+        help="What the checks compare with, in place of what is served: a file as of --from, or the name of a saved "
+        "dataset of the Feast repository in this directory.",
+        show_default=False,
+    ),
+]
 OfflineIfAny = Annotated[
     str | None,
     typer.Option(
@@ -68,17 +86,11 @@ OfflineIfAny = Annotated[
 def replace(
     connection: Connection,
     schema: SchemaName,
-    source: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            help="A file or directory (.parquet, .arrow, .feather, .csv), or `history`: its present rows.",
-            show_default=False,
-        ),
-    ] = None,
+    source: Source = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check the rows, and change nothing.")] = False,
     abort: Annotated[bool, typer.Option("--abort", help="End the replacement that is open, whoever began it.")] = False,
     checks: ChecksFile = None,
+    reference: Reference = None,
     no_checks: Annotated[bool, typer.Option("--no-checks", help="Do not check the rows.")] = False,
     allow_empty: AllowEmpty = False,
     offline: OfflineIfAny = None,
@@ -98,6 +110,7 @@ def replace(
     Examples:
         quorin replace driver_stats --from stats.parquet --dry-run
         quorin replace driver_stats --from exports/ --wait-for nodes
+        quorin replace driver_stats --from stats.parquet --reference last_good_month
         quorin replace driver_stats --abort                 # end one whose process hangs
 
     Exit codes: 0 replaced (with `--abort`: ended, or none was open), 1 refused, failed or not applied in time (with the
@@ -110,7 +123,9 @@ def replace(
         raise typer.BadParameter("give either --from or --abort")
     if dry_run and (abort or source == _HISTORY):
         raise typer.BadParameter("--dry-run checks the rows of a file or directory")
-    with Opened(connection, namespace) as backend:
+    if reference is not None and (abort or dry_run or source == _HISTORY):
+        raise typer.BadParameter("--reference is for the checks of a file or directory that replaces the rows")
+    with Opened(connection, namespace, raw=raw) as backend:
         target = known_schema(backend, schema)
         name = Names.of(backend, raw=raw).schema(target.__name__)
         if abort:
@@ -129,7 +144,7 @@ def replace(
             else:
                 total, tables = rows_of(Path(str(source)), target)
                 wanted = () if no_checks else None if checks is None else checks_in(checks, target)
-                options |= {"dry_run": dry_run, "checks": wanted}
+                options |= {"dry_run": dry_run, "checks": wanted, "reference": _reference(reference, target)}
                 result = evolution.replace(
                     target, tables, registry, progress=lambda rows: progress(rows, total), **options
                 )
@@ -184,7 +199,7 @@ def rollback(
     state, ranges = _state(to or []), [_range(text) for text in without or []]
     if not (state or ranges):
         raise typer.BadParameter("give --to or --without")
-    with Opened(connection, namespace) as backend:
+    with Opened(connection, namespace, raw=raw) as backend:
         target = known_schema(backend, schema)
         name = Names.of(backend, raw=raw).schema(target.__name__)
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
@@ -206,6 +221,18 @@ def rollback(
             except ValueError as error:
                 raise typer.BadParameter(str(error)) from error
     _print(dataclasses.replace(result, schema_name=name), wait_for, as_json=as_json)
+
+
+def _reference(given: str | None, target: Schema) -> Any:
+    """The rows of a file, or of a saved dataset of the repository in the working directory."""
+    if given is None:
+        return None
+    if Path(given).exists():
+        return rows_of(Path(given), target)[1]
+    here = repository()
+    if here is None:
+        raise typer.BadParameter(f"--reference {given}: no such file, and no Feast repository in this directory")
+    return here.reference(target.__name__, given)
 
 
 def _alone(progress: Callable[[int, int], None]) -> Callable[[int], None]:

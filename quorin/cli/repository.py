@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from quorin.engine.words import type_text
+from quorin.errors import QuorinError
 
 if TYPE_CHECKING:
     from quorin.engine.backend import Backend
     from quorin.schema import FeatureField, Schema
 
 _GROUP = "quorin.repository"
+_WORD = re.compile(r"(?<![\w/.-])\w+(?![\w/]|[.-]\w)")
 
 
 @cache
@@ -58,7 +63,6 @@ def feature_of(field: str) -> tuple[str, str] | None:
 
 def readable_schemas(backend: Backend) -> dict[str, Schema]:
     """The schemas of a deployment, without those that this version cannot read: commands on the others go on."""
-    from quorin.errors import QuorinError
     from quorin.schema import schema_from_json
 
     schemas = {}
@@ -66,6 +70,25 @@ def readable_schemas(backend: Backend) -> dict[str, Schema]:
         with suppress(QuorinError, ValueError, TypeError, KeyError):
             schemas[name] = schema_from_json(text)
     return schemas
+
+
+class ShownError(QuorinError):
+    """An error in the names that Feast's users know; its cause is the error itself."""
+
+
+def shown_in_names(error: BaseException, backend: Backend) -> None:
+    """Put Feast's names into the text of an error of a command.
+
+    :raises ShownError: for an error of Quorin's, which cannot be changed.
+    """
+    try:
+        names = Names.of(backend)
+    except QuorinError:  # Such as a control plane that is gone: then that is what the error is about.
+        return
+    if isinstance(error, typer.BadParameter):
+        error.message = names.text(error.message)
+    elif isinstance(error, QuorinError) and (shown := names.text(str(error))) != str(error):
+        raise ShownError(shown) from error
 
 
 class Names:
@@ -82,11 +105,18 @@ class Names:
         }
         counts = {view: list(views.values()).count(view) for view in views.values()}
         self._views = {name: view for name, view in views.items() if view and counts[view] == 1 and view not in schemas}
+        self._words = dict(self._views)
+        for name in self._views:
+            self._words.update({field.name: self._feature(name, field.name)[0] for field in schemas[name].fields})
 
     @classmethod
     def of(cls, backend: Backend, *, raw: bool = False) -> Names:
         """The names of a deployment's schemas."""
         return cls({} if raw else readable_schemas(backend), raw=raw)
+
+    def text(self, text: str) -> str:
+        """A text with what schemas and fields are called in place of their names, but in those of files."""
+        return _WORD.sub(lambda word: self._words.get(word[0], word[0]), text)
 
     def schema(self, name: str) -> str:
         """What a schema is called."""

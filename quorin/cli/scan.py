@@ -38,7 +38,7 @@ def scan(
     from quorin.assembly import scan as scan_rows
     from quorin.shm import SegmentRegistry
 
-    with Opened(connection, namespace) as backend:
+    with Opened(connection, namespace, raw=raw) as backend:
         names, name = Names.of(backend, raw=raw), resolve_schema(backend, schema)
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
         with registry.open_stored(name) as segment:

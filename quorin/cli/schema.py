@@ -36,7 +36,7 @@ def schema(
     """
     from quorin.schema import fingerprint, schema_to_json
 
-    with Opened(connection, namespace) as backend:
+    with Opened(connection, namespace, raw=raw) as backend:
         names = Names.of(backend, raw=raw)
         shown = [known_schema(backend, name) for name in ([schema] if schema else sorted(backend.control.schemas()))]
     if as_json and schema:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from quorin.cli.durations import seconds
-from quorin.cli.options import LogJson, Namespace, ServedConnection, ShmDir, resolve_name
+from quorin.cli.options import LogJson, Namespace, Opened, ServedConnection, ShmDir, resolve_name
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
 from quorin.engine.urls import HTTP_FORM, is_http, shown
 from quorin.errors import install_command, needs_extra
@@ -268,8 +268,11 @@ def _pins(connection: str, words: list[str], namespace: str, shm_dir: Path | Non
             pins[name] = check_pin(pin)
         except ValueError as error:
             raise typer.BadParameter(f"--pin {word}: {error}") from error
-        with SegmentRegistry(connection, shm_dir=shm_dir, namespace=namespace).open_stored(name, pin=pin):
-            pass  # So that one that is gone is an error of the command, not of each request.
+        with Opened(connection, namespace, raw=requested == name) as backend:
+            registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
+            registry.open_stored(
+                name, pin=pins[name]
+            ).close()  # One that is gone is an error of the command, not of requests.
     return pins
 
 

@@ -144,7 +144,7 @@ def _of_history(
     from quorin.shm import SegmentRegistry
 
     store = existing_history(offline)
-    with Opened(connection, namespace) as backend:
+    with Opened(connection, namespace, raw=raw) as backend:
         names = Names.of(backend, raw=raw)
         schemas = [resolve_schema(backend, view) for view in views or []] or list(readable_schemas(backend))
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)

@@ -43,7 +43,10 @@ def top(
             from quorin.cli.top_app import Top
     from quorin.engine.ops.observe import Observer
 
-    with Opened(connection, namespace) as backend, Observer(backend, shm_dir=shm_dir, stream_key=stream_key) as looking:
+    with (
+        Opened(connection, namespace, raw=raw) as backend,
+        Observer(backend, shm_dir=shm_dir, stream_key=stream_key) as looking,
+    ):
         if once:
             _print(looking, interval, raw=raw)
             return

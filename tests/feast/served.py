@@ -34,17 +34,23 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def served(folder: Path, objects: list[Any], *words: str, registry: dict[str, Any] | None = None) -> Iterator[Served]:
-    """Apply objects, and serve them; ``words`` are further ones of the command."""
+def served(
+    folder: Path,
+    objects: list[Any],
+    *words: str,
+    registry: dict[str, Any] | None = None,
+    online_store: dict[str, Any] | None = None,
+) -> Iterator[Served]:
+    """Apply objects, and serve them; ``words`` are further ones of the command, ``online_store`` further settings."""
     repository, segments = folder / "repository", folder / "segments"
     repository.mkdir(parents=True)
     segments.mkdir()
-    online_store = {"type": "quorin", "path": str(folder / "store"), "shm_dir": str(segments), "capacity": 64}
+    own = {"type": "quorin", "path": str(folder / "store"), "shm_dir": str(segments), "capacity": 64}
     settings = {
         "project": "shop",
         "provider": "local",
         "registry": {"path": str(repository / "registry.db"), **(registry or {})},
-        "online_store": online_store,
+        "online_store": own | (online_store or {}),
         "entity_key_serialization_version": 3,
     }
     (repository / "feature_store.yaml").write_text(yaml.safe_dump(settings))

@@ -18,7 +18,14 @@ from quorin.engine.loads.past import apply_again, past_segment
 from quorin.engine.reads.scan import scan_view
 from quorin.engine.rows.batch import ENTITY_ID, EVENT_TIME, to_batch
 from quorin.engine.rows.intake import table_columns
-from quorin.errors import GenerationNotFoundError, PastUnavailableError, ReplaceAbortedError, SegmentNotFoundError
+from quorin.errors import (
+    EntityIdError,
+    GenerationNotFoundError,
+    InvalidRowError,
+    PastUnavailableError,
+    ReplaceAbortedError,
+    SegmentNotFoundError,
+)
 from quorin.inline_consumer import InlineConsumer
 from quorin.wal import WALProducer, position_at
 
@@ -60,6 +67,7 @@ def replace(
     registry: SegmentRegistry,
     *,
     checks: Sequence[Check] | None = None,
+    reference: Any = None,
     validate: Validate | None = None,
     allow_empty: bool = False,
     dry_run: bool = False,
@@ -81,13 +89,16 @@ def replace(
     point, the old rows stay in force or the new ones come into force, on every node alike.
 
     Before the commit the rows are checked beside those that this node serves: by ``checks``, or, if that is None, by
-    those that are declared beside the schema (see :class:`quorin.schema.FeatureSchema`). ``validate`` is called after
+    those that are declared beside the schema (see :class:`quorin.schema.FeatureSchema`). With a ``reference`` they
+    compare with its rows, in place of those that this node serves: a table or an iterable of tables, which may lack
+    fields, and have any number of rows for an entity. ``validate`` is called after
     that with the candidate rows and those that this node serves, each an iterable of record batches that may be
     iterated more than once; it raises an error to refuse. ``dry_run`` converts and counts the rows, and changes
     nothing.
 
     :raises CheckFailedError: if a check fails; nothing is replaced.
-    :raises InvalidRowError, EntityIdError: for rows that do not fit the schema; nothing is replaced.
+    :raises InvalidRowError, EntityIdError: for rows that do not fit the schema, the reference's too; nothing is
+        replaced.
     :raises ReplaceConflictError: if another process is replacing the rows of this schema.
     :raises ReplaceAbortedError: if there are no rows, unless ``allow_empty``; or if another process aborted the load.
     :raises LogFullError: if the log is at its limit; nothing is replaced.
@@ -95,7 +106,9 @@ def replace(
         ``timeout_seconds``. The new rows come into force all the same.
     """
     declared = checks_of(schema, registry.backend.control) if checks is None else tuple(checks)
-    options = _Options(registry, stream_key, declared, validate, allow_empty, wait_for, timeout_seconds, progress)
+    options = _Options(
+        registry, stream_key, declared, reference, validate, allow_empty, wait_for, timeout_seconds, progress
+    )
     max_id_bytes = _served(registry, schema).max_id_bytes
 
     def rows(started_ns: int) -> Iterator[pa.RecordBatch]:
@@ -154,7 +167,7 @@ def rollback(
             if first > last or first <= after:
                 raise ValueError(f"without {first}..{last}: expected positions behind {after}, in ascending order")
         # A past state was served once; a check such as that of freshness must not keep anyone from going back to it.
-        options = _Options(registry, stream_key, (), validate, allow_empty, wait_for, timeout_seconds, progress)
+        options = _Options(registry, stream_key, (), None, validate, allow_empty, wait_for, timeout_seconds, progress)
         again = ranges if reapply or ranges else None
         return _replaced(schema, options, lambda load: past.rows(load.load, again))
 
@@ -164,6 +177,7 @@ class _Options:
     registry: SegmentRegistry
     stream_key: str
     checks: tuple[Check, ...]
+    reference: Any
     validate: Validate | None
     allow_empty: bool
     wait_for: str
@@ -196,7 +210,8 @@ def _replaced(
                 f"there are no rows to replace those of {schema.__name__!r} with; nothing was replaced"
             )
         if options.checks:
-            run(options.checks, schema, load.rows(), _present(registry, schema)).raise_if_failed()
+            beside = _present(registry, schema) if options.reference is None else _compared(schema, options.reference)
+            run(options.checks, schema, load.rows(), beside).raise_if_failed()
         if options.validate is not None:
             options.validate(_Again(load.rows), _Again(lambda: _present(registry, schema)))
         position = load.commit()
@@ -236,6 +251,15 @@ def _tables(source: Any) -> Iterator[Any]:
 def _batch(schema: Schema, table: Any, started_ns: int, max_id_bytes: int | None) -> pa.RecordBatch:
     has_times = EVENT_TIME in table_columns(table)
     return to_batch(schema, table, event_time_ns=None if has_times else started_ns, max_id_bytes=max_id_bytes)
+
+
+def _compared(schema: Schema, reference: Any) -> Iterator[pa.RecordBatch]:
+    """The rows of a reference. Those without an event time have the present one."""
+    for table in _tables(reference):
+        try:
+            yield to_batch(schema, table, partial=True)
+        except (InvalidRowError, EntityIdError) as error:
+            raise InvalidRowError(f"reference: {error}") from None
 
 
 def _served(registry: SegmentRegistry, schema: Schema) -> _Served:

@@ -13,7 +13,13 @@ from quorin.engine.memory.kept import kept_files, pinned_files
 from quorin.engine.memory.lineage import attach_newest
 from quorin.engine.memory.pins import Pin, is_pinned, remove_unpinned
 from quorin.engine.memory.view import SegmentView
-from quorin.errors import GenerationNotFoundError, PinLimitError, SegmentConflictError, SegmentNotFoundError
+from quorin.errors import (
+    GenerationNotFoundError,
+    InvalidPinError,
+    PinLimitError,
+    SegmentConflictError,
+    SegmentNotFoundError,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,7 +98,7 @@ def pin_generation(
     ``wanted`` is the number of a generation, ``"v3"`` for the newest with version 3 of the schema, or ``"current"``.
 
     :raises GenerationNotFoundError: if there is none such. :raises PinLimitError: if too many others are pinned.
-    :raises ValueError: for another ``wanted``.
+    :raises InvalidPinError: for another ``wanted``.
     """
     matches = _matcher(wanted)
     for _ in range(_MAX_ATTEMPTS):
@@ -115,7 +121,7 @@ def pin_generation(
 
 
 def check_pin(wanted: object) -> int | str:
-    """A valid ``wanted`` of :func:`pin_generation`. :raises ValueError: for any other."""
+    """A valid ``wanted`` of :func:`pin_generation`. :raises InvalidPinError: for any other."""
     if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted > 0:
         return wanted
     if isinstance(wanted, str):
@@ -123,7 +129,9 @@ def check_pin(wanted: object) -> int | str:
             return wanted
         if wanted.isascii() and wanted.isdigit() and int(wanted) > 0:
             return int(wanted)
-    raise ValueError(f"expected a generation such as 17, a schema version such as 'v3', or 'current', got {wanted!r}")
+    raise InvalidPinError(
+        f"expected a generation such as 17, a schema version such as 'v3', or 'current', got {wanted!r}"
+    )
 
 
 def _matcher(wanted: int | str) -> Callable[[Generation], bool]:
@@ -142,9 +150,10 @@ def _check_limit(pin: Pin, path: Path, view: SegmentView, limits: Limits) -> Non
     others = [other for other in pinned_files(path.parent, view.segment_name) if other != path]
     if len(others) >= limits.pinned:
         pin.release()
+        own, *numbers = (SegmentName.parse(file.name.partition(".")[0]).generation for file in (path, *others))
         raise PinLimitError(
-            f"{path.name} cannot be pinned: {len(others)} other generations are, which is the limit (max_pinned): "
-            + ", ".join(other.name for other in others)
+            f"{view.stored.__name__}: generation {own} cannot be pinned: {len(others)} other generations are, which is "
+            f"the limit (max_pinned): {', '.join(map(str, sorted(numbers)))}"
         )
 
 

@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from quorin.cli import app, main
-from quorin.cli.repository import repository
+from quorin.cli.repository import Names, repository
 from quorin.engine.backend import connect
 from quorin.engine.log.record import Kind, encode
 from quorin.engine.rows.batch import delete_batch, to_batch
@@ -127,12 +127,49 @@ def test_a_replacement_is_shown_by_feasts_names(repo: FeastRepository) -> None:
     assert repo.json("replace", "driver_stats", "--abort") == {"schema": "driver_stats", "aborted": None}
 
 
+def test_errors_have_feasts_names_and_the_engines_with_raw(repo: FeastRepository) -> None:
+    checks = repo.directory / "checks.json"
+    checks.write_text('[{"check": "range", "field": "conv_rate", "low": 0, "high": 1}]')
+    repo.run("export", "driver_stats", "stats.parquet")
+    replace = "replace", "driver_stats", "--from", "stats.parquet"
+    repo.run(*replace)
+    for words, code, expected in (
+        ([*replace, "--checks", "checks.json"], 3, "driver_stats does not pass 1 of its checks: range of 'conv_rate'"),
+        (["rollback", "driver_stats", "--to", "generation:77"], 1, "driver_stats has no generation 77 on this node"),
+        (["generations", "driver_stats", "--drop", "2"], 1, "generation 2 of 'driver_stats' is current"),
+        (["serve", "--pin", "driver_stats=77", "-c", str(repo.store)], 1, "driver_stats has no generation 77"),
+    ):
+        shm = {"QUORIN_SHM_DIR": str(repo.directory / "shm")}
+        said = repo.run(*words, code=code, **shm).stderr
+        assert expected in said
+        assert "shop__" not in said
+        assert "__float" not in said
+        if words[0] != "serve":
+            raw = repo.run(*words, "--raw", code=code, **shm).stderr
+            assert "shop__driver_stats" in raw
+            assert code == 1 or "range of 'conv_rate__float'" in raw
+    found = repo.json("check", "driver_stats", "--checks", "checks.json", code=3)
+    assert (found["schema"], found["checks"][0]["field"]) == ("driver_stats", "conv_rate")
+    listed = {one["schema"] for one in repo.json("generations")["generations"]}
+    assert listed == {"driver_stats", "UserFeatures", "Items"}
+
+
+def test_only_names_change_in_a_text() -> None:
+    names = Names({DRIVERS.__name__: DRIVERS, USERS.__name__: USERS})
+    text = "shop__driver_stats: 'conv_rate__float' at /data/shop__driver_stats/quorin_shop__driver_stats_0a.kept, age."
+    assert names.text(text) == (
+        "driver_stats: 'conv_rate' at /data/shop__driver_stats/quorin_shop__driver_stats_0a.kept, age."
+    )
+    assert Names({DRIVERS.__name__: DRIVERS}, raw=True).text(text) == text
+
+
 def test_a_field_that_does_not_exist_is_no_missing_row(repo: FeastRepository) -> None:
     unknown = repo.run("get", "1001", "-f", "nope", code=2).stderr
     assert "no schema has the field 'nope'" in unknown
     assert "no row" not in unknown
     unknown = repo.run("get", "1001", "-s", "driver_stats", "-f", "conv", code=2).stderr
-    assert "shop__driver_stats has no field 'conv'; did you mean conv_rate?" in unknown
+    assert "driver_stats has no field 'conv'; did you mean conv_rate?" in unknown
+    assert "shop__" not in unknown
     assert [row["values"] for row in repo.json("get", "1001", "-f", "conv_rate")["rows"]] == [{"conv_rate": 500.5}]
     assert "no row for entity id 'nobody'" in repo.run("get", "nobody", "-f", "conv_rate", code=1).stderr
 
@@ -286,7 +323,7 @@ def test_examples_run_as_printed(name: tuple[str, ...], repo: FeastRepository, m
             continue  # the first example has replayed it
         words = shlex.split(line, comments=True)[1:]
         words = words[: words.index(">")] if ">" in words else words
-        needs_feast = name == ("skew",) and "--offline" not in words
+        needs_feast = "--reference" in words or (name == ("skew",) and "--offline" not in words)
         if needs_feast or name in OF_A_STATE or (name in UNENDING and "--once" not in words):
             monkeypatch.chdir(directory)
             monkeypatch.setenv("STORE_DIRECTORY", "data/store")
