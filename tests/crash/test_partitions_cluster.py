@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -125,42 +123,6 @@ def test_rows_survive_failovers_and_moved_slots_and_a_growth(own_cluster: Cluste
         own_cluster.move_slot(slot("quorin", 3))
         fleet.go_on()
         fleet.grow(2 * PARTITIONS)
-
-
-@pytest.mark.torture
-@pytest.mark.parametrize("seed", range(3))
-def test_growths_beside_masters_that_die_and_slots_that_move(own_cluster: Cluster, tmp_path: Path, seed: int) -> None:
-    rng, fleet = random.Random(seed), Fleet(own_cluster, tmp_path)
-
-    def disturb(count: int) -> None:
-        for _ in range(2):
-            time.sleep(rng.uniform(0, 0.5))  # Anywhere in the growth.
-            of = rng.choice([count, 2 * count])
-            chosen = slot("quorin", rng.randrange(of), of) if rng.random() < 0.7 else int(key_slot(b"{quorin}"))
-            kind = rng.choice(["fail over", "lose", "move"])
-            if kind == "move":
-                own_cluster.move_slot(chosen)
-                continue
-            if kind == "fail over":
-                own_cluster.fail_over(chosen)
-            else:
-                with own_cluster.not_replicating(chosen):
-                    time.sleep(rng.uniform(0, 0.3))
-            own_cluster.repair()
-
-    with fleet.running():
-        for count in (PARTITIONS, 2 * PARTITIONS, 4 * PARTITIONS):
-            growing = threading.Thread(target=fleet.grow, args=(2 * count,))
-            disturbing = threading.Thread(target=disturb, args=(count,))
-            for thread in (growing, disturbing):
-                thread.start()
-            for thread in (growing, disturbing):
-                thread.join(600)
-                assert not thread.is_alive()
-            fleet.go_on(300)
-    assert fleet.url
-    with closing(connect(fleet.url)) as backend:
-        assert backend.partitions() == 8 * PARTITIONS
 
 
 class Node:
