@@ -52,9 +52,7 @@ class ParquetDatasetStore:
 
     ``compression`` is Parquet's (``zstd``, ``lz4``, ``snappy``, ``gzip``, ``brotli`` or ``none``). Float columns that
     it hardly shrinks, such as embeddings, stay uncompressed.
-
-    :raises HistoryUnavailableError: for a URL that pyarrow does not support; from all methods, if the files are
-        unavailable.
+    :raises HistoryUnavailableError: for a URL that pyarrow does not support; by all methods, for unavailable files.
     """
 
     flushes_concurrently = True
@@ -235,9 +233,9 @@ class ParquetDatasetStore:
         namespace: str = DEFAULT_NAMESPACE,
     ) -> pa.Table:
         """What reads returned at a position, a token or a time: see :func:`quorin.offline.read_at`."""
-        asked = AsOf(Token.of(position) if isinstance(position, str) else position, time_ns)
+        asked, name = AsOf(Token.of(position) if isinstance(position, str) else position, time_ns), schema.__name__
         with self.sources(schema, connection, namespace) as sources:
-            return self._datasets.reading(schema.__name__, lambda: read_at(sources, ids, asked))
+            return self._datasets.reading(name, lambda: read_at(sources, ids, asked))
 
     def sources(self, schema: Schema, connection: Any = None, *names: str) -> Sources:
         """Where the rows of a schema are: here, and, with a connection (and its namespace and log), behind that."""
