@@ -153,7 +153,7 @@ class InlineConsumer:
                 self._wait(ends)
             return
         last = self._log.bounds().last
-        if self._has_all(self._log, after, last):
+        if _has_all(self._log, self.schema_name, after, last):
             return
         # Entries of other schemas may hide the end of the log. This moves the position past them, for the next process.
         if not self.drain() and self._is_behind(last):
@@ -169,21 +169,9 @@ class InlineConsumer:
         :raises TokenError: with several partitions, for a position that is no token.
         """
         if self._registry.partitioning.count > 1:
-            return self._reach_parts(Token.of(after))
+            return _reach_parts(self._logs(), self.schema_name, Token.of(after), self.drain)
         last = self._log.bounds().last
-        return last if self._has_all(self._log, after, last) or self.drain() else 0
-
-    def _reach_parts(self, after: Token) -> Token:
-        """:meth:`reach` with several partitions."""
-        applied, logs = dict(after.parts), self._logs()
-        ends = [(identity, bounds.last) for identity, bounds in (log.state() for log in logs)]
-        had = [
-            (identity, last)
-            for log, (identity, last) in zip(logs, ends, strict=True)
-            if self._has_all(log, applied.get(identity, 0), last)
-        ]
-        reached = ends if len(had) == len(ends) or self.drain() else had
-        return Token(*(part for part in reached if part[1]))
+        return last if _has_all(self._log, self.schema_name, after, last) or self.drain() else 0
 
     def _logs(self) -> list[Log]:
         """The log of each partition that the segment holds, or will hold."""
@@ -203,11 +191,6 @@ class InlineConsumer:
             return segment is not None and shows(segment, position)
         except _GONE:
             return False
-
-    def _has_all(self, log: Log, after: int, last: int) -> bool:
-        """Whether a log has no entry of the schema after one position and up to another."""
-        found = log.read(after, schema_names=[self.schema_name])
-        return not found.entries and found.through >= last
 
     @property
     def segment(self) -> Segment | None:
@@ -316,6 +299,25 @@ class InlineConsumer:
             apply=self.drain,
             shows=lambda: self._shows(position),
         )
+
+
+def _reach_parts(logs: list[Log], schema_name: str, after: Token, drain: Callable[[], bool]) -> Token:
+    """:meth:`InlineConsumer.reach` with several partitions."""
+    applied = dict(after.parts)
+    ends = [(identity, bounds.last) for identity, bounds in (log.state() for log in logs)]
+    had = [
+        (identity, last)
+        for log, (identity, last) in zip(logs, ends, strict=True)
+        if _has_all(log, schema_name, applied.get(identity, 0), last)
+    ]
+    reached = ends if len(had) == len(ends) or drain() else had
+    return Token(*(part for part in reached if part[1]))
+
+
+def _has_all(log: Log, schema_name: str, after: int, last: int) -> bool:
+    """Whether a log has no entry of a schema after one position and up to another."""
+    found = log.read(after, schema_names=[schema_name])
+    return not found.entries and found.through >= last
 
 
 def shows(segment: Segment, position: int) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.engine.backend.keys import DEFAULT_NAMESPACE
 from quorin.engine.history import parquet as columns
 from quorin.engine.history.as_of import AsOf, read_at
 from quorin.engine.history.counted import Commit
@@ -52,9 +52,7 @@ class ParquetDatasetStore:
 
     ``compression`` is Parquet's (``zstd``, ``lz4``, ``snappy``, ``gzip``, ``brotli`` or ``none``). Float columns that
     it hardly shrinks, such as embeddings, stay uncompressed.
-
-    :raises HistoryUnavailableError: for a URL that pyarrow does not support; from all methods, if the files are
-        unavailable.
+    :raises HistoryUnavailableError: for a URL that pyarrow does not support; by all methods, for unavailable files.
     """
 
     flushes_concurrently = True
@@ -234,22 +232,14 @@ class ParquetDatasetStore:
         connection: Any = None,
         namespace: str = DEFAULT_NAMESPACE,
     ) -> pa.Table:
-        """What reads returned when a log position or a token was applied, or at a time: see
-        :func:`quorin.offline.read_at`.
-        """
-        asked = AsOf(Token.of(position) if isinstance(position, str) else position, time_ns)
+        """What reads returned at a position, a token or a time: see :func:`quorin.offline.read_at`."""
+        asked, name = AsOf(Token.of(position) if isinstance(position, str) else position, time_ns), schema.__name__
         with self.sources(schema, connection, namespace) as sources:
-            return self._datasets.reading(schema.__name__, lambda: read_at(sources, ids, asked))
+            return self._datasets.reading(name, lambda: read_at(sources, ids, asked))
 
-    def sources(
-        self,
-        schema: Schema,
-        connection: Any = None,
-        namespace: str = DEFAULT_NAMESPACE,
-        stream_key: str = DEFAULT_STREAM_KEY,
-    ) -> Sources:
-        """Where the rows of a schema are: here, and, with a connection, in the log behind that."""
-        return Sources(schema, self._datasets, connection, namespace, stream_key)
+    def sources(self, schema: Schema, connection: Any = None, *names: str) -> Sources:
+        """Where the rows of a schema are: here, and, with a connection (and its namespace and log), behind that."""
+        return Sources(schema, self._datasets, connection, *names)
 
     def distinct_entity_ids(self, schema: Schema) -> pa.Array:
         """All distinct ids in the history, deleted ones included, in order of first appearance."""
