@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from feast_quorin.read.shape import Shape
     from quorin.shm import SegmentRegistry
 
+    _Compiled = tuple[Shape, list[list[Any]], Any, asked.Asked]
+
 
 class QuorinOnlineStoreConfig(StoreSettings):
     """The keys under ``online_store``; :class:`feast_quorin.config.StoreSettings` documents and checks them.
@@ -237,9 +239,7 @@ class QuorinOnlineStore(OnlineStore):
         full_feature_names: bool = False,
         include_feature_view_version_metadata: bool = False,
     ) -> TensorResponse:
-        """:meth:`get_online_features`. Awaits other machines; a token, and Feast's generic path if it needs other
-        machines, in a thread.
-        """
+        """:meth:`get_online_features`. Awaits other machines; a thread waits for a token, and for Feast's own path."""
         choice = (features, registry, project, full_feature_names, include_feature_view_version_metadata)
         if asked.current().at_least is None:
             compiled = self._compiled(config, entity_rows, *choice)
@@ -266,9 +266,7 @@ class QuorinOnlineStore(OnlineStore):
         shape, *request = compiled
         return shape.answer(*request)
 
-    def _compiled(
-        self, config: RepoConfig, entity_rows: Any, *choice: Any
-    ) -> tuple[Shape, list[list[Any]], Any, asked.Asked] | None:
+    def _compiled(self, config: RepoConfig, entity_rows: Any, *choice: Any) -> _Compiled | None:
         """A compiled request, and what it is to be answered for."""
         session = self._session_for(config)
         plans = self._plans
@@ -276,17 +274,7 @@ class QuorinOnlineStore(OnlineStore):
             if not has(COMPILED_READS):
                 return None
             plans = self._plans = Plans(session, config)
-        keys = key_columns(entity_rows)
-        if keys is None:
-            return None
-        names, columns = keys
-        wanted = current()
-        try:
-            plan = plans.find(*choice)
-            shape = None if plan is None else plan.shape(names, wanted.limits)
-        except Exception:  # noqa: BLE001 - Feast's own path raises the error again
-            return None
-        return None if shape is None else (shape, columns, feast_private.online_metrics(), wanted)
+        return _compiled(plans, entity_rows, choice)
 
     async def _read_features_per_fv_async(self, config: RepoConfig, *request: Any) -> None:
         """:meth:`_read_features_per_fv`, which never waits."""
@@ -321,6 +309,20 @@ class QuorinOnlineStore(OnlineStore):
         if session is None or session.pid != os.getpid():
             session = self._session = new_session(config.online_store, config.repo_path, inherited=session)
         return session
+
+
+def _compiled(plans: Plans, entity_rows: Any, choice: Sequence[Any]) -> _Compiled | None:
+    keys = key_columns(entity_rows)
+    if keys is None:
+        return None
+    names, columns = keys
+    wanted = current()
+    try:
+        plan = plans.find(*choice)
+        shape = None if plan is None else plan.shape(names, wanted.limits)
+    except Exception:  # noqa: BLE001 - Feast's own path raises the error again
+        return None
+    return None if shape is None else (shape, columns, feast_private.online_metrics(), wanted)
 
 
 class QuorinRemoteOnlineStoreConfig(QuorinOnlineStoreConfig):
