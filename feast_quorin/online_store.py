@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from feast_quorin.read.response import LazyResponse
     from feast_quorin.read.shape import Shape
 
+    _Compiled = tuple[Shape, list[list[Any]], Any, asked.Asked]
+
 
 class QuorinOnlineStoreConfig(StoreSettings):
     """The keys under ``online_store``; :class:`feast_quorin.config.StoreSettings` documents and checks them.
@@ -240,9 +242,7 @@ class QuorinOnlineStore(OpenStore, OnlineStore):
         full_feature_names: bool = False,
         include_feature_view_version_metadata: bool = False,
     ) -> TensorResponse:
-        """:meth:`get_online_features`. Awaits other machines; a token, and Feast's generic path if it needs other
-        machines, in a thread.
-        """
+        """:meth:`get_online_features`. Awaits other machines; a thread waits for a token, and for Feast's own path."""
         choice = (features, registry, project, full_feature_names, include_feature_view_version_metadata)
         if asked.current().at_least is None:
             compiled = self._compiled(config, entity_rows, *choice)
@@ -269,28 +269,17 @@ class QuorinOnlineStore(OpenStore, OnlineStore):
         shape, *request = compiled
         return shape.answer(*request)
 
-    def _compiled(
-        self, config: RepoConfig, entity_rows: Any, *choice: Any
-    ) -> tuple[Shape, list[list[Any]], Any, asked.Asked] | None:
+    def _compiled(self, config: RepoConfig, entity_rows: Any, *choice: Any) -> _Compiled | None:
         """A compiled request, and what it is to be answered for."""
         session = self._session_for(config)
         reads = self._reads
         if reads is None or reads.session is not session or reads.config is not config:
             reads = self.reads(config)
-        wanted = current()
-        if reads.services or wanted.pins is not None:
+        pins = current().pins
+        if reads.services or pins is not None:
             features, registry, project, *_ = choice
-            reads = reads.of(features, wanted.pins, registry, project)
-        keys = key_columns(entity_rows)
-        if keys is None or reads.plans is None:
-            return None
-        names, columns = keys
-        try:
-            plan = reads.plans.find(*choice)
-            shape = None if plan is None else plan.shape(names, wanted.limits)
-        except Exception:  # noqa: BLE001 - Feast's own path raises the error again
-            return None
-        return None if shape is None else (shape, columns, feast_private.online_metrics(), wanted)
+            reads = reads.of(features, pins, registry, project)
+        return None if reads.plans is None else _compiled(reads.plans, entity_rows, choice)
 
     @contextmanager
     def _generic(self, config: RepoConfig, features: Any, *request: Any) -> Iterator[Positions]:
@@ -306,6 +295,20 @@ class QuorinOnlineStore(OpenStore, OnlineStore):
     async def _read_features_per_fv_async(self, config: RepoConfig, *request: Any) -> None:
         """:meth:`_read_features_per_fv`, which never waits."""
         self._read_features_per_fv(config, *request)
+
+
+def _compiled(plans: Plans, entity_rows: Any, choice: Sequence[Any]) -> _Compiled | None:
+    keys = key_columns(entity_rows)
+    if keys is None:
+        return None
+    names, columns = keys
+    wanted = current()
+    try:
+        plan = plans.find(*choice)
+        shape = None if plan is None else plan.shape(names, wanted.limits)
+    except Exception:  # noqa: BLE001 - Feast's own path raises the error again
+        return None
+    return None if shape is None else (shape, columns, feast_private.online_metrics(), wanted)
 
 
 class QuorinRemoteOnlineStoreConfig(QuorinOnlineStoreConfig):
