@@ -95,7 +95,7 @@ def test_checks_are_kept_with_the_schema(place: Place) -> None:
     (place.path / "checks.json").write_text(json.dumps([{"check": "range", "field": "age", "low": 0, "high": 9}]))
     assert "users has 1 checks" in place.run("users", "--checks", "checks.json", "--save").stdout
     [one] = place.json("users")["checks"]
-    assert (one["check"], one["field"], one["found"]) == (Range.kind, "age__double", 0.0)
+    assert (one["check"], one["field"], one["found"]) == (Range.kind, "age", 0.0)
     (place.path / "none.json").write_text("[]")
     place.run("users", "--checks", "none.json", "--save")
     assert "users has no checks" in place.run("users", code=2).stderr
@@ -108,7 +108,7 @@ def test_mistakes_are_named(place: Place) -> None:
         (["--checks", "f.yaml"], "f.yaml", "a: [1", 2, "f.yaml cannot be read"),
         (["--checks", "f.json"], "f.json", json.dumps([unknown]), 2, "did you mean age"),
         (["--checks", "f.json"], "f.json", json.dumps([text]), 1, "field of numbers"),
-        (["--from", "f.csv"], "f.csv", "entity_id,age\na,1\n", 1, "name__string"),
+        (["--from", "f.csv"], "f.csv", "entity_id,age\na,1\n", 1, "field 'name' is missing"),
     ):
         (place.path / file).write_text(content)
         assert expected in " ".join(place.run("users", *words, code=code).stderr.split())
