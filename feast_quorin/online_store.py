@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast.repo_config import RepoConfig
 
+    from feast_quorin.read.plan import Plans
     from feast_quorin.read.response import LazyResponse
     from feast_quorin.read.shape import Shape
 
