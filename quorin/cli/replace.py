@@ -114,7 +114,7 @@ def replace(
         target = known_schema(backend, schema)
         name = Names.of(backend, raw=raw).schema(target.__name__)
         if abort:
-            load = evolution.abort_replace(target, backend, stream_key=stream_key)
+            load = evolution.abort_replace(target, backend)
             _print_aborted(name, load, as_json=as_json)
             return
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)

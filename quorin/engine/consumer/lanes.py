@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from quorin.engine.consumer.history import history_of_partition
 from quorin.engine.consumer.lane import Lane, Seen
+from quorin.engine.consumer.loads import Loads
 from quorin.engine.repartition.node import carry_over, successor_of
 from quorin.errors import ConnectionFailedError, WriterFencedError
 from quorin.logging import get_logger
@@ -53,6 +54,7 @@ class Lanes:
         self._history = history
         self._ownership = ownership
         self._new = partial(Lane, registry=registry, ownership=ownership, settings=settings)
+        self._loads = Loads(registry.backend)
         self._lanes: list[Lane] = []
         self._others: dict[int, Log] = {}
         self._name_others_at = 0.0
@@ -106,10 +108,12 @@ class Lanes:
         log = partial(self._registry.backend.log, self._stream_key, of=held.count)
         history = partial(history_of_partition, self._history)
         self._ownership.partition_count = held.count
+        self._loads = Loads(self._registry.backend)
+        new = partial(self._new, loads=self._loads)
         if held.count == 1:
-            self._lanes = [self._new(log(0), None, history(0, 1))]
+            self._lanes = [new(log(0), None, history(0, 1))]
             return True
-        self._lanes = [self._new(log(number), number, history(number, held.count)) for number in sorted(held.held)]
+        self._lanes = [new(log(number), number, history(number, held.count)) for number in sorted(held.held)]
         self._others = {number: log(number) for number in range(held.count) if number not in held.held}
         return True
 
@@ -142,6 +146,7 @@ class Lanes:
         """Read these logs no more."""
         self.stop_reading()
         self.release()
+        self._loads.keep([])
         self._lanes, self._others = [], {}
 
     def follow(self, target: Target) -> bool:
@@ -160,14 +165,24 @@ class Lanes:
 
     def check(self) -> None:
         """Compare the logs with the segments, and anchor those that do not follow: now, or before what is read next.
+        Loads of coordinators that died after their commit was decided are finished.
 
-        :raises ConnectionFailedError: if the only log cannot be reached.
+        :raises ConnectionFailedError: if the only log, or the control plane, cannot be reached.
         """
+        self._loads.finish_decided()
         for lane in self._lanes:
             if lane.partition is None:
                 lane.check()
             else:
                 lane.must_look = True
+
+    def finish_loads(self) -> None:
+        """Finish a load that some log has the commit of and another lacks, if its coordinator died.
+
+        :raises ConnectionFailedError: if the control plane cannot be reached.
+        """
+        if self._loads.is_waiting:
+            self._loads.finish_decided()
 
     def read(self, *, block_ms: int) -> list[tuple[Lane, ReadResult]]:
         """What the logs have next; waits up to ``block_ms`` if none has anything.

@@ -50,12 +50,12 @@ class Folders:
             return self.base
         return self.base.under(f"partitions={self._count}", f"partition={self.partition}")
 
-    def to_read(self) -> list[Storage]:
-        """The folders that have all rows: one, or one for each partition, those of a lower number of them first."""
+    def to_read(self) -> list[list[Storage]]:
+        """The folders that have all rows: one, or one for each partition, for each number of them that there was."""
         if self.partition is not None:
-            return [self.to_write()]
+            return [[self.to_write()]]
         counts = counts_of(self.base) if self._count is None else [self._count]
-        return [folder for count in counts or [1] for folder in _of_count(self.base, count)]
+        return [_of_count(self.base, count) for count in counts or [1]]
 
     @property
     def is_of_one(self) -> bool:
