@@ -145,6 +145,7 @@ def test_a_commit_that_is_decided_is_finished_not_aborted(node: Machine, monkeyp
 
     def finish(load: OpenLoad, *arguments: Any) -> Token:
         assert open_loads(backend.control)["Row"][0].state == "committing"
+        monkeypatch.setattr(coordinator, "finish", original)
         assert abort_replace(ROW, backend) is None
         assert open_loads(backend.control)["Row"][0].state == "committed"
         push(node, pushed=5)
