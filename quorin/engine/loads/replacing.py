@@ -86,7 +86,8 @@ def replace(
     point, the old rows stay in force or the new ones come into force, on every node alike.
 
     Before the commit the rows are checked beside those that this node serves: by ``checks``, or, if that is None, by
-    those that are declared beside the schema (see :class:`quorin.schema.FeatureSchema`). ``validate`` is called after
+    those that are declared beside the schema (see :class:`quorin.schema.FeatureSchema`). On a node that holds some
+    partitions they are checked alone, as where nothing is served yet. ``validate`` is called after
     that with the candidate rows and those that this node serves, each an iterable of record batches that may be
     iterated more than once; it raises an error to refuse. ``dry_run`` converts and counts the rows, and changes
     nothing.
@@ -203,7 +204,9 @@ def _replaced(
                 f"there are no rows to replace those of {schema.__name__!r} with; nothing was replaced"
             )
         if options.checks:
-            run(options.checks, schema, load.rows(), _present(registry, schema)).raise_if_failed()
+            # The rows of all partitions must not be compared with those of some.
+            present = () if registry.partitioning.is_partial else _present(registry, schema)
+            run(options.checks, schema, load.rows(), present).raise_if_failed()
         if options.validate is not None:
             options.validate(_Again(load.rows), _Again(lambda: _present(registry, schema)))
         position = load.commit()
