@@ -263,12 +263,8 @@ class WALConsumer:
             return 0
         count = applied = 0
         for lane, found in self._lanes.read(block_ms=block_ms):
-            try:
+            with self._lanes.failing_alone(lane):
                 applied += self._apply(lane, found, stages=block_ms > 0)
-            except ConnectionFailedError as error:
-                if lane.partition is None:
-                    raise
-                self._lanes.failed(lane, error)
             count += len(found.entries)
         _let_gather(self._pace, count if block_ms else _STREAM_ENTRIES)
         return applied
@@ -287,7 +283,7 @@ class WALConsumer:
         # The ends are fixed here: a drain beside a busy producer must return.
         ends = [(lane, lane.check()) for lane in self._lanes]
         applied = sum(self._drain(lane, end) for lane, end in ends)
-        self._lanes.finish_loads()
+        self._lanes.loads.finish_waiting()
         self._flusher.flush(self._agenda)
         has_grown = self._lanes.carry_over(partial(self._flusher.flush, self._agenda))
         return applied + (self._drain_all() if has_grown else 0)

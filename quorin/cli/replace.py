@@ -146,7 +146,7 @@ def rollback(
         list[str] | None,
         typer.Option(
             "--to",
-            help="`position:P` (or a token), `time:T` (2026-05-01T12:00:00Z, or ns), or `generation:N`, kept on this node.",
+            help="`position:P` (or a token), `time:T` (like 2026-05-01T12:00:00Z) or `generation:N`, one of this node.",
             show_default=False,
         ),
     ] = None,

@@ -153,13 +153,10 @@ def _origins(
 
 def _with_common_loads(origins: list[_Origin]) -> list[_Origin]:
     """The same without commits of loads that not all of these logs have yet: a load is put in force whole."""
-    commits = common([one.loaded.counted.commits for one in origins])
-    begins = {commit.begin for commit in commits}
+    begins = {commit.begin for commit in common([one.loaded.counted.commits for one in origins])}
+    kept = [tuple(commit for commit in one.loaded.counted.commits if commit.begin in begins) for one in origins]
     return [
-        one._replace(
-            loaded=one.loaded.counting(Counted(tuple(c for c in one.loaded.counted.commits if c.begin in begins)))
-        )
-        for one in origins
+        _Origin(*one[:-1], one.loaded.counting(Counted(commits))) for one, commits in zip(origins, kept, strict=True)
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,7 @@ class Lanes:
         self._history = history
         self._ownership = ownership
         self._new = partial(Lane, registry=registry, ownership=ownership, settings=settings)
-        self._loads = Loads(registry.backend)
+        self.loads = Loads(registry.backend)
         self._lanes: list[Lane] = []
         self._others: dict[int, Log] = {}
         self._name_others_at = 0.0
@@ -108,8 +108,8 @@ class Lanes:
         log = partial(self._registry.backend.log, self._stream_key, of=held.count)
         history = partial(history_of_partition, self._history)
         self._ownership.partition_count = held.count
-        self._loads = Loads(self._registry.backend)
-        new = partial(self._new, loads=self._loads)
+        self.loads = Loads(self._registry.backend)
+        new = partial(self._new, loads=self.loads)
         if held.count == 1:
             self._lanes = [new(log(0), None, history(0, 1))]
             return True
@@ -146,7 +146,7 @@ class Lanes:
         """Read these logs no more."""
         self.stop_reading()
         self.release()
-        self._loads.keep([])
+        self.loads.keep([])
         self._lanes, self._others = [], {}
 
     def follow(self, target: Target) -> bool:
@@ -165,24 +165,16 @@ class Lanes:
 
     def check(self) -> None:
         """Compare the logs with the segments, and anchor those that do not follow: now, or before what is read next.
-        Loads of coordinators that died after their commit was decided are finished.
+        Finish loads that are decided.
 
         :raises ConnectionFailedError: if the only log, or the control plane, cannot be reached.
         """
-        self._loads.finish_decided()
+        self.loads.finish_decided()
         for lane in self._lanes:
             if lane.partition is None:
                 lane.check()
             else:
                 lane.must_look = True
-
-    def finish_loads(self) -> None:
-        """Finish a load that some log has the commit of and another lacks, if its coordinator died.
-
-        :raises ConnectionFailedError: if the control plane cannot be reached.
-        """
-        if self._loads.is_waiting:
-            self._loads.finish_decided()
 
     def read(self, *, block_ms: int) -> list[tuple[Lane, ReadResult]]:
         """What the logs have next; waits up to ``block_ms`` if none has anything.
@@ -251,13 +243,19 @@ class Lanes:
         for lane, covered in flushed:
             if lane.failures:
                 continue
-            try:
+            with self.failing_alone(lane):
                 lane.trim(covered)
-            except ConnectionFailedError as error:
-                if lane.partition is None:
-                    raise
-                self.failed(lane, error)
         return not self.is_failing
+
+    @contextmanager
+    def failing_alone(self, lane: Lane) -> Iterator[None]:
+        """In the block a log is used; if one of several cannot be reached, the others go on."""
+        try:
+            yield
+        except ConnectionFailedError as error:
+            if lane.partition is None:
+                raise
+            self.failed(lane, error)
 
     def stop_reading(self) -> None:
         """Wait for the reads that are in flight, and end their threads."""

@@ -106,10 +106,10 @@ class Loads:
                 return True
         return False
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether a load is committed in one log, and not in another yet."""
-        return any(staged.is_committed for staged in self._staged.values())
+    def finish_waiting(self) -> None:
+        """:meth:`finish_decided`, if one log has the commit of a load, and another lacks it yet."""
+        if any(staged.is_committed for staged in self._staged.values()):
+            self.finish_decided()
 
     def finish_decided(self) -> None:
         """Finish loads whose commit was decided, and whose coordinator died before all logs had it.
