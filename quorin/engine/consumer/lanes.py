@@ -164,8 +164,7 @@ class Lanes:
             lane.cursor.keep(targets)
 
     def check(self) -> None:
-        """Compare the logs with the segments, and anchor those that do not follow: now, or before what is read next.
-        Finish loads that are decided.
+        """Finish loads that are decided, and anchor segments that do not follow their logs: now, or before the next read.
 
         :raises ConnectionFailedError: if the only log, or the control plane, cannot be reached.
         """
