@@ -164,7 +164,7 @@ class Lanes:
             lane.cursor.keep(targets)
 
     def check(self) -> None:
-        """Finish loads that are decided, and anchor segments that do not follow their logs: now, or before the next read.
+        """Finish loads that are decided; anchor segments that do not follow their logs, now or before the next read.
 
         :raises ConnectionFailedError: if the only log, or the control plane, cannot be reached.
         """
