@@ -15,7 +15,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
 from quorin.engine.checks.stored import store_checks
 from quorin.engine.format import segment as fmt
 from quorin.engine.loads.coordinator import end_load
@@ -155,12 +154,15 @@ def upgrade_schema(
         )
 
 
-def abort_replace(schema: Schema, backend: Backend, *, stream_key: str = DEFAULT_STREAM_KEY) -> int | None:
+def abort_replace(schema: Schema, backend: Backend) -> int | None:
     """End the open load of a schema, whoever coordinates it, so that another can begin; the rows stay as they are.
 
-    Returns the position at which the load began; None if none is open, or its commit comes first.
+    Returns the position at which the load began; None if none is open. A load whose commit is decided is not aborted:
+    it is finished if its coordinator died.
+
+    :raises ConnectionFailedError: if the control plane or a log cannot be reached; calling it again goes on.
     """
-    return end_load(backend, schema.__name__, stream_key=stream_key)
+    return end_load(backend, schema.__name__)
 
 
 def _wait_for_nodes(registry: SegmentRegistry, new: Schema, timeout_seconds: float) -> None:

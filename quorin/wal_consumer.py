@@ -270,7 +270,8 @@ class WALConsumer:
             return 0
         count = applied = 0
         for lane, found in self._lanes.read(block_ms=block_ms):
-            applied += self._apply(lane, found, stages=block_ms > 0)
+            with self._lanes.failing_alone(lane):
+                applied += self._apply(lane, found, stages=block_ms > 0)
             count += len(found.entries)
         _let_gather(self._pace, count if block_ms else _STREAM_ENTRIES)
         return applied
@@ -289,6 +290,7 @@ class WALConsumer:
         # The ends are fixed here: a drain beside a busy producer must return.
         ends = [(lane, lane.check()) for lane in self._lanes]
         applied = sum(self._drain(lane, end) for lane, end in ends)
+        self._lanes.loads.finish_waiting()
         self._flusher.flush(self._agenda)
         has_grown = self._lanes.carry_over(partial(self._flusher.flush, self._agenda))
         return applied + (self._drain_all() if has_grown else 0)

@@ -112,7 +112,7 @@ def last_entries(log: Log, count: int, schema_name: str | None = None) -> Iterat
 
 def _entry(position: int, payload: bytes, partition: int | None, *, names: Names, rows: bool) -> dict[str, Any]:
     """What an entry says of itself; a damaged one has its reason instead."""
-    from quorin.engine.log.record import Kind, decode, is_of_load, load_of, peek
+    from quorin.engine.log.record import decode, is_of_load, load_of, peek
     from quorin.errors import InvalidEntryError
 
     entry: dict[str, Any] = {"position": position, "bytes": len(payload)}
@@ -126,7 +126,7 @@ def _entry(position: int, payload: bytes, partition: int | None, *, names: Names
             "rows": header.row_count,
         }
         if is_of_load(payload):
-            entry["load"] = position if header.kind is Kind.begin else load_of(payload)[0]
+            entry["load"] = load_of(payload)[0]
         if rows:
             entry["values"] = decode(payload).batch.to_pylist()
     except InvalidEntryError as error:

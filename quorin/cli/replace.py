@@ -27,15 +27,18 @@ from quorin.cli.output import Json, add_row, console, print_json, progress_bar, 
 from quorin.cli.put import time_ns
 from quorin.cli.repository import Names, repository
 from quorin.cli.rows_file import rows_of
+from quorin.engine.backend import logs
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.engine.log.token import Token
 from quorin.engine.words import count, counted, duration
+from quorin.errors import TokenError
 
 if TYPE_CHECKING:
     from quorin.evolution import ReplaceResult
     from quorin.offline import ParquetDatasetStore
     from quorin.schema import Schema
 
-_RANGE = re.compile(r"(\d+)\.\.(\d+)\Z")
+_RANGE = re.compile(r"(.+?)\.\.(.+)\Z")
 _HISTORY = "history"
 
 
@@ -129,7 +132,7 @@ def replace(
         target = known_schema(backend, schema)
         name = Names.of(backend, raw=raw).schema(target.__name__)
         if abort:
-            load = evolution.abort_replace(target, backend, stream_key=stream_key)
+            load = evolution.abort_replace(target, backend)
             _print_aborted(name, load, as_json=as_json)
             return
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
@@ -137,7 +140,7 @@ def replace(
         options |= {"stream_key": stream_key}
         with progress_bar(name, hidden=as_json) as progress:
             if source == _HISTORY:
-                last, past = backend.log(stream_key).bounds().last, _history(offline)
+                last, past = max(log.bounds().last for log in logs(backend, stream_key)), _history(offline)
                 result = evolution.rollback(
                     target, registry, to_position=last, reapply=True, history=past, progress=_alone(progress), **options
                 )
@@ -158,7 +161,7 @@ def rollback(
         list[str] | None,
         typer.Option(
             "--to",
-            help="`position:P`, `time:T` (like 2026-05-01T12:00:00Z, or ns) or `generation:N`, one kept on this node.",
+            help="`position:P` (or a token), `time:T` (like 2026-05-01T12:00:00Z) or `generation:N`, one of this node.",
             show_default=False,
         ),
     ] = None,
@@ -253,8 +256,10 @@ def _state(words: list[str]) -> dict[str, Any]:
     kind, _, text = words[0].partition(":")
     if kind == "time" and text:
         return {"to_time_ns": time_ns(text)}
-    if kind in ("position", "generation") and text.isdigit():
-        return {f"to_{kind}": int(text)}
+    if kind == "generation" and text.isdigit():
+        return {"to_generation": int(text)}
+    if kind == "position" and text:
+        return {"to_position": _position(text, "--to position")}
     raise typer.BadParameter(f"--to {words[0]!r}: expected position:P, time:T or generation:N")
 
 
@@ -262,7 +267,17 @@ def _range(text: str) -> tuple[int, int]:
     match = _RANGE.match(text)
     if match is None:
         raise typer.BadParameter(f"--without {text!r}: expected two positions, A..B")
-    return int(match[1]), int(match[2])
+    return _position(match[1], "--without"), _position(match[2], "--without")
+
+
+def _position(text: str, option: str) -> int:
+    """A number, or a token, which has one for the log of each partition."""
+    if text.isdigit():
+        return int(text)
+    try:
+        return Token.parse(text)
+    except TokenError as error:
+        raise typer.BadParameter(f"{option}: expected a position or a token; {error}") from error
 
 
 def _print_aborted(name: str, load: int | None, *, as_json: bool) -> None:
@@ -278,7 +293,7 @@ def _print_aborted(name: str, load: int | None, *, as_json: bool) -> None:
 
 def _print(result: ReplaceResult, wait_for: WaitFor, *, as_json: bool) -> None:
     if as_json:
-        print_json(dataclasses.asdict(result))
+        print_json(dataclasses.asdict(result) | {"position": _shown(result.position)})
         return
     if result.dry_run:
         served = "no segment here" if result.replaced_rows is None else f"{counted(result.replaced_rows, 'row')} here"
@@ -290,9 +305,14 @@ def _print(result: ReplaceResult, wait_for: WaitFor, *, as_json: bool) -> None:
     if result.replaced_rows is not None:
         add_row(shown, "replaced", count(result.replaced_rows))
     add_row(shown, "began at", result.begin)
-    add_row(shown, "position", result.position)
+    add_row(shown, "position", _shown(result.position))
     where = {WaitFor.log: "each node's consumer", WaitFor.node: "this node", WaitFor.nodes: "all live nodes"}[wait_for]
     add_row(shown, "in force", f"on {where}" if wait_for is not WaitFor.log else f"when {where} reads it")
     add_row(shown, "took", duration(result.elapsed_seconds))
     shown.show_header = False
     console().print(shown)
+
+
+def _shown(position: Token) -> int | str:
+    """A position as ``--to position`` takes it: of several logs the token."""
+    return int(position) if len(position.parts) < 2 else position.text

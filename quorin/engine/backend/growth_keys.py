@@ -17,12 +17,18 @@ def growth_key(namespace: str) -> str:
 
 LUA_SWAP_GROWTH = """
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[2] then return 0 end
+if ARGV[4] ~= '' then
+  if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[4]) then return 0 end
+  for i = 5, #ARGV, 2 do
+    if redis.call('HGET', KEYS[3], ARGV[i]) ~= ARGV[i + 1] then return 0 end
+  end
+end
 redis.call('SET', KEYS[1], ARGV[1])
 if ARGV[3] ~= '' then redis.call('SET', KEYS[2], ARGV[3]) end
 return 1
 """
-"""KEYS growth, partitions; ARGV the JSON, the expected JSON ('': none), the number of partitions ('': as it is).
-Returns 1 if the growth was stored."""
+"""KEYS growth, partitions, loads; ARGV the JSON, the expected JSON ('': none), the number of partitions ('': as it is),
+the number of expected loads ('': any), schema name and JSON of each of them. Returns 1 if the growth was stored."""
 
 LUA_CLOSE = (
     LUA_ENSURE
@@ -69,17 +75,21 @@ return gone
 """KEYS stream, closed; ARGV the id behind which entries are removed, the last of these, the id that was trimmed last.
 Does nothing unless the log is closed, which ends at its newest entry then. Returns the number of removed entries."""
 
-LUA_BEGIN_BEHIND = (
-    LUA_ENSURE
-    + """
-local known = ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
-local info = redis.call('XINFO', 'STREAM', KEYS[1])
+_LUA_BEFORE = """
 local function before(one, other)
   local ms, dash = string.match(one, '(%d+)-(%d+)')
   local other_ms, other_dash = string.match(other, '(%d+)-(%d+)')
   ms, other_ms = tonumber(ms), tonumber(other_ms)
   return ms < other_ms or (ms == other_ms and tonumber(dash) < tonumber(other_dash))
 end
+"""
+
+LUA_BEGIN_BEHIND = (
+    LUA_ENSURE
+    + _LUA_BEFORE
+    + """
+local known = ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
+local info = redis.call('XINFO', 'STREAM', KEYS[1])
 for i = 1, #info, 2 do
   if info[i] == 'last-generated-id' and before(info[i + 1], ARGV[2]) and redis.call('XLEN', KEYS[1]) == 0 then
     redis.call('XSETID', KEYS[1], ARGV[2])
@@ -91,6 +101,21 @@ return known
 )
 """KEYS stream, identity, trimmed, closed (left alone); ARGV a fresh identity, the id and position behind which a log
 without entries begins. Returns the log's identity."""
+
+LUA_SKIP_TO = (
+    LUA_ENSURE
+    + _LUA_BEFORE
+    + """
+local known = ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
+local info = redis.call('XINFO', 'STREAM', KEYS[1])
+for i = 1, #info, 2 do
+  if info[i] == 'last-generated-id' and before(info[i + 1], ARGV[2]) then redis.call('XSETID', KEYS[1], ARGV[2]) end
+end
+return known
+"""
+)
+"""KEYS stream, identity, trimmed, closed (left alone); ARGV a fresh identity, the id that all later entries come after.
+Returns the log's identity."""
 
 SQL_GROWTH = "CREATE TABLE IF NOT EXISTS growth (namespace TEXT NOT NULL PRIMARY KEY, json TEXT NOT NULL) WITHOUT ROWID"
 

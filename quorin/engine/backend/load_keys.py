@@ -15,6 +15,7 @@ def load_heartbeat(schema_name: str) -> str:
 
 LUA_SWAP_LOAD = """
 if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[4] then return 0 end
+if ARGV[5] and (redis.call('GET', KEYS[4]) or '') ~= ARGV[5] then return 0 end
 if ARGV[3] == '' then
   redis.call('HDEL', KEYS[1], ARGV[1])
   redis.call('HDEL', KEYS[2], ARGV[2])
@@ -25,8 +26,9 @@ redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
 redis.call('HSET', KEYS[2], ARGV[2], string.sub(now, 1, string.find(now, '-', 1, true) - 1))
 return 1
 """
-"""KEYS loads, heartbeats, clock; ARGV schema name, its field among the heartbeats, the load's JSON ('': none), the
-expected JSON ('': none). Returns 1 if the load was stored or removed."""
+"""KEYS loads, heartbeats, clock, growth; ARGV schema name, its field among the heartbeats, the load's JSON ('': none),
+the expected JSON ('': none), the JSON of the growth beside it ('': none; left out: any). Returns 1 if the load was
+stored or removed."""
 
 SQL_LOADS = """
 CREATE TABLE IF NOT EXISTS loads (

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from quorin.engine.backend.closable import ClosableLog
 from quorin.errors import LogClosedError, QuorinError, WriterFencedError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class DeadLetter:
     reason: str
 
 
-class Log(Protocol):
+class Log(ClosableLog, Protocol):
     """An ordered, durable list of entries. Positions start at 1 and only grow; 0 is before the first."""
 
     @property
@@ -135,25 +136,6 @@ class Log(Protocol):
 
     def state(self, read: Collection[int] = ()) -> tuple[int, Bounds]:
         """:meth:`identity` and :meth:`bounds`, read in one step; ``read``: positions that may be lost since."""
-
-    def close_for_appends(self, growth: int) -> int | None:
-        """Refuse appends from now on, in one step, and return the last position; reads and trims go on.
-
-        ``growth`` is the number of the growth that asks for it (:mod:`quorin.engine.repartition`). None, and nothing
-        has changed, if that growth or a later one was ended by :meth:`reopen_for_appends`: a process that slept cannot
-        close the log that others have reopened. Closing a closed log changes nothing.
-        """
-
-    def reopen_for_appends(self, growth: int) -> bool:
-        """Allow appends again if that growth or an earlier one closed the log; neither can from now on."""
-
-    def cut(self, after: int, through: int) -> int:
-        """Remove the entries behind ``after``, up to ``through``, of a closed log, which ends at its newest entry then.
-        Returns their number; 0, and nothing has changed, if the log takes appends.
-        """
-
-    def begin_behind(self, position: int) -> int:
-        """Create the log if needed. One without entries begins behind ``position``. Returns its identity."""
 
     def sizes(self) -> tuple[int, int]:
         """The number of entries and of dead letters. Cheap, however large they are."""
@@ -264,9 +246,11 @@ class ControlPlane(Protocol):
     def growth(self) -> str | None:
         """The JSON of the last growth (:mod:`quorin.engine.repartition.plan`); None if there was none."""
 
-    def swap_growth(self, json: str, *, expected: str | None, count: int | None = None) -> bool:
+    def swap_growth(
+        self, json: str, *, expected: str | None, count: int | None = None, loads: Mapping[str, str] | None = None
+    ) -> bool:
         """Store a growth if ``expected`` (None: none) is stored now, and with a ``count`` the number of partitions in
-        the same step; False if it is not.
+        the same step; False if it is not. With ``loads`` (JSON by schema name) these must be the open loads, no others.
         """
 
     def put_checks(self, schema_name: str, json: str | None) -> None:
@@ -277,8 +261,11 @@ class ControlPlane(Protocol):
     def checks(self) -> dict[str, str]:
         """The checks' JSON by schema name."""
 
-    def swap_load(self, schema_name: str, json: str | None, *, expected: str | None) -> bool:
+    def swap_load(
+        self, schema_name: str, json: str | None, *, expected: str | None, beside: tuple[str | None] | None = None
+    ) -> bool:
         """Store or (None) remove a schema's open load if ``expected`` (None: none) is stored now; False if it is not.
+        With ``beside`` its item must be what :meth:`growth` returns, in the same step.
 
         Storing it counts as a sign of life of its coordinator.
         """

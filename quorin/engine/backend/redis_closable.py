@@ -1,11 +1,11 @@
-"""What a growth does with a log on Redis: close it, reopen it, begin it behind those that it follows."""
+"""What growths and loads do with a log on Redis: close it, reopen it, begin it behind others, skip positions."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from quorin.engine.backend import keys
-from quorin.engine.backend.growth_keys import LUA_BEGIN_BEHIND, LUA_CLOSE, LUA_CUT, LUA_REOPEN
+from quorin.engine.backend.growth_keys import LUA_BEGIN_BEHIND, LUA_CLOSE, LUA_CUT, LUA_REOPEN, LUA_SKIP_TO
 
 if TYPE_CHECKING:
     from quorin.engine.backend.protocols import Bounds
@@ -43,3 +43,8 @@ class ClosableRedisLog:
         """One script."""
         arguments = [keys.fresh_identity(), keys.stream_id_of(position), position]
         return int(self._server.run(LUA_BEGIN_BEHIND, self._created_together, arguments))
+
+    def skip_to(self, position: int) -> int:
+        """One script."""
+        arguments = [keys.fresh_identity(), keys.stream_id_of(position)]
+        return int(self._server.run(LUA_SKIP_TO, self._created_together, arguments))

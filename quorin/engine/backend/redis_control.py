@@ -90,10 +90,14 @@ class RedisControlPlane:
         stored = self._server.call("GET", self._growth)
         return None if stored is None else stored.decode()
 
-    def swap_growth(self, json: str, *, expected: str | None, count: int | None = None) -> bool:
+    def swap_growth(
+        self, json: str, *, expected: str | None, count: int | None = None, loads: Mapping[str, str] | None = None
+    ) -> bool:
         """Compare and set, in one script with the number of partitions."""
-        words = [json, expected or "", "" if count is None else count]
-        return bool(self._server.run(growth_keys.LUA_SWAP_GROWTH, [self._growth, self._partitions], words))
+        words = [json, expected or "", "" if count is None else count, "" if loads is None else len(loads)]
+        words += [word for load in (loads or {}).items() for word in load]
+        names = [self._growth, self._partitions, self._loads]
+        return bool(self._server.run(growth_keys.LUA_SWAP_GROWTH, names, words))
 
     def put_checks(self, schema_name: str, json: str | None) -> None:
         """Set or remove the checks."""
@@ -104,10 +108,14 @@ class RedisControlPlane:
         """The checks' JSON by name."""
         return texts(self._server.call("HGETALL", self._checks))
 
-    def swap_load(self, schema_name: str, json: str | None, *, expected: str | None) -> bool:
+    def swap_load(
+        self, schema_name: str, json: str | None, *, expected: str | None, beside: tuple[str | None] | None = None
+    ) -> bool:
         """Compare and set, in one script with the time."""
         words = [schema_name, load_keys.load_heartbeat(schema_name), json or "", expected or ""]
-        return bool(self._server.run(load_keys.LUA_SWAP_LOAD, [self._loads, self._heartbeats, self._clock], words))
+        words += [] if beside is None else [beside[0] or ""]
+        names = [self._loads, self._heartbeats, self._clock, self._growth]
+        return bool(self._server.run(load_keys.LUA_SWAP_LOAD, names, words))
 
     def loads(self) -> dict[str, tuple[str, float]]:
         """The loads, each with the time since it was stored."""

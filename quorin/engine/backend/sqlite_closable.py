@@ -1,4 +1,4 @@
-"""What a growth does with a log in SQLite: close it, reopen it, begin it behind those that it follows."""
+"""What growths and loads do with a log in SQLite: close it, reopen it, begin it behind others, skip positions."""
 
 from __future__ import annotations
 
@@ -65,6 +65,15 @@ class ClosableEmbeddedLog:
             log, identity, _ = self._ensure(connection)
             sql = "UPDATE logs SET last_position = ?1, trimmed = ?1 "
             sql += "WHERE id = ?2 AND last_position < ?1 AND entry_count = 0"
+            connection.execute(sql, (position, log))
+            connection.execute("UPDATE sqlite_sequence SET seq = MAX(seq, ?) WHERE name = 'entries'", (position,))
+            return identity
+
+    def skip_to(self, position: int) -> int:
+        """One transaction."""
+        with self._database.transaction() as connection:
+            log, identity, _ = self._ensure(connection)
+            sql = "UPDATE logs SET last_position = MAX(last_position, ?) WHERE id = ?"
             connection.execute(sql, (position, log))
             connection.execute("UPDATE sqlite_sequence SET seq = MAX(seq, ?) WHERE name = 'entries'", (position,))
             return identity

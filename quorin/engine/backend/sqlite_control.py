@@ -148,10 +148,14 @@ class EmbeddedControlPlane:
         with self._database.connection() as connection:
             return _growth(connection, self._namespace)
 
-    def swap_growth(self, json: str, *, expected: str | None, count: int | None = None) -> bool:
+    def swap_growth(
+        self, json: str, *, expected: str | None, count: int | None = None, loads: Mapping[str, str] | None = None
+    ) -> bool:
         """Compare and set, in one transaction with the number of partitions."""
         with self._database.transaction() as connection:
             if _growth(connection, self._namespace) != expected:
+                return False
+            if loads is not None and {name: text for name, text, _ in _loads(connection, self._namespace)} != loads:
                 return False
             connection.execute(growth_keys.SQL_GROWTH)
             connection.execute("INSERT OR REPLACE INTO growth VALUES (?, ?)", (self._namespace, json))
@@ -176,13 +180,17 @@ class EmbeddedControlPlane:
             sql = "SELECT schema_name, json FROM checks WHERE namespace = ?"
             return dict(connection.execute(sql, (self._namespace,)).fetchall())
 
-    def swap_load(self, schema_name: str, json: str | None, *, expected: str | None) -> bool:
+    def swap_load(
+        self, schema_name: str, json: str | None, *, expected: str | None, beside: tuple[str | None] | None = None
+    ) -> bool:
         """Compare and set, in one transaction."""
         key = (self._namespace, schema_name)
         with self._database.transaction() as connection:
             sql = "SELECT json FROM loads WHERE namespace = ? AND schema_name = ?"
             stored = connection.execute(sql, key).fetchone()
             if (None if stored is None else stored[0]) != expected:
+                return False
+            if beside is not None and _growth(connection, self._namespace) != beside[0]:
                 return False
             connection.execute("DELETE FROM loads WHERE namespace = ? AND schema_name = ?", key)
             if json is not None:
@@ -192,9 +200,7 @@ class EmbeddedControlPlane:
     def loads(self) -> dict[str, tuple[str, float]]:
         """The loads, each with the time since it was stored."""
         with self._database.connection() as connection:
-            sql = "SELECT schema_name, json, seconds FROM loads WHERE namespace = ?"
-            rows = connection.execute(sql, (self._namespace,)).fetchall()
-        return {name: (text, time.time() - at) for name, text, at in rows}
+            return {name: (text, time.time() - at) for name, text, at in _loads(connection, self._namespace)}
 
     def announce(
         self, process: str, report: str, *, node: str = "", positions: Mapping[str, int] | None = None
@@ -253,6 +259,11 @@ def settled_count(connection: sqlite3.Connection, namespace: str) -> int | None:
         return None
     row = connection.execute("SELECT count FROM partitions WHERE namespace = ?", (namespace,)).fetchone()
     return None if row is None else int(row[0])
+
+
+def _loads(connection: sqlite3.Connection, namespace: str) -> list[tuple[str, str, float]]:
+    sql = "SELECT schema_name, json, seconds FROM loads WHERE namespace = ?"
+    return connection.execute(sql, (namespace,)).fetchall()
 
 
 def _growth(connection: sqlite3.Connection, namespace: str) -> str | None:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from quorin.engine.backend.beginnings import beginning_in
 from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
 from quorin.engine.consumer.progress import progress_of
-from quorin.engine.memory.staged import Staged
+from quorin.engine.history.counted import Counted, common
 from quorin.engine.rows.packed import text_addresses
 from quorin.errors import EmptyDatasetError
 from quorin.layout import apply_batch
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from quorin.engine.backend.protocols import Beginning, Beginnings
     from quorin.engine.consumer.progress import Progress as Position
+    from quorin.engine.history.counted import Commit
     from quorin.engine.history.dataset import Loaded
     from quorin.offline import ParquetDatasetStore
     from quorin.schema import Schema
@@ -81,7 +82,7 @@ def build_segment(
     if not capacity_factor >= 1:
         raise ValueError(f"capacity_factor must be at least 1, got {capacity_factor!r}")
     started = time.perf_counter()
-    origins = list(_origins(schema, store, registry, stream_key, beginning))
+    origins = _with_common_loads(list(_origins(schema, store, registry, stream_key, beginning)))
     with _read_ahead(_batches(schema, [one for one in origins if one.has_rows], as_of_time_ns)) as batches:
         if not any(one.has_rows for one in origins):
             raise EmptyDatasetError(f"the history {store!r} has no row of {schema.__name__!r}")
@@ -150,6 +151,15 @@ def _origins(
         yield _Origin(number, identity, bounds.trimmed, begins, loaded)
 
 
+def _with_common_loads(origins: list[_Origin]) -> list[_Origin]:
+    """The same without commits of loads that not all of these logs have yet: a load is put in force whole."""
+    begins = {commit.begin for commit in common([one.loaded.counted.commits for one in origins])}
+    kept = [tuple(commit for commit in one.loaded.counted.commits if commit.begin in begins) for one in origins]
+    return [
+        _Origin(*one[:-1], one.loaded.counting(Counted(commits))) for one, commits in zip(origins, kept, strict=True)
+    ]
+
+
 def begins_at(beginning: Beginning | None, identity: int) -> int:
     """The position in the log of an identity behind which a schema's rows begin."""
     return 0 if beginning is None or beginning.log_identity != identity else beginning.position
@@ -162,30 +172,36 @@ def _batches(schema: Schema, origins: Sequence[_Origin], as_of_time_ns: int | No
 
 
 def catch_up(
-    segment: Segment, store: ParquetDatasetStore, trimmed: int, at: Position | None = None, identity: int | None = None
+    segment: Segment,
+    store: ParquetDatasetStore,
+    trimmed: int,
+    at: Position | None = None,
+    identity: int | None = None,
+    *,
+    put_in_force: Callable[[Sequence[Commit], int], bool] = lambda _commits, _through: False,
 ) -> int:
     """Apply the history's rows behind a segment's position, and advance it. Returns the number of rows that changed.
 
     ``at`` is the segment's position in the log of one partition, whose history ``store`` is; ``identity`` is that of
-    the log, by default the one that the segment follows.
+    the log, by default the one that the segment follows. ``put_in_force`` is called with the loads that were committed
+    since, and with the position up to which the history is known: it flips if all logs have the commit.
 
     For a segment that is older than the start of its log: one from a snapshot, from a disk, or of a consumer that was
     silent. ``trimmed`` is what the log was trimmed to before this call: up to there the history is complete.
     """
     at = segment if at is None else at
     loaded = store.load(segment.schema)
-    through = max(loaded.through, trimmed)
-    is_replaced = any(commit.position > at.position for commit in loaded.counted.commits)
-    after = 0 if is_replaced else at.position
-    batches = loaded.batches(segment.schema, newest_first=not loaded.has_partial_rows, after=after)
-    if is_replaced:
+    through, known = max(loaded.through, trimmed), at.position
+    commits = [commit for commit in loaded.counted.commits if commit.position > known]
+    if commits and known:
         # What a load has replaced meanwhile is in no entry that could be applied: a new generation leaves it out.
-        staged = Staged.beside(segment, segment.schema)
-        applied = _fill(staged.segment, batches, 0, None, None)
-        staged.put_in_force(segment, position=max(through, at.position), log_identity=at.log_identity)
-        return applied
+        if put_in_force(commits, through):
+            return len(segment)
+        # Another log lacks the commit. When it comes, the load is staged from the history.
+        loaded = loaded.counting(Counted(tuple(one for one in loaded.counted.commits if one.position <= known)))
+    batches = loaded.batches(segment.schema, newest_first=not loaded.has_partial_rows, after=known)
     applied = _fill(segment, batches, 0, None, None)
-    if through > at.position:
+    if through > known:
         at.commit_position(through, at.log_identity if identity is None else identity)
     return applied
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from quorin.engine.backend import Bounds, Log, ReadResult
     from quorin.engine.consumer.historian import Historian
+    from quorin.engine.consumer.loads import Loads
     from quorin.engine.consumer.progress import Progress
     from quorin.engine.consumer.target import Target
 
@@ -28,15 +29,15 @@ class LogCursor:
     """The position of each owned segment in one log, by schema name.
 
     The position that counts is in the segment's header; this one may be behind it, where the history lacks rows that
-    the segment has. With ``reads_all`` entries of all schemas are read, those of other consumers' too. ``kept`` is told
-    which schemas are left when others are forgotten.
+    the segment has. With ``reads_all`` entries of all schemas are read, those of other consumers' too. ``loads`` are
+    those of all logs of the consumer.
     """
 
     def __init__(
         self,
         log: Log,
         historian: Historian,
-        kept: Callable[[Collection[str]], None],
+        loads: Loads,
         *,
         partition: int | None,
         batch_entries: int,
@@ -45,7 +46,7 @@ class LogCursor:
         self.positions = Cursors()
         self._log = log
         self._historian = historian
-        self._kept = kept
+        self._loads = loads
         self._partition = partition
         self._batch_entries = batch_entries
         self._reads_all = reads_all
@@ -73,7 +74,7 @@ class LogCursor:
     def keep(self, targets: Iterable[Target]) -> None:
         """Forget all but these targets."""
         names = {target.schema.__name__ for target in targets}
-        self._kept(names)
+        self._loads.keep(names)
         self.positions = Cursors({name: at for name, at in self.positions.after.items() if name in names})
 
     def look_call(self, targets: Iterable[Target]) -> Callable[[], tuple[int, Bounds]]:
@@ -186,7 +187,8 @@ class LogCursor:
 
         history, segment = self._historian.offline, target.opened
         if isinstance(history, ParquetDatasetStore) and history.flushed_position(target.schema):
-            rows = catch_up(segment, history, trimmed, progress, identity)
+            put_in_force = partial(self._loads.catch_up, target, self._partition)
+            rows = catch_up(segment, history, trimmed, progress, identity, put_in_force=put_in_force)
             _log.info("caught_up_from_history", segment=segment.name, **self._named, rows=rows)
 
     def _progress(self, target: Target) -> Progress:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from quorin.engine.consumer.apply import Applier
 from quorin.engine.consumer.cursor import LogCursor
 from quorin.engine.consumer.historian import Historian
-from quorin.engine.consumer.loads import Loads
 from quorin.engine.consumer.plan import back_off
 from quorin.engine.consumer.trimming import Covered, Trimming
 from quorin.engine.memory.pauses import Pauses
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from quorin.engine.backend import Bounds, Fence, Log, ReadResult, Tail
     from quorin.engine.consumer.history import OfflineWriter
+    from quorin.engine.consumer.loads import Loads
     from quorin.engine.consumer.ownership import Ownership
     from quorin.engine.consumer.target import Target
     from quorin.shm import SegmentRegistry
@@ -61,6 +61,7 @@ class Lane:
         history: OfflineWriter | None,
         registry: SegmentRegistry,
         ownership: Ownership,
+        loads: Loads,
         settings: LaneSettings,
     ) -> None:
         self.partition = partition
@@ -75,11 +76,12 @@ class Lane:
         self.historian = Historian(
             log, registry.node, history, role=settings.role, trims=settings.trims, discovers=settings.discovers
         )
-        self._loads = Loads(log, registry, self.historian)
+        self._loads = loads
+        loads.add(partition, log, self.historian)
         self.cursor = LogCursor(
             log,
             self.historian,
-            self._loads.keep,
+            loads,
             partition=partition,
             batch_entries=settings.batch_entries,
             reads_all=settings.trims,
@@ -159,17 +161,14 @@ class Lane:
             owned = self._ownership.owned()
             targets = {target.schema.__name__: target for target in owned}
             applied = 0
-            for entries, mark in self._loads.between_marks(
-                found.entries, () if self.partition is not None else targets
-            ):
+            for entries, mark in self._loads.between_marks(found.entries, targets):
                 applied += self.applier.apply(entries, targets, self.cursor.positions)
                 if mark is not None:
-                    self._loads.apply(mark, targets, self.cursor.positions, log_identity=self.cursor.identity)
+                    self._loads.apply(mark, self.partition, targets, self.cursor.positions)
             # The position follows the rows. A crash in between applies them again; the other order would lose them.
             is_new = self.cursor.advance(found.through, owned)
             self.cursor.confirm(found, owned)
-        if self.partition is None:
-            self._loads.stage(found.entries if stages else [], self._ownership.owned())
+        self._loads.stage(found.entries if stages else [], self.partition, self._ownership.owned())
         return applied, is_new
 
     def covered(self) -> Covered:

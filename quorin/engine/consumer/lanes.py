@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from quorin.engine.consumer.history import history_of_partition
 from quorin.engine.consumer.lane import Lane, Seen
+from quorin.engine.consumer.loads import Loads
 from quorin.engine.repartition.closed import check_closed_logs
 from quorin.engine.repartition.node import carry_over, successor_of
 from quorin.errors import ConnectionFailedError, LogFullError, WriterFencedError
@@ -54,6 +55,7 @@ class Lanes:
         self._history = history
         self._ownership = ownership
         self._new = partial(Lane, registry=registry, ownership=ownership, settings=settings)
+        self.loads = Loads(registry.backend)
         self._lanes: list[Lane] = []
         self._others: dict[int, Log] = {}
         self._look_beside_at = 0.0
@@ -107,10 +109,12 @@ class Lanes:
         log = partial(self._registry.backend.log, self._stream_key, of=held.count)
         history = partial(history_of_partition, self._history)
         self._ownership.partition_count = held.count
+        self.loads = Loads(self._registry.backend)
+        new = partial(self._new, loads=self.loads)
         if held.count == 1:
-            self._lanes = [self._new(log(0), None, history(0, 1))]
+            self._lanes = [new(log(0), None, history(0, 1))]
             return True
-        self._lanes = [self._new(log(number), number, history(number, held.count)) for number in sorted(held.held)]
+        self._lanes = [new(log(number), number, history(number, held.count)) for number in sorted(held.held)]
         self._others = {number: log(number) for number in range(held.count) if number not in held.held}
         return True
 
@@ -143,6 +147,7 @@ class Lanes:
         """Read these logs no more."""
         self.stop_reading()
         self.release()
+        self.loads.keep([])
         self._lanes, self._others = [], {}
 
     def follow(self, target: Target) -> bool:
@@ -160,10 +165,11 @@ class Lanes:
             lane.cursor.keep(targets)
 
     def check(self) -> None:
-        """Compare the logs with the segments, and anchor those that do not follow: now, or before what is read next.
+        """Finish loads that are decided; anchor segments that do not follow their logs, now or before the next read.
 
-        :raises ConnectionFailedError: if the only log cannot be reached.
+        :raises ConnectionFailedError: if the only log, or the control plane, cannot be reached.
         """
+        self.loads.finish_decided()
         for lane in self._lanes:
             if lane.partition is None:
                 self._look_beside()
@@ -244,13 +250,19 @@ class Lanes:
         for lane, covered in flushed:
             if lane.failures:
                 continue
-            try:
+            with self.failing_alone(lane):
                 lane.trim(covered)
-            except ConnectionFailedError as error:
-                if lane.partition is None:
-                    raise
-                self.failed(lane, error)
         return not self.is_failing
+
+    @contextmanager
+    def failing_alone(self, lane: Lane) -> Iterator[None]:
+        """In the block a log is used; if one of several cannot be reached, the others go on."""
+        try:
+            yield
+        except ConnectionFailedError as error:
+            if lane.partition is None:
+                raise
+            self.failed(lane, error)
 
     def stop_reading(self) -> None:
         """Wait for the reads that are in flight, and end their threads."""

@@ -1,8 +1,8 @@
-"""The loads of a consumer's schemas: stage their rows beside the serving segments, and put them in force at the commit.
+"""The loads of a consumer's schemas: stage their rows beside the serving segments, and put them in force.
 
-What becomes of a load is decided by the log alone, so that all nodes decide alike: an entry begins it, its position is
-the load's id, and the load is committed if its commit comes before its abort, and before another load of the schema
-begins. A consumer that restarts, or builds its segment, in the middle of a load reads it again from its beginning.
+What becomes of a load is read from the logs alone, so that all nodes decide alike: an entry in each log begins it, with
+its id, and the first entry that commits or aborts it ends it. A consumer that restarts, or builds its segment, in the
+middle of a load reads it again from its beginning.
 """
 
 from __future__ import annotations
@@ -10,21 +10,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from quorin import metrics
+from quorin.engine.consumer.held import finish_decided
 from quorin.engine.consumer.history import LoadWriter
-from quorin.engine.consumer.stage import Stage
+from quorin.engine.consumer.progress import progress_of
+from quorin.engine.consumer.staged_load import Source, StagedLoad
+from quorin.engine.history.counted import Commit
+from quorin.engine.history.tail import commits_in
 from quorin.engine.log.record import Kind, decode, is_of_load, load_of, peek
-from quorin.engine.memory.staged import Staged
 from quorin.errors import InvalidEntryError, QuorinError, WriterFencedError
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-    from quorin.engine.backend import Log
+    from quorin.engine.backend import Backend, Log
     from quorin.engine.consumer.historian import Historian
     from quorin.engine.consumer.plan import Cursors
+    from quorin.engine.consumer.staged_load import Partition
     from quorin.engine.consumer.target import Target
-    from quorin.shm import SegmentRegistry
 
 Entry = tuple[int, bytes]
 
@@ -32,13 +35,17 @@ _log = get_logger(__name__)
 
 
 class Loads:
-    """The staged loads by schema name. Losing one costs reading it again, never a row."""
+    """The staged loads by schema name, for all lanes of a consumer. Losing one costs reading it again, never a row."""
 
-    def __init__(self, log: Log, registry: SegmentRegistry, historian: Historian) -> None:
-        self._log = log
-        self._control = registry.backend.control
-        self._historian = historian
-        self._stages: dict[str, Stage] = {}
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._sources: dict[Partition, Source] = {}
+        self._staged: dict[str, StagedLoad] = {}
+        self._refused: dict[str, int] = {}
+
+    def add(self, partition: Partition, log: Log, historian: Historian) -> None:
+        """Also stage from this log: before any load is met."""
+        self._sources[partition] = Source(log, historian)
 
     def between_marks(
         self, entries: list[Entry], targets: Collection[str]
@@ -51,23 +58,28 @@ class Loads:
                 start = index + 1
         yield entries[start:], None
 
-    def apply(self, mark: Entry, targets: Mapping[str, Target], cursors: Cursors, *, log_identity: int) -> None:
+    def apply(self, mark: Entry, partition: Partition, targets: Mapping[str, Target], cursors: Cursors) -> None:
         """Begin, put in force or drop a load; ``writing`` of all targets is held.
 
         :raises WriterFencedError: if another process has taken the segment over.
         """
         position, payload = mark
         header = peek(payload)
-        name = header.schema_name
+        name, load = header.schema_name, load_of(payload)[0]
         if not cursors.wants(name, position):
             return
-        load, rows = load_of(payload)
+        staged = self._staged.get(name)
         if header.kind is Kind.commit:
-            self._commit(targets[name], load, position, rows, log_identity)
-        elif header.kind is Kind.begin or (name in self._stages and self._stages[name].load == load):
-            self._drop(name)
+            self._commit(targets[name], partition, Commit(load, position))
+        elif staged is None or staged.load > load:
+            return
+        elif not staged.is_committed:
+            if (header.kind is Kind.abort) == (load == staged.load):
+                self._drop(name)
+        elif load == staged.load:  # Another log has the commit: the control plane has lost what it decided.
+            self._put_in_force(targets[name], partition, position)
 
-    def stage(self, entries: list[Entry], owned: Iterable[Target]) -> None:
+    def stage(self, entries: list[Entry], partition: Partition, owned: Iterable[Target]) -> None:
         """Stage what was read of loads that are open. A consumer that only drains the log waits for the commit."""
         targets = {target.schema.__name__: target for target in owned}
         seen: dict[str, int] = {}
@@ -75,108 +87,138 @@ class Loads:
             if is_of_load(payload) and (name := _name_of_rows(payload)) in targets:
                 seen[name] = load_of(payload)[0]
         for name, load in seen.items():
-            stage = self._stages.get(name)
-            if stage is None or stage.load < load:
+            staged = self._staged.get(name)
+            is_next = staged is None or (staged.load < load and not staged.is_committed)
+            if is_next and load > self._refused.get(name, 0):
                 self._begin(targets[name], load)
         last = entries[-1][0] if entries else 0
-        for name, stage in list(self._stages.items()):
-            if name in targets:
-                self._advance(targets[name], stage, last)
+        for name, staged in list(self._staged.items()):
+            if name in targets and last:
+                self._advance(targets[name], staged, partition, last)
+
+    def catch_up(self, target: Target, partition: Partition, commits: Sequence[Commit], through: int) -> bool:
+        """Put in force the last load of these that all logs have, where one log is in the history up to ``through``,
+        and the segment lacks it. False if there is none: then the segment may go on to there with its own rows.
+        """
+        for commit in reversed(commits):
+            self._ensured(target, commit.begin).advance(partition, through)
+            if self._put_in_force(target, partition, through):
+                return True
+        return False
+
+    def finish_waiting(self) -> None:
+        """:meth:`finish_decided`, if one log has the commit of a load, and another lacks it yet."""
+        if any(staged.is_committed for staged in self._staged.values()):
+            self.finish_decided()
+
+    def finish_decided(self) -> None:
+        """Finish loads whose commit was decided, and whose coordinator died before all logs had it.
+
+        :raises ConnectionFailedError: if the control plane cannot be reached.
+        """
+        for stream_key in {source.log.stream_key for source in self._sources.values()}:
+            finish_decided(self._backend, stream_key)
 
     def keep(self, names: Collection[str]) -> None:
         """Drop what is staged for other schemas, whose segments this consumer does not own."""
-        for name in self._stages.keys() - set(names):
+        for name in self._staged.keys() - set(names):
             self._drop(name)
 
-    def _begin(self, target: Target, load: int) -> Stage | None:
+    def _begin(self, target: Target, load: int) -> None:
         name = target.schema.__name__
-        self._drop(name)
         try:
-            stage = self._new_stage(target, load)
+            staged = self._ensured(target, load)
         except QuorinError as error:
             # There may be room for a second segment when the load is committed.
             _log.warning("load_not_staged", schema=name, load=load, error=str(error))
-            return None
-        self._stages[name] = stage
-        _log.info("load_staged", schema=name, load=load, segment=stage.opened.name)
-        return stage
+            return
+        _log.info("load_staged", schema=name, load=load, segment=staged.staged.segment.name)
 
-    def _advance(self, target: Target, stage: Stage, through: int) -> None:
+    def _advance(self, target: Target, staged: StagedLoad, partition: Partition, through: int) -> None:
         try:
-            if stage.schema is not target.schema:
-                stage.upgrade(target.schema)
-            stage.advance(through, target.opened.heartbeat)
+            self._ensured(target, staged.load).advance(partition, through)
         except WriterFencedError:
             raise
         except QuorinError as error:
-            _log.warning("load_not_staged", schema=target.schema.__name__, load=stage.load, error=str(error))
+            _log.warning("load_not_staged", schema=target.schema.__name__, load=staged.load, error=str(error))
             self._drop(target.schema.__name__)
 
-    def _commit(self, target: Target, load: int, position: int, rows: int, log_identity: int) -> None:
-        name, segment = target.schema.__name__, target.opened
-        is_behind = segment.position < position
-        history = self._historian.history
-        if not is_behind and (not isinstance(history, LoadWriter) or self._log.bounds().trimmed > load):
-            # Nothing is left to do: the log is trimmed behind a load only once its commit is in the history.
+    def _commit(self, target: Target, partition: Partition, commit: Commit) -> None:
+        """A log commits a load: note it in the history, and put it in force if it was the last log to do so."""
+        name, (log, historian) = target.schema.__name__, self._sources[partition]
+        if progress_of(target.opened, partition).position >= commit.position or self._refused.get(name) == commit.begin:
+            # Read again for the history, or in force nowhere on this node.
+            self._drop(name, commit.begin)
+            # The log is trimmed behind a load only once its commit is in the history.
+            if isinstance(historian.history, LoadWriter) and log.bounds().trimmed <= commit.begin:
+                is_valid = commit in commits_in(log, name, commit.begin, commit.position)
+                self._note(target, partition, commit, is_valid and not self._ended_life(name, partition, commit.begin))
             return
-        stage = self._stages.get(name)
-        if stage is None or stage.load != load:
-            self._drop(name)
-            stage = self._stages[name] = self._new_stage(target, load)
         try:
-            reason = self._completed(target, stage, position, rows)
-            if reason is not None:
-                metrics.loads_refused.labels(name).inc()
-                _log.error("load_not_committed", schema=name, load=load, position=position, reason=reason)
+            stage = self._ensured(target, commit.begin).advance(partition, commit.position)
+            if 0 < stage.commit < commit.position:  # Two processes have finished the load.
                 return
-            if isinstance(history, LoadWriter):
-                # Before any row behind the commit is in the history; the order of the log, seen by each reader of it.
-                history.commit_load(target.schema, load, position)
-            if is_behind:
-                replaced = segment.name
-                stage.staged.put_in_force(segment, position=position, log_identity=log_identity)
-                del self._stages[name]
-                metrics.replaces.labels(name).inc()
-                metrics.rows_replaced.labels(name).inc(rows)
-                _log.info("view_replaced", schema=name, old=replaced, new=segment.name, load=load, rows=len(segment))
+            stage.refusal = stage.refusal or self._ended_life(name, partition, commit.begin)
+            self._note(target, partition, commit, not stage.refusal)
+            self._put_in_force(target, partition, commit.position)
+        except QuorinError:
+            self._drop(name)
+            raise
+
+    def _put_in_force(self, target: Target, partition: Partition, through: int) -> bool:
+        """Flip to a staged load if all logs have its commit, ``through`` being the position in one of them."""
+        name, segment = target.schema.__name__, target.opened
+        staged = self._staged[name]
+        positions = staged.positions(partition, through)
+        if not staged.refusal() and staged.lacks_commit(positions):
+            return False
+        if reason := staged.refusal():
+            metrics.loads_refused.labels(name).inc()
+            _log.error("load_not_committed", schema=name, load=staged.load, position=through, reason=reason)
+            self._refused[name] = staged.load
+            self._drop(name)
+            return False
+        try:
+            replaced = segment.name
+            staged.put_in_force(positions)
+            del self._staged[name]
         finally:
             self._drop(name)
-
-    def _completed(self, target: Target, stage: Stage, position: int, rows: int) -> str | None:
-        """Stage everything up to the commit; the reason why it must not come into force, if there is one."""
-        name = target.schema.__name__
-        beginning = self._control.beginnings().get(name)
-        if beginning is not None and beginning.log_identity == self._log.identity() and stage.load < beginning.position:
-            return "the schema was dropped and stored again after the load began"
-        trimmed = self._log.bounds().trimmed
-        if trimmed > stage.load and not self._filled_from_history(stage, position, trimmed):
-            return f"the log was trimmed behind the load's beginning, up to {trimmed}, and no history has its rows"
-        stage.upgrade(target.schema)
-        stage.complete(position, target.opened.heartbeat)
-        if stage.is_ended:
-            return "the load was aborted, or another one began, before its commit"
-        if stage.row_count != rows:
-            return f"the log has {stage.row_count} of the load's {rows} rows"
-        return None
-
-    def _filled_from_history(self, stage: Stage, position: int, trimmed: int) -> bool:
-        from quorin.offline import ParquetDatasetStore
-
-        history = self._historian.offline
-        if not isinstance(history, ParquetDatasetStore):
-            return False
-        if (stage.load, position) not in history.load(stage.schema).counted.commits:
-            return False
-        stage.fill(history, position, trimmed)
+        metrics.replaces.labels(name).inc()
+        metrics.rows_replaced.labels(name).inc(staged.row_count)
+        _log.info("view_replaced", schema=name, old=replaced, new=segment.name, load=staged.load, rows=len(segment))
         return True
 
-    def _new_stage(self, target: Target, load: int) -> Stage:
-        return Stage(Staged.beside(target.opened, target.opened.stored_schema), load, self._log, self._control)
+    def _note(self, target: Target, partition: Partition, commit: Commit, is_valid: bool) -> None:
+        """Before any row behind the commit is in the history: the order of the log, seen by each reader of it."""
+        history = self._sources[partition].historian.history
+        if is_valid and isinstance(history, LoadWriter):
+            history.commit_load(target.schema, *commit)
 
-    def _drop(self, name: str) -> None:
-        stage = self._stages.pop(name, None)
-        if stage is not None:
-            stage.staged.discard()
+    def _ended_life(self, name: str, partition: Partition, load: int) -> str:
+        """Why a load is of an earlier life of the schema, if it is."""
+        beginning = self._backend.control.beginnings(partition or 0).get(name)
+        is_earlier = beginning is not None and load < beginning.position
+        if is_earlier and beginning is not None and beginning.log_identity == self._sources[partition].log.identity():
+            return "the schema was dropped and stored again after the load began"
+        return ""
+
+    def _ensured(self, target: Target, load: int) -> StagedLoad:
+        """What is staged of a load; of another one nothing is kept."""
+        name = target.schema.__name__
+        staged = self._staged.get(name)
+        if staged is None or staged.load != load:
+            self._drop(name)
+            staged = self._staged[name] = StagedLoad(target, load, self._sources, self._backend.control)
+        if staged.schema is not target.schema:
+            staged.upgrade(target.schema)
+        return staged
+
+    def _drop(self, name: str, load: int | None = None) -> None:
+        if load is None or (name in self._staged and self._staged[name].load == load):
+            staged = self._staged.pop(name, None)
+            if staged is not None:
+                staged.staged.discard()
 
 
 def _is_mark(payload: bytes, names: Collection[str]) -> bool:

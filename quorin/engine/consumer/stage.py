@@ -1,4 +1,4 @@
-"""The next state of a schema, built beside the serving segment: a load's rows, and what was logged since it began."""
+"""The next state of a schema, from one log: a load's rows, and what was logged since it began."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _READ_BYTES = 16 << 20
 
 
 class Stage:
-    """One load of one schema, staged up to a position of the log.
+    """One load of one schema, staged up to a position of one log, in a segment beside the serving one. Several logs
+    have a stage each, and share the segment.
 
     A load's rows count as written at its beginning: whatever is pushed since comes after them, wherever the log has
     them. Rows are ordered by event time, so both may be applied as they come, except from the first partial row on,
@@ -36,8 +37,10 @@ class Stage:
     def __init__(self, staged: Staged, load: int, log: Log, control: ControlPlane) -> None:
         self.load = load
         self.row_count = 0
-        self.is_ended = False
-        """Whether the log ends the load without a commit: it was aborted, or another one began."""
+        self.commit = 0
+        """The position of the entry that commits the load; 0 if that was not read yet."""
+        self.refusal = ""
+        """Why the load must not come into force, as far as this log says."""
         self.staged = staged
         self._schema = staged.segment.stored_schema
         self._log = log
@@ -51,15 +54,20 @@ class Stage:
         """The schema of the staged rows."""
         return self._schema
 
+    @schema.setter
+    def schema(self, schema: Schema) -> None:
+        """The staged segment is of that version now."""
+        self._schema = schema
+
     @property
     def opened(self) -> Segment:
         """The staged segment."""
         return self.staged.segment
 
-    def upgrade(self, schema: Schema) -> None:
-        """Carry the staged rows over to the version that the serving segment has."""
-        self._schema = schema
-        self.staged.upgrade(schema)
+    @property
+    def needs_behind(self) -> int:
+        """The position behind which it still needs the log."""
+        return self._pushed_through if self._has_partial_rows else self._through
 
     def advance(self, through: int, alive: Callable[[], None]) -> None:
         """Read on, up to a position of the log. ``alive`` is called now and then."""
@@ -85,6 +93,7 @@ class Stage:
         """
         loaded = history.load(self._schema)
         commits = tuple(commit for commit in loaded.counted.commits if commit.begin == self.load)
+        self.commit = commits[0].position if commits else self.commit
         loaded = loaded.counting(Counted(commits, position))
         parts = loaded.batches(
             self._schema, newest_first=not loaded.has_partial_rows, after=0 if commits else self.load
@@ -125,12 +134,18 @@ class Stage:
         self._push(pushed)
 
     def _take(self, position: int, payload: bytes) -> None:
-        """A record of a load: rows of this one, or the end of it."""
+        """A record of a load: rows of this one, or the end of it, which is the first entry that ends it."""
+        if self.commit or self.refusal:
+            return
         try:
             kind = peek(payload).kind
-            load = load_of(payload)[0]
-            if kind is Kind.begin or (kind is Kind.abort and load == self.load):
-                self.is_ended = self.is_ended or position > self.load
+            load, row_count = load_of(payload)
+            if (kind is Kind.begin and load > self.load) or (kind is Kind.abort and load == self.load):
+                self.refusal = "the load was aborted, or another one began, before its commit"
+            elif kind is Kind.commit and load == self.load:
+                self.commit = position
+                if row_count != self.row_count:
+                    self.refusal = f"the log has {self.row_count} of the load's {row_count} rows"
             elif kind is Kind.load and load == self.load:
                 rows = translate(decode(payload), self._schema)
                 limit = self.opened.current_view().layout.max_id_bytes

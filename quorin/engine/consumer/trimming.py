@@ -59,7 +59,9 @@ class Trimming:
     ) -> None:
         self._log = log
         self._partition = partition
+        self._backend = registry.backend
         self._control = registry.backend.control
+        self._count = 1 if partition is None else registry.partitioning.count
         self._node = registry.node
         self._node_timeout_seconds = node_timeout_seconds
         self._historian = historian
@@ -96,12 +98,18 @@ class Trimming:
         if fence is None or fence != begun_on or not self._ownership.owns_all_schemas():
             return
         try:
+            through = self._through_all_nodes(through, node_timeout_seconds)
             held = held_by_loads(
-                self._through_all_nodes(through, node_timeout_seconds), self._log, self._control, node_timeout_seconds
+                through, self._log, self._backend, self._applied_here, node_timeout_seconds, of=self._count
             )
             metrics.entries_trimmed.inc(self._log.trim(held, fence=fence))
         except WriterFencedError as error:
             _log.warning("log_not_trimmed", error=str(error))
+
+    def _applied_here(self, schema_name: str) -> dict[int, int]:
+        """The positions that this consumer has applied of a schema, by partition."""
+        owned = (target for target in self._ownership.owned() if target.schema.__name__ == schema_name)
+        return {part.partition: part.position for target in owned for part in target.opened.parts()}
 
     def _through_all_nodes(self, through: int, node_timeout_seconds: float) -> int:
         """The position up to which every live node has applied what it serves, at most ``through``."""

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quorin.engine.caches import per_schema
+from quorin.engine.format.log_positions import CLOSED_DTYPE, MAX_CLOSED, PARTITION_DTYPE
 from quorin.engine.format.partition import MAX_PARTITIONS
 
 if TYPE_CHECKING:
@@ -52,18 +53,6 @@ CACHE_LINE = 64
 WORD_BYTES = 8
 
 NAME_BYTES = 192
-PARTITION_DTYPE = np.dtype(
-    [("log_identity", "<u8"), ("position", "<u8"), ("confirmed_ns", "<i8"), ("forgotten", "<u8")]
-)
-"""What is applied from one partition of the log: the log's identity, the last applied position, the latest time (ns
-since the epoch) at which the log is known to have had nothing more, and the last position of a deletion that earlier
-generations had and this one has not; 0 before the first. Of a partition that is not held, the identity alone."""
-
-CLOSED_DTYPE = np.dtype([("log_identity", "<u8"), ("position", "<u8")])
-"""A log that was closed when the deployment grew: its identity, and up to where it is applied; 0 if its partition was
-not held."""
-MAX_CLOSED = 200
-
 _HEADER_FIELDS: tuple[tuple[str, Any, int], ...] = (
     # Written once, before the file gets its name, and covered by static_crc.
     ("magic", "S8", 0),

@@ -20,7 +20,7 @@ import pyarrow as pa
 from quorin.engine.rows.column import numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from quorin.engine.arrays import AnyArray, Int64s
 
@@ -55,6 +55,18 @@ def commits_of(paths: Iterable[str]) -> tuple[Commit, ...]:
     """The commits whose files these are, in the order of the log; other files are left out."""
     matches = (_NAME.match(path.rpartition("/")[2]) for path in paths)
     return tuple(sorted(Commit(int(match[1]), int(match[2])) for match in matches if match is not None))
+
+
+def common(partitions: Sequence[Sequence[Commit]]) -> tuple[Commit, ...]:
+    """The commits that the histories of all partitions have, each with the highest of its positions there. A load has
+    one id in all logs, behind all positions before it, so they are in one order.
+    """
+    found: dict[int, list[int]] = {}
+    for commits in partitions:
+        for commit in commits:
+            found.setdefault(commit.begin, []).append(commit.position)
+    whole = (Commit(begin, max(at)) for begin, at in found.items() if len(at) == len(partitions))
+    return tuple(sorted(whole))
 
 
 def is_commit(path: str) -> bool:

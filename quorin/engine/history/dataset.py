@@ -200,9 +200,9 @@ class Loaded:
 
     @classmethod
     def union(cls, storage: Storage, partitions: Sequence[Loaded]) -> Loaded:
-        """The histories of all partitions, one behind the other: an entity's rows are all in one of them, in the order
-        of its log, or in one of each number of partitions that there was, in that order. Of them the first may have
-        loads, from when there was one partition.
+        """The histories of all partitions, one behind the other, of which the same loads count. An entity's rows are
+        all in one of them, in the order of its log, or in one of each number of partitions that there was, in that
+        order.
         """
         if len(partitions) == 1:
             return partitions[0]

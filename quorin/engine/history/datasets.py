@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from datetime import UTC, datetime
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow.parquet as pq
 
 from quorin.engine.history import parquet as columns
 from quorin.engine.history.compaction import compact
+from quorin.engine.history.counted import Counted, common
 from quorin.engine.history.dataset import Dataset, Loaded
 from quorin.engine.history.files import file_name
 from quorin.engine.history.storage import VanishedError
@@ -44,9 +46,14 @@ class Datasets:
         """The dataset of the only partition, or of the chosen one. :raises PartitionedError: if there are several."""
         return self._in(self._folders.to_write(), schema_name)
 
-    def all(self, schema_name: str) -> list[Dataset]:
-        """That of each partition."""
-        return [self._in(folder, schema_name) for folder in self._folders.to_read()]
+    def each(self, schema_name: str) -> list[Loaded]:
+        """The files in force of each partition, with their footers read. Loads count that all partitions have."""
+        groups = [[self._in(folder, schema_name).load() for folder in group] for group in self._folders.to_read()]
+        if len(groups) == len(groups[0]) == 1:
+            return groups[0]
+        # A load of a later number of partitions has replaced rows of an earlier one, too.
+        counted = Counted(tuple(sorted(chain(*(common([one.counted.commits for one in group]) for group in groups)))))
+        return [one.counting(counted) for one in chain(*groups)]
 
     @property
     def partition_count(self) -> int:
@@ -63,8 +70,8 @@ class Datasets:
         return loaded
 
     def load(self, schema_name: str) -> Loaded:
-        """The files in force of all partitions, with their footers read."""
-        return Loaded.union(self._folders.base, [one.load() for one in self.all(schema_name)])
+        """The files in force of all partitions as one."""
+        return Loaded.union(self._folders.base, self.each(schema_name))
 
     def reading(self, schema_name: str, read: Callable[[], _Result]) -> _Result:
         """Read, and again if a compaction removed files meanwhile."""
@@ -77,7 +84,7 @@ class Datasets:
     def compact(self, schema_name: str, compression: str) -> int:
         """Merge small files; returns by how many there are fewer."""
         fewer = 0
-        for folder in self._folders.to_read():
+        for folder in chain(*self._folders.to_read()):
             dataset = self._in(folder, schema_name)
             before = len(dataset.listing().files)
             compact(dataset, folder, compression)

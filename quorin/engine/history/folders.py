@@ -50,11 +50,11 @@ class Folders:
             return self.base
         return self.base.under(f"partitions={self._count}", f"partition={self.partition}")
 
-    def to_read(self) -> list[Storage]:
-        """The folders that have all rows: one, or one for each partition, those of a lower number of them first."""
+    def to_read(self) -> list[list[Storage]]:
+        """The folders that have all rows: one, or one for each partition, for each number of them that there was."""
         if self.partition is not None:
-            return [self.to_write()]
-        return [folder for count in self.counts() or [1] for folder in _of_count(self.base, count)]
+            return [[self.to_write()]]
+        return [_of_count(self.base, count) for count in self.counts() or [1]]
 
     def counts(self) -> list[int]:
         """The numbers of partitions that there are folders of, sorted; 1 for the folder of one partition."""

@@ -251,8 +251,7 @@ class ParquetDatasetStore:
         Files come newest first, so that few rows are written twice; with partial rows, which depend on earlier rows, in
         log order. Applying all of them reproduces the rows as they were served.
         """
-        for dataset in self._datasets.all(schema.__name__):
-            loaded = dataset.load()
+        for loaded in self._datasets.each(schema.__name__):
             yield from loaded.batches(schema, newest_first=not loaded.has_partial_rows)
 
     def load(self, schema: Schema) -> Loaded:

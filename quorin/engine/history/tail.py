@@ -176,10 +176,11 @@ def _with_log(
 
 
 def commits_in(log: Log, name: str, after: int, through: int) -> list[Commit]:
-    """The commits in ``(after, through]`` of loads that begin there too: those before which no abort of the load and no
-    beginning of another comes, and of which the log has all rows.
+    """The commits in ``(after, through]`` of loads that begin there too: the first of each load, if no abort of it and
+    no beginning of a later one comes before, and the log has all of its rows.
     """
-    commits, load, rows = [], 0, 0
+    commits: list[Commit] = []
+    load, rows = 0, 0
     for position, payload in _entries(log, name, after, through):
         if not is_of_load(payload):
             continue
@@ -188,7 +189,8 @@ def commits_in(log: Log, name: str, after: int, through: int) -> list[Commit]:
         except InvalidEntryError:
             continue
         if header.kind is Kind.begin:
-            load, rows = position, 0
+            if of_load > load:
+                load, rows = of_load, 0
         elif of_load == load and header.kind is Kind.load:
             rows += header.row_count
         elif of_load == load and load:

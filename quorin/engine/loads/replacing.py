@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
@@ -14,14 +16,15 @@ from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
 from quorin.engine.checks.run import run
 from quorin.engine.checks.stored import checks_of
 from quorin.engine.loads.coordinator import Coordinator
-from quorin.engine.loads.past import apply_again, past_segment
+from quorin.engine.loads.past import Past, range_in
+from quorin.engine.loads.rows import Repeatable, reference_rows, served_rows, tables_of
+from quorin.engine.log.token import Token
+from quorin.engine.memory.parts import positions_in
 from quorin.engine.reads.scan import scan_view
 from quorin.engine.rows.batch import ENTITY_ID, EVENT_TIME, to_batch
 from quorin.engine.rows.intake import table_columns
 from quorin.errors import (
-    EntityIdError,
     GenerationNotFoundError,
-    InvalidRowError,
     PastUnavailableError,
     ReplaceAbortedError,
     SegmentNotFoundError,
@@ -31,7 +34,7 @@ from quorin.wal import WALProducer, position_at
 
 if TYPE_CHECKING:
     from quorin.engine.checks.declared import Check
-    from quorin.engine.loads.past import Ranges
+    from quorin.engine.loads.past import Moment, Ranges
     from quorin.offline import ParquetDatasetStore
     from quorin.schema import Schema
     from quorin.shm import Segment, SegmentRegistry
@@ -47,14 +50,15 @@ _MAX_ID_BYTES, _CAPACITY = 64, 4096
 
 @dataclass(frozen=True, slots=True)
 class ReplaceResult:
-    """What replaced the rows of a schema: ``row_count`` rows, by the load that began at the log position ``begin`` and
-    was committed at ``position``; both 0 for a dry run. ``replaced_rows`` is the number of entities that this node
-    served before; None if it has no segment.
+    """What replaced the rows of a schema: ``row_count`` rows, by the load that began behind the log position ``begin``
+    and was committed at ``position``, a token with a part for the log of each partition; both 0 for a dry run.
+    ``begin`` is the same position in all logs: the state there is that before the replacement. ``replaced_rows`` is the
+    number of entities that this node served before; None if it has no segment.
     """
 
     schema_name: str
     begin: int
-    position: int
+    position: Token
     row_count: int
     replaced_rows: int | None
     elapsed_seconds: float
@@ -91,7 +95,8 @@ def replace(
     Before the commit the rows are checked beside those that this node serves: by ``checks``, or, if that is None, by
     those that are declared beside the schema (see :class:`quorin.schema.FeatureSchema`). With a ``reference`` they
     compare with its rows, in place of those that this node serves: a table or an iterable of tables, which may lack
-    fields, and have any number of rows for an entity. ``validate`` is called after
+    fields, and have any number of rows for an entity. On a node that holds some partitions, and without a reference,
+    they are checked alone, as where nothing is served yet. ``validate`` is called after
     that with the candidate rows and those that this node serves, each an iterable of record batches that may be
     iterated more than once; it raises an error to refuse. ``dry_run`` converts and counts the rows, and changes
     nothing.
@@ -112,7 +117,7 @@ def replace(
     max_id_bytes = _served(registry, schema).max_id_bytes
 
     def rows(started_ns: int) -> Iterator[pa.RecordBatch]:
-        for table in _tables(source):
+        for table in tables_of(source):
             yield _batch(schema, table, started_ns, max_id_bytes)
 
     if not dry_run:
@@ -122,7 +127,7 @@ def replace(
         count += len(batch)
         options.advance(count)
     before = _served(registry, schema).row_count
-    return ReplaceResult(schema.__name__, 0, 0, count, before, time.monotonic() - started, dry_run=True)
+    return ReplaceResult(schema.__name__, 0, Token(), count, before, time.monotonic() - started, dry_run=True)
 
 
 def rollback(
@@ -148,24 +153,26 @@ def rollback(
     a generation of this node's segment whose file is kept. Give one of the three, or only ``without``: then it is the
     state before the first of these ranges. States before the log's start are read from the ``history``.
 
+    With several partitions a position is a token with a part for each log, such as ``ReplaceResult.position`` and
+    :meth:`quorin.shm.Segment.applied` have, or one number for all logs, such as ``ReplaceResult.begin``: positions grow
+    with the time of the log's server. A generation must have all partitions.
+
     The log keeps what came later. With ``reapply`` it is applied again to the past state, except entries in the ranges
-    ``without``: pairs of the first and the last position. Rows of replacements are never applied again.
+    ``without``: pairs of the first and the last position, which are tokens, or numbers for all logs. Rows of
+    replacements are never applied again.
 
     :raises PastUnavailableError: if the state is not known any more, or is not one of the past.
     :raises ValueError: unless exactly one state is given, or for a range that is empty or begins before it.
     """
-    ranges = sorted((int(first), int(last)) for first, last in without)
+    ranges = sorted(without)
     given = [one for one in (to_position, to_time_ns, to_generation) if one is not None]
     if len(given) > 1 or not (given or ranges):
         raise ValueError(f"expected one of to_position, to_time_ns and to_generation, or without, got {len(given)}")
     if not given:
-        to_position = ranges[0][0] - 1
-    past = _Past(schema, registry, history, stream_key, to_position, to_time_ns, to_generation, progress)
+        to_position = min(int(part) for first, _ in ranges for part in _positions_in(first)) - 1
+    past = _State(schema, registry, history, stream_key, to_position, to_time_ns, to_generation, progress)
     with closing(past):
-        after = past.position
-        for first, last in ranges:
-            if first > last or first <= after:
-                raise ValueError(f"without {first}..{last}: expected positions behind {after}, in ascending order")
+        past.check(ranges)
         # A past state was served once; a check such as that of freshness must not keep anyone from going back to it.
         options = _Options(registry, stream_key, (), None, validate, allow_empty, wait_for, timeout_seconds, progress)
         again = ranges if reapply or ranges else None
@@ -210,10 +217,9 @@ def _replaced(
                 f"there are no rows to replace those of {schema.__name__!r} with; nothing was replaced"
             )
         if options.checks:
-            beside = _present(registry, schema) if options.reference is None else _compared(schema, options.reference)
-            run(options.checks, schema, load.rows(), beside).raise_if_failed()
+            run(options.checks, schema, load.rows(), _beside(schema, options)).raise_if_failed()
         if options.validate is not None:
-            options.validate(_Again(load.rows), _Again(lambda: _present(registry, schema)))
+            options.validate(Repeatable(load.rows), Repeatable(lambda: served_rows(registry, schema)))
         position = load.commit()
     if options.wait_for != "log":
         _wait(schema, position, options)
@@ -221,31 +227,15 @@ def _replaced(
     return ReplaceResult(schema.__name__, begin, position, load.row_count, before, elapsed)
 
 
-def _wait(schema: Schema, position: int, options: _Options) -> None:
+def _wait(schema: Schema, position: Token, options: _Options) -> None:
     registry, name, timeout_ms = options.registry, schema.__name__, options.timeout_seconds * 1000
     if registry.current_name(name) is not None:
-        InlineConsumer(registry, name, stream_key=options.stream_key, timeout_ms=timeout_ms).settle(position)
+        held = registry.partitioning.held
+        here = Token(*(part for partition, part in enumerate(position.parts) if partition in held))
+        InlineConsumer(registry, name, stream_key=options.stream_key, timeout_ms=timeout_ms).settle(here)
     if options.wait_for == "nodes":
         with WALProducer(registry.backend, stream_key=options.stream_key, registry=registry) as producer:
             producer.wait_for_nodes(schema, position, timeout_ms=timeout_ms)
-
-
-class _Again:
-    """An iterable that begins anew each time."""
-
-    def __init__(self, batches: Callable[[], Iterator[pa.RecordBatch]]) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[pa.RecordBatch]:
-        return self._batches()
-
-
-def _tables(source: Any) -> Iterator[Any]:
-    """The tables of a source, one at a time."""
-    if isinstance(source, (pa.RecordBatchReader, Iterator)):
-        yield from source
-    else:
-        yield source
 
 
 def _batch(schema: Schema, table: Any, started_ns: int, max_id_bytes: int | None) -> pa.RecordBatch:
@@ -253,13 +243,12 @@ def _batch(schema: Schema, table: Any, started_ns: int, max_id_bytes: int | None
     return to_batch(schema, table, event_time_ns=None if has_times else started_ns, max_id_bytes=max_id_bytes)
 
 
-def _compared(schema: Schema, reference: Any) -> Iterator[pa.RecordBatch]:
-    """The rows of a reference. Those without an event time have the present one."""
-    for table in _tables(reference):
-        try:
-            yield to_batch(schema, table, partial=True)
-        except (InvalidRowError, EntityIdError) as error:
-            raise InvalidRowError(f"reference: {error}") from None
+def _beside(schema: Schema, options: _Options) -> Iterable[pa.RecordBatch]:
+    """What the checks compare with: the rows of a reference, or those that this node serves."""
+    if options.reference is not None:
+        return reference_rows(schema, options.reference)
+    # The rows of all partitions must not be compared with those of some.
+    return () if options.registry.partitioning.is_partial else served_rows(options.registry, schema)
 
 
 def _served(registry: SegmentRegistry, schema: Schema) -> _Served:
@@ -270,17 +259,8 @@ def _served(registry: SegmentRegistry, schema: Schema) -> _Served:
         return _Served()
 
 
-def _present(registry: SegmentRegistry, schema: Schema) -> Iterator[pa.RecordBatch]:
-    """The rows that this node serves."""
-    try:
-        with registry.open_stored(schema.__name__) as segment:
-            yield from scan_view(segment.current_view(), None, None, None)
-    except SegmentNotFoundError:
-        return
-
-
-class _Past:
-    """A past state: its position, and its rows."""
+class _State:
+    """A past state: its moment, and its rows."""
 
     def __init__(
         self,
@@ -294,62 +274,55 @@ class _Past:
         progress: Progress | None,
     ) -> None:
         self._schema, self._registry, self._history = schema, registry, history
-        self._log = registry.backend.log(stream_key)
+        self._stream_key = stream_key
         self._progress = progress
         # Pinned until the end.
         self._kept = None if generation is None else _generation(schema, registry, generation)
         self._view = None if self._kept is None else self._kept.current_view()
+        self._moment: Moment
         if self._view is not None:
-            self.position = int(self._view.header["partitions"][0]["position"])
-        elif position is not None:
-            self.position = position
-        else:
+            self._moment = {identity: at for identity, at in positions_in(self._view) if identity}
+            return
+        if position is None:
             assert time_ns is not None  # noqa: S101 - one of the three is given
-            self.position = position_at(time_ns // 1_000_000 + 1) - 1
-        last = self._log.bounds().last
-        if self._view is None and not 0 <= self.position <= last:
-            raise PastUnavailableError(f"position {self.position} is none of the log's past: it ends at {last}")
+            position = position_at(time_ns // 1_000_000 + 1) - 1
+        self._moment = dict(position.parts) if isinstance(position, Token) and position.parts else int(position)
+
+    @cached_property
+    def _past(self) -> Past:
+        return Past(self._schema, self._registry, self._stream_key, self._history, self._moment)
 
     def close(self) -> None:
         """Release the generation."""
         if self._kept is not None:
             self._kept.close()
 
+    def check(self, without: Ranges) -> None:
+        """:raises PastUnavailableError: if the state is not known any more, or is not one of the past.
+        :raises ValueError: for a range that is empty, or not behind the state.
+        """
+        if self._view is not None and not without:  # Its rows need no log.
+            return
+        for pair in without:
+            for one in chain(*self._past.logs):
+                first, last = range_in(one, pair) or (one.at + 1, one.at + 1)
+                if first > last or (first <= one.at and one.at > one.begins):
+                    raise ValueError(f"without {first}..{last}: expected positions behind {one.at}, in ascending order")
+
     def rows(self, load: int, again: Ranges | None) -> Iterator[pa.RecordBatch]:
         """The rows; with ``again`` also what was pushed since, up to the beginning of ``load``, without the ranges."""
         if self._view is not None and again is None:
             yield from _canonical(self._schema, scan_view(self._view, None, None, None))
             return
-        with self._segment() as segment:
-            if again is not None:
-                apply_again(
-                    segment,
-                    self._registry,
-                    self._log,
-                    self._history,
-                    after=self.position,
-                    through=load,
-                    without=again,
-                    alive=self._alive,
-                )
+        for segment in self._segments(load, again):
             yield from _canonical(self._schema, scan_view(segment.current_view(), None, None, None))
 
-    @contextmanager
-    def _segment(self) -> Iterator[Any]:
+    def _segments(self, load: int, again: Ranges | None) -> Iterator[Segment]:
         served = _served(self._registry, self._schema)
         limit = served.max_id_bytes or _MAX_ID_BYTES
         if self._view is None:
-            with past_segment(
-                self._schema,
-                self._registry,
-                self._log,
-                self._history,
-                self.position,
-                capacity=max(_CAPACITY, served.row_count or 0),
-                max_id_bytes=limit,
-                alive=self._alive,
-            ) as segment:
-                yield segment
+            capacity = max(_CAPACITY, served.row_count or 0)
+            yield from self._past.segments(load, again, capacity=capacity, max_id_bytes=limit, alive=self._alive)
             return
         from quorin.layout import insert_many
 
@@ -358,6 +331,7 @@ class _Past:
         try:
             for batch in _canonical(self._schema, scan_view(self._view, None, None, None)):
                 insert_many(segment, batch)
+            self._past.apply_again(segment, load, again or (), self._alive)
             yield segment
         finally:
             self._registry.discard(segment)
@@ -370,9 +344,22 @@ class _Past:
 def _generation(schema: Schema, registry: SegmentRegistry, generation: int) -> Segment:
     """A generation of this node's segment that is kept or pinned, pinned by this process too."""
     try:
-        return registry.open_stored(schema.__name__, pin=generation)
+        segment = registry.open_stored(schema.__name__, pin=generation)
     except GenerationNotFoundError as error:
         raise PastUnavailableError(str(error)) from error
+    if segment.partitioning.is_partial:
+        segment.close()
+        raise PastUnavailableError(
+            f"generation {generation} of {schema.__name__!r} has the partitions {segment.partitioning}, not all rows: "
+            "expected a position or a time, or a node that holds all partitions"
+        )
+    return segment
+
+
+def _positions_in(position: int) -> list[int]:
+    """The positions of a token; a position that is no token alone."""
+    parts = [at for _, at in position.parts] if isinstance(position, Token) else []
+    return parts or [int(position)]
 
 
 def _canonical(schema: Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

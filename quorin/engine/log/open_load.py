@@ -1,7 +1,8 @@
-"""A load as the control plane has it: which schema is being replaced, from which position of the log on, and by whom.
+"""A load as the control plane has it: which schema is being replaced, behind which position of the logs, and by whom.
 
-The log alone decides what happens to a load. This record lets one load at a time begin, and keeps the log from being
-trimmed behind the load's beginning, until every live node has applied the commit.
+This record lets one load at a time begin, decides once whether it is committed or aborted, and keeps the logs from
+being trimmed behind the load's beginning until every live node has applied the commit. Nodes follow the logs alone,
+which say the same: no entry that ends a load is written before it is decided here.
 """
 
 from __future__ import annotations
@@ -14,32 +15,42 @@ if TYPE_CHECKING:
     from quorin.engine.backend import ControlPlane
 
 SILENT_SECONDS = 30.0
-"""A coordinator that gave no sign of life for so long counts as dead: the next one may take its place."""
+"""A coordinator that gave no sign of life for so long counts as dead: another process may end its load."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenLoad:
-    """A schema's load. ``begin`` is its id: the position of the entry that began it, or a position before that while
-    the entry is not written yet. ``commit`` is the position of its commit; 0 before that.
+    """A schema's load. ``begin`` is its id, the same in the log of each partition: a position behind which the log has
+    all entries of the load, and whatever was pushed since.
 
-    ``state`` goes from ``beginning`` to ``open``, ``committing`` (the commit may be in the log) and ``committed`` (only
-    nodes that have not applied it need the load), or from any but the last to ``aborting``. Each step is one exchange,
-    so either the coordinator commits, or another process aborts.
+    ``logs`` are the identities of the logs by partition, ``rows`` the numbers of the load's rows in them, known from
+    the commit on, and ``commits`` the positions of the entries that commit it, known once all are written.
 
-    ``earlier_begin`` and ``earlier_commit`` are those of an earlier, committed load, which some node may not have
-    applied when this one began; 0 for none.
+    ``state`` goes from ``beginning`` to ``open``, ``committing`` and ``committed`` (only nodes that have not applied it
+    need the load), or from one of the first two to ``aborting``. Each step is one exchange. Whoever finds a load
+    ``committing`` or ``aborting`` may finish it: writing the entries again changes nothing.
+
+    ``earlier_begin`` and ``earlier_commits`` are those of an earlier, committed load, which some node may not have
+    applied when this one began; 0 and nothing for none.
     """
 
     schema_name: str
     stream_key: str
-    log_identity: int
     begin: int
-    commit: int
+    logs: tuple[int, ...]
     coordinator: str
     started_ns: int
     state: Literal["beginning", "open", "committing", "committed", "aborting"] = "beginning"
+    rows: tuple[int, ...] = ()
+    commits: tuple[int, ...] = ()
     earlier_begin: int = 0
-    earlier_commit: int = 0
+    earlier_commits: tuple[int, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> OpenLoad:
+        """From the JSON in the control plane."""
+        found: dict[str, Any] = json.loads(text)
+        return cls(**found | {name: tuple(found[name]) for name in ("logs", "rows", "commits", "earlier_commits")})
 
     def to_json(self) -> str:
         """The record's text, which compare-and-set compares."""
@@ -47,8 +58,13 @@ class OpenLoad:
 
     @property
     def held(self) -> int:
-        """The position behind which the log is needed."""
+        """The position behind which the logs are needed."""
         return self.earlier_begin or self.begin
+
+    @property
+    def can_be_aborted(self) -> bool:
+        """Whether its commit is not decided."""
+        return self.state in ("beginning", "open", "aborting")
 
     def exchange(self, control: ControlPlane, **changes: Any) -> OpenLoad | None:
         """Store the record with changes; None, and nothing has changed, if another process has changed it."""
@@ -57,12 +73,12 @@ class OpenLoad:
 
     def remove(self, control: ControlPlane) -> bool:
         """Remove the record, or leave that of the earlier load; False if another process has changed it."""
-        if self.earlier_commit and self.state != "committed":
-            earlier = {"begin": self.earlier_begin, "commit": self.earlier_commit, "state": "committed"}
-            return self.exchange(control, **earlier, earlier_begin=0, earlier_commit=0) is not None
+        if self.earlier_commits and self.state != "committed":
+            earlier = {"begin": self.earlier_begin, "commits": self.earlier_commits, "state": "committed"}
+            return self.exchange(control, **earlier, earlier_begin=0, earlier_commits=()) is not None
         return control.swap_load(self.schema_name, None, expected=self.to_json())
 
 
 def open_loads(control: ControlPlane) -> dict[str, tuple[OpenLoad, float]]:
     """The loads by schema name, each with the seconds since its coordinator's last sign of life."""
-    return {name: (OpenLoad(**json.loads(text)), silent) for name, (text, silent) in control.loads().items()}
+    return {name: (OpenLoad.parse(text), silent) for name, (text, silent) in control.loads().items()}

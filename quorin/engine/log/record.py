@@ -62,7 +62,7 @@ class Kind(enum.IntEnum):
     load = 4
     """Whole rows of a load, which count from its commit on."""
     begin = 5
-    """Begins a load, whose id is the position of this record, and ends an earlier one that was not committed."""
+    """Begins a load, and ends an earlier one that was not committed. Its id is a position before this record."""
     commit = 6
     """The rows of a load, and what came after its beginning, replace all rows of the schema."""
     abort = 7

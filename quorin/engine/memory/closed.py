@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from quorin.engine.format import segment as fmt
+from quorin.engine.format.log_positions import CLOSED_DTYPE, MAX_CLOSED
 from quorin.engine.format.partition import MAX_PARTITIONS
 
 if TYPE_CHECKING:
@@ -48,15 +48,15 @@ def carry_closed(partitions: AnyArray, view: SegmentView, successor: SegmentView
     before, after = view.layout.partition_count, successor.layout.partition_count
     if after == 1:
         return
-    known = np.zeros(2 * MAX_PARTITIONS, fmt.CLOSED_DTYPE)
+    known = np.zeros(2 * MAX_PARTITIONS, CLOSED_DTYPE)
     if before > 1:
-        known[_first(view) : _first(view) + fmt.MAX_CLOSED] = view.header["closed"]
+        known[_first(view) : _first(view) + MAX_CLOSED] = view.header["closed"]
     if after > before:
         for word in ("log_identity", "position"):
             known[word][before : 2 * before] = partitions[word][:before]
-    successor.header["closed"] = known[_first(successor) : _first(successor) + fmt.MAX_CLOSED]
+    successor.header["closed"] = known[_first(successor) : _first(successor) + MAX_CLOSED]
 
 
 def _first(view: SegmentView) -> int:
     """The number of the first closed log in a view's table: partition ``p`` of ``c`` has the number ``c + p``."""
-    return max(0, view.layout.partition_count - fmt.MAX_CLOSED)
+    return max(0, view.layout.partition_count - MAX_CLOSED)

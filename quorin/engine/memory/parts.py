@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from quorin.engine.format import segment as fmt
+from quorin.engine.format.log_positions import PARTITION_DTYPE
 from quorin.engine.log.token import Token
 from quorin.errors import NotHeldError, PartitionedError
 
@@ -26,7 +27,7 @@ _LOG_IDENTITY, _POSITION, _FORGOTTEN = (
     fmt.partition_offset(name) for name in ("log_identity", "position", "forgotten")
 )
 _CONFIRMED = fmt.partition_offset("confirmed_ns") // fmt.WORD_BYTES
-_PART_BYTES = fmt.PARTITION_DTYPE.itemsize
+_PART_BYTES = PARTITION_DTYPE.itemsize
 _PART_WORDS = _PART_BYTES // fmt.WORD_BYTES
 _CLOCK_STEP_NS = 1_000_000_000
 

@@ -13,16 +13,18 @@ from quorin.engine.format import segment as fmt
 from quorin.engine.format.name import SegmentName
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.access import Access
+from quorin.engine.memory.closed import carry_closed
 from quorin.engine.memory.generations import heap_bytes_for
 from quorin.engine.memory.growth import evolve
 from quorin.engine.memory.header import rename
 from quorin.engine.memory.kept import with_room
-from quorin.engine.memory.parts import check_one_partition
 from quorin.engine.memory.segment import Segment
 from quorin.engine.memory.view import SegmentView
 from quorin.errors import CapacityExceededError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from quorin.schema import Schema
 
 _EPOCH = fmt.header_word("epoch")
@@ -64,22 +66,23 @@ class Staged:
         if self.segment.stored_schema is not schema:
             evolve(self.segment, schema)
 
-    def put_in_force(self, serving: Segment, *, position: int, log_identity: int) -> None:
-        """Replace the serving segment, whose lease is held, in one flip, with ``position`` as the applied position.
+    def put_in_force(self, serving: Segment, positions: Mapping[int, int]) -> None:
+        """Replace the serving segment, whose lease is held, in one flip, with these as the applied positions, one of
+        each partition that is held.
 
-        A crash at any point leaves the old generation in force, or the new one with its position; the file of the other
-        is reclaimed by the watchdog.
+        A crash at any point leaves the old generation in force, or the new one with its positions; the file of the
+        other is reclaimed by the watchdog.
 
         :raises WriterFencedError: if another process overtook this one; nothing has changed then.
-        :raises PartitionedError: if the deployment has several partitions.
         """
         old, staged = serving.writing_view(), self.segment.writing_view()
-        check_one_partition(old, "replacing its rows")
         partitions = old.header["partitions"].copy()
-        # What is gone has left no deletion, so changes are known from here on only.
-        partitions["forgotten"][0] = position
+        for partition, position in positions.items():
+            partitions["position"][partition] = position
+            # What is gone has left no deletion, so changes are known from here on only.
+            partitions["forgotten"][partition] = position
         staged.header["partitions"] = partitions
-        self.segment.commit_position(position, log_identity)
+        carry_closed(partitions, old, staged)
         self.segment.close()
         serving.replace(_joined(old, staged), keeping="replace")
 

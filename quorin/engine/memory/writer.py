@@ -13,6 +13,7 @@ import numpy as np
 from quorin import metrics
 from quorin.engine import exits, forks
 from quorin.engine.format import segment as fmt
+from quorin.engine.format.log_positions import PARTITION_DTYPE
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.kept import keep
 from quorin.engine.memory.lineage import is_older_generation, unlink_older_generations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 _LOG_IDENTITY = fmt.partition_offset("log_identity")
 _POSITION = fmt.partition_offset("position")
-_PART_BYTES = fmt.PARTITION_DTYPE.itemsize
+_PART_BYTES = PARTITION_DTYPE.itemsize
 _HEARTBEAT = fmt.header_offset("writer_heartbeat_ns")
 _SUCCESSOR, _SUCCESSOR_WORD = fmt.header_offset("successor"), fmt.header_word("successor")
 _EPOCH, _PID, _ACTIVE = fmt.header_word("epoch"), fmt.header_word("writer_pid"), fmt.header_word("writer_active")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quorin.engine.format import segment as fmt
+from quorin.engine.format.log_positions import PARTITION_DTYPE
 from quorin.engine.log.token import Token
 from quorin.engine.memory.closed import closed_log
 from quorin.errors import NotYetAppliedError, TokenError
@@ -107,7 +108,7 @@ def lacking_part(segment: Segment, token: Token) -> tuple[int, int] | None:
             return needed, 0
         if found[0] not in view.partitioning.held:
             continue
-        part = view.mapping.address + fmt.PARTITION_DTYPE.itemsize * found[0]
+        part = view.mapping.address + PARTITION_DTYPE.itemsize * found[0]
         is_followed = _load_acquire(part + _LOG_IDENTITY) == identity  # Before the position.
         applied = _load_acquire(part + _POSITION) if is_followed else 0
         if applied < needed:

@@ -56,9 +56,9 @@ def begin(backend: Backend, count: int, stream_keys: Sequence[str]) -> Growth:
             if 2 * present <= MAX_PARTITIONS
             else f"the deployment has {present} partitions, which is as many as there can be, got {count}"
         )
-    _check_no_load(backend)
     begun = growth.begun(present, tuple(dict.fromkeys(stream_keys)), str(Process.this()))
-    if not backend.control.swap_growth(begun.to_json(), expected=text):
+    # In one step with the loads: none begins between the look and the growth.
+    if not backend.control.swap_growth(begun.to_json(), expected=text, loads=_committed_loads(backend)):
         return begin(backend, count, stream_keys)
     _log.info("growth_began", partitions=present, to=count)
     return begun
@@ -141,10 +141,13 @@ def was_ended(growth: Growth, partitions: int) -> RepartitionConflictError:
     )
 
 
-def _check_no_load(backend: Backend) -> None:
-    for name, (load, _) in open_loads(backend.control).items():
+def _committed_loads(backend: Backend) -> dict[str, str]:
+    """The JSON of the loads by schema name. :raises RepartitionConflictError: if one of them is not committed."""
+    found = open_loads(backend.control)
+    for name, (load, _) in found.items():
         if load.state != "committed":
             raise RepartitionConflictError(
-                f"{load.coordinator} is replacing {name!r}, which works with one partition only: wait for its end, or "
-                f"end it with `quorin replace {name} --abort`"
+                f"{load.coordinator} is replacing {name!r}: wait for its end, or end it with `quorin replace {name} "
+                "--abort`"
             )
+    return {name: load.to_json() for name, (load, _) in found.items()}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from quorin import assembly
 from quorin.engine.loads.coordinator import Coordinator
-from quorin.engine.loads.past import past_segment
+from quorin.engine.loads.past import Past
 from quorin.engine.log.record import Kind
 from quorin.engine.rows.batch import to_batch
 from quorin.errors import SegmentNotFoundError
@@ -170,16 +170,8 @@ class World:
     def check_past(self, positions: list[int]) -> None:
         """States of the past, from history and log."""
         for position in positions:
-            with past_segment(
-                Thing,
-                self.registry,
-                self.producer._log,
-                self.store,
-                position,
-                capacity=4,
-                max_id_bytes=64,
-                alive=lambda: None,
-            ) as segment:
+            past = Past(Thing, self.registry, "quorin:wal", self.store, int(position))
+            for segment in past.segments(0, None, capacity=4, max_id_bytes=64, alive=lambda: None):
                 assert rows_of(segment) == self.model.state(position)
 
     def close(self) -> None:

@@ -40,15 +40,20 @@ def test_a_commit_that_comes_too_late_does_not_count(machine: Machine, ended_by:
     def append(payload: bytes) -> int:
         return int(log.append([("Row", payload)])[-1])
 
-    load = append(mark(Kind.begin, ROW))
+    def begin() -> int:
+        load = int(log.bounds().last)
+        append(mark(Kind.begin, ROW, load=load))
+        return load
+
+    load = begin()
     append(encode(Kind.load, ROW, batch(a=2, b=2), load=load))
     if ended_by is not None:
-        append(mark(ended_by, ROW, load=load if ended_by is Kind.abort else 0))
+        append(mark(ended_by, ROW, load=load if ended_by is Kind.abort else load + 1))
     append(mark(Kind.commit, ROW, load=load, load_rows=2 if ended_by is not None else 3))
     assert values(machine, machine.store()) == values(machine, None) == {"a": 1}
     assert in_force(machine) == {"a": 1}
 
-    load = append(mark(Kind.begin, ROW))
+    load = begin()
     append(encode(Kind.load, ROW, batch(b=3), load=load))
     append(mark(Kind.commit, ROW, load=load, load_rows=1))
     assert values(machine, machine.store()) == values(machine, None) == {"b": 3}

@@ -13,7 +13,7 @@ from quorin import assembly, metrics
 from quorin.engine.consumer import held
 from quorin.engine.loads import coordinator
 from quorin.engine.loads.coordinator import Coordinator
-from quorin.engine.log.open_load import open_loads
+from quorin.engine.log.open_load import OpenLoad, open_loads
 from quorin.engine.rows.batch import to_batch
 from quorin.errors import (
     EntityIdTooLongError,
@@ -24,6 +24,7 @@ from quorin.errors import (
 )
 from quorin.evolution import abort_replace, replace, rollback, upgrade_schema
 from quorin.schema import FeatureField, dtype, make_schema
+from quorin.wal import Token
 from tests.support.machines import Machine
 
 ROW = make_schema("Row", [FeatureField("number", dtype.int64), FeatureField("text", dtype.string)])
@@ -138,26 +139,26 @@ def test_one_coordinator_at_a_time(node: Machine, monkeypatch: pytest.MonkeyPatc
     assert served(node) == {"y": 1}
 
 
-def test_the_first_of_commit_and_abort_in_the_log_decides(node: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process takes the coordinator for dead between the append of its commit and the note of it."""
-    backend, original = node.registry.backend, Coordinator._append
+def test_a_commit_that_is_decided_is_finished_not_aborted(node: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process takes the coordinator for dead between the decision and the entry of it, and both write one."""
+    backend, original = node.registry.backend, coordinator.finish
 
-    for is_first in (True, False):
+    def finish(load: OpenLoad, *arguments: Any) -> Token:
+        assert open_loads(backend.control)["Row"][0].state == "committing"
+        monkeypatch.setattr(coordinator, "finish", original)
+        assert abort_replace(ROW, backend) is None
+        assert open_loads(backend.control)["Row"][0].state == "committed"
+        push(node, pushed=5)
+        return original(load, *arguments)
 
-        def append(self: Coordinator, payload: bytes, is_first: bool = is_first) -> int:
-            position = original(self, payload) if is_first else 0
-            if open_loads(backend.control)["Row"][0].state == "committing":
-                assert abort_replace(ROW, backend) == self.load
-            return position or original(self, payload)
-
-        monkeypatch.setattr(Coordinator, "_append", append)
-        if is_first:
-            replace(ROW, table(x=1), node.registry)
-        else:
-            with pytest.raises(ReplaceAbortedError):
-                replace(ROW, table(z=1), node.registry)
-        node.drain(ROW)
-        assert served(node) == {"x": 1}
+    monkeypatch.setattr(coordinator, "finish", finish)
+    refused, replaced = metrics.loads_refused.labels("Row").value, metrics.replaces.labels("Row").value
+    replace(ROW, table(x=1), node.registry)
+    node.drain(ROW)
+    assert served(node) == {"x": 1, "pushed": 5}
+    assert metrics.loads_refused.labels("Row").value == refused
+    assert metrics.replaces.labels("Row").value == replaced + 1
+    assert len(node.store().load(ROW).counted.commits) == 1
 
 
 def test_an_open_load_holds_the_log_until_it_is_taken_for_dead(node: Machine) -> None:
@@ -186,7 +187,7 @@ def test_an_open_load_holds_the_log_until_it_is_taken_for_dead(node: Machine) ->
 def test_a_load_that_lost_rows_is_refused(node: Machine) -> None:
     with Coordinator(node.registry.backend, ROW) as load:
         load.append(to_batch(ROW, table(x=1)))
-        load.row_count += 1
+        load._rows += 1
         load.commit()
     node.drain(ROW)
     assert served(node) == {"a": 1, "b": 2}
@@ -265,9 +266,9 @@ def _refuse(*_: Any) -> None:
 
 
 def test_the_record_of_a_load_of_a_lost_log_is_removed(node: Machine) -> None:
-    with Coordinator(node.registry.backend, ROW) as load:
+    backend = node.registry.backend
+    with Coordinator(backend, ROW) as load:
         assert load._open is not None
-        lost = load._open.exchange(node.registry.backend.control, log_identity=1)
-        assert lost is not None
-        assert held.held_by_loads(last(node), node.log(), node.registry.backend.control, 600.0) == last(node)
-    assert node.registry.backend.control.loads() == {}
+        assert load._open.exchange(backend.control, logs=(1,)) is not None
+        assert held.held_by_loads(last(node), node.log(), backend, lambda _: {}, 600.0) >= load.load
+    assert backend.control.loads() == {}
