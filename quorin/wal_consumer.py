@@ -116,26 +116,23 @@ class WALConsumer:
         self._backend = connect(connection, namespace=namespace)
         self._owns_backend = self._backend is not connection
         registry = SegmentRegistry(self._backend, namespace=namespace) if registry is None else registry
-        self._stop = threading.Event()
-        self._running = threading.Lock()
-        key = self._backend.log(stream_key).stream_key
-        sizes: dict[str, Any] = {"capacity": capacity, "max_id_bytes": max_id_bytes}
-        sources: dict[str, Any] = {"history": offline, "snapshots": snapshots, "peers": peers}
+        self._stop, self._running = threading.Event(), threading.Lock()
+        sources: dict[str, Any] = {"history": offline, "snapshots": snapshots, "peers": peers, "show": show}
+        rebuild = partial(rebuild_segment, registry=registry, capacity=capacity, max_id_bytes=max_id_bytes, **sources)
         self._ownership = Ownership(
             schemas_or_segments,
             registry,
-            partial(rebuild_segment, registry=registry, stream_key=key, show=show, **sizes, **sources),
+            partial(rebuild, stream_key=self._backend.log(stream_key).stream_key),
             before_overtaking=lambda: self._lanes.end_others_of_node(),
             frozen_after_seconds=frozen_after_seconds,
             stopping=self._stop,
         )
         role = "follower" if yields else "consumer"
-        trims = trims and offline is not None
-        settings = LaneSettings(role, trims, schemas_or_segments is None, batch_entries, node_timeout_seconds)
+        of_all, trims = schemas_or_segments is None, trims and offline is not None
+        settings = LaneSettings(role, trims, of_all, batch_entries, node_timeout_seconds)
         self._lanes = Lanes(registry, stream_key, offline, self._ownership, settings)
         self._flusher = Flusher(self._lanes, offline, FlushLimits(flush_interval_seconds, flush_rows, flush_bytes))
-        self._pace = Pace()
-        self._agenda = self._new_agenda()
+        self._pace, self._agenda = Pace(), _new_agenda(self._ownership, self._stop)
         self._snapshots = writing(snapshots, registry, self._ownership.reports, snapshot_every_seconds, show=show)
         self._precedence = Precedence(registry, role, discovers=self._ownership.discovers)
 
@@ -159,7 +156,7 @@ class WALConsumer:
         :raises CapacityExceededError: if a segment cannot grow.
         """
         with _exclusive(self._running), self._snapshots:
-            self._agenda = self._new_agenda()
+            self._agenda = _new_agenda(self._ownership, self._stop)
             self._flusher.prepare()
             try:
                 while (step := next_step(self._agenda, time.monotonic()))[0] is not Step.stop:
@@ -192,7 +189,7 @@ class WALConsumer:
             if tail and lane and (rows := lane.apply_tail(tail)) is not None:
                 return rows
             self._look()
-            self._agenda = self._new_agenda()
+            self._agenda = _new_agenda(self._ownership, self._stop)
             held_before = {target.schema for target in self._ownership.owned()}
             try:
                 return self._drain_all()
@@ -235,9 +232,6 @@ class WALConsumer:
     def is_failing(self) -> bool:
         """Whether :meth:`run` cannot reach a log or the history now."""
         return self._agenda.failures > 0 or self._lanes.is_failing
-
-    def _new_agenda(self) -> Agenda:
-        return Agenda(len(self._ownership.targets), stopping=self._stop.is_set(), discovers=self._ownership.discovers)
 
     def _look(self) -> None:
         self._ownership.know_growths()
@@ -292,8 +286,9 @@ class WALConsumer:
         applied = sum(self._drain(lane, end) for lane, end in ends)
         self._lanes.loads.finish_waiting()
         self._flusher.flush(self._agenda)
-        has_grown = self._lanes.carry_over(partial(self._flusher.flush, self._agenda))
-        return applied + (self._drain_all() if has_grown else 0)
+        if self._lanes.carry_over(partial(self._flusher.flush, self._agenda)):
+            applied += self._drain_all()
+        return applied
 
     def _drain(self, lane: Lane, end: int) -> int:
         """Apply a log up to a position, or as far as it has not lost that; returns how many rows changed a segment."""
@@ -323,6 +318,10 @@ class WALConsumer:
         owned = self._ownership.owned()
         self._lanes.keep(owned)
         self._agenda.lost(len(owned), time.monotonic())
+
+
+def _new_agenda(ownership: Ownership, stop: threading.Event) -> Agenda:
+    return Agenda(len(ownership.targets), stopping=stop.is_set(), discovers=ownership.discovers)
 
 
 async def _run_in_thread(consumer: WALConsumer) -> None:

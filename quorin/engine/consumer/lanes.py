@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from quorin.engine.consumer.history import history_of_partition
 from quorin.engine.consumer.lane import Lane, Seen
 from quorin.engine.consumer.loads import Loads
-from quorin.engine.repartition.closed import check_closed_logs
+from quorin.engine.consumer.logs_beside import LogsBeside
 from quorin.engine.repartition.node import carry_over, successor_of
-from quorin.errors import ConnectionFailedError, LogFullError, WriterFencedError
+from quorin.errors import ConnectionFailedError, WriterFencedError
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from quorin.engine.backend import Log, ReadResult
+    from quorin.engine.backend import ReadResult
     from quorin.engine.consumer.history import OfflineWriter
     from quorin.engine.consumer.lane import LaneSettings
     from quorin.engine.consumer.ownership import Ownership
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     _Call = tuple[Lane | None, Any, Callable[[], Any]]
 
-LOOK_BESIDE_SECONDS = 5.0
 CLOSE_SECONDS = 0.5
 RELEASE_SECONDS = 2.0
 
@@ -57,8 +56,7 @@ class Lanes:
         self._new = partial(Lane, registry=registry, ownership=ownership, settings=settings)
         self.loads = Loads(registry.backend)
         self._lanes: list[Lane] = []
-        self._others: dict[int, Log] = {}
-        self._look_beside_at = 0.0
+        self._beside = LogsBeside(registry.backend)
         self._reads: _Reads | None = None
 
     def __iter__(self) -> Iterator[Lane]:
@@ -115,7 +113,7 @@ class Lanes:
             self._lanes = [new(log(0), None, history(0, 1))]
             return True
         self._lanes = [new(log(number), number, history(number, held.count)) for number in sorted(held.held)]
-        self._others = {number: log(number) for number in range(held.count) if number not in held.held}
+        self._beside.others = {number: log(number) for number in range(held.count) if number not in held.held}
         return True
 
     def carry_over(self, flush: Callable[[], None]) -> bool:
@@ -148,7 +146,7 @@ class Lanes:
         self.stop_reading()
         self.release()
         self.loads.keep([])
-        self._lanes, self._others = [], {}
+        self._lanes, self._beside.others = [], {}
 
     def follow(self, target: Target) -> bool:
         """Whether all lanes follow their log for a target, or are about to."""
@@ -172,7 +170,7 @@ class Lanes:
         self.loads.finish_decided()
         for lane in self._lanes:
             if lane.partition is None:
-                self._look_beside()
+                self._beside.look()
                 lane.check()
             else:
                 lane.must_look = True
@@ -194,15 +192,15 @@ class Lanes:
             if time.monotonic() >= lane.retry_at and not self._reads.is_busy(lane):
                 call = lane.look_call() if lane.must_look else lane.cursor.read_call(block_ms=block_ms)
                 self._reads.start(lane, lane.version(), call)
-        if time.monotonic() >= self._look_beside_at and not self._reads.is_busy(None):
-            self._reads.start(None, None, self._look_beside)
+        if self._beside.is_due() and not self._reads.is_busy(None):
+            self._reads.start(None, None, self._beside.look)
         outcomes = self._reads.finished(block_ms / 1000)
         return [found for one in outcomes if (found := self._taken(*one)) is not None]
 
     def _taken(self, lane: Lane | None, version: Any, outcome: Any) -> tuple[Lane, ReadResult] | None:
         """What a call has read, if it is to be applied."""
         if lane is None:
-            self._name_others(outcome)
+            self._beside.looked(outcome, self._ownership.owned())
             return None
         if isinstance(outcome, ConnectionFailedError):
             self.failed(lane, outcome)
@@ -217,29 +215,6 @@ class Lanes:
             lane.saw(outcome)
             return None
         return lane, outcome
-
-    def _look_beside(self) -> dict[int, int]:
-        """Look at the logs that no lane reads, but for those that are unreachable: keep the closed ones closed, and
-        return the identities of those that the node does not hold.
-        """
-        backend = self._registry.backend
-        if backend.is_remote:  # No replica takes over from a file.
-            with suppress(ConnectionFailedError, LogFullError):
-                check_closed_logs(backend)
-        found = {}
-        for partition, log in self._others.items():
-            with suppress(ConnectionFailedError):
-                found[partition] = log.identity()
-        return found
-
-    def _name_others(self, identities: dict[int, int] | BaseException) -> None:
-        """Let the segments know those logs, so that reads recognize positions of them in tokens."""
-        self._look_beside_at = time.monotonic() + LOOK_BESIDE_SECONDS
-        if isinstance(identities, BaseException):
-            return
-        for target in self._ownership.owned():
-            for partition, identity in identities.items():
-                target.opened.know_log(partition, identity)
 
     def trim(self, flushed: list[tuple[Lane, Covered]]) -> bool:
         """Trim the logs behind a flush; False if one of several could not be reached.
