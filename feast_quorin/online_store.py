@@ -89,13 +89,13 @@ class QuorinOnlineStore(OpenStore, OnlineStore):
 
         See :func:`feast_quorin.apply.apply_tables`.
         """
-        session = self._session_for(config)
+        session = self.session(config)
         apply_tables(session, config, tables_to_keep)
         remove_views(session, config.project, [table.name for table in tables_to_delete])
 
     def teardown(self, config: RepoConfig, tables: Sequence[Any], entities: Sequence[Any]) -> None:  # noqa: ARG002
         """``feast teardown``: remove everything of this project, and nothing of any other."""
-        remove_project(self._session_for(config), config.project)
+        remove_project(self.session(config), config.project)
 
     def online_write_batch(
         self,
@@ -105,13 +105,13 @@ class QuorinOnlineStore(OpenStore, OnlineStore):
         progress: Callable[[int], Any] | None,
     ) -> None:
         """Write rows. Returns when they are applied or logged, depending on ``wait``."""
-        writing.write_rows(self._session_for(config), stored_view(config, table), data, progress)
+        writing.write_rows(self.session(config), stored_view(config, table), data, progress)
 
     def write_table(
         self, config: RepoConfig, table: Any, rows: pa.Table, progress: Callable[[int], Any] | None
     ) -> None:
         """Write an Arrow table with the view's columns; faster than :meth:`online_write_batch`, returns as it does."""
-        writing.write_table(self._session_for(config), stored_view(config, table), table, rows, progress)
+        writing.write_table(self.session(config), stored_view(config, table), table, rows, progress)
 
     def replace_table(
         self,
@@ -124,7 +124,7 @@ class QuorinOnlineStore(OpenStore, OnlineStore):
         """Replace all rows of a view by those of an Arrow table with its columns; returns as :meth:`write_table`. Its
         checks compare with the ``reference`` of :mod:`feast_quorin.references`, or else with what is served.
         """
-        writing.replace_table(self._session_for(config), stored_view(config, table), table, rows, progress, reference)
+        writing.replace_table(self.session(config), stored_view(config, table), table, rows, progress, reference)
 
     def write_plain_row(
         self, config: RepoConfig, table: Any, frame: pd.DataFrame, mapping: Mapping[str, str] | None
@@ -133,7 +133,7 @@ class QuorinOnlineStore(OpenStore, OnlineStore):
 
         Returns False and writes nothing if the frame has more rows, or values other than numbers, booleans and strings.
         """
-        return writing.write_plain_row(self._session_for(config), stored_view(config, table), table, frame, mapping)
+        return writing.write_plain_row(self.session(config), stored_view(config, table), table, frame, mapping)
 
     async def online_write_batch_async(
         self,
@@ -272,10 +272,7 @@ class QuorinOnlineStore(OpenStore, OnlineStore):
 
     def _compiled(self, config: RepoConfig, entity_rows: Any, *choice: Any) -> _Compiled | None:
         """A compiled request, and what it is to be answered for."""
-        session = self._session_for(config)
-        reads = self._reads
-        if reads is None or reads.session is not session or reads.config is not config:
-            reads = self.reads(config)
+        reads = self.reads(config)
         pins = current().pins
         if reads.services or pins is not None:
             features, registry, project, *_ = choice

@@ -15,3 +15,10 @@ CLOSED_DTYPE = np.dtype([("log_identity", "<u8"), ("position", "<u8")])
 """A log that was closed when the deployment grew: its identity, and up to where it is applied; 0 if its partition was
 not held."""
 MAX_CLOSED = 200
+
+
+def first_closed(partition_count: int) -> int:
+    """The number of the first closed log in the table of a segment of so many partitions: partition ``p`` of ``c`` has
+    the number ``c + p``.
+    """
+    return max(0, partition_count - MAX_CLOSED)

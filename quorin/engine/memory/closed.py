@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from quorin.engine.format.log_positions import CLOSED_DTYPE, MAX_CLOSED
+from quorin.engine.format.log_positions import CLOSED_DTYPE, MAX_CLOSED, first_closed
 from quorin.engine.format.partition import MAX_PARTITIONS
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def closed_log(view: SegmentView, identity: int) -> ClosedLog | None:
     [*found] = np.flatnonzero(table["log_identity"] == identity).tolist()
     if not found:
         return None
-    number = found[0] + _first(view)
+    number = found[0] + first_closed(view.layout.partition_count)
     before = 1 << number.bit_length() - 1
     times = view.layout.partition_count // before
     first = (number - before) * times
@@ -50,13 +50,10 @@ def carry_closed(partitions: AnyArray, view: SegmentView, successor: SegmentView
         return
     known = np.zeros(2 * MAX_PARTITIONS, CLOSED_DTYPE)
     if before > 1:
-        known[_first(view) : _first(view) + MAX_CLOSED] = view.header["closed"]
+        first = first_closed(before)
+        known[first : first + MAX_CLOSED] = view.header["closed"]
     if after > before:
         for word in ("log_identity", "position"):
             known[word][before : 2 * before] = partitions[word][:before]
-    successor.header["closed"] = known[_first(successor) : _first(successor) + MAX_CLOSED]
-
-
-def _first(view: SegmentView) -> int:
-    """The number of the first closed log in a view's table: partition ``p`` of ``c`` has the number ``c + p``."""
-    return max(0, view.layout.partition_count - MAX_CLOSED)
+    first = first_closed(after)
+    successor.header["closed"] = known[first : first + MAX_CLOSED]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quorin.engine.format import segment as fmt
+from quorin.engine.format.log_positions import MAX_CLOSED, first_closed
 from quorin.engine.format.name import SegmentName
 from quorin.engine.format.partition import Partitioning
 from quorin.errors import CorruptSegmentError, PartitionCountError
@@ -165,3 +166,14 @@ def check_counters(path: Path, memory: AnyArray, header: Any, layout: fmt.Segmen
     for start, end in fmt.RESERVED[layout.header_bytes]:
         if memory[start:end].any():
             raise CorruptSegmentError(f"{path}: bytes {start} to {end} of the header are reserved, and not zero")
+    if layout.partition_count > 1:
+        _check_closed(path, header["closed"], layout.partition_count)
+
+
+def _check_closed(path: Path, table: AnyArray, partition_count: int) -> None:
+    """Only logs of fewer partitions were closed, and only a log has a position."""
+    numbers = first_closed(partition_count) + np.arange(MAX_CLOSED)
+    has_none = (numbers == 0) | (numbers >= partition_count)
+    wrong = (has_none & (table["log_identity"] != 0)) | ((table["log_identity"] == 0) & (table["position"] != 0))
+    if wrong.any():
+        raise CorruptSegmentError(f"{path}: entry {int(wrong.argmax())} of the table of closed logs belongs to none")
