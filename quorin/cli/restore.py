@@ -33,7 +33,6 @@ def restore(
 
     Examples:
         quorin restore driver_stats.snapshot
-        quorin restore driver_stats.snapshot --partitions 0-7  # leave out the rows of the others
 
     Exit codes: 0 restored, 1 refused (with the reason on stderr), 2 wrong usage.
     """
