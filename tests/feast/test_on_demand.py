@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from feast import FeatureService, FeatureStore, Field, RequestSource
+from feast import Entity, FeatureService, FeatureStore, Field, RequestSource
 from feast.aggregation import Aggregation
 from feast.on_demand_feature_view import OnDemandFeatureView, on_demand_feature_view
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
@@ -41,10 +41,18 @@ NEEDS |= {"asked": ["driver_id", "factor", "word"], "stored_rates": ["driver_id"
 def views(data: Path) -> list[Any]:
     """The usual views, and on-demand views of every kind over them."""
     known = {thing.name: thing for thing in definitions(data)}
-    drivers, customers = known["driver_stats"][["conv_rate", "trips", "tags"]], known["customer_stats"]
-    request = RequestSource(
-        name="asked_for", schema=[Field(name="factor", dtype=Float64), Field(name="word", dtype=String)]
+    drivers = known["driver_stats"][["conv_rate", "trips", "tags"]]
+    rates, *others = python_views(drivers, known["customer_stats"])
+    kept = [known[name] for name in ("driver", "customer", "driver_stats", "customer_stats", "world")]
+    service = FeatureService(
+        name="renamed",
+        features=[known["driver_stats"][["small"]], rates.with_name("better")[["rate_up", "is_high"]]],
     )
+    return [*kept, rates, *others, *views_beyond_python(drivers, known["driver"]), service]
+
+
+def python_views(drivers: Any, customers: Any) -> tuple[Any, ...]:
+    """On-demand views of plain Python: of lists, of one view, of one row."""
 
     @on_demand_feature_view(
         sources=[drivers],
@@ -88,6 +96,15 @@ def views(data: Path) -> list[Any]:
     def one(inputs: dict[str, Any]) -> dict[str, Any]:
         return {"one_up": [(inputs["trips"] or 0) + 1]}
 
+    return rates, scores, one
+
+
+def views_beyond_python(drivers: Any, driver: Entity) -> tuple[Any, ...]:
+    """On-demand views of pandas, of request data, and one that is stored."""
+    request = RequestSource(
+        name="asked_for", schema=[Field(name="factor", dtype=Float64), Field(name="word", dtype=String)]
+    )
+
     @on_demand_feature_view(
         sources=[drivers],
         schema=[
@@ -117,7 +134,7 @@ def views(data: Path) -> list[Any]:
         }
 
     @on_demand_feature_view(
-        entities=[known["driver"]],
+        entities=[driver],
         sources=[drivers],
         schema=[Field(name="stored_up", dtype=Float64)],
         mode="python",
@@ -126,12 +143,7 @@ def views(data: Path) -> list[Any]:
     def stored_rates(inputs: dict[str, Any]) -> dict[str, Any]:
         return {"stored_up": [None if rate is None else -rate for rate in inputs["conv_rate"]]}
 
-    kept = [known[name] for name in ("driver", "customer", "driver_stats", "customer_stats", "world")]
-    service = FeatureService(
-        name="renamed",
-        features=[known["driver_stats"][["small"]], rates.with_name("better")[["rate_up", "is_high"]]],
-    )
-    return [*kept, rates, scores, one, frames, asked, stored_rates, service]
+    return frames, asked, stored_rates
 
 
 @pytest.fixture

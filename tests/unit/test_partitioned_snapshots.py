@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from quorin.assembly import read
-from quorin.engine.backend import connect
-from quorin.engine.format.partition import partition_of
 from quorin.errors import PartitionCountError, SegmentConflictError, SegmentNotFoundError
 from quorin.evolution import repartition
-from quorin.shm import SegmentRegistry
 from quorin.snapshot import restore, snapshot
-from quorin.wal import Token, WALProducer
-from quorin.wal_consumer import WALConsumer
+from quorin.wal import Token
+from tests.support.partition_nodes import COUNT, IDS, PartitionNode, in_partitions, new_nodes
 from tests.support.world import TRIP, row
 from tests.unit.cli.test_cli import run
 
-COUNT = 4
-IDS = [f"driver-{number}" for number in range(24)]
 
-
-@dataclass
-class Node:
-    registry: SegmentRegistry
-    producer: WALProducer
+class Node(PartitionNode):
+    schemas = (TRIP,)
 
     def write(self, score: float) -> None:
         for entity_id in IDS:
             self.producer.write(TRIP, entity_id, row(score))
-
-    def drain(self) -> int:
-        with WALConsumer(self.registry.backend, TRIP, registry=self.registry) as consumer:
-            return consumer.drain()
 
     def scores(self) -> dict[str, float | None]:
         with self.registry.open_current(TRIP) as segment:
@@ -52,30 +39,10 @@ class Node:
             return segment.applied()
 
 
-@pytest.fixture(params=["embedded", "redis"])
-def connection(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "store") if request.param == "embedded" else str(request.getfixturevalue("redis_url"))
-
-
 @pytest.fixture
 def new_node(connection: str, tmp_path: Path) -> Iterator[Callable[..., Node]]:
-    opened: list[Node] = []
-
-    def new(held: str | None = None, partitions: int | None = COUNT, namespace: str = "quorin") -> Node:
-        (shm_dir := tmp_path / f"shm{len(opened)}").mkdir()
-        backend = connect(connection, partitions=partitions, namespace=namespace)
-        registry = SegmentRegistry(backend, shm_dir=shm_dir, held=held, namespace=namespace)
-        opened.append(Node(registry, WALProducer(backend, registry=registry)))
-        return opened[-1]
-
-    yield new
-    for node in opened:
-        node.producer.close()
-        node.registry.backend.close()
-
-
-def in_partitions(*partitions: int) -> set[str]:
-    return {one for one in IDS if partition_of(one, COUNT) in partitions}
+    with new_nodes(Node, connection, tmp_path) as new:
+        yield new
 
 
 @pytest.mark.parametrize(("saved", "held"), [(None, None), (None, "1,3"), ("0-2", "1-2")])

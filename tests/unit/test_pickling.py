@@ -110,11 +110,6 @@ def test_a_class_without_fields_is_still_refused() -> None:
 NUMBERS = make_schema("Numbers", [FeatureField("n", dtype.int64)])
 
 
-@pytest.fixture(params=["embedded", "redis"])
-def connection(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "store") if request.param == "embedded" else str(request.getfixturevalue("redis_url"))
-
-
 def test_registries_producers_and_histories_are_pickled_by_their_connection(connection: str, tmp_path: Path) -> None:
     registry = SegmentRegistry(connection, shm_dir=tmp_path)
     registry.create(NUMBERS, capacity=4).close()

@@ -27,11 +27,6 @@ from quorin.wal_consumer import WALConsumer
 TRIP = make_schema("Trip", [FeatureField("score", dtype.float32), FeatureField("tag", dtype.string)])
 
 
-@pytest.fixture(params=["embedded", "redis"])
-def connection(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "store") if request.param == "embedded" else str(request.getfixturevalue("redis_url"))
-
-
 @pytest.fixture
 def producer(connection: str) -> Iterator[WALProducer]:
     with WALProducer(connection) as opened:

@@ -75,26 +75,29 @@ return gone
 """KEYS stream, closed; ARGV the id behind which entries are removed, the last of these, the id that was trimmed last.
 Does nothing unless the log is closed, which ends at its newest entry then. Returns the number of removed entries."""
 
-_LUA_BEFORE = """
+_LUA_LAST_ID = (
+    LUA_ENSURE
+    + """
 local function before(one, other)
   local ms, dash = string.match(one, '(%d+)-(%d+)')
   local other_ms, other_dash = string.match(other, '(%d+)-(%d+)')
   ms, other_ms = tonumber(ms), tonumber(other_ms)
   return ms < other_ms or (ms == other_ms and tonumber(dash) < tonumber(other_dash))
 end
+local known = ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
+local info, last_id = redis.call('XINFO', 'STREAM', KEYS[1]), nil
+for i = 1, #info, 2 do
+  if info[i] == 'last-generated-id' then last_id = info[i + 1] end
+end
 """
+)
 
 LUA_BEGIN_BEHIND = (
-    LUA_ENSURE
-    + _LUA_BEFORE
+    _LUA_LAST_ID
     + """
-local known = ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
-local info = redis.call('XINFO', 'STREAM', KEYS[1])
-for i = 1, #info, 2 do
-  if info[i] == 'last-generated-id' and before(info[i + 1], ARGV[2]) and redis.call('XLEN', KEYS[1]) == 0 then
-    redis.call('XSETID', KEYS[1], ARGV[2])
-    redis.call('SET', KEYS[3], ARGV[3])
-  end
+if before(last_id, ARGV[2]) and redis.call('XLEN', KEYS[1]) == 0 then
+  redis.call('XSETID', KEYS[1], ARGV[2])
+  redis.call('SET', KEYS[3], ARGV[3])
 end
 return known
 """
@@ -103,14 +106,9 @@ return known
 without entries begins. Returns the log's identity."""
 
 LUA_SKIP_TO = (
-    LUA_ENSURE
-    + _LUA_BEFORE
+    _LUA_LAST_ID
     + """
-local known = ensure(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
-local info = redis.call('XINFO', 'STREAM', KEYS[1])
-for i = 1, #info, 2 do
-  if info[i] == 'last-generated-id' and before(info[i + 1], ARGV[2]) then redis.call('XSETID', KEYS[1], ARGV[2]) end
-end
+if before(last_id, ARGV[2]) then redis.call('XSETID', KEYS[1], ARGV[2]) end
 return known
 """
 )

@@ -35,11 +35,6 @@ TRIP = make_schema("Trip", [FeatureField("score", dtype.float64)])
 LATER = make_schema("Later", [FeatureField("count", dtype.int64)])
 
 
-@pytest.fixture(params=["embedded", "redis"])
-def connection(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "store") if request.param == "embedded" else str(request.getfixturevalue("redis_url"))
-
-
 def command(*arguments: str, shm_dir: Path | None = None) -> list[Any]:
     environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
     if shm_dir is not None:

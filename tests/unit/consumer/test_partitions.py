@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 
 from quorin import metrics
 from quorin.assembly import read
-from quorin.engine.backend import Backend, connect, logs
+from quorin.engine.backend import logs
 from quorin.engine.backend.protocols import Log
 from quorin.engine.bootstrap.writer import SnapshotWriter
 from quorin.engine.consumer.trimming import Trimming
@@ -30,31 +29,13 @@ from quorin.layout import iterate_occupied
 from quorin.offline import ParquetDatasetStore
 from quorin.shm import SegmentRegistry
 from quorin.snapshot import SnapshotStore
-from quorin.wal import WALProducer
 from quorin.wal_consumer import NoopOfflineWriter, WALConsumer
+from tests.support.partition_nodes import COUNT, IDS, PartitionNode, in_partitions, new_nodes
 from tests.support.world import TRIP, row, running, until
 
-COUNT = 4
-IDS = [f"driver-{number}" for number in range(24)]
 
-
-@dataclass
-class Node:
-    """A shared memory of a deployment, and what writes to the deployment."""
-
-    backend: Backend
-    registry: SegmentRegistry
-    producer: WALProducer
-
-    def consumer(self, **options: Any) -> WALConsumer:
-        return WALConsumer(self.backend, [TRIP], registry=self.registry, **options)
-
-    def drain(self, **options: Any) -> int:
-        consumer = self.consumer(**options)
-        try:
-            return consumer.drain()
-        finally:
-            consumer.close()
+class Node(PartitionNode):
+    schemas = (TRIP,)
 
     def rows(self) -> dict[str, Any]:
         """All served rows by id."""
@@ -72,36 +53,14 @@ class Node:
             self.producer.write(TRIP, entity_id, row(score))
 
 
-@pytest.fixture(params=["embedded", "redis"])
-def connection(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "store") if request.param == "embedded" else str(request.getfixturevalue("redis_url"))
-
-
 @pytest.fixture
 def new_node(connection: str, tmp_path: Path) -> Iterator[Callable[..., Node]]:
-    """A new node of a deployment of four partitions."""
-    opened: list[Node] = []
-
-    def new(*, held: str | None = None, partitions: int = COUNT, namespace: str = "quorin") -> Node:
-        memory = tmp_path / f"shm{len(opened)}"
-        memory.mkdir()
-        backend = connect(connection, partitions=partitions, namespace=namespace)
-        registry = SegmentRegistry(backend, shm_dir=memory, held=held, namespace=namespace)
-        opened.append(Node(backend, registry, WALProducer(backend, registry=registry)))
-        return opened[-1]
-
-    yield new
-    for node in opened:
-        node.producer.close()
-        node.backend.close()
+    with new_nodes(Node, connection, tmp_path) as new:
+        yield new
 
 
 def of_partition(partition: int) -> list[str]:
     return [entity_id for entity_id in IDS if partition_of(entity_id, COUNT) == partition]
-
-
-def in_partitions(*partitions: int) -> set[str]:
-    return {entity_id for partition in partitions for entity_id in of_partition(partition)}
 
 
 def test_the_ids_of_these_tests_are_in_all_partitions() -> None:

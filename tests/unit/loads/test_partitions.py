@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from quorin import assembly
-from quorin.engine.backend import connect, logs
+from quorin.engine.backend import logs
 from quorin.engine.backend.protocols import Backend
 from quorin.engine.consumer import held
 from quorin.engine.format.growth import Growth
@@ -25,11 +25,9 @@ from quorin.evolution import abort_replace, repartition, replace, rollback
 from quorin.hydration import hydrate
 from quorin.offline import ParquetDatasetStore
 from quorin.schema import FeatureField, dtype, make_schema
-from quorin.shm import SegmentRegistry
-from quorin.wal import WALProducer
 from quorin.wal_consumer import WALConsumer
+from tests.support.partition_nodes import COUNT, PartitionNode, new_nodes
 
-COUNT = 4
 ROW = make_schema("Row", [FeatureField("number", dtype.int64)])
 OLD = {f"e{i}": i for i in range(40)}
 NEW = {f"e{i}": 100 + i for i in range(20, 60)}
@@ -39,40 +37,26 @@ def table(rows: dict[str, int]) -> dict[str, Any]:
     return {"entity_id": list(rows), "number": list(rows.values())}
 
 
-class Node:
-    def __init__(self, connection: str, memory: Path, history: Path, held: str | None = None) -> None:
-        memory.mkdir()
-        self.backend: Backend = connect(connection, partitions=COUNT)
-        self.registry = SegmentRegistry(self.backend, shm_dir=memory, held=held)
-        self.producer = WALProducer(self.backend, registry=self.registry)
-        self.history = ParquetDatasetStore(history)
+class Node(PartitionNode):
+    schemas = (ROW,)
 
-    def drain(self) -> None:
-        with WALConsumer(self.backend, [ROW], registry=self.registry, offline=self.history) as consumer:
-            consumer.drain()
+    @property
+    def history(self) -> ParquetDatasetStore:
+        """One for all nodes."""
+        return ParquetDatasetStore(self.registry.shm_dir.parent / "history")
+
+    def consumer(self, *schemas: Any, **options: Any) -> WALConsumer:
+        return super().consumer(*schemas, **{"offline": self.history, **options})
 
     def served(self) -> dict[str, int]:
         with self.registry.open_stored("Row") as segment:
             return {row["entity_id"]: row["number"] for row in assembly.scan(segment).read_all().to_pylist()}
 
 
-@pytest.fixture(params=["embedded", "redis"])
-def connection(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "store") if request.param == "embedded" else str(request.getfixturevalue("redis_url"))
-
-
 @pytest.fixture
 def new_node(connection: str, tmp_path: Path) -> Iterator[Callable[..., Node]]:
-    opened: list[Node] = []
-
-    def new(held: str | None = None) -> Node:
-        opened.append(Node(connection, tmp_path / f"shm{len(opened)}", tmp_path / "history", held))
-        return opened[-1]
-
-    yield new
-    for node in opened:
-        node.producer.close()
-        node.backend.close()
+    with new_nodes(Node, connection, tmp_path) as new:
+        yield new
 
 
 @pytest.fixture

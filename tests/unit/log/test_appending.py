@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,11 +22,6 @@ from quorin.wal import Token, WALProducer
 
 COUNT = 4
 TRIP = make_schema("Trip", [FeatureField("score", dtype.float32), FeatureField("tag", dtype.string)])
-
-
-@pytest.fixture(params=["embedded", "redis"])
-def connection(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "store") if request.param == "embedded" else str(request.getfixturevalue("redis_url"))
 
 
 @pytest.fixture

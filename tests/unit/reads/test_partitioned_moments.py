@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,18 @@ import pyarrow as pa
 import pytest
 
 from quorin import assembly, layout
-from quorin.engine.backend import connect
 from quorin.engine.format.partition import partition_of
 from quorin.engine.memory.pauses import Pauses
 from quorin.engine.reads.together import Together
 from quorin.errors import InconsistentReadError, NotHeldError, TokenError
 from quorin.inline_consumer import InlineConsumer
 from quorin.schema import FeatureField, dtype, make_schema
-from quorin.shm import Segment, SegmentRegistry
-from quorin.wal import Token, WALProducer
+from quorin.shm import Segment
+from quorin.wal import Token
 from quorin.wal_consumer import WALConsumer
+from tests.support.partition_nodes import COUNT, PartitionNode, new_nodes
 from tests.support.world import until
 
-COUNT = 4
 Left = make_schema("Left", [FeatureField("n", dtype.int64)])
 Right = make_schema("Right", [FeatureField("n", dtype.int64)])
 SCHEMAS = [Left, Right]
@@ -33,41 +31,24 @@ IDS = [f"id{i}" for i in range(20)]
 PARTITIONS = np.array([partition_of(one, COUNT) for one in IDS])
 
 
-@dataclass
-class Node:
-    """A node that holds some partitions, or all, of both schemas."""
-
-    registry: SegmentRegistry
-    producer: WALProducer
+class Node(PartitionNode):
+    schemas = SCHEMAS
 
     def write(self, schema: Any, value: int, ids: list[str] = IDS) -> Token:
         columns = {"entity_id": ids, "event_time_ns": [value] * len(ids), "n": [value] * len(ids)}
         return self.producer.write_many(schema, pa.table(columns))
 
-    def drain(self, *schemas: Any) -> None:
-        with WALConsumer(self.registry.backend, schemas or SCHEMAS, registry=self.registry, capacity=64) as consumer:
-            consumer.drain()
+    def consumer(self, *schemas: Any, **options: Any) -> WALConsumer:
+        return super().consumer(*schemas, capacity=64, **options)
 
     def open(self) -> list[Segment]:
         return [self.registry.open_current(schema) for schema in SCHEMAS]
 
 
-@pytest.fixture(params=["embedded", "redis"])
-def new_node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Node]]:
-    connection = str(tmp_path / "store") if request.param == "embedded" else request.getfixturevalue("redis_url")
-    opened: list[Node] = []
-
-    def new(held: str | None = None) -> Node:
-        (shm_dir := tmp_path / f"shm{len(opened)}").mkdir()
-        backend = connect(connection, partitions=COUNT)
-        registry = SegmentRegistry(backend, shm_dir=shm_dir, held=held)
-        opened.append(Node(registry, WALProducer(backend, registry=registry)))
-        return opened[-1]
-
-    yield new
-    for node in opened:
-        node.producer.close()
-        node.registry.backend.close()
+@pytest.fixture
+def new_node(connection: str, tmp_path: Path) -> Iterator[Callable[..., Node]]:
+    with new_nodes(Node, connection, tmp_path) as new:
+        yield new
 
 
 def parts(segments: list[Segment], ids: list[str] = IDS) -> list[Any]:
@@ -238,7 +219,7 @@ def test_a_consumer_at_full_speed_starves_no_read(new_node: Callable[..., Node])
     node = new_node()
     for schema in SCHEMAS:
         node.write(schema, 1)
-    consumer = WALConsumer(node.registry.backend, SCHEMAS, registry=node.registry, batch_entries=64)
+    consumer = node.consumer(batch_entries=64)
     consumer.drain()
     segments = node.open()
     stop = threading.Event()
