@@ -13,7 +13,7 @@ from quorin.engine.consumer.history import history_of_partition
 from quorin.engine.consumer.lane import Lane, Seen
 from quorin.engine.consumer.loads import Loads
 from quorin.engine.consumer.logs_beside import LogsBeside
-from quorin.engine.repartition.node import carry_over, successor_of
+from quorin.engine.repartition.node import carry_over, grown_from
 from quorin.errors import ConnectionFailedError, WriterFencedError
 from quorin.logging import get_logger
 
@@ -128,7 +128,7 @@ class Lanes:
         owned, count, backend = self._ownership.owned(), self._ownership.partition_count, self._registry.backend
         if not owned or count is None or not self._lanes or not all(lane.is_at_end for lane in self._lanes):
             return False
-        former = successor_of(backend, count)
+        former = grown_from(backend, count)
         # The logs were closed at the last look; a growth that was undone since, and then a second one, let them take
         # more. By now none does.
         if former is None or not all(lane.has_all_for(owned) for lane in self._lanes):

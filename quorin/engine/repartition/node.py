@@ -87,7 +87,7 @@ class KnownGrowth:
         return replace(former, logs=tuple(logs))
 
 
-def successor_of(backend: Backend, count: int) -> Former | None:
+def grown_from(backend: Backend, count: int) -> Former | None:
     """What the deployment has grown from, if that is ``count``; None while the growth is under way."""
     growth = Growth.parse(backend.control.growth())
     return next((former for former in growth.former if former.count == count), None)
