@@ -100,6 +100,24 @@ def test_a_growth_that_was_ended_cannot_close_the_log(backend: Backend) -> None:
     assert log.close_for_appends(1) is None
 
 
+def test_a_closed_log_says_which_growth_closed_it(backend: Backend) -> None:
+    log = backend.log()
+    assert log.closed_by() is None
+    log.append([("Trip", b"one")])
+    assert log.closed_by() is None
+    log.close_for_appends(1, ("quorin:wal", "other"))
+    closed = log.closed_by()
+    assert closed is not None
+    # SQLite has the names in the control plane, which is in the same file.
+    assert (closed.growth, closed.stream_keys) == (1, ("quorin:wal", "other") if backend.is_remote else ())
+    log.close_for_appends(2)
+    assert log.closed_by() == closed
+    log.reopen_for_appends(2)
+    assert log.closed_by() is None
+    log.close_for_appends(3)
+    assert log.closed_by() == (3, ())
+
+
 def test_a_new_log_begins_behind_a_position(backend: Backend) -> None:
     log = backend.log("other")
     far = (time.time_ns() // 1_000_000 + 1000) << 20 | 5  # Ahead of the clock, as another machine's may be.

@@ -18,6 +18,7 @@ from quorin import metrics
 from quorin.engine.backend import Backend, Log, connect
 from quorin.engine.backend.keys import DEFAULT_STREAM_KEY, log_keys
 from quorin.engine.backend.partition_keys import log_tag
+from quorin.engine.consumer import logs_beside
 from quorin.engine.format.growth import Growth, State
 from quorin.engine.log.record import Kind, encode
 from quorin.engine.repartition import run
@@ -63,6 +64,11 @@ class Replica:
         """As if the growth were under way."""
         self._client.set("{quorin}:growth", growth.to_json())
         self._client.set("{quorin}:partitions", growth.count)
+
+    def lacks_growth(self, count: int) -> None:
+        """As if none had begun."""
+        self._client.delete("{quorin}:growth")
+        self._client.set("{quorin}:partitions", count)
 
     def wipe(self) -> None:
         self._client.flushdb()
@@ -307,8 +313,7 @@ def test_what_an_abort_of_a_lost_growth_let_through_is_moved(
     write_some(world, IDS, 1)
     begun = run.begin(world.backend, 2, KEYS)
     run.go_on(world.backend)
-    world.drain()
-    world.registry.node.remember_growth(world.backend.control.growth() or "")
+    world.drain()  # The node remembers the growth with which it goes over.
     replica.lacks_exchange(begun)
     assert abort_repartition(connect(world.connection)) == 1
     stale.write(TRIP, IDS[0], row(5))  # To the log of one partition, which is open again.
@@ -340,6 +345,81 @@ def test_a_command_whose_growth_was_lost_begins_again(
     write_some(world, IDS[:3], 2)
     world.drain()
     assert scores(world.registry, IDS) == dict.fromkeys(IDS, 1.0) | dict.fromkeys(IDS[:3], 2.0)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("is_done", [True, False])
+def test_a_growth_that_was_lost_before_any_node_knew_of_it_is_begun_again(
+    world: World, replica: Replica, monkeypatch: pytest.MonkeyPatch, count: int, is_done: bool
+) -> None:
+    """Nothing else would end it: its command has returned, or was killed, and producers write to the new logs."""
+    monkeypatch.setattr(logs_beside, "LOOK_SECONDS", 0.1)
+    world.backend.settle_partitions(count)
+    write_some(world, IDS, 1)
+    begun = run.begin(world.backend, 2 * count, ["quorin:wal", "other"])
+    if is_done:
+        run.go_on(world.backend)
+        write_some(world, IDS[:5], 2)
+    else:
+        closed_log(world, of=count).close_for_appends(begun.number, begun.stream_keys)
+    replica.lacks_growth(count)
+    with capture_logs() as logs, running(world.consumer(TRIP)):
+        until(lambda: Growth.parse(world.backend.control.growth()).counts == [count])
+        write_some(world, IDS[5:9], 3)
+        expected = dict.fromkeys(IDS, 1.0) | dict.fromkeys(IDS[5:9], 3.0)
+        expected |= dict.fromkeys(IDS[:5], 2.0) if is_done else {}
+        until(lambda: world.registry.partitioning.count == 2 * count)
+        until(lambda: scores(world.registry, IDS) == expected)
+    grown = Growth.parse(world.backend.control.growth())
+    assert (grown.state, grown.stream_keys) == (State.settled, ("quorin:wal", "other"))
+    assert grown.number > begun.number
+    assert world.backend.control.partition_count() == 2 * count
+    assert [log["event"] for log in logs].count("growth_begun_again") == 1
+    assert scores(drained(world, "new"), IDS) == expected
+
+
+def test_a_growth_that_is_undone_meanwhile_is_not_begun_again(world: World) -> None:
+    write_some(world, IDS, 1)
+    begun = run.begin(world.backend, 2, KEYS)
+    log = closed_log(world)
+    log.close_for_appends(begun.number, begun.stream_keys)
+    run.begin_again(world.backend, 1, log)  # A growth is known: its command, or a producer, goes on.
+    assert Growth.parse(world.backend.control.growth()) == begun
+    abort_repartition(world.backend)
+    run.begin_again(world.backend, 1, log)
+    assert Growth.parse(world.backend.control.growth()).state is State.settled
+    grow(world, 2)
+    run.begin_again(world.backend, 1, log)  # A node that has not gone over yet.
+    assert Growth.parse(world.backend.control.growth()).counts == [1]
+
+
+def test_a_growth_whose_number_was_ended_before_gets_another(world: World, replica: Replica) -> None:
+    """The control plane has lost that a growth was undone; its logs have not, and refuse to be closed by its number."""
+    write_some(world, IDS, 1)
+    begun = run.begin(world.backend, 2, KEYS)
+    closed_log(world).close_for_appends(begun.number)
+    abort_repartition(world.backend)
+    replica.lacks_growth(1)
+    assert repartition(world.backend, 2, wait_for="log").partitions == 2
+    assert Growth.parse(world.backend.control.growth()).number == begun.number + 1
+
+
+def test_a_command_that_another_one_was_quicker_than_begins_no_second_growth(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_some(world, IDS, 1)
+    look = world.backend.control.partition_count
+    quicker = [lambda: grow(world, 2)]
+
+    def slow() -> int | None:
+        found = look()
+        if quicker:
+            quicker.pop()()
+        return found
+
+    monkeypatch.setattr(world.backend.control, "partition_count", slow)
+    assert repartition(world.backend, 2, wait_for="log").partitions == 2
+    assert Growth.parse(world.backend.control.growth()).counts == [1]
 
 
 def grown_node(world: World) -> None:
