@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from quorin import metrics
 from quorin.engine.backend import Backend, Log, connect
-from quorin.engine.backend.keys import DEFAULT_STREAM_KEY, log_keys
+from quorin.engine.backend.keys import DEFAULT_STREAM_KEY, log_keys, stream_id_of
 from quorin.engine.backend.partition_keys import log_tag
 from quorin.engine.consumer import logs_beside
 from quorin.engine.format.growth import Growth, State
@@ -57,7 +57,8 @@ class Replica:
         for entry, _ in self._client.xrevrange(keys.stream, count=entries) if entries else []:
             self._client.xdel(keys.stream, entry)
         left = self._client.xrevrange(keys.stream, count=1)
-        self._client.execute_command("XSETID", keys.stream, left[0][0] if left else b"0-1")
+        begins = stream_id_of(int(self._client.get(keys.trimmed) or 1))
+        self._client.execute_command("XSETID", keys.stream, left[0][0] if left else begins)
         self._client.delete(keys.closed)
 
     def lacks_exchange(self, growth: Growth) -> None:
@@ -255,6 +256,21 @@ def test_a_node_that_has_read_what_was_lost_notices_it_before_it_goes_over(world
     consumer.close()
     assert world.registry.partitioning.count == 2
     assert scores(world.registry, IDS) == dict.fromkeys(IDS[:10], 1.0)
+
+
+def test_a_node_goes_over_though_a_log_lost_all_that_it_had(world: World, replica: Replica) -> None:
+    """The node was anchored anew at the log's start, and reads nothing there that would bring it to the end."""
+    grow(world, 2)
+    write_some(world, IDS, 1)
+    consumer = world.consumer(TRIP)
+    with running(consumer):
+        until(lambda: world.registry.partitioning.count == 2)
+        until(lambda: scores(world.registry, IDS) == dict.fromkeys(IDS, 1.0))
+        replica.lacks_closing(0, 2, entries=100)
+        grow(world, 4)
+        until(lambda: world.registry.partitioning.count == 4)
+        write_some(world, IDS[:3], 2)
+        until(lambda: scores(world.registry, IDS) == dict.fromkeys(IDS, 1.0) | dict.fromkeys(IDS[:3], 2.0))
 
 
 @pytest.mark.parametrize("count", [1, 2])
