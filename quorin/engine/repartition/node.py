@@ -79,7 +79,7 @@ class KnownGrowth:
         for key in growth.stream_keys:
             for number in range(former.count):
                 log = backend.log(key, number, of=former.count)
-                log.close_for_appends(growth.number)
+                log.close_for_appends(growth.number, growth.stream_keys)
                 identity = log.identity()
                 logs.append(Closed(key, number, identity, ends.get((key, number, identity), 0)))
             for number in range(2 * former.count):
