@@ -379,13 +379,15 @@ def test_a_growth_that_was_lost_before_any_node_knew_of_it_is_begun_again(
     else:
         closed_log(world, of=count).close_for_appends(begun.number, begun.stream_keys)
     replica.lacks_growth(count)
-    with capture_logs() as logs, running(world.consumer(TRIP)):
+    registry = SegmentRegistry(connect(world.connection), shm_dir=world.shm_dir)
+    with capture_logs() as logs, running(WALConsumer(registry.backend, [TRIP], registry=registry)):
         until(lambda: Growth.parse(world.backend.control.growth()).counts == [count])
         write_some(world, IDS[5:9], 3)
         expected = dict.fromkeys(IDS, 1.0) | dict.fromkeys(IDS[5:9], 3.0)
         expected |= dict.fromkeys(IDS[:5], 2.0) if is_done else {}
-        until(lambda: world.registry.partitioning.count == 2 * count)
-        until(lambda: scores(world.registry, IDS) == expected)
+        until(lambda: registry.partitioning.count == 2 * count)
+        until(lambda: scores(registry, IDS) == expected)
+    registry.backend.close()
     grown = Growth.parse(world.backend.control.growth())
     assert (grown.state, grown.stream_keys) == (State.settled, ("quorin:wal", "other"))
     assert grown.number > begun.number
