@@ -88,6 +88,8 @@ def test_growths_beside_masters_that_die_and_slots_that_move(own_cluster: Cluste
     """Prints what it does; ``QUORIN_GROWTH_SEEDS`` has the seeds, separated by spaces."""
     rng, started = random.Random(seed), time.monotonic()
     growths = {count: [Step.drawn(rng, count) for _ in range(2)] for count in (4, 8, 16)}
+    # A growth takes a tenth of a second: most begin about when something happens.
+    begin = {count: max(0.0, steps[0].after + rng.uniform(-0.2, 0.4)) for count, steps in growths.items()}
 
     def say(what: object) -> None:
         print(f"seed {seed}, {time.monotonic() - started:6.2f} s: {what}", flush=True)  # noqa: T201 - to replay it
@@ -99,14 +101,15 @@ def test_growths_beside_masters_that_die_and_slots_that_move(own_cluster: Cluste
         say("the cluster is whole again")
 
     def grow(fleet: Fleet, count: int) -> None:
-        fleet.grow(count)
-        say(f"{count} partitions")
+        time.sleep(begin[count])
+        fleet.grow(2 * count)
+        say(f"{2 * count} partitions")
 
     fleet = Fleet(own_cluster, tmp_path)
     with fleet.running(), ThreadPoolExecutor(2) as threads:
         for count, steps in growths.items():
-            say(f"growing to {2 * count}")
-            for done in [threads.submit(disturb, fleet, steps), threads.submit(grow, fleet, 2 * count)]:
+            say(f"after {begin[count]:.2f} s grow to {2 * count}")
+            for done in [threads.submit(disturb, fleet, steps), threads.submit(grow, fleet, count)]:
                 done.result(600)
             fleet.wait_for_nodes(2 * count)
             say("all nodes are there")
