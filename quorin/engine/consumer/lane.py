@@ -68,7 +68,7 @@ class Lane:
         self.must_look = False
         """Whether the log has to be compared with the segments before it is read on."""
         self.closed_end: int | None = None
-        """Where the log ends, if it was closed when it was last looked at: the deployment grows."""
+        """The last position of the log, if it was closed when it was last looked at: the deployment grows."""
         self.failures = 0
         self.retry_at = 0.0
         self._ownership = ownership
@@ -115,7 +115,7 @@ class Lane:
         is_anew = self.historian.set_fence(seen.fence)
         self.cursor.anchor(self._ownership.owned(), seen.identity, seen.bounds, anew=is_anew)
         self.must_look = False
-        self.closed_end = self._end_of(seen.bounds)
+        self.closed_end = seen.bounds.last if seen.bounds.is_closed else None
 
     @property
     def is_at_end(self) -> bool:
@@ -129,15 +129,9 @@ class Lane:
         """
         if self.must_look or not all(self.cursor.has(target) for target in targets):
             return False
+        bounds = self.log.bounds()
         # A log that ends before what was read of it has lost that, which the next look notices.
-        return self._end_of(self.log.bounds()) == self.cursor.lowest
-
-    def _end_of(self, bounds: Bounds) -> int | None:
-        """The position at which everything is applied that the log will ever have; None if it takes appends."""
-        if not bounds.is_closed:
-            return None
-        # One without entries has nothing to read: a segment that was anchored anew stays before its last position.
-        return bounds.last if bounds.first else min(bounds.last, self.cursor.lowest)
+        return bounds.is_closed and bounds.last == self.cursor.lowest
 
     def version(self) -> Any:
         """Differs from an earlier one if segments came, went or were anchored anew, or if the position moved."""
