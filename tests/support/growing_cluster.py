@@ -18,6 +18,7 @@ from redis.crc import key_slot
 
 from quorin.engine.backend import connect
 from quorin.engine.backend.partition_keys import log_tag
+from quorin.engine.format.growth import Growth
 from quorin.engine.format.partition import partition_of
 from quorin.errors import ConnectionFailedError
 from quorin.evolution import repartition
@@ -146,6 +147,7 @@ class Fleet:
             assert [process.exitcode for process in writers] == [0, 0]
             self.lost = self.check()
         except BaseException as error:
+            error.add_note(self._state())
             for name in self.HELD:
                 error.add_note(f"{name} said:\n{self._said(name).read_text()[-4000:]}")
             raise
@@ -243,6 +245,20 @@ class Fleet:
         reported = {int(found[1]) for found in _REPORTED.finditer(said)}
         for entity in missing["whole"] ^ (missing["low"] | missing["high"]):
             assert reported & {partition_of(entity, count) for count in counts}, f"{entity} differs, and nobody said so"
+
+    def _state(self) -> str:
+        """What the control plane, the logs and the nodes have, to find out why something did not happen."""
+        growth = Growth.parse(self.backend.control.growth())
+        found = [f"growth: {growth}", f"partitions: {self.backend.control.partition_count()}"]
+        for count in dict.fromkeys((*growth.counts, growth.count, self.backend.control.partition_count() or 1)):
+            logs = (self.backend.log(partition=number, of=count) for number in range(count))
+            found += [f"log {log.partition} of {count}: {log.state()} {log.closed_by()}" for log in logs]
+        for name, registry in self.nodes.items():
+            found.append(f"{name} knows {registry.node.state().growth}")
+            with registry.open_current(NUMBERS) as segment:
+                parts = [(part.partition, part.position, part.log_identity) for part in segment.parts()]
+                found.append(f"{name}: {segment.name} {segment.partitioning} {parts}")
+        return "\n".join(found)
 
     def _said(self, name: str) -> Path:
         return self.directory / f"{name} said"

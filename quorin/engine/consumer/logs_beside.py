@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from quorin.engine.repartition.closed import check_closed_logs
-from quorin.engine.repartition.run import begin_again
+from quorin.engine.repartition.run import finish
 from quorin.errors import ConnectionFailedError, LogFullError, RepartitionConflictError
 
 if TYPE_CHECKING:
@@ -35,13 +35,13 @@ class LogsBeside:
         return time.monotonic() >= self._look_at
 
     def look(self) -> dict[int, int]:
-        """Finish a growth that the control plane has lost, and keep the closed logs closed. Returns the identities of
+        """Finish a growth that nothing else may finish, and keep the closed logs closed. Returns the identities of
         the others, but for those that are unreachable.
         """
         if self._backend.is_remote:  # No replica takes over from a file.
             with suppress(ConnectionFailedError, LogFullError, RepartitionConflictError):
                 if (closed := self.closed) is not None:
-                    begin_again(self._backend, *closed)
+                    finish(self._backend, *closed)
                 check_closed_logs(self._backend)
         found = {}
         for partition, log in self.others.items():

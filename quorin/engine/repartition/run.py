@@ -81,22 +81,22 @@ def go_on(backend: Backend, progress: Callable[[int, int], None] | None = None) 
                 progress(done + number, total)
 
 
-def begin_again(backend: Backend, count: int, log: Log) -> None:
-    """If a log of the present number of partitions is closed, and the control plane knows of no growth that closed it,
-    a replica took over that lacked it, and producers may write to its new logs already: store it again, and finish it.
+def finish(backend: Backend, count: int, log: Log) -> None:
+    """Finish the growth that closed a log, one of ``count``: its command may be dead, or has returned, and a replica
+    took over that lacked the end of the growth. One that the control plane lacks altogether is begun again, as
+    producers may write to its new logs already.
 
-    :raises RepartitionConflictError: if a load is open.
+    :raises RepartitionConflictError: if it is to be begun again, and a load is open.
     """
     text = backend.control.growth()
     # In this order: if a growth began since, the exchange finds another text.
     growth, present, closed = Growth.parse(text), backend.control.partition_count() or 1, log.closed_by()
-    if growth.state is not State.settled or present != count or closed is None:
-        return
-    begun = growth.begun(count, closed.stream_keys or (log.stream_key,), str(Process.this()))
-    begun = replace(begun, number=max(begun.number, closed.growth + 1))
-    if backend.control.swap_growth(begun.to_json(), expected=text, loads=_committed_loads(backend)):
-        _log.warning("growth_begun_again", partitions=count, to=2 * count, why="the control plane had lost it")
-        go_on(backend)
+    if growth.state is State.settled and present == count and closed is not None:
+        begun = growth.begun(count, closed.stream_keys or (log.stream_key,), str(Process.this()))
+        begun = replace(begun, number=max(begun.number, closed.growth + 1))
+        if backend.control.swap_growth(begun.to_json(), expected=text, loads=_committed_loads(backend)):
+            _log.warning("growth_begun_again", partitions=count, to=2 * count, why="the control plane had lost it")
+    go_on(backend)
 
 
 def _present(backend: Backend) -> tuple[int, str | None]:

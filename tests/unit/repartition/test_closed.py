@@ -401,19 +401,38 @@ def test_a_growth_that_was_lost_before_any_node_knew_of_it_is_begun_again(
     assert scores(drained(world, "new"), IDS) == expected
 
 
-def test_a_growth_that_is_undone_meanwhile_is_not_begun_again(world: World) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_growth_whose_end_was_lost_is_done_again(
+    world: World, replica: Replica, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """All producers know the new logs, so none of them meets a closed one and finishes the growth."""
+    monkeypatch.setattr(logs_beside, "LOOK_SECONDS", 0.1)
+    world.backend.settle_partitions(count)
+    write_some(world, IDS, 1)
+    begun = run.begin(world.backend, 2 * count, KEYS)
+    run.go_on(world.backend)
+    write_some(world, IDS[:5], 2)
+    replica.lacks_exchange(begun)
+    registry = SegmentRegistry(connect(world.connection), shm_dir=world.shm_dir)
+    with running(WALConsumer(registry.backend, [TRIP], registry=registry)):
+        until(lambda: registry.partitioning.count == 2 * count)
+        until(lambda: scores(registry, IDS) == dict.fromkeys(IDS, 1.0) | dict.fromkeys(IDS[:5], 2.0))
+    registry.backend.close()
+    assert Growth.parse(world.backend.control.growth()).number == begun.number
+
+
+def test_a_growth_that_is_undone_is_not_begun_again(world: World) -> None:
     write_some(world, IDS, 1)
     begun = run.begin(world.backend, 2, KEYS)
     log = closed_log(world)
     log.close_for_appends(begun.number, begun.stream_keys)
-    run.begin_again(world.backend, 1, log)  # A growth is known: its command, or a producer, goes on.
-    assert Growth.parse(world.backend.control.growth()) == begun
     abort_repartition(world.backend)
-    run.begin_again(world.backend, 1, log)
-    assert Growth.parse(world.backend.control.growth()).state is State.settled
+    run.finish(world.backend, 1, log)
+    assert Growth.parse(world.backend.control.growth()).counts == []
     grow(world, 2)
-    run.begin_again(world.backend, 1, log)  # A node that has not gone over yet.
-    assert Growth.parse(world.backend.control.growth()).counts == [1]
+    text = world.backend.control.growth()
+    run.finish(world.backend, 1, log)  # By a node that has not gone over yet.
+    assert world.backend.control.growth() == text
 
 
 def test_a_growth_whose_number_was_ended_before_gets_another(world: World, replica: Replica) -> None:
