@@ -132,11 +132,13 @@ def test_a_new_log_begins_behind_a_position(backend: Backend) -> None:
     assert [payload for _, payload in log.read(far + 10).entries] == [b"one"]
 
 
-def test_a_log_that_has_entries_stays_as_it_is(backend: Backend) -> None:
+def test_a_log_that_has_entries_keeps_them_and_goes_on_behind_a_position(backend: Backend) -> None:
     log = backend.log()
     position = log.append([("Trip", b"one")])[-1]
     log.begin_behind(position + 1000)
-    assert log.bounds() == Bounds(position, position)
+    assert log.bounds() == Bounds(position, position + 1000)
+    assert [payload for _, payload in log.read(0).entries] == [b"one"]
+    assert log.append([("Trip", b"two")])[-1] > position + 1000
 
 
 def test_entries_behind_a_position_of_a_closed_log_are_removed(backend: Backend) -> None:

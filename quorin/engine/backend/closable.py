@@ -41,7 +41,9 @@ class ClosableLog(Protocol):
         """
 
     def begin_behind(self, position: int) -> int:
-        """Create the log if needed. One without entries begins behind ``position``. Returns its identity."""
+        """Create the log if needed. One without entries begins behind ``position``, which counts as trimmed; one that has
+        some goes on behind it. Returns its identity.
+        """
 
     def skip_to(self, position: int) -> int:
         """Create the log if needed. Every entry that is appended from now on is behind ``position``. Returns the log's

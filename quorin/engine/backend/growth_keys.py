@@ -95,15 +95,15 @@ end
 LUA_BEGIN_BEHIND = (
     _LUA_LAST_ID
     + """
-if before(last_id, ARGV[2]) and redis.call('XLEN', KEYS[1]) == 0 then
+if before(last_id, ARGV[2]) then
   redis.call('XSETID', KEYS[1], ARGV[2])
-  redis.call('SET', KEYS[3], ARGV[3])
+  if redis.call('XLEN', KEYS[1]) == 0 then redis.call('SET', KEYS[3], ARGV[3]) end
 end
 return known
 """
 )
 """KEYS stream, identity, trimmed, closed (left alone); ARGV a fresh identity, the id and position behind which a log
-without entries begins. Returns the log's identity."""
+without entries begins, and one that has some goes on. Returns the log's identity."""
 
 LUA_SKIP_TO = (
     _LUA_LAST_ID

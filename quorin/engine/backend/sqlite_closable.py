@@ -73,8 +73,8 @@ class ClosableEmbeddedLog:
         """One transaction."""
         with self._database.transaction() as connection:
             log, identity, _ = self._ensure(connection)
-            sql = "UPDATE logs SET last_position = ?1, trimmed = ?1 "
-            sql += "WHERE id = ?2 AND last_position < ?1 AND entry_count = 0"
+            sql = "UPDATE logs SET last_position = ?1, trimmed = CASE entry_count WHEN 0 THEN ?1 ELSE trimmed END "
+            sql += "WHERE id = ?2 AND last_position < ?1"
             connection.execute(sql, (position, log))
             connection.execute("UPDATE sqlite_sequence SET seq = MAX(seq, ?) WHERE name = 'entries'", (position,))
             return identity

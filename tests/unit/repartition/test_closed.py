@@ -20,6 +20,7 @@ from quorin.engine.backend.keys import DEFAULT_STREAM_KEY, log_keys
 from quorin.engine.backend.partition_keys import log_tag
 from quorin.engine.consumer import logs_beside
 from quorin.engine.format.growth import Growth, State
+from quorin.engine.format.partition import partition_of
 from quorin.engine.log.record import Kind, encode
 from quorin.engine.repartition import run
 from quorin.engine.repartition.closed import check_closed_logs
@@ -419,6 +420,30 @@ def test_a_growth_whose_end_was_lost_is_done_again(
         until(lambda: scores(registry, IDS) == dict.fromkeys(IDS, 1.0) | dict.fromkeys(IDS[:5], 2.0))
     registry.backend.close()
     assert Growth.parse(world.backend.control.growth()).number == begun.number
+
+
+def test_what_new_logs_took_before_a_growth_is_begun_again_is_served(
+    world: World, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One log was open meanwhile and took more, so the growth ends behind entries that the new logs have."""
+    monkeypatch.setattr(logs_beside, "LOOK_SECONDS", 0.1)
+    world.backend.settle_partitions(2)
+    write_some(world, IDS, 1)
+    late = next(one for one in IDS if partition_of(one, 2) == 0)
+    with WALProducer(connect(world.connection)) as stale:
+        stale.write(TRIP, late, row(1))
+        grow(world, 4)
+        write_some(world, IDS, 2)
+        replica.lacks_growth(2)
+        replica.lacks_closing(0, 2)
+        stale.write(TRIP, late, row(3))
+    registry = SegmentRegistry(connect(world.connection), shm_dir=world.shm_dir)
+    with running(WALConsumer(registry.backend, [TRIP], registry=registry)):
+        until(lambda: registry.partitioning.count == 4)
+        until(lambda: scores(registry, IDS) == dict.fromkeys(IDS, 2.0) | {late: 3.0})
+        write_some(world, IDS[:2], 4)
+        until(lambda: scores(registry, IDS) == dict.fromkeys(IDS, 2.0) | {late: 3.0} | dict.fromkeys(IDS[:2], 4.0))
+    registry.backend.close()
 
 
 def test_a_growth_that_is_undone_is_not_begun_again(world: World) -> None:
