@@ -41,8 +41,8 @@ class ClosableLog(Protocol):
         """
 
     def begin_behind(self, position: int) -> int:
-        """Create the log if needed. One without entries begins behind ``position``, which counts as trimmed; one that has
-        some goes on behind it. Returns its identity.
+        """Create the log if needed. One without entries begins behind ``position``, which counts as trimmed; one that
+        has some goes on behind it. Returns its identity.
         """
 
     def skip_to(self, position: int) -> int:
