@@ -187,7 +187,7 @@ def consumer(
         peers=peers,
         show=progress_bar if console(stderr=True).is_terminal else logged_progress,
     )
-    _run(running, backend, stream_key, metrics_port, metrics_address)
+    _run(running, backend, shm_dir, stream_key, metrics_port, metrics_address)
 
 
 def _registry(
@@ -253,7 +253,12 @@ def _peers(urls: list[str], token_file: Path | None, tls_ca: Path | None) -> Pee
 
 
 def _run(
-    running: WALConsumer, backend: Backend, stream_key: str, metrics_port: int | None, metrics_address: str
+    running: WALConsumer,
+    backend: Backend,
+    shm_dir: Path | None,
+    stream_key: str,
+    metrics_port: int | None,
+    metrics_address: str,
 ) -> None:
     """Run until a signal, then close the consumer and the backend."""
     from quorin import logging
@@ -267,7 +272,7 @@ def _run(
     log.info("consumer_started", address=backend.address, process=str(presence.Process.this()))
     with ExitStack() as stack:
         if metrics_port is not None:
-            observer = stack.enter_context(Observer(backend, stream_key=stream_key))
+            observer = stack.enter_context(Observer(backend, shm_dir=shm_dir, stream_key=stream_key))
             stack.enter_context(serving(observer, metrics_port, metrics_address))
         running.run()
     running.close()

@@ -31,7 +31,8 @@ def doctor(
 
     Exit codes: 0 nothing worse than a warning, 1 a problem, 2 wrong usage.
     """
-    from quorin.engine.ops.health import check_deployment, check_history, check_machine
+    from quorin.engine.ops.health import check_deployment, check_machine
+    from quorin.engine.ops.history_checks import check_history
     from quorin.shm import default_shm_dir
 
     directory = shm_dir or default_shm_dir()

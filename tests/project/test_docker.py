@@ -206,6 +206,8 @@ def test_prometheus_and_grafana_find_each_other() -> None:
     assert scraped["alerting"]["alertmanagers"][0]["static_configs"] == [{"targets": ["alertmanager:9093"]}]
     told = yaml.safe_load((DOCKER / "prometheus" / "alertmanager.yml").read_text())
     assert told["route"]["receiver"] in {receiver["name"] for receiver in told["receivers"]}
+    assert "schema" not in told["route"]["group_by"], "two hundred schemas of a node would be two hundred messages"
+    assert all(rule["equal"] == ["job", "instance"] for rule in told["inhibit_rules"]), "of one node, not of all"
     provisioning = DOCKER / "grafana" / "provisioning"
     (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
     assert source["url"] == "http://prometheus:9090"

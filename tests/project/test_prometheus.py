@@ -45,7 +45,15 @@ SERIES = {
         {"quorin_node_silent_seconds": "0+15x60"},
         {"quorin_node_silent_seconds": "0.5x60"},
     ),
-    "QuorinNodeStale": ({"quorin_node_lag_seconds": "11x60"}, {"quorin_node_lag_seconds": "0.2x60"}),
+    "QuorinNodeStale": (
+        {'quorin_node_lag_seconds{node="a",schema="X"}': "11x60", 'quorin_node_up{node="a"}': "1x60"},
+        {
+            'quorin_node_lag_seconds{node="a",schema="X"}': "0.2x60",
+            'quorin_node_up{node="a"}': "1x60",
+            'quorin_node_lag_seconds{node="gone",schema="X"}': "600+15x60",
+            'quorin_node_up{node="gone"}': "0x60",
+        },
+    ),
     "QuorinWriterSilent": (
         {"quorin_writer_heartbeat_age_seconds": "31x60"},
         {"quorin_writer_heartbeat_age_seconds": "1x60"},
@@ -246,7 +254,7 @@ def expressions() -> Iterator[tuple[str, str]]:
             shown = target["expr"].replace("$schema", ".*").replace("$instance", ".*")
             yield f"panel {panel['title']}", shown
     for alert, rule in RULES.items():
-        for part in rule["expr"].split(" and "):
+        for part in re.split(r" and (?:on \(.*?\) )?", rule["expr"]):
             yield f"alert {alert}", re.split(r" (?:>|<|==) ", part)[0]
 
 

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from quorin.engine.http.requests import InvalidRequestError
-from quorin.engine.ops.observe import EventScans
+from quorin.engine.ops.event_times import EventScans
 from quorin.engine.ops.readiness import readiness, schema_names
 from quorin.errors import GenerationNotFoundError, QuorinError, SegmentClosedError, SegmentNotFoundError
 

@@ -120,7 +120,7 @@ class DirectProtocol(HttpToolsProtocol):
             or self.expect_100_continue
             or self.parser.should_upgrade()
             or self.flow.write_paused
-            or len(self.connections) > self._limits.connections
+            or len(self.connections) > (self.limit_concurrency or 0)
         ):
             self._hand_over()
             return
@@ -190,7 +190,7 @@ class DirectProtocol(HttpToolsProtocol):
 
     def _hand_over(self) -> None:
         """Have the application answer; uvicorn refuses what is beyond the limit of connections."""
-        if max(len(self.connections), len(self.tasks)) >= self._limits.connections:
+        if max(len(self.connections), len(self.tasks)) >= (self.limit_concurrency or 0):
             self._count_refused(503)
         super().on_headers_complete()
 

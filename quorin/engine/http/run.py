@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 from collections.abc import Callable
@@ -18,8 +19,13 @@ from uvicorn.supervisors import Multiprocess
 from quorin.engine.http.limits import Limits
 from quorin.engine.http.observed import Observing
 from quorin.engine.http.protocol import DirectProtocol
+from quorin.logging import get_logger
 
 _BACKLOG = 2048
+_OTHER_FILES = 1024
+"""Open files of a worker that are no connections: segments, the log, Feast's registry."""
+
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +57,7 @@ def run(create: Any, address: Address) -> None:
 
     :raises OSError: if the port cannot be bound.
     """
-    config = _config(create, address)
+    config = _config(create, address, _openable(address.limits.connections))
     socket = config.bind_socket()
     registered = None
     try:
@@ -95,7 +101,24 @@ def _stop_after(parent: Any) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _config(create: Callable[[], Any], address: Address) -> Config:
+def _openable(connections: int) -> int:
+    """As many connections as wanted, or as this process and its workers can have open, which are allowed as many files
+    as that takes, if the machine lets them: beyond that limit, connections are dropped without an answer or a count.
+    """
+    wanted = connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = allowed
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return connections
+    fewer = max(soft // 2, soft - _OTHER_FILES)
+    _log.warning("connections_limited", connections=fewer, wanted=connections, open_files=soft)
+    return fewer
+
+
+def _config(create: Callable[[], Any], address: Address, connections: int) -> Config:
     observing = Observing(create, access_log=address.access_log, log_json=address.log_json)
     config = Config(
         observing if address.workers == 1 else _Worker(observing),
@@ -108,7 +131,7 @@ def _config(create: Callable[[], Any], address: Address) -> Config:
         backlog=_BACKLOG,
         ssl_keyfile=None if address.tls_key is None else str(address.tls_key),
         ssl_certfile=None if address.tls_cert is None else str(address.tls_cert),
-        limit_concurrency=address.limits.connections,
+        limit_concurrency=connections,
         timeout_keep_alive=address.limits.idle_seconds,
         timeout_graceful_shutdown=address.drain_seconds,
         proxy_headers=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +39,8 @@ _STATS = {
 
 
 class SegmentCollector:
-    """Observes at each scrape. If the control plane is unreachable, the only gauge is ``quorin_control_plane_up`` 0.
+    """Observes at each scrape. If the control plane is unreachable, ``quorin_control_plane_up`` is 0, and the other
+    gauges are of what this node knows by itself: its segments, how far they may be behind, and its memory.
 
     Readers and event times are found after a scrape, for the next one: with many rows and processes that takes long.
     """
@@ -66,6 +68,7 @@ class SegmentCollector:
             _log.warning("control_plane_unreachable", error=str(error))
             up.add_metric([], 0)
             yield up
+            yield from self._here()
             return
         finally:
             if self._scanning.done():
@@ -73,19 +76,32 @@ class SegmentCollector:
         self.schema_names = tuple(state.schema_name for state in seen.segments)
         up.add_metric([], 1)
         yield up
-        yield from _of_memory(seen)
+        yield from _of_memory(seen.shm_bytes, seen.shm_free_bytes)
         yield from _of_log(seen)
         yield from _of_nodes(seen)
         yield from _of_segments(seen.segments)
+
+    def _here(self) -> Iterator[Metric]:
+        try:
+            here = self._thread.submit(self._observer.here).result()
+        except QuorinError:  # The node has never met the deployment.
+            return
+        yield from _of_memory(here.shm_bytes, here.shm_free_bytes)
+        info, lag = _node_info(here.node), _node_lag()
+        for name, age in here.confirmed_ages.items():
+            if math.isfinite(age):
+                lag.add_metric([here.node, name], age)
+        yield from (info, lag)
+        yield from _of_segments(here.segments)
 
     def _scan(self) -> None:
         with suppress(QuorinError):  # The next observation meets the same error, and reports it.
             self._observer.scan()
 
 
-def _of_memory(seen: Deployment) -> Iterator[Metric]:
-    yield GaugeMetricFamily("quorin_shm_bytes", "Size of the file system of segments.", value=seen.shm_bytes)
-    yield GaugeMetricFamily("quorin_shm_free_bytes", "Free bytes there.", value=seen.shm_free_bytes)
+def _of_memory(total: int, free: int) -> Iterator[Metric]:
+    yield GaugeMetricFamily("quorin_shm_bytes", "Size of the file system of segments.", value=total)
+    yield GaugeMetricFamily("quorin_shm_free_bytes", "Free bytes there.", value=free)
 
 
 def _of_log(seen: Deployment) -> Iterator[Metric]:
@@ -129,16 +145,21 @@ def _of_partitions(seen: Deployment) -> Iterator[Metric]:
     yield from (entries, letters, lag, rows)
 
 
-def _of_nodes(seen: Deployment) -> Iterator[Metric]:
+def _node_info(node: str) -> GaugeMetricFamily:
     info = GaugeMetricFamily("quorin_node_info", "The node that these metrics are scraped from.", labels=["node"])
-    info.add_metric([seen.node], 1)
+    info.add_metric([node], 1)
+    return info
+
+
+def _node_lag() -> GaugeMetricFamily:
+    text = "Time since the replica was known to have all rows of the log."
+    return GaugeMetricFamily("quorin_node_lag_seconds", text, labels=["node", "schema"])
+
+
+def _of_nodes(seen: Deployment) -> Iterator[Metric]:
+    info, lag = _node_info(seen.node), _node_lag()
     up = GaugeMetricFamily("quorin_node_up", "Whether the node reported within ten minutes.", labels=["node"])
     silent = GaugeMetricFamily("quorin_node_silent_seconds", "Time since the node's last report.", labels=["node"])
-    lag = GaugeMetricFamily(
-        "quorin_node_lag_seconds",
-        "Time since the replica was known to have all rows of the log.",
-        labels=["node", "schema"],
-    )
     rows = GaugeMetricFamily(
         "quorin_node_behind_rows", "Minimum number of rows that the replica lacks.", labels=["node", "schema"]
     )

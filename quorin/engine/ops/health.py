@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import re
 import resource
@@ -18,13 +19,12 @@ from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SE
 from quorin.engine.log.open_load import SILENT_SECONDS, open_loads
 from quorin.engine.ops.observe import Observer
 from quorin.engine.words import ago, count, counted, duration, size
-from quorin.errors import CorruptHistoryError, HistoryUnavailableError, QuorinError, install_command
+from quorin.errors import QuorinError, install_command
 from quorin.schema import fingerprint, schema_from_json
 from quorin.wal import DEFAULT_MAX_ENTRIES
 
 if TYPE_CHECKING:
     from quorin.engine.backend import Backend
-    from quorin.engine.history.storage import Storage
     from quorin.engine.ops.observe import Deployment, SegmentState
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -77,20 +77,45 @@ def check_deployment(
 ) -> list[Check]:
     """Checks of the control plane, its segments on this machine, and its log."""
     try:
-        backend = connect(connection, namespace=namespace)
+        backend = connect(connection, namespace=namespace, must_answer=False)
     except QuorinError as error:
         return [Check("control plane", PROBLEM, str(error), "check that it runs, and that the address is right")]
     try:
         with Observer(backend, shm_dir=shm_dir, stream_key=stream_key) as observer:
-            seen = observer.observe(readers=False)
-            checks = [*_store(backend), _clock(backend, seen)]
-            for state in seen.segments:
-                checks += _segment(state, observer, backend)
-            return [*checks, *_nodes(seen, backend), *_log(seen), *_loads(backend)]
-    except QuorinError as error:
+            return _checks(backend, observer)
+    except QuorinError as error:  # The observer can't be had: no log has this name.
         return [Check("control plane", PROBLEM, str(error), "check that it runs, and that this user has access")]
     finally:
         backend.close()
+
+
+def _checks(backend: Backend, observer: Observer) -> list[Check]:
+    try:
+        seen = observer.observe(readers=False)
+        checks = [*_store(backend), _clock(backend, seen)]
+        for state in seen.segments:
+            checks += _segment(state, observer, backend)
+        return [*checks, *_nodes(seen, backend), *_log(seen), *_loads(backend)]
+    except QuorinError as error:
+        advice = "check that it runs, and that this user has access; reads go on meanwhile, writes fail"
+        return [Check("control plane", PROBLEM, str(error), advice), *_here(observer)]
+
+
+def _here(observer: Observer) -> Iterator[Check]:
+    """What this node serves while the control plane is away."""
+    try:
+        here = observer.here()
+    except QuorinError:  # The node has never met the deployment.
+        return
+    for state in here.segments:
+        name = f"segment of {state.schema_name}"
+        if state.stats is None:
+            yield Check(name, PROBLEM, state.problem or "not readable", "it is rebuilt once the control plane is back")
+            continue
+        age = here.confirmed_ages[state.schema_name]
+        known = "never known to be up to date" if math.isinf(age) else f"last up to date {ago(age)}"
+        found = f"{counted(state.stats['rows'], 'row')}, {known}"
+        yield Check(name, WARNING if age > _LATE_SECONDS else OK, found, "served, and older by the second")
 
 
 def _loads(backend: Backend) -> Iterator[Check]:
@@ -102,22 +127,6 @@ def _loads(backend: Backend) -> Iterator[Check]:
             if silent_seconds > SILENT_SECONDS:
                 advice = f"its process seems dead: `quorin replace {name} --abort`, or begin anew"
         yield Check(f"replacement of {name}", WARNING if advice else OK, found, advice)
-
-
-def check_history(base: str | os.PathLike[str]) -> list[Check]:
-    """Every file of a history as far as its footer: one check a schema, and one for each file that cannot be read."""
-    from quorin.engine.history.folders import schemas_of
-    from quorin.engine.history.storage import Storage
-
-    try:
-        storage = Storage(base, None)
-        if not storage.exists():
-            advice = "see that the address is right; a consumer makes a history with its first flush"
-            return [Check(f"history at {storage.address}", PROBLEM, "no such directory", advice)]
-        return [check for folder, name in schemas_of(storage) for check in _history(folder, name)]
-    except HistoryUnavailableError as error:
-        advice = "see that the storage can be reached, and that this user may read it"
-        return [Check("history", PROBLEM, str(error), advice)]
 
 
 def _nodes(seen: Deployment, backend: Backend) -> Iterator[Check]:
@@ -137,31 +146,6 @@ def _nodes(seen: Deployment, backend: Backend) -> Iterator[Check]:
             yield Check(name, WARNING, since, "see whether it reaches Redis, and keeps up: `quorin nodes --schemas`")
         else:
             yield Check(name, OK, f"{counted(len(node.replicas), 'schema')}, up to date {duration(lag)} ago")
-
-
-def _history(storage: Storage, schema_name: str) -> Iterator[Check]:
-    from quorin.engine.history.dataset import Dataset
-    from quorin.engine.history.storage import VanishedError
-
-    name, dataset = f"history of {schema_name}", Dataset(storage, schema_name, strict=False, reported=set())
-    listing, rows, problems = storage.listing(storage.folder(schema_name)), 0, 0
-    for file in sorted(listing.files):
-        try:
-            rows += dataset.check(file)
-        except VanishedError:  # A compaction has merged it into another, which is not listed yet.
-            continue
-        except CorruptHistoryError as error:
-            problems += 1
-            advice = "reads leave it out: bring it back from a copy, or move it away"
-            yield Check(name, PROBLEM, f"damaged: {error}", advice)
-        except HistoryUnavailableError as error:
-            problems += 1
-            advice = "reads fail until it can be read: see to its rights and to the storage"
-            yield Check(name, PROBLEM, f"unreadable: {error}", advice)
-    for path in listing.foreign:
-        yield Check(name, WARNING, f"{path} has no name of a history's file", "reads leave it out: move it away")
-    if not problems:
-        yield Check(name, OK, f"{counted(rows, 'row')} in {counted(len(listing.files), 'file')}")
 
 
 def _shared_memory(directory: Path) -> Check:

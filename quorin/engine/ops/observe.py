@@ -11,8 +11,6 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from quorin.engine.backend import Bounds
 from quorin.engine.backend import logs as logs_of
 from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
@@ -22,6 +20,7 @@ from quorin.engine.memory.lineage import attach_newest
 from quorin.engine.memory.node import Node
 from quorin.engine.memory.segment import Segment
 from quorin.engine.ops import presence
+from quorin.engine.ops.event_times import SCAN_SHARE, EventScans
 from quorin.engine.ops.nodes import nodes_of, with_behind
 from quorin.engine.ops.unread import unread
 from quorin.engine.paths import absolute
@@ -31,18 +30,16 @@ from quorin.shm import default_shm_dir
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from quorin.engine.backend import Backend, Log
+    from quorin.engine.ops.event_times import Events
     from quorin.engine.ops.nodes import NodeReport
     from quorin.engine.ops.presence import Process, Report
     from quorin.engine.ops.unread import Unread
 
 _MAX_ENTRIES, _MAX_BYTES = 256, 4 << 20
 """How much of the log is read to count a segment's lag; beyond that the count is a lower bound."""
-
-_SCAN_SLOTS = 1 << 20
-_SCAN_SHARE = 0.01
-"""The maximum share of time to spend on scanning rows for their event times, and again on finding readers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +53,6 @@ class Lag:
     rows: int = 0
     seconds: float = 0.0
     is_exact: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Events:
-    """The event times of the oldest and the newest row, in ns since the epoch; None without rows."""
-
-    oldest_ns: int | None
-    newest_ns: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +163,19 @@ class Deployment:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Here:
+    """What a node knows while the control plane is away: its segments, without a lag in the log, how long ago each was
+    known to be up to date (s; infinity if never), and the size of the file system of segments.
+    """
+
+    node: str
+    segments: tuple[SegmentState, ...]
+    confirmed_ages: Mapping[str, float]
+    shm_bytes: int
+    shm_free_bytes: int
+
+
 class Observer:
     """Observes the deployment of a backend repeatedly, keeping segments mapped in between. For one thread."""
 
@@ -229,7 +231,7 @@ class Observer:
         sizes = [log.sizes() for log in logs]
         reports = tuple(presence.reports(control))
         nodes = tuple(with_behind(nodes_of(reports), logs, bounds))
-        memory = os.statvfs(self._directory)
+        shm_bytes, shm_free_bytes = _sizes(self._directory)
         return Deployment(
             address=self._backend.address,
             segments=tuple(states),
@@ -237,9 +239,21 @@ class Observer:
             nodes=nodes,
             node=self._node.id,
             logs=tuple(LogState(ends, *size) for ends, size in zip(bounds, sizes, strict=True)),
-            shm_bytes=memory.f_blocks * memory.f_frsize,
-            shm_free_bytes=memory.f_bavail * memory.f_frsize,
+            shm_bytes=shm_bytes,
+            shm_free_bytes=shm_free_bytes,
         )
+
+    def here(self) -> Here:
+        """What this node knows by itself, with the readers and event times of the last observation.
+
+        :raises ConnectionFailedError: if the control plane is away, and the node has never met the deployment.
+        """
+        names = sorted(self._node.currents())
+        opened, problems = self._opened(names)
+        missing = [SegmentState(name, problem=str(error)) for name, error in problems.items()]
+        states = [self._state(name, segment, None) for name, segment in opened.items()]
+        ages = {name: segment.confirmed_age_seconds() for name, segment in opened.items()}
+        return Here(self._node.id, tuple(states + missing), ages, *_sizes(self._directory))
 
     def scan(self) -> None:
         """Find readers and event times for later observations without them.
@@ -288,11 +302,11 @@ class Observer:
                 for name, processes in presence.mapping_processes(self._directory).items()
             }
             now = time.monotonic()
-            self._next_readers_at = now + (now - started) / _SCAN_SHARE
+            self._next_readers_at = now + (now - started) / SCAN_SHARE
         for name, segment in segments.items() if events else ():
             self._events.of(name, segment)
 
-    def _state(self, name: str, segment: Segment, lag: Lag) -> SegmentState:
+    def _state(self, name: str, segment: Segment, lag: Lag | None) -> SegmentState:
         view = segment.current_view()
         readers = self._readers.get(view.path.name, ())
         kept = self._kept.get(view.segment_name.line, NOTHING_KEPT)
@@ -305,47 +319,10 @@ class Observer:
             return None
 
 
-class EventScans:
-    """The event times of segments, scanned in at most one percent of the time and kept meanwhile."""
-
-    def __init__(self) -> None:
-        self._scanned: dict[str, _Scanned] = {}
-
-    def of(self, schema_name: str, segment: Segment) -> Events:
-        """The event times of a schema's segment, which may be those of its last scan."""
-        cached = self._scanned.get(schema_name)
-        if cached is None or time.monotonic() >= cached.next_at:
-            event_times(segment, slot_count=0)  # Loads the kernel, which takes longer than most scans.
-            started = time.monotonic()
-            events = event_times(segment)
-            now = time.monotonic()
-            cached = self._scanned[schema_name] = _Scanned(events, now + (now - started) / _SCAN_SHARE)
-        return cached.events
-
-    def last(self, schema_name: str) -> Events | None:
-        """The event times that the last scan found; None before the first."""
-        cached = self._scanned.get(schema_name)
-        return None if cached is None else cached.events
-
-
-@dataclass(frozen=True, slots=True)
-class _Scanned:
-    events: Events
-    next_at: float
-
-
-def event_times(segment: Segment, slot_count: int | None = None) -> Events:
-    """The oldest and the newest event time of a segment's rows, or of those in its first slots. Without the GIL."""
-    from quorin.engine import kernels
-
-    view = segment.current_view()
-    result = np.array([np.iinfo(np.int64).max, np.iinfo(np.int64).min], np.int64)
-    slots = view.layout.slot_count if slot_count is None else slot_count
-    for first in range(0, max(slots, 1), _SCAN_SLOTS):
-        last = min(first + _SCAN_SLOTS, slots)
-        kernels.event_times(view.descriptor, first, last, result)
-    oldest, newest = int(result[0]), int(result[1])
-    return Events(None, None) if oldest > newest else Events(oldest, newest)
+def _sizes(directory: Path) -> tuple[int, int]:
+    """The size of a directory's file system and what is free there, in bytes."""
+    memory = os.statvfs(directory)
+    return memory.f_blocks * memory.f_frsize, memory.f_bavail * memory.f_frsize
 
 
 def _lags(logs: Sequence[Log], bounds: Sequence[Bounds], segments: Mapping[str, Segment]) -> dict[str, Lag]:

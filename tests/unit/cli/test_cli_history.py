@@ -14,7 +14,7 @@ import pytest
 from quorin.assembly import read
 from quorin.engine.backend import connect
 from quorin.engine.history.storage import Storage
-from quorin.engine.ops.health import check_history
+from quorin.engine.ops.history_checks import check_history
 from quorin.engine.rows.batch import row_batch
 from quorin.offline import ParquetDatasetStore
 from quorin.schema import schema_to_json

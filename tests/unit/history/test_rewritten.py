@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from quorin.engine.log.record import Kind
-from quorin.engine.ops.health import check_history
+from quorin.engine.ops.history_checks import check_history
 from quorin.engine.rows.batch import delete_batch, row_batch, rows_batch, subset_schema
 from quorin.errors import CorruptHistoryError
 from quorin.offline import ParquetDatasetStore
