@@ -17,7 +17,7 @@ from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
 from quorin.engine.backend.protocols import Beginning, in_order
 from quorin.engine.bootstrap.filling import MIN_ID_BYTES, HydrationResult, begins_at, build_segment
 from quorin.engine.bootstrap.names import Wanted, WantedPart, one_beginning
-from quorin.engine.bootstrap.progress import logged_progress
+from quorin.engine.bootstrap.progress import logged_progress, progress_bar
 from quorin.engine.bootstrap.restore import restore_newest, restore_parts
 from quorin.engine.consumer.progress import progress_of
 from quorin.engine.ops.presence import replica_name
@@ -52,6 +52,7 @@ __all__ = [
     "beginnings_of",
     "ends_of",
     "hydrate",
+    "progress_bar",
     "rebuild_segment",
 ]
 

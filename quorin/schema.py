@@ -35,6 +35,7 @@ from quorin.engine.checks.declared import (
 )
 from quorin.engine.format.field import MAX_NAME_BYTES, RESERVED_FIELD_NAMES, FeatureField, dtype
 from quorin.engine.format.hashing import hash_bytes
+from quorin.engine.words import html_of_fields
 from quorin.errors import SchemaError, SchemaTypeError
 
 if TYPE_CHECKING:
@@ -98,6 +99,11 @@ class SchemaType(type):
 
     def __hash__(cls) -> int:
         return hash(cls.__name__)
+
+    def _repr_html_(cls) -> str | None:
+        """What notebooks show of a schema: a table of its fields."""
+        schema = cast("Schema", cls)
+        return html_of_fields(f"{cls.__name__} version {schema.version}", schema.fields) if _is_whole(cls) else None
 
 
 def _is_whole(schema: SchemaType) -> bool:

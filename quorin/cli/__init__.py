@@ -62,7 +62,8 @@ app = typer.Typer(
     help="Machine-learning features served from shared memory.",
     epilog="Start with `quorin doctor`, then `quorin consumer --connection redis://localhost:6379` (or a directory "
     "instead of the URL). `export QUORIN_CONNECTION=…` saves repeating it. Exit codes: 0 done, 1 refused, failed or "
-    "not found, 2 wrong usage. `quorin --install-completion` installs shell completion.",
+    "not found, 2 wrong usage, 3 rows do not pass their checks, 130 ended by Ctrl-C. `quorin --install-completion` "
+    "installs shell completion.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quorin.cli.help import add_command
-from quorin.cli.options import Connection, Namespace, Opened, StreamKey
+from quorin.cli.options import Connection, Namespace, Opened, Raw, StreamKey
 from quorin.cli.output import Json, add_row, console, print_json, table
+from quorin.cli.repository import Names
 from quorin.engine.backend import logs
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SEQUENCE_BITS
 
@@ -27,6 +28,7 @@ def list_dead_letters(
     connection: Connection,
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
+    raw: Raw = False,
     as_json: Json = False,
 ) -> None:
     """List position, time, schema and reason of every dead letter.
@@ -37,17 +39,18 @@ def list_dead_letters(
 
     Exit codes: 0 shown, also if there are none, 1 the control plane cannot be reached, 2 wrong usage.
     """
-    with Opened(connection, namespace) as backend:
-        letters, is_parted = _letters(backend, stream_key), backend.partitions() > 1
+    with Opened(connection, namespace, raw=raw) as backend:
+        is_parted, names = backend.partitions() > 1, Names.of(backend, raw=raw)
+        letters = [_summary(*one, names, is_parted=is_parted) for one in _letters(backend, stream_key)]
     if as_json:
-        print_json({"dead_letters": [_summary(*one, is_parted=is_parted) for one in letters]})
+        print_json({"dead_letters": letters})
         return
     if not letters:
         typer.echo("no dead letters")
         return
     listed = table(*_NAMES.values(), *(["partition"] if is_parted else []))
     for one in letters:
-        add_row(listed, *("?" if cell is None else cell for cell in _summary(*one, is_parted=is_parted).values()))
+        add_row(listed, *("?" if cell is None else cell for cell in one.values()))
     console().print(listed)
 
 
@@ -57,6 +60,7 @@ def show_dead_letter(
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     rows: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 10,
+    raw: Raw = False,
     as_json: Json = False,
 ) -> None:
     """Show one dead letter: its reason, and its rows if they can be decoded, else its first bytes.
@@ -70,12 +74,14 @@ def show_dead_letter(
     from quorin.engine.log.record import decode
     from quorin.errors import InvalidEntryError
 
-    with Opened(connection, namespace) as backend:
+    with Opened(connection, namespace, raw=raw) as backend:
         (letter, log), is_parted = _find(backend, stream_key, [position])[0], backend.partitions() > 1
-    shown: dict[str, Any] = _summary(letter, log, is_parted=is_parted)
+        names = Names.of(backend, raw=raw)
+    shown: dict[str, Any] = _summary(letter, log, names, is_parted=is_parted)
     try:
         record = decode(letter.payload)
-        shown |= {"kind": record.kind.name, "values": record.batch.slice(0, rows).to_pylist()}
+        values = names.rows(record.schema_name, record.batch.slice(0, rows).to_pylist())
+        shown |= {"kind": record.kind.name, "values": values}
     except InvalidEntryError:
         shown["first_bytes"] = letter.payload[:256]
     if as_json:
@@ -95,6 +101,8 @@ def replay_dead_letters(
     everything: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
+    raw: Raw = False,
+    as_json: Json = False,
 ) -> None:
     """Append dead letters to the log again, after you fixed the cause. Newer rows stay.
 
@@ -109,14 +117,20 @@ def replay_dead_letters(
 
     if everything == bool(positions):
         raise typer.BadParameter("give positions, or --all")
-    failed = 0
-    with Opened(connection, namespace) as backend:
+    replayed, failed = [], []
+    with Opened(connection, namespace, raw=raw) as backend:
+        names = Names.of(backend, raw=raw)
         for letter, log in _find(backend, stream_key, positions or []):
             try:
-                typer.echo(f"{letter.position} is in the log again at {replay(log, letter)}")
+                replayed.append({"dead_letter": letter.position, "position": replay(log, letter)})
             except InvalidEntryError as error:
-                failed += 1
-                typer.echo(str(error), err=True)
+                failed.append({"dead_letter": letter.position, "problem": names.text(str(error))})
+                typer.echo(failed[-1]["problem"], err=True)
+            else:
+                if not as_json:
+                    typer.echo(f"{letter.position} is in the log again at {replayed[-1]['position']}")
+    if as_json:
+        print_json({"replayed": replayed, "failed": failed})
     if failed:
         raise typer.Exit(1)
 
@@ -142,7 +156,7 @@ def _find(backend: Backend, stream_key: str, positions: list[int]) -> list[tuple
     return [one for position in positions for one in letters if one[0].position == position] if positions else letters
 
 
-def _summary(letter: DeadLetter, log: Log, *, is_parted: bool) -> dict[str, Any]:
+def _summary(letter: DeadLetter, log: Log, names: Names, *, is_parted: bool) -> dict[str, Any]:
     """A dead letter without its rows, with its partition if there are several; None for what its header does not
     contain.
     """
@@ -151,12 +165,12 @@ def _summary(letter: DeadLetter, log: Log, *, is_parted: bool) -> dict[str, Any]
 
     try:
         header = peek(letter.payload)
-        schema, rows = header.schema_name, header.row_count
+        schema, rows = names.schema(header.schema_name), header.row_count
     except InvalidEntryError:
         schema, rows = None, None
     # A position begins with the milliseconds at which the log assigned it, or at which the log began.
     logged_at = datetime.fromtimestamp((letter.position >> SEQUENCE_BITS) / 1000, UTC).isoformat(timespec="seconds")
-    values = (letter.position, logged_at, schema, rows, len(letter.payload), letter.reason)
+    values = (letter.position, logged_at, schema, rows, len(letter.payload), names.text(letter.reason))
     return dict(zip(_NAMES, values, strict=True)) | ({"partition": log.partition} if is_parted else {})
 
 

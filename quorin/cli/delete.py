@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
-from quorin.cli.options import Connection, Namespace, Opened, ShmDir, StreamKey, known_schema
+from quorin.cli.options import Connection, Namespace, Opened, Raw, ShmDir, StreamKey, known_schema
 from quorin.cli.output import Json, print_json
-from quorin.cli.put import noting_how_to_apply, time_ns
+from quorin.cli.put import settle, time_ns
+from quorin.cli.repository import Names
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+from quorin.engine.log.token import Token
 from quorin.engine.words import counted
 
 
@@ -24,12 +26,16 @@ def delete(
         ),
     ] = None,
     sync: Annotated[
-        bool, typer.Option("--sync", help="Wait until this machine's segment has applied the deletion.")
+        bool,
+        typer.Option(
+            "--sync", help="Return when this machine's segment has applied it. Without a consumer, apply it here."
+        ),
     ] = False,
     timeout_ms: Annotated[float, typer.Option(min=1, help="How long --sync waits.")] = 5000.0,
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     shm_dir: ShmDir = None,
+    raw: Raw = False,
     as_json: Json = False,
 ) -> None:
     """Delete the rows of entities through the log, on every machine. A row with a later event time stays.
@@ -45,16 +51,16 @@ def delete(
     from quorin.wal import WALProducer
 
     at_ns = None if event_time is None else time_ns(event_time)
-    with Opened(connection, namespace) as backend:
+    with Opened(connection, namespace, raw=raw) as backend:
         target = known_schema(backend, schema)
+        name = Names.of(backend, raw=raw).schema(target.__name__)
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
         with WALProducer(backend, stream_key=stream_key, registry=registry) as producer:
-            position = max(producer.delete(target, entity_id, at_ns) for entity_id in ids)
+            position = Token.covering(*(producer.delete(target, entity_id, at_ns) for entity_id in ids))
             if sync:
-                with noting_how_to_apply(backend, namespace, stream_key):
-                    producer.wait(target, position, timeout_ms=timeout_ms)
+                settle(registry, target.__name__, position, namespace, stream_key, timeout_ms)
     if as_json:
-        deleted = {"schema": target.__name__, "entity_ids": ids, "position": position, "token": position.text}
+        deleted = {"schema": name, "entity_ids": ids, "position": position, "token": position.text}
         print_json({**deleted, "is_served": sync or None})
     else:
         typer.echo(f"{counted(len(ids), 'deletion')} {'applied' if sync else 'in the log'} at position {position}")

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from quorin.cli.options import Connection, Namespace, Opened, ShmDir, resolve_schema
+from quorin.cli.options import Connection, Namespace, Opened, Raw, ShmDir, resolve_schema
 from quorin.cli.output import Json, print_json
+from quorin.cli.repository import Names
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
 from quorin.engine.words import counted, size
 
@@ -18,6 +19,7 @@ def discard(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     namespace: Namespace = DEFAULT_NAMESPACE,
     shm_dir: ShmDir = None,
+    raw: Raw = False,
     as_json: Json = False,
 ) -> None:
     """Remove the segment of a schema from this machine, rows and memory, for example before `quorin restore`.
@@ -34,16 +36,17 @@ def discard(
     """
     from quorin.shm import SegmentRegistry
 
-    with Opened(connection, namespace) as backend:
-        name = resolve_schema(backend, schema)
+    with Opened(connection, namespace, raw=raw) as backend:
+        names, name = Names.of(backend, raw=raw), resolve_schema(backend, schema)
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
         with registry.open_stored(name, read_only=False) as segment:
             stats = segment.stats()
-            what = f"{stats['name']}: {counted(stats['rows'], 'row')}, {size(stats['bytes'])}"
+            what = f"{names.schema(name)}: {counted(stats['rows'], 'row')}, {size(stats['bytes'])}"
             if not yes:
                 typer.confirm(f"remove {what}?", abort=True, err=True)
             registry.discard(segment)
     if as_json:
-        print_json({"schema": name, "segment": stats["name"], "rows": stats["rows"], "bytes": stats["bytes"]})
+        removed = {"segment": stats["name"], "rows": stats["rows"], "bytes": stats["bytes"]}
+        print_json({"schema": names.schema(name), **removed})
     else:
         typer.echo(f"removed {what}")

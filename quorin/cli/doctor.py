@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import typer
 
-from quorin.cli.options import Namespace, OptionalConnection, OptionalOffline, ShmDir, StreamKey, escaped
+from quorin.cli.options import Namespace, Opened, OptionalConnection, OptionalOffline, Raw, ShmDir, StreamKey, escaped
 from quorin.cli.output import Json, console, print_json
+from quorin.cli.repository import Names
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
+
+if TYPE_CHECKING:
+    from quorin.engine.ops.health import Check
 
 _MARKS = {"ok": "[green]ok[/]     ", "warning": "[yellow]warning[/]", "problem": "[bold red]problem[/]"}
 
@@ -17,6 +24,7 @@ def doctor(
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     shm_dir: ShmDir = None,
     offline: OptionalOffline = None,
+    raw: Raw = False,
     as_json: Json = False,
 ) -> None:
     """Check this machine, the control plane, every segment and the log; say what is wrong and how to fix it.
@@ -41,6 +49,8 @@ def doctor(
         checks += check_deployment(connection, namespace=namespace, stream_key=stream_key, shm_dir=directory)
     if offline is not None:
         checks += check_history(offline)
+    if connection is not None and not raw:
+        checks = _in_names(checks, connection, namespace)
     if as_json:
         print_json({"checks": [check.as_dict() for check in checks]})
     else:
@@ -53,3 +63,13 @@ def doctor(
             out.print("\nPass --connection to check the control plane, the segments and the log as well.")
     if any(check.status == "problem" for check in checks):
         raise typer.Exit(1)
+
+
+def _in_names(checks: list[Check], connection: str, namespace: str) -> list[Check]:
+    """Checks in the names that Feast's users know, unless the control plane cannot be reached."""
+    if any(check.name == "control plane" for check in checks):
+        return checks
+    with Opened(connection, namespace) as backend:
+        names = Names.of(backend)
+    texts = ("name", "found", "advice")
+    return [replace(check, **{text: names.text(getattr(check, text)) for text in texts}) for check in checks]

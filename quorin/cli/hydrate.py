@@ -12,14 +12,16 @@ from quorin.cli.options import (
     Namespace,
     Offline,
     Opened,
+    Raw,
     ShmDir,
     ShmGroup,
     StreamKey,
     existing_history,
     known_schema,
 )
-from quorin.cli.output import progress_bar
+from quorin.cli.output import Json, print_json, progress_bar, worded
 from quorin.cli.partitions import Of, Ordinal, Partitions, held_partitions
+from quorin.cli.repository import Names
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.engine.words import counted
 
@@ -41,6 +43,8 @@ def hydrate(
     as_of: Annotated[
         datetime | None, typer.Option(help="Leave out events after this time (UTC).", show_default=False)
     ] = None,
+    raw: Raw = False,
+    as_json: Json = False,
 ) -> None:
     """Build segments from the history, with the newest row of every entity. A consumer then continues with the log.
 
@@ -48,7 +52,7 @@ def hydrate(
 
     Examples:
         quorin hydrate driver_stats --as-of 2026-05-01T00:00:00  # one schema, as of then
-        quorin hydrate --offline data/history                    # all without a segment on this machine
+        quorin hydrate --offline data/history --json             # all without a segment on this machine
 
     Exit codes: 0 built, or nothing to do, 1 a schema already has a segment or has no history (with the reason on
     stderr), 2 wrong usage.
@@ -61,16 +65,17 @@ def hydrate(
 
     until = None if as_of is None else int(as_of.replace(tzinfo=UTC).timestamp()) * 10**9
     store = existing_history(offline)
-    with Opened(connection, namespace) as backend:
+    segments: list[dict[str, object]] = []
+    with Opened(connection, namespace, raw=raw) as backend:
+        shown = Names.of(backend, raw=raw)
         held = held_partitions(backend, partitions, ordinal, of)
         registry = SegmentRegistry(backend, shm_dir=shm_dir, shm_group=shm_group, namespace=namespace, held=held)
         names = schemas or [name for name in sorted(backend.control.schemas()) if registry.current_name(name) is None]
-        if not names:
+        if not names and not as_json:
             typer.echo(f"nothing to do: every schema at {backend.address} has a segment on this machine")
-        for name in names:
-            schema = known_schema(backend, name)
+        for schema in [known_schema(backend, name) for name in names]:
             try:
-                with progress_bar(schema.__name__) as progress:
+                with progress_bar(shown.schema(schema.__name__), hidden=as_json) as progress:
                     built = hydration.hydrate(
                         schema,
                         store,
@@ -83,9 +88,14 @@ def hydrate(
             except EmptyDatasetError as error:
                 if schemas:
                     raise
-                typer.echo(f"{error}; skipped", err=True)
+                typer.echo(f"{shown.text(str(error))}; skipped", err=True)
                 continue
-            typer.echo(
-                f"{built.segment_name}: {counted(built.entity_count, 'entity')} in {built.elapsed_seconds:.2f} s, "
-                f"log position {built.position}"
-            )
+            name = shown.schema(schema.__name__)
+            segments.append({"schema": name, **worded(built)})
+            if not as_json:
+                typer.echo(
+                    f"{name}: {counted(built.entity_count, 'entity')} in {built.elapsed_seconds:.2f} s, log position "
+                    f"{built.position}"
+                )
+    if as_json:
+        print_json({"segments": segments})

@@ -49,7 +49,7 @@ def inspect(
     if as_json and name:
         print_json(_as_dict(seen.segments[0], names))
     elif as_json:
-        print_json(seen.as_dict() | {"segments": [_as_dict(state, names) for state in seen.segments]})
+        print_json(names.json(seen.as_dict()) | {"segments": [_as_dict(state, names) for state in seen.segments]})
     elif name:
         _print_one(seen.segments[0], seen, names)
     else:

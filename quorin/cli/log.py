@@ -128,7 +128,7 @@ def _entry(position: int, payload: bytes, partition: int | None, *, names: Names
         if is_of_load(payload):
             entry["load"] = load_of(payload)[0]
         if rows:
-            entry["values"] = decode(payload).batch.to_pylist()
+            entry["values"] = names.rows(header.schema_name, decode(payload).batch.to_pylist())
     except InvalidEntryError as error:
         entry["problem"] = str(error)
     return entry

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quorin.cli.durations import seconds
-from quorin.cli.options import Connection, Namespace, Opened, StreamKey
+from quorin.cli.options import Connection, Namespace, Opened, Raw, StreamKey
 from quorin.cli.output import Json, add_row, console, print_json, table
+from quorin.cli.repository import Names
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.engine.words import ago, count, duration, size
 
@@ -29,6 +30,7 @@ def nodes(
     node_timeout: NodeTimeout = "10m",
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
+    raw: Raw = False,
     as_json: Json = False,
 ) -> None:
     """Show the nodes of a deployment: the machines or pods that serve it, each with its own copy of the rows.
@@ -48,15 +50,18 @@ def nodes(
     from quorin.engine.ops.nodes import observed_nodes
 
     timeout = seconds(node_timeout)
-    with Opened(connection, namespace) as backend:
+    with Opened(connection, namespace, raw=raw) as backend:
+        names = Names.of(backend, raw=raw)
         found = observed_nodes(backend, logs(backend, stream_key), node_timeout_seconds=timeout)
         address = backend.address
     if as_json:
-        print_json({"address": address, "nodes": [node.as_dict() for node in found]})
+        print_json({"address": address, "nodes": [names.json(node.as_dict()) for node in found]})
     elif not found:
         console().print("no node has reported: run `quorin consumer` on it, or serve from it")
     else:
-        console().print(_by_partition(found) if partitions else _by_schema(found) if schemas else _by_node(found))
+        console().print(
+            _by_partition(found, names) if partitions else _by_schema(found, names) if schemas else _by_node(found)
+        )
 
 
 def _by_node(found: list[NodeReport]) -> object:
@@ -80,23 +85,23 @@ def _by_node(found: list[NodeReport]) -> object:
     return shown
 
 
-def _by_schema(found: list[NodeReport]) -> object:
+def _by_schema(found: list[NodeReport], names: Names) -> object:
     shown = table("node", "schema", "version", "position", "lag", "entries behind", "rows behind", "bytes behind")
     for node in found:
         for replica in node.replicas:
-            of_schema = node.node or "?", replica.schema_name, replica.version
+            of_schema = node.node or "?", names.schema(replica.schema_name), replica.version
             add_row(shown, *of_schema, replica.position, duration(replica.lag_seconds), *_behind(replica.behind))
     return shown
 
 
-def _by_partition(found: list[NodeReport]) -> object:
+def _by_partition(found: list[NodeReport], names: Names) -> object:
     from quorin.engine.ops.nodes import PartReplica
 
     shown = table("node", "schema", "partition", "position", "lag", "entries behind", "rows behind", "bytes behind")
     for node in found:
         for replica in node.replicas:
             for part in replica.parts or (PartReplica(0, replica.position, replica.lag_seconds, replica.behind),):
-                of_part = node.node or "?", replica.schema_name, part.partition
+                of_part = node.node or "?", names.schema(replica.schema_name), part.partition
                 add_row(shown, *of_part, part.position, duration(part.lag_seconds), *_behind(part.behind))
     return shown
 

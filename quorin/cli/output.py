@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -20,6 +21,11 @@ from quorin.cli.options import escaped
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 _WIDTH_WITHOUT_TERMINAL = 200
+_WORDS = {
+    "schema_name": "schema", "segment_name": "segment", "old_segment_name": "old_segment",
+    "new_segment_name": "new_segment", "row_count": "rows", "entity_count": "rows", "byte_count": "bytes",
+    "path": "file",
+}  # fmt: skip
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -50,6 +56,11 @@ def print_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
+def worded(result: Any) -> dict[str, Any]:
+    """The fields of a result by the words that they have in the JSON of all commands."""
+    return {_WORDS.get(name, name): value for name, value in dataclasses.asdict(result).items()}
+
+
 def plain(value: Any) -> Any:
     """The value converted to JSON's types."""
     if isinstance(value, dict):
@@ -58,6 +69,8 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, bytes):
         return value.hex()
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value

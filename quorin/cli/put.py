@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quorin.cli.options import Connection, Namespace, Opened, ShmDir, StreamKey, known_schema, resolve_field
+from quorin.cli.options import Connection, Namespace, Opened, Raw, ShmDir, StreamKey, known_schema, resolve_field
 from quorin.cli.output import Json, print_json
+from quorin.cli.repository import Names
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from quorin.engine.backend import Backend
+    from quorin.engine.log.token import Token
     from quorin.schema import FeatureField
+    from quorin.shm import SegmentRegistry
 
 
 def put(
@@ -41,6 +40,7 @@ def put(
     namespace: Namespace = DEFAULT_NAMESPACE,
     stream_key: StreamKey = DEFAULT_STREAM_KEY,
     shm_dir: ShmDir = None,
+    raw: Raw = False,
     as_json: Json = False,
 ) -> None:
     """Write one row through the log. Name every field, or pass `--partial`. With `--sync` the row is applied to this
@@ -54,12 +54,12 @@ def put(
     Exit codes: 0 the row is in the log (with `--sync`: is served), 1 it was refused, or is in the log but was not
     applied in time, 2 wrong usage.
     """
-    from quorin.inline_consumer import InlineConsumer
     from quorin.shm import SegmentRegistry
     from quorin.wal import WALProducer
 
-    with Opened(connection, namespace) as backend:
+    with Opened(connection, namespace, raw=raw) as backend:
         target = known_schema(backend, schema)
+        name = Names.of(backend, raw=raw).schema(target.__name__)
         fields = {field.name: field for field in target.fields}
         row: dict[str, Any] = {resolve_field(target, name): None for name in null or []}
         for word in values:
@@ -77,27 +77,30 @@ def put(
             at_ns = None if event_time is None else time_ns(event_time)
             position = producer.write(target, entity_id, row, at_ns, partial=partial)
             if sync:
-                applying = InlineConsumer(registry, target.__name__, stream_key=stream_key, timeout_ms=timeout_ms)
-                with noting_how_to_apply(backend, namespace, stream_key):
-                    applying.settle(position)
+                settle(registry, target.__name__, position, namespace, stream_key, timeout_ms)
     if as_json:
-        written = {"schema": target.__name__, "entity_id": entity_id, "position": position, "token": position.text}
+        written = {"schema": name, "entity_id": entity_id, "position": position, "token": position.text}
         print_json({**written, "is_served": sync or None})
     else:
         typer.echo(f"{'served' if sync else 'in the log'} at position {position}")
 
 
-@contextmanager
-def noting_how_to_apply(backend: Backend, namespace: str, stream_key: str) -> Iterator[None]:
-    """Add to the error of a row that stays in the log what to do, if no consumer is running."""
+def settle(
+    registry: SegmentRegistry, schema_name: str, position: Token, namespace: str, stream_key: str, timeout_ms: float
+) -> None:
+    """Apply the log up to a position, or wait for the process that does.
+
+    :raises WriteSyncTimeoutError, SegmentNotFoundError: with a note on what to do, if no consumer is running.
+    """
     from quorin.engine.ops.presence import reports
     from quorin.errors import SegmentNotFoundError, WriteSyncTimeoutError
+    from quorin.inline_consumer import InlineConsumer
 
     try:
-        yield
+        InlineConsumer(registry, schema_name, stream_key=stream_key, timeout_ms=timeout_ms).settle(position)
     except (WriteSyncTimeoutError, SegmentNotFoundError) as error:
-        if not any(report.role == "consumer" for report in reports(backend.control)):
-            error.add_note(_how_to_apply(backend.address, namespace, stream_key))
+        if not any(report.role == "consumer" for report in reports(registry.backend.control)):
+            error.add_note(_how_to_apply(registry.backend.address, namespace, stream_key))
         raise
 
 

@@ -23,7 +23,7 @@ from quorin.cli.options import (
     known_schema,
     of_repository,
 )
-from quorin.cli.output import Json, add_row, console, print_json, progress_bar, table
+from quorin.cli.output import Json, add_row, console, print_json, progress_bar, table, worded
 from quorin.cli.put import time_ns
 from quorin.cli.repository import Names, repository
 from quorin.cli.rows_file import rows_of
@@ -293,7 +293,7 @@ def _print_aborted(name: str, load: int | None, *, as_json: bool) -> None:
 
 def _print(result: ReplaceResult, wait_for: WaitFor, *, as_json: bool) -> None:
     if as_json:
-        print_json(dataclasses.asdict(result) | {"position": _shown(result.position)})
+        print_json(worded(result) | {"position": _shown(result.position)})
         return
     if result.dry_run:
         served = "no segment here" if result.replaced_rows is None else f"{counted(result.replaced_rows, 'row')} here"

@@ -128,7 +128,28 @@ class Names:
 
     def fields(self, schema: Schema) -> dict[str, str]:
         """What each field of a schema is called, by the engine's names; none is that of another, of ids or times."""
-        shown = {field.name: self._feature(schema.__name__, field.name)[0] or field.name for field in schema.fields}
+        return self._called(schema.__name__, [field.name for field in schema.fields])
+
+    def rows(self, schema_name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows with what the fields of a schema are called in place of their names."""
+        called = self._called(schema_name, list(rows[0])) if rows else {}
+        return [{called[name]: value for name, value in row.items()} for row in rows]
+
+    def json(self, value: Any) -> Any:
+        """A report for JSON, with what schemas are called under ``schema`` and as keys of ``schemas``."""
+        if isinstance(value, (list, tuple)):
+            return [self.json(item) for item in value]
+        return {key: self._under(key, item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    def _under(self, key: str, value: Any) -> Any:
+        if key == "schema":
+            return self.schema(value)
+        if key == "schemas" and isinstance(value, dict):
+            return {self.schema(name): self.json(item) for name, item in value.items()}
+        return self.json(value)
+
+    def _called(self, schema_name: str, fields: list[str]) -> dict[str, str]:
+        shown = {name: self._feature(schema_name, name)[0] or name for name in fields}
         taken = [*shown.values(), "entity_id", "event_time_ns"]
         return {name: name if taken.count(text) > 1 else text for name, text in shown.items()}
 

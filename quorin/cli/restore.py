@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-from quorin.cli.options import Namespace, NewConnection, Opened, ShmDir, ShmGroup
-from quorin.cli.output import progress_bar
+from quorin.cli.options import Namespace, NewConnection, Opened, Raw, ShmDir, ShmGroup
+from quorin.cli.output import Json, print_json, progress_bar, worded
 from quorin.cli.partitions import Of, Ordinal, Partitions, held_partitions
+from quorin.cli.repository import Names
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
+from quorin.engine.format.name import SegmentName
 from quorin.engine.log.token import json_of
 from quorin.engine.words import counted, size
 
@@ -24,6 +26,8 @@ def restore(
     partitions: Partitions = None,
     ordinal: Ordinal = None,
     of: Of = None,
+    raw: Raw = False,
+    as_json: Json = False,
 ) -> None:
     """Restore a segment from a snapshot. The whole file is verified before anything is served.
 
@@ -39,12 +43,16 @@ def restore(
     from quorin import snapshot as snapshots
     from quorin.shm import SegmentRegistry
 
-    with Opened(connection, namespace) as backend:
+    with Opened(connection, namespace, raw=raw) as backend:
         held = held_partitions(backend, partitions, ordinal, of)
         registry = SegmentRegistry(backend, shm_dir=shm_dir, shm_group=shm_group, namespace=namespace, held=held)
-        with progress_bar(str(file)) as progress:
+        with progress_bar(str(file), hidden=as_json) as progress:
             restored = snapshots.restore(file, registry, progress=progress)
-    typer.echo(
-        f"{restored.segment_name}: {counted(restored.entity_count, 'entity')}, {size(restored.byte_count)} in "
-        f"{restored.elapsed_seconds:.2f} s, log position {json_of(restored.position)}"
-    )
+        name = Names.of(backend, raw=raw).schema(SegmentName.parse(restored.segment_name).schema)
+    if as_json:
+        print_json({"schema": name, **worded(restored), "position": json_of(restored.position)})
+    else:
+        typer.echo(
+            f"{name}: {counted(restored.entity_count, 'entity')}, {size(restored.byte_count)} in "
+            f"{restored.elapsed_seconds:.2f} s, log position {json_of(restored.position)}"
+        )

@@ -197,6 +197,8 @@ def serve(
         quorin serve --connection redis://localhost:6379 --schema driver_stats --schema Items
         quorin serve --host 0.0.0.0 --tls-key key.pem --tls-cert cert.pem --token-file token
         quorin serve --connection redis://redis:6379 --host 0.0.0.0 --advertise http://10.0.0.7:6566 --partial mask
+
+    Exit codes: 0 stopped by a signal, 1 could not start (with the reason on stderr), 2 wrong usage.
     """
     if (tls_key is None) != (tls_cert is None):
         raise typer.BadParameter("expected both --tls-key and --tls-cert, or neither")

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from quorin.cli.options import Connection, Namespace, Opened, ShmDir, known_schema
-from quorin.cli.output import progress_bar
+from quorin.cli.options import Connection, Namespace, Opened, Raw, ShmDir, known_schema
+from quorin.cli.output import Json, print_json, progress_bar, worded
+from quorin.cli.repository import Names
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
 from quorin.engine.log.token import json_of
 from quorin.engine.words import counted, size
@@ -20,6 +21,8 @@ def snapshot(
     file: Annotated[Path, typer.Argument(help="The file to write; an existing one is replaced.")],
     namespace: Namespace = DEFAULT_NAMESPACE,
     shm_dir: ShmDir = None,
+    raw: Raw = False,
+    as_json: Json = False,
 ) -> None:
     """Save a segment and its log position to one checksummed file, while readers and the writer continue.
 
@@ -31,11 +34,16 @@ def snapshot(
     from quorin import snapshot as snapshots
     from quorin.shm import SegmentRegistry
 
-    with Opened(connection, namespace) as backend:
+    with Opened(connection, namespace, raw=raw) as backend:
+        target = known_schema(backend, schema)
+        name = Names.of(backend, raw=raw).schema(target.__name__)
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
-        with registry.open_current(known_schema(backend, schema)) as segment, progress_bar(str(file)) as progress:
+        with registry.open_current(target) as segment, progress_bar(str(file), hidden=as_json) as progress:
             taken = snapshots.snapshot(segment, file, progress=progress)
-    typer.echo(
-        f"{taken.path}: {taken.segment_name}, {counted(taken.entity_count, 'entity')}, {size(taken.byte_count)} in "
-        f"{taken.elapsed_seconds:.2f} s, log position {json_of(taken.position)}"
-    )
+    if as_json:
+        print_json({"schema": name, **worded(taken), "position": json_of(taken.position)})
+    else:
+        typer.echo(
+            f"{taken.path}: {name}, {counted(taken.entity_count, 'entity')}, {size(taken.byte_count)} in "
+            f"{taken.elapsed_seconds:.2f} s, log position {json_of(taken.position)}"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import sys
 from enum import StrEnum
@@ -11,14 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quorin.cli.options import Connection, Namespace, Opened, ShmDir
-from quorin.cli.output import Json, add_row, console, print_json, table
+from quorin.cli.options import Connection, Namespace, Opened, Raw, ShmDir
+from quorin.cli.output import Json, add_row, console, print_json, progress_bar, table, worded
+from quorin.cli.repository import Names
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
 from quorin.engine.words import count, duration, size
 
 if TYPE_CHECKING:
     from quorin.evolution import UpgradeResult
     from quorin.schema import Schema
+
+
+_CHANGES = "added", "widened", "dropped"
 
 
 class WaitFor(StrEnum):
@@ -42,6 +45,7 @@ def upgrade(
     timeout: Annotated[float, typer.Option(min=0, help="Seconds without progress before it aborts.")] = 60.0,
     namespace: Namespace = DEFAULT_NAMESPACE,
     shm_dir: ShmDir = None,
+    raw: Raw = False,
     as_json: Json = False,
 ) -> None:
     """Upgrade the current segment to the next version of its schema while readers and writers continue.
@@ -60,15 +64,17 @@ def upgrade(
     from quorin.shm import SegmentRegistry
 
     wanted = _schema_of(new)
-    with Opened(connection, namespace) as backend:
-        registry = SegmentRegistry(backend, shm_dir=shm_dir)
+    with Opened(connection, namespace, raw=raw) as backend:
+        names = Names.of(backend, raw=raw)
+        registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
         if old is None:
             with registry.open_stored(wanted.__name__) as segment:
                 before = segment.schema
         else:
             before = _schema_of(old)
-        result = _with_progress(
-            lambda progress: upgrade_schema(
+        name = names.schema(wanted.__name__)
+        with progress_bar(f"upgrading {name}", hidden=as_json) as progress:
+            result = upgrade_schema(
                 before,
                 wanted,
                 registry,
@@ -76,22 +82,21 @@ def upgrade(
                 wait_for=wait_for.value,
                 timeout_seconds=timeout,
                 progress=progress,
-            ),
-            wanted.__name__,
-        )
+            )
+    changed = {kind: [names.text(field) for field in getattr(result, kind)] for kind in _CHANGES}
     if as_json:
-        print_json(dataclasses.asdict(result) | {"schema": wanted.__name__, "version": wanted.version})
+        print_json({"schema": name, "version": wanted.version} | worded(result) | changed)
     else:
-        _print(result, before, wanted)
+        _print(result, f"{name}, version {before.version} to {wanted.version}", changed)
 
 
-def _print(result: UpgradeResult, old: Schema, new: Schema) -> None:
+def _print(result: UpgradeResult, what: str, changed: dict[str, list[str]]) -> None:
     shown = table("", "")
-    add_row(shown, "schema", f"{new.__name__}, version {old.version} to {new.version}")
+    add_row(shown, "schema", what)
     add_row(shown, "rows", count(result.entity_count))
     add_row(shown, "bytes", f"{size(result.old_bytes)} before, {size(result.new_bytes)} after")
-    for name in ("added", "widened", "dropped"):
-        add_row(shown, name, ", ".join(getattr(result, name)) or "-")
+    for kind, fields in changed.items():
+        add_row(shown, kind, ", ".join(fields) or "-")
     if result.dry_run:
         add_row(shown, "segment", f"{result.old_segment_name} is unchanged: this was a dry run")
     else:
@@ -99,17 +104,6 @@ def _print(result: UpgradeResult, old: Schema, new: Schema) -> None:
         add_row(shown, "took", duration(result.elapsed_seconds))
     shown.show_header = False
     console().print(shown)
-
-
-def _with_progress(action: Any, name: str) -> UpgradeResult:
-    """Run with a progress bar on stderr, if that is a terminal."""
-    from rich.progress import Progress
-
-    out = console(stderr=True)
-    with Progress(console=out, transient=True, disable=not out.is_terminal) as bar:
-        task = bar.add_task(f"upgrading {name}", total=None)
-        result: UpgradeResult = action(lambda done, total: bar.update(task, completed=done, total=max(1, total)))
-    return result
 
 
 def _schema_of(text: str) -> Schema:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import threading
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quorin.cli.options import Connection, Level, LogJson, LogLevel, Namespace, ShmDir
-from quorin.cli.output import Json, add_row, console, print_json, table
+from quorin.cli.output import Json, add_row, console, print_json, table, worded
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
 from quorin.engine.words import counted, duration, size
 
@@ -78,7 +77,7 @@ def watchdog(
             stop.wait(_SECONDS_BETWEEN_TICKS)
             result = state.run_one_tick()
     if as_json:
-        print_json(dataclasses.asdict(result))
+        print_json(worded(result) | {"reclaimed": [worded(one) for one in result.reclaimed]})
     else:
         _print(result)
 

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from quorin.engine.format.field import FeatureField
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -77,3 +79,12 @@ def type_text(field: FeatureField) -> str:
 def field_text(field: FeatureField) -> str:
     """All of a field but its name, such as ``float32[3] (null as 0.0)``."""
     return type_text(field) + ("" if field.default is None else f" (null as {field.default})")
+
+
+def html_of_fields(caption: str, fields: Iterable[FeatureField]) -> str:
+    """A table of fields and their types, as notebooks show it."""
+    from html import escape
+
+    cells = "".join(f"<tr><td>{escape(field.name)}</td><td>{escape(field_text(field))}</td></tr>" for field in fields)
+    head = "<thead><tr><th>field</th><th>type</th></tr></thead>"
+    return f"<table><caption>{escape(caption)}</caption>{head}<tbody>{cells}</tbody></table>"

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
+from quorin.cli import app
 from quorin.schema import FeatureField, dtype, make_schema
 from quorin.shm import SHM_DIR_VARIABLE, SegmentRegistry
 from tests.support.shown import blocks, run_shown, sections
@@ -72,6 +74,18 @@ class Prompt(code.InteractiveConsole):
 
     def showsyntaxerror(self, filename: str | None = None, **_: Any) -> None:
         self.problems.append(f"{filename}: {sys.exc_info()[1]}")
+
+
+def test_operations_lists_every_command_and_variable():
+    operations = (ROOT / "docs" / "operations.md").read_text()
+    table = "".join(re.findall(r"^\| (`[a-z].*?) \|", operations, flags=re.MULTILINE))
+    program: Any = typer.main.get_command(app)
+    listed = set(re.findall(r"`(\w+)", table))
+    assert set(program.commands) <= listed
+    for group in [program, *program.commands.values()]:
+        for command in getattr(group, "commands", {"": group}).values():
+            for variable in [parameter.envvar for parameter in command.params if parameter.envvar]:
+                assert f"`{variable}`" in operations, f"{command.name}: {variable}"
 
 
 def test_the_sizes_of_deployment_are_those_of_segments(registry):

@@ -7,6 +7,7 @@ With ``test_against_sqlite.py`` this file is what runs on the oldest Feast, see 
 from __future__ import annotations
 
 import datetime as dt
+import importlib.metadata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ from feast_quorin.feast_versions import (
     say_lost,
 )
 from feast_quorin.read.response import LazyResponse
+from quorin.engine.ops import health
 from tests.feast.repos import END, REQUESTS, START, ask, definitions, make_store
 
 PARTS = [COMPILED_READS, VIEW_READS, ON_DEMAND, DOCUMENTS, METRICS, ARROW_MATERIALIZATION]
@@ -74,6 +76,17 @@ def events(logs: list[Any]) -> list[Any]:
 
 def test_the_installed_feast_is_one_that_the_tests_speak_for():
     assert OLDEST <= installed() <= NEWEST
+
+
+@pytest.mark.parametrize(
+    ("version", "status"), [("0.63.9", "problem"), ("0.64.0", "ok"), ("0.67.2", "ok"), ("0.68.0", "warning")]
+)
+def test_doctor_has_the_same_versions(version: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert (health.OLDEST_FEAST, health.NEWEST_FEAST) == (OLDEST, NEWEST)
+    found = importlib.metadata.version
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version if name == "feast" else found(name))
+    [check] = [check for check in health.check_machine(tmp_path) if check.name == "Feast"]
+    assert (check.status, check.found.split(",")[0]) == (status, f"version {version}")
 
 
 def test_feast_has_what_every_part_needs_by_name():

@@ -1,10 +1,11 @@
-"""Progress of long copies as log events, where no terminal shows a bar."""
+"""Progress of long work: as a bar for people, or as log events where nobody looks."""
 
 from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from quorin.logging import get_logger
 
@@ -26,7 +27,7 @@ def logged_progress(what: str) -> Iterator[Progress]:
     """Log how far it is and how fast, every few seconds."""
     started = logged = time.monotonic()
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: int, total: int | None = None) -> None:
         nonlocal logged
         now = time.monotonic()
         if now - logged >= LOG_SECONDS:
@@ -35,3 +36,29 @@ def logged_progress(what: str) -> Iterator[Progress]:
             _log.info("progress", what=what, done=done, total=total, per_second=rate)
 
     yield progress
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[..., None]]:
+    """A progress bar in a notebook or a terminal, for a ``with`` block::
+
+        with progress_bar("hydrating") as progress:
+            hydrate(Users, store, registry, progress=progress)
+
+    The same goes for snapshots, upgrades and replacements. tqdm draws it, which Feast brings; where it is not
+    installed, progress is logged every few seconds.
+    """
+    try:
+        from tqdm.auto import tqdm
+    except ModuleNotFoundError:
+        with logged_progress(what) as progress:
+            yield progress
+    else:
+        with tqdm(desc=what, unit_scale=True) as bar:
+            yield partial(_draw, bar)
+
+
+def _draw(bar: Any, done: int, total: int | None = None) -> None:
+    if bar.total != total:
+        bar.reset(total)
+    bar.update(done - bar.n)

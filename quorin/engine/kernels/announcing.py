@@ -1,4 +1,4 @@
-"""Tells a person at a terminal why a process does not answer yet: kernels are being compiled."""
+"""Tells a person at a terminal or in a notebook why a process does not answer yet: kernels are being compiled."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _was_announced = False
 def announced() -> Iterator[Callable[[], None]]:
     """Tell that the block compiles: it calls the function that it is given when it begins to.
 
-    If standard error is a terminal, and the block takes longer, one line is written there, at most once in a process.
+    If standard error is a terminal or a notebook's, and the block takes longer, one line is written there, at most once
+    in a process.
     """
     timer = threading.Timer(_PATIENCE_SECONDS, _announce)
     timer.daemon = True
     try:
-        yield timer.start if _is_terminal() and not _was_announced else _keep_quiet
+        yield timer.start if _is_read() and not _was_announced else _keep_quiet
     finally:
         timer.cancel()
 
@@ -38,5 +39,5 @@ def _announce() -> None:
         sys.stderr.flush()
 
 
-def _is_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
+def _is_read() -> bool:
+    return sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)

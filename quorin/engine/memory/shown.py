@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from quorin.engine.words import counted, size, type_text
+from quorin.engine.words import counted, html_of_fields, size
 from quorin.errors import SegmentClosedError
 
 
@@ -20,10 +20,4 @@ class Shown:
         except SegmentClosedError:
             return f"<code>{escape(repr(self))}</code>"
         summary = f"{counted(stats['rows'], 'entity')}, {size(stats['bytes'])}, generation {stats['generation']}"
-        rows = "".join(
-            f"<tr><td>{escape(field.name)}</td><td>{escape(type_text(field))}</td></tr>" for field in schema.fields
-        )
-        return (
-            f"<table><caption>{escape(schema.__name__)} version {schema.version}: {escape(summary)}</caption>"
-            f"<thead><tr><th>field</th><th>type</th></tr></thead><tbody>{rows}</tbody></table>"
-        )
+        return html_of_fields(f"{schema.__name__} version {schema.version}: {summary}", schema.fields)

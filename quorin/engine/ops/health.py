@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from quorin.engine.ops.observe import Deployment, SegmentState
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
-_LATE_SECONDS = 10.0
 
 _MIN_SHM_BYTES = 1 << 30
 _MIN_FREE_SHARE = 0.1
@@ -37,7 +36,7 @@ _MAX_LAG_SECONDS = 10.0
 _MAX_FUTURE_SECONDS = 60.0
 _MAX_SILENT_SECONDS = 30.0
 _MIN_REDIS = (6, 2)
-_FEAST = (0, 67)
+OLDEST_FEAST, NEWEST_FEAST = (0, 64), (0, 67)
 _PTH, _HOOK = "quorin_feast.pth", "feast_quorin"
 
 
@@ -141,7 +140,7 @@ def _nodes(seen: Deployment, backend: Backend) -> Iterator[Check]:
         if not node.is_alive:
             advice = "if it is gone for good, nothing is to be done; if it serves, its rows are stale"
             yield Check(name, WARNING, f"silent for {duration(node.silent_seconds)}", advice)
-        elif lag is None or lag > _LATE_SECONDS:
+        elif lag is None or lag > _MAX_LAG_SECONDS:
             since = "it was never known to be up to date" if lag is None else f"last up to date {duration(lag)} ago"
             yield Check(name, WARNING, since, "see whether it reaches Redis, and keeps up: `quorin nodes --schemas`")
         else:
@@ -241,11 +240,12 @@ def _feast() -> Check:
     except importlib.metadata.PackageNotFoundError:
         return Check(name, OK, "not installed; only the engine is available")
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if numbers != _FEAST:
-        tested = ".".join(map(str, _FEAST))
-        return Check(
-            name, WARNING, f"version {version}", f"the plugin is tested with {tested}: {install_command('feast')}"
-        )
+    oldest, newest = (".".join(map(str, one)) for one in (OLDEST_FEAST, NEWEST_FEAST))
+    if numbers < OLDEST_FEAST:
+        return Check(name, PROBLEM, f"version {version}, expected {oldest} or newer", install_command("feast"))
+    if numbers > NEWEST_FEAST:
+        advice = f"tested up to {newest}: what differs takes Feast's own path, see `feast_differs` in the log"
+        return Check(name, WARNING, f"version {version}", advice)
     if not any(getattr(finder, "__module__", "").startswith(_HOOK) for finder in sys.meta_path):
         advice = f"install the wheel so that {_PTH} is in site-packages, or write type: feast_quorin.QuorinOnlineStore"
         return Check(name, WARNING, f"version {version}, the short name `type: quorin` is not registered", advice)

@@ -128,6 +128,7 @@ class NodeReport:
         partitions = {"count": self.partitions.count, "held": sorted(self.partitions.held)}
         return {
             **asdict(self),
+            "replicas": [{"schema": one.pop("schema_name"), **one} for one in map(asdict, self.replicas)],
             "partitions": partitions,
             "lag_seconds": self.lag_seconds,
             "behind": asdict(self.behind),

@@ -428,7 +428,7 @@ def test_replace_and_rollback(place: Place, tmp_path: Path) -> None:
     assert "on this node" in place.run("replace", "trip", "--from", str(file)).stdout
     assert scores() == {"b": 2.0, "c": 3.0}
     done = place.json("rollback", "trip", "--to", f"position:{before}")
-    assert (done["row_count"], done["replaced_rows"], scores()) == (len(old), 2, old)
+    assert (done["rows"], done["replaced_rows"], scores()) == (len(old), 2, old)
     place.json("replace", "trip", "--from", "history")
     assert scores() == old
     shown = place.run("log", "tail", "-n", "3").stdout

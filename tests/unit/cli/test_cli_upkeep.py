@@ -68,7 +68,7 @@ def test_an_upgrade_is_shown_and_done(place: Place, tmp_path: Path) -> None:
     done = place.run("upgrade", str(tmp_path / "new.json"), "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert (told["version"], told["entity_count"], told["widened"], told["dry_run"]) == (
+    assert (told["version"], told["rows"], told["widened"], told["dry_run"]) == (
         2,
         len(IDS),
         ["counter"],

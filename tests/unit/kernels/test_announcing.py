@@ -1,4 +1,4 @@
-"""What a person is told of kernels: that they are being compiled, and that they were compiled or loaded."""
+"""What people are told of kernels: that they are being compiled, and that they were compiled or loaded."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
 
 from quorin.engine.kernels import Loading, described
 
@@ -17,6 +20,13 @@ def test_a_terminal_is_told_once_that_kernels_compile(tmp_path: Path) -> None:
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     assert seen_in_terminal(environment).count("quorin: compiling kernels") == 1
     assert seen_in_terminal(environment) == ""  # They are loaded.
+
+
+def test_a_notebook_is_told_that_kernels_compile(tmp_path: Path) -> None:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SLOW)])
+    NotebookClient(notebook, timeout=180).execute(env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)})
+    [output] = notebook.cells[0].outputs
+    assert (output.name, output.text.count("quorin: compiling kernels")) == ("stderr", 1)
 
 
 def seen_in_terminal(environment: dict[str, str]) -> str:

@@ -1,9 +1,11 @@
-"""What notebooks show of a segment."""
+"""What notebooks show of a segment and of a schema."""
 
 from __future__ import annotations
 
+from IPython.core.formatters import HTMLFormatter
+
 from quorin.layout import insert, pack_row
-from quorin.schema import FeatureField, dtype, make_schema
+from quorin.schema import FeatureField, FeatureSchema, dtype, make_schema
 from quorin.shm import SegmentRegistry
 
 
@@ -19,3 +21,13 @@ def test_a_notebook_shows_rows_memory_and_fields(registry: SegmentRegistry) -> N
     assert "<script>" not in html
     registry.discard(segment)
     assert segment._repr_html_() == f"<code>&lt;Segment {repr(segment)[9:-1]}&gt;</code>"
+
+
+def test_a_notebook_shows_the_fields_of_a_schema() -> None:
+    fields = [FeatureField("rate", dtype.float32, (3,)), FeatureField("n", dtype.int64, default=7)]
+    schema = make_schema("Shown", fields)
+    html = HTMLFormatter()(schema)
+    assert "<caption>Shown version 1</caption>" in html
+    assert "<td>rate</td><td>float32[3]</td>" in html
+    assert "<td>n</td><td>int64 (null as 7)</td>" in html
+    assert HTMLFormatter()(FeatureSchema) is None
