@@ -62,10 +62,13 @@ def test_requests_are_counted_by_path_way_and_status(machine: Machine) -> None:
         requests.post(url + "/direct", data=b"abc", timeout=5)
     requests.post(url + "/direct", data=b"not here", timeout=5)
     requests.post(url + "/direct", data=b"later", timeout=5)
+    requests.post(url + "/direct", data=b"later, raise", timeout=5)
     requests.post(url + "/other", data=b"abc", timeout=5)
     requests.get(url + "/raise", timeout=5)
     requests.get(url + f"/{CONTENT}", timeout=5)
-    for path, status, count in (("/direct", "2xx", 2), ("/other", "2xx", 1), ("/raise", "5xx", 1)):
+    for path, status, count in (
+        ("/direct", "2xx", 2), ("/direct", "5xx", 1), ("/other", "2xx", 1), ("/raise", "5xx", 1)
+    ):  # fmt: skip
         wait_for(machine, ("requests_total", path, status, "application"), count)
     series = machine.series()
     assert series["requests_total", "/direct", "2xx", "short"] == 5
