@@ -236,8 +236,9 @@ def test_a_pinned_read_has_the_rows_of_this_machine_or_is_refused(site: Site, tm
     features = ["customer_stats:score"]
     with feast_quorin.at_generation({"customer_stats": number}):
         assert store.get_online_features(features, {"customer": held}).to_dict()["score"] == [older] * len(held)
-        push(site, older + 1, at + 1, [*PEOPLE, *(f"{half}{more}" for more in range(400))])  # It grows.
-        assert registry.generations("shop__customer_stats")[0].number > number
+        push(site, 0.0, at, [f"{half}{more}" for more in range(400)])
+        assert registry.generations("shop__customer_stats")[0].number > number, "it has grown"
+        push(site, older + 1, at + 1, PEOPLE)
         request: dict[str, Any] = {"features": features, "entity_rows": {"customer": held}}
         for one in (store.get_online_features(**request), generic(store, **request)):
             assert one.to_dict()["score"] == [older] * len(held)

@@ -60,14 +60,13 @@ def test_consistent_reads_and_tokens_are_those_of_one_partition(tmp_path: Path, 
             write(store, view, number)
             token = feast_quorin.last_token(store)
             assert token is not None
-            assert len(token.parts) == (1 if partitions == 1 else len({*token.parts}))
+            assert (len(token.parts) > 1) == (partitions > 1)
             tokens.append(token)
             for earlier in tokens:
                 with feast_quorin.at_least(earlier.text), feast_quorin.consistent(timeout_ms=10_000):
                     answers += [one(**REQUEST).to_dict() for one in (store.get_online_features, by_feast(store))]
                 with feast_quorin.at_least(earlier, timeout_ms=10_000):
                     answers.append(store.get_online_features(**REQUEST).to_dict(include_event_timestamps=True))
-        assert len(tokens[-1].parts) == (1 if partitions == 1 else 4), "rows of all partitions"
         identity, position = tokens[-1].parts[-1]
         for late, kind in ((Token((identity, position + 1_000)), NotYetAppliedError), (Token((1, 1)), TokenError)):
             with feast_quorin.at_least(late, timeout_ms=10), pytest.raises(kind):

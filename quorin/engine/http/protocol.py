@@ -203,7 +203,7 @@ class DirectProtocol(HttpToolsProtocol):
         cycle.response_started = cycle.response_complete = True
         self._observed.answered(url, reply, size, time.perf_counter_ns() - started, has_waited=True)
         if not self.transport.is_closing():
-            self._write(reply, is_kept=cycle.keep_alive and not self._is_closing)
+            self._write(reply, is_kept=cycle.keep_alive)
         self.on_response_complete()
 
     def on_response_complete(self) -> None:
@@ -221,16 +221,19 @@ class DirectProtocol(HttpToolsProtocol):
         """Have the application answer; uvicorn refuses what is beyond the limit of connections."""
         if max(len(self.connections), len(self.tasks)) >= self._limits.connections:
             self._count_refused(503)
-        super().on_headers_complete()
-        if self._is_closing:
-            self.cycle.keep_alive = False
+        self._begin()
 
     def _run(self, application: Any) -> None:
         """Have uvicorn call an application for this request, whatever the limit of connections."""
         own = self.app, self.limit_concurrency
         self.app, self.limit_concurrency = application, None
-        super().on_headers_complete()
+        self._begin()
         self.app, self.limit_concurrency = own
+
+    def _begin(self) -> None:
+        super().on_headers_complete()
+        if self._is_closing:
+            self.cycle.keep_alive = False
 
     def shutdown(self) -> None:
         """Close when the request that is being received is answered; at once if there is none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -92,9 +93,10 @@ def test_workers_count_together(tmp_path: Path) -> None:
 
 def test_an_answer_that_waits_is_in_flight(machine: Machine) -> None:
     with socket.create_connection(("127.0.0.1", machine.server.port), timeout=5) as connection:
-        for _ in range(2):  # As long as it takes to look.
-            connection.sendall(8 * b"POST /direct HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nlater")
+        connection.sendall(b"POST /direct HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nhold")
         wait_for(machine, ("requests_in_flight", "/direct"), 1)
+        machine.server.process.send_signal(signal.SIGUSR1)
+        assert connection.recv(1_000)
     wait_for(machine, ("requests_in_flight", "/direct"), 0)
 
 
