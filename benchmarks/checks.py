@@ -1,8 +1,8 @@
-"""Checks of a million rows beside pandas, and what pins cost: to take one, and to read through one.
+"""Checks of a million rows beside pandas, and what pins cost: to take one, and to read and ask Feast through one.
 
 Both sides check the same: for every field the share of nulls, a range, the drift of the mean and of three quantiles, of
 a new generation beside the one that is served. Both begin with a scan of the two segments. Reads of a pinned and of a
-following segment alternate.
+following segment alternate, and so do requests for features with and without pins, in a process and over HTTP.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import machine, report
+from benchmarks import machine, pinned_requests, report
 from quorin import layout
 from quorin.assembly import assemble, scan
 from quorin.engine.checks.run import run
@@ -71,7 +71,8 @@ def _measured(arguments: argparse.Namespace) -> dict[str, float]:
         stack.callback(registries[0].discard, candidate)
         _fill(candidate, schema, arguments.entities, seed=9)
         figures = _checks(schema, candidate, served, arguments.repeats)
-        return figures | _pins(registries, schema, served, arguments)
+        figures |= _pins(registries, schema, served, arguments)
+    return figures | pinned_requests.measured(arguments.repeats)
 
 
 def _filled(registry: SegmentRegistry, schema: Schema, entities: int, *, seed: int) -> None:
@@ -176,6 +177,8 @@ def _table(figures: dict[str, float], arguments: argparse.Namespace) -> Table:
     ratio = figures["read_pinned"] / figures["read_following"]
     row("assemble, following", f"{figures['read_following'] * 1e9:.0f} ns")
     row("assemble, pinned", f"{figures['read_pinned'] * 1e9:.0f} ns ({ratio:.2f}x)")
+    for what, text in pinned_requests.rows(figures):
+        row(what, text)
     return table
 
 

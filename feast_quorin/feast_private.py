@@ -197,3 +197,9 @@ def allows_short_way(store: Any) -> bool:
         return False
     counts = metrics._config
     return not (counts.request or counts.online_features or counts.audit_logging or getattr(audit, "enabled", False))
+
+
+def follows_requests(store: Any) -> bool:
+    """Whether Feast's store does more than answer: it logs each retrieval to MLflow when it has the response."""
+    mlflow: Any = getattr(store.config, "mlflow", None)
+    return mlflow is not None and bool(mlflow.enabled and mlflow.auto_log)

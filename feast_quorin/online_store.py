@@ -281,14 +281,20 @@ class QuorinOnlineStore(OpenStore, OnlineStore):
 
     @contextmanager
     def _generic(self, config: RepoConfig, features: Any, *request: Any) -> Iterator[Positions]:
-        """Feast's own path, which reads view by view, and does not say for which service."""
+        """Feast's own path, which reads view by view, and does not say for which service.
+
+        :raises WouldWaitError: inside :class:`AtOnce`, if other machines hold some of the rows.
+        """
         reads, pins = self.reads(config), current().pins
         if reads.services:
             chosen = reads.of(features, pins)
             pins = Pins(())
             pins.held[reads] = chosen
         with naming_refused_keys(features, *request), collecting() as positions, asked.asking(pins=pins):
-            yield positions
+            try:
+                yield positions
+            except assembly.UnfinishedError:  # The rest of one view is not that of the request.
+                raise assembly.WouldWaitError from None
 
     async def _read_features_per_fv_async(self, config: RepoConfig, *request: Any) -> None:
         """:meth:`_read_features_per_fv`, which never waits."""

@@ -29,9 +29,17 @@ from quorin.engine.reads.scan import Changes, changes_view, scan_view
 from quorin.engine.reads.together import at_one_position, read_together
 from quorin.engine.reads.vectors import Reader, assemble, assemble_batch
 from quorin.engine.reads.waiting import DEFAULT_TIMEOUT_MS, has_applied, wait_for
-from quorin.engine.routing.asking import Asking, all_of, finish, finish_async
+from quorin.engine.routing.asking import (
+    Asking,
+    UnfinishedError,
+    WouldWaitError,
+    all_of,
+    at_once,
+    finish,
+    finish_async,
+)
 from quorin.engine.routing.reads import RoutedReader
-from quorin.engine.routing.router import LATER, Elsewhere, Fetching, Waiting, WouldWaitError
+from quorin.engine.routing.router import Elsewhere, Fetching, Waiting
 from quorin.engine.rows.intake import number_ids
 from quorin.errors import ChangesForgottenError, EntityNotFoundError, NotHeldError
 
@@ -45,7 +53,6 @@ if TYPE_CHECKING:
     from quorin.wal import Token
 
 __all__ = [
-    "LATER",
     "Asking",
     "Changes",
     "ChangesForgottenError",
@@ -66,11 +73,13 @@ __all__ = [
     "RowReader",
     "Rows",
     "RowsLayout",
+    "UnfinishedError",
     "Waiting",
     "WouldWaitError",
     "all_of",
     "assemble",
     "assemble_batch",
+    "at_once",
     "at_one_position",
     "changed_since",
     "column_reader",

@@ -10,7 +10,7 @@ import math
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from feast_quorin.read.ages import Limits, limits_of
 from feast_quorin.read.pins import Pins, pins_of
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from quorin.shm import Segment
 
+Result = TypeVar("Result")
+
 DEFAULT_TIMEOUT_MS = 100.0
 
 
@@ -31,8 +33,8 @@ class Asked:
 
     ``at_least``: rows as new as a token; the read waits for them, at most ``timeout_ms``. ``limits``: the ages up to
     which features are served. ``consistent_ms``: milliseconds within which all rows of an answer are read as they are
-    at one position of the log. ``pins``: the generations that are read of some views. ``may_wait``: whether other
-    machines may be asked for rows that this one does not hold.
+    at one position of the log. ``pins``: the generations that are read of some views. ``may_wait``: whether this
+    thread may wait for other machines, which are asked for rows that this one does not hold.
     """
 
     at_least: Token | None = None
@@ -64,7 +66,8 @@ def asking(**changes: Any) -> Iterator[None]:
 class AtOnce:
     """Reads in a ``with`` block of this do not wait for other machines. A class, as it is entered for every request.
 
-    :raises WouldWaitError: at the read, if another machine holds a row.
+    :raises UnfinishedError: at the read, with the rest of a compiled request, if another machine holds a row.
+    :raises WouldWaitError: so does Feast's own path, which cannot go on.
     """
 
     __slots__ = ("_before",)
@@ -75,6 +78,14 @@ class AtOnce:
 
     def __exit__(self, *_: object) -> None:
         _ASKED.reset(self._before)
+
+
+def finish(asking: assembly.Asking[Result]) -> Result:
+    """The result of work for which other machines may have to be asked.
+
+    :raises UnfinishedError: inside :class:`AtOnce`, if they have to be.
+    """
+    return assembly.finish(asking) if _ASKED.get().may_wait else assembly.at_once(asking)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from feast_quorin.read.asked import current
 from feast_quorin.remote.client import read_token
-from quorin.assembly import LATER, Elsewhere, RoutedReader, Waiting
+from quorin.assembly import Elsewhere, RoutedReader, Waiting
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -38,23 +38,13 @@ def routed_reader(
 ) -> Callable[..., Asking[Columns]]:
     """A function that reads fields of rows, whichever machine holds them; see
     :meth:`quorin.assembly.RoutedReader.asking`.
-
-    Inside :class:`feast_quorin.read.asked.AtOnce` it asks no other machine.
-
-    :raises WouldWaitError: there, from the function, if a row is held by another.
     """
     options: dict[str, Any] = {"max_age": limits or None, "missing_partitions": settings.missing_partitions}
-    here = RoutedReader(LATER, segment, fields, positions=True, **options)
-    anywhere: RoutedReader | None = None
+    reader = RoutedReader(router(), segment, fields, positions=True, **options)
 
     def read(ids: Any, **more: Any) -> Asking[Columns]:
-        nonlocal anywhere
         asked = current()
-        if not asked.may_wait:
-            return here.asking(ids, **more)
-        if anywhere is None:
-            anywhere = RoutedReader(router(), segment, fields, positions=True, **options)
         waiting = Waiting() if asked.at_least is None else Waiting(asked.at_least.text, asked.timeout_ms)
-        return anywhere.asking(ids, **more, waiting=waiting)
+        return reader.asking(ids, **more, waiting=waiting)
 
     return read

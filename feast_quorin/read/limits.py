@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from feast_quorin.read.asked import finish
 from quorin import assembly, metrics
 from quorin.errors import StaleReplicaError
 from quorin.wal import position_at
@@ -29,11 +30,10 @@ def column_reader(
 ) -> Callable[..., Columns]:
     """A function that reads fields of a segment's rows as columns, with their positions and age limits for some of the
     fields. Rows that were last written longer ago than ``key_ttl_seconds`` are not found. ``routed`` makes the function
-    for a segment that holds some partitions; without it, rows of the others are not read. Nor are they of a pinned
-    segment: other machines have generations of their own, and would answer from another one.
+    for a segment that holds some partitions; without it, rows of the others are not read.
     """
     asks = column_asking(segment, fields, key_ttl_seconds, limits, routed)
-    return lambda ids, **options: assembly.finish(asks(ids, **options))
+    return lambda ids, **options: finish(asks(ids, **options))
 
 
 def column_asking(
@@ -44,7 +44,7 @@ def column_asking(
     routed: Routed | None = None,
 ) -> Callable[..., Asking[Columns]]:
     """:func:`column_reader`, whose function may ask other machines in between."""
-    if routed is not None and segment.partitioning.is_partial and not segment.is_pinned:
+    if routed is not None and segment.partitioning.is_partial:
         read = routed(segment, fields, limits)
     else:
         read = _held(assembly.column_reader(segment, fields, positions=True, max_age=limits or None))

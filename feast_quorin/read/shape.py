@@ -11,6 +11,7 @@ from feast.feature_view import DUMMY_ENTITY_ID
 from feast.value_type import ValueType
 
 from feast_quorin import feast_private
+from feast_quorin.read.asked import finish
 from feast_quorin.read.on_demand import compute
 from feast_quorin.read.request import Column, RequestData, entity_id, entity_ids, is_convertible, key_column
 from feast_quorin.read.response import LazyResponse
@@ -18,7 +19,7 @@ from feast_quorin.read.row_response import RowResponse
 from feast_quorin.read.served import served_requests
 from feast_quorin.read.together import together
 from feast_quorin.read.view_reader import EntityReader
-from quorin.assembly import OneRow, all_of, finish
+from quorin.assembly import OneRow, all_of
 from quorin.errors import EntityIdError
 
 if TYPE_CHECKING:

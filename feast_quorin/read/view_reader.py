@@ -12,8 +12,9 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from feast_quorin.read.asked import finish
 from feast_quorin.read.limits import check_fresh, column_asking
-from quorin.assembly import Columns, RowReader, Rows, finish, has_applied, row_reader
+from quorin.assembly import Columns, RowReader, Rows, has_applied, row_reader
 from quorin.errors import NotHeldError, SchemaMismatchError, SegmentClosedError, SegmentNotFoundError
 
 if TYPE_CHECKING:

@@ -20,7 +20,6 @@ from feast_quorin.server.headers import refuses_as_here, with_headers
 from feast_quorin.server.online_features import NO_REMOTE_STORES, PATH, OnlineFeatures
 from feast_quorin.server.ready import online_store, ready
 from feast_quorin.server.remote_rows import RemoteRows
-from quorin.assembly import LATER
 from quorin.http import (
     Catalogue,
     Donor,
@@ -115,7 +114,7 @@ class Application:
         self._remote_rows = RemoteRows(store, options.limits.rows)
         # To other machines, which ask for rows that they do not hold, this server is one of segments.
         store.config.online_store.use_token(options.token)
-        self._held = SegmentRows(self._catalogue, LATER, options.limits)
+        self._held = SegmentRows(self._catalogue, options.limits)
         self._max_lag_seconds = options.max_lag_seconds
         self.limits = options.limits
         self.token = None if options.token is None else options.token.encode()

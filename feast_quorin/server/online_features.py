@@ -7,12 +7,15 @@ status and body are Feast's own.
 from __future__ import annotations
 
 import json
+from collections.abc import Coroutine
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
+from feast_quorin import feast_private
 from feast_quorin.read.asked import AtOnce, asking
 from feast_quorin.read.request_id import of_headers
 from feast_quorin.remote.messages import is_asking, pins_alone
@@ -20,7 +23,7 @@ from feast_quorin.server import arrow_body, json_body
 from feast_quorin.server.headers import pin_refused
 from feast_quorin.server.remote_features import RemoteFeatures
 from feast_quorin.server.services import Services
-from quorin.assembly import WouldWaitError
+from quorin.assembly import UnfinishedError, WouldWaitError
 from quorin.errors import (
     GenerationNotFoundError,
     InconsistentReadError,
@@ -31,19 +34,23 @@ from quorin.errors import (
     PinLimitError,
     TokenError,
 )
-from quorin.http import InvalidHeaderError, Reply, asked_by, error_reply, forms, may_wait, not_held, too_old
+from quorin.http import InvalidHeaderError, Pending, Reply, asked_by, error_reply, forms, may_wait, not_held, too_old
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from feast_quorin.read.pins import Pins
     from feast_quorin.server.authentication import Choice, Gate
-    from quorin.http import Headers, Limits, Pending
+    from quorin.http import Headers, Limits
 
 PATH = b"/get-online-features"
 NO_REMOTE_STORES = "a remote store needs a server without Feast's authentication, audit log and metrics"
 DIRECT_ROWS, DIRECT_FEATURES = 1_000, 1_000
 """Requests for more are answered in a thread: other requests are answered meanwhile."""
+
+Rest = Coroutine[Any, Any, Any]
+"""The response of a request that has begun, None if only Feast can answer it; see :class:`UnfinishedError`."""
+_Begun = Reply | Pending | None
 
 _FLAGS = "full_feature_names", "include_feature_view_version_metadata"
 _KNOWN = frozenset(("entities", "feature_service", "features", *_FLAGS))
@@ -136,7 +143,7 @@ class OnlineFeatures:
         self._remote = RemoteFeatures(store, self._services, limits)
         self._limits = limits
         self._is_logged = getattr(store.config.online_store, "served_log", None) is not None
-        self._asks_others = False
+        self._is_followed = feast_private.follows_requests(store)
         self._direct_rows = min(DIRECT_ROWS, limits.rows)
         self._direct_limits = replace(limits, rows=self._direct_rows, features=DIRECT_FEATURES)
 
@@ -151,28 +158,25 @@ class OnlineFeatures:
         if content_type == arrow_body.CONTENT_TYPE:
             if self._gate is not None:
                 return None
-            if self._asks_others:
-                return self._remote.soon(body, self._direct_limits) if pins is None else None
-            return self._at_once(pins, self._remote.direct, body, self._direct_limits)
+            return self._begun(pins, partial(self._remote.direct, body, self._direct_limits), self._remote.soon)
         request = parsed(body) if content_type.startswith(b"application/json") else None
         if request is None or not self._is_small(request):
             return None
         if self._gate is not None and not self._gate.is_open(headers, request.choice):
             return None
-        form = _form(accept)
-        if self._asks_others:
-            return self._answer_soon(request, form, headers) if pins is None else None
-        return self._at_once(pins, self._answer, request, form, headers)
+        asked = request, _form(accept), headers
+        return self._begun(pins, partial(self._answer, *asked), partial(self._answer_soon, *asked))
 
-    def _at_once(self, pins: Pins | None, answer: Callable[..., Reply | None], *request: Any) -> Reply | None:
-        """What a function returns, unless other machines hold some of the rows. From then on requests are answered by
-        functions that await them, so that no rows are read twice; these take a task for each request.
+    def _begun(self, pins: Pins | None, answer: Callable[[], Reply | None], soon: Callable[[Rest], Pending]) -> _Begun:
+        """What ``answer`` returns; where other machines hold some of the rows, what ``soon`` makes of the rest of the
+        request, whose messages to them are sent now.
         """
         try:
             with AtOnce(), nullcontext() if pins is None else asking(pins=pins):
-                return answer(*request)
+                return answer()
+        except UnfinishedError as unfinished:
+            return None if self._is_followed else soon(unfinished.rest())
         except WouldWaitError:
-            self._asks_others = True
             return None
 
     def reply(self, body: bytes, headers: Headers, may_read: Callable[[Choice], bool]) -> Reply | None:
@@ -191,7 +195,7 @@ class OnlineFeatures:
     def _answer(self, request: Request, form: Any, headers: Headers) -> Reply | None:
         """The answer in a form: a module with ``body`` and ``CONTENT_TYPE``. Headers may ask for positions.
 
-        :raises WouldWaitError: inside :class:`AtOnce`, if other machines hold some of the rows.
+        :raises WouldWaitError: inside :class:`AtOnce`, as that says.
         """
         try:
             with of_headers(headers) if self._is_logged else nullcontext():
@@ -203,12 +207,13 @@ class OnlineFeatures:
         except Exception as error:  # noqa: BLE001 - Feast's application raises it again, and says it in its own way
             return _refusal(error)
 
-    async def _answer_soon(self, request: Request, form: Any, headers: Headers) -> Reply | None:
+    async def _answer_soon(self, request: Request, form: Any, headers: Headers, rest: Rest) -> Reply | None:
         """The same, when other machines have answered."""
         try:
             with of_headers(headers) if self._is_logged else nullcontext():
-                positions, features = asked_by(headers).positions, self._features(request)
-                response = await self._store.get_online_features_async(features, **_arguments(request))
+                positions, features, response = asked_by(headers).positions, self._features(request), await rest
+            if response is None:
+                return None
             return _written(request, features, form, form.body(response, positions=positions))
         except Exception as error:  # noqa: BLE001 - as above
             return _refusal(error)

@@ -30,6 +30,8 @@ from quorin.errors import (
 from quorin.http import Limits, Reply, error_reply, not_held, too_old
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     import pyarrow as pa
 
     from feast_quorin.server.services import Services
@@ -52,18 +54,16 @@ class RemoteFeatures:
     def direct(self, body: bytes, most: Limits) -> Reply | None:
         """The answer to a small message; None to one of more rows, columns or features.
 
-        :raises WouldWaitError: inside :class:`AtOnce`, if other machines hold some of the rows.
+        :raises WouldWaitError: inside :class:`AtOnce`, as that says.
         """
         reply = self._answer(body, most)
         return None if reply.status == _TOO_LARGE else reply
 
-    async def soon(self, body: bytes, most: Limits) -> Reply | None:
-        """The same, when other machines have answered."""
-        asked = self._asked(body, most)
-        if isinstance(asked, Reply):
-            return None if asked.status == _TOO_LARGE else asked
+    async def soon(self, rest: Coroutine[Any, Any, Any]) -> Reply | None:
+        """The same, when other machines have answered; ``rest`` is that of the request."""
         try:
-            return _written(await self._store.get_online_features_async(**asked))
+            response = await rest
+            return None if response is None else _written(response)
         except Exception as error:  # noqa: BLE001 - whatever Feast or a transformation raises
             return _refusal(error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import hypothesis.strategies as st
+import pandas as pd
 import pytest
 import requests
 import yaml
@@ -20,10 +22,15 @@ from feast.protos.feast.types.Value_pb2 import Value
 from hypothesis import given, settings
 
 import feast_quorin
-from quorin.errors import HoldersUnavailableError
-from tests.feast.repos import CUSTOMERS, DRIVER_FEATURES, DRIVERS, END, REQUESTS, START, ask, definitions
+from feast_quorin.read.asked import current
+from feast_quorin.server.online_features import OnlineFeatures
+from quorin.engine.format.partition import partition_of
+from quorin.errors import HoldersUnavailableError, NotHeldError
+from quorin.http import Limits, Reply
+from tests.equivalence.test_compiled import generic
+from tests.feast.repos import CUSTOMERS, DRIVER_FEATURES, DRIVERS, END, REQUESTS, START, ask, day, definitions
 from tests.support.http import Running, serving
-from tests.support.partial_nodes import PartialNodes
+from tests.support.partial_nodes import PARTITIONS, PartialNodes
 
 HALVES = ["low", "high"]
 
@@ -166,6 +173,97 @@ def test_a_remote_store_of_a_partial_machine_has_all_rows(site: Site, tmp_path: 
         # Feast resolves the features of a view in any order.
         first, second = ({feature: repr(values) for feature, values in one.items()} for one in answers)
         assert first == second
+
+
+def test_the_short_way_answers_at_once_what_is_held_here(site: Site) -> None:
+    """Whatever was asked before. The rest is awaited, in the same way with a pin of another view."""
+    held, elsewhere = (
+        [one for one in range(1000, 1010) if (partition_of(str(one), PARTITIONS) < 2) is is_low]
+        for is_low in (True, False)
+    )
+    pin = site.nodes["low"].registry.generations("shop__customer_stats")[0].number
+    online = OnlineFeatures(site.stores["low"], Limits())
+
+    async def asked(drivers: list[int], pinned: bool) -> tuple[bool, Any]:
+        body = json.dumps({"features": ["driver_stats:trips"], "entities": {"driver_id": drivers}}).encode()
+        headers = [(b"content-type", b"application/json")]
+        headers += [(b"quorin-pin", json.dumps({"customer_stats": pin}).encode())] if pinned else []
+        reply = online.direct(body, headers)
+        assert current().may_wait
+        is_at_once = isinstance(reply, Reply)
+        found = reply if isinstance(reply, Reply | None) else await reply
+        assert found is not None
+        return is_at_once, json.loads(found.body)["results"][1]["values"]
+
+    async def in_turn() -> None:
+        for pinned in (False, True):
+            for drivers in (held, elsewhere, held[:1], elsewhere[:1], held + elsewhere, held):
+                expected = site.stores["full"].get_online_features(["driver_stats:trips"], {"driver_id": drivers})
+                is_held = not {*drivers} & {*elsewhere}
+                assert await asked(drivers, pinned) == (is_held, expected.to_dict()["trips"])
+
+    asyncio.run(in_turn())
+
+
+PEOPLE = [f"c{number}" for number in range(20)]
+
+
+def push(site: Site, score: float, at: int, customers: list[str]) -> None:
+    rows = {"customer": customers, "at": day(at), "score": score, "city": "x"}
+    site.stores["full"].push("customer_push", pd.DataFrame(rows))
+    site.nodes.drain()
+
+
+def pinned_repository(site: Site, folder: Path, name: str, **settings: Any) -> Path:
+    """A repository of a machine of the site, with other settings."""
+    repo = repository(folder, site.nodes, name, path=str(site.nodes.folder / "store"), **settings)
+    config = yaml.safe_load((repo / "feature_store.yaml").read_text())
+    config["registry"] = str(site.nodes.folder / "registry.db")
+    (repo / "feature_store.yaml").write_text(yaml.safe_dump(config))
+    return repo
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_a_pinned_read_has_the_rows_of_this_machine_or_is_refused(site: Site, tmp_path: Path, half: str) -> None:
+    """Never the rows of another machine, whose generations are others."""
+    older, at = (1.0, 10) if half == "low" else (3.0, 30)
+    push(site, older, at, PEOPLE)
+    store, registry = site.stores[half], site.nodes[half].registry
+    number = registry.generations("shop__customer_stats")[0].number
+    is_held = {one: (partition_of(one, PARTITIONS) < 2) == (half == "low") for one in PEOPLE}
+    held = [one for one in PEOPLE if is_held[one]]
+    masking = FeatureStore(repo_path=str(pinned_repository(site, tmp_path, half, missing_partitions="mask")))
+    features = ["customer_stats:score"]
+    with feast_quorin.at_generation({"customer_stats": number}):
+        assert store.get_online_features(features, {"customer": held}).to_dict()["score"] == [older] * len(held)
+        push(site, 0.0, at, [f"{half}{more}" for more in range(400)])
+        assert registry.generations("shop__customer_stats")[0].number > number, "it has grown"
+        push(site, older + 1, at + 1, PEOPLE)
+        request: dict[str, Any] = {"features": features, "entity_rows": {"customer": held}}
+        for one in (store.get_online_features(**request), generic(store, **request)):
+            assert one.to_dict()["score"] == [older] * len(held)
+        for customers in ([one] for one in PEOPLE):
+            request["entity_rows"] = {"customer": customers}
+            if is_held[customers[0]]:
+                assert store.get_online_features(**request).to_dict()["score"] == [older]
+            else:
+                for read in (store.get_online_features, lambda **asked: generic(store, **asked)):
+                    with pytest.raises(NotHeldError, match="of 'shop__customer_stats' is not held by this node"):
+                        read(**request)
+        masked = masking.get_online_features(features, {"customer": PEOPLE}).to_dict()["score"]
+        assert masked == [older if is_held[one] else None for one in PEOPLE]
+        for customers in (held, held * 200, PEOPLE, PEOPLE * 200):  # At once, and in a thread.
+            body = {"features": features, "entities": {"customer": customers}}
+            answers = [
+                requests.post(site.servers[half].url + "/get-online-features", json=body, headers=headers, timeout=60)
+                for headers in ({"Quorin-Pin": json.dumps({"customer_stats": number})}, {})
+            ]
+            assert answers[1].json()["results"][1]["values"] == [older + 1] * len(customers)
+            if set(customers) <= set(held):
+                assert answers[0].json()["results"][1]["values"] == [older] * len(customers)
+            else:
+                assert (answers[0].status_code, answers[0].json()["error"]) == (503, "NotHeldError")
+    assert store.get_online_features(features, {"customer": PEOPLE}).to_dict()["score"] == [older + 1] * 20
 
 
 def test_a_killed_machine_is_an_error_or_masked(site: Site) -> None:

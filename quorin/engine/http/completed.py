@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from quorin.engine.routing.reads import ASSEMBLE_PATH, away_of
-from quorin.engine.routing.router import Question
+from quorin.engine.routing.router import HereOnly, Question
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,9 +70,11 @@ def complete(
         question = _question(
             [parts[index] for index in own], reads[own[0]].positions is not None, waiting, away.partition_count
         )
-        fetched = yield from elsewhere.fetch(question, away.ids, away.partitions)
+        is_pinned = any(parts[index].segment.is_pinned for index in own)
+        router = HereOnly(elsewhere) if is_pinned else elsewhere
+        fetched = yield from router.fetch(question, away.ids, away.partitions)
         if fetched.lacking and missing_partitions == "error":
-            elsewhere.raise_lacking(question, fetched.lacking)
+            router.raise_lacking(question, fetched.lacking)
         for rows, batch in fetched.parts:
             _fill([reads[index] for index in own], away.rows[rows], batch)
         if fetched.lacking:

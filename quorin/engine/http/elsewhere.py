@@ -32,11 +32,14 @@ class NothingElsewhere:
         raise NotHeldError(question.schema_name, min(lacking))
 
 
-def check_filled(segment: Segment) -> None:
-    """Let another node ask for rows only when they are all here: those that are not would not be found.
+def check_answering(segment: Segment) -> None:
+    """Let another node ask only for rows of the generation in force, and when they are all here: those that are not
+    would not be found.
 
-    :raises InvalidRequestError: with 503, if a segment was never known to be up to date.
+    :raises InvalidRequestError: with 503, if a segment is pinned, or was never known to be up to date.
     """
+    name = segment.schema.__name__
+    if segment.is_pinned:
+        raise InvalidRequestError(_UNAVAILABLE, f"{name}: this server stays with one generation")
     if math.isinf(segment.confirmed_age_seconds()):
-        name = segment.schema.__name__
         raise InvalidRequestError(_UNAVAILABLE, f"{name}: this node was never known to have all rows of its partitions")

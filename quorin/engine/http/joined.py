@@ -8,7 +8,7 @@ import numpy as np
 
 from quorin import assembly
 from quorin.engine.http.completed import Bound, VectorsRead, complete
-from quorin.engine.http.elsewhere import check_filled
+from quorin.engine.http.elsewhere import check_answering
 from quorin.engine.http.replies import Vectors
 from quorin.engine.http.requests import InvalidRequestError, check_values
 from quorin.engine.routing.router import HereOnly
@@ -45,7 +45,7 @@ def join(
     for part in parts:
         asked.wait(part.segment)
         if asked.is_forwarded:
-            check_filled(part.segment)
+            check_answering(part.segment)
     position = None
     if request.consistent_timeout_ms is None:
         read = [_read(part, positions=request.positions) for part in parts]

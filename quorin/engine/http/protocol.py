@@ -8,6 +8,7 @@ one, and every one that the function does not answer, goes uvicorn's way with wh
 
 from __future__ import annotations
 
+import contextvars
 import hmac
 import time
 from collections.abc import Mapping
@@ -22,12 +23,15 @@ from quorin.engine.http.reply import Direct, Reply, error_reply
 if TYPE_CHECKING:
     import asyncio
 
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
     from quorin.engine.http.limits import Limits
     from quorin.engine.http.observed import Observed
     from quorin.engine.http.reply import Pending
 
 _AROUND_HEADER = len(b": \r\n")
 _OPEN_PATHS = (b"/", b"/health", b"/ready")
+_FAILED = error_reply(500, "Internal Server Error")
 
 
 class RefusedRequestError(Exception):
@@ -52,6 +56,11 @@ class DirectProtocol(HttpToolsProtocol):
         self._chunks: list[bytes] = []
         self._body_size = 0
         self._is_closing = False
+        self._context = contextvars.copy_context()
+        self._own: RequestResponseCycle | None = None
+        """Of the request that is being received, if the application answers it."""
+        self._refusal: Reply | None = None
+        """Of a request behind others that are not answered yet. Nothing behind it is read."""
         self._requests = 0
         self._in_head = False
         self._head_size = 0
@@ -68,6 +77,8 @@ class DirectProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived. The head is measured by what was received, as the parser keeps one without a bound."""
+        if self._refusal is not None:
+            return
         request = self._requests
         was_in_head = self._in_head
         self._unset_keepalive_if_required()
@@ -99,7 +110,7 @@ class DirectProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._requests += 1
         self._in_head = True
-        self._function = None
+        self._function = self._own = None
         self._body_size = 0
         self._is_receiving = True
 
@@ -121,8 +132,10 @@ class DirectProtocol(HttpToolsProtocol):
             or self.parser.should_upgrade()
             or self.flow.write_paused
             or len(self.connections) > (self.limit_concurrency or 0)
+            or len(self.tasks) >= (self.limit_concurrency or 0)
         ):
             self._hand_over()
+            self._own = self.cycle
             return
         self._function = function
         self._chunks = []
@@ -139,6 +152,7 @@ class DirectProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:  # noqa: D102
         self._is_receiving = False
         self._end_patience()
+        self._own = None
         function, self._function = self._function, None
         if function is None:
             super().on_message_complete()
@@ -158,7 +172,7 @@ class DirectProtocol(HttpToolsProtocol):
             reply = function(body, self.headers)
         except Exception:
             self.logger.exception("a request failed")
-            reply = error_reply(500, "Internal Server Error")
+            reply = _FAILED
         if isinstance(reply, Reply):
             is_alive = not self._is_closing and self.parser.get_http_version() != "1.0"
             self._write(reply, is_kept=is_alive and self.parser.should_keep_alive())
@@ -178,28 +192,48 @@ class DirectProtocol(HttpToolsProtocol):
         """An application for one request, whose answer is written as those of the short way."""
         cycle = send.__self__  # A method of uvicorn's cycle: that of the protocol may be the next request's by now.
         with self._observed.in_flight(url):
-            reply = await pending
+            try:
+                reply = await pending
+            except Exception:
+                self.logger.exception("a request failed")
+                reply = _FAILED
         if reply is None:
             await self._observed(scope, receive, send)
             return
         cycle.response_started = cycle.response_complete = True
         self._observed.answered(url, reply, size, time.perf_counter_ns() - started, has_waited=True)
-        if not cycle.disconnected:
-            self._write(reply, is_kept=cycle.keep_alive and not self._is_closing)
+        if not self.transport.is_closing():
+            self._write(reply, is_kept=cycle.keep_alive)
         self.on_response_complete()
+
+    def on_response_complete(self) -> None:
+        """Begin the next request that waits, in the context of the connection: what the one before has set in its own
+        must not be seen by another.
+        """
+        if self._refusal is not None and not self.pipeline and not self.transport.is_closing():
+            self._write(self._refusal, is_kept=False)
+        self._context.run(super().on_response_complete)
+        if self._patience is not None:  # It is read on from now.
+            self._end_patience()
+            self._expect_request()
 
     def _hand_over(self) -> None:
         """Have the application answer; uvicorn refuses what is beyond the limit of connections."""
         if max(len(self.connections), len(self.tasks)) >= (self.limit_concurrency or 0):
             self._count_refused(503)
-        super().on_headers_complete()
+        self._begin()
 
     def _run(self, application: Any) -> None:
         """Have uvicorn call an application for this request, whatever the limit of connections."""
         own = self.app, self.limit_concurrency
         self.app, self.limit_concurrency = application, None
-        super().on_headers_complete()
+        self._begin()
         self.app, self.limit_concurrency = own
+
+    def _begin(self) -> None:
+        super().on_headers_complete()
+        if self._is_closing:
+            self.cycle.keep_alive = False
 
     def shutdown(self) -> None:
         """Close when the request that is being received is answered; at once if there is none."""
@@ -220,6 +254,9 @@ class DirectProtocol(HttpToolsProtocol):
 
     def _refuse_slow(self) -> None:
         self._patience = None
+        if self.flow.read_paused:  # What is not read cannot arrive.
+            self._expect_request()
+            return
         self._refuse(RefusedRequestError(408, f"no whole request within {self._limits.request_seconds:g} seconds"))
 
     def _authenticate(self, token: bytes) -> None:
@@ -234,14 +271,20 @@ class DirectProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._count_refused(refused.status)
-        is_unanswered = self.cycle is not None and not self.cycle.response_complete
-        if is_unanswered and self.cycle.response_started:
+        reply, own = error_reply(refused.status, str(refused)), self._own
+        is_queued = own is not None and bool(self.pipeline) and self.pipeline[0][0] is own
+        if is_queued:
+            self.pipeline.popleft()
+        if is_queued or (own is None and self.cycle is not None and not self.cycle.response_complete):
+            self._refusal = reply
+            self.flow.pause_reading()
+        elif own is not None and own.response_started:
             self.transport.close()  # In the middle of another answer, no other can be given.
-            return
-        if is_unanswered:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-        self._write(error_reply(refused.status, str(refused)), is_kept=False)
+        else:
+            if own is not None:
+                own.disconnected = True
+                own.message_event.set()
+            self._write(reply, is_kept=False)
 
     def _count_refused(self, status: int) -> None:
         method = None if self._in_head or not self._requests else self.parser.get_method().decode()

@@ -11,7 +11,7 @@ import orjson
 from quorin.engine.http import replies
 from quorin.engine.http.asked import FORWARDED, Asked, InvalidHeaderError, asked_by, may_wait, too_old
 from quorin.engine.http.compression import accepted_encoding, compressed
-from quorin.engine.http.elsewhere import NothingElsewhere, check_filled
+from quorin.engine.http.elsewhere import NothingElsewhere, check_answering
 from quorin.engine.http.joined import join
 from quorin.engine.http.looking_back import changes_of, last_of
 from quorin.engine.http.reply import Reply, error_reply, forms
@@ -26,7 +26,7 @@ from quorin.engine.http.requests import (
     parse_last,
     parse_read,
 )
-from quorin.engine.routing.asking import Asking, begin, finish
+from quorin.engine.routing.asking import Asking, UnfinishedError, at_once, finish
 from quorin.engine.routing.reads import ASSEMBLE_PATH, READ_PATH, RoutedReader
 from quorin.errors import (
     ChangesForgottenError,
@@ -87,7 +87,11 @@ class SegmentRows:
     """
 
     def __init__(
-        self, catalogue: Catalogue, elsewhere: Fetching, limits: Limits, missing_partitions: Missing = "error"
+        self,
+        catalogue: Catalogue,
+        limits: Limits,
+        elsewhere: Fetching = _NOTHING,
+        missing_partitions: Missing = "error",
     ) -> None:
         self._catalogue = catalogue
         self._elsewhere = elsewhere
@@ -114,11 +118,10 @@ class SegmentRows:
         limit = _DIRECT_VALUES if accepted_encoding(headers) is None else _DIRECT_VALUES_COMPRESSED
         asking = self._answer(answer, body, headers, min(limit, self._limits.values))
         try:
-            wanted = next(asking)
-        except StopIteration as end:
-            reply: Reply = end.value
-            return None if reply.status == _TOO_LARGE else reply
-        return begin(asking, wanted)
+            reply = at_once(asking)
+        except UnfinishedError as unfinished:
+            return unfinished.rest()
+        return None if reply.status == _TOO_LARGE else reply
 
     def _answer(self, answer: Answer, body: bytes, headers: Headers, max_values: int) -> Asking[Reply]:
         content_type, accept = forms(headers)
@@ -139,7 +142,7 @@ class SegmentRows:
         check_values(len(request.entity_ids) * _width(segment.schema, request.fields), question.max_values)
         question.asked.wait(segment)
         if question.asked.is_forwarded:
-            check_filled(segment)
+            check_answering(segment)
         read = RoutedReader(
             question.elsewhere,
             segment,

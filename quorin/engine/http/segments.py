@@ -88,7 +88,7 @@ class SegmentApplication:
     def __init__(self, catalogue: Catalogue, donor: Donor, router: Router, options: SegmentServer) -> None:
         self._catalogue = catalogue
         self._donor = donor
-        self._rows = SegmentRows(catalogue, router, options.limits, options.elsewhere.missing_partitions)
+        self._rows = SegmentRows(catalogue, options.limits, router, options.elsewhere.missing_partitions)
         self._max_lag_seconds = options.max_lag_seconds
         self._openapi = orjson.dumps(description(has_token=options.token is not None))
         self.limits = options.limits

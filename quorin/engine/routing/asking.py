@@ -26,6 +26,32 @@ Asking = Generator[Exchange, "list[Answered | UnansweredError]", T]
 """Yields what is to be asked, gets the answers, and returns a result."""
 
 
+class WouldWaitError(Exception):
+    """A result needs other servers, and the thread that wants it must not wait for them."""
+
+
+class UnfinishedError(WouldWaitError):
+    """The same, with the work as far as it is done."""
+
+    def __init__(self, asking: Asking[Any], wanted: Exchange) -> None:
+        super().__init__()
+        self._begun = asking, wanted
+
+    def rest(self) -> Coroutine[Any, Any, Any]:
+        """The result; an event loop waits for the answers. The call itself sends what is wanted. To be called once."""
+        return begin(*self._begun)
+
+
+def at_once(asking: Asking[T]) -> T:
+    """The result of work that asks nobody. :raises UnfinishedError: if it wants to."""
+    try:
+        wanted = next(asking)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    raise UnfinishedError(asking, wanted)
+
+
 def finish(asking: Asking[T]) -> T:
     """The result; this thread waits for the answers."""
     try:
@@ -41,11 +67,11 @@ def finish(asking: Asking[T]) -> T:
 async def finish_async(asking: Asking[T]) -> T:
     """The result; an event loop waits for the answers."""
     try:
-        wanted = next(asking)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    return await begin(asking, wanted)
+        return at_once(asking)
+    except UnfinishedError as unfinished:
+        rest = unfinished.rest()
+    result: T = await rest
+    return result
 
 
 def begin(asking: Asking[T], wanted: Exchange) -> Coroutine[Any, Any, T]:

@@ -72,21 +72,30 @@ class _SecureConnection(Connection, http.client.HTTPSConnection):
     """The same over TLS."""
 
 
-class _Within(NamedTuple):
+class Within(NamedTuple):
     """Until when requests are to be answered, by the monotonic clock, and how long that was at first."""
 
     deadline: float
     timeout_seconds: float
+
+    @classmethod
+    def seconds(cls, timeout_seconds: float) -> Within:
+        """From now on."""
+        return cls(time.monotonic() + timeout_seconds, timeout_seconds)
+
+    @property
+    def left(self) -> float:
+        """The seconds until then, a few at least."""
+        return max(self.deadline - time.monotonic(), _LEAST_SECONDS)
 
     def limit(self, connection: http.client.HTTPConnection) -> None:
         """Let the next operation of a connection end in time. What has arrived by then can still be read.
 
         :raises TimeoutError: if the time is long over.
         """
-        left = self.deadline - time.monotonic()
-        if left < -self.timeout_seconds:
+        if self.deadline - time.monotonic() < -self.timeout_seconds:
             raise TimeoutError
-        connection.timeout = max(left, _LEAST_SECONDS)
+        connection.timeout = self.left
         if connection.sock is not None:
             connection.sock.settimeout(connection.timeout)
 
@@ -113,6 +122,7 @@ class Connections:
         self._tls_ca = tls_ca
         self._tls: ssl.SSLContext | None = None
         self._idle: dict[str, list[tuple[Connection, float]]] = {}
+        self._look_again = 0.0
         self._start()
         forks.register(self)
 
@@ -136,7 +146,7 @@ class Connections:
 
         Each has ``timeout_seconds`` in all. Never raises for what a server does or leaves.
         """
-        within = _Within(time.monotonic() + timeout_seconds, timeout_seconds)
+        within = Within.seconds(timeout_seconds)
         taken = [self.take(request.url) for request in requests]
         connecting = {i: self._connecting(requests[i], within) for i, kept in enumerate(taken) if kept is None}
         sent = {i: self._send(requests[i], kept, within) for i, kept in enumerate(taken) if kept is not None}
@@ -148,20 +158,35 @@ class Connections:
             answers[i] = self._receive(requests[i], _connected(future, within), within)
         return [answers[i] for i in range(len(requests))]
 
-    def _connecting(self, request: Outgoing, within: _Within) -> Future[Connection | UnansweredError]:
-        """Send on a new connection, in a thread: a host that is away must not keep the others from being asked, and
+    def connecting(self, url: str, within: Within) -> Future[Connection | UnansweredError]:
+        """A new connection, opened in a thread: a host that is away must not keep the others from being asked, and
         the look-up of its name has no limit.
         """
+        return self._threads.submit(self._open, url, within)
+
+    def _connecting(self, request: Outgoing, within: Within) -> Future[Connection | UnansweredError]:
+        """The same, on which the thread has sent a request."""
 
         def connect() -> Connection | UnansweredError:
-            try:
-                return self._send(request, self._new(request.url), within)
-            except ValueError:  # Of the port, or of a host that is no name.
-                return UnansweredError("not a URL that can be asked")
+            opened = self._open(request.url, within)
+            return opened if isinstance(opened, UnansweredError) else self._send(request, opened, within)
 
         return self._threads.submit(connect)
 
-    def _send(self, request: Outgoing, connection: Connection, within: _Within) -> Connection | UnansweredError:
+    def _open(self, url: str, within: Within) -> Connection | UnansweredError:
+        try:
+            connection = self._new(url)
+            try:
+                within.limit(connection)
+                connection.connect()
+            except OSError as error:
+                abandon(connection)
+                return within.unanswered(error)
+        except ValueError:  # Of the port, or of a host that is no name.
+            return UnansweredError("not a URL that can be asked")
+        return connection
+
+    def _send(self, request: Outgoing, connection: Connection, within: Within) -> Connection | UnansweredError:
         path = urlsplit(request.url).path.rstrip("/") + request.path
         try:
             within.limit(connection)
@@ -176,7 +201,7 @@ class Connections:
         return connection
 
     def _receive(
-        self, request: Outgoing, connection: Connection | UnansweredError, within: _Within
+        self, request: Outgoing, connection: Connection | UnansweredError, within: Within
     ) -> Answered | UnansweredError:
         if isinstance(connection, UnansweredError):
             return connection
@@ -200,10 +225,8 @@ class Connections:
         self.put(request.url, connection)
         return answer
 
-    def take(self, url: str, *, is_plain: bool = False) -> Connection | None:
-        """A connection to a server that was kept, if there is one; ``is_plain`` asks for one without TLS."""
-        if is_plain and not url.startswith("http:"):
-            return None
+    def take(self, url: str) -> Connection | None:
+        """A connection to a server that was kept, if there is one."""
         while True:
             with self._lock:
                 idle = self._idle[url]
@@ -219,13 +242,25 @@ class Connections:
         """Keep a connection that has been answered."""
         if connection.sock is None:  # The server has asked to close it.
             return
+        now = time.monotonic()
         with self._lock:
+            old = self._forgotten(now)
             idle = self._idle[url]
-            is_kept = len(idle) < _MAX_IDLE
-            if is_kept:
-                idle.append((connection, time.monotonic()))
-        if not is_kept:
-            connection.close()
+            (idle if len(idle) < _MAX_IDLE else old).append((connection, now))
+        for one, _ in old:
+            one.close()
+
+    def _forgotten(self, now: float) -> list[tuple[Connection, float]]:
+        """Take out what has been idle for too long: nobody asks servers that are gone, and so finds their end."""
+        if now < self._look_again:
+            return []
+        self._look_again = now + _IDLE_SECONDS
+        before, self._idle = self._idle, defaultdict(list)
+        old: list[tuple[Connection, float]] = []
+        for url, of_one in before.items():
+            for connection, since in of_one:
+                (self._idle[url] if now - since < _IDLE_SECONDS else old).append((connection, since))
+        return old
 
     def _new(self, url: str) -> Connection:
         parts = urlsplit(url)
@@ -242,17 +277,18 @@ class Connections:
         self._threads = ThreadPoolExecutor(_MAX_CONNECTING, "quorin-connect")
 
 
-def _connected(future: Future[Connection | UnansweredError], within: _Within) -> Connection | UnansweredError:
+def _connected(future: Future[Connection | UnansweredError], within: Within) -> Connection | UnansweredError:
     """The connection that a thread has opened, if it did so in time."""
     try:
-        return future.result(max(within.deadline - time.monotonic(), _LEAST_SECONDS))
+        return future.result(within.left)
     except TimeoutError as error:
-        future.add_done_callback(_abandon_late)
         future.cancel()
+        future.add_done_callback(abandon_late)
         return within.unanswered(error)
 
 
-def _abandon_late(future: Future[Connection | UnansweredError]) -> None:
+def abandon_late(future: Future[Connection | UnansweredError]) -> None:
+    """Close what a thread has opened for nobody."""
     if not future.cancelled() and not isinstance(late := future.result(), UnansweredError):
         abandon(late)
 

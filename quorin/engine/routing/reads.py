@@ -82,7 +82,7 @@ class RoutedReader:
         waiting: Waiting = _NO_WAITING,
     ) -> Columns:
         """The rows of entities, in the order of the ids. ``waiting`` is what other nodes are to wait for. With
-        ``at_most`` no other is asked, whose rows are of another moment.
+        ``at_most``, and for a segment that is pinned, no other is asked, whose rows are of another moment.
 
         :raises NotHeldError: for an id whose partition no node answers for; :class:`HoldersUnavailableError` if some
             that hold it were asked. :raises NotYetAppliedError, TokenError: if another node does not show the token.
@@ -106,7 +106,8 @@ class RoutedReader:
         names = [field.name for field in own.fields]
         about = {"schema": own.view.schema.__name__, "fields": names, "positions": True}
         name = own.view.schema.__name__
-        router = self._router if at_most is None else HereOnly(self._router)
+        is_of_here = at_most is not None or self._segment.is_pinned
+        router = HereOnly(self._router) if is_of_here else self._router
         question = Question(READ_PATH, about, name, waiting, lambda batch: _unlike(batch, names), away.partition_count)
         fetched = yield from router.fetch(question, away.ids, away.partitions)
         if fetched.lacking and self._missing_partitions == "error":

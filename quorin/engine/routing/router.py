@@ -92,27 +92,10 @@ class Fetching(Protocol):
         """As :meth:`Router.raise_lacking`."""
 
 
-class WouldWaitError(Exception):
-    """An answer needs other nodes, and the thread that reads must not wait for them."""
-
-
-class Later:
-    """For a first attempt in a thread that must not wait, as one that all requests share: asks nobody."""
-
-    def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> NoReturn:  # noqa: ARG002
-        """:raises WouldWaitError: always."""
-        raise WouldWaitError
-
-    def raise_lacking(self, question: Question, lacking: Mapping[int, list[str]]) -> NoReturn:
-        """:raises NotHeldError: always."""
-        raise NotHeldError(question.schema_name, min(lacking))
-
-
-LATER = Later()
-
-
 class HereOnly:
-    """For reads of one moment, which rows of other nodes are not of: asks nobody, and names who holds them."""
+    """For reads of one moment, or of a pinned generation, which rows of other nodes are not of: asks nobody, and names
+    who holds them.
+    """
 
     def __init__(self, router: Fetching) -> None:
         self._router = router
@@ -201,10 +184,14 @@ class Router:
         raise NotHeldError(question.schema_name, partition, names)
 
     def _recently_failed(self) -> set[str]:
+        """The servers that did not answer a moment ago. Others are forgotten: nobody asks those that are gone."""
         if not self._avoided:
             return set()
         least = time.monotonic() - _AVOIDED_SECONDS
-        return {url for url, at in self._avoided.copy().items() if at > least}
+        for url, at in self._avoided.copy().items():
+            if at <= least:
+                self._avoided.pop(url, None)
+        return set(self._avoided.copy())
 
     def _known(self, count: int) -> tuple[Mapping[int, tuple[Holder, ...]], str]:
         """The holders of each of ``count`` partitions, and the name of this node. That, and where the file is, is asked

@@ -1,15 +1,15 @@
-"""Requests to other servers from an event loop: without a thread where connections are kept, as they mostly are."""
+"""Requests to other servers from an event loop. Threads only open connections."""
 
 from __future__ import annotations
 
 import asyncio
-import time
+import ssl
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import httptools
 
-from quorin.engine.routing.connections import Answered, UnansweredError, abandon
+from quorin.engine.routing.connections import Answered, UnansweredError, Within, abandon, abandon_late
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from quorin.engine.routing.connections import Connection, Connections, Outgoing
 
 _PART_BYTES = 1 << 18
+"""More than a record of TLS, so that nothing of one is left behind in memory, where no event tells of it."""
+_LATER = BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError
 
 
 def exchange(
@@ -26,52 +28,64 @@ def exchange(
     """As :meth:`Connections.exchange`, in the running event loop. What goes out on a connection that is kept is sent by
     the call, before its result is awaited.
     """
-    deadline = time.monotonic() + timeout_seconds
-    sent = [_sent(connections, request, timeout_seconds) for request in requests]
-    return _answers(connections, requests, sent, deadline)
-
-
-def _sent(connections: Connections, request: Outgoing, timeout_seconds: float) -> _Sent | None:
-    kept = connections.take(request.url, is_plain=True)
-    return None if kept is None else _Sent(connections, kept, request, timeout_seconds)
+    within = Within.seconds(timeout_seconds)
+    taken = [connections.take(request.url) for request in requests]
+    sent = [
+        None if kept is None else _Sent(connections, kept, request, within)
+        for request, kept in zip(requests, taken, strict=True)
+    ]
+    return _answers(connections, requests, sent, within)
 
 
 async def _answers(
-    connections: Connections, requests: Sequence[Outgoing], sent: Sequence[_Sent | None], deadline: float
+    connections: Connections, requests: Sequence[Outgoing], sent: Sequence[_Sent | None], within: Within
 ) -> list[Answered | UnansweredError]:
     async def answer(request: Outgoing, one: _Sent | None) -> Answered | UnansweredError:
         answered = None if one is None else await one.answer()
-        if answered is None:
-            left = max(deadline - time.monotonic(), 0.0)
-            [answered] = await asyncio.to_thread(connections.exchange, [request], timeout_seconds=left)
-        return answered
+        if answered is not None:
+            return answered
+        opened = await _opened(connections, request.url, within)
+        if isinstance(opened, UnansweredError):
+            return opened
+        answered = await _Sent(connections, opened, request, within).answer()
+        return UnansweredError("the connection ended before the answer") if answered is None else answered
 
     one_by_one = [answer(*pair) for pair in zip(requests, sent, strict=True)]
     return [await one_by_one[0]] if len(one_by_one) == 1 else await asyncio.gather(*one_by_one)
 
 
-class _Sent:
-    """A request on a connection that was kept, and its answer as it arrives."""
+async def _opened(connections: Connections, url: str, within: Within) -> Connection | UnansweredError:
+    """A new connection to a server, or why there is none."""
+    opening = connections.connecting(url, within)
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(opening), within.left)
+    except TimeoutError as error:
+        opening.add_done_callback(abandon_late)
+        return within.unanswered(error)
+    except asyncio.CancelledError:
+        opening.add_done_callback(abandon_late)
+        raise
 
-    def __init__(
-        self, connections: Connections, connection: Connection, request: Outgoing, timeout_seconds: float
-    ) -> None:
+
+class _Sent:
+    """A request on a connection, and its answer as it arrives."""
+
+    def __init__(self, connections: Connections, connection: Connection, request: Outgoing, within: Within) -> None:
         self._connections, self._connection, self._url = connections, connection, request.url
         self._loop = asyncio.get_running_loop()
         self._found: asyncio.Future[Answered | UnansweredError | None] = self._loop.create_future()
         self._parser = httptools.HttpResponseParser(self)
         self._parts: list[bytes] = []
         self._is_whole = self._is_kept = False
-        late = UnansweredError(f"no answer within {1000 * timeout_seconds:g} ms")
-        self._timer = self._loop.call_later(timeout_seconds, self._end, late)
-        connection.sock.setblocking(False)
         self._unsent = memoryview(_message(request))
+        connection.sock.setblocking(False)
         self._descriptor = connection.sock.fileno()
+        self._timer = self._loop.call_later(within.left, self._end, within.unanswered(TimeoutError()))
         self._loop.add_reader(self._descriptor, self._receive)
         self._send()
 
     async def answer(self) -> Answered | UnansweredError | None:
-        """The answer; None if the connection was closed, as the server may have done while it was idle."""
+        """The answer; None if the connection ended before it, as one may that was idle."""
         try:
             return await self._found
         except asyncio.CancelledError:
@@ -89,7 +103,7 @@ class _Sent:
     def _send(self) -> None:
         try:
             self._unsent = self._unsent[self._connection.sock.send(self._unsent) :]
-        except BlockingIOError:
+        except _LATER:
             pass
         except OSError:
             self._end(None)
@@ -103,7 +117,7 @@ class _Sent:
         try:
             part = self._connection.sock.recv(_PART_BYTES)
             self._parser.feed_data(part)
-        except BlockingIOError:
+        except _LATER:
             return
         except OSError:
             self._end(None)

@@ -226,6 +226,41 @@ def test_the_token_and_tls_are_those_of_the_server(tmp_path: Path) -> None:
     nodes.close()
 
 
+def test_a_pinned_generation_is_read_here_only(site: Site) -> None:
+    """Other nodes have generations of their own, which may have other rows."""
+    pin = ["--pin", f"Driver={site.nodes['low'].registry.generations('Driver')[0].number}"]
+    held, elsewhere = away(site, held=True), away(site)
+    requests_of = [
+        lambda ids: ("/v1/read", {"schema": "Driver", "entity_ids": ids}),
+        lambda ids: ("/v1/assemble", {"schemas": [{"schema": "Driver"}, {"schema": "City"}], "entities": {"id": ids}}),
+    ]
+    masks = ["--partial", "mask"]
+    with site.nodes.serving("low", *pin, advertised=False) as strict:
+        for request in requests_of:
+            assert post(strict, *request(held)).content == post(site.full, *request(held)).content
+            answer = post(strict, *request(IDS))
+            assert (answer.status_code, answer.json()["error"]) == (503, "NotHeldError"), answer.text
+            assert site.high.url in answer.json()["detail"]
+        other = {"schema": "City", "entity_ids": IDS}
+        assert post(strict, "/v1/read", other).content == post(site.full, "/v1/read", other).content
+    with site.nodes.serving("low", *pin, *masks, advertised=False) as masking:
+        assert post(masking, *requests_of[0](IDS)).json()["not_held"] == [one in elsewhere for one in IDS]
+
+
+def test_a_server_that_stays_with_a_generation_answers_no_other_node(site: Site) -> None:
+    pin = f"Driver={site.nodes['high'].registry.generations('Driver')[0].number}"
+    body = {"schema": "Driver", "entity_ids": IDS}
+    both = {"schemas": [{"schema": "City"}, {"schema": "Driver"}], "entities": {"id": away(site)}}
+    expected = post(site.full, "/v1/read", body).content
+    with site.nodes.serving("high", "--pin", pin) as pinned:
+        for path, asked in (("/v1/read", {**body, "entity_ids": away(site)}), ("/v1/assemble", both)):
+            answer = post(pinned, path, asked, **{"Quorin-Forwarded": "true"})
+            assert (answer.status_code, "stays with one generation" in answer.json()["detail"]) == (503, True)
+        for _ in range(8):  # Which server is asked is left to chance.
+            assert post(site.low, "/v1/read", body).content == expected
+    site.nodes.report()
+
+
 def test_a_consistent_read_is_of_what_is_held(site: Site) -> None:
     body = {"schemas": [{"schema": "Driver"}], "entities": {"id": IDS}, "consistent_timeout_ms": 10_000}
     answer = post(site.low, "/v1/assemble", body)

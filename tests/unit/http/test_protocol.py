@@ -7,19 +7,23 @@ import re
 import select
 import signal
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.echo_server import BEARER, LIMITS
+from tests.support.echo_server import BEARER, HELD, LIMITS
 from tests.support.http import Running, serving
+from tests.support.world import until
 
 ECHO = ["tests.support.echo_server", "{port}"]
 
@@ -80,12 +84,104 @@ def test_what_arrives_behind_an_answer_that_waits_is_answered_after_it(server: R
         assert len(places) == len(bodies)
 
 
-def test_a_client_that_leaves_before_its_answer_harms_nobody(server: Running) -> None:
-    for behind in (b"", b"\x16 no HTTP\r\n\r\n"):
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-            connection.sendall(post(b"/direct", b"later") + behind)
-            assert not behind or connection.recv(1_000).startswith(b"HTTP/1.1 400 ")
-        assert requests.post(server.url + "/direct", data=b"later", timeout=5).content == b"direct:later"
+class Holding(NamedTuple):
+    """A server that holds answers, and its log."""
+
+    server: Running
+    log: Path
+
+    def hold(self, sent: bytes, count: int = 1) -> socket.socket:
+        """A connection on which something was sent; as many answers are held then."""
+        connection = socket.create_connection(("127.0.0.1", self.server.port), timeout=60)
+        connection.sendall(sent)
+        until(lambda: self.log.read_text().count(HELD) == count)
+        return connection
+
+    def release(self) -> None:
+        self.server.process.send_signal(signal.SIGUSR1)
+
+
+@contextmanager
+def holding(folder: Path, **environment: str) -> Iterator[Holding]:
+    with serving([*ECHO, "1"], folder / "log", **environment) as server:
+        yield Holding(server, folder / "log")
+
+
+def leave(connection: socket.socket) -> None:
+    """Reset a connection, which the server sees at once."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def everything(connection: socket.socket) -> bytes:
+    """What the server says until it closes the connection."""
+    answer = b""
+    with connection:
+        while data := connection.recv(65_536):
+            answer += data
+    return answer
+
+
+@pytest.mark.parametrize("behind", [b"", post(b"/direct", b"a"), b"\x16 no HTTP\r\n\r\n"])
+def test_a_client_that_leaves_before_its_answer_harms_nobody(tmp_path: Path, behind: bytes) -> None:
+    with holding(tmp_path) as held:
+        leave(held.hold(post(b"/direct", b"hold") + behind))
+        assert requests.post(held.server.url + "/direct", data=b"a", timeout=5).content == b"direct:a"
+        held.release()
+        assert requests.post(held.server.url + "/direct", data=b"later", timeout=5).content == b"direct:later"
+        assert "Traceback" not in held.log.read_text()
+
+
+def test_clients_that_leave_make_no_more_tasks_than_there_may_be_connections(tmp_path: Path) -> None:
+    with holding(tmp_path, CONNECTIONS="4") as held:
+        for count in range(1, 5):
+            leave(held.hold(post(b"/direct", b"hold"), count))
+        assert requests.post(held.server.url + "/direct", data=b"hold", timeout=5).status_code == 503
+        held.release()
+        until(lambda: requests.post(held.server.url + "/direct", data=b"a", timeout=5).ok)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status"),
+    [
+        (b"\x16 no HTTP\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nx: " + b"y" * 5_000 + b"\r\n\r\n", b"431"),
+        (post(b"/direct", b"x" * 100_001), b"413"),
+        (b"POST /other HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", b"400"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+@pytest.mark.parametrize("between", [[], [b"/direct", b"/other"]])
+def test_a_refusal_is_given_in_its_turn(tmp_path: Path, between: list[bytes], wrong: bytes, status: bytes) -> None:
+    sent = post(b"/direct", b"hold") + b"".join(post(path, b"a") for path in between)
+    with holding(tmp_path) as held:
+        connection = held.hold(sent + wrong)
+        held.release()
+        *answers, refusal, _ = re.split(rb"(?=HTTP/1.1 )", everything(connection) + b"HTTP/1.1 ")
+        assert [answer[9:12] for answer in answers[1:]] == [b"200"] * (1 + len(between))
+        assert answers[1].endswith(b"direct:hold")
+        assert refusal[9:12] == status
+        assert b"connection: close" in refusal
+
+
+def test_a_request_that_is_not_read_yet_is_not_slow(tmp_path: Path) -> None:
+    behind = post(b"/other", b"abc", b"connection: close")
+    with holding(tmp_path, REQUEST_SECONDS="1") as held:
+        connection = held.hold(post(b"/direct", b"hold") + behind[:-1])
+        connection.sendall(behind[-1:])
+        time.sleep(1.5)  # Longer than a request may take.
+        held.release()
+        answer = everything(connection)
+        assert answer.count(b"HTTP/1.1 200 OK") == 2
+        assert answer.endswith(b"asgi:abc")
+
+
+@pytest.mark.parametrize("before", [post(b"/other", b"remember"), post(b"/direct", b"later, remember")])
+def test_a_request_does_not_see_the_context_of_the_one_before(server: Running, before: bytes) -> None:
+    for path in (b"/direct", b"/other"):
+        answer = talk(server, before + post(path, b"recall"))
+        assert answer.count(b"HTTP/1.1 200 OK") == 2
+        assert answer.endswith(b"asgi:recall:nothing")
 
 
 def test_pipelined_requests_are_answered_in_order(server: Running) -> None:
@@ -212,16 +308,17 @@ def test_a_stop_answers_what_waits(tmp_path: Path) -> None:
         server.process.wait(30)
 
 
-def test_a_stop_answers_what_has_begun(tmp_path: Path) -> None:
+@pytest.mark.parametrize("body", [b"slow", b"later", b"not here", b"later, not here"])
+def test_a_stop_answers_what_has_begun(tmp_path: Path, body: bytes) -> None:
     with serving([*ECHO, "1"], tmp_path / "log") as server:
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-            connection.sendall(post(b"/direct", b"slow")[:-1])
+            connection.sendall(post(b"/direct", body)[:-1])
             time.sleep(0.2)
             server.process.send_signal(signal.SIGTERM)
             time.sleep(0.2)
-            connection.sendall(b"w")
-            answer = connection.recv(1_000)
-        assert answer.endswith(b"direct:slow")
+            connection.sendall(body[-1:])
+            answer = everything(connection)
+        assert answer.endswith((b"asgi:" if body.endswith(b"here") else b"direct:") + body)
         assert b"connection: close" in answer
         server.process.wait(30)
 

@@ -77,6 +77,26 @@ def test_a_request_is_one_packet(connections: Connections) -> None:
         asking.join()
 
 
+def test_idle_connections_of_servers_that_nobody_asks_are_closed(
+    server: Server, connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quorin.engine.routing.connections._IDLE_SECONDS", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        request = Outgoing(f"http://127.0.0.1:{gone.getsockname()[1]}", "/", b"", {})
+        asking = threading.Thread(target=connections.exchange, args=([request],), kwargs={"timeout_seconds": PATIENT})
+        asking.start()
+        accepted, _ = gone.accept()
+        with accepted:
+            accepted.settimeout(PATIENT)
+            while not accepted.recv(1 << 16).endswith(b"\r\n\r\n"):
+                pass
+            accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            asking.join()
+            other = Outgoing(server.url, "/", b"x", {})
+            assert connections.exchange([other], timeout_seconds=PATIENT) == [Answered(200, b"x")]
+            assert accepted.recv(1) == b""
+
+
 @pytest.mark.parametrize("url", ["http://a:99999", "http://a:b", f"http://{'a' * 70}.b", "http://a..b"])
 def test_a_url_that_cannot_be_asked_keeps_no_other_from_answering(
     server: Server, connections: Connections, url: str

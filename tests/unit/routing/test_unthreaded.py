@@ -1,9 +1,12 @@
-"""Requests to other servers from an event loop: on kept connections without a thread, otherwise as from a thread."""
+"""Requests to other servers from an event loop: threads only open connections."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +32,7 @@ def test_a_kept_connection_needs_no_thread(
     assert ask(connections, server, "/") == [b"/"]
     large = bytes(3 << 20)
     with monkeypatch.context() as without_threads:
-        without_threads.setattr(asyncio, "to_thread", None)
+        without_threads.setattr(Connections, "connecting", None)
         assert ask(connections, server, "/again") == [b"/again"]
         request = Outgoing(server.url, "/", large, {})
         assert asyncio.run(answered(connections, [request], PATIENT)) == [Answered(200, large)]
@@ -84,3 +87,59 @@ def test_an_answer_that_is_cut_off_is_none(server: Server, connections: Connecti
     assert ask(connections, server, "/") == [b"/"]
     [answer] = ask(connections, server, "/cut")
     assert isinstance(answer, str)
+
+
+def test_over_tls_threads_only_connect_too(
+    secure_server: Server, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections = Connections(tls_ca=certificate[0])
+    assert ask(connections, secure_server, "/") == [b"/"]
+    monkeypatch.setattr(Connections, "connecting", None)
+    for body in (b"", bytes(3 << 20)):
+        request = Outgoing(secure_server.url, "/", body, {})
+        assert asyncio.run(answered(connections, [request], PATIENT)) == [Answered(200, body)]
+    assert connections.exchange([request], timeout_seconds=PATIENT) == [Answered(200, request.body)]
+    assert secure_server.accepted == 1
+    connections.close()
+
+
+def test_servers_that_hang_occupy_no_threads(server: Server, connections: Connections) -> None:
+    """More of them than there are threads, on connections that were not kept."""
+
+    async def beside() -> list[Answered | UnansweredError]:
+        hanging = [
+            asyncio.ensure_future(exchange(connections, [Outgoing(server.url, "/hang", b"", {})], PATIENT))
+            for _ in range(40)
+        ]
+        while server.accepted < len(hanging):
+            await asyncio.sleep(0.001)
+        found = await exchange(connections, [Outgoing(server.url, "/", b"x", {})], PATIENT)
+        for one in hanging:
+            one.cancel()
+        await asyncio.gather(*hanging, return_exceptions=True)
+        return found
+
+    assert asyncio.run(beside()) == [Answered(200, b"x")]
+
+
+def test_a_connection_that_opens_too_late_is_given_up(
+    server: Server, connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, found, real = threading.Event(), threading.Event(), socket.getaddrinfo
+
+    def look_up(*arguments: Any, **more: Any) -> Any:
+        begun.set()
+        found.wait(PATIENT)
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    assert ask(connections, server, "/", seconds=0.1) == ["no answer within 100 ms"]
+    assert begun.wait(PATIENT)
+    found.set()
+    assert ask(connections, server, "/") == [b"/"]
+
+
+@pytest.mark.parametrize("url", ["http://a:99999", f"http://{'a' * 70}.b"])
+def test_a_url_that_cannot_be_asked_is_said_to_be_none(connections: Connections, url: str) -> None:
+    [answer] = asyncio.run(answered(connections, [Outgoing(url, "/", b"x", {})], PATIENT))
+    assert str(answer) == "not a URL that can be asked"
