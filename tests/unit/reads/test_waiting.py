@@ -264,6 +264,21 @@ def test_tokens_hold_across_processes_and_a_stopped_consumer_is_late(redis_url: 
         kill(process)
 
 
+def test_a_token_holds_on_every_node(redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    here, there = World(redis_url, tmp_path / "here" / "shm"), World(redis_url, tmp_path / "there")
+    token = here.write(count=3)
+    here.consumer.drain()
+    assert assembly.assemble(here.segment, "a", at_least=token) == [3]
+    with pytest.raises(NotYetAppliedError) as caught:
+        assembly.assemble(there.segment, "a", at_least=token.text, timeout_ms=5)
+    assert caught.value.applied == there.segment.position < token
+    there.consumer.drain()
+    assert assembly.assemble(there.segment, "a", at_least=token.text) == [3]
+    here.close()
+    there.close()
+
+
 def test_a_reader_waits_for_a_token_at_its_own_time_out(world: World) -> None:
     token, started = world.write(), time.monotonic()
     with pytest.raises(NotYetAppliedError):
