@@ -204,6 +204,9 @@ class Reader:
         """
         if at_least is not None:
             wait_for(self._segment, at_least, timeout_ms=timeout_ms)
+        is_plain = self._ages is None and positions is None and fresh_mask is None and not_held_mask is None
+        if is_plain and at_most is None and missing_partitions == "error":
+            return _assemble_many(self._segment, self._plan_for, entity_ids, out, found_mask, missing)
         now_ns = 0 if self._ages is None else time.time_ns()
         options = _Options(now_ns, positions, fresh_mask, at_most, missing_partitions, not_held_mask)
         return _assemble_many(self._segment, self._plan_for, entity_ids, out, found_mask, missing, options)
