@@ -266,56 +266,44 @@ def read_row(segment, key, count, h, out, index, now, at_most):
 
     Without limits ``now`` is 0: then neither ages count nor ``at_most``.
     """
-    if now != 0:
-        return _read_limited(segment, key, count, h, out, index, now, at_most)
-    return _read_plain(segment, key, count, h, out, index, now, at_most)
-
-
-def _reading(limited):
-    """:func:`read_row` with or without limits: compiled twice, so that the code of limits costs nothing without."""
-
-    @helper
-    def read(segment, key, count, h, out, index, now, at_most):
-        home = home_slot(segment, h)
-        slot_count = segment[D_SLOT_COUNT]
-        positions = segment[P_POSITIONS]
-        for _ in range(MAX_ATTEMPTS):
-            if load_acquire(segment[D_HEADER] + SUCCESSOR) != 0:
-                return MOVED
-            distance = probe(segment, home, 0, slot_count, h)
-            while distance < slot_count:
-                slot = slot_address(segment, home, distance)
-                word = load_acquire(slot)
-                if word == 0:
-                    return MISSING
-                if not is_row(segment, word):
-                    return CORRUPT
-                row = row_address(segment, word)
-                stamp = load_acquire(row)
-                same_key = key_equals(segment, row, key, count)
-                flags = load_u16(row + FLAGS)
-                position = load_i64(row + POSITION) if limited else np.int64(0)
-                code = FOUND
-                if same_key and flags & DELETED == 0:
-                    copy_spans(segment, row, out, index)
-                    if positions != 0:
-                        store_u64(positions + 8 * index, load_u64(row + POSITION))
-                    if flags & HAS_NULLS != 0:
-                        patch_nulls(segment, row, out, index)
-                    if limited:
-                        code = withhold(segment, row, out, index, now)
-                if not is_unchanged(row, stamp, slot, word):
-                    break
-                if same_key:
-                    if limited and position > last_counted(segment, key, count, at_most):
-                        return AHEAD
-                    return code if flags & DELETED == 0 else MISSING
-                distance = probe(segment, home, distance + 1, slot_count, h)
-            else:
+    home = home_slot(segment, h)
+    slot_count = segment[D_SLOT_COUNT]
+    positions = segment[P_POSITIONS]
+    for _ in range(MAX_ATTEMPTS):
+        if load_acquire(segment[D_HEADER] + SUCCESSOR) != 0:
+            return MOVED
+        distance = probe(segment, home, 0, slot_count, h)
+        while distance < slot_count:
+            slot = slot_address(segment, home, distance)
+            word = load_acquire(slot)
+            if word == 0:
                 return MISSING
-        return CONTENDED
-
-    return read
+            if not is_row(segment, word):
+                return CORRUPT
+            row = row_address(segment, word)
+            stamp = load_acquire(row)
+            same_key = key_equals(segment, row, key, count)
+            flags = load_u16(row + FLAGS)
+            position = load_i64(row + POSITION) if now != 0 else np.int64(0)
+            code = FOUND
+            if same_key and flags & DELETED == 0:
+                copy_spans(segment, row, out, index)
+                if positions != 0:
+                    store_u64(positions + 8 * index, load_u64(row + POSITION))
+                if flags & HAS_NULLS != 0:
+                    patch_nulls(segment, row, out, index)
+                if now != 0:
+                    code = withhold(segment, row, out, index, now)
+            if not is_unchanged(row, stamp, slot, word):
+                break
+            if same_key:
+                if now != 0 and position > last_counted(segment, key, count, at_most):
+                    return AHEAD
+                return code if flags & DELETED == 0 else MISSING
+            distance = probe(segment, home, distance + 1, slot_count, h)
+        else:
+            return MISSING
+    return CONTENDED
 
 
 @helper
@@ -395,6 +383,3 @@ def fill_missing(segment, out, index, missing):
         at += SPAN_ITEMS
     if segment[P_POSITIONS] != 0:
         store_u64(segment[P_POSITIONS] + 8 * index, np.uint64(0))
-
-
-_read_plain, _read_limited = _reading(limited=False), _reading(limited=True)
