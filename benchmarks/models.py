@@ -1,8 +1,8 @@
-"""From an id to a prediction of LightGBM: features by the usual way of pandas, and straight into the model's matrix.
+"""From an id to a prediction: features by the usual way of pandas, and straight into the model's matrix.
 
-The same rows are in Feast's Redis store and in Quorin's, 19 numbers and a text that is a category. The usual way takes
-a frame of Feast's answer and gives its column the categories of training. Each store has processes of its own, which
-take turns; all ways have to predict the same. LightGBM predicts with one thread, which is its quickest for so few rows.
+The same rows are in Feast's Redis store and in Quorin's, 19 numbers and a text that is a category, and models of four
+libraries predict from them. The usual way takes a frame of Feast's answer and gives its column the categories of
+training. Each store has processes of its own, which take turns; all ways of a library have to predict the same.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rich.table import Table
 
 from benchmarks import machine, measuring, report, servers
 from benchmarks.compare import feast_stores
+from benchmarks.model_libraries import Model, trained
 
 REDIS, QUORIN = "feast-redis", "feast-quorin"
 STORES = (REDIS, QUORIN)
@@ -33,7 +34,6 @@ FEATURES = [f"rides:{name}" for name in COLUMNS]
 USUAL, MATRIX, ENGINE, MODEL = "Feast and pandas", "feast_quorin.model_reader", "assembly.model_reader", "the model"
 CASES = ((1, 50), (100, 5))
 """Rows, and calls a round."""
-_TREES = 20
 _TIME = datetime(2024, 1, 1, tzinfo=UTC)
 
 
@@ -50,7 +50,7 @@ def main() -> None:
         directory = Path(name)
         stores = feast_stores.stores(directory, redis)
         try:
-            with console.status("filling the stores and training ..."):
+            with console.status("filling the stores ..."):
                 _prepare(stores, directory, arguments.entities)
             figures = _figures(arguments, directory, redis, console)
         finally:
@@ -78,18 +78,13 @@ def _arguments() -> argparse.Namespace:
 
 
 def _prepare(stores: dict[str, Any], directory: Path, entities: int) -> None:
-    """Write the same rows to both stores, and train a model with them."""
-    import lightgbm
+    """Write the same rows to both stores."""
     from feast import Entity, FeatureView, Field, FileSource, ValueType
     from feast.types import Float32, Int64, String
 
     rng = np.random.default_rng(3)
     rows = pd.DataFrame({name: rng.standard_normal(entities).astype(np.float32) for name in NUMBERS})
     rows["city"] = rng.choice(CITIES, entities)
-    training = rows[COLUMNS].assign(city=pd.Categorical(rows["city"], CITIES))
-    target = (rows["f00"] + (rows["city"] < "city 3") > 0).astype(int)
-    model = lightgbm.LGBMClassifier(n_estimators=_TREES, verbose=-1, n_jobs=1).fit(training, target)
-    model.booster_.save_model(directory / "model.txt")
     path = directory / "rides.parquet"
     rows.assign(id=np.arange(entities), event_timestamp=_TIME).to_parquet(path)
     entity = Entity(name="id", join_keys=["id"], value_type=ValueType.INT64)
@@ -124,47 +119,48 @@ def _figures(
 
 def _samples(arguments: argparse.Namespace) -> measuring.Samples:
     """What the process of one store measures."""
-    import lightgbm
-
     store = feast_stores.stores(arguments.directory, arguments.redis)[arguments.child]
-    booster = lightgbm.Booster(model_file=arguments.directory / "model.txt")
-    ways = _ways(arguments.child, store, booster)
+    rows = pd.read_parquet(arguments.directory / "rides.parquet")
+    target = (rows["f00"] + (rows["city"] < "city 3") > 0).astype(int)
     rng = np.random.default_rng(arguments.seed)
     cases: dict[str, Callable[..., object]] = {}
     calls, prepare = {}, {}
-    for size, count in CASES:
-        batches = [rng.integers(arguments.entities, size=size).tolist() for _ in range(20)]
-        expected = ways[USUAL](batches[0])
-        for name, way in ways.items():
-            case = f"{size} row{'s' * (size > 1)}: {name}, {arguments.child}"
-            if name != MODEL:
-                np.testing.assert_array_equal(way(batches[0]), expected, case)
-            cases[case], calls[case] = way, count
-            prepare[case] = partial(next, cycle(batches))
+    for library, model in trained(rows[COLUMNS], target, CITIES).items():
+        ways = _ways(arguments.child, store, model)
+        for size, count in CASES:
+            batches = [rng.integers(arguments.entities, size=size).tolist() for _ in range(20)]
+            expected = ways[USUAL](batches[0])
+            for name, way in ways.items():
+                case = _case(size, library, name, arguments.child)
+                if name != MODEL:
+                    np.testing.assert_allclose(way(batches[0]), expected, rtol=1e-5, err_msg=case)
+                cases[case], calls[case] = way, count
+                prepare[case] = partial(next, cycle(batches))
     return measuring.interleave(cases, rounds=arguments.rounds, calls=calls, prepare=prepare)
 
 
-def _ways(name: str, store: Any, booster: Any) -> dict[str, Callable[[list[int]], Any]]:
+def _case(size: int, library: str, way: str, store: str) -> str:
+    return f"{size} row{'s' * (size > 1)}, {library}: {way}, {store}"
+
+
+def _ways(name: str, store: Any, model: Model) -> dict[str, Callable[[list[int]], Any]]:
     """How predictions are made of ids."""
-    predict = partial(booster.predict, num_threads=1)
-    kind = pd.CategoricalDtype(CITIES)
+    predict = model.from_matrix
 
     def usual(ids: list[int]) -> Any:
-        frame = store.get_online_features(FEATURES, [{"id": number} for number in ids]).to_df()
-        return predict(frame[COLUMNS].astype({"city": kind}))
+        return model.from_frame(
+            store.get_online_features(FEATURES, [{"id": number} for number in ids]).to_df()[COLUMNS]
+        )
 
     if name != QUORIN:
         return {USUAL: usual}
     from feast_quorin import model_reader as feast_reader
-    from quorin.assembly import model_inputs, model_reader
+    from quorin.assembly import model_reader
 
-    online = store.provider.online_store
-    inputs = model_inputs(booster)
-    by_rows = feast_reader(store, FEATURES, **inputs)
-    [segment] = _segments(online, store)
+    by_rows = feast_reader(store, FEATURES, COLUMNS, categories=model.categories)
+    [segment] = _segments(store.provider.online_store, store)
     fields = {field.name.rpartition("__")[0]: field.name for field in segment.schema.fields}
-    columns = {column: fields[column] for column in inputs["columns"]}
-    by_id = model_reader(segment, columns, categories=inputs["categories"])
+    by_id = model_reader(segment, {column: fields[column] for column in COLUMNS}, categories=model.categories)
     matrices = {size: by_id.batch([str(number) for number in range(size)])[0] for size, _ in CASES}
     return {
         USUAL: usual,
@@ -181,13 +177,14 @@ def _segments(online: Any, store: Any) -> Iterator[Any]:
 
 
 def _table(figures: dict[str, dict[str, float]]) -> Table:
-    table = Table(title="From an id to a prediction of LightGBM", title_justify="left")
-    for column in ("case", "p50", "p99", "Feast on Redis and pandas against it"):
+    table = Table(title="From an id to a prediction: medians", title_justify="left")
+    for column in ("case", f"{USUAL}, on Redis", f"{USUAL}, on Quorin", MATRIX, ENGINE, MODEL, "first against matrix"):
         table.add_column(column, justify="left" if column == "case" else "right")
-    for name, row in figures.items():
-        usual = figures[f"{name.partition(':')[0]}: {USUAL}, {REDIS}"]["p50"]
-        shown = "" if REDIS in name else f"{usual / row['p50']:.1f}×"
-        table.add_row(name, measuring.duration(row["p50"]), measuring.duration(row["p99"]), shown)
+    for case in dict.fromkeys(name.partition(":")[0] for name in figures):
+        usual = figures[f"{case}: {USUAL}, {REDIS}"]["p50"]
+        own = [figures[f"{case}: {way}, {QUORIN}"]["p50"] for way in (USUAL, MATRIX, ENGINE, MODEL)]
+        times = [measuring.duration(time) for time in (usual, *own)]
+        table.add_row(case, *times, f"{usual / own[1]:.1f}× · {usual / own[2]:.1f}×")
     return table
 
 

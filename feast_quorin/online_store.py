@@ -40,11 +40,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast.repo_config import RepoConfig
 
-    from feast_quorin.read.plan import Plans
     from feast_quorin.read.response import LazyResponse
     from feast_quorin.read.shape import Shape
 
-    _Compiled = tuple[Shape, list[list[Any]], Any, asked.Asked]
+    _Compiled = tuple[Shape, list[list[Any]], asked.Asked]
 
 
 class QuorinOnlineStoreConfig(StoreSettings):
@@ -156,8 +155,8 @@ class QuorinOnlineStore(OpenStore, OnlineStore):
     async def online_read_async(
         self, config: RepoConfig, table: Any, entity_keys: Sequence[Any], requested_features: list[str] | None = None
     ) -> list[Any]:
-        """:meth:`online_read`, in a thread if it has to wait: for other machines, or for a token."""
-        if asked.current().at_least is None:
+        """:meth:`online_read`, in a thread if it may have to wait."""
+        if not self.may_wait(config):
             with suppress(assembly.WouldWaitError), asked.AtOnce():
                 return self.online_read(config, table, entity_keys, requested_features)
         return await asyncio.to_thread(self.online_read, config, table, entity_keys, requested_features)
@@ -243,13 +242,14 @@ class QuorinOnlineStore(OpenStore, OnlineStore):
         full_feature_names: bool = False,
         include_feature_view_version_metadata: bool = False,
     ) -> TensorResponse:
-        """:meth:`get_online_features`. Awaits other machines; a thread waits for a token, and for Feast's own path."""
+        """:meth:`get_online_features`. Awaits other machines; a thread waits for what is to be applied."""
         choice = (features, registry, project, full_feature_names, include_feature_view_version_metadata)
-        if asked.current().at_least is None:
-            compiled = self._compiled(config, entity_rows, *choice)
+        if not self.may_wait(config):
+            compiled = self._compiled(config, entity_rows, choice)
             if compiled is not None:
-                shape, *request = compiled
-                response = await assembly.finish_async(shape.asking(*request))
+                shape, columns, wanted = compiled
+                asking = shape.asking(columns, feast_private.online_metrics(), wanted)
+                response = await assembly.finish_async(asking)
                 if response is not None:
                     return response
             with suppress(assembly.WouldWaitError), asked.AtOnce():
@@ -264,20 +264,28 @@ class QuorinOnlineStore(OpenStore, OnlineStore):
 
     def _run(self, config: RepoConfig, entity_rows: Any, *choice: Any) -> LazyResponse | None:
         """The response of a compiled request; None if only Feast's own code can answer or refuse the request."""
-        compiled = self._compiled(config, entity_rows, *choice)
+        compiled = self._compiled(config, entity_rows, choice)
         if compiled is None:
             return None
-        shape, *request = compiled
-        return shape.answer(*request)
+        shape, columns, wanted = compiled
+        return shape.answer(columns, feast_private.online_metrics(), wanted)
 
-    def _compiled(self, config: RepoConfig, entity_rows: Any, *choice: Any) -> _Compiled | None:
-        """A compiled request, and what it is to be answered for."""
-        reads = self.reads(config)
-        pins = current().pins
-        if reads.services or pins is not None:
+    def _compiled(self, config: RepoConfig, entity_rows: Any, choice: tuple[Any, ...]) -> _Compiled | None:
+        """A request compiled, its columns, and what it asks for."""
+        reads, wanted = self.reads(config), current()
+        if reads.services or wanted.pins is not None:
             features, registry, project, *_ = choice
-            reads = reads.of(features, pins, registry, project)
-        return None if reads.plans is None else _compiled(reads.plans, entity_rows, choice)
+            reads = reads.of(features, wanted.pins, registry, project)
+        keys = None if reads.plans is None else key_columns(entity_rows)
+        if reads.plans is None or keys is None:
+            return None
+        names, columns = keys
+        try:
+            plan = reads.plans.find(*choice)
+            shape = None if plan is None else plan.shape(names, wanted.limits)
+        except Exception:  # noqa: BLE001 - Feast's own path raises the error again
+            return None
+        return None if shape is None else (shape, columns, wanted)
 
     @contextmanager
     def _generic(self, config: RepoConfig, features: Any, *request: Any) -> Iterator[Positions]:
@@ -299,20 +307,6 @@ class QuorinOnlineStore(OpenStore, OnlineStore):
     async def _read_features_per_fv_async(self, config: RepoConfig, *request: Any) -> None:
         """:meth:`_read_features_per_fv`, which never waits."""
         self._read_features_per_fv(config, *request)
-
-
-def _compiled(plans: Plans, entity_rows: Any, choice: Sequence[Any]) -> _Compiled | None:
-    keys = key_columns(entity_rows)
-    if keys is None:
-        return None
-    names, columns = keys
-    wanted = current()
-    try:
-        plan = plans.find(*choice)
-        shape = None if plan is None else plan.shape(names, wanted.limits)
-    except Exception:  # noqa: BLE001 - Feast's own path raises the error again
-        return None
-    return None if shape is None else (shape, columns, feast_private.online_metrics(), wanted)
 
 
 class QuorinRemoteOnlineStoreConfig(QuorinOnlineStoreConfig):

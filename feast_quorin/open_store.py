@@ -41,6 +41,14 @@ class OpenStore:
         pins = current().pins
         return self._session_for(config) if pins is None else self.reads(config).of(None, pins).session
 
+    def may_wait(self, config: RepoConfig) -> bool:
+        """Whether reads of this context may have to wait until something is applied: they ask for a token, or for all
+        views at one position.
+        """
+        asked = current()
+        settled_ms = self._session_for(config).settings.consistent_timeout_ms
+        return not (asked.at_least is asked.consistent_ms is settled_ms is None)
+
     def registry(self, config: RepoConfig) -> SegmentRegistry:
         """The segments that this process serves, and where they stand."""
         return self._session_for(config).registry

@@ -43,7 +43,7 @@ class Plan:
     def __init__(self, context: RequestContext, resolved: Resolved) -> None:
         self._context = context
         self._resolved = resolved
-        self._shapes: BoundedCache[tuple[tuple[str, ...], Limits], Shape | None] = BoundedCache(_MAX_SHAPES)
+        self._shapes: BoundedCache[Any, Shape | None] = BoundedCache(_MAX_SHAPES)
 
     @property
     def resolved(self) -> Resolved:
@@ -56,11 +56,11 @@ class Plan:
 
         :raises InvalidMaxAgeError: for a feature that its view does not have.
         """
+        key = (names, limits) if limits else names
         try:
-            return self._shapes[names, limits]
+            return self._shapes[key]
         except KeyError:
-            resolved = self._resolved.limited(limits)
-            shape = self._shapes[names, limits] = shape_for(resolved, self._context, names)
+            shape = self._shapes[key] = shape_for(self._resolved.limited(limits), self._context, names)
             return shape
 
 

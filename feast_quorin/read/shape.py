@@ -91,10 +91,11 @@ class Shape:
         :raises SegmentNotFoundError: if a view was never applied, or was removed.
         :raises NotYetAppliedError, TokenError: for what :mod:`feast_quorin.read.asked` says.
         """
-        if self._is_quick and metrics is None and asked.at_least is None and asked.consistent_ms is None:
-            response = self._answer_one(columns) if len(columns[0]) == 1 else None
-            if response is not None:
-                return response
+        is_quick = self._is_quick and len(columns[0]) == 1 and metrics is None
+        if is_quick and asked.at_least is None and asked.consistent_ms is None:
+            rows = self._groups[0].row(columns, time.time_ns() if self._has_limits else 0, None)
+            if rows is not None:
+                return self._row_response(columns, rows)
         return finish(self.asking(columns, metrics, asked))
 
     def asking(self, columns: list[list[Any]], metrics: Any, asked: Asked) -> Asking[LazyResponse | None]:
@@ -142,11 +143,6 @@ class Shape:
         """What is read of each view for the entities of a request; None if only Feast can judge the keys."""
         keys = [columns[index] for index in self._columns.key_indexes]
         return finish(self._read(keys, len(columns[0]), time.time_ns(), None))[2]
-
-    def _answer_one(self, columns: list[list[Any]]) -> RowResponse | None:
-        """The response for one entity, by one id; None if :meth:`_read_row` does not apply."""
-        rows = self._groups[0].row(columns, time.time_ns() if self._has_limits else 0, None)
-        return None if rows is None else self._row_response(columns, rows)
 
     def _row_response(self, columns: list[list[Any]], rows: Rows) -> RowResponse:
         if self._served is not None:

@@ -144,6 +144,7 @@ class OnlineFeatures:
         self._limits = limits
         self._is_logged = getattr(store.config.online_store, "served_log", None) is not None
         self._is_followed = feast_private.follows_requests(store)
+        self._may_wait = getattr(store.config.online_store, "consistent_timeout_ms", None) is not None
         self._direct_rows = min(DIRECT_ROWS, limits.rows)
         self._direct_limits = replace(limits, rows=self._direct_rows, features=DIRECT_FEATURES)
 
@@ -152,7 +153,7 @@ class OnlineFeatures:
         than pins in headers, as it may have to wait.
         """
         pins = None
-        if may_wait(headers) or (is_asking(headers) and (pins := pins_alone(headers)) is None):
+        if self._may_wait or may_wait(headers) or (is_asking(headers) and (pins := pins_alone(headers)) is None):
             return None
         content_type, accept = forms(headers)
         if content_type == arrow_body.CONTENT_TYPE:

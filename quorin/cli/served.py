@@ -92,6 +92,7 @@ def replay(
             request_ids=request_id,
             labels=None if labels is None else _labels(labels),
             connection=backend,
+            namespace=namespace,
             progress=progress,
         )
     unknown = len(table) - sum(table.column("known").to_pylist())

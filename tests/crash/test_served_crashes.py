@@ -13,7 +13,15 @@ from quorin.engine.counting import counters
 from quorin.engine.format import ring as fmt
 from quorin.engine.served.ring import ring_file
 from tests.support.forking import context, preload
-from tests.support.served import STEPS, Node, collect_and_die, collect_until_killed, run, serve_until_killed
+from tests.support.served import (
+    STEPS,
+    Node,
+    collect_and_die,
+    collect_until_killed,
+    run,
+    serve_and_end,
+    serve_until_killed,
+)
 from tests.support.world import until
 
 preload("tests.support.served")
@@ -85,6 +93,16 @@ def test_another_process_goes_on_when_the_collector_is_killed(tmp_path: Path) ->
     first.serve(200, 5)
     until(lambda: len(first.requests()) == 40)
     first.log.close()
+
+
+def test_a_collector_that_ends_writes_what_there_is(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.fill()
+    for _ in range(3):
+        process = run(serve_and_end, str(tmp_path))
+        process.join(60)
+        assert process.exitcode == 0
+    assert node.requests() == 3 * [*range(30)]
 
 
 def test_a_forked_child_writes_to_a_ring_of_its_own(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
+import json
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,9 @@ from feast.types import Int64
 
 import feast_quorin
 from feast_quorin.remote.response import RemoteResponse
+from feast_quorin.server.online_features import OnlineFeatures
 from quorin.errors import InconsistentReadError
+from quorin.http import Limits
 from tests.equivalence.test_compiled import generic
 from tests.feast.repos import make_store
 from tests.feast.served import served
@@ -101,6 +106,41 @@ def test_a_setting_asks_for_all_requests(online_store: dict[str, Any], data: Pat
     for view in VIEWS:
         write(store, view, 1)
     assert store.get_online_features(**REQUEST).to_dict()["first__n"] == [1] * 5
+    store.teardown()
+
+
+@pytest.mark.parametrize("by_setting", [False, True], ids=["by request", "by setting"])
+def test_a_read_that_begins_again_leaves_an_event_loop_to_others(
+    online_store: dict[str, Any], data: Path, tmp_path: Path, by_setting: bool
+) -> None:
+    settings = {**online_store, "consumer": "external", "wait": "logged"}
+    store = make_store(tmp_path / "repo", settings | ({"consistent_timeout_ms": 200} if by_setting else {}), data=data)
+    store.apply(objects(data))
+    for view in VIEWS:
+        write(store, view, 1)
+    applying = make_store(tmp_path / "repo", {**online_store, "consumer": "auto"}, data=data)
+    applying.get_online_features(**{**REQUEST, "features": ["first:n"]})  # The second view stays behind.
+    turns: list[None] = []
+
+    async def others() -> None:
+        while True:
+            turns.append(None)
+            await asyncio.sleep(0)
+
+    async def read() -> None:
+        working = asyncio.create_task(others())
+        with nullcontext() if by_setting else feast_quorin.consistent(timeout_ms=200):
+            for request in (ONE, REQUEST):
+                with pytest.raises(InconsistentReadError):
+                    await store.get_online_features_async(**request)
+        working.cancel()
+
+    asyncio.run(read())
+    assert len(turns) > 10
+    plain = [(b"content-type", b"application/json")]
+    body = json.dumps({"features": REQUEST["features"], "entities": REQUEST["entity_rows"]}).encode()
+    is_direct = OnlineFeatures(store, Limits()).direct(body, plain) is not None
+    assert is_direct is not by_setting, "a server reads in a thread what may have to wait"
     store.teardown()
 
 

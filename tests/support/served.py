@@ -17,6 +17,7 @@ from quorin.offline import ServedLog, ServedView
 from quorin.schema import FeatureField, Schema, dtype, make_schema
 from quorin.shm import SegmentRegistry
 from tests.support.forking import context
+from tests.support.world import until
 
 SERVED = make_schema("Served", [FeatureField("number", dtype.int64), FeatureField("text", dtype.string)])
 IDS = [f"id{number}" for number in range(20)]
@@ -114,6 +115,13 @@ def collect_until_killed(directory: str) -> None:
     node = Node(Path(directory), every_seconds=0.01)
     node.serve(0, 30)
     signal.pause()
+
+
+def serve_and_end(directory: str) -> None:
+    """Serve, become the node's collector, and end normally."""
+    node = Node(Path(directory))
+    node.serve(0, 30)
+    until(lambda: node.log._collecting._collector.is_held)
 
 
 def run(target: Any, *arguments: Any) -> Any:

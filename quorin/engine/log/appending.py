@@ -52,36 +52,31 @@ class Appender:
 
     def append_row(self, name: str, entity_id: str, payload: bytes) -> Token:
         """Append the record of one row."""
-        try:
-            return self._append_row(name, entity_id, payload)
-        except LogClosedError as closed:
-            return self._in_successors(lambda: self._append_row(name, entity_id, payload), closed)
 
-    def _append_row(self, name: str, entity_id: str, payload: bytes) -> Token:
         def append() -> Token:
             found = self._logs or self._found_logs()
             if len(found) == 1:
                 return found[0].append([(name, payload)], max_entries=self._max_entries)[-1]
             return self._append_parts(found, {partition_of(entity_id, len(found)): [(name, payload)]}, {})
 
-        position = self._retried(append)
+        try:
+            position = self._retried(append)
+        except LogClosedError as closed:
+            position = self._in_successors(lambda: self._retried(append), closed)
         metrics.count_appended(name, 1, 1)
         return position
 
     def append_row_and_read(self, name: str, entity_id: str, payload: bytes, after: int) -> tuple[Token, Tail | None]:
         """:meth:`append_row`, and read the schema's entries behind ``after``: None with several partitions."""
-        try:
-            return self._append_row_and_read(name, entity_id, payload, after)
-        except LogClosedError as closed:
-            return self._in_successors(lambda: self._append_row(name, entity_id, payload), closed), None
-
-    def _append_row_and_read(self, name: str, entity_id: str, payload: bytes, after: int) -> tuple[Token, Tail | None]:
-        found = self._retried(self._found_logs)
+        found = self._logs or self._retried(self._found_logs)
         if len(found) > 1:
             return self.append_row(name, entity_id, payload), None
-        position, tail = self._retried(
-            lambda: found[0].append_and_read(name, payload, after=after, max_entries=self._max_entries)
-        )
+        try:
+            position, tail = self._retried(
+                lambda: found[0].append_and_read(name, payload, after=after, max_entries=self._max_entries)
+            )
+        except LogClosedError:
+            return self.append_row(name, entity_id, payload), None
         metrics.count_appended(name, 1, 1)
         return position, tail
 

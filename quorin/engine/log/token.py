@@ -28,7 +28,7 @@ class Token(int):
     def __new__(cls, *parts: tuple[int, int]) -> Token:
         """A token of parts; the integer is the highest position, 0 without parts."""
         highest = parts[0][1] if len(parts) == 1 else max((position for _, position in parts), default=0)
-        token = super().__new__(cls, highest)
+        token = int.__new__(cls, highest)
         token.parts = parts
         return token
 

@@ -208,19 +208,19 @@ class Columns:
         count, bits = len(self.found), _packed(self.found)
         found = pa.Array.from_buffers(pa.bool_(), count, [None, bits])
         validity = None if self.all_found else bits
-        numbers = {"event_time_ns": self.event_time_ns}
+        times = pa.Array.from_buffers(pa.int64(), count, [validity, pa.py_buffer(self.event_time_ns)])
+        arrays, names = [id_array(self._ids), found, times], ["entity_id", "found", "event_time_ns"]
         if self._plan.has_positions:
-            numbers["log_position"] = self.positions
-        arrays = [pa.Array.from_buffers(pa.int64(), count, [validity, pa.py_buffer(own)]) for own in numbers.values()]
-        arrays, names = [id_array(self._ids), found, *arrays], ["entity_id", "found", *numbers]
+            arrays.append(pa.Array.from_buffers(pa.int64(), count, [validity, pa.py_buffer(self.positions)]))
+            names.append("log_position")
         if self.ages is not None:
             arrays.append(pa.array(self.fresh))
             names.append("fresh")
         if self.not_held is not None:
             arrays.append(pa.array(self.not_held))
             names.append("not_held")
-        arrays += (self.arrow(i) for i in range(len(self.fields)))
-        names += (field.name for field in self.fields)
+        arrays += [self.arrow(i) for i in range(len(self.fields))]
+        names += [field.name for field in self.fields]
         return pa.RecordBatch.from_arrays(arrays, names=names)
 
     def _column(self, index: int) -> Bytes:

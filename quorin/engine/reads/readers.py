@@ -49,13 +49,15 @@ class ColumnReader:
         max_age: MaxAge | None = None,
         missing_partitions: MissingPartitions = "error",
     ) -> None:
-        check_choice(missing_partitions)
+        if missing_partitions != "error":
+            check_choice(missing_partitions)
         self._missing_partitions = missing_partitions
         self._segment = segment
         self._names = None if fields is None else tuple(fields)
         self._positions = positions
-        plan = column_plan(segment.current_view(), self._names, positions=positions)
-        self._ages = age_limits(max_age, plan.fields, segment.schema.__name__)
+        view = segment.current_view()
+        plan = column_plan(view, self._names, positions=positions)
+        self._ages = age_limits(max_age, plan.fields, view.schema.__name__)
 
     def __call__(self, entity_ids: Any, *, now_ns: int | None = None, at_most: int | Token | None = None) -> Columns:
         """The rows of entities, in the order of the ids. Batches release the GIL.
@@ -86,7 +88,7 @@ class ColumnReader:
             plan = column_plan(view, self._names, positions=self._positions)
             columns = Columns(plan, view, ids, COMPILED_GATHER, ages, now)
             words = plan.words(len(ids), ages)
-            if read_many(view, words, ids, columns.buffer, columns.found, math.nan, now_ns=now, at_most=at_most):
+            if read_many(view, words, ids, columns.buffer, columns.found, math.nan, 0, now, at_most):
                 if self._missing_partitions == "mask":
                     columns.not_held = np.empty(len(ids), np.bool_)
                 if view.is_partial or columns.not_held is not None:

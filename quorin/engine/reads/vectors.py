@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,30 @@ _FLOAT32 = np.dtype(np.float32)
 _empty = np.empty
 _MAX_UNBATCHED_IDS = 16
 """Up to this number, the ids of a list are read faster one by one than as one batch, which takes an Arrow array."""
+
+
+class _Options(NamedTuple):
+    """What a read of many vectors is asked for besides them; :func:`assemble_batch` and :meth:`Reader.batch` describe
+    it. Ages count from ``now_ns``, which is 0 without age limits.
+    """
+
+    now_ns: int = 0
+    positions: Int64s | None = None
+    fresh_mask: Mask | None = None
+    at_most: int | Token | None = None
+    missing_partitions: MissingPartitions = "error"
+    not_held_mask: Mask | None = None
+
+    @property
+    def allow_single_reads(self) -> bool:
+        """Whether ids may be read one by one: single reads each have a clock of their own, and tell neither freshness,
+        nor what is not held, nor rows that are too new.
+        """
+        is_timed = self.now_ns != 0 or self.fresh_mask is not None or self.at_most is not None
+        return not is_timed and self.not_held_mask is None and self.missing_partitions == "error"
+
+
+_NO_OPTIONS = _Options()
 
 
 def assemble(
@@ -112,19 +136,13 @@ def assemble_batch(
     """
     if at_least is not None:
         wait_for(segment, at_least, timeout_ms=timeout_ms)
-    return _assemble_many(
-        segment,
-        _whole_vector if max_age is None else partial(aged_vector_plan, max_age=max_age),
-        entity_ids,
-        out,
-        found_mask,
-        missing,
-        positions,
-        now_ns=0 if max_age is None else time.time_ns(),
-        fresh_mask=fresh_mask,
-        missing_partitions=missing_partitions,
-        not_held_mask=not_held_mask,
-    )
+    is_plain = max_age is None and positions is None and fresh_mask is None and not_held_mask is None
+    if is_plain and missing_partitions == "error":
+        return _assemble_many(segment, _whole_vector, entity_ids, out, found_mask, missing)
+    plan_for = _whole_vector if max_age is None else partial(aged_vector_plan, max_age=max_age)
+    now_ns = 0 if max_age is None else time.time_ns()
+    options = _Options(now_ns, positions, fresh_mask, None, missing_partitions, not_held_mask)
+    return _assemble_many(segment, plan_for, entity_ids, out, found_mask, missing, options)
 
 
 class Reader:
@@ -186,20 +204,12 @@ class Reader:
         """
         if at_least is not None:
             wait_for(self._segment, at_least, timeout_ms=timeout_ms)
-        return _assemble_many(
-            self._segment,
-            self._plan_for,
-            entity_ids,
-            out,
-            found_mask,
-            missing,
-            positions,
-            now_ns=0 if self._ages is None else time.time_ns(),
-            fresh_mask=fresh_mask,
-            at_most=at_most,
-            missing_partitions=missing_partitions,
-            not_held_mask=not_held_mask,
-        )
+        is_plain = self._ages is None and positions is None and fresh_mask is None and not_held_mask is None
+        if is_plain and at_most is None and missing_partitions == "error":
+            return _assemble_many(self._segment, self._plan_for, entity_ids, out, found_mask, missing)
+        now_ns = 0 if self._ages is None else time.time_ns()
+        options = _Options(now_ns, positions, fresh_mask, at_most, missing_partitions, not_held_mask)
+        return _assemble_many(self._segment, self._plan_for, entity_ids, out, found_mask, missing, options)
 
     def _plan_for(self, view: SegmentView) -> _Plan:
         if self._view is not view:
@@ -262,22 +272,13 @@ def _assemble_many(
     out: Float32s | None,
     found_mask: Mask | None,
     missing: float,
-    positions: Int64s | None,
-    *,
-    now_ns: int,
-    fresh_mask: Mask | None,
-    at_most: int | Token | None = None,
-    missing_partitions: MissingPartitions,
-    not_held_mask: Mask | None,
+    options: _Options = _NO_OPTIONS,
 ) -> tuple[Float32s, Mask]:
-    """The vectors of many entities, as :func:`assemble_batch` returns them, by the plan of each view that is read.
-
-    Ages count from ``now_ns``; it is 0 without age limits.
-    """
+    """The vectors of many entities, as :func:`assemble_batch` returns them, by the plan of each view that is read."""
+    now_ns, positions, fresh_mask, at_most, missing_partitions, not_held_mask = options
     first = 0
-    # Single reads each have a clock of their own, and tell neither freshness nor a limit of positions.
-    is_simple = now_ns == 0 and fresh_mask is None and at_most is None and not_held_mask is None
-    if is_simple and type(entity_ids) is list and 0 < len(entity_ids) <= _MAX_UNBATCHED_IDS:
+    are_few = type(entity_ids) is list and 0 < len(entity_ids) <= _MAX_UNBATCHED_IDS
+    if are_few and (options is _NO_OPTIONS or options.allow_single_reads):
         plan = plan_for(segment._view)
         out, found_mask = buffers.batch_out(out, found_mask, len(entity_ids), plan.item(P_OUT_BYTES) // 4)
         if positions is None:
@@ -294,12 +295,11 @@ def _assemble_many(
         out, found_mask = buffers.batch_out(out, found_mask, len(ids), int(plan[P_OUT_BYTES]) // 4)
         if positions is not None:
             plan = _positioned(plan, positions, len(ids))
-        buffers.mask_out("fresh_mask", fresh_mask, len(ids))
+        if fresh_mask is not None:
+            buffers.mask_out("fresh_mask", fresh_mask, len(ids))
         values = out.reshape(-1).view(np.uint8)
-        if read_many(
-            view, plan, ids, values, found_mask, missing, first, now_ns=now_ns, at_most=at_most, fresh=fresh_mask
-        ):
-            if view.is_partial or not_held_mask is not None or missing_partitions != "error":
+        if read_many(view, plan, ids, values, found_mask, missing, first, now_ns, at_most, fresh_mask):
+            if view.is_partial or options is not _NO_OPTIONS:
                 note_not_held(segment, view, ids, found_mask, missing_partitions, not_held_mask)
             return out, found_mask
 

@@ -74,8 +74,7 @@ def has_applied(segment: Segment, token: Token) -> bool:
     view = segment.current_view()
     if view.layout.partition_count > 1:
         return lacking_part(segment, token) is None
-    followed = _load_acquire(view.mapping.address + _LOG_IDENTITY)
-    position = _load_acquire(view.mapping.address + _POSITION)  # Now: it is of this log, or of a later one.
+    followed, position = _applied_at(view.mapping.address)
     is_applied = True
     for identity, needed in token.parts:
         if identity == followed and needed <= position:
@@ -108,9 +107,8 @@ def lacking_part(segment: Segment, token: Token) -> tuple[int, int] | None:
             return needed, 0
         if found[0] not in view.partitioning.held:
             continue
-        part = view.mapping.address + PARTITION_DTYPE.itemsize * found[0]
-        is_followed = _load_acquire(part + _LOG_IDENTITY) == identity  # Before the position.
-        applied = _load_acquire(part + _POSITION) if is_followed else 0
+        followed, position = _applied_at(view.mapping.address + PARTITION_DTYPE.itemsize * found[0])
+        applied = position if followed == identity else 0
         if applied < needed:
             return needed, applied
     return None
@@ -122,6 +120,18 @@ def _are_known_beyond(view: SegmentView, position: int) -> bool:
     held = sorted(view.partitioning.held)
     identities = partitions["log_identity"][: view.layout.partition_count]
     return bool(identities.all()) and position <= int(partitions["position"][held].min())
+
+
+def _applied_at(part: int) -> tuple[int, int]:
+    """The identity of a partition's log, and the position up to which it is applied, at the address of its part of the
+    header.
+    """
+    while True:
+        followed = _load_acquire(part + _LOG_IDENTITY)
+        position = _load_acquire(part + _POSITION)
+        # The position may be of a log that took the place of this one meanwhile.
+        if _load_acquire(part + _LOG_IDENTITY) == followed:
+            return followed, position
 
 
 def _load_acquire(address: int) -> int:

@@ -40,6 +40,7 @@ _MAX_PAUSE_SECONDS = 10.0
 _FULL = CAPACITY // 4
 """A file is written as soon as a ring has as many bytes."""
 _LOCK_ATTEMPTS = 200
+_MAX_END_SECONDS = 1.0
 
 _log = get_logger(__name__)
 
@@ -205,6 +206,7 @@ class _Worker(threading.Thread):
         """Write what there is, if it is written to a disk of this machine; else another process does."""
         self.ending.set()
         if self._pid == os.getpid():
+            self.join(_MAX_END_SECONDS)  # It may hold the lock of the collector.
             with suppress(QuorinError, OSError):
                 self._collector.leave()
 

@@ -96,12 +96,16 @@ class ServedLog:
         self._ring = None
 
     def describe(self, views: Sequence[ServedView]) -> int:
-        """The number of a kind of requests, for :meth:`row` and :meth:`rows`; -1 if it cannot be stored now."""
-        try:
-            return description.keep(self.path, Description(tuple(views)).to_json())
-        except OSError as error:
-            _log.warning("served_log_unavailable", path=str(self.path), error=str(error))
-            return -1
+        """The number of a kind of requests, for :meth:`row` and :meth:`rows`. If it cannot be stored now, -1: then the
+        request is not logged, which is counted.
+        """
+        if time.monotonic() >= self._retry_at:
+            try:
+                return description.keep(self.path, Description(tuple(views)).to_json())
+            except OSError as error:
+                self._put_off(error)
+        self._count_dropped()
+        return -1
 
     def is_sampled(self) -> bool:
         """Whether to log the next request."""
@@ -179,10 +183,14 @@ class ServedLog:
             self._ring = ring_file(self.path).own_ring().address
             self._collecting.start()
         except (OSError, QuorinError) as error:
-            self._retry_at = time.monotonic() + _RETRY_SECONDS
-            _log.warning("served_log_unavailable", path=str(self.path), error=str(error))
+            self._put_off(error)
             self._count_dropped()
         return self._ring
+
+    def _put_off(self, error: Exception) -> None:
+        """Try again in a while, not at each request."""
+        self._retry_at = time.monotonic() + _RETRY_SECONDS
+        _log.warning("served_log_unavailable", path=str(self.path), error=str(error))
 
     def _count_dropped(self) -> None:
         metrics.served_dropped.inc()

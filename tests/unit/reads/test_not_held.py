@@ -240,5 +240,7 @@ def test_wrong_choices_are_refused(nodes: Nodes) -> None:
     for read in (assembly.read, serving.read, assembly.assemble_batch, serving.assemble_batch):
         with pytest.raises(ValueError, match="missing_partitions: expected 'error' or 'mask', got 'no'"):
             read(nodes.full, ["a"] * 20, missing_partitions="no")  # type: ignore[operator]
+        with pytest.raises(ValueError, match="missing_partitions"):
+            read(nodes.full, ["a"], missing_partitions="no")  # type: ignore[operator]
     with pytest.raises(InvalidBufferError, match="not_held_mask"):
         assembly.assemble_batch(nodes.full, ["a"], not_held_mask=np.empty(2, np.bool_))

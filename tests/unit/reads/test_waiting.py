@@ -16,6 +16,7 @@ import redis
 
 from quorin import assembly, serving
 from quorin.engine.backend import connect
+from quorin.engine.reads import waiting
 from quorin.errors import NotYetAppliedError, TokenError
 from quorin.evolution import upgrade_schema
 from quorin.schema import FeatureField, dtype, make_schema
@@ -179,6 +180,40 @@ def test_a_token_of_a_wiped_log_is_refused_and_the_next_one_holds(redis_url: str
     world.close()
 
 
+@pytest.mark.parametrize("partitions", [1, 2])
+def test_a_log_that_takes_the_place_of_another_during_a_look_is_not_mixed_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, partitions: int
+) -> None:
+    registry = SegmentRegistry(tmp_path / "store", shm_dir=tmp_path, partitions=partitions)
+    with registry.create(STOP, capacity=4) as segment:
+        parts: list[Any] = [segment] if partitions == 1 else [*segment.parts()]
+
+        def look(token: Token) -> None:
+            """Wait for a token, while the segment comes to follow log 2 between two words that are read of it."""
+            for part in parts:
+                part.commit_position(40, 1)
+            load, loads = waiting._load_acquire, []
+
+            def loading(address: int) -> int:
+                found = load(address)
+                loads.append(address)
+                if len(loads) == 1:
+                    for part in parts:
+                        part.commit_position(60, 2)
+                return found
+
+            with monkeypatch.context() as patched:
+                patched.setattr(waiting, "_load_acquire", loading)
+                assembly.wait_for(segment, token, timeout_ms=0)
+            assert loads
+
+        look(Token((2, 50)))
+        # With partitions, one that nothing was applied of may come to follow the log of the token.
+        with pytest.raises((TokenError, NotYetAppliedError)):
+            look(Token((1, 50)))
+        registry.discard(segment)
+
+
 def test_a_log_that_lost_its_end_does_not_show_what_was_in_it(world: World) -> None:
     token = Token((world.write().parts[0][0], 2**62))
     world.consumer.drain()
@@ -227,6 +262,21 @@ def test_tokens_hold_across_processes_and_a_stopped_consumer_is_late(redis_url: 
         registry.backend.close()
     finally:
         kill(process)
+
+
+def test_a_token_holds_on_every_node(redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    here, there = World(redis_url, tmp_path / "here" / "shm"), World(redis_url, tmp_path / "there")
+    token = here.write(count=3)
+    here.consumer.drain()
+    assert assembly.assemble(here.segment, "a", at_least=token) == [3]
+    with pytest.raises(NotYetAppliedError) as caught:
+        assembly.assemble(there.segment, "a", at_least=token.text, timeout_ms=5)
+    assert caught.value.applied == there.segment.position < token
+    there.consumer.drain()
+    assert assembly.assemble(there.segment, "a", at_least=token.text) == [3]
+    here.close()
+    there.close()
 
 
 def test_a_reader_waits_for_a_token_at_its_own_time_out(world: World) -> None:

@@ -159,6 +159,21 @@ def test_a_full_ring_drops_and_counts_and_goes_on(tmp_path: Path) -> None:
     assert len(requests) == len({*requests}) == count - 3
 
 
+def test_requests_that_cannot_be_described_are_counted_and_not_tried_each_time(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.fill()
+    dropped = metrics.served_dropped.labels(counters.EVERYWHERE)
+    before = dropped.value
+    with limited_files(1):
+        assert node.describe() == -1
+    assert node.describe() == -1, "it is tried again in a while"
+    assert dropped.value == before + 2
+    until(lambda: node.describe() >= 0)
+    node.serve(0, 3)
+    node.log.collect()
+    assert node.requests() == [0, 1, 2]
+
+
 def test_files_and_rings_are_the_owners_alone(tmp_path: Path) -> None:
     node = Node(tmp_path)
     node.fill()
