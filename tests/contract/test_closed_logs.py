@@ -100,6 +100,24 @@ def test_a_growth_that_was_ended_cannot_close_the_log(backend: Backend) -> None:
     assert log.close_for_appends(1) is None
 
 
+def test_a_closed_log_says_which_growth_closed_it(backend: Backend) -> None:
+    log = backend.log()
+    assert log.closed_by() is None
+    log.append([("Trip", b"one")])
+    assert log.closed_by() is None
+    log.close_for_appends(1, ("quorin:wal", "other"))
+    closed = log.closed_by()
+    assert closed is not None
+    # SQLite has the names in the control plane, which is in the same file.
+    assert (closed.growth, closed.stream_keys) == (1, ("quorin:wal", "other") if backend.is_remote else ())
+    log.close_for_appends(2)
+    assert log.closed_by() == closed
+    log.reopen_for_appends(2)
+    assert log.closed_by() is None
+    log.close_for_appends(3)
+    assert log.closed_by() == (3, ())
+
+
 def test_a_new_log_begins_behind_a_position(backend: Backend) -> None:
     log = backend.log("other")
     far = (time.time_ns() // 1_000_000 + 1000) << 20 | 5  # Ahead of the clock, as another machine's may be.
@@ -114,11 +132,13 @@ def test_a_new_log_begins_behind_a_position(backend: Backend) -> None:
     assert [payload for _, payload in log.read(far + 10).entries] == [b"one"]
 
 
-def test_a_log_that_has_entries_stays_as_it_is(backend: Backend) -> None:
+def test_a_log_that_has_entries_keeps_them_and_goes_on_behind_a_position(backend: Backend) -> None:
     log = backend.log()
     position = log.append([("Trip", b"one")])[-1]
     log.begin_behind(position + 1000)
-    assert log.bounds() == Bounds(position, position)
+    assert log.bounds() == Bounds(position, position + 1000)
+    assert [payload for _, payload in log.read(0).entries] == [b"one"]
+    assert log.append([("Trip", b"two")])[-1] > position + 1000
 
 
 def test_entries_behind_a_position_of_a_closed_log_are_removed(backend: Backend) -> None:

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import random
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from redis.crc import key_slot
 
 from quorin.assembly import has_applied
 from quorin.engine.backend import connect
-from quorin.engine.backend.partition_keys import log_tag
 from quorin.engine.format.growth import Growth
 from quorin.engine.format.partition import partition_of
-from quorin.errors import ConnectionFailedError, PartitionCountError, TokenError
+from quorin.errors import PartitionCountError, TokenError
 from quorin.evolution import repartition
 from quorin.shm import SegmentRegistry
 from quorin.wal import WALProducer
 from quorin.wal_consumer import WALConsumer
-from tests.support.forking import context, preload
-from tests.support.growing import NUMBERS, Reader, consume, noted, row, rows_of, until, write
+from tests.support.growing import NUMBERS, row, rows_of, until
+from tests.support.growing_cluster import PARTITIONS, Fleet, slot
 from tests.support.redis_cluster import CLUSTER_VERSIONS, Cluster
 
-preload(__name__)
-
-PARTITIONS = 4
+SEEDS = [int(seed) for seed in os.environ.get("QUORIN_GROWTH_SEEDS", "0 1 2 3 4").split()]
 
 
 @pytest.fixture
@@ -37,92 +38,85 @@ def own_cluster() -> Iterator[Cluster]:
     servers.close()
 
 
-def slot(namespace: str, partition: int, count: int = PARTITIONS) -> int:
-    return int(key_slot(f"{{{log_tag(namespace, count, partition)}}}".encode()))
-
-
-class Fleet:
-    """A node with all rows and two with a half each, two writers, and a reader, in processes that go on."""
-
-    HELD = {"whole": None, "low": "0-1/4", "high": "2-3/4"}
-
-    def __init__(self, cluster: Cluster, directory: Path) -> None:
-        self.cluster = cluster
-        self.url = f"{cluster.url}&partitions={PARTITIONS}"
-        self.backend = connect(self.url)
-        self.stop, self.notes = directory / "stop", [directory / f"acknowledged {number}" for number in range(2)]
-        self.nodes: dict[str, SegmentRegistry] = {}
-        with WALProducer(self.url, block_ms=60_000) as producer:
-            for number in range(20):
-                producer.write(NUMBERS, f"still {number}", row(number))
-        for name, held in self.HELD.items():
-            (directory / name).mkdir()
-            self.nodes[name] = SegmentRegistry(self.backend, shm_dir=directory / name, held=held)
-            consumer = WALConsumer(self.backend, [NUMBERS], registry=self.nodes[name])
-            consumer.drain()
-            consumer.close()
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Inside the block all goes on; after it each node has what was acknowledged, or newer."""
-        consumers = [
-            context.Process(target=consume, args=(self.url, str(self.nodes[name].shm_dir), "", held))
-            for name, held in self.HELD.items()
-        ]
-        writers = [
-            context.Process(target=write, args=(self.url, number, str(path), str(self.stop), 60_000))
-            for number, path in enumerate(self.notes)
-        ]
-        for process in (*consumers, *writers):
-            process.start()
-        try:
-            until(lambda: all(path.exists() and len(path.read_text()) > 1000 for path in self.notes))
-            with Reader(self.nodes["whole"], [f"still {number}" for number in range(20)]) as reader:
-                yield
-                self.go_on(seconds=300)
-            assert reader.failures == []
-            assert reader.reads
-            self.stop.touch()
-            for process in writers:
-                process.join(120)
-            assert [process.exitcode for process in writers] == [0, 0]
-            check(self.nodes, noted(*self.notes))
-        finally:
-            self.stop.touch()
-            for process in (*writers, *consumers):
-                process.terminate()
-                process.join(60)
-            self.backend.close()
-
-    def go_on(self, seconds: float = 120) -> None:
-        """Until both writers have written each of their ids again."""
-        before = [len(path.read_text()) for path in self.notes]
-        until(
-            lambda: all(len(path.read_text()) > size + 2000 for path, size in zip(self.notes, before, strict=True)),
-            seconds,
-        )
-
-    def grow(self, count: int) -> None:
-        """As the command does that is run again when it fails."""
-
-        def is_done() -> bool:
-            with suppress(ConnectionFailedError):
-                return repartition(self.backend, count, wait_for="log").partitions == count
-            return False
-
-        until(is_done, 300)
-
-
 @pytest.mark.torture
 def test_rows_survive_failovers_and_moved_slots_and_a_growth(own_cluster: Cluster, tmp_path: Path) -> None:
     fleet = Fleet(own_cluster, tmp_path)
     with fleet.running():
-        killed = own_cluster.fail_over(slot("quorin", 0))
+        fleet.failovers.fail_over(slot("quorin", 0))
         fleet.go_on()
-        own_cluster.restart(killed)
         own_cluster.move_slot(slot("quorin", 3))
         fleet.go_on()
         fleet.grow(2 * PARTITIONS)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that happens to the cluster while a deployment grows, so many seconds after the one before."""
+
+    after: float
+    kind: str
+    what: str
+    slot: int
+    seconds: float
+
+    @classmethod
+    def drawn(cls, rng: random.Random, count: int) -> Step:
+        of = rng.choice([count, 2 * count])
+        partition = rng.randrange(of)
+        of_log = f"log {partition} of {of}", slot("quorin", partition, of)
+        what, at = of_log if rng.random() < 0.7 else ("the control plane", int(key_slot(b"{quorin}")))
+        kind = rng.choice(["fail over", "lose", "move"])
+        return cls(rng.uniform(0, 0.5), kind, what, at, rng.uniform(0, 0.3))
+
+    def take(self, fleet: Fleet) -> None:
+        time.sleep(self.after)
+        if self.kind == "move":
+            fleet.cluster.move_slot(self.slot)
+        elif self.kind == "fail over":
+            fleet.failovers.fail_over(self.slot)
+        else:
+            fleet.failovers.lose(self.slot, self.seconds)
+
+    def __str__(self) -> str:
+        lasts = f" for {self.seconds:.2f} s" if self.kind == "lose" else ""
+        return f"after {self.after:.2f} s {self.kind} {self.what}{lasts}"
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("seed", SEEDS)
+def test_growths_beside_masters_that_die_and_slots_that_move(own_cluster: Cluster, tmp_path: Path, seed: int) -> None:
+    """Prints what it does; ``QUORIN_GROWTH_SEEDS`` has the seeds, separated by spaces."""
+    rng, started = random.Random(seed), time.monotonic()
+    growths = {count: [Step.drawn(rng, count) for _ in range(2)] for count in (4, 8, 16)}
+    # A growth takes a tenth of a second: most begin about when something happens.
+    begin = {count: max(0.0, steps[0].after + rng.uniform(-0.2, 0.4)) for count, steps in growths.items()}
+
+    def say(what: object) -> None:
+        print(f"seed {seed}, {time.monotonic() - started:6.2f} s: {what}", flush=True)  # noqa: T201 - to replay it
+
+    def disturb(fleet: Fleet, steps: list[Step]) -> None:
+        for step in steps:
+            say(step)
+            step.take(fleet)
+        say("the cluster is whole again")
+
+    def grow(fleet: Fleet, count: int) -> None:
+        time.sleep(begin[count])
+        fleet.grow(2 * count)
+        say(f"{2 * count} partitions")
+
+    fleet = Fleet(own_cluster, tmp_path)
+    with fleet.running(), ThreadPoolExecutor(2) as threads:
+        for count, steps in growths.items():
+            say(f"after {begin[count]:.2f} s grow to {2 * count}")
+            for done in [threads.submit(disturb, fleet, steps), threads.submit(grow, fleet, count)]:
+                done.result(600)
+            fleet.wait_for_nodes(2 * count)
+            say("all nodes are there")
+            fleet.go_on()
+    say(
+        f"lost, by node: { {name: len(gone) for name, gone in fleet.lost.items()} }, of {len(fleet.acknowledged())} ids"
+    )
 
 
 class Node:
@@ -192,27 +186,6 @@ def test_what_is_lost_of_a_closed_log_is_reported_and_what_it_takes_then_is_serv
     finally:
         for node in nodes:
             node.close()
-
-
-def check(nodes: dict[str, SegmentRegistry], acknowledged: dict[str, int]) -> None:
-    """Each node has what was acknowledged of the partitions that it holds, or newer; halves equal the whole. Which rows
-    Redis' replication lost is not known to the writer; here each id is written again after the failover.
-    """
-    ids = list(acknowledged)
-
-    def has(name: str) -> bool:
-        served = rows_of(nodes[name], ids)
-        return all(served[entity] is not None and served[entity] >= acknowledged[entity] for entity in ids)
-
-    until(lambda: has("whole"), 120)
-    whole = rows_of(nodes["whole"], ids)
-
-    def halves() -> dict[str, Any]:
-        low, high = (rows_of(nodes[name], ids) for name in ("low", "high"))
-        assert not any(low[entity] is not None and high[entity] is not None for entity in ids)
-        return {entity: low[entity] if low[entity] is not None else high[entity] for entity in ids}
-
-    until(lambda: halves() == whole, 120)
 
 
 def test_two_deployments_with_other_numbers_share_a_cluster_and_disagreement_is_refused(

@@ -62,7 +62,7 @@ class Deployment:
         self.start(consume, self.connection, str(self.node.shm_dir), self.offline)
         for number, notes in enumerate(self.notes):
             self.start(write, self.connection, number, str(notes), str(self.stop))
-        until(lambda: all(notes.exists() and len(notes.read_text()) > 1000 for notes in self.notes))
+        until(lambda: all(notes.exists() for notes in self.notes) and len(noted(*self.notes)) == 50 * WRITERS)
         with Reader(self.node, [f"still {number}" for number in range(20)]) as reader:
             try:
                 yield reader

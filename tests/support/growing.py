@@ -28,9 +28,13 @@ def row(number: int) -> dict[str, Any]:
     return {"number": number, "text": f"n{number}"}
 
 
-def write(connection: str, writer: int, acknowledged: str, stop: str, block_ms: float = 0) -> None:
+def write(
+    connection: str, writer: int, acknowledged: str, stop: str, block_ms: float = 0, *, once: bool = False
+) -> None:
     """Write growing numbers to ids of this writer, one by one and in batches, until the file ``stop`` is there. Each id
-    and number is noted once its write has returned.
+    and number is noted once its write has returned, with the times, on the monotonic clock, between which it went on.
+
+    Any 50 numbers write all 50 ids. With ``once`` every third number goes to an id that is written this once.
     """
     with (
         WALProducer(connection, max_entries=None, block_ms=block_ms) as producer,
@@ -42,11 +46,16 @@ def write(connection: str, writer: int, acknowledged: str, stop: str, block_ms: 
             ids = [f"w{writer} {number * 7 % 50}"]
             if number % 5 == 0:
                 ids = [f"w{writer} {(number + i) % 50}" for i in range(20)]
+            if once and number % 3 == 0:
+                ids = [f"w{writer} once {number}", *ids[1:]]
+            began = time.monotonic()
+            if len(ids) > 1:
                 rows = {"entity_id": ids, "number": [number] * 20, "text": [f"n{number}"] * 20}
                 producer.write_many(NUMBERS, rows)
             else:
                 producer.write(NUMBERS, ids[0], row(number))
-            notes.writelines(f"{entity}\t{number}\n" for entity in ids)
+            ended = time.monotonic()
+            notes.writelines(f"{entity}\t{number}\t{began}\t{ended}\n" for entity in ids)
             notes.flush()
             time.sleep(0.002)  # Leaves the processor to the others.
 
@@ -134,7 +143,7 @@ def noted(*files: Path) -> dict[str, int]:
     found: dict[str, int] = {}
     for path in files:
         for line in path.read_text().splitlines():
-            entity, _, number = line.partition("\t")
+            entity, number, *_ = line.split("\t")
             found[entity] = max(found.get(entity, 0), int(number))
     return found
 

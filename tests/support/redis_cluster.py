@@ -54,10 +54,21 @@ class Cluster:
 
     def master_of(self, slot: int) -> int:
         """The number of the server that a server which runs takes for the slot's master."""
-        for first, last, (_, port, *_), *_ in self.call_any("CLUSTER", "SLOTS"):
+        master = self._master_of(next(server for server in self.servers if server.is_running), slot)
+        assert master is not None, f"slot {slot} has no master"
+        return master
+
+    def _master_of(self, server: RedisServer, slot: int) -> int | None:
+        for first, last, (_, port, *_), *_ in call(server, "CLUSTER", "SLOTS"):
             if first <= slot <= last:
                 return self.ports.index(port)
-        raise AssertionError(f"slot {slot} has no master")
+        return None
+
+    def slots_of(self, master: int) -> frozenset[int]:
+        """The slots that a server is the master of."""
+        ranges = self.call_any("CLUSTER", "SLOTS")
+        of_master = (range(first, last + 1) for first, last, (_, port, *_), *_ in ranges if port == self.ports[master])
+        return frozenset(slot for found in of_master for slot in found)
 
     def replica_of(self, master: int) -> int:
         """The number of a server that is a replica of this one now."""
@@ -100,7 +111,8 @@ class Cluster:
         of_master = call(self.servers[master], "ROLE")
         roles = [call(server, "ROLE") for server in self.servers]
         mine = [one for one in roles if one[:3] == [b"slave", b"127.0.0.1", self.ports[master]]]
-        return len(mine) == 1 and mine[0][3] == b"connected" and mine[0][4] == of_master[1]
+        # The master's offset was read first: beside writes, a replica that has as much may have more.
+        return len(mine) == 1 and mine[0][3] == b"connected" and mine[0][4] >= of_master[1]
 
     def move_slot(self, slot: int, between: Callable[[], None] = lambda: None) -> None:
         """Move a slot to another master as ``redis-cli --cluster reshard`` does; ``between``: after each key."""
@@ -114,6 +126,8 @@ class Cluster:
             between()
         for number in (target, source, *self.masters()):
             self._set_slot(number, slot, "NODE", self.ids[target])
+        # A replica learns it from others; one that did not, and took over, would not claim the slot.
+        until(lambda: all(self._master_of(server, slot) == target for server in self.servers if server.is_running))
 
     def masters(self) -> list[int]:
         """The numbers of the servers that run and are masters with slots."""

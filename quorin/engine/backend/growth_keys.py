@@ -1,8 +1,8 @@
 """The keys, scripts and tables of growths and closed logs; :mod:`quorin.engine.backend.keys` has all others.
 
 A log that is closed refuses every append in the server itself: its stream's last id is the highest one there can be.
-``<log>:closed`` has the last id that an entry had in ``last``, and in ``by`` and ``ended`` the numbers of the growths
-that closed the log, and that were ended last.
+``<log>:closed`` has the last id that an entry had in ``last``, in ``by`` and ``ended`` the numbers of the growths that
+closed the log, and that were ended last, and in ``names`` the names of the logs that the growth closes, as JSON.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ local info = redis.call('XINFO', 'STREAM', KEYS[1])
 for i = 1, #info, 2 do
   if info[i] == 'last-generated-id' then last = info[i + 1] end
 end
-redis.call('HSET', KEYS[4], 'last', last, 'by', ARGV[2])
+redis.call('HSET', KEYS[4], 'last', last, 'by', ARGV[2], 'names', ARGV[3])
 redis.call('XSETID', KEYS[1], '18446744073709551615-18446744073709551615')
 return last
 """
 )
-"""KEYS stream, identity, trimmed, closed; ARGV a fresh identity, the growth's number. Returns the last id of the log,
-which is closed now; nothing if the growth, or a later one, was ended."""
+"""KEYS stream, identity, trimmed, closed; ARGV a fresh identity, the growth's number, the names of its logs as JSON.
+Returns the last id of the log, which is closed now; nothing if the growth, or a later one, was ended."""
 
 LUA_REOPEN = """
 local ended = tonumber(redis.call('HGET', KEYS[2], 'ended') or 0)
 redis.call('HSET', KEYS[2], 'ended', string.format('%.0f', math.max(ended, tonumber(ARGV[1]))))
 local last, by = unpack(redis.call('HMGET', KEYS[2], 'last', 'by'))
 if not last or tonumber(by) > tonumber(ARGV[1]) then return 0 end
-redis.call('HDEL', KEYS[2], 'last', 'by')
+redis.call('HDEL', KEYS[2], 'last', 'by', 'names')
 redis.call('XSETID', KEYS[1], last)
 return 1
 """
@@ -95,15 +95,15 @@ end
 LUA_BEGIN_BEHIND = (
     _LUA_LAST_ID
     + """
-if before(last_id, ARGV[2]) and redis.call('XLEN', KEYS[1]) == 0 then
+if before(last_id, ARGV[2]) then
   redis.call('XSETID', KEYS[1], ARGV[2])
-  redis.call('SET', KEYS[3], ARGV[3])
+  if redis.call('XLEN', KEYS[1]) == 0 then redis.call('SET', KEYS[3], ARGV[3]) end
 end
 return known
 """
 )
 """KEYS stream, identity, trimmed, closed (left alone); ARGV a fresh identity, the id and position behind which a log
-without entries begins. Returns the log's identity."""
+without entries begins, and one that has some goes on. Returns the log's identity."""
 
 LUA_SKIP_TO = (
     _LUA_LAST_ID

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from quorin.engine.backend.closable import ClosedBy
 from quorin.engine.backend.growth_keys import SQL_CLOSED
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Collection
 
     from quorin.engine.backend.sqlite_file import Database
 
@@ -23,8 +25,10 @@ class ClosableEmbeddedLog:
     def _row(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
         raise NotImplementedError
 
-    def close_for_appends(self, growth: int) -> int | None:
-        """One transaction. A trigger refuses every insert into the log from then on."""
+    def close_for_appends(self, growth: int, stream_keys: Collection[str] = ()) -> int | None:  # noqa: ARG002
+        """One transaction. A trigger refuses every insert into the log from then on. The names of the logs are in the
+        control plane, which is in the same file, and so is not lost without the log.
+        """
         with self._database.transaction() as connection:
             log, _, _ = self._ensure(connection)
             ended, closed = closed_in(connection, log)
@@ -34,6 +38,12 @@ class ClosableEmbeddedLog:
                 _make_closed_table(connection)
                 connection.execute("INSERT OR REPLACE INTO closed_logs VALUES (?, ?, ?)", (log, ended, growth))
             return self._row(connection)[1]
+
+    def closed_by(self) -> ClosedBy | None:
+        """One transaction; the names of the logs are not noted here."""
+        with self._database.transaction() as connection:
+            growth = closed_in(connection, self._row(connection)[0])[1]
+            return ClosedBy(growth, ()) if growth else None
 
     def reopen_for_appends(self, growth: int) -> bool:
         """One transaction."""
@@ -63,8 +73,8 @@ class ClosableEmbeddedLog:
         """One transaction."""
         with self._database.transaction() as connection:
             log, identity, _ = self._ensure(connection)
-            sql = "UPDATE logs SET last_position = ?1, trimmed = ?1 "
-            sql += "WHERE id = ?2 AND last_position < ?1 AND entry_count = 0"
+            sql = "UPDATE logs SET last_position = ?1, trimmed = CASE entry_count WHEN 0 THEN ?1 ELSE trimmed END "
+            sql += "WHERE id = ?2 AND last_position < ?1"
             connection.execute(sql, (position, log))
             connection.execute("UPDATE sqlite_sequence SET seq = MAX(seq, ?) WHERE name = 'entries'", (position,))
             return identity

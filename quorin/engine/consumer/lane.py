@@ -72,7 +72,7 @@ class Lane:
         self.failures = 0
         self.retry_at = 0.0
         self._ownership = ownership
-        self._log = log
+        self.log = log
         self.historian = Historian(
             log, registry.node, history, role=settings.role, trims=settings.trims, discovers=settings.discovers
         )
@@ -129,7 +129,7 @@ class Lane:
         """
         if self.must_look or not all(self.cursor.has(target) for target in targets):
             return False
-        bounds = self._log.bounds()
+        bounds = self.log.bounds()
         # A log that ends before what was read of it has lost that, which the next look notices.
         return bounds.is_closed and bounds.last == self.cursor.lowest
 

@@ -128,7 +128,7 @@ class Lanes:
         owned, count, backend = self._ownership.owned(), self._ownership.partition_count, self._registry.backend
         if not owned or count is None or not self._lanes or not all(lane.is_at_end for lane in self._lanes):
             return False
-        former = grown_from(backend, count)
+        former = grown_from(backend, self._registry.node, count)
         # The logs were closed at the last look; a growth that was undone since, and then a second one, let them take
         # more. By now none does.
         if former is None or not all(lane.has_all_for(owned) for lane in self._lanes):
@@ -146,7 +146,7 @@ class Lanes:
         self.stop_reading()
         self.release()
         self.loads.keep([])
-        self._lanes, self._beside.others = [], {}
+        self._lanes, self._beside.others, self._beside.closed = [], {}, None
 
     def follow(self, target: Target) -> bool:
         """Whether all lanes follow their log for a target, or are about to."""
@@ -168,6 +168,8 @@ class Lanes:
         :raises ConnectionFailedError: if the only log, or the control plane, cannot be reached.
         """
         self.loads.finish_decided()
+        closed = next((lane.log for lane in self._lanes if lane.closed_end is not None), None)
+        self._beside.closed = None if closed is None else (self._ownership.partitioning.count, closed)
         for lane in self._lanes:
             if lane.partition is None:
                 self._beside.look()

@@ -7,7 +7,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from quorin.engine.repartition.closed import check_closed_logs
-from quorin.errors import ConnectionFailedError, LogFullError
+from quorin.engine.repartition.run import finish
+from quorin.errors import ConnectionFailedError, LogFullError, RepartitionConflictError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,11 +20,14 @@ LOOK_SECONDS = 5.0
 
 
 class LogsBeside:
-    """Looked at every few seconds; ``others`` are the logs of the partitions that the node does not hold."""
+    """Looked at every few seconds. ``others`` are the logs of the partitions that the node does not hold; ``closed`` is
+    one that it reads, if any is closed, and how many partitions it follows.
+    """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.others: dict[int, Log] = {}
+        self.closed: tuple[int, Log] | None = None
         self._look_at = 0.0
 
     def is_due(self) -> bool:
@@ -31,9 +35,13 @@ class LogsBeside:
         return time.monotonic() >= self._look_at
 
     def look(self) -> dict[int, int]:
-        """Keep the closed logs closed, and return the identities of the others, but for those that are unreachable."""
+        """Finish a growth that nothing else may finish, and keep the closed logs closed. Returns the identities of
+        the others, but for those that are unreachable.
+        """
         if self._backend.is_remote:  # No replica takes over from a file.
-            with suppress(ConnectionFailedError, LogFullError):
+            with suppress(ConnectionFailedError, LogFullError, RepartitionConflictError):
+                if (closed := self.closed) is not None:
+                    finish(self._backend, *closed)
                 check_closed_logs(self._backend)
         found = {}
         for partition, log in self.others.items():

@@ -157,12 +157,13 @@ class Appender:
     def _in_successors(self, append: Callable[[], Appended], closed: LogClosedError) -> Appended:
         """Append to the logs that the deployment has after it has grown, or to the same ones if they are reopened.
 
-        :raises LogClosedError: if that takes too long.
+        :raises LogClosedError: if that takes too long. :raises ConnectionFailedError: if the control plane, or a log,
+            is away for longer than ``block_ms``.
         """
         from quorin.engine.repartition.waiting import settled
 
         deadline = time.monotonic() + max(_GROWTH_SECONDS, self._block_ms / 1000)
-        while settled(self._backend, deadline):
+        while self._retried(lambda: settled(self._backend, deadline)):
             self._logs = []
             try:
                 return append()

@@ -34,15 +34,15 @@ def check_closed_logs(backend: Backend) -> None:
         return
     for former in growth.former:
         for known in former.logs:
-            _check(backend, growth.number, former.count, known)
+            _check(backend, growth, former.count, known)
 
 
-def _check(backend: Backend, number: int, count: int, known: Closed) -> None:
+def _check(backend: Backend, growth: Growth, count: int, known: Closed) -> None:
     log = backend.log(known.stream_key, known.partition, of=count)
     read = [known.end] if known.end else []
     identity, bounds = log.state(read)
     if not bounds.is_closed:
-        log.close_for_appends(number)
+        log.close_for_appends(growth.number, growth.stream_keys)
         identity, bounds = log.state(read)
         _log.warning("closed_log_was_open", **_named(count, known), why="a replica that lacked the closing took over")
     is_other = identity != known.identity

@@ -54,7 +54,8 @@ def repartition(
     some seconds.
 
     If this process is killed, the next call goes on, or :func:`abort_repartition` undoes it; a producer that finds a
-    log closed for a second finishes it as well. Doing again what is done only waits for the nodes.
+    log closed for a second finishes it as well, and on Redis a consumer within some seconds. Doing again what is done
+    only waits for the nodes.
 
     ``stream_keys`` are the names of all logs of the deployment. ``progress`` is called with what is done and what there
     is in all: steps, then nodes.

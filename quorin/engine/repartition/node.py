@@ -79,7 +79,7 @@ class KnownGrowth:
         for key in growth.stream_keys:
             for number in range(former.count):
                 log = backend.log(key, number, of=former.count)
-                log.close_for_appends(growth.number)
+                log.close_for_appends(growth.number, growth.stream_keys)
                 identity = log.identity()
                 logs.append(Closed(key, number, identity, ends.get((key, number, identity), 0)))
             for number in range(2 * former.count):
@@ -87,10 +87,17 @@ class KnownGrowth:
         return replace(former, logs=tuple(logs))
 
 
-def grown_from(backend: Backend, count: int) -> Former | None:
-    """What the deployment has grown from, if that is ``count``; None while the growth is under way."""
-    growth = Growth.parse(backend.control.growth())
-    return next((former for former in growth.former if former.count == count), None)
+def grown_from(backend: Backend, node: Node, count: int) -> Former | None:
+    """What the deployment has grown from, if that is ``count``; None while the growth is under way.
+
+    The node remembers the growth before it goes over, to be able to give it back.
+    """
+    text = backend.control.growth()
+    growth = Growth.parse(text)
+    former = next((former for former in growth.former if former.count == count), None)
+    if former is not None and text is not None and not Growth.parse(node.state().growth).follows(growth):
+        node.remember_growth(text)
+    return former
 
 
 def carry_over(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quorin.engine.format.growth import Growth, State
@@ -37,8 +38,7 @@ def begin(backend: Backend, count: int, stream_keys: Sequence[str]) -> Growth:
     :raises PartitionCountError: if that is not twice the present number.
     :raises RepartitionConflictError: if a load is open, or the growth is being ended.
     """
-    backend.forget_partitions()
-    present, text = backend.partitions(), backend.control.growth()
+    present, text = _present(backend)
     growth = Growth.parse(text)
     if growth.state is State.closing and 2 * growth.count == count:
         return growth
@@ -81,6 +81,34 @@ def go_on(backend: Backend, progress: Callable[[int, int], None] | None = None) 
                 progress(done + number, total)
 
 
+def finish(backend: Backend, count: int, log: Log) -> None:
+    """Finish the growth that closed a log, one of ``count``: its command may be dead, or has returned, and a replica
+    took over that lacked the end of the growth. One that the control plane lacks altogether is begun again, as
+    producers may write to its new logs already.
+
+    :raises RepartitionConflictError: if it is to be begun again, and a load is open.
+    """
+    text = backend.control.growth()
+    # In this order: if a growth began since, the exchange finds another text.
+    growth, present, closed = Growth.parse(text), backend.control.partition_count() or 1, log.closed_by()
+    if growth.state is State.settled and present == count and closed is not None:
+        begun = growth.begun(count, closed.stream_keys or (log.stream_key,), str(Process.this()))
+        begun = replace(begun, number=max(begun.number, closed.growth + 1))
+        if backend.control.swap_growth(begun.to_json(), expected=text, loads=_committed_loads(backend)):
+            _log.warning("growth_begun_again", partitions=count, to=2 * count, why="the control plane had lost it")
+    go_on(backend)
+
+
+def _present(backend: Backend) -> tuple[int, str | None]:
+    """The number of partitions, and the growth as it is stored at the same moment."""
+    while True:
+        text = backend.control.growth()
+        backend.forget_partitions()
+        present = backend.partitions()
+        if backend.control.growth() == text:
+            return present, text
+
+
 def end(backend: Backend) -> Growth | None:
     """Undo the growth that is under way, so that the logs take appends again; None if there is none."""
     while True:
@@ -114,7 +142,9 @@ def steps_done(seen: Seen) -> int:
 def _take(backend: Backend, growth: Growth, step: Step, text: str | None) -> None:
     match step:
         case Close(name, number):
-            _old(backend, growth, name).close_for_appends(number)
+            if _old(backend, growth, name).close_for_appends(number, growth.stream_keys) is None:
+                # A growth of this number was ended, which the control plane has lost; or this one was, meanwhile.
+                backend.control.swap_growth(replace(growth, number=number + 1).to_json(), expected=text)
         case Reopen(name, number):
             _old(backend, growth, name).reopen_for_appends(number)
         case Begin(name, behind):

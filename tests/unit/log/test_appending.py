@@ -192,3 +192,29 @@ def test_the_logs_are_those_of_one_number(backend: Backend, monkeypatch: pytest.
     monkeypatch.setattr(backend, "partitions", lambda: COUNT // 2)  # Another thread has it looked up again then.
     assert logs(backend)[1].identity() == backend.log(partition=1, of=COUNT // 2).identity()
     assert len(logs(backend)) == COUNT // 2
+
+
+def test_a_write_that_waits_for_a_growth_waits_for_the_control_plane_too(
+    backend: Backend, connection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A master that dies while a deployment grows may be the control plane's."""
+    at_once, patient = WALProducer(backend), WALProducer(backend, block_ms=60_000)
+    for producer in (at_once, patient):
+        producer.write(TRIP, "a", {"score": 1.0, "tag": "a"})
+    with closing(connect(connection)) as other:
+        run.begin(other, 2 * COUNT, ["quorin:wal"])
+        run.go_on(other)
+    growth, times_away = backend.control.growth, [3]
+
+    def look() -> str | None:
+        if times_away[0]:
+            times_away[0] -= 1
+            raise ConnectionFailedError("the control plane is away")
+        return growth()
+
+    monkeypatch.setattr(backend.control, "growth", look)
+    with pytest.raises(ConnectionFailedError, match="away"):
+        at_once.write(TRIP, "a", {"score": 2.0, "tag": "b"})
+    patient.write(TRIP, "a", {"score": 3.0, "tag": "c"})
+    assert times_away == [0]
+    assert [row["score"] for row in rows_of(backend, partition_of("a", 2 * COUNT))] == [3.0]

@@ -18,7 +18,9 @@ from quorin import metrics
 from quorin.engine.backend import Backend, Log, connect
 from quorin.engine.backend.keys import DEFAULT_STREAM_KEY, log_keys
 from quorin.engine.backend.partition_keys import log_tag
+from quorin.engine.consumer import logs_beside
 from quorin.engine.format.growth import Growth, State
+from quorin.engine.format.partition import partition_of
 from quorin.engine.log.record import Kind, encode
 from quorin.engine.repartition import run
 from quorin.engine.repartition.closed import check_closed_logs
@@ -63,6 +65,11 @@ class Replica:
         """As if the growth were under way."""
         self._client.set("{quorin}:growth", growth.to_json())
         self._client.set("{quorin}:partitions", growth.count)
+
+    def lacks_growth(self, count: int) -> None:
+        """As if none had begun."""
+        self._client.delete("{quorin}:growth")
+        self._client.set("{quorin}:partitions", count)
 
     def wipe(self) -> None:
         self._client.flushdb()
@@ -308,7 +315,6 @@ def test_what_an_abort_of_a_lost_growth_let_through_is_moved(
     begun = run.begin(world.backend, 2, KEYS)
     run.go_on(world.backend)
     world.drain()
-    world.registry.node.remember_growth(world.backend.control.growth() or "")
     replica.lacks_exchange(begun)
     assert abort_repartition(connect(world.connection)) == 1
     stale.write(TRIP, IDS[0], row(5))  # To the log of one partition, which is open again.
@@ -318,6 +324,27 @@ def test_what_an_abort_of_a_lost_growth_let_through_is_moved(
     assert Growth.parse(world.backend.control.growth()).counts == [1]
     with pytest.raises(LogClosedError):
         closed_log(world).append([("Trip", b"x")])
+
+
+def test_a_node_remembers_a_growth_before_it_goes_over(world: World, replica: Replica) -> None:
+    """The growth is done after the node has looked at the control plane, which loses it as soon as the node is over."""
+    write_some(world, IDS, 1)
+    begun = run.begin(world.backend, 2, KEYS)
+    closed_log(world).close_for_appends(begun.number)
+    consumer = world.consumer(TRIP)
+    consumer._take(waiting=False)
+    consumer._check()
+    for lane, found in consumer._lanes.read(block_ms=0):
+        consumer._apply(lane, found, stages=False)
+    consumer._ownership.renew()
+    run.go_on(world.backend)
+    assert consumer._lanes.carry_over(lambda: None)
+    replica.lacks_growth(1)
+    consumer._finish()
+    consumer.drain()
+    consumer.close()
+    assert Growth.parse(world.backend.control.growth()).counts == [1]
+    assert world.backend.control.partition_count() == 2
 
 
 def test_a_command_whose_growth_was_lost_begins_again(
@@ -340,6 +367,126 @@ def test_a_command_whose_growth_was_lost_begins_again(
     write_some(world, IDS[:3], 2)
     world.drain()
     assert scores(world.registry, IDS) == dict.fromkeys(IDS, 1.0) | dict.fromkeys(IDS[:3], 2.0)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("is_done", [True, False])
+def test_a_growth_that_was_lost_before_any_node_knew_of_it_is_begun_again(
+    world: World, replica: Replica, monkeypatch: pytest.MonkeyPatch, count: int, is_done: bool
+) -> None:
+    """Nothing else would end it: its command has returned, or was killed, and producers write to the new logs."""
+    monkeypatch.setattr(logs_beside, "LOOK_SECONDS", 0.1)
+    world.backend.settle_partitions(count)
+    write_some(world, IDS, 1)
+    begun = run.begin(world.backend, 2 * count, ["quorin:wal", "other"])
+    if is_done:
+        run.go_on(world.backend)
+        write_some(world, IDS[:5], 2)
+    else:
+        closed_log(world, of=count).close_for_appends(begun.number, begun.stream_keys)
+    replica.lacks_growth(count)
+    registry = SegmentRegistry(connect(world.connection), shm_dir=world.shm_dir)
+    with capture_logs() as logs, running(WALConsumer(registry.backend, [TRIP], registry=registry)):
+        until(lambda: Growth.parse(world.backend.control.growth()).counts == [count])
+        write_some(world, IDS[5:9], 3)
+        expected = dict.fromkeys(IDS, 1.0) | dict.fromkeys(IDS[5:9], 3.0)
+        expected |= dict.fromkeys(IDS[:5], 2.0) if is_done else {}
+        until(lambda: registry.partitioning.count == 2 * count)
+        until(lambda: scores(registry, IDS) == expected)
+    registry.backend.close()
+    grown = Growth.parse(world.backend.control.growth())
+    assert (grown.state, grown.stream_keys) == (State.settled, ("quorin:wal", "other"))
+    assert grown.number > begun.number
+    assert world.backend.control.partition_count() == 2 * count
+    assert [log["event"] for log in logs].count("growth_begun_again") == 1
+    assert scores(drained(world, "new"), IDS) == expected
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_growth_whose_end_was_lost_is_done_again(
+    world: World, replica: Replica, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """All producers know the new logs, so none of them meets a closed one and finishes the growth."""
+    monkeypatch.setattr(logs_beside, "LOOK_SECONDS", 0.1)
+    world.backend.settle_partitions(count)
+    write_some(world, IDS, 1)
+    begun = run.begin(world.backend, 2 * count, KEYS)
+    run.go_on(world.backend)
+    write_some(world, IDS[:5], 2)
+    replica.lacks_exchange(begun)
+    registry = SegmentRegistry(connect(world.connection), shm_dir=world.shm_dir)
+    with running(WALConsumer(registry.backend, [TRIP], registry=registry)):
+        until(lambda: registry.partitioning.count == 2 * count)
+        until(lambda: scores(registry, IDS) == dict.fromkeys(IDS, 1.0) | dict.fromkeys(IDS[:5], 2.0))
+    registry.backend.close()
+    assert Growth.parse(world.backend.control.growth()).number == begun.number
+
+
+def test_what_new_logs_took_before_a_growth_is_begun_again_is_served(
+    world: World, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One log was open meanwhile and took more, so the growth ends behind entries that the new logs have."""
+    monkeypatch.setattr(logs_beside, "LOOK_SECONDS", 0.1)
+    world.backend.settle_partitions(2)
+    write_some(world, IDS, 1)
+    late = next(one for one in IDS if partition_of(one, 2) == 0)
+    with WALProducer(connect(world.connection)) as stale:
+        stale.write(TRIP, late, row(1))
+        grow(world, 4)
+        write_some(world, IDS, 2)
+        replica.lacks_growth(2)
+        replica.lacks_closing(0, 2)
+        stale.write(TRIP, late, row(3))
+    registry = SegmentRegistry(connect(world.connection), shm_dir=world.shm_dir)
+    with running(WALConsumer(registry.backend, [TRIP], registry=registry)):
+        until(lambda: registry.partitioning.count == 4)
+        until(lambda: scores(registry, IDS) == dict.fromkeys(IDS, 2.0) | {late: 3.0})
+        write_some(world, IDS[:2], 4)
+        until(lambda: scores(registry, IDS) == dict.fromkeys(IDS, 2.0) | {late: 3.0} | dict.fromkeys(IDS[:2], 4.0))
+    registry.backend.close()
+
+
+def test_a_growth_that_is_undone_is_not_begun_again(world: World) -> None:
+    write_some(world, IDS, 1)
+    begun = run.begin(world.backend, 2, KEYS)
+    log = closed_log(world)
+    log.close_for_appends(begun.number, begun.stream_keys)
+    abort_repartition(world.backend)
+    run.finish(world.backend, 1, log)
+    assert Growth.parse(world.backend.control.growth()).counts == []
+    grow(world, 2)
+    text = world.backend.control.growth()
+    run.finish(world.backend, 1, log)  # By a node that has not gone over yet.
+    assert world.backend.control.growth() == text
+
+
+def test_a_growth_whose_number_was_ended_before_gets_another(world: World, replica: Replica) -> None:
+    """The control plane has lost that a growth was undone; its logs have not, and refuse to be closed by its number."""
+    write_some(world, IDS, 1)
+    begun = run.begin(world.backend, 2, KEYS)
+    closed_log(world).close_for_appends(begun.number)
+    abort_repartition(world.backend)
+    replica.lacks_growth(1)
+    assert repartition(world.backend, 2, wait_for="log").partitions == 2
+    assert Growth.parse(world.backend.control.growth()).number == begun.number + 1
+
+
+def test_a_command_that_another_one_was_quicker_than_begins_no_second_growth(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_some(world, IDS, 1)
+    look = world.backend.control.partition_count
+    quicker = [lambda: grow(world, 2)]
+
+    def slow() -> int | None:
+        found = look()
+        if quicker:
+            quicker.pop()()
+        return found
+
+    monkeypatch.setattr(world.backend.control, "partition_count", slow)
+    assert repartition(world.backend, 2, wait_for="log").partitions == 2
+    assert Growth.parse(world.backend.control.growth()).counts == [1]
 
 
 def grown_node(world: World) -> None:
