@@ -59,7 +59,7 @@ def put(
 
     with Opened(connection, namespace, raw=raw) as backend:
         target = known_schema(backend, schema)
-        name = Names.of(backend, raw=raw).schema(target.__name__)
+        shown = Names.of(backend, raw=raw).schema(target.__name__)
         fields = {field.name: field for field in target.fields}
         row: dict[str, Any] = {resolve_field(target, name): None for name in null or []}
         for word in values:
@@ -79,7 +79,7 @@ def put(
             if sync:
                 settle(registry, target.__name__, position, namespace, stream_key, timeout_ms)
     if as_json:
-        written = {"schema": name, "entity_id": entity_id, "position": position, "token": position.text}
+        written = {"schema": shown, "entity_id": entity_id, "position": position, "token": position.text}
         print_json({**written, "is_served": sync or None})
     else:
         typer.echo(f"{'served' if sync else 'in the log'} at position {position}")
