@@ -143,6 +143,27 @@ def test_a_wrong_value_is_told_with_its_option_and_once(words: list[str], line: 
     assert hint == f"try `quorin {' '.join(words[: 2 if words[0] == 'deadletter' else 1])} --help`"
 
 
+def test_readiness_of_a_mistyped_directory_makes_none(tmp_path: Path) -> None:
+    done = run("ready", "-c", str(tmp_path / "none"))
+    assert (done.returncode, f"there is no store at {tmp_path}/none" in done.stderr) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_text_and_no_file_is_told_in_one_line(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    SegmentRegistry(store, shm_dir=tmp_path).create(TRIP, capacity=4).close()
+    for words, code, text in (
+        (["scan", "Trip", "--prefix", "\udcff"], 2, "--prefix: expected UTF-8, got '\\udcff'"),
+        (["restore", "none.snapshot"], 1, "error: cannot read the snapshot"),
+        (["put", "Trip", "x" * 65, "score=1", "--sync"], 1, "error: "),
+        (["inspect"], 0, ""),
+    ):
+        environment = {**os.environ, "QUORIN_CONNECTION": str(store), "QUORIN_SHM_DIR": str(tmp_path)}
+        done = run_quorin(words, environment, directory=tmp_path)
+        assert (done.returncode, text in done.stderr, "Traceback" in done.stderr) == (code, True, False), done.stderr
+    assert "0 entries" in done.stdout  # An id that does not fit the segment is refused before it is logged.
+
+
 def test_what_is_no_directory_is_told_as_by_all_others(tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, ["inspect", "-c", "localhost:6379"])
     assert isinstance(refused.exception, ConnectionFailedError)
