@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from copy import copy
 from typing import Annotated, Any, TextIO, cast
@@ -56,6 +57,8 @@ from quorin.errors import CheckFailedError, QuorinError
 
 _ClickError: type[Any] = typer.BadParameter.__mro__[2]
 """``click.ClickException``: of the package click, or of the copy that newer releases of Typer bring."""
+
+_INVALID = re.compile(r"Invalid value(?: for '?([\w-]+)'?(?: / '-\w')?(?: \(env var: '\w+'\))?)?: (.*)")
 
 app = typer.Typer(
     name="quorin",
@@ -135,7 +138,8 @@ def main() -> None:
         _print_error("aborted; nothing was changed")
         code = 1
     except QuorinError as error:
-        _print_error("\n".join([str(error), *getattr(error, "__notes__", [])]))
+        text = error.strerror if isinstance(error, OSError) and error.strerror else error
+        _print_error("\n".join([str(text), *getattr(error, "__notes__", [])]))
         code = 3 if isinstance(error, CheckFailedError) or isinstance(error.__cause__, CheckFailedError) else 1
     except OSError as error:
         if error.filename is not None:
@@ -171,8 +175,17 @@ def _report_wrong_usage(error: Any) -> int:
         return int(error.exit_code)
     context = getattr(error, "ctx", None)
     hint = "" if context is None else f"\ntry `{context.command_path} --help`"
-    _print_error(" ".join(error.format_message().removeprefix("Invalid value: ").split()) + hint)
+    _print_error(_problem(" ".join(error.format_message().split())) + hint)
     return int(error.exit_code)
+
+
+def _problem(message: str) -> str:
+    """What is wrong, after the option that it is about unless the text names it."""
+    found = _INVALID.match(message)
+    if found is None:
+        return message
+    about, problem = found.groups()
+    return problem if about is None or about in problem else f"{about}: {problem}"
 
 
 def _escape_unencodable_text() -> None:

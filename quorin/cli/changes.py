@@ -98,7 +98,7 @@ def _position(text: str) -> int | Token:
     try:
         return Token.parse(text)
     except TokenError as error:
-        raise typer.BadParameter(f"expected a position, 0 or more: {error}", param_hint="--since") from error
+        raise typer.BadParameter(f"--since: expected a position from 0 on, or a token, got {text!r}") from error
 
 
 def _shown(fields: dict[str, str]) -> dict[str, str]:

@@ -140,8 +140,20 @@ Namespace = Annotated[
 Fields = Annotated[
     list[str] | None, typer.Option("--field", "-f", help="A field or feature; may be repeated. Default: all.")
 ]
+
+
+def _text_of(value: str | None) -> str | None:
+    """Refuse bytes that are no text, as a shell may pass them."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError as error:
+        raise typer.BadParameter(f"--prefix: expected UTF-8, got {value!r}") from error
+    return value
+
+
 Prefix = Annotated[
-    str | None, typer.Option("--prefix", "-p", help="Only ids that begin with this text.", show_default=False)
+    str | None,
+    typer.Option("--prefix", "-p", help="Only ids that begin with this text.", callback=_text_of, show_default=False),
 ]
 StreamKey = Annotated[str, typer.Option(help="The name of the log.")]
 ShmDir = Annotated[

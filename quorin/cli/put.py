@@ -59,7 +59,7 @@ def put(
 
     with Opened(connection, namespace, raw=raw) as backend:
         target = known_schema(backend, schema)
-        name = Names.of(backend, raw=raw).schema(target.__name__)
+        shown = Names.of(backend, raw=raw).schema(target.__name__)
         fields = {field.name: field for field in target.fields}
         row: dict[str, Any] = {resolve_field(target, name): None for name in null or []}
         for word in values:
@@ -75,14 +75,25 @@ def put(
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
         with WALProducer(backend, stream_key=stream_key, registry=registry) as producer:
             at_ns = None if event_time is None else time_ns(event_time)
+            if sync:
+                _check_id(registry, target.__name__, entity_id)
             position = producer.write(target, entity_id, row, at_ns, partial=partial)
             if sync:
                 settle(registry, target.__name__, position, namespace, stream_key, timeout_ms)
     if as_json:
-        written = {"schema": name, "entity_id": entity_id, "position": position, "token": position.text}
+        written = {"schema": shown, "entity_id": entity_id, "position": position, "token": position.text}
         print_json({**written, "is_served": sync or None})
     else:
         typer.echo(f"{'served' if sync else 'in the log'} at position {position}")
+
+
+def _check_id(registry: SegmentRegistry, schema_name: str, entity_id: str) -> None:
+    """Refuse an id that would become a dead letter here. :raises EntityIdTooLongError: if it does not fit the segment."""
+    from quorin.engine.rows.value import check_entity_id
+
+    if registry.current_name(schema_name) is not None:
+        with registry.open_stored(schema_name) as segment:
+            check_entity_id(entity_id, segment.current_view().layout.max_id_bytes)
 
 
 def settle(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from quorin.cli.durations import seconds
-from quorin.cli.options import Namespace, NewConnection, ShmDir
+from quorin.cli.options import Connection, Namespace, ShmDir
 from quorin.cli.output import Json, print_json
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
 
@@ -23,7 +23,7 @@ MaxLag = Annotated[
 
 
 def ready(
-    connection: NewConnection,
+    connection: Connection,
     max_lag: MaxLag = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
     shm_dir: ShmDir = None,

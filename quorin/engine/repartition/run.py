@@ -20,6 +20,7 @@ from quorin.engine.repartition.plan import (
     next_steps,
     old_logs,
 )
+from quorin.engine.words import counted
 from quorin.errors import PartitionCountError, RepartitionConflictError
 from quorin.logging import get_logger
 
@@ -51,8 +52,8 @@ def begin(backend: Backend, count: int, stream_keys: Sequence[str]) -> Growth:
         return growth
     if count != 2 * present or count > MAX_PARTITIONS:
         raise PartitionCountError(
-            f"the deployment has {present} partitions, and grows to twice as many at a time, up to {MAX_PARTITIONS}: "
-            f"expected {2 * present}, got {count}"
+            f"the deployment has {counted(present, 'partition')}, and grows to twice as many at a time, up to "
+            f"{MAX_PARTITIONS}: expected {2 * present}, got {count}"
             if 2 * present <= MAX_PARTITIONS
             else f"the deployment has {present} partitions, which is as many as there can be, got {count}"
         )

@@ -122,6 +122,48 @@ def test_a_mistyped_directory_is_told_and_not_made(words: list[str], tmp_path: P
     assert list(mistyped.iterdir()) == [mistyped / "quorin"]
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["get", "a"], "error: give --connection (a Redis URL or a directory), set QUORIN_CONNECTION, or run the"),
+        (["get", "a", "-c", "{store}", "--last", "0"], "error: --last: "),
+        (["deadletter", "show", "x", "-c", "{store}"], "error: position: "),
+        (["changes", "Trip", "-c", "{store}", "--since", "-5"], "error: --since: expected a position from 0 on, or a"),
+        (["inspect", "-c", "{store}/none"], "error: there is no store at "),
+    ],
+    ids=["connection", "last", "position", "since", "store"],
+)
+def test_a_wrong_value_is_told_with_its_option_and_once(words: list[str], line: str, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    connect(store).close()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("QUORIN_")}
+    done = run_quorin([word.replace("{store}", str(store)) for word in words], environment, directory=tmp_path)
+    first, hint = done.stderr.splitlines()
+    assert (done.returncode, first.startswith(line), "Invalid value" in first) == (2, True, False), done.stderr
+    assert hint == f"try `quorin {' '.join(words[: 2 if words[0] == 'deadletter' else 1])} --help`"
+
+
+def test_readiness_of_a_mistyped_directory_makes_none(tmp_path: Path) -> None:
+    done = run("ready", "-c", str(tmp_path / "none"))
+    assert (done.returncode, f"there is no store at {tmp_path}/none" in done.stderr) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_text_and_no_file_is_told_in_one_line(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    SegmentRegistry(store, shm_dir=tmp_path).create(TRIP, capacity=4).close()
+    for words, code, text in (
+        (["scan", "Trip", "--prefix", "\udcff"], 2, "--prefix: expected UTF-8, got '\\udcff'"),
+        (["restore", "none.snapshot"], 1, "error: cannot read the snapshot"),
+        (["put", "Trip", "x" * 65, "score=1", "--sync"], 1, "error: "),
+        (["inspect"], 0, ""),
+    ):
+        environment = {**os.environ, "QUORIN_CONNECTION": str(store), "QUORIN_SHM_DIR": str(tmp_path)}
+        done = run_quorin(words, environment, directory=tmp_path)
+        assert (done.returncode, text in done.stderr, "Traceback" in done.stderr) == (code, True, False), done.stderr
+    assert "0 entries" in done.stdout  # An id that does not fit the segment is refused before it is logged.
+
+
 def test_what_is_no_directory_is_told_as_by_all_others(tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, ["inspect", "-c", "localhost:6379"])
     assert isinstance(refused.exception, ConnectionFailedError)

@@ -52,7 +52,7 @@ online_store:
     offline_path: data/history
 """
 EVENT_NS = 1_700_000_000_000_000_000
-OTHER_WORDS = {"schema_name", "segment_name", "entity_count", "row_count", "byte_count", "path"}
+OTHER_WORDS = {"schema_name", "segment_name", "entity_count", "row_count", "byte_count"}
 
 
 def keys_of(value: Any) -> Iterator[str]:

@@ -75,7 +75,7 @@ def test_an_upgrade_is_shown_and_done(place: Place, tmp_path: Path) -> None:
         False,
     )
     with place.registry.open_current(version(2)) as reader:
-        assert reader.name == told["new_segment_name"]
+        assert reader.name == told["new_segment"]
         assert assemble(reader, IDS[0]).tolist() == [1.0, 2.0, 1.0]
 
 

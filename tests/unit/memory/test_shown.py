@@ -29,5 +29,5 @@ def test_a_notebook_shows_the_fields_of_a_schema() -> None:
     html = HTMLFormatter()(schema)
     assert "<caption>Shown version 1</caption>" in html
     assert "<td>rate</td><td>float32[3]</td>" in html
-    assert "<td>n</td><td>int64 (null as 7)</td>" in html
+    assert "<td>n</td><td>int64 (null as 7.0)</td>" in html
     assert HTMLFormatter()(FeatureSchema) is None
