@@ -14,6 +14,7 @@ from quorin.engine.http.requests import InvalidRequestError, check_values
 from quorin.engine.routing.router import HereOnly
 
 if TYPE_CHECKING:
+    from quorin.engine.arrays import AnyArray
     from quorin.engine.http.asked import Asked
     from quorin.engine.http.catalogue import Catalogue
     from quorin.engine.http.requests import Assemble, Part
@@ -58,17 +59,24 @@ def join(
         elsewhere = HereOnly(elsewhere)
     not_held = yield from complete(parts, read, asked.waiting, elsewhere, missing_partitions)
     values = read[0].values if len(read) == 1 else np.concatenate([part.values for part in read], axis=1)
-    found, fresh = (np.stack(masks, axis=1) for masks in zip(*((part.found, part.fresh) for part in read), strict=True))
     own = [part.positions for part in read if part.positions is not None]
+    has_limits = any(part.max_age is not None for part in request.parts)
     return Vectors(
         values,
-        found,
+        _beside([part.found for part in read]),
         [(part.segment.schema, part.fields) for part in parts],
-        positions=np.stack(own, axis=1) if own else None,
-        fresh=fresh if any(part.max_age is not None for part in request.parts) else None,
+        positions=_beside(own) if own else None,
+        fresh=_beside([part.fresh for part in read])
+        if any(part.max_age is not None for part in request.parts)
+        else None,
         position=position,
         not_held=not_held,
     )
+
+
+def _beside(columns: list[AnyArray]) -> AnyArray:
+    """Columns of shape ``(N,)`` as one array of shape ``(N, columns)``; not copied if it is one."""
+    return columns[0][:, None] if len(columns) == 1 else np.stack(columns, axis=1)
 
 
 def _bound(segment: Segment, part: Part, request: Assemble) -> Bound:

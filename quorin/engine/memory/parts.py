@@ -134,8 +134,10 @@ class Parted:
         view = self.current_view()
         if view.layout.partition_count == 1:
             return _age_seconds(view.words[_CONFIRMED])
-        words = (_CONFIRMED + _PART_WORDS * partition for partition in view.partitioning.held)
-        return max(_age_seconds(view.words[word]) for word in words)
+        of_all = view.words[_CONFIRMED : _CONFIRMED + _PART_WORDS * view.layout.partition_count : _PART_WORDS].tolist()
+        confirmed = [of_all[partition] for partition in view.partitioning.held]
+        # One that is too far in the future is no age, too.
+        return max(_age_seconds(min(confirmed)), _age_seconds(max(confirmed)))
 
     def know_log(self: OpenSegment, partition: int, log_identity: int) -> None:
         """Record which log a partition has that is not held, so that reads recognize positions of it in tokens. Does
