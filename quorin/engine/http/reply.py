@@ -29,6 +29,8 @@ Direct = Callable[[bytes, Headers], "Reply | Pending | None"]
 """Answers the body and the headers of a request; None if the application must. Of a pending answer the application
 finds the rest in the scope."""
 PENDING = "quorin.pending"
+CONNECTION = "quorin.connection"
+"""In the scope: the :class:`quorin.engine.http.protocol.Connection` that a request came by."""
 
 
 def forms(headers: Headers) -> tuple[bytes, bytes]:

@@ -25,8 +25,9 @@ from quorin.schema import FeatureField, dtype, make_schema
 from quorin.shm import Segment, SegmentRegistry
 from quorin.snapshot import Peers
 from quorin.wal_consumer import WALConsumer
+from tests.support.donor import serve
 from tests.support.fleet import until
-from tests.support.http import ROOT, Running, serving
+from tests.support.http import ROOT, Running
 from tests.support.machines import Machine, whole_rows
 from tests.support.proxy import Wire
 
@@ -65,13 +66,6 @@ def donor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Donor]:
         yield Donor(machine, server, token)
     machine.reboot()
     machine.close()
-
-
-@contextmanager
-def serve(machine: Machine, log: Path, *options: str, **more: Any) -> Iterator[Running]:
-    where = ["--connection", str(machine.shm.parent / "store"), "--shm-dir", str(machine.shm)]
-    with serving(["quorin", "serve", "-p", "{port}", *where, *options], log, **more) as running:
-        yield running
 
 
 @pytest.fixture
