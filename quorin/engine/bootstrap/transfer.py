@@ -60,7 +60,7 @@ class Transfer:
     def __init__(self, job: Job) -> None:
         # The same installation, wherever it was found; not what lies in the working directory.
         paths = os.pathsep.join(str(Path(path).absolute()) for path in sys.path)
-        self._segment, self._is_stopped = job.segment, False
+        self._segment, self._is_stopped, self._is_copied = job.segment, False, False
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own module
                 [sys.executable, "-P", "-m", sender.__name__],
@@ -82,6 +82,7 @@ class Transfer:
         """
         words = self._answer()
         if "name" in words:
+            self._is_copied = True
             return Copied(words["name"], words["bytes"])
         if "missing" in words:
             raise SegmentNotFoundError(f"segment {self._segment!r} is gone")
@@ -101,9 +102,12 @@ class Transfer:
         return Sent(words.get("sent", 0), bytes.fromhex(words.get("trailer", "")))
 
     def stop(self) -> None:
-        """Ask it to end, which ends calls that wait for it."""
+        """Have it end, which ends calls that wait for it."""
         self._is_stopped = True
-        self._process.terminate()
+        if self._is_copied:
+            self._process.kill()
+        else:
+            self._process.terminate()  # It removes the copy, which still has a name.
 
     def end(self) -> None:
         """Wait until it has ended, and the copy is gone with it."""

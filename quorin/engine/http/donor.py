@@ -122,6 +122,7 @@ class Donor:
         if copied is None:
             return
         if isinstance(copied, Reply):
+            begun.slot.release()
             await asgi.send_reply(send, copied)
             return
         size = copied.byte_count + image.TRAILER_BYTES
