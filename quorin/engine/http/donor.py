@@ -1,65 +1,68 @@
 """Sending a node's rows to a new node: ``GET /v1/snapshot?schema=…`` streams a snapshot of the current segment.
 
 The bytes are those of :mod:`quorin.snapshot`: the rows, then the position and the checksum, so a stream that was cut is
-no snapshot. What must not wait, the requests for rows, goes first: rows are copied and hashed in a thread without the
-interpreter's lock, no faster than a set rate, and sent in small parts.
+no snapshot. What must not wait, the requests for rows, goes first: another process copies and hashes the rows, and
+writes them to the connection's socket (:mod:`quorin.engine.bootstrap.sender`), no faster than a set rate. Only what has
+to be encrypted goes through this one, in small parts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs
 
 from quorin import __version__
 from quorin.engine.bootstrap import image
-from quorin.engine.bootstrap.pace import Pace
+from quorin.engine.bootstrap.names import one_beginning
 from quorin.engine.bootstrap.peers import MEDIA_TYPE, NAME_HEADER, SNAPSHOT_PATH
-from quorin.engine.bootstrap.writer import open_to_copy
+from quorin.engine.bootstrap.sender import Job
+from quorin.engine.bootstrap.transfer import Copied, NewerFormatError, Transfer, TransferStoppedError
 from quorin.engine.format.segment import FORMAT_VERSIONS
 from quorin.engine.http import asgi
-from quorin.engine.http.reply import Reply, error_reply
+from quorin.engine.http.reply import CONNECTION, Reply, error_reply
 from quorin.engine.memory.lock import FileLock
 from quorin.engine.ops.readiness import readiness
 from quorin.errors import QuorinError, SegmentNotFoundError
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator
+    from collections.abc import Callable, Collection, Coroutine
 
+    from quorin.engine.http.protocol import Connection
     from quorin.shm import SegmentRegistry
 
 DEFAULT_BYTES_PER_SECOND = 128 << 20
+_BLOCK_BYTES = 1 << 20
 _PART_BYTES = 64 << 10
 """Sent at a time: the event loop answers other requests in between."""
 _STALLED_SECONDS = 30.0
-_NICE = 10
+_SIGN_SECONDS = 1.0
 _RETRY_AFTER = (b"retry-after", b"1")
 
 _log = get_logger(__name__)
 
 
-@dataclass(slots=True)
-class _Transfer:
-    """A copy of a segment that is ready to be sent, and the slot that it occupies until then."""
+class _Begun(NamedTuple):
+    """A transfer, the slot that it occupies, and the end of the pipe by which its bytes come here to be encrypted;
+    None if they go to the connection. ``newest`` is the newest format that the other node reads.
+    """
 
-    name: str
-    size: int
-    blocks: Generator[memoryview, None, None]
+    schema: str
+    newest: int
+    transfer: Transfer
     slot: FileLock
+    pipe: int | None
 
     def end(self) -> None:
-        """Free the copy and the slot. Unmapping a gigabyte takes long: not in the thread of the event loop."""
-        self.blocks.close()
+        self.transfer.end()
         self.slot.release()
+        if self.pipe is not None:
+            os.close(self.pipe)
 
 
 class Donor:
@@ -87,37 +90,102 @@ class Donor:
         self._max_lag_seconds = max_lag_seconds
         self._bytes_per_second = bytes_per_second
         # One thread more than transfers: it refuses further requests at once.
-        self._threads = ThreadPoolExecutor(at_once + 1, "quorin-transfer", initializer=_lower_priority)
+        self._threads = ThreadPoolExecutor(at_once + 1, "quorin-transfer")
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""
-        loop = asyncio.get_running_loop()
-        transfer = await loop.run_in_executor(self._threads, self._guarded, scope["query_string"])
-        if isinstance(transfer, Reply):
-            await asgi.send_reply(send, transfer)
-            return
+        connection: Connection | None = scope.get(CONNECTION)
+        socket = None if connection is None else connection.descriptor()
         try:
-            await _stream(transfer, self._threads, receive, send)
+            begun = await self._in_thread(self._guarded, self._begun, scope["query_string"], socket)
         finally:
-            await loop.run_in_executor(self._threads, transfer.end)
-
-    def _guarded(self, query: bytes) -> _Transfer | Reply:
+            if socket is not None:
+                os.close(socket)
+        if isinstance(begun, Reply):
+            await asgi.send_reply(send, begun)
+            return
+        gone = asyncio.create_task(_until_gone(receive))
         try:
-            return self._prepared(query)
+            await self._answer(begun, connection, gone, send)
+        finally:
+            gone.cancel()
+            with suppress(asyncio.CancelledError):
+                await gone
+            begun.transfer.stop()
+            await self._in_thread(begun.end)
+
+    async def _answer(self, begun: _Begun, connection: Connection | None, gone: asyncio.Task[None], send: Any) -> None:
+        """Send what the process has copied, unless the other node goes away, or takes nothing for long."""
+        started, transfer = time.perf_counter(), begun.transfer
+        meanwhile = None if connection is None else connection.show_life
+        copied = await _unless(gone, transfer, self._in_thread(self._guarded, self._copied, begun), meanwhile)
+        if copied is None:
+            return
+        if isinstance(copied, Reply):
+            begun.slot.release()
+            await asgi.send_reply(send, copied)
+            return
+        size = copied.byte_count + image.TRAILER_BYTES
+        _log.info("transfer_begins", snapshot=copied.name, bytes=size, copy_seconds=_since(started))
+        length, name = str(size).encode(), copied.name.encode()
+        headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", length), (NAME_HEADER.encode(), name)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if connection is not None:
+            await connection.flushed()
+        transfer.begin()
+        if begun.pipe is not None and not await self._relay(begun.pipe, copied.byte_count, gone, send):
+            transfer.stop()
+        sent = await _unless(gone, transfer, self._in_thread(transfer.sent))
+        if sent.trailer:
+            if connection is not None and begun.pipe is None:
+                connection.count_sent(sent.byte_count)
+            # Who has the last byte may ask for the next snapshot at once.
+            begun.slot.release()
+            await send({"type": "http.response.body", "body": sent.trailer})
+        elif not gone.done():
+            _log.warning("transfer_stalled", snapshot=copied.name, seconds=_STALLED_SECONDS)
+        seconds = _since(started)
+        _log.info("transfer_ended", snapshot=copied.name, bytes=sent.byte_count, of=copied.byte_count, seconds=seconds)
+
+    async def _relay(self, pipe: int, byte_count: int, gone: asyncio.Task[None], send: Any) -> bool:
+        """Send the rows that come by a pipe, between other answers. False if the other node takes nothing for long."""
+        while byte_count and (block := await self._in_thread(os.read, pipe, _BLOCK_BYTES)):
+            for first in range(0, len(block), _PART_BYTES):
+                if gone.done():
+                    return True
+                part = block[first : first + _PART_BYTES]
+                try:
+                    async with asyncio.timeout(_STALLED_SECONDS):
+                        await send({"type": "http.response.body", "body": part, "more_body": True})
+                except TimeoutError:
+                    return False
+                # A send that finds room does not wait: without this, requests would wait until the block is sent.
+                await asyncio.sleep(0)
+            byte_count -= len(block)
+        return True
+
+    async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    def _guarded(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
         except QuorinError as error:
             _log.exception("transfer_failed")
             return error_reply(503, f"{type(error).__name__}: the server's log has the reason")
 
-    def _prepared(self, query: bytes) -> _Transfer | Reply:
-        """The copy to send, or why none is."""
+    def _begun(self, query: bytes, socket: int | None) -> _Begun | Reply:
+        """The process that copies what is asked for, or why nothing is sent."""
         asked = _parse(query)
         if isinstance(asked, Reply):
             return asked
         if not self._at_once:
             return error_reply(403, "this server sends no snapshots: it runs with --transfers 0")
-        (name, newest), missing = asked, error_reply(404, f"there is no segment of schema {asked[0]!r} here")
-        if self._registry.node.current(name) is None or (self._names and name not in self._names):
-            return missing
+        name, newest = asked
+        state = self._registry.node.state()
+        current = state.currents.get(name)
+        if current is None or (self._names and name not in self._names):
+            return _missing(name)
         [found] = readiness(self._registry, max_lag_seconds=self._max_lag_seconds, names=[name])
         if found.problem:
             return error_reply(503, f"the segment of {name!r} is not ready: {found.problem}", _RETRY_AFTER)
@@ -125,28 +193,31 @@ class Donor:
         if slot is None:
             text = f"{self._at_once} of at most {self._at_once} transfers from this node are going on"
             return error_reply(429, text, _RETRY_AFTER)
+        begins = one_beginning(state.beginning_of(name))
+        pipe, into = (None, socket) if socket is not None else os.pipe()
+        shm_dir, pace = str(self._registry.shm_dir), (self._bytes_per_second, _STALLED_SECONDS)
         try:
-            return self._copied(name, newest, slot)
-        except BaseException as error:
+            transfer = Transfer(Job(shm_dir, current, newest, begins.log_identity, begins.position, *pace, into))
+        except BaseException:
             slot.release()
-            if isinstance(error, SegmentNotFoundError):
-                return missing
+            if pipe is not None:
+                os.close(pipe)
             raise
+        finally:
+            if pipe is not None:
+                os.close(into)
+        return _Begun(name, newest, transfer, slot, pipe)
 
-    def _copied(self, name: str, newest: int, slot: FileLock) -> _Transfer | Reply:
-        started, pace = time.perf_counter(), Pace(self._bytes_per_second)
-        segment, beginning = open_to_copy(self._registry, name)
-        with segment, tempfile.TemporaryDirectory(prefix="quorin-transfer-") as aside:
-            version = segment.current_view().layout.format_version
-            if version > newest:
-                slot.release()
-                here = f"Quorin {__version__} here sends segments of format {version}"
-                return error_reply(406, f"{here}; at most format {newest} was asked for")
-            # The copy has no name after this block, only memory: a process that dies leaves nothing.
-            copy = image.copied(segment.current_view(), Path(aside), pace)
-        size = copy.layout.file_bytes + image.TRAILER_BYTES
-        _log.info("transfer_begins", schema=name, segment=copy.name, bytes=size, copy_seconds=_since(started))
-        return _Transfer(image.name_of(copy, beginning=beginning), size, image.blocks(copy, pace=pace), slot)
+    def _copied(self, begun: _Begun) -> Copied | Reply | None:
+        try:
+            return begun.transfer.copied()
+        except TransferStoppedError:
+            return None
+        except SegmentNotFoundError:
+            return _missing(begun.schema)
+        except NewerFormatError as error:
+            here = f"Quorin {__version__} here sends segments of format {error.version}"
+            return error_reply(406, f"{here}; at most format {begun.newest} was asked for")
 
     def _free_slot(self) -> FileLock | None:
         for number in range(self._at_once):
@@ -168,40 +239,26 @@ def _parse(query: bytes) -> tuple[str, int] | Reply:
         return error_reply(422, f"expected one schema=NAME, and at most one format=NUMBER, got {shown!r}")
 
 
-async def _stream(transfer: _Transfer, threads: ThreadPoolExecutor, receive: Any, send: Any) -> None:
-    """Send the copy, unless the other node goes away, or takes nothing for long."""
-    started, sent, loop = time.perf_counter(), 0, asyncio.get_running_loop()
-    size, name = str(transfer.size).encode(), transfer.name.encode()
-    headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", size), (NAME_HEADER.encode(), name)]
-    gone = asyncio.create_task(_until_gone(receive))
-    try:
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        while (block := await loop.run_in_executor(threads, next, transfer.blocks, None)) is not None:
-            for first in range(0, len(block), _PART_BYTES):
-                if gone.done():
-                    return
-                part = bytes(block[first : first + _PART_BYTES])
-                if sent + len(part) == transfer.size:
-                    # Who has the last byte may ask for the next snapshot at once.
-                    await loop.run_in_executor(threads, transfer.end)
-                async with asyncio.timeout(_STALLED_SECONDS):
-                    await send({"type": "http.response.body", "body": part, "more_body": True})
-                sent += len(part)
-                # A send that finds room does not wait: without this, requests would wait until the block is sent.
-                await asyncio.sleep(0)
-        await send({"type": "http.response.body", "body": b""})
-    except TimeoutError:
-        _log.warning("transfer_stalled", snapshot=transfer.name, seconds=_STALLED_SECONDS)
-    finally:
-        gone.cancel()
-        with suppress(asyncio.CancelledError):
-            await gone
-        _log.info("transfer_ended", snapshot=transfer.name, bytes=sent, of=transfer.size, seconds=_since(started))
+def _missing(name: str) -> Reply:
+    return error_reply(404, f"there is no segment of schema {name!r} here")
 
 
-def _lower_priority() -> None:
-    """Let the threads that answer requests for rows go before this one."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+async def _unless(
+    gone: asyncio.Task[None],
+    transfer: Transfer,
+    work: Coroutine[Any, Any, Any],
+    meanwhile: Callable[[], None] | None = None,
+) -> Any:
+    """What comes of work with a transfer, which is stopped if the other node goes away. Each second ``meanwhile``."""
+    doing = asyncio.ensure_future(work)
+    while not doing.done():
+        await asyncio.wait({gone, doing}, timeout=_SIGN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if gone.done():
+            transfer.stop()
+            break
+        if meanwhile is not None and not doing.done():
+            meanwhile()
+    return await doing
 
 
 async def _until_gone(receive: Any) -> None:
