@@ -20,13 +20,18 @@ def serve(machine: Machine, log: Path, *options: str, **more: Any) -> Iterator[R
 
 def senders(server: Running) -> list[int]:
     """The processes that copy and send for a server."""
+    return [pid for pid in children(server) if b"quorin.engine.bootstrap.sender" in _command(pid)]
+
+
+def children(server: Running) -> list[int]:
+    """The processes that a server has started, ended ones that it has not waited for included."""
     found = []
     for task in Path(f"/proc/{server.process.pid}/task").iterdir():
         try:
             found += [int(word) for word in (task / "children").read_text().split()]
         except OSError:  # The thread has ended.
             continue
-    return [pid for pid in found if b"quorin.engine.bootstrap.sender" in _command(pid)]
+    return found
 
 
 def _command(pid: int) -> bytes:

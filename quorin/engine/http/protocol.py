@@ -8,27 +8,25 @@ one, and every one that the function does not answer, goes uvicorn's way with wh
 
 from __future__ import annotations
 
-import asyncio
 import hmac
-import os
 import time
-import weakref
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from quorin.engine.http.reply import CONNECTION, Direct, Reply, error_reply
+from quorin.engine.http.reply import SHOW_LIFE, Direct, Reply, error_reply
 
 if TYPE_CHECKING:
+    import asyncio
+
     from quorin.engine.http.limits import Limits
     from quorin.engine.http.observed import Observed
     from quorin.engine.http.reply import Pending
 
 _AROUND_HEADER = len(b": \r\n")
-_FLUSH_SECONDS = 0.001
 _OPEN_PATHS = (b"/", b"/health", b"/ready")
 
 
@@ -38,41 +36,6 @@ class RefusedRequestError(Exception):
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
         self.status = status
-
-
-class Connection:
-    """Of a request that an application answers: its socket, through which another process may send a part of the body
-    of the answer.
-    """
-
-    __slots__ = ("_cycle", "_transport")
-
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = weakref.ref(cycle)  # It has the scope, in which this is; the request's task has it.
-        self._transport = cycle.transport
-
-    def descriptor(self) -> int | None:
-        """The socket, for the caller to close; None if what is sent has to be encrypted, or the client has gone."""
-        if self._transport.is_closing() or self._transport.get_extra_info("sslcontext") is not None:
-            return None
-        return os.dup(self._transport.get_extra_info("socket").fileno())
-
-    def show_life(self) -> None:
-        """Tell a client that waits for the head of the answer that it will come, which resets the client's clock."""
-        cycle = self._cycle()
-        if cycle is not None and not cycle.response_started and cycle.scope["http_version"] == "1.1":
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    async def flushed(self) -> None:
-        """Wait until all that was sent here is on its way, or the connection has ended."""
-        while self._transport.get_write_buffer_size() and not self._transport.is_closing():
-            await asyncio.sleep(_FLUSH_SECONDS)
-
-    def count_sent(self, byte_count: int) -> None:
-        """Another process has sent so many bytes of the body."""
-        cycle = self._cycle()
-        if cycle is not None:
-            cycle.expected_content_length -= byte_count
 
 
 class DirectProtocol(HttpToolsProtocol):
@@ -230,7 +193,7 @@ class DirectProtocol(HttpToolsProtocol):
         if max(len(self.connections), len(self.tasks)) >= self._limits.connections:
             self._count_refused(503)
         super().on_headers_complete()
-        self.scope[CONNECTION] = Connection(self.cycle)  # type: ignore[literal-required]
+        self.scope[SHOW_LIFE] = self.show_life  # type: ignore[literal-required]
 
     def _run(self, application: Any) -> None:
         """Have uvicorn call an application for this request, whatever the limit of connections."""
@@ -238,6 +201,11 @@ class DirectProtocol(HttpToolsProtocol):
         self.app, self.limit_concurrency = application, None
         super().on_headers_complete()
         self.app, self.limit_concurrency = own
+
+    def show_life(self) -> None:
+        """Tell a client that waits for the head of an answer that one will come: its time-out begins anew."""
+        if self.parser.get_http_version() != "1.0" and not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def shutdown(self) -> None:
         """Close when the request that is being received is answered; at once if there is none."""

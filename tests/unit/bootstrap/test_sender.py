@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +12,13 @@ from typing import NamedTuple
 
 import pytest
 import requests
+import urllib3
 
-from quorin.engine.bootstrap.image import TRAILER_BYTES
 from quorin.engine.bootstrap.names import Wanted
 from quorin.schema import FeatureField, dtype, make_schema
 from quorin.shm import SegmentRegistry
 from quorin.snapshot import Peers
-from tests.support.donor import senders, serve
+from tests.support.donor import children, senders, serve
 from tests.support.fleet import until
 from tests.support.http import Running
 from tests.support.machines import Machine
@@ -31,6 +32,7 @@ class Donor(NamedTuple):
     machine: Machine
     server: Running
     aside: Path
+    log: Path
 
     def asked(self) -> requests.Response:
         """An answer of which nothing but the head was read."""
@@ -61,7 +63,7 @@ def donor(machine: Machine, tmp_path: Path) -> Iterator[Donor]:
     aside = tmp_path / "aside"
     aside.mkdir()
     with serve(machine, tmp_path / "log", TMPDIR=str(aside)) as server:
-        yield Donor(machine, server, aside)
+        yield Donor(machine, server, aside, tmp_path / "log")
 
 
 @pytest.fixture
@@ -72,21 +74,54 @@ def receiver(machine: Machine, tmp_path: Path) -> Iterator[SegmentRegistry]:
     registry.backend.close()
 
 
-def test_the_server_takes_no_part_in_sending_rows(donor: Donor) -> None:
+def test_the_process_gives_way_and_its_copy_has_no_name(donor: Donor) -> None:
     with donor.asked() as answer:
-        size = int(answer.headers["content-length"]) - TRAILER_BYTES
+        size = int(answer.headers["content-length"])
         (sender,) = senders(donor.server)
         assert os.sched_getscheduler(sender) == os.SCHED_IDLE
-        assert list(donor.aside.iterdir()) == [], "the copy has no name"
-        first = answer.raw.read(1)
-        os.kill(donor.server.process.pid, signal.SIGSTOP)
-        try:
-            rows = first + answer.raw.read(size - 1)
-        finally:
-            os.kill(donor.server.process.pid, signal.SIGCONT)
-        assert len(rows) == size
-        assert len(answer.raw.read()) == TRAILER_BYTES
-    until(lambda: not senders(donor.server))
+        assert list(donor.aside.iterdir()) == []
+        assert len(answer.raw.read()) == size
+    assert senders(donor.server) == [], "it has ended before the last byte is sent"
+
+
+def test_a_process_that_is_killed_breaks_off_what_it_sends(donor: Donor, receiver: SegmentRegistry) -> None:
+    with donor.asked() as answer:
+        (sender,) = senders(donor.server)
+        os.kill(sender, signal.SIGKILL)
+        with pytest.raises(urllib3.exceptions.ProtocolError):
+            answer.raw.read()
+    until(lambda: "the process that sends died" in donor.log.read_text())
+    assert donor.copied_by(receiver) == COUNT
+
+
+def test_a_process_that_is_killed_while_it_copies_is_an_error_with_a_name(donor: Donor) -> None:
+    answers: list[requests.Response] = []
+    asking = threading.Thread(target=lambda: answers.append(donor.asked()))
+    asking.start()
+    until(lambda: senders(donor.server))
+    for sender in senders(donor.server):
+        os.kill(sender, signal.SIGKILL)
+    asking.join()
+    assert answers[0].status_code == 503
+    assert "the process that copies died" in donor.log.read_text()
+    assert senders(donor.server) == []
+
+
+def test_many_transfers_leave_no_descriptor_and_no_process(donor: Donor, receiver: SegmentRegistry) -> None:
+    descriptors = Path(f"/proc/{donor.server.process.pid}/fd")
+
+    def transfers() -> None:
+        assert donor.copied_by(receiver) == COUNT
+        with donor.asked() as answer:
+            answer.raw.read(1)
+        until(lambda: not senders(donor.server))
+
+    transfers()
+    before = len(list(descriptors.iterdir()))
+    for _ in range(2):
+        transfers()
+    until(lambda: len(list(descriptors.iterdir())) <= before)
+    assert children(donor.server) == []
 
 
 def test_a_node_that_goes_away_frees_the_place_and_the_copy(donor: Donor, receiver: SegmentRegistry) -> None:
@@ -109,19 +144,18 @@ def test_a_copy_that_takes_longer_than_the_other_node_waits_is_waited_for(
     donor: Donor, receiver: SegmentRegistry
 ) -> None:
     """A segment of many gigabytes; here the process is stopped."""
-    import threading
 
     def hold() -> None:
         until(lambda: senders(donor.server))
         (sender,) = senders(donor.server)
         os.kill(sender, signal.SIGSTOP)
-        time.sleep(5)
+        time.sleep(9)
         os.kill(sender, signal.SIGCONT)
 
     holding = threading.Thread(target=hold)
     holding.start()
     try:
-        assert donor.copied_by(receiver, timeout_seconds=2.5) == COUNT
+        assert donor.copied_by(receiver, timeout_seconds=7) == COUNT
     finally:
         holding.join()
 
