@@ -14,6 +14,7 @@ import pytest
 import redis
 
 from quorin.engine.backend import Beginning
+from quorin.engine.memory.lock import is_locked
 from quorin.errors import SegmentNotFoundError
 from quorin.evolution import upgrade_schema
 from quorin.schema import FeatureField, dtype, make_schema
@@ -166,7 +167,7 @@ def test_when_a_consumer_freezes_a_follower_goes_on_until_it_wakes(fleet: Fleet,
         fleet.write(1)
         server = node.start(frozen_after_seconds=3.0)
         until(lambda: fleet.numbers(node) == [1])
-        assert not server.ask("applies")
+        until(lambda: is_locked(node.registry().node.lock_path("consumer")) and not server.ask("applies"))
         consumer.send_signal(signal.SIGSTOP)
         fleet.write(2)
         until(lambda: fleet.numbers(node) == [1, 2])

@@ -84,7 +84,8 @@ def _give_way() -> None:
 def _end_with_input() -> None:
     while os.read(sys.stdin.fileno(), 1):
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    # To the thread that copies and writes, which may wait in a call.
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 def _say(output: int, **words: object) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
@@ -145,6 +146,7 @@ async def _send(job: Job, slot: FileLock, show_life: Any, send: Any) -> None:
     who has the last byte may ask for the next snapshot at once.
     """
     started = time.perf_counter()
+    words: dict[str, Any] = {}
     try:
         process = await _start(job)
         try:
@@ -154,7 +156,7 @@ async def _send(job: Job, slot: FileLock, show_life: Any, send: Any) -> None:
                 _log.info("transfer_begins", snapshot=name, bytes=size, copy_seconds=_since(started))
                 trailer = await _relay(process, name, size, send)
         finally:
-            await _end(process)
+            await _end(process, is_copied="name" in words)
     except OSError as error:
         words = {"error": f"cannot start the process that copies: {error.strerror}"}
     finally:
@@ -231,16 +233,19 @@ async def _relay(process: Process, name: str, size: int, send: Any) -> bytes:
     return b""
 
 
-async def _end(process: Process) -> None:
-    """Have a process end, which removes what it copies; one that can't, as it is frozen, is killed."""
+async def _end(process: Process, *, is_copied: bool) -> None:
+    """Have a process end. A copy that is made has no name, and ends with it; before, the process removes it, unless it
+    can't, as it is frozen.
+    """
     assert process.stdin is not None  # noqa: S101 - it is a pipe
     process.stdin.close()
-    try:
-        async with asyncio.timeout(_END_SECONDS):
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0 if is_copied else _END_SECONDS):
             await process.communicate()  # Its output is read to the end, which closes the pipe.
-    except TimeoutError:
+            return
+    with suppress(ProcessLookupError):
         process.kill()
-        await process.communicate()
+    await process.communicate()
 
 
 async def _until_gone(receive: Any) -> None:
