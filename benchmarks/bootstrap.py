@@ -2,7 +2,7 @@
 
 The donor is `quorin serve --connection` with one worker; a client reads single rows from it at a steady rate, quietly
 first and then during transfers, one after the other. Donor, client and the new node share the cores of this machine.
-The new node, which in a fleet is on another machine, has the lowest priority here.
+The new node, which in a fleet is on another machine, runs here only when nothing else wants a processor.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from quorin.wal_consumer import WALConsumer
 
 NAMES = ("a", "b", "c", "d")
 SHARES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
-_LOWEST_PRIORITY = 19
 spawn = multiprocessing.get_context("spawn")
 
 
@@ -87,7 +86,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, float]:
         time.sleep(arguments.seconds)
         quiet = _answer(reading)
         registry = SegmentRegistry(store, shm_dir=new)
-        os.nice(_LOWEST_PRIORITY)
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         reading.send("begin")
         times = [_copy(registry, url) for _ in range(arguments.transfers)]
         busy = _answer(reading)

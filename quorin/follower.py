@@ -1,8 +1,9 @@
 """Applying the log on a node in the background of its serving processes, where no consumer process runs.
 
 Each serving process has a :class:`Follower`. One of them, which holds a file lock of the node, applies the log in a
-thread; the others try the lock a few times a second, and one goes on when that process ends, however it ends. A
-``quorin consumer`` on the node goes before them: the follower that applies stops within a second of its start.
+thread; the others try the lock a few times a second, and one goes on when that process ends, however it ends, or is
+frozen for half a minute. A ``quorin consumer`` on the node goes before them: the follower that applies stops within a
+second of its start.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from quorin.engine import forks
-from quorin.engine.consumer.precedence import try_apply
+from quorin.engine.consumer.precedence import DEFAULT_FROZEN_AFTER_SECONDS, take_turn
 from quorin.errors import NotPicklableError, QuorinError
 from quorin.logging import get_logger
 from quorin.wal_consumer import WALConsumer
@@ -38,9 +39,9 @@ class Follower:
     """Applies every schema of a deployment to its segments on this node, in a daemon thread, from :meth:`start` on.
 
     Segments that the node lacks are made, with ``options`` as for :class:`quorin.wal_consumer.WALConsumer`
-    (``capacity``, ``max_id_bytes``, ``offline``, ``snapshots``, ``peers``). It never trims the log. Threads may share
-    it. A forked child has no thread until it calls :meth:`start`, and then one of its own. The thread ends when the
-    object is no longer used.
+    (``capacity``, ``max_id_bytes``, ``offline``, ``snapshots``, ``peers``, ``frozen_after_seconds``). It never trims
+    the log. Threads may share it. A forked child has no thread until it calls :meth:`start`, and then one of its own.
+    The thread ends when the object is no longer used.
 
     A crash loses nothing: another process of the node applies the entries again, from the segment's position.
     """
@@ -122,6 +123,7 @@ class _Worker(threading.Thread):
         self.consumer: WALConsumer | None = None
         self._registry = registry
         self._options = options
+        self._frozen_after_seconds = options.get("frozen_after_seconds", DEFAULT_FROZEN_AFTER_SECONDS)
         self._ending = threading.Event()
         self._begun = time.monotonic()
         self._is_prepared = False
@@ -148,20 +150,20 @@ class _Worker(threading.Thread):
             self._ending.wait(LOOK_SECONDS)
 
     def _apply_if_free(self) -> None:
-        lock = try_apply(self._registry.node)
-        if lock is None:
+        turn = take_turn(self._registry.node, frozen_after_seconds=self._frozen_after_seconds)
+        if turn is None:
             self._prepare()
             return
         try:
             self.consumer = consumer = WALConsumer(
-                self._registry.backend, None, registry=self._registry, trims=False, yields=True, **self._options
+                self._registry.backend, None, registry=self._registry, trims=False, turn=turn, **self._options
             )
             if not self._ending.is_set():
                 consumer.run()
             consumer.close()
         finally:
             self.consumer = None
-            lock.release()
+            turn.release()
 
     def _prepare(self) -> None:
         """Load kernels while another process applies: half a second that its successor would be late by."""

@@ -29,7 +29,7 @@ from quorin.engine.consumer.lane import Lane, LaneSettings
 from quorin.engine.consumer.lanes import Lanes
 from quorin.engine.consumer.ownership import Ownership
 from quorin.engine.consumer.plan import Agenda, FlushLimits, Pace, Step, next_step
-from quorin.engine.consumer.precedence import Precedence
+from quorin.engine.consumer.precedence import DEFAULT_FROZEN_AFTER_SECONDS, Precedence
 from quorin.engine.ops.nodes import DEFAULT_NODE_TIMEOUT_SECONDS
 from quorin.errors import (
     ConnectionFailedError,
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from quorin.engine.backend import Connection, ReadResult, Tail
     from quorin.engine.bootstrap.progress import ShowProgress
+    from quorin.engine.memory.lock import FileLock
     from quorin.schema import Schema
     from quorin.shm import Segment
     from quorin.snapshot import Peers, SnapshotStore
@@ -59,7 +60,6 @@ DEFAULT_FLUSH_INTERVAL_SECONDS = 5.0
 DEFAULT_FLUSH_ROWS = 1_000_000
 DEFAULT_FLUSH_BYTES = 128 << 20
 DEFAULT_CAPACITY = 4096
-DEFAULT_FROZEN_AFTER_SECONDS = 30.0
 
 _BLOCK_MS = 250
 _STREAM_ENTRIES = 64
@@ -84,7 +84,8 @@ class WALConsumer:
     history. :meth:`run` writes snapshots every ``snapshot_every_seconds``, in a thread. ``show`` shows progress.
 
     While another process is the writer, this consumer waits until it dies, or gives no heartbeat (consumers: one each
-    second) for ``frozen_after_seconds``. With ``yields``, :meth:`run` ends when one of all schemas without it begins.
+    second) for ``frozen_after_seconds``. With a ``turn``, as a :class:`quorin.follower.Follower` has, :meth:`run` ends
+    when the turn is another's, or a consumer of all schemas without a turn begins.
 
     :raises SchemaError: for anything other than schemas and segments.
     """
@@ -105,7 +106,7 @@ class WALConsumer:
         capacity: int = DEFAULT_CAPACITY,
         max_id_bytes: int = 64,
         trims: bool = True,
-        yields: bool = False,
+        turn: FileLock | None = None,
         node_timeout_seconds: float = DEFAULT_NODE_TIMEOUT_SECONDS,
         namespace: str = DEFAULT_NAMESPACE,
         snapshots: SnapshotStore | None = None,
@@ -124,17 +125,17 @@ class WALConsumer:
             registry,
             partial(rebuild, stream_key=self._backend.log(stream_key).stream_key),
             before_overtaking=lambda: self._lanes.end_others_of_node(),
+            show_life=lambda: self._precedence.show_life(),
             frozen_after_seconds=frozen_after_seconds,
             stopping=self._stop,
         )
-        role = "follower" if yields else "consumer"
         of_all, trims = schemas_or_segments is None, trims and offline is not None
-        settings = LaneSettings(role, trims, of_all, batch_entries, node_timeout_seconds)
+        self._precedence = Precedence(registry, turn, discovers=of_all, frozen_after_seconds=frozen_after_seconds)
+        settings = LaneSettings(self._precedence.role, trims, of_all, batch_entries, node_timeout_seconds)
         self._lanes = Lanes(registry, stream_key, offline, self._ownership, settings)
         self._flusher = Flusher(self._lanes, offline, FlushLimits(flush_interval_seconds, flush_rows, flush_bytes))
         self._pace, self._agenda = Pace(), _new_agenda(self._ownership, self._stop)
         self._snapshots = writing(snapshots, registry, self._ownership.reports, snapshot_every_seconds, show=show)
-        self._precedence = Precedence(registry, role, discovers=self._ownership.discovers)
 
     def __enter__(self) -> WALConsumer:
         return self
@@ -234,10 +235,10 @@ class WALConsumer:
         return self._agenda.failures > 0 or self._lanes.is_failing
 
     def _look(self) -> None:
+        if self._ownership.discovers and self._precedence.must_stop():
+            self.stop()
         self._ownership.know_growths()
         if self._ownership.discovers:
-            if self._precedence.must_stop():
-                self.stop()
             self._ownership.discover()
             self._drop_lost()
             self._agenda.looked(len(self._ownership.targets), time.monotonic())

@@ -25,7 +25,7 @@ from quorin.evolution import upgrade_schema
 from quorin.schema import FeatureField, dtype, make_schema
 from quorin.snapshot import SnapshotStore, restore_newest
 from tests.support.machines import Machine, whole_rows
-from tests.support.s3 import QUOTED, SECRET, new_bucket, running, url
+from tests.support.s3 import QUOTED, SECRET, new_bucket, running, url, without_rights
 
 Pair = make_schema("Pair", [FeatureField("a", dtype.float64), FeatureField("b", dtype.string)])
 Wider = make_schema(
@@ -369,6 +369,38 @@ def test_a_directory_without_rights_is_an_error(machine: Machine, tmp_path: Path
     for use in (store.prepare, lambda: store.save(machine.registry.open_current(Pair))):
         with pytest.raises(SnapshotUnavailableError, match=str(blocked)):
             use()
+
+
+@pytest.mark.parametrize(
+    ("actions", "is_read"), [((), False), (("s3:ListBucket", "s3:GetObject"), True)], ids=["nothing", "reading"]
+)
+def test_a_url_without_rights_is_an_error_that_says_so(
+    machine: Machine, actions: tuple[str, ...], is_read: bool
+) -> None:
+    write(machine, 1)
+    rows = machine.served(Pair, IDS)
+    with running() as server:
+        owners = Place(new_bucket(server, "shared"))
+        with machine.registry.open_current(Pair) as segment:
+            owners.store.save(segment)
+        address = without_rights(server, "shared", *actions)
+        store = SnapshotStore(address)
+        with (
+            machine.registry.open_current(Pair) as segment,
+            pytest.raises(
+                SnapshotUnavailableError, match=r"the snapshots at s3://bucket-shared.*(?i:denied)"
+            ) as caught,
+        ):
+            store.save(segment)
+        secret = address.partition("@")[0].rpartition(":")[2]
+        assert secret not in "".join(traceback.format_exception(caught.value))
+        if is_read:
+            assert restored(machine, Place(address)) == rows
+            return
+        machine.reboot()
+        with pytest.raises(SnapshotUnavailableError, match=r"(?i:denied)"):
+            restore_newest(Pair, store, machine.registry)
+        assert list(machine.shm.glob("quorin_*")) == [], "an empty segment would look like a whole one"
 
 
 def test_rows_of_a_segment_without_a_log_are_saved_too(machine: Machine, place: Place) -> None:

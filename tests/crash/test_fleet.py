@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -13,13 +14,17 @@ import pytest
 import redis
 
 from quorin.engine.backend import Beginning
+from quorin.engine.memory.lock import is_locked
 from quorin.errors import SegmentNotFoundError
 from quorin.evolution import upgrade_schema
 from quorin.schema import FeatureField, dtype, make_schema
 from quorin.wal import WALProducer
 from quorin.wal_consumer import WALConsumer
 from tests.support.fleet import Node, Server, until
+from tests.support.forking import Forked, preload, run_module
 from tests.support.redis_server import RedisServer, emptied
+
+preload("quorin.cli")
 
 ROW = make_schema("Row", [FeatureField("number", dtype.int64), FeatureField("text", dtype.string)])
 WIDER = make_schema("Row", [*ROW.fields, FeatureField("more", dtype.float64)], version=2)
@@ -130,6 +135,50 @@ def test_when_the_process_that_applies_dies_another_of_its_node_goes_on(fleet: F
     fleet.write(2)
     until(lambda: fleet.numbers(node) == [1, 2])
     assert second.ask("applies")
+
+
+def test_when_the_process_that_applies_freezes_another_of_its_node_goes_on(fleet: Fleet) -> None:
+    node = fleet.nodes[1]
+    first = node.start(frozen_after_seconds=3.0)
+    fleet.create()
+    until(lambda: first.ask("applies"))
+    second = node.start(frozen_after_seconds=3.0)
+    fleet.write(1)
+    until(lambda: second.rows("Row") and not second.ask("applies"))
+    first.kill(signal.SIGSTOP)
+    fleet.write(2)
+    until(lambda: _numbers(second) == [1, 2])
+    assert second.ask("applies")
+    first.kill(signal.SIGCONT)
+    fleet.write(3)
+    until(lambda: _numbers(first) == _numbers(second) == [1, 2, 3])
+    second.kill()
+    fleet.write(4)
+    until(lambda: _numbers(first) == [1, 2, 3, 4])
+
+
+def test_when_a_consumer_freezes_a_follower_goes_on_until_it_wakes(fleet: Fleet, tmp_path: Path) -> None:
+    node = fleet.nodes[0]
+    environment = {**os.environ, "QUORIN_SHM_DIR": str(node.shm_dir)}
+    words = ["consumer", "-c", fleet.server.url, "--frozen-after", "3"]
+    consumer = Forked(run_module, ["python", "quorin", *words], environment, err=(tmp_path / "log").open("w"))
+    try:
+        fleet.create()
+        fleet.write(1)
+        server = node.start(frozen_after_seconds=3.0)
+        until(lambda: fleet.numbers(node) == [1])
+        until(lambda: is_locked(node.registry().node.lock_path("consumer")) and not server.ask("applies"))
+        consumer.send_signal(signal.SIGSTOP)
+        fleet.write(2)
+        until(lambda: fleet.numbers(node) == [1, 2])
+        assert server.ask("applies")
+        consumer.send_signal(signal.SIGCONT)
+        until(lambda: not server.ask("applies"))
+        fleet.write(3)
+        until(lambda: fleet.numbers(node) == [1, 2, 3])
+        assert not server.ask("applies")
+    finally:
+        consumer.close()
 
 
 def test_a_forked_child_follows_by_itself(fleet: Fleet) -> None:

@@ -24,6 +24,7 @@ from tests.support.redis_server import RedisServer
 
 IDS = 30
 SECOND = 10**9
+FROZEN_SECONDS = 1.5
 
 
 def version(number: int) -> Schema:
@@ -41,8 +42,7 @@ class Walk:
         self.server, self.folder = server, folder
         self.nodes = [Node(server.url, folder / name) for name in "ABC"]
         for node in self.nodes:
-            node.start()
-            node.start()
+            self.start_two(node)
         self.registry = self.nodes[0].registry()
         self.producer = WALProducer(self.registry.backend, registry=self.registry)
         self.clock, self.number, self.version = 0, 0, 1
@@ -110,13 +110,18 @@ class Walk:
         node = self.random.choice(self.nodes)
         server = node.servers.pop(self.random.randrange(2))
         server.stop()
-        node.start()
+        node.start(frozen_after_seconds=FROZEN_SECONDS)
+
+    def start_two(self, node: Node) -> None:
+        for _ in range(2):
+            node.start(frozen_after_seconds=FROZEN_SECONDS)
 
     def freeze(self) -> None:
+        """A process is frozen, perhaps for so long that the other one of its node takes over."""
         node = self.random.choice(self.nodes)
         server = self.random.choice(node.servers)
         server.kill(signal.SIGSTOP)
-        time.sleep(0.3)
+        time.sleep(self.random.choice([0.3, FROZEN_SECONDS + 1]))
         server.kill(signal.SIGCONT)
 
     def reboot(self) -> None:
@@ -127,8 +132,7 @@ class Walk:
         node.reboot()
         self.newest[node.shm_dir.name].clear()
         self.is_built = False
-        node.start()
-        node.start()
+        self.start_two(node)
 
     def wipe(self) -> None:
         """Redis is away for a moment."""

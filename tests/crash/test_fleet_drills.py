@@ -165,7 +165,9 @@ def test_a_node_file_of_a_newer_release_is_refused_by_name(server: RedisServer, 
 
 
 @pytest.mark.parametrize("clock_seconds", [-3600, 3600])
-def test_a_node_with_a_wrong_clock_is_not_silent(server: RedisServer, tmp_path: Path, clock_seconds: int) -> None:
+def test_a_node_with_a_wrong_clock_is_as_fresh_as_the_others(
+    server: RedisServer, tmp_path: Path, clock_seconds: int
+) -> None:
     fleet = Fleet(server.url, tmp_path, 1)
     other = Node(server.url, tmp_path / "wrong")
     fleet.nodes.append(other)
@@ -177,5 +179,15 @@ def test_a_node_with_a_wrong_clock_is_not_silent(server: RedisServer, tmp_path: 
         until(lambda: len(observed_nodes(backend, [backend.log()])) == 2)
         found = observed_nodes(backend, [backend.log()])
         assert all(node.is_alive and 0 <= node.silent_seconds < 60 for node in found)
+        # It is as fresh as the others, to itself and to them.
+        for serving in (fleet.servers[0], other.servers[0]):
+            until(lambda serving=serving: serving.ask("ready"))
+            assert 0 <= serving.ask("age", "Row") < 60
+
+        def lags_are_known() -> bool:
+            lags = [one.lag_seconds for one in observed_nodes(backend, [backend.log()])]
+            return all(lag is not None and 0 <= lag < 60 for lag in lags)
+
+        until(lags_are_known)
     finally:
         fleet.close()

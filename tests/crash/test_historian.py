@@ -1,4 +1,4 @@
-"""Consumers of several nodes share one history: one writes it, and another goes on when that one is killed."""
+"""Consumers of several nodes share one history: one writes it, and another goes on when that one dies or freezes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+import pytest
 
 from quorin.engine.backend import connect
 from quorin.offline import ParquetDatasetStore
@@ -36,7 +38,10 @@ def consumer(url: str, shm_dir: Path, history: Path) -> Iterator[subprocess.Pope
         process.wait()
 
 
-def test_the_history_goes_on_when_its_writer_is_killed(redis_server: RedisServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number_of_signal", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_history_goes_on_without_its_writer(
+    redis_server: RedisServer, tmp_path: Path, number_of_signal: int
+) -> None:
     url, folder = emptied(redis_server), tmp_path / "history"
     backend = connect(url)
     log, producer = backend.log(), WALProducer(backend)
@@ -53,11 +58,17 @@ def test_the_history_goes_on_when_its_writer_is_killed(redis_server: RedisServer
                 held = log.historian()
                 assert held is not None
                 (writer,) = [running[name] for name in running if _node_of(tmp_path / name) == held[0].split(":")[1]]
-                writer.send_signal(signal.SIGKILL)
+                writer.send_signal(number_of_signal)
         until(lambda: history.flushed_position(ROW) == positions[-1])
         now = log.historian()
         assert now is not None
         assert now[0] != held[0]
+        if number_of_signal == signal.SIGSTOP:
+            writer.send_signal(signal.SIGCONT)
+            positions.append(producer.write(ROW, "last", {"number": -1}, 1_000))
+            until(lambda: history.flushed_position(ROW) == positions[-1])
+            until(lambda: len(backend.control.replicas()) == 2)
+            assert (log.historian() or "")[0] == now[0], "the one that wakes leaves it to the other"
         loaded = history.load(ROW)
         rows = [at for _, _, places in loaded.batches(ROW, newest_first=False) for at in places.to_pylist()]
         assert sorted(rows) == positions, "each row once"

@@ -16,6 +16,7 @@ from feast.types import Int64, String
 from structlog.testing import capture_logs
 
 from feast_quorin import session
+from quorin.engine.ops.nodes import observed_nodes
 from quorin.errors import StaleReplicaError
 from quorin.metrics import stale_reads
 from quorin.shm import SegmentRegistry
@@ -94,6 +95,20 @@ def test_every_machine_serves_what_any_of_them_materializes_and_pushes(machines:
         assert score(store) == number, "its own write is seen at once"
         for other in machines.stores:
             until(lambda other=other, number=number: score(other) == number)
+
+
+def test_a_push_that_waits_for_the_fleet_is_on_every_machine_when_it_returns(machines: Machines) -> None:
+    a, b, c = machines.stores
+    push(a, 0.5)
+    for store in (b, c):
+        until(lambda store=store: score(store) == 0.5)
+    backend = SegmentRegistry(machines.server.url).backend
+    until(lambda: len(observed_nodes(backend, [backend.log()])) == 3)
+    waiting = machines.store("A", wait="fleet", timeout_ms=60_000)
+    for number in (1, 2, 3):
+        push(waiting, number)
+        assert score(b) == score(c) == number
+    backend.close()
 
 
 def test_a_view_that_changes_or_goes_does_so_on_every_machine(machines: Machines, data: Path) -> None:

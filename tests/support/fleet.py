@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quorin import assembly
+from quorin.engine.ops.readiness import readiness
 from quorin.errors import ConnectionFailedError, QuorinError
 from quorin.follower import Follower
 from quorin.layout import iterate_occupied
@@ -18,12 +19,14 @@ from quorin.shm import Segment, SegmentRegistry
 from tests.support.forking import context
 
 
-def serve(url: str, shm_dir: str, follows: bool, clock_seconds: float, pipe: Connection) -> None:
+def serve(
+    url: str, shm_dir: str, follows: bool, clock_seconds: float, options: dict[str, Any], pipe: Connection
+) -> None:
     """A serving process: answers questions from the pipe, beside its follower."""
     if clock_seconds:
         _set_clock(clock_seconds)
     registry = _registry(url, shm_dir)
-    follower = Follower(registry, capacity=64)
+    follower = Follower(registry, capacity=64, **options)
     if follows:
         follower.start()
     segments: dict[str, Segment] = {}
@@ -60,6 +63,8 @@ def _answer(
 ) -> Any:
     if question == "applies":
         return follower.applies
+    if question == "ready":
+        return [one.problem for one in readiness(registry, max_lag_seconds=1)] == [""]
     if question == "fork":
         return _forked(registry, follower, *arguments)
     (name,) = arguments
@@ -94,9 +99,12 @@ def _forked(registry: SegmentRegistry, follower: Follower, name: str) -> bool:
 class Server:
     """A serving process of a node, as a test talks to it."""
 
-    def __init__(self, url: str, shm_dir: Path, *, follows: bool = True, clock_seconds: float = 0) -> None:
+    def __init__(
+        self, url: str, shm_dir: Path, *, follows: bool = True, clock_seconds: float = 0, **options: Any
+    ) -> None:
+        """``options`` are those of its follower."""
         self._pipe, other = context.Pipe()
-        arguments = url, str(shm_dir), follows, clock_seconds, other
+        arguments = url, str(shm_dir), follows, clock_seconds, options, other
         self.process = context.Process(target=serve, args=arguments, daemon=True)
         self.process.start()
         other.close()

@@ -14,7 +14,7 @@ import pytest
 
 from quorin import assembly, evolution, layout, snapshot, watchdog
 from quorin.engine import kernels
-from quorin.engine.consumer.precedence import try_apply
+from quorin.engine.consumer.precedence import take_turn
 from quorin.engine.memory.growth import grow
 from quorin.engine.memory.lock import is_locked
 from quorin.engine.ops import health
@@ -30,7 +30,7 @@ NextScalars = make_schema("Scalars", [*Scalars.fields, FeatureField("e", dtype.f
 NAMES = {
     item.__name__.rpartition(".")[2]: item
     for item in (SegmentRegistry, Scalars, assembly, evolution, grow, health, is_locked, layout, os, pathlib, snapshot)
-} | {"NextScalars": NextScalars, "readiness": readiness, "try_apply": try_apply, "watchdog": watchdog}
+} | {"NextScalars": NextScalars, "readiness": readiness, "take_turn": take_turn, "watchdog": watchdog}
 """What the code of a :class:`User` may use."""
 
 

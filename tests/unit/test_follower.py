@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from quorin import follower as module
 from quorin.engine import kernels
-from quorin.engine.consumer.precedence import try_apply
+from quorin.engine.consumer.precedence import take_turn
 from quorin.engine.memory.lock import FileLock, is_locked
 from quorin.errors import NotPicklableError
 from quorin.follower import Follower
@@ -43,9 +43,9 @@ def test_it_applies_until_it_is_stopped_and_starts_again(registry: SegmentRegist
             follower.start()
             until(lambda: follower.applies)
             assert len(threads()) == before + 1
-            assert try_apply(registry.node) is None
+            assert take_turn(registry.node) is None
         assert not follower.applies
-        lock = try_apply(registry.node)
+        lock = take_turn(registry.node)
         assert lock is not None, "its lock is free"
         lock.release()
     assert len(threads()) == before
@@ -67,13 +67,13 @@ def _start(registry: SegmentRegistry) -> None:
 def test_an_error_is_reported_once_and_it_goes_on(registry: SegmentRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
-    def fail_at_first(node: Any) -> FileLock | None:
+    def fail_at_first(node: Any, **options: Any) -> FileLock | None:
         calls.append(1)
         if len(calls) < 4:
             raise RuntimeError("unforeseen")
-        return try_apply(node)
+        return take_turn(node, **options)
 
-    monkeypatch.setattr(module, "try_apply", fail_at_first)
+    monkeypatch.setattr(module, "take_turn", fail_at_first)
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
     with capture_logs() as logged, Follower(registry) as follower:
         until(lambda: follower.applies)
@@ -84,7 +84,7 @@ def test_an_error_is_reported_once_and_it_goes_on(registry: SegmentRegistry, mon
 def test_it_waits_while_a_consumer_has_claimed_the_node(registry: SegmentRegistry) -> None:
     claim = FileLock.try_acquire(registry.node.lock_path("consumer"))
     assert claim is not None
-    assert try_apply(registry.node) is None
+    assert take_turn(registry.node) is None
     with Follower(registry) as follower:
         claim.release()
         until(lambda: follower.applies)
@@ -95,7 +95,7 @@ def test_while_it_waits_it_loads_what_applying_needs(
 ) -> None:
     monkeypatch.setattr(module, "PREPARE_SECONDS", 0.0)
     monkeypatch.delitem(vars(kernels), "apply_rows", raising=False)
-    lock = try_apply(registry.node)
+    lock = take_turn(registry.node)
     assert lock is not None
     with Follower(registry) as follower:
         follower.start()

@@ -289,8 +289,8 @@ def test_users_with_deployments_of_their_own_share_a_directory(start: Callable[.
 def test_a_member_of_the_group_leaves_applying_to_others(start: Callable[..., User], shm_dir: Path) -> None:
     writer, member = created(start), start(OTHER, GROUP)
     with pytest.raises(UserError, match=f"cannot apply the log on the node .*: only its owner, user {ONE}, may write"):
-        member("try_apply(registry.node)")
-    assert writer("try_apply(registry.node) is not None")
+        member("take_turn(registry.node)")
+    assert writer("take_turn(registry.node) is not None")
 
 
 @needs_root

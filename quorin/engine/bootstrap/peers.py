@@ -12,6 +12,7 @@ import secrets
 import socket
 import ssl
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlsplit
@@ -67,7 +68,7 @@ class Peers:
     random order. If none sends the rows and one is busy, they are asked again, less and less often, for
     ``patience_seconds``. ``token_file`` has the token that the peers expect, and is read for each request; ``tls_ca``
     the certificates to trust in PEM, by default the system's. ``timeout_seconds`` bounds the time to connect, and each
-    wait for bytes.
+    wait for bytes; a peer that copies its rows shows each second that it does.
 
     :raises ValueError: for a URL of another form, and for none.
     """
@@ -112,7 +113,7 @@ class Peers:
         to it yet: ``registry.publish`` makes it current.
 
         A peer's rows fit as a snapshot does (:func:`quorin.snapshot.restore_newest`). ``progress`` is called with bytes
-        done and all bytes; while busy peers are waited for, several times a second, with nothing done. A crash
+        done and all bytes; while peers copy their rows, or are busy, several times a second, with nothing done. A crash
         leaves a segment file that nothing points to, or one that ends in ``.pending``.
 
         :raises PeerUnavailableError: if no peer sends rows that fit, and one of them may have some.
@@ -156,7 +157,7 @@ class Peers:
     def _received(
         self, peer: Peer, schema: Schema, registry: SegmentRegistry, wanted: Wanted, progress: Progress
     ) -> Segment | None:
-        with self._asked(peer, schema, registry.partitioning.count) as source:
+        with self._asked(peer, schema, registry.partitioning.count, progress) as source:
             if source is None:
                 return None
             unfit = names.why_unfit(source.file, wanted)
@@ -165,7 +166,7 @@ class Peers:
             return received(source, schema, registry, wanted, any_log=False, progress=progress)
 
     @contextmanager
-    def _asked(self, peer: Peer, schema: Schema, partitions: int) -> Iterator[PeerSource | None]:
+    def _asked(self, peer: Peer, schema: Schema, partitions: int, progress: Progress) -> Iterator[PeerSource | None]:
         """What a peer sends; None if it has no such segment."""
         parts = urlsplit(peer.url)
         # Earlier releases send only what they are asked for by its number.
@@ -175,7 +176,7 @@ class Peers:
         try:
             try:
                 connection.request("GET", path, headers=self._headers())
-                response = connection.getresponse()
+                response = _answer(connection, progress)
                 text = b"" if response.status == _OK else response.read(_MAX_SHOWN)
             except (OSError, http.client.HTTPException) as error:
                 raise PeerUnavailableError(f"{peer}: {_reason(error)}") from None
@@ -235,6 +236,22 @@ class _Connection(http.client.HTTPConnection):
         self.sock = socket.create_connection(self._peer.address[:2], self.timeout)
         if self._tls is not None:
             self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host)
+
+
+def _answer(connection: http.client.HTTPConnection, progress: Progress) -> http.client.HTTPResponse:
+    """The head of the answer. It comes when the peer has copied its rows; meanwhile the caller hears of progress, which
+    may end this.
+    """
+    with ThreadPoolExecutor(1, "quorin-peer") as threads:
+        answer = threads.submit(connection.getresponse)
+        try:
+            while not wait([answer], timeout=_LOOK_SECONDS).done:
+                progress(0, 1)
+        except BaseException:
+            if connection.sock is not None:
+                connection.sock.shutdown(socket.SHUT_RDWR)  # Which ends the thread's wait.
+            raise
+        return answer.result()
 
 
 def _token(path: Path) -> str:

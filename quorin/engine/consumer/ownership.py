@@ -28,8 +28,8 @@ class Ownership:
     """The targets of one consumer, and which of them it is the writer of.
 
     ``schemas_or_segments`` None follows the control plane's schemas. ``before_overtaking`` is called before a
-    frozen writer is overtaken. ``build`` makes segments that the node lacks; one that is being built when ``stopping``
-    is set is given up.
+    frozen writer is overtaken, ``show_life`` now and then while a segment is built. ``build`` makes segments that the
+    node lacks; one that is being built when ``stopping`` is set is given up.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Ownership:
         build: Callable[..., Segment],
         *,
         before_overtaking: Callable[[], None],
+        show_life: Callable[[], None],
         frozen_after_seconds: float,
         stopping: threading.Event,
     ) -> None:
@@ -49,6 +50,7 @@ class Ownership:
         self._dropped = DroppedSchemas(registry)
         self._growth = KnownGrowth(registry.backend, registry.node)
         self._before_overtaking = before_overtaking
+        self._show_life = show_life
         self._frozen_after_seconds = frozen_after_seconds
         self._build: BuildSegment = partial(build, progress=self._heartbeat)
         self._stopping = stopping
@@ -198,5 +200,6 @@ class Ownership:
         """Building one segment can take long; meanwhile the others must not look frozen."""
         for target in self.owned():
             target.opened.heartbeat()
+        self._show_life()
         if self._stopping.is_set():
             raise StoppedError("the consumer stops")

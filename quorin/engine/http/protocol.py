@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from quorin.engine.http.reply import Direct, Reply, error_reply
+from quorin.engine.http.reply import SHOW_LIFE, Direct, Reply, error_reply
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterable
 
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
     from quorin.engine.http.limits import Limits
     from quorin.engine.http.observed import Observed
-    from quorin.engine.http.reply import Pending
+    from quorin.engine.http.reply import Headers, Pending
 
 _AROUND_HEADER = len(b": \r\n")
 _OPEN_PATHS = (b"/", b"/health", b"/ready")
@@ -121,7 +122,7 @@ class DirectProtocol(HttpToolsProtocol):
         if headers + len(self.url) > self._limits.head_bytes:
             raise RefusedRequestError(431, f"expected at most {self._limits.head_bytes} bytes of headers")
         if self._token is not None:
-            self._authenticate(self._token)
+            _check_token(self._token, self.url, self.headers)
         function = self._direct.get(self.url)
         is_alone = self.cycle is None or self.cycle.response_complete
         if (
@@ -222,6 +223,7 @@ class DirectProtocol(HttpToolsProtocol):
         if max(len(self.connections), len(self.tasks)) >= (self.limit_concurrency or 0):
             self._count_refused(503)
         self._begin()
+        self.scope[SHOW_LIFE] = partial(_show_life, self)  # type: ignore[literal-required]
 
     def _run(self, application: Any) -> None:
         """Have uvicorn call an application for this request, whatever the limit of connections."""
@@ -259,12 +261,6 @@ class DirectProtocol(HttpToolsProtocol):
             return
         self._refuse(RefusedRequestError(408, f"no whole request within {self._limits.request_seconds:g} seconds"))
 
-    def _authenticate(self, token: bytes) -> None:
-        path = self.url.partition(b"?")[0]
-        given = next((value for name, value in self.headers if name == b"authorization"), b"")
-        if path not in _OPEN_PATHS and not hmac.compare_digest(given, b"Bearer " + token):
-            raise RefusedRequestError(401, "expected the header Authorization: Bearer with the token of this server")
-
     def _refuse(self, refused: RefusedRequestError) -> None:
         self._is_receiving = False
         self._end_patience()
@@ -291,13 +287,30 @@ class DirectProtocol(HttpToolsProtocol):
         self._observed.refused(status, method, self.url, self._body_size)
 
     def _write(self, reply: Reply, *, is_kept: bool) -> None:
-        parts = [STATUS_LINE[reply.status]]
-        for name, value in (*self.server_state.default_headers, *reply.headers):
-            parts += name, b": ", value, b"\r\n"
-        parts += b"content-type: ", reply.content_type, b"\r\ncontent-length: %d\r\n" % len(reply.body)
-        if not is_kept:
-            parts.append(b"connection: close\r\n")
-        parts += b"\r\n", reply.body
-        self.transport.write(b"".join(parts))
+        self.transport.write(_encoded(reply, self.server_state.default_headers, is_kept=is_kept))
         if not is_kept:
             self.transport.close()
+
+
+def _encoded(reply: Reply, headers: Iterable[tuple[bytes, bytes]], *, is_kept: bool) -> bytes:
+    parts = [STATUS_LINE[reply.status]]
+    for name, value in (*headers, *reply.headers):
+        parts += name, b": ", value, b"\r\n"
+    parts += b"content-type: ", reply.content_type, b"\r\ncontent-length: %d\r\n" % len(reply.body)
+    if not is_kept:
+        parts.append(b"connection: close\r\n")
+    parts += b"\r\n", reply.body
+    return b"".join(parts)
+
+
+def _show_life(protocol: DirectProtocol) -> None:
+    """Tell a client that waits for the head of an answer that one will come: its time-out begins anew."""
+    if protocol.parser.get_http_version() != "1.0" and not protocol.transport.is_closing():
+        protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def _check_token(token: bytes, url: bytes, headers: Headers) -> None:
+    path = url.partition(b"?")[0]
+    given = next((value for name, value in headers if name == b"authorization"), b"")
+    if path not in _OPEN_PATHS and not hmac.compare_digest(given, b"Bearer " + token):
+        raise RefusedRequestError(401, "expected the header Authorization: Bearer with the token of this server")

@@ -27,6 +27,8 @@ Pending = Coroutine[Any, Any, Reply | None]
 """An answer that waits for other nodes, in the event loop; None if the application must."""
 Direct = Callable[[bytes, Headers], Reply | Pending | None]
 """Answers the body and the headers of a request; None if the application must."""
+SHOW_LIFE = "quorin.show_life"
+"""In the scope of a request: a function that tells the client, before the head of the answer, that one will come."""
 
 
 def forms(headers: Headers) -> tuple[bytes, bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from typing import TYPE_CHECKING
 
 from quorin.engine import forks
@@ -65,6 +66,17 @@ class FileLock:
         """Whether a reader of the file asks its writer to pause; see :mod:`quorin.engine.memory.pauses`."""
         return is_asked(self._descriptor)
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether others that look for the lock find this one: it is ours, and nobody has removed its file."""
+        return self.is_ours and os.fstat(self._descriptor).st_nlink > 0
+
+    def show_life(self) -> None:
+        """Show by the file's time that the holder is not frozen. Clocks that are set don't matter to it."""
+        if self.is_ours:
+            now = time.monotonic_ns()
+            os.utime(self._descriptor, ns=(now, now))
+
     def release(self) -> None:
         """Release the lock. Does nothing when already released, and never frees a parent's lock from a child."""
         if self._descriptor >= 0:
@@ -102,3 +114,16 @@ def is_locked(path: Path) -> bool:
         return True
     lock.release()
     return False
+
+
+def is_held(path: Path, *, frozen_after_seconds: float) -> bool:
+    """Whether a process holds a file's lock, and is not frozen: it has shown life not longer ago than that. One that
+    never did, as earlier releases, counts as not frozen.
+    """
+    if not is_locked(path):
+        return False
+    try:
+        shown_ns = path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return False
+    return time.monotonic_ns() - shown_ns < frozen_after_seconds * 1e9

@@ -114,7 +114,7 @@ def _here(observer: Observer) -> Iterator[Check]:
         age = here.confirmed_ages[state.schema_name]
         known = "never known to be up to date" if math.isinf(age) else f"last up to date {ago(age)}"
         found = f"{counted(state.stats['rows'], 'row')}, {known}"
-        yield Check(name, WARNING if age > _LATE_SECONDS else OK, found, "served, and older by the second")
+        yield Check(name, WARNING if age > _MAX_LAG_SECONDS else OK, found, "served, and older by the second")
 
 
 def _loads(backend: Backend) -> Iterator[Check]:
