@@ -58,14 +58,13 @@ class Nodes(Machine):
 
     def settle(self) -> None:
         """Apply all that there is. The first drain may finish a load, for the second one."""
-        for _ in range(2):
-            self.drain(ROW)
-            if self.other is not None:
-                self.other.drain(ROW)
-                theirs = {
-                    name: row for name, row in served(self.registry).items() if partition_of(name, COUNT) in (1, 2)
-                }
-                assert served(self.other.registry) == theirs
+        nodes: list[Machine] = [self] if self.other is None else [self, self.other]
+        for node in 2 * nodes:
+            node.drain(ROW)
+        if self.other is not None:
+            rows = served(self.registry).items()
+            theirs = {name: number for name, number in rows if partition_of(name, COUNT) in (1, 2)}
+            assert served(self.other.registry) == theirs
 
     def close(self) -> None:
         if self.other is not None:
