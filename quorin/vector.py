@@ -29,6 +29,7 @@ from quorin.engine.format.abi import (
     V_SIZE,
     V_VARIABLE,
 )  # fmt: skip
+from quorin.engine.memory.filling import hidden_of
 from quorin.engine.rows.intake import id_array
 from quorin.engine.rows.packed import text_addresses
 from quorin.errors import CorruptSegmentError, InvalidRowError
@@ -218,5 +219,6 @@ def _sums(terms: Float64s) -> Float64s:
 
 def _sorted(view: SegmentView, ids: list[bytes], distances: Float64s, k: int) -> Neighbours:
     order = sorted(range(len(ids)), key=lambda i: (distances[i], ids[i]))[:k]
-    not_held = frozenset(range(view.partitioning.count)) - view.partitioning.held
+    held = view.partitioning.held - hidden_of(view.header["partitions"], view.partitioning)
+    not_held = frozenset(range(view.partitioning.count)) - held
     return Neighbours([ids[i].decode() for i in order], distances[order] if order else np.empty(0), not_held)

@@ -44,6 +44,7 @@ def _steps(machine: Machine) -> list[tuple[Any, str]]:
     """What is called at each step of a replacement or a rollback; a process dies before or after any of the calls."""
     backend = machine.registry.backend
     return [
+        (type(backend), "append_part"),
         (type(backend.log(partition=0)), "append"),
         (type(backend.control), "swap_load"),
         (replacing, "run"),
@@ -79,6 +80,7 @@ def killed(machine: Machine, action: Callable[[], None], at: int) -> bool:
                 if not left:
                     os.kill(os.getpid(), signal.SIGKILL)
 
+            _append_one_by_one(type(machine.registry.backend))
             for owner, name in _steps(machine):
                 _count(owner, name, step)
             action()
@@ -102,11 +104,26 @@ def _count(owner: Any, name: str, step: Callable[[], None]) -> None:
     setattr(owner, name, staticmethod(counted) if name == "beside" else counted)
 
 
+def _append_one_by_one(backend: Any) -> None:
+    """Entries for several logs are sent at once; a process may die when some of the logs have theirs."""
+    original = backend.append_together
+
+    def one_by_one(self: Any, parts: Any, **options: Any) -> list[Any]:
+        return [result for part in parts for result in type(self).append_part(self, [part], **options)]
+
+    backend.append_part, backend.append_together = original, one_by_one
+
+
 def serve_old_rows(machine: Machine) -> None:
     """The old rows, in the segment, in the history, and no longer in the log."""
     machine.registry.create(ROW, capacity=8).close()
     machine.producer.write_many(ROW, table(OLD))
     machine.drain(ROW)
+
+
+def without_pushed(rows: dict[str, int]) -> dict[str, int]:
+    """The rows whose entities nothing was pushed of."""
+    return {name: number for name, number in rows.items() if name not in PUSHED}
 
 
 def everything_is(machine: Machine, rows: dict[str, int]) -> None:

@@ -17,12 +17,24 @@ from quorin.wal_consumer import WALConsumer
 
 
 class Machine:
-    """A log, a history and shared memory, which is lost in a reboot."""
+    """A log, or one of each of the ``partitions``, a history, and shared memory, which is lost in a reboot; it holds
+    all of them, or those ``held``.
+    """
 
-    def __init__(self, directory: Path, connection: str | None = None) -> None:
-        self.shm = directory / "shm"
+    def __init__(
+        self,
+        directory: Path,
+        connection: str | None = None,
+        *,
+        partitions: int | None = None,
+        held: str | None = None,
+        shm: str = "shm",
+    ) -> None:
+        self.shm = directory / shm
         self.shm.mkdir()
-        self.registry = SegmentRegistry(connection or directory / "store", shm_dir=self.shm)
+        self.registry = SegmentRegistry(
+            connection or directory / "store", shm_dir=self.shm, partitions=partitions, held=held
+        )
         self.producer = WALProducer(self.registry.backend, registry=self.registry)
         self.base = directory / "history"
 

@@ -101,7 +101,8 @@ def copied(view: SegmentView, directory: Path, pace: Pace | None = None) -> Segm
         )
         if copy_rows(view, copy, copied=None if pace is None else _paced(pace, view.layout.row_stride)) is not None:
             copy.header["partitions"] = partitions
-            copy.header["partitions"]["confirmed_ns"] = 0  # It says nothing about when the copy is served.
+            # It says nothing about when the copy is served, but which partitions have all rows.
+            copy.header["partitions"]["confirmed_ns"] = np.minimum(partitions["confirmed_ns"], 0)
             carry_closed(partitions, view, copy)
             return copy
         copy.path.unlink()

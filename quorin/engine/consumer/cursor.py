@@ -52,6 +52,8 @@ class LogCursor:
         self._reads_all = reads_all
         self._identity = 0
         self._confirmed_ns = 0
+        self._behind: dict[str, int] = {}
+        """The end of the log when a segment began to follow it that lacked some of it."""
 
     @property
     def lowest(self) -> int:
@@ -79,7 +81,8 @@ class LogCursor:
 
     def look_call(self, targets: Iterable[Target]) -> Callable[[], tuple[int, Bounds]]:
         """A call that returns what :meth:`anchor` compares the segments with; any thread may make it."""
-        read = {at for target in targets if (at := self._progress(target).position)}
+        progress = [self._progress(target) for target in targets]
+        read = {at for one in progress for at in (one.position, one.forgotten) if at}
         return lambda: self._log.state(read)
 
     def anchor(self, targets: Collection[Target], identity: int, bounds: Bounds, *, anew: bool = False) -> None:
@@ -120,6 +123,7 @@ class LogCursor:
             progress = self._progress(target)
             if after > progress.position:
                 progress.commit_position(after, self._identity)
+            self._note_caught_up(target)
         return True
 
     def confirm(self, found: ReadResult, targets: Iterable[Target]) -> None:
@@ -160,6 +164,7 @@ class LogCursor:
             identity=identity,
             bounds=bounds,
             flushed=flushed,
+            replaced_at=progress.forgotten,
         )
         if start.fit not in (Fit.same, Fit.new):
             metrics.reanchored.labels(name, start.fit.name).inc()
@@ -178,7 +183,16 @@ class LogCursor:
         if start.resets:
             # Before the first row of this log is applied: the old position says nothing about it, and readers that
             # wait for a position must not take it for one of this log.
-            progress.commit_position(start.after, identity)
+            progress.commit_position(start.applied, identity)
+            self._loads.forget(name)
+        self._behind[name] = bounds.last
+        self._note_caught_up(target)
+
+    def _note_caught_up(self, target: Target) -> None:
+        name = target.schema.__name__
+        if name in self._behind and self.positions.after[name] >= self._behind[name]:
+            del self._behind[name]
+            self._progress(target).caught_up()
 
     def _catch_up(self, target: Target, progress: Progress, identity: int, trimmed: int) -> None:
         """Apply what the history has behind the segment's position, if the history can be read."""

@@ -16,8 +16,9 @@ from quorin.engine.consumer.progress import progress_of
 from quorin.engine.consumer.staged_load import Source, StagedLoad
 from quorin.engine.history.counted import Commit
 from quorin.engine.history.tail import commits_in
+from quorin.engine.log.open_load import open_loads
 from quorin.engine.log.record import Kind, decode, is_of_load, load_of, peek
-from quorin.errors import InvalidEntryError, QuorinError, WriterFencedError
+from quorin.errors import ConnectionFailedError, InvalidEntryError, QuorinError, WriterFencedError
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ class Loads:
         self._backend = backend
         self._sources: dict[Partition, Source] = {}
         self._staged: dict[str, StagedLoad] = {}
-        self._refused: dict[str, int] = {}
+        self._aborted: dict[str, int] = {}
+        self._over: dict[str, int] = {}
+        """The last load of a schema whose commit was met, and that is in force here since, or was refused."""
 
     def add(self, partition: Partition, log: Log, historian: Historian) -> None:
         """Also stage from this log: before any load is met."""
@@ -68,6 +71,8 @@ class Loads:
         name, load = header.schema_name, load_of(payload)[0]
         if not cursors.wants(name, position):
             return
+        if header.kind is Kind.abort:
+            self._aborted[name] = max(load, self._aborted.get(name, 0))
         staged = self._staged.get(name)
         if header.kind is Kind.commit:
             self._commit(targets[name], partition, Commit(load, position))
@@ -89,7 +94,7 @@ class Loads:
         for name, load in seen.items():
             staged = self._staged.get(name)
             is_next = staged is None or (staged.load < load and not staged.is_committed)
-            if is_next and load > self._refused.get(name, 0):
+            if is_next and load > max(self._over.get(name, 0), self._aborted.get(name, 0)):
                 self._begin(targets[name], load)
         last = entries[-1][0] if entries else 0
         for name, staged in list(self._staged.items()):
@@ -119,6 +124,11 @@ class Loads:
         for stream_key in {source.log.stream_key for source in self._sources.values()}:
             finish_decided(self._backend, stream_key)
 
+    def forget(self, name: str) -> None:
+        """A log is not what was read of it: what is staged of a schema has to be read again."""
+        self._over.pop(name, None)
+        self._drop(name)
+
     def keep(self, names: Collection[str]) -> None:
         """Drop what is staged for other schemas, whose segments this consumer does not own."""
         for name in self._staged.keys() - set(names):
@@ -146,8 +156,8 @@ class Loads:
     def _commit(self, target: Target, partition: Partition, commit: Commit) -> None:
         """A log commits a load: note it in the history, and put it in force if it was the last log to do so."""
         name, (log, historian) = target.schema.__name__, self._sources[partition]
-        if progress_of(target.opened, partition).position >= commit.position or self._refused.get(name) == commit.begin:
-            # Read again for the history, or in force nowhere on this node.
+        if progress_of(target.opened, partition).position >= commit.position or self._over.get(name) == commit.begin:
+            # Read again for the history, or decided for this node.
             self._drop(name, commit.begin)
             # The log is trimmed behind a load only once its commit is in the history.
             if isinstance(historian.history, LoadWriter) and log.bounds().trimmed <= commit.begin:
@@ -155,12 +165,17 @@ class Loads:
                 self._note(target, partition, commit, is_valid and not self._ended_life(name, partition, commit.begin))
             return
         try:
-            stage = self._ensured(target, commit.begin).advance(partition, commit.position)
-            if 0 < stage.commit < commit.position:  # Two processes have finished the load.
+            staged = self._ensured(target, commit.begin)
+            stage = staged.advance(partition, commit.position)
+            if not 0 < stage.commit < commit.position:
+                stage.refusal = stage.refusal or self._ended_life(name, partition, commit.begin)
+                self._note(target, partition, commit, not staged.refusal_in(partition))
+            elif stage.is_followed:  # Two processes have finished the load, one of them late.
+                self._drop(name)
                 return
-            stage.refusal = stage.refusal or self._ended_life(name, partition, commit.begin)
-            self._note(target, partition, commit, not stage.refusal)
             self._put_in_force(target, partition, commit.position)
+        except ConnectionFailedError:
+            raise
         except QuorinError:
             self._drop(name)
             raise
@@ -170,24 +185,36 @@ class Loads:
         name, segment = target.schema.__name__, target.opened
         staged = self._staged[name]
         positions = staged.positions(partition, through)
-        if not staged.refusal() and staged.lacks_commit(positions):
-            return False
+        if not staged.refusal():
+            if staged.lacks_commit(positions, lambda away: self._gets_commit(staged, away, positions)):
+                return False
+            if not staged.refusal():
+                staged.complete(positions)
         if reason := staged.refusal():
             metrics.loads_refused.labels(name).inc()
             _log.error("load_not_committed", schema=name, load=staged.load, position=through, reason=reason)
-            self._refused[name] = staged.load
+            if staged.is_refused:
+                self._over[name] = staged.load
             self._drop(name)
             return False
+        replaced = segment.name
         try:
-            replaced = segment.name
             staged.put_in_force(positions)
-            del self._staged[name]
         finally:
             self._drop(name)
+        self._over[name] = staged.load
         metrics.replaces.labels(name).inc()
         metrics.rows_replaced.labels(name).inc(staged.row_count)
         _log.info("view_replaced", schema=name, old=replaced, new=segment.name, load=staged.load, rows=len(segment))
         return True
+
+    def _gets_commit(self, staged: StagedLoad, partition: Partition, positions: Mapping[Partition, int]) -> bool:
+        """Whether a log that cannot be reached gets a commit behind its position, as the control plane knows it."""
+        load, _ = open_loads(self._backend.control).get(staged.schema.__name__, (None, 0.0))
+        if load is None or load.begin != staged.load or load.can_be_aborted:
+            return False
+        end = load.ends[partition or 0] if load.ends else 0
+        return not end or end > positions[partition]
 
     def _note(self, target: Target, partition: Partition, commit: Commit, is_valid: bool) -> None:
         """Before any row behind the commit is in the history: the order of the log, seen by each reader of it."""

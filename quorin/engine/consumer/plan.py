@@ -217,22 +217,34 @@ class Fit(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """Read the log behind ``after`` for a segment, and why there."""
+    """Read the log behind ``after`` for a segment, and why there. ``applied`` is what the segment has of the log in any
+    case, if its own position does not say so any more.
+    """
 
     after: int
     fit: Fit
+    applied: int = 0
 
     @property
     def resets(self) -> bool:
-        """Whether the segment's own position must be set to ``after``, because it belongs to no log or to another."""
+        """Whether the segment's own position must be set to ``applied``, as it belongs to no log, or to another."""
         return self.fit in (Fit.new, Fit.new_after_trim, Fit.other_log, Fit.shorter)
 
 
-def anchor(*, position: int, log_identity: int, identity: int, bounds: Bounds, flushed: int | None = None) -> Anchor:
+def anchor(
+    *,
+    position: int,
+    log_identity: int,
+    identity: int,
+    bounds: Bounds,
+    flushed: int | None = None,
+    replaced_at: int = 0,
+) -> Anchor:
     """Where to read the log from for a segment at ``position`` of the log ``log_identity`` (0: none yet).
 
     ``flushed`` is the position up to which the history is durable, if there is one. Applying an entry again changes
-    nothing, so reading too much is always safe, and reading too little never is.
+    nothing, so reading too much is safe, and reading too little never is. But for entries of before ``replaced_at``,
+    where a load replaced all rows: they would bring back what it has left out.
     """
     # Each fallback reads the log from its start: served rows stay, and event times decide about each entry.
     if log_identity == 0:
@@ -240,7 +252,10 @@ def anchor(*, position: int, log_identity: int, identity: int, bounds: Bounds, f
     if log_identity != identity:
         return Anchor(0, Fit.other_log)
     if position > bounds.last or position in bounds.lost:
-        return Anchor(0, Fit.shorter)
+        # A log loses its end. If the entry at that position is there, everything up to it is, and was applied.
+        is_there = replaced_at <= bounds.last and replaced_at not in bounds.lost
+        applied = replaced_at if is_there else 0
+        return Anchor(applied if flushed is None else min(applied, flushed), Fit.shorter, applied)
     # Rows that are in the segment but not durable in the history are read again, for the history.
     after = position if flushed is None else min(position, flushed)
     # Entries trimmed before they were read are lost to this segment: that is reported, and the rest applied.

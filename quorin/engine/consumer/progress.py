@@ -19,8 +19,17 @@ class Progress(Protocol):
     def log_identity(self) -> int:
         """Which log the position belongs to; 0 before the first."""
 
+    @property
+    def forgotten(self) -> int:
+        """The position at which a load replaced the rows, or of the last deletion that growth has forgotten; 0 for
+        none.
+        """
+
     def commit_position(self, position: int, log_identity: int) -> None:
         """Publish that everything up to ``position`` of a log is applied; call it after the rows are."""
+
+    def caught_up(self) -> None:
+        """All rows are there that the log had when the segment began to follow it."""
 
     def confirm(self, at_ns: int) -> None:
         """Record that at a time (ns since the epoch) the log had nothing that this segment lacks."""

@@ -39,6 +39,8 @@ class Stage:
         self.row_count = 0
         self.commit = 0
         """The position of the entry that commits the load; 0 if that was not read yet."""
+        self.is_followed = False
+        """Whether a later load begins behind the commit: then all nodes that had applied this log have the load."""
         self.refusal = ""
         """Why the load must not come into force, as far as this log says."""
         self.staged = staged
@@ -65,6 +67,11 @@ class Stage:
         return self.staged.segment
 
     @property
+    def through(self) -> int:
+        """The position up to which the log was read."""
+        return self._through
+
+    @property
     def needs_behind(self) -> int:
         """The position behind which it still needs the log."""
         return self._pushed_through if self._has_partial_rows else self._through
@@ -74,6 +81,8 @@ class Stage:
         for entries in self._entries(self._through, through):
             alive()
             self._apply(entries)
+            if entries:  # What was read counts once, also if the next read fails.
+                self._through = entries[-1][0]
         self._through = max(self._through, through)
 
     def complete(self, through: int, alive: Callable[[], None]) -> None:
@@ -135,12 +144,12 @@ class Stage:
 
     def _take(self, position: int, payload: bytes) -> None:
         """A record of a load: rows of this one, or the end of it, which is the first entry that ends it."""
-        if self.commit or self.refusal:
-            return
         try:
             kind = peek(payload).kind
             load, row_count = load_of(payload)
-            if (kind is Kind.begin and load > self.load) or (kind is Kind.abort and load == self.load):
+            if self.commit or self.refusal:
+                self.is_followed |= kind is Kind.begin and load > self.load
+            elif (kind is Kind.begin and load > self.load) or (kind is Kind.abort and load == self.load):
                 self.refusal = "the load was aborted, or another one began, before its commit"
             elif kind is Kind.commit and load == self.load:
                 self.commit = position

@@ -106,7 +106,7 @@ def _entity(part: Part, schema: Schema, columns: list[str]) -> str:
 def _read(part: Bound, at_most: int | Token | None = None, *, positions: bool) -> VectorsRead:
     count = len(part.entity_ids)
     own = np.empty(count, np.int64) if positions else None
-    not_held = np.empty(count, np.bool_) if part.segment.partitioning.is_partial else None
+    not_held = np.empty(count, np.bool_) if part.segment.current_view().is_partial else None
     # A segment that is replaced by one with fewer partitions meanwhile raises, so nothing is not found by mistake.
     others: dict[str, Any] = {} if not_held is None else {"missing_partitions": "mask", "not_held_mask": not_held}
     if part.is_whole and part.max_age is None and at_most is None:

@@ -5,25 +5,29 @@ It needs the control plane and the log only, not a segment: each node stages the
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from quorin.engine.backend import logs
-from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
+from quorin.engine.backend.keys import DEFAULT_STREAM_KEY, SEQUENCE_BITS
 from quorin.engine.consumer.held import abort, append_marks, finish
 from quorin.engine.format.growth import Growth, State
 from quorin.engine.log.open_load import SILENT_SECONDS, OpenLoad, open_loads
 from quorin.engine.log.record import Kind, decode, is_of_load, load_of, mark, peek, translate
+from quorin.engine.log.token import Token
 from quorin.engine.ops.presence import Process
 from quorin.engine.rows.partitions import partitions_of
 from quorin.engine.words import duration
 from quorin.errors import (
     ConnectionFailedError,
     InvalidEntryError,
+    LogClosedError,
     QuorinError,
     ReplaceAbortedError,
     ReplaceConflictError,
@@ -39,7 +43,6 @@ if TYPE_CHECKING:
 
     from quorin.engine.arrays import Int64s
     from quorin.engine.backend import Backend, Log
-    from quorin.engine.log.token import Token
     from quorin.schema import Schema
 
 _RENEW_SECONDS = SILENT_SECONDS / 6
@@ -78,12 +81,12 @@ class Coordinator:
         identities = tuple(identity for identity, _ in states)
         earlier = self._earlier(identities)
         # The same number in all logs, behind all that they have. The record must hold them before the load is in them.
-        begin = max(bounds.last for _, bounds in states) + 1
+        # No load had it before: one whose entries were all lost may be known to a node, and to the history.
+        begin = max(bounds.last for _, bounds in states) + 1 + secrets.randbelow(1 << SEQUENCE_BITS)
         new = OpenLoad(self._name, self._logs[0].stream_key, begin, identities, f"{Process.this()}", self.started_ns)
         if earlier is not None:
-            new = replace(new, earlier_begin=earlier.held, earlier_commits=earlier.commits)
-        expected = None if earlier is None else earlier.to_json()
-        if not self._control.swap_load(self._name, new.to_json(), expected=expected, beside=(growth,)):
+            new = replace(new, earlier_begin=earlier.held, earlier_ends=earlier.ends)
+        if not new.store(self._control, in_place_of=earlier, beside=(growth,)):
             raise ReplaceConflictError(
                 f"another process began to replace {self._name!r}, or to grow the deployment, at the same time"
             )
@@ -92,7 +95,10 @@ class Coordinator:
             # What is pushed from here on comes after the load.
             for log in self._logs:
                 log.skip_to(begin)
-            append_marks(new, self._backend, [mark(Kind.begin, self._schema, load=begin)] * len(self._logs))
+            marks = dict.fromkeys(range(len(self._logs)), mark(Kind.begin, self._schema, load=begin))
+            for result in append_marks(new, self._backend, marks).values():
+                if not isinstance(result, Token):
+                    raise result
             self._exchange(state="open")
         except BaseException:
             self.__exit__(None, None, None)
@@ -203,7 +209,8 @@ class Coordinator:
                 f"{duration(silent_seconds)} ago; `quorin replace {self._name} --abort` ends that"
             )
         if load.state == "committing":
-            finish(load, self._backend)
+            with suppress(LogClosedError):  # It is over all the same.
+                finish(load, self._backend)
         elif not abort(load, self._backend):
             raise ReplaceConflictError(f"another process is replacing {self._name!r}, or has just ended a replacement")
         return self._earlier(identities)
@@ -240,7 +247,8 @@ def end_load(backend: Backend, schema_name: str) -> int | None:
         return None
     load = found[0]
     if load.state == "committing":
-        finish(load, backend)
+        with suppress(LogClosedError):
+            finish(load, backend)
     return load.begin if abort(load, backend) else None
 
 

@@ -24,13 +24,14 @@ class OpenLoad:
     all entries of the load, and whatever was pushed since.
 
     ``logs`` are the identities of the logs by partition, ``rows`` the numbers of the load's rows in them, known from
-    the commit on, and ``commits`` the positions of the entries that commit it, known once all are written.
+    the commit on, and ``ends`` the positions of the entries that commit or abort it: 0 where none is known to be
+    written yet, and nothing before the first.
 
     ``state`` goes from ``beginning`` to ``open``, ``committing`` and ``committed`` (only nodes that have not applied it
     need the load), or from one of the first two to ``aborting``. Each step is one exchange. Whoever finds a load
     ``committing`` or ``aborting`` may finish it: writing the entries again changes nothing.
 
-    ``earlier_begin`` and ``earlier_commits`` are those of an earlier, committed load, which some node may not have
+    ``earlier_begin`` and ``earlier_ends`` are those of an earlier, committed load, which some node may not have
     applied when this one began; 0 and nothing for none.
     """
 
@@ -42,15 +43,15 @@ class OpenLoad:
     started_ns: int
     state: Literal["beginning", "open", "committing", "committed", "aborting"] = "beginning"
     rows: tuple[int, ...] = ()
-    commits: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
     earlier_begin: int = 0
-    earlier_commits: tuple[int, ...] = ()
+    earlier_ends: tuple[int, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> OpenLoad:
         """From the JSON in the control plane."""
         found: dict[str, Any] = json.loads(text)
-        return cls(**found | {name: tuple(found[name]) for name in ("logs", "rows", "commits", "earlier_commits")})
+        return cls(**found | {name: tuple(found[name]) for name in ("logs", "rows", "ends", "earlier_ends")})
 
     def to_json(self) -> str:
         """The record's text, which compare-and-set compares."""
@@ -69,16 +70,40 @@ class OpenLoad:
     def exchange(self, control: ControlPlane, **changes: Any) -> OpenLoad | None:
         """Store the record with changes; None, and nothing has changed, if another process has changed it."""
         changed = replace(self, **changes)
-        return changed if control.swap_load(self.schema_name, changed.to_json(), expected=self.to_json()) else None
+        return changed if changed.store(control, in_place_of=self) else None
+
+    def store(
+        self, control: ControlPlane, *, in_place_of: OpenLoad | None, beside: tuple[str | None] | None = None
+    ) -> bool:
+        """Store the record in place of another one, or of none; False, and nothing has changed, if there is a third, or
+        the growth is not that of ``beside``.
+        """
+        expected = None if in_place_of is None else in_place_of.to_json()
+        return _swapped(control, self.schema_name, self.to_json(), expected=expected, beside=beside)
 
     def remove(self, control: ControlPlane) -> bool:
         """Remove the record, or leave that of the earlier load; False if another process has changed it."""
-        if self.earlier_commits and self.state != "committed":
-            earlier = {"begin": self.earlier_begin, "commits": self.earlier_commits, "state": "committed"}
-            return self.exchange(control, **earlier, earlier_begin=0, earlier_commits=()) is not None
-        return control.swap_load(self.schema_name, None, expected=self.to_json())
+        if self.earlier_ends and self.state != "committed":
+            earlier = {"begin": self.earlier_begin, "ends": self.earlier_ends, "state": "committed"}
+            return self.exchange(control, **earlier, earlier_begin=0, earlier_ends=()) is not None
+        return _swapped(control, self.schema_name, None, expected=self.to_json())
 
 
 def open_loads(control: ControlPlane) -> dict[str, tuple[OpenLoad, float]]:
     """The loads by schema name, each with the seconds since its coordinator's last sign of life."""
     return {name: (OpenLoad.parse(text), silent) for name, (text, silent) in control.loads().items()}
+
+
+def _swapped(
+    control: ControlPlane,
+    name: str,
+    json: str | None,
+    *,
+    expected: str | None,
+    beside: tuple[str | None] | None = None,
+) -> bool:
+    """:meth:`ControlPlane.swap_load`, which is repeated when its answer is lost, and then finds what it has stored."""
+    if control.swap_load(name, json, expected=expected, beside=beside):
+        return True
+    stored = control.loads().get(name)
+    return (None if stored is None else stored[0]) == json

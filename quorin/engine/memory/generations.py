@@ -19,6 +19,7 @@ from quorin.engine.format.partition import hash_shift
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.access import Access
 from quorin.engine.memory.closed import carry_closed
+from quorin.engine.memory.filling import FILLING
 from quorin.engine.memory.kept import with_room
 from quorin.engine.memory.view import SegmentView
 from quorin.engine.rows.compatibility import fits
@@ -220,6 +221,8 @@ def copy_partitions(partitions: AnyArray, view: SegmentView, successor: SegmentV
         if number not in both:
             for word in ("position", "confirmed_ns", "forgotten"):
                 table[word][number] = 0
+            if number in successor.partitioning.held:
+                table["confirmed_ns"][number] = FILLING
     successor.header["partitions"] = table
     carry_closed(partitions, view, successor)
 

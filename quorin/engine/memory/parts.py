@@ -11,6 +11,7 @@ import numpy as np
 from quorin.engine.format import segment as fmt
 from quorin.engine.format.log_positions import PARTITION_DTYPE
 from quorin.engine.log.token import Token
+from quorin.engine.memory.filling import FILLING, filled_now, is_hidden
 from quorin.errors import NotHeldError, PartitionedError
 
 if TYPE_CHECKING:
@@ -85,6 +86,13 @@ class Parted:
         view = self.current_view()
         return _load_acquire(view.mapping.address + _LOG_IDENTITY) if view.layout.partition_count == 1 else 0
 
+    @property
+    def forgotten(self: OpenSegment) -> int:
+        """The last position of a deletion that growth has forgotten, or of a load that has replaced the rows; 0 for
+        none. Of several partitions, the highest of theirs.
+        """
+        return max(forgotten_in(self.current_view()))
+
     def part(self: OpenSegment, partition: int) -> Part:
         """One partition of those that are held.
 
@@ -126,6 +134,9 @@ class Parted:
             view = self.writing_view()
             check_one_partition(view, "confirm")
             view.words[_CONFIRMED] = at_ns
+
+    def caught_up(self: OpenSegment) -> None:
+        """Nothing changes: only one of several partitions is given to a segment later."""
 
     def confirmed_age_seconds(self: OpenSegment) -> float:
         """Seconds since the log is known to have had nothing that this segment lacks; infinity if that is not known.
@@ -181,6 +192,11 @@ class Part:
         """Which log :attr:`position` belongs to; 0 before the first. Read it before the position."""
         return self._load(_LOG_IDENTITY)
 
+    @property
+    def forgotten(self) -> int:
+        """The last position of a deletion that growth has forgotten, or of a load that has replaced the rows."""
+        return self._load(_FORGOTTEN)
+
     def commit_position(self, position: int, log_identity: int) -> None:
         """Publish that everything up to ``position`` of the partition's log is applied; as for the segment."""
         segment = self._segment
@@ -188,9 +204,20 @@ class Part:
             self._writer.commit_position(position, log_identity, segment.writing_view(), self.partition)
 
     def confirm(self, at_ns: int) -> None:
-        """Record that at a time (ns since the epoch) the partition's log had nothing that this segment lacks."""
+        """Record that at a time (ns since the epoch) the partition's log had nothing that this segment lacks. Does
+        nothing while reads do not answer for the partition.
+        """
         with self._segment.writing:
-            self._segment.writing_view().words[_CONFIRMED + _PART_WORDS * self.partition] = at_ns
+            words = self._segment.writing_view().header["partitions"]["confirmed_ns"]
+            if not is_hidden(int(words[self.partition])):
+                words[self.partition] = at_ns
+
+    def caught_up(self) -> None:
+        """All rows are there that the partition's log had when this segment began to follow it."""
+        with self._segment.writing:
+            words = self._segment.writing_view().header["partitions"]["confirmed_ns"]
+            if words[self.partition] == FILLING:
+                words[self.partition] = filled_now()
 
     def confirmed_age_seconds(self) -> float:
         """Seconds since the partition's log is known to have had nothing that this segment lacks; infinity if never."""

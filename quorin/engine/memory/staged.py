@@ -36,6 +36,7 @@ class Staged:
 
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
+        self._is_over = False
         segment.acquire_writer_lease()
 
     @classmethod
@@ -73,7 +74,8 @@ class Staged:
         A crash at any point leaves the old generation in force, or the new one with its positions; the file of the
         other is reclaimed by the watchdog.
 
-        :raises WriterFencedError: if another process overtook this one; nothing has changed then.
+        :raises WriterFencedError: if another process overtook this one; nothing has changed then, and the staged
+            segment is removed.
         """
         old, staged = serving.writing_view(), self.segment.writing_view()
         partitions = old.header["partitions"].copy()
@@ -84,13 +86,20 @@ class Staged:
         staged.header["partitions"] = partitions
         carry_closed(partitions, old, staged)
         self.segment.close()
-        serving.replace(_joined(old, staged), keeping="replace")
+        self._is_over = True
+        try:
+            successor = _joined(old, staged)
+        except BaseException:
+            mapping.unlink(staged.path)
+            raise
+        serving.replace(successor, keeping="replace")
 
     def discard(self) -> None:
-        """Remove it. Does nothing once it is in force."""
-        view = self.segment.current_view()
-        self.segment.close()
-        mapping.unlink(view.path)
+        """Remove it. Does nothing once :meth:`put_in_force` has closed it."""
+        if not self._is_over:
+            view = self.segment.current_view()
+            self.segment.close()
+            mapping.unlink(view.path)
 
 
 def _joined(serving: SegmentView, staged: SegmentView) -> SegmentView:

@@ -18,6 +18,7 @@ from quorin.engine.format.name import SegmentName
 from quorin.engine.format.partition import Partitioning, ranges
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.access import Access
+from quorin.engine.memory.filling import hidden_of
 from quorin.engine.memory.header import (
     check_counters,
     check_header,
@@ -56,6 +57,7 @@ class SegmentView:
         "column_plans",
         "descriptor",
         "header",
+        "is_filling",
         "is_partial",
         "layout",
         "mapping",
@@ -86,7 +88,9 @@ class SegmentView:
         self.header = header_of(mapped.memory)
         self.words = memoryview(mapped.memory[: layout.header_bytes]).cast("Q")  # type: ignore[arg-type]
         self.partitioning = partitioning_of(self.header)
-        self.is_partial = self.partitioning.is_partial
+        # A partition that is being filled here is shown later; none is hidden again in this file.
+        self.is_filling = bool(hidden_of(self.header["partitions"], self.partitioning))
+        self.is_partial = self.partitioning.is_partial or self.is_filling
         self.name: str = self.header["name"].decode()
         self.segment_name = SegmentName.parse(self.name)
         self.pinned = pinned

@@ -120,7 +120,7 @@ def _here(observer: Observer) -> Iterator[Check]:
 def _loads(backend: Backend) -> Iterator[Check]:
     """The views that are being replaced."""
     for name, (load, silent_seconds) in open_loads(backend.control).items():
-        found, advice = f"committed at position {max(load.commits, default=0)}; not all nodes have applied it yet", ""
+        found, advice = f"committed at position {max(load.ends, default=0)}; not all nodes have applied it yet", ""
         if load.state != "committed":
             found = f"{load.state} since position {load.begin}, by {load.coordinator}, seen {ago(silent_seconds)}"
             if silent_seconds > SILENT_SECONDS:

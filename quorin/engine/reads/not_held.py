@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from quorin.engine.format.partition import partition_of
+from quorin.engine.memory.filling import is_hidden, shown
 from quorin.engine.reads.arguments import mask_out
 from quorin.engine.rows.intake import id_array
 from quorin.engine.rows.partitions import partitions_of
@@ -30,14 +31,18 @@ def check_choice(missing_partitions: object) -> None:
 
 
 def not_held_of(view: SegmentView, entity_ids: Any, found: Mask) -> Mask | None:
-    """Which entities of a batch are not found because their partitions are not held; None if there are none.
+    """Which entities of a batch are not found because their partitions are not held, or are not filled yet; None if
+    there are none.
 
     A batch of which all are found costs nothing, and none does where all partitions are held.
     """
     if not view.is_partial or found.all():
         return None
     partitions = partitions_of(id_array(entity_ids), view.partitioning.count)
-    not_held: Mask = ~(_held(view.partitioning)[partitions] | found)
+    held = _held(view.partitioning)
+    if view.is_filling:
+        held = shown(held, view.header["partitions"])
+    not_held: Mask = ~(held[partitions] | found)
     return not_held if not_held.any() else None
 
 
@@ -74,10 +79,11 @@ def check_held(segment: Segment, view: SegmentView, entity_ids: Any, not_held: M
 
 
 def check_one_held(segment: Segment, view: SegmentView, key: bytes) -> None:
-    """:raises NotHeldError: if the partition of an entity that was not found is not held."""
+    """:raises NotHeldError: if the partition of an entity that was not found is not held, or is not filled yet."""
     if view.is_partial:
         partition = partition_of(key, view.partitioning.count)
-        if partition not in view.partitioning.held:
+        word = int(view.header["partitions"]["confirmed_ns"][partition])
+        if partition not in view.partitioning.held or is_hidden(word):
             raise error_for(segment, view, partition)
 
 

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quorin import metrics
+from quorin import assembly, metrics, serving
 from quorin.assembly import read
 from quorin.engine.backend import logs
 from quorin.engine.backend.protocols import Log
 from quorin.engine.bootstrap.writer import SnapshotWriter
 from quorin.engine.consumer.trimming import Trimming
 from quorin.engine.format.partition import partition_of
+from quorin.engine.memory import filling
 from quorin.engine.ops import presence
 from quorin.engine.ops.nodes import observed_nodes
-from quorin.errors import ConnectionFailedError, PartitionedError
+from quorin.errors import ConnectionFailedError, NotHeldError, PartitionedError
+from quorin.evolution import repartition
 from quorin.hydration import hydrate
 from quorin.inline_consumer import InlineConsumer
 from quorin.layout import iterate_occupied
 from quorin.offline import ParquetDatasetStore
-from quorin.shm import SegmentRegistry
+from quorin.shm import Segment, SegmentRegistry
 from quorin.snapshot import SnapshotStore
 from quorin.wal_consumer import NoopOfflineWriter, WALConsumer
 from tests.support.partition_nodes import COUNT, IDS, PartitionNode, in_partitions, new_nodes
@@ -271,6 +275,54 @@ def test_a_node_that_gets_other_partitions_keeps_rows_and_reads_the_rest(
     assert node.rows().keys() == in_partitions(1, 2)
     node.written(*IDS, score=2.0)
     assert node.drain(offline=history) == len(in_partitions(1, 2))
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_no_row_of_a_partition_that_was_added_is_taken_for_missing(
+    new_node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, grows: bool
+) -> None:
+    """Until the node has applied what there was when it got the partition, also if the deployment grows meanwhile."""
+    node, added = new_node(held="0-1"), of_partition(2)
+    node.written(*IDS)
+    node.drain()
+    node.registry = SegmentRegistry(node.backend, shm_dir=node.registry.shm_dir, held=f"0-3/{COUNT}")
+    blocked, read_log = threading.Event(), type(node.backend.log(partition=2)).read
+
+    def away(log: Any, *arguments: Any, **options: Any) -> Any:
+        if log.partition == 2 and blocked.is_set():
+            raise ConnectionFailedError("the master of this partition is away")
+        return read_log(log, *arguments, **options)
+
+    monkeypatch.setattr(type(node.backend.log(partition=2)), "read", away)
+    monkeypatch.setattr(filling, "SETTLE_NS", 200_000_000)
+    blocked.set()
+    with running(node.consumer()), node.registry.open_current(TRIP) as segment:
+        until(lambda: segment.partitioning.held == set(range(COUNT)))
+        until(lambda: segment.part(3).position > 0)
+        if grows:
+            repartition(node.backend, 2 * COUNT, wait_for="log")
+        for reads in (assembly, serving):
+            with pytest.raises(NotHeldError):
+                reads.read(segment, added)
+            with pytest.raises(NotHeldError):
+                reads.assemble(segment, added[0])
+            _, found = reads.assemble_batch(
+                segment, IDS, missing_partitions="mask", not_held_mask=(out := np.empty(len(IDS), np.bool_))
+            )
+            assert out[[IDS.index(one) for one in added]].all()
+            assert found[[IDS.index(one) for one in of_partition(0)]].all()
+        blocked.clear()
+        until(lambda: found_or_refused(segment, added) is True)
+        until(lambda: found_or_refused(segment, ["none"]) is False)
+
+
+def found_or_refused(segment: Segment, ids: list[str]) -> bool | None:
+    """Whether all are found, or none of them; None if that is refused."""
+    try:
+        (is_found,) = set(read(segment, ids).column("found").to_pylist())
+        return bool(is_found)
+    except NotHeldError:
+        return None
 
 
 def test_reports_and_nodes_say_what_is_held_and_how_far_each_partition_is(new_node: Callable[..., Node]) -> None:
