@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from feast_quorin.pinning import pinned as pinned
     from feast_quorin.provider import QuorinProvider as QuorinProvider
     from feast_quorin.read.as_of import read_at as read_at
-    from feast_quorin.read.asked import at_generation as at_generation
-    from feast_quorin.read.asked import at_least as at_least
-    from feast_quorin.read.asked import consistent as consistent
-    from feast_quorin.read.asked import max_age as max_age
+    from feast_quorin.read.options import at_generation as at_generation
+    from feast_quorin.read.options import at_least as at_least
+    from feast_quorin.read.options import consistent as consistent
+    from feast_quorin.read.options import max_age as max_age
     from feast_quorin.read.request_id import request_id as request_id
     from feast_quorin.skew_sides import skew as skew
     from feast_quorin.write.tokens import last_token as last_token
@@ -33,12 +33,12 @@ _MODULES = {
     "QuorinOnlineStore": "online_store",
     "QuorinOnlineStoreConfig": "online_store",
     "QuorinProvider": "provider",
-    "at_generation": "read.asked",
-    "at_least": "read.asked",
-    "consistent": "read.asked",
+    "at_generation": "read.options",
+    "at_least": "read.options",
+    "consistent": "read.options",
     "last_token": "write.tokens",
     "logged_features": "feature_logs",
-    "max_age": "read.asked",
+    "max_age": "read.options",
     "model_reader": "model_matrix",
     "pinned": "pinning",
     "read_at": "read.as_of",

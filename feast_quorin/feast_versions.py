@@ -28,7 +28,7 @@ _log = get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class FeastPart:
     """A part of the plugin. ``needs`` has ``module:name`` of functions of Feast, with the number of positional
     arguments that each is called with; None for what is not called. ``since`` and ``until`` are the versions of Feast
     whose behaviour the part copies.
@@ -40,7 +40,7 @@ class Part:
     until: tuple[int, int] | None = None
 
 
-COMPILED_READS = Part(
+COMPILED_READS = FeastPart(
     "requests are resolved anew for every read and answered through protobuf, as with any other online store",
     {
         "feast.utils:_get_online_request_context": 4,
@@ -49,7 +49,7 @@ COMPILED_READS = Part(
         "feast.online_response:_convert_uuids_for_arrow": 1,
     },
 )
-VIEW_READS = Part(
+VIEW_READS = FeastPart(
     "Feast's own path reads views one after the other, through one list of protobuf values an entity",
     {
         "feast.utils:_get_unique_entities": 3,
@@ -57,19 +57,19 @@ VIEW_READS = Part(
         "feast.infra.online_stores.online_store:OnlineStore._read_features_per_fv_async": 8,
     },
 )
-ON_DEMAND = Part(
+ON_DEMAND = FeastPart(
     "requests with on-demand views take Feast's own path",
     {"feast.utils:_parse_feature_ref": 1, "feast.utils:_apply_aggregations_to_response": 4},
     since=(0, 67),
     until=NEWEST,
 )
-DOCUMENTS = Part(
+DOCUMENTS = FeastPart(
     "retrieved documents come in the order of their keys, not of their distances",
     {"feast.utils:_get_unique_entities_from_values": 1},
     until=NEWEST,
 )
-METRICS = Part("Feast's own metrics do not count reads", {"feast.metrics:_config": None})
-ARROW_MATERIALIZATION = Part(
+METRICS = FeastPart("Feast's own metrics do not count reads", {"feast.metrics:_config": None})
+ARROW_MATERIALIZATION = FeastPart(
     "the compute engine materializes through protobuf values, as Feast's local engine does",
     {
         "feast.infra.compute_engines.local.compute:LocalComputeEngine._materialize_one": 3,
@@ -79,7 +79,7 @@ ARROW_MATERIALIZATION = Part(
 
 
 @cache
-def has(part: Part) -> bool:
+def has(part: FeastPart) -> bool:
     """Whether the installed Feast meets a part's needs. If not, the first call logs what is lost."""
     unmet = [path for path, arguments in part.needs.items() if not _takes(path, arguments)]
     version = installed()
@@ -91,7 +91,7 @@ def has(part: Part) -> bool:
 
 
 @cache
-def say_lost(part: Part, missing: str) -> None:
+def say_lost(part: FeastPart, missing: str) -> None:
     """Log, once in a process, that a part leaves its work to Feast because ``missing`` is not as it needs it."""
     _log.warning("feast_differs", feast=feast.__version__, missing=missing, lost=part.lost)
 

@@ -20,13 +20,13 @@ from feast_quorin.apply import apply_tables, remove_project, remove_views
 from feast_quorin.config import StoreSettings
 from feast_quorin.feast_versions import VIEW_READS, has
 from feast_quorin.open_store import OpenStore
-from feast_quorin.read import asked
 from feast_quorin.read import generic as reading
-from feast_quorin.read.asked import current
+from feast_quorin.read import options
+from feast_quorin.read.join_key_errors import naming_refused_keys
+from feast_quorin.read.options import current
 from feast_quorin.read.pins import Pins
 from feast_quorin.read.positions import Positions, collecting
 from feast_quorin.read.precomputed import from_live_rows
-from feast_quorin.read.refused import naming_refused_keys
 from feast_quorin.read.request import key_columns
 from feast_quorin.read.tensors import TensorResponse
 from feast_quorin.remote.store import RemoteStore
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from feast_quorin.read.response import LazyResponse
     from feast_quorin.read.shape import Shape
 
-    _Compiled = tuple[Shape, list[list[Any]], asked.Asked]
+    _Compiled = tuple[Shape, list[list[Any]], options.ReadOptions]
 
 
 class QuorinOnlineStoreConfig(StoreSettings):
@@ -157,7 +157,7 @@ class QuorinOnlineStore(OpenStore, OnlineStore):
     ) -> list[Any]:
         """:meth:`online_read`, in a thread if it may have to wait."""
         if not self.may_wait(config):
-            with suppress(assembly.WouldWaitError), asked.AtOnce():
+            with suppress(assembly.WouldWaitError), options.AtOnce():
                 return self.online_read(config, table, entity_keys, requested_features)
         return await asyncio.to_thread(self.online_read, config, table, entity_keys, requested_features)
 
@@ -252,7 +252,7 @@ class QuorinOnlineStore(OpenStore, OnlineStore):
                 response = await assembly.finish_async(asking)
                 if response is not None:
                     return response
-            with suppress(assembly.WouldWaitError), asked.AtOnce():
+            with suppress(assembly.WouldWaitError), options.AtOnce():
                 return await self._generic_async(config, entity_rows, *choice)
         return await asyncio.to_thread(self.get_online_features, config, features, entity_rows, *choice[1:])
 
@@ -298,7 +298,7 @@ class QuorinOnlineStore(OpenStore, OnlineStore):
             chosen = reads.of(features, pins)
             pins = Pins(())
             pins.held[reads] = chosen
-        with naming_refused_keys(features, *request), collecting() as positions, asked.asking(pins=pins):
+        with naming_refused_keys(features, *request), collecting() as positions, options.reading_with(pins=pins):
             try:
                 yield positions
             except assembly.UnfinishedError:  # The rest of one view is not that of the request.

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from feast_quorin.pinned_reads import Reads
-from feast_quorin.read.asked import current
+from feast_quorin.read.options import current
 from feast_quorin.session import Session, new_session
 from quorin import assembly
 

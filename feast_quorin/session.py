@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from feast_quorin.catalogue import Catalogue
 from feast_quorin.convert.entity_ids import MAX_ID_BYTES
-from feast_quorin.read.asked import wait_for
 from feast_quorin.read.elsewhere import routed_reader, router_of
 from feast_quorin.read.limits import check_fresh, column_reader
+from feast_quorin.read.options import wait_for
 from feast_quorin.views import check_entity, in_feasts_names
 from feast_quorin.write.tokens import Written
 from quorin.errors import (
@@ -116,7 +116,7 @@ class Session:
 
     def follow(self, view: StoredView, action: Callable[[Segment], Result]) -> Result:
         """Call a function with a view's segment, and again if the segment is replaced meanwhile by one with other
-        fields. The segment is that of :meth:`prepare`, and shows what :mod:`feast_quorin.read.asked` says.
+        fields. The segment is that of :meth:`prepare`, and shows what :mod:`feast_quorin.read.options` says.
 
         :raises SegmentNotFoundError: if the view was never applied, or was removed.
         """

@@ -15,8 +15,7 @@ import numpy as np
 
 from quorin.engine.models import fitted
 from quorin.engine.models import reader as models
-from quorin.engine.models.layout import MatrixLayout, matrix_layout
-from quorin.engine.models.layout import Part as MatrixPart
+from quorin.engine.models.layout import MatrixLayout, MatrixPart, matrix_layout
 from quorin.engine.models.reader import ModelReader
 from quorin.engine.models.stored import layout_from_json as load_layout
 from quorin.engine.models.stored import layout_to_json as dump_layout

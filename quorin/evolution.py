@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from quorin.engine.checks.stored import store_checks
 from quorin.engine.format import segment as fmt
-from quorin.engine.loads.coordinator import end_load
+from quorin.engine.loads.coordinator import abort_load
 from quorin.engine.loads.replacing import ReplaceResult, replace, rollback
 from quorin.engine.memory import file as mapping
 from quorin.engine.memory.generations import heap_bytes_for
@@ -162,7 +162,7 @@ def abort_replace(schema: Schema, backend: Backend) -> int | None:
 
     :raises ConnectionFailedError: if the control plane or a log cannot be reached; calling it again goes on.
     """
-    return end_load(backend, schema.__name__)
+    return abort_load(backend, schema.__name__)
 
 
 def _wait_for_nodes(registry: SegmentRegistry, new: Schema, timeout_seconds: float) -> None:

@@ -10,10 +10,10 @@ from quorin.errors import needs_extra
 with needs_extra("serve"):
     from quorin.engine.http.arrow_stream import InvalidStreamError, read_stream
     from quorin.engine.http.asgi import receive_body, send_reply
-    from quorin.engine.http.asked import Asked, InvalidHeaderError, asked_by, may_wait, too_old
     from quorin.engine.http.catalogue import Catalogue
     from quorin.engine.http.donor import Donor
     from quorin.engine.http.limits import Limits
+    from quorin.engine.http.options import InvalidHeaderError, RequestOptions, may_wait, options_of, too_old
     from quorin.engine.http.page import page
     from quorin.engine.http.reply import Direct, Headers, Pending, Reply, error_reply, forms
     from quorin.engine.http.rows import SegmentRows, is_forwarded, not_held, of_forwarded
@@ -24,7 +24,6 @@ with needs_extra("serve"):
 
 __all__ = [
     "Address",
-    "Asked",
     "Catalogue",
     "Direct",
     "Donor",
@@ -36,15 +35,16 @@ __all__ = [
     "Readiness",
     "RegisteredAddress",
     "Reply",
+    "RequestOptions",
     "SegmentRows",
     "SegmentServer",
-    "asked_by",
     "error_reply",
     "forms",
     "is_forwarded",
     "may_wait",
     "not_held",
     "of_forwarded",
+    "options_of",
     "page",
     "read_stream",
     "readiness",

@@ -19,7 +19,7 @@ from quorin.engine.bootstrap.filling import MIN_ID_BYTES, HydrationResult, begin
 from quorin.engine.bootstrap.names import Wanted, WantedPart, one_beginning
 from quorin.engine.bootstrap.progress import logged_progress, progress_bar
 from quorin.engine.bootstrap.restore import restore_newest, restore_parts
-from quorin.engine.consumer.progress import progress_of
+from quorin.engine.consumer.log_position import log_position_of
 from quorin.engine.ops.presence import replica_name
 from quorin.engine.repartition.first import at_the_first_count
 from quorin.errors import (
@@ -116,7 +116,7 @@ def begin(segment: Segment, registry: SegmentRegistry, beginning: Beginnings, hi
     held, readable = registry.partitioning, _readable(history)
     for number, own in enumerate(in_order(beginning)):
         if number in held.held:
-            progress_of(segment, number if held.count > 1 else None).commit_position(own.position, own.log_identity)
+            log_position_of(segment, number if held.count > 1 else None).commit_position(own.position, own.log_identity)
         if readable is not None:
             # Entries for a segment that another process makes current meanwhile come after the beginning.
             readable.of_partition(number, held.count).skip_to(segment.schema, own.position)
@@ -188,7 +188,7 @@ def rebuild_segment(
         segment = registry.create(schema, capacity=capacity, max_id_bytes=max_id_bytes, set_current=False)
         for number, (identity, _), position in zip(numbers, states, begins, strict=True):
             if position:
-                progress_of(segment, number).commit_position(position, identity)
+                log_position_of(segment, number).commit_position(position, identity)
     return segment
 
 

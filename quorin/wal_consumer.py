@@ -28,7 +28,7 @@ from quorin.engine.consumer.history import NoopOfflineWriter, OfflineWriter
 from quorin.engine.consumer.lane import Lane, LaneSettings
 from quorin.engine.consumer.lanes import Lanes
 from quorin.engine.consumer.ownership import Ownership
-from quorin.engine.consumer.plan import Agenda, FlushLimits, Pace, Step, next_step
+from quorin.engine.consumer.plan import Agenda, EntryRate, FlushLimits, Step, next_step
 from quorin.engine.consumer.precedence import DEFAULT_FROZEN_AFTER_SECONDS, Precedence
 from quorin.engine.ops.nodes import DEFAULT_NODE_TIMEOUT_SECONDS
 from quorin.errors import (
@@ -134,7 +134,7 @@ class WALConsumer:
         settings = LaneSettings(self._precedence.role, trims, of_all, batch_entries, node_timeout_seconds)
         self._lanes = Lanes(registry, stream_key, offline, self._ownership, settings)
         self._flusher = Flusher(self._lanes, offline, FlushLimits(flush_interval_seconds, flush_rows, flush_bytes))
-        self._pace, self._agenda = Pace(), _new_agenda(self._ownership, self._stop)
+        self._pace, self._agenda = EntryRate(), _new_agenda(self._ownership, self._stop)
         self._snapshots = writing(snapshots, registry, self._ownership.reports, snapshot_every_seconds, show=show)
 
     def __enter__(self) -> WALConsumer:
@@ -335,7 +335,7 @@ async def _run_in_thread(consumer: WALConsumer) -> None:
         raise
 
 
-def _let_gather(pace: Pace, count: int) -> None:
+def _let_gather(pace: EntryRate, count: int) -> None:
     """After ``count`` entries: few at a high rate. A short pause lets more gather, and leaves the processor to the
     producers.
     """

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 
 from feast_quorin.config import ConfigError, StoreSettings
 from feast_quorin.online_store import QuorinOnlineStore
-from feast_quorin.read.asked import asking
 from feast_quorin.read.generic import LEADING
+from feast_quorin.read.options import reading_with
 from quorin.offline import ParquetDatasetStore
 from quorin.wal import Token, position_at, time_of
 
@@ -47,7 +47,7 @@ def read_at(
     """
     history = _HistorySession(store.config, Token.of(position) if isinstance(position, str) else position, time_ns)
     choice = (features, entity_rows, store.registry, store.project, full_feature_names)
-    with asking(at_least=None, consistent_ms=None, pins=None):
+    with reading_with(at_least=None, consistent_ms=None, pins=None):
         return _HistoryStore(history).get_online_features(store.config, *choice)
 
 

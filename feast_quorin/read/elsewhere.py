@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from feast_quorin.read.asked import current
+from feast_quorin.read.options import current
 from feast_quorin.remote.client import read_token
 from quorin.assembly import Elsewhere, RoutedReader, Waiting
 

@@ -18,8 +18,8 @@ from feast_quorin.convert import locating
 from feast_quorin.convert.entity_ids import entity_ids, entity_ids_of_rows, key_values
 from feast_quorin.convert.times import to_datetime, to_timestamp
 from feast_quorin.read.ages import limits_for, limits_of_settings, shortest
-from feast_quorin.read.asked import current
 from feast_quorin.read.logged_view import log_view
+from feast_quorin.read.options import current
 from feast_quorin.read.positions import add as add_positions
 from feast_quorin.read.together import together
 from feast_quorin.views import stored_view

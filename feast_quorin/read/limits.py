@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from feast_quorin.read.asked import finish
+from feast_quorin.read.options import finish
 from quorin import assembly, metrics
 from quorin.errors import StaleReplicaError
 from quorin.wal import position_at

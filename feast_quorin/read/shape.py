@@ -11,8 +11,8 @@ from feast.feature_view import DUMMY_ENTITY_ID
 from feast.value_type import ValueType
 
 from feast_quorin import feast_private
-from feast_quorin.read.asked import finish
 from feast_quorin.read.on_demand import compute
+from feast_quorin.read.options import finish
 from feast_quorin.read.request import Column, RequestData, entity_id, entity_ids, is_convertible, key_column
 from feast_quorin.read.response import LazyResponse
 from feast_quorin.read.row_response import RowResponse
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from feast_quorin.feast_private import RequestContext
-    from feast_quorin.read.asked import Asked
+    from feast_quorin.read.options import ReadOptions
     from feast_quorin.read.resolved import Resolved, ViewPlan
     from quorin.assembly import Asking, Rows
 
@@ -82,26 +82,26 @@ class Shape:
         has_one_id = len(self._groups) == 1 and self._uses_all_keys
         self._is_quick = self._has_keys_only and has_one_id and self._settled_ms is None and not resolved.transforms
 
-    def answer(self, columns: list[list[Any]], metrics: Any, asked: Asked) -> LazyResponse | None:
+    def answer(self, columns: list[list[Any]], metrics: Any, options: ReadOptions) -> LazyResponse | None:
         """Read the entities of a request; None if only Feast can answer or refuse it. This thread waits for other
         machines, if rows are there.
 
         ``metrics`` is ``feast.metrics`` if it counts online reads, else None.
 
         :raises SegmentNotFoundError: if a view was never applied, or was removed.
-        :raises NotYetAppliedError, TokenError: for what :mod:`feast_quorin.read.asked` says.
+        :raises NotYetAppliedError, TokenError: for what :mod:`feast_quorin.read.options` says.
         """
         is_quick = self._is_quick and len(columns[0]) == 1 and metrics is None
-        if is_quick and asked.at_least is None and asked.consistent_ms is None:
+        if is_quick and options.at_least is None and options.consistent_ms is None:
             rows = self._groups[0].row(columns, time.time_ns() if self._has_limits else 0, None)
             if rows is not None:
                 return self._row_response(columns, rows)
-        return finish(self.asking(columns, metrics, asked))
+        return finish(self.asking(columns, metrics, options))
 
-    def asking(self, columns: list[list[Any]], metrics: Any, asked: Asked) -> Asking[LazyResponse | None]:
+    def asking(self, columns: list[list[Any]], metrics: Any, options: ReadOptions) -> Asking[LazyResponse | None]:
         """The same, which may ask other machines in between."""
         started = 0.0 if metrics is None else time.monotonic()
-        token = asked.at_least
+        token = options.at_least
         if token is not None:
             for view in self._resolved.views:
                 view.reader.wait(token)
@@ -113,7 +113,7 @@ class Shape:
                 return None
             columns = [columns[index] for index in self._columns.key_indexes]
         resolved = self._resolved
-        if asked.consistent_ms is None and self._settled_ms is None:
+        if options.consistent_ms is None and self._settled_ms is None:
             rows, keys, ids, reads = yield from self._read_all(columns, count, None)
         else:
             # Rows at one position are of one log, so no other machine has any.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from feast_quorin.read.asked import current
+from feast_quorin.read.options import current
 from quorin.assembly import at_one_position
 from quorin.errors import QuorinError
 from quorin.logging import get_logger

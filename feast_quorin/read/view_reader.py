@@ -12,8 +12,8 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from feast_quorin.read.asked import finish
 from feast_quorin.read.limits import check_fresh, column_asking
+from feast_quorin.read.options import finish
 from quorin.assembly import Columns, RowReader, Rows, has_applied, row_reader
 from quorin.errors import NotHeldError, SchemaMismatchError, SegmentClosedError, SegmentNotFoundError
 
@@ -88,7 +88,7 @@ class ViewReader:
         )
 
     def wait(self, token: Token) -> None:
-        """Return when the view's segment shows a token that the request asks for (:mod:`feast_quorin.read.asked`).
+        """Return when the view's segment shows a token that the request asks for (:mod:`feast_quorin.read.options`).
 
         :raises NotYetAppliedError, TokenError: as :func:`quorin.assembly.wait_for`.
         :raises SegmentNotFoundError: if the view was never applied, or was removed.

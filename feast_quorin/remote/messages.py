@@ -1,7 +1,7 @@
 """Messages between a remote store and ``quorin serve``: one record batch as a stream of Arrow's IPC format.
 
 What is not a column is JSON in the metadata of the schema, under the key ``quorin``. The server reads messages with
-:mod:`feast_quorin.server.received`.
+:mod:`feast_quorin.server.request_bodies`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from feast_quorin.read.ages import limits_of
-from feast_quorin.read.asked import positive_ms
+from feast_quorin.read.options import positive_ms
 from feast_quorin.read.pins import pins_of
 from quorin import errors
 
 if TYPE_CHECKING:
     from feast_quorin.read.ages import Limits
-    from feast_quorin.read.asked import Asked
+    from feast_quorin.read.options import ReadOptions
     from feast_quorin.read.pins import Pins
 
 CONTENT_TYPE = "application/vnd.apache.arrow.stream"
@@ -100,23 +100,23 @@ def parsed(metadata: bytes) -> dict[str, Any]:
     return found
 
 
-def row_headers(asked: Asked) -> dict[str, str]:
+def row_headers(options: ReadOptions) -> dict[str, str]:
     """Which rows a read asks for, and what it waits for, as headers of any request."""
     headers = {}
-    if asked.at_least is not None:
-        headers = {"Quorin-At-Least": asked.at_least.text, "Quorin-Timeout-Ms": str(math.ceil(asked.timeout_ms))}
-    if asked.pins is not None:
-        headers[PIN_HEADER] = json.dumps(dict(asked.pins.generations))
+    if options.at_least is not None:
+        headers = {"Quorin-At-Least": options.at_least.text, "Quorin-Timeout-Ms": str(math.ceil(options.timeout_ms))}
+    if options.pins is not None:
+        headers[PIN_HEADER] = json.dumps(dict(options.pins.generations))
     return headers
 
 
-def asking_headers(asked: Asked) -> dict[str, str]:
+def asking_headers(options: ReadOptions) -> dict[str, str]:
     """What a read asks for, as headers of a request for features."""
-    headers = row_headers(asked)
-    if asked.limits:
-        headers[MAX_AGE_HEADER] = json.dumps({name: limit.total_seconds() for name, limit in asked.limits})
-    if asked.consistent_ms is not None:
-        headers[CONSISTENT_HEADER] = f"{asked.consistent_ms:.15g}"
+    headers = row_headers(options)
+    if options.limits:
+        headers[MAX_AGE_HEADER] = json.dumps({name: limit.total_seconds() for name, limit in options.limits})
+    if options.consistent_ms is not None:
+        headers[CONSISTENT_HEADER] = f"{options.consistent_ms:.15g}"
     return headers
 
 
@@ -135,7 +135,7 @@ def pins_alone(headers: Iterable[tuple[bytes, bytes]]) -> Pins | None:
 
 
 def asked_for(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
-    """What headers ask for, as fields of :class:`feast_quorin.read.asked.Asked`.
+    """What headers ask for, as fields of :class:`feast_quorin.read.options.ReadOptions`.
 
     :raises BadMessageError: naming the header, its value, and what was expected.
     """

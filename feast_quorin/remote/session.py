@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import pyarrow as pa
 
-from feast_quorin.read.asked import current
+from feast_quorin.read.options import current
 from feast_quorin.read.request import key_columns
 from feast_quorin.read.selection import ChoiceKeys, digest
 from feast_quorin.remote import messages
@@ -65,7 +65,7 @@ class RemoteSession:
     ) -> RemoteResponse | None:
         """The server's response to a request for features; None if only Feast's own path can answer or refuse it.
 
-        :raises NotYetAppliedError, TokenError: for what :mod:`feast_quorin.read.asked` says.
+        :raises NotYetAppliedError, TokenError: for what :mod:`feast_quorin.read.options` says.
         :raises ConnectionFailedError, RemoteStoreError: as :meth:`Client.post`.
         """
         columns, choice = _entity_columns(entity_rows), self._choice(features)

@@ -15,11 +15,11 @@ from feast import feature_server as feast_server
 
 from feast_quorin import feast_private
 from feast_quorin.server.authentication import gate
-from feast_quorin.server.described import described
 from feast_quorin.server.headers import refuses_as_here, with_headers
 from feast_quorin.server.online_features import NO_REMOTE_STORES, PATH, OnlineFeatures
 from feast_quorin.server.ready import online_store, ready
 from feast_quorin.server.remote_rows import RemoteRows
+from feast_quorin.server.view_descriptions import described
 from quorin.http import (
     Catalogue,
     Donor,

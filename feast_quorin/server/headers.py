@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from feast_quorin.read.asked import asking
+from feast_quorin.read.options import reading_with
 from feast_quorin.remote.messages import BadMessageError, asked_for
 from feast_quorin.write.tokens import collecting
 from quorin.errors import GenerationNotFoundError, InvalidPinError, NotYetAppliedError, PinLimitError, TokenError
-from quorin.http import InvalidHeaderError, asked_by, error_reply, send_reply, too_old
+from quorin.http import InvalidHeaderError, error_reply, options_of, send_reply, too_old
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,11 +26,11 @@ TOKEN = b"quorin-token"
 async def with_headers(answer: Callable[[Any, Any, Any], Awaitable[None]], scope: Any, receive: Any, send: Any) -> None:
     """Answer a request as its headers ask, and with the token of what it wrote."""
     try:
-        asked, changes = asked_by(scope["headers"]), asked_for(scope["headers"])
+        asked, changes = options_of(scope["headers"]), asked_for(scope["headers"])
     except (InvalidHeaderError, BadMessageError) as error:
         await send_reply(send, error_reply(422, str(error)))
         return
-    with collecting() as written, asking(at_least=asked.at_least, timeout_ms=asked.timeout_ms, **changes):
+    with collecting() as written, reading_with(at_least=asked.at_least, timeout_ms=asked.timeout_ms, **changes):
 
         async def send_with_token(message: Any) -> None:
             if message["type"] == "http.response.start" and written.token is not None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from feast_quorin import feast_private
-from feast_quorin.read.asked import AtOnce, asking
+from feast_quorin.read.options import AtOnce, reading_with
 from feast_quorin.read.request_id import of_headers
 from feast_quorin.remote.messages import is_asking, pins_alone
 from feast_quorin.server import arrow_body, json_body
@@ -34,7 +34,7 @@ from quorin.errors import (
     PinLimitError,
     TokenError,
 )
-from quorin.http import InvalidHeaderError, Pending, Reply, asked_by, error_reply, forms, may_wait, not_held, too_old
+from quorin.http import InvalidHeaderError, Pending, Reply, error_reply, forms, may_wait, not_held, options_of, too_old
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,7 +173,7 @@ class OnlineFeatures:
         request, whose messages to them are sent now.
         """
         try:
-            with AtOnce(), nullcontext() if pins is None else asking(pins=pins):
+            with AtOnce(), nullcontext() if pins is None else reading_with(pins=pins):
                 return answer()
         except UnfinishedError as unfinished:
             return None if self._is_followed else soon(unfinished.rest())
@@ -200,7 +200,7 @@ class OnlineFeatures:
         """
         try:
             with of_headers(headers) if self._is_logged else nullcontext():
-                positions, features = asked_by(headers).positions, self._features(request)
+                positions, features = options_of(headers).positions, self._features(request)
                 response = self._store.get_online_features(features, **_arguments(request))
             return _written(request, features, form, form.body(response, positions=positions))
         except WouldWaitError:
@@ -212,7 +212,7 @@ class OnlineFeatures:
         """The same, when other machines have answered."""
         try:
             with of_headers(headers) if self._is_logged else nullcontext():
-                positions, features, response = asked_by(headers).positions, self._features(request), await rest
+                positions, features, response = options_of(headers).positions, self._features(request), await rest
             if response is None:
                 return None
             return _written(request, features, form, form.body(response, positions=positions))

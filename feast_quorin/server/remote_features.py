@@ -14,8 +14,8 @@ import pyarrow.types as pt
 from feast_quorin.read.selection import ChoiceKeys, digest
 from feast_quorin.remote import messages
 from feast_quorin.server import arrow_body
-from feast_quorin.server.received import decoded
 from feast_quorin.server.remote_rows import ProjectMismatchError, check_project
+from feast_quorin.server.request_bodies import decoded
 from quorin.assembly import WouldWaitError
 from quorin.errors import (
     GenerationNotFoundError,

@@ -12,7 +12,7 @@ from feast.errors import FeastError
 
 from feast_quorin.names import table_schema_name, version_of
 from feast_quorin.remote import messages
-from feast_quorin.server.received import decoded
+from feast_quorin.server.request_bodies import decoded
 from feast_quorin.server.services import RegistryObjects
 from feast_quorin.views import stored_view
 from feast_quorin.write import log

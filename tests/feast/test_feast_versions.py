@@ -29,7 +29,7 @@ from feast_quorin.feast_versions import (
     OLDEST,
     ON_DEMAND,
     VIEW_READS,
-    Part,
+    FeastPart,
     has,
     installed,
     say_lost,
@@ -48,7 +48,7 @@ def lacking(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Makes parts need a function that Feast does not have."""
     forget()
 
-    def lack(*parts: Part) -> None:
+    def lack(*parts: FeastPart) -> None:
         for part in parts:
             monkeypatch.setitem(part.needs, "feast.utils:_renamed", 1)
 
@@ -149,7 +149,7 @@ def test_a_request_that_feast_resolves_otherwise_takes_its_own_path(
     ],
 )
 def test_a_name_a_signature_and_a_version_can_be_missing(changes: dict[str, Any], missing: str):
-    part = Part("speed", **changes)
+    part = FeastPart("speed", **changes)
     with capture_logs() as logs:
         assert [has(part), has(part)] == [False, False]
     assert logs == [

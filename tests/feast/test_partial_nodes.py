@@ -22,7 +22,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from hypothesis import given, settings
 
 import feast_quorin
-from feast_quorin.read.asked import current
+from feast_quorin.read.options import current
 from feast_quorin.server.online_features import OnlineFeatures
 from quorin.engine.format.partition import partition_of
 from quorin.errors import HoldersUnavailableError, NotHeldError

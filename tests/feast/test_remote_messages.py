@@ -10,7 +10,7 @@ import pytest
 
 from feast_quorin.remote import messages
 from feast_quorin.remote.messages import BadMessageError
-from feast_quorin.server.received import decoded
+from feast_quorin.server.request_bodies import decoded
 
 COLUMNS = {"number": pa.array([1, None]), "text": pa.array(["x", "ü"]), "list": pa.array([[1.5], None])}
 BODY = messages.message(COLUMNS, features=["a:b"])

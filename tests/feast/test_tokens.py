@@ -17,7 +17,7 @@ from feast import FeatureStore
 
 import feast_quorin
 from feast_quorin.online_store import QuorinOnlineStore
-from feast_quorin.read.asked import current
+from feast_quorin.read.options import current
 from feast_quorin.write.tokens import Written
 from quorin.errors import NotYetAppliedError, TokenError
 from quorin.schema import FeatureField, dtype, make_schema

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from quorin.engine.backend.beginnings import beginning_in
 from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
-from quorin.engine.consumer.progress import progress_of
+from quorin.engine.consumer.log_position import log_position_of
 from quorin.engine.history.counted import Counted, common
 from quorin.engine.rows.packed import text_addresses
 from quorin.errors import EmptyDatasetError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from quorin.engine.backend.protocols import Beginning, Beginnings
-    from quorin.engine.consumer.progress import Progress as Position
+    from quorin.engine.consumer.log_position import LogPosition
     from quorin.engine.history.counted import Commit
     from quorin.engine.history.dataset import Loaded
     from quorin.offline import ParquetDatasetStore
@@ -127,7 +127,7 @@ class _Origin(NamedTuple):
         # The log is trimmed only behind durable rows of the history: up to there, the history is complete.
         position = max(self.loaded.through, self.trimmed, self.begins) if of_now else self.begins
         if position:
-            progress_of(segment, self.partition).commit_position(position, self.identity)
+            log_position_of(segment, self.partition).commit_position(position, self.identity)
         return position
 
 
@@ -175,7 +175,7 @@ def catch_up(
     segment: Segment,
     store: ParquetDatasetStore,
     trimmed: int,
-    at: Position | None = None,
+    at: LogPosition | None = None,
     identity: int | None = None,
     *,
     put_in_force: Callable[[Sequence[Commit], int], bool] = lambda _commits, _through: False,

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from quorin import metrics
 from quorin.engine.consumer.entry_run import Destination, Entry, EntryRun
 from quorin.engine.consumer.history import LoadWriter
-from quorin.engine.consumer.plan import Cursors, is_all
-from quorin.engine.consumer.progress import progress_of
+from quorin.engine.consumer.log_position import log_position_of
+from quorin.engine.consumer.plan import SchemaPositions, is_all
 from quorin.engine.consumer.single_rows import SingleRows
 from quorin.engine.counting import counters
 from quorin.engine.log.record import Kind, decode, encode, fingerprint_bytes, is_of_load, peek, translate, written_at
@@ -83,7 +83,7 @@ class Applier:
         self._seen_versions |= versions
         return bool(versions)
 
-    def apply(self, entries: list[Entry], targets: Mapping[str, Destination], cursors: Cursors) -> int:
+    def apply(self, entries: list[Entry], targets: Mapping[str, Destination], cursors: SchemaPositions) -> int:
         """Apply entries in the order of the log. Returns the number of rows that changed a segment.
 
         ``targets`` are the segments to write to, by schema name; entries that a cursor has passed are skipped.
@@ -93,7 +93,7 @@ class Applier:
         """
         self._applied_here = targets.keys()
         self._pauses.take(target.opened for target in targets.values())
-        known = {name: progress_of(target.opened, self._partition).position for name, target in targets.items()}
+        known = {name: log_position_of(target.opened, self._partition).position for name, target in targets.items()}
         if entries and entries[0][0] <= max(known.values(), default=0):
             # Entries that are read again for the history. A load may have replaced what they did to the segment.
             again = [entry for entry in entries if _is_known(entry, known)]
@@ -102,7 +102,7 @@ class Applier:
         return self._apply(entries, targets, cursors, changes=True)
 
     def _apply(
-        self, entries: list[Entry], targets: Mapping[str, Destination], cursors: Cursors, *, changes: bool
+        self, entries: list[Entry], targets: Mapping[str, Destination], cursors: SchemaPositions, *, changes: bool
     ) -> int:
         applied, run = 0, EntryRun(changes=changes)
         for _, neighbours in groupby(entries, key=_likeness):
@@ -141,12 +141,12 @@ class Applier:
             if not is_all(tail, position, log_identity=log_identity, schema=schema_to_json(stored)):
                 return None
             name = stored.__name__
-            applied = self.apply(tail.found.entries, {name: target}, Cursors({name: position}))
+            applied = self.apply(tail.found.entries, {name: target}, SchemaPositions({name: position}))
             segment.commit_position(tail.found.through, tail.identity)
         return applied
 
     def _single_rows_for(
-        self, entries: list[Entry], targets: Mapping[str, Destination], cursors: Cursors
+        self, entries: list[Entry], targets: Mapping[str, Destination], cursors: SchemaPositions
     ) -> tuple[Destination, SingleRows] | None:
         """What applies all of these entries without decoding them; None if that is not possible for all of them."""
         template = template_of([payload for _, payload in entries])
@@ -181,7 +181,7 @@ class Applier:
         return applied
 
     def _decoded(
-        self, entries: list[Entry], targets: Mapping[str, Destination], cursors: Cursors
+        self, entries: list[Entry], targets: Mapping[str, Destination], cursors: SchemaPositions
     ) -> Iterator[tuple[Destination, Record, pa.RecordBatch, list[Entry]]]:
         """Those of neighbouring entries that are to be applied, merged if they are alike: batches in the form of their
         target's schema, and the entries of each batch.
@@ -203,7 +203,7 @@ class Applier:
                 self._bury(position, payload, error)
 
     def _decoded_together(
-        self, entries: list[Entry], targets: Mapping[str, Destination], cursors: Cursors
+        self, entries: list[Entry], targets: Mapping[str, Destination], cursors: SchemaPositions
     ) -> tuple[Destination, Record, pa.RecordBatch, list[Entry]] | None:
         record = decode_alike([payload for _, payload in entries])
         target = None if record is None else targets.get(record.schema_name)

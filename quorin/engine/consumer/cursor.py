@@ -6,8 +6,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from quorin import metrics
-from quorin.engine.consumer.plan import Cursors, Fit, anchor
-from quorin.engine.consumer.progress import progress_of
+from quorin.engine.consumer.log_position import log_position_of
+from quorin.engine.consumer.plan import Fit, SchemaPositions, anchor
 from quorin.logging import get_logger
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from quorin.engine.backend import Bounds, Log, ReadResult
     from quorin.engine.consumer.historian import Historian
     from quorin.engine.consumer.loads import Loads
-    from quorin.engine.consumer.progress import Progress
+    from quorin.engine.consumer.log_position import LogPosition
     from quorin.engine.consumer.target import Target
 
 _READ_BYTES = 16 << 20
@@ -43,7 +43,7 @@ class LogCursor:
         batch_entries: int,
         reads_all: bool,
     ) -> None:
-        self.positions = Cursors()
+        self.positions = SchemaPositions()
         self._log = log
         self._historian = historian
         self._loads = loads
@@ -77,7 +77,7 @@ class LogCursor:
         """Forget all but these targets."""
         names = {target.schema.__name__ for target in targets}
         self._loads.keep(names)
-        self.positions = Cursors({name: at for name, at in self.positions.after.items() if name in names})
+        self.positions = SchemaPositions({name: at for name, at in self.positions.after.items() if name in names})
 
     def look_call(self, targets: Iterable[Target]) -> Callable[[], tuple[int, Bounds]]:
         """A call that returns what :meth:`anchor` compares the segments with; any thread may make it."""
@@ -194,7 +194,7 @@ class LogCursor:
             del self._behind[name]
             self._progress(target).caught_up()
 
-    def _catch_up(self, target: Target, progress: Progress, identity: int, trimmed: int) -> None:
+    def _catch_up(self, target: Target, progress: LogPosition, identity: int, trimmed: int) -> None:
         """Apply what the history has behind the segment's position, if the history can be read."""
         from quorin.engine.bootstrap.filling import catch_up
         from quorin.offline import ParquetDatasetStore
@@ -205,8 +205,8 @@ class LogCursor:
             rows = catch_up(segment, history, trimmed, progress, identity, put_in_force=put_in_force)
             _log.info("caught_up_from_history", segment=segment.name, **self._named, rows=rows)
 
-    def _progress(self, target: Target) -> Progress:
-        return progress_of(target.opened, self._partition)
+    def _progress(self, target: Target) -> LogPosition:
+        return log_position_of(target.opened, self._partition)
 
     @property
     def _named(self) -> dict[str, int]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from quorin import metrics
 from quorin.engine.consumer.held import finish_decided
 from quorin.engine.consumer.history import LoadWriter
-from quorin.engine.consumer.progress import progress_of
+from quorin.engine.consumer.log_position import log_position_of
 from quorin.engine.consumer.staged_load import Source, StagedLoad
 from quorin.engine.history.counted import Commit
 from quorin.engine.history.tail import commits_in
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from quorin.engine.backend import Backend, Log
     from quorin.engine.consumer.historian import Historian
-    from quorin.engine.consumer.plan import Cursors
+    from quorin.engine.consumer.plan import SchemaPositions
     from quorin.engine.consumer.staged_load import Partition
     from quorin.engine.consumer.target import Target
 
@@ -61,7 +61,7 @@ class Loads:
                 start = index + 1
         yield entries[start:], None
 
-    def apply(self, mark: Entry, partition: Partition, targets: Mapping[str, Target], cursors: Cursors) -> None:
+    def apply(self, mark: Entry, partition: Partition, targets: Mapping[str, Target], cursors: SchemaPositions) -> None:
         """Begin, put in force or drop a load; ``writing`` of all targets is held.
 
         :raises WriterFencedError: if another process has taken the segment over.
@@ -156,7 +156,10 @@ class Loads:
     def _commit(self, target: Target, partition: Partition, commit: Commit) -> None:
         """A log commits a load: note it in the history, and put it in force if it was the last log to do so."""
         name, (log, historian) = target.schema.__name__, self._sources[partition]
-        if progress_of(target.opened, partition).position >= commit.position or self._over.get(name) == commit.begin:
+        if (
+            log_position_of(target.opened, partition).position >= commit.position
+            or self._over.get(name) == commit.begin
+        ):
             # Read again for the history, or decided for this node.
             self._drop(name, commit.begin)
             # The log is trimmed behind a load only once its commit is in the history.

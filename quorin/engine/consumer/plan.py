@@ -186,7 +186,7 @@ def next_step(agenda: Agenda, now: float) -> tuple[Step, float]:
 
 
 @dataclass(slots=True)
-class Pace:
+class EntryRate:
     """The rate of entries. Above the rate of one synchronous writer, no caller is blocked on an individual write, so
     the consumer pauses briefly and batches, which leaves the processor to the producers.
     """
@@ -275,7 +275,7 @@ def is_all(tail: Tail, position: int, *, log_identity: int, schema: str) -> bool
 
 
 @dataclass(slots=True)
-class Cursors:
+class SchemaPositions:
     """The position of each schema. The log is read from the lowest; schemas further on skip entries they have."""
 
     after: dict[str, int] = field(default_factory=dict)

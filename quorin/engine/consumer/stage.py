@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from quorin.engine.consumer.apply import Applier
-from quorin.engine.consumer.plan import Cursors
+from quorin.engine.consumer.plan import SchemaPositions
 from quorin.engine.history.counted import Counted
 from quorin.engine.log.record import Kind, decode, is_of_load, load_of, peek, translate
 from quorin.engine.rows.column import text_lengths
@@ -168,7 +168,7 @@ class Stage:
     def _push(self, entries: list[Entry]) -> None:
         name = self._schema.__name__
         with self.opened.writing:
-            self._applier.apply(entries, {name: self}, Cursors({name: 0}))
+            self._applier.apply(entries, {name: self}, SchemaPositions({name: 0}))
 
 
 def _is_partial(payload: bytes) -> bool:

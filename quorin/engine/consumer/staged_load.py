@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from quorin.engine.consumer.progress import progress_of
+from quorin.engine.consumer.log_position import log_position_of
 from quorin.engine.consumer.stage import Stage
 from quorin.engine.memory.staged import Staged
 from quorin.errors import ConnectionFailedError
@@ -79,7 +79,7 @@ class StagedLoad:
     def positions(self, partition: Partition, through: int) -> dict[Partition, int]:
         """What the serving segment has applied of each log, but ``through`` of one."""
         return {
-            other: through if other == partition else progress_of(self._target.opened, other).position
+            other: through if other == partition else log_position_of(self._target.opened, other).position
             for other in self._stages
         }
 

@@ -16,7 +16,7 @@ from quorin.engine.history.storage import VanishedError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from quorin.engine.history.dataset import Dataset, Loaded, Part
+    from quorin.engine.history.dataset import Dataset, HistoryFile, Loaded
     from quorin.engine.history.storage import Storage
 
 _MERGED_ROWS = 4_000_000
@@ -38,7 +38,7 @@ def compact(dataset: Dataset, storage: Storage, compression: str) -> None:
         storage.remove(path)
 
 
-def _merge(storage: Storage, compression: str, loaded: Loaded, parts: list[Part]) -> None:
+def _merge(storage: Storage, compression: str, loaded: Loaded, parts: list[HistoryFile]) -> None:
     """Write the rows of adjacent parts as one file with exactly their range."""
     first, last = parts[0], parts[-1]
     path = f"{first.piece.file.day}/{file_name(first.piece.beyond, last.piece.file.through)}"
@@ -57,9 +57,9 @@ def _merge(storage: Storage, compression: str, loaded: Loaded, parts: list[Part]
         storage.write(path, fill)
 
 
-def _of_one_schema(parts: list[Part]) -> Iterator[list[Part]]:
+def _of_one_schema(parts: list[HistoryFile]) -> Iterator[list[HistoryFile]]:
     """Runs of adjacent parts with the same columns."""
-    run: list[Part] = []
+    run: list[HistoryFile] = []
     for part in parts:
         if run and not run[-1].arrow_schema.equals(part.arrow_schema):
             yield run

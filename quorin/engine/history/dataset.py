@@ -108,12 +108,12 @@ class Dataset:
         columns.check_columns(file.path, found.schema.to_arrow_schema())
         return found
 
-    def _part(self, piece: Piece, metadata: pq.FileMetaData) -> Part:
+    def _part(self, piece: Piece, metadata: pq.FileMetaData) -> HistoryFile:
         written = metadata.schema.to_arrow_schema()
         own = restored_schema(piece.file.path, written)
         # Tools that rewrite files drop this metadata, and a compaction of such files has none to keep.
         is_rewritten = not own.equals(written) or columns.SCHEMA_METADATA not in (written.metadata or {})
-        part = Part(piece, metadata, own, is_rewritten, 0)
+        part = HistoryFile(piece, metadata, own, is_rewritten, 0)
         if piece.beyond <= piece.file.after:
             return part
 
@@ -134,7 +134,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Part:
+class HistoryFile:
     """A file in force, from row ``first`` on. ``arrow_schema`` has the types that its columns are read as; in a file
     that another tool rewrote, the stored types differ.
     """
@@ -191,7 +191,7 @@ class Loaded:
     """
 
     def __init__(
-        self, storage: Storage, parts: list[Part], damaged: list[DataFile], counted: Counted | None = None
+        self, storage: Storage, parts: list[HistoryFile], damaged: list[DataFile], counted: Counted | None = None
     ) -> None:
         self._storage = storage
         self.parts = parts
@@ -259,7 +259,7 @@ class Loaded:
     def with_part(self, file: DataFile, content: pa.Buffer) -> Loaded:
         """This history with one more file behind the others, which is only in memory."""
         metadata = pq.read_metadata(pa.BufferReader(content))
-        part = Part(Piece(file, file.after), metadata, metadata.schema.to_arrow_schema(), False, 0)
+        part = HistoryFile(Piece(file, file.after), metadata, metadata.schema.to_arrow_schema(), False, 0)
         return Loaded(self._storage.with_file(file.path, content), [*self.parts, part], self.damaged, self.counted)
 
     def entity_ids(self) -> pa.Array:
@@ -284,7 +284,7 @@ class Loaded:
 
     def raw_batches(
         self,
-        part: Part,
+        part: HistoryFile,
         names: Sequence[str] | None = None,
         *,
         schema: Schema | None = None,
@@ -338,7 +338,7 @@ class Loaded:
                     yield from self._step(step, part, schema, kept)
 
     def _step(
-        self, step: Step, part: Part, schema: Schema, fields: list[str]
+        self, step: Step, part: HistoryFile, schema: Schema, fields: list[str]
     ) -> Iterator[tuple[Kind, pa.RecordBatch, pa.Array]]:
         has_loads = LOAD in part.arrow_schema.names
         if step.load and not has_loads:
@@ -352,7 +352,7 @@ class Loaded:
             for kind, rows, positions in columns.split(schema, part.piece.file.path, kept):
                 yield kind, rows, pa.repeat(step.load, len(rows)) if step.load else positions
 
-    def _taken(self, part: Part, local: AnyArray, schema: Schema) -> Iterator[pa.RecordBatch]:
+    def _taken(self, part: HistoryFile, local: AnyArray, schema: Schema) -> Iterator[pa.RecordBatch]:
         """Rows of a file by number, one row group at a time."""
         path = part.piece.file.path
         names = ["entity_id", "event_time", *columns.field_columns(schema, part.arrow_schema)]
@@ -373,7 +373,7 @@ class Loaded:
                 yield columns.canonical(schema, path, part.restored(batch, schema), Kind.upsert, None)
 
 
-def _groups_from(part: Part) -> tuple[list[int], int]:
+def _groups_from(part: HistoryFile) -> tuple[list[int], int]:
     """The row groups with rows in force, and the number of rows to skip in the first of them."""
     counts = [part.metadata.row_group(group).num_rows for group in range(part.metadata.num_row_groups)]
     ends = np.cumsum([0, *counts])
@@ -381,5 +381,5 @@ def _groups_from(part: Part) -> tuple[list[int], int]:
     return list(range(first, len(counts))), part.first - int(ends[first])
 
 
-def _parquet(part: Part, source: pa.NativeFile) -> pq.ParquetFile:
+def _parquet(part: HistoryFile, source: pa.NativeFile) -> pq.ParquetFile:
     return pq.ParquetFile(source, metadata=part.metadata, page_checksum_verification=True)

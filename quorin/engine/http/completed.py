@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from quorin.engine.routing.reads import ASSEMBLE_PATH, away_of
-from quorin.engine.routing.router import HereOnly, Question
+from quorin.engine.routing.router import HereOnly, RowsRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,14 +67,14 @@ def complete(
         away = away_of(first.segment, first.entity_ids, np.logical_or.reduce(masks)) if masks else None
         if away is None:
             continue
-        question = _question(
+        request = _question(
             [parts[index] for index in own], reads[own[0]].positions is not None, waiting, away.partition_count
         )
         is_pinned = any(parts[index].segment.is_pinned for index in own)
         router = HereOnly(elsewhere) if is_pinned else elsewhere
-        fetched = yield from router.fetch(question, away.ids, away.partitions)
+        fetched = yield from router.fetch(request, away.ids, away.partitions)
         if fetched.lacking and missing_partitions == "error":
-            router.raise_lacking(question, fetched.lacking)
+            router.raise_lacking(request, fetched.lacking)
         for rows, batch in fetched.parts:
             _fill([reads[index] for index in own], away.rows[rows], batch)
         if fetched.lacking:
@@ -84,7 +84,7 @@ def complete(
     return lacking
 
 
-def _question(parts: Sequence[Bound], positions: bool, waiting: Waiting, partition_count: int) -> Question:
+def _question(parts: Sequence[Bound], positions: bool, waiting: Waiting, partition_count: int) -> RowsRequest:
     schemas = [
         {
             "schema": part.segment.schema.__name__,
@@ -103,7 +103,7 @@ def _question(parts: Sequence[Bound], positions: bool, waiting: Waiting, partiti
             return f"expected the columns {names} with vectors of {width}, got {batch.schema.to_string()}"
         return None
 
-    return Question(ASSEMBLE_PATH, about, parts[0].segment.schema.__name__, waiting, problem, partition_count)
+    return RowsRequest(ASSEMBLE_PATH, about, parts[0].segment.schema.__name__, waiting, problem, partition_count)
 
 
 def _fill(reads: Sequence[VectorsRead], rows: Int64s, batch: pa.RecordBatch) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from quorin.engine.arrays import Bytes
-    from quorin.engine.routing.router import Question
+    from quorin.engine.routing.router import RowsRequest
     from quorin.shm import Segment
 
 _MISDIRECTED, _UNAVAILABLE = 421, 503
@@ -23,13 +23,13 @@ _MISDIRECTED, _UNAVAILABLE = 421, 503
 class NothingElsewhere:
     """For requests that another node has forwarded: they are not forwarded again."""
 
-    def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> NoReturn:  # noqa: ARG002
+    def fetch(self, request: RowsRequest, ids: pa.Array, partitions: Bytes) -> NoReturn:  # noqa: ARG002
         """:raises InvalidRequestError: always, with 421."""
-        raise InvalidRequestError(_MISDIRECTED, str(NotHeldError(question.schema_name, int(partitions.min()))))
+        raise InvalidRequestError(_MISDIRECTED, str(NotHeldError(request.schema_name, int(partitions.min()))))
 
-    def raise_lacking(self, question: Question, lacking: Mapping[int, list[str]]) -> NoReturn:
+    def raise_lacking(self, request: RowsRequest, lacking: Mapping[int, list[str]]) -> NoReturn:
         """:raises NotHeldError: always."""
-        raise NotHeldError(question.schema_name, min(lacking))
+        raise NotHeldError(request.schema_name, min(lacking))
 
 
 def check_answering(segment: Segment) -> None:

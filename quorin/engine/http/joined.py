@@ -15,9 +15,9 @@ from quorin.engine.routing.router import HereOnly
 
 if TYPE_CHECKING:
     from quorin.engine.arrays import AnyArray
-    from quorin.engine.http.asked import Asked
     from quorin.engine.http.catalogue import Catalogue
-    from quorin.engine.http.requests import Assemble, Part
+    from quorin.engine.http.options import RequestOptions
+    from quorin.engine.http.requests import Assemble, RequestPart
     from quorin.engine.log.token import Token
     from quorin.engine.routing.asking import Asking
     from quorin.engine.routing.router import Fetching, Missing
@@ -29,7 +29,7 @@ def join(
     catalogue: Catalogue,
     request: Assemble,
     max_values: int,
-    asked: Asked,
+    options: RequestOptions,
     elsewhere: Fetching,
     missing_partitions: Missing,
 ) -> Asking[Vectors]:
@@ -44,8 +44,8 @@ def join(
     width = sum(field.element_count for part in parts for field in part.fields)
     check_values(len(parts[0].entity_ids) * width, max_values)
     for part in parts:
-        asked.wait(part.segment)
-        if asked.is_forwarded:
+        options.wait(part.segment)
+        if options.is_forwarded:
             check_answering(part.segment)
     position = None
     if request.consistent_timeout_ms is None:
@@ -57,7 +57,7 @@ def join(
             timeout_ms=request.consistent_timeout_ms,
         )
         elsewhere = HereOnly(elsewhere)
-    not_held = yield from complete(parts, read, asked.waiting, elsewhere, missing_partitions)
+    not_held = yield from complete(parts, read, options.waiting, elsewhere, missing_partitions)
     values = read[0].values if len(read) == 1 else np.concatenate([part.values for part in read], axis=1)
     own = [part.positions for part in read if part.positions is not None]
     has_limits = any(part.max_age is not None for part in request.parts)
@@ -77,7 +77,7 @@ def _beside(columns: list[AnyArray]) -> AnyArray:
     return columns[0][:, None] if len(columns) == 1 else np.stack(columns, axis=1)
 
 
-def _bound(segment: Segment, part: Part, request: Assemble) -> Bound:
+def _bound(segment: Segment, part: RequestPart, request: Assemble) -> Bound:
     schema = segment.schema
     numeric = {field.name: field for field in schema.fields if field.element_count}
     names = list(numeric) if part.fields is None else part.fields
@@ -91,7 +91,7 @@ def _bound(segment: Segment, part: Part, request: Assemble) -> Bound:
     return Bound(segment, entity, request.entities[entity], [numeric[name] for name in names], is_whole, part.max_age)
 
 
-def _entity(part: Part, schema: Schema, columns: list[str]) -> str:
+def _entity(part: RequestPart, schema: Schema, columns: list[str]) -> str:
     """The column whose ids find the rows of a schema."""
     name = part.entity
     if name is None:

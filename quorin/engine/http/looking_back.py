@@ -10,9 +10,9 @@ from quorin.engine.http.requests import InvalidRequestError, check_values
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from quorin.engine.http.asked import Asked
     from quorin.engine.http.catalogue import Catalogue
     from quorin.engine.http.limits import Limits
+    from quorin.engine.http.options import RequestOptions
     from quorin.engine.http.requests import Changes, Last
     from quorin.engine.log.token import Token
     from quorin.schema import FeatureField, Schema
@@ -37,7 +37,7 @@ class ChangesFound(NamedTuple):
     through: int | Token | None
 
 
-def last_of(catalogue: Catalogue, request: Last, max_values: int, asked: Asked) -> LastFound:
+def last_of(catalogue: Catalogue, request: Last, max_values: int, options: RequestOptions) -> LastFound:
     """:raises InvalidRequestError: if the reply had too many values. :raises InvalidRowError: for a field that keeps no
     last values.
     """
@@ -45,18 +45,20 @@ def last_of(catalogue: Catalogue, request: Last, max_values: int, asked: Asked) 
     field = next((one for one in segment.schema.fields if one.name == request.field), None)
     kept = 1 if field is None or field.history is None else field.history
     check_values(len(request.entity_ids) * min(kept, request.n or kept), max_values)
-    asked.wait(segment)
+    options.wait(segment)
     rows = assembly.read_last_batch(segment, request.entity_ids, request.field, request.n)
     assert field is not None  # noqa: S101 - the read has refused a field that there is not
     return LastFound(segment.schema, field, rows)
 
 
-def changes_of(catalogue: Catalogue, request: Changes, limits: Limits, max_values: int, asked: Asked) -> ChangesFound:
+def changes_of(
+    catalogue: Catalogue, request: Changes, limits: Limits, max_values: int, options: RequestOptions
+) -> ChangesFound:
     """:raises InvalidRequestError: if the reply had too many rows or values. :raises ChangesForgottenError: if the
     segment does not know all changes since then. :raises InvalidRowError: for unknown fields.
     """
     segment = catalogue.segment(request.schema)
-    asked.wait(segment)
+    options.wait(segment)
     schema = segment.schema
     fields = [one for one in schema.fields if request.fields is None or one.name in request.fields]
     if request.fields is not None:

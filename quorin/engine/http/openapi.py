@@ -6,7 +6,7 @@ from typing import Any
 
 from quorin import __version__
 from quorin.engine.bootstrap.peers import MEDIA_TYPE, NAME_HEADER
-from quorin.engine.http.asked import DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS
+from quorin.engine.http.options import DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS
 from quorin.engine.http.requests import CONSISTENT, MAX_CONSISTENT_MS
 
 _ARROW = "application/vnd.apache.arrow.stream"

@@ -44,7 +44,7 @@ class Read(NamedTuple):
     max_age: MaxAge | None
 
 
-class Part(NamedTuple):
+class RequestPart(NamedTuple):
     """A schema of ``POST /v1/assemble``, and the column of entities that its rows are found by; None for the only one,
     or the one that the schema names.
     """
@@ -61,7 +61,7 @@ class Assemble(NamedTuple):
     """
 
     entities: dict[str, Any]
-    parts: list[Part]
+    parts: list[RequestPart]
     positions: bool
     consistent_timeout_ms: float | None
 
@@ -164,14 +164,16 @@ def check_values(count: int, max_values: int) -> None:
         raise InvalidRequestError(413, f"expected at most {max_values} values in a reply (rows × fields), got {count}")
 
 
-def _part(where: str, part: Any) -> Part:
+def _part(where: str, part: Any) -> RequestPart:
     if type(part) is not dict:
         raise _wrong(where, "an object", part)
     _check_keys(part, where, needed=("schema",), optional=("entity", "fields", "max_age"))
     entity = part.get("entity")
     if entity is not None:
         _text(f"{where}.entity", entity)
-    return Part(_text(f"{where}.schema", part["schema"]), entity, _fields(part), _max_age(f"{where}.max_age", part))
+    return RequestPart(
+        _text(f"{where}.schema", part["schema"]), entity, _fields(part), _max_age(f"{where}.max_age", part)
+    )
 
 
 def _json(body: bytes, content_type: bytes) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 
 from quorin.engine.http import replies
-from quorin.engine.http.asked import FORWARDED, Asked, InvalidHeaderError, asked_by, may_wait, too_old
 from quorin.engine.http.compression import accepted_encoding, compressed
 from quorin.engine.http.elsewhere import NothingElsewhere, check_answering
 from quorin.engine.http.joined import join
 from quorin.engine.http.looking_back import changes_of, last_of
+from quorin.engine.http.options import FORWARDED, InvalidHeaderError, RequestOptions, may_wait, options_of, too_old
 from quorin.engine.http.reply import Reply, error_reply, forms
 from quorin.engine.http.requests import (
     ARROW,
@@ -64,21 +64,21 @@ _REFUSED = QuorinError, InvalidRequestError, InvalidHeaderError
 _log = get_logger(__name__)
 
 
-class Question(NamedTuple):
+class ClientRequest(NamedTuple):
     """Body and content type of a request, what its headers ask for, whether the reply is to be Arrow, the most values
     in it, and who is asked for rows that this node does not hold.
     """
 
     body: bytes
     content_type: bytes
-    asked: Asked
+    options: RequestOptions
     as_arrow: bool
     max_values: int
     elsewhere: Fetching
 
 
-Answer = Callable[[Question], Asking[bytes]]
-"""From a question to the body of the reply, which may need other nodes."""
+Answer = Callable[[ClientRequest], Asking[bytes]]
+"""From a client_request to the body of the reply, which may need other nodes."""
 
 
 class SegmentRows:
@@ -128,50 +128,50 @@ class SegmentRows:
         as_arrow = ARROW in accept
 
         try:
-            asked = asked_by(headers)
-            asks = _NOTHING if asked.is_forwarded else self._elsewhere
-            question = Question(body, content_type, asked, as_arrow, max_values, asks)
-            reply = Reply(200, ARROW if as_arrow else JSON, (yield from answer(question)))
+            options = options_of(headers)
+            asks = _NOTHING if options.is_forwarded else self._elsewhere
+            client_request = ClientRequest(body, content_type, options, as_arrow, max_values, asks)
+            reply = Reply(200, ARROW if as_arrow else JSON, (yield from answer(client_request)))
         except _REFUSED as error:
             reply = _refusal(error)
         return compressed(reply, accepted_encoding(headers))
 
-    def _read(self, question: Question) -> Asking[bytes]:
-        request = parse_read(question.body, question.content_type, self._limits.rows)
+    def _read(self, client_request: ClientRequest) -> Asking[bytes]:
+        request = parse_read(client_request.body, client_request.content_type, self._limits.rows)
         segment = self._catalogue.segment(request.schema)
-        check_values(len(request.entity_ids) * _width(segment.schema, request.fields), question.max_values)
-        question.asked.wait(segment)
-        if question.asked.is_forwarded:
+        check_values(len(request.entity_ids) * _width(segment.schema, request.fields), client_request.max_values)
+        client_request.options.wait(segment)
+        if client_request.options.is_forwarded:
             check_answering(segment)
         read = RoutedReader(
-            question.elsewhere,
+            client_request.elsewhere,
             segment,
             request.fields,
             positions=request.positions,
             max_age=request.max_age,
             missing_partitions=self._missing_partitions,
         )
-        columns = yield from read.asking(request.entity_ids, waiting=question.asked.waiting)
-        if question.as_arrow:
+        columns = yield from read.asking(request.entity_ids, waiting=client_request.options.waiting)
+        if client_request.as_arrow:
             return replies.rows_arrow(segment.schema, columns)
         return replies.rows_json(segment.schema, request.entity_ids, columns, positions=request.positions)
 
-    def _assemble(self, question: Question) -> Asking[bytes]:
-        request = parse_assemble(question.body, question.content_type, self._limits.rows)
-        others = question.elsewhere, self._missing_partitions
-        vectors = yield from join(self._catalogue, request, question.max_values, question.asked, *others)
-        return replies.vectors_arrow(vectors) if question.as_arrow else replies.vectors_json(vectors)
+    def _assemble(self, client_request: ClientRequest) -> Asking[bytes]:
+        request = parse_assemble(client_request.body, client_request.content_type, self._limits.rows)
+        others = client_request.elsewhere, self._missing_partitions
+        vectors = yield from join(self._catalogue, request, client_request.max_values, client_request.options, *others)
+        return replies.vectors_arrow(vectors) if client_request.as_arrow else replies.vectors_json(vectors)
 
-    def _last(self, question: Question) -> Asking[bytes]:
-        request = parse_last(question.body, question.content_type, self._limits.rows)
-        found = last_of(self._catalogue, request, question.max_values, question.asked)
-        return replies.last_arrow(found) if question.as_arrow else replies.last_json(found)
+    def _last(self, client_request: ClientRequest) -> Asking[bytes]:
+        request = parse_last(client_request.body, client_request.content_type, self._limits.rows)
+        found = last_of(self._catalogue, request, client_request.max_values, client_request.options)
+        return replies.last_arrow(found) if client_request.as_arrow else replies.last_json(found)
         yield  # It needs no other node.
 
-    def _changes(self, question: Question) -> Asking[bytes]:
-        request = parse_changes(question.body, question.content_type)
-        found = changes_of(self._catalogue, request, self._limits, question.max_values, question.asked)
-        return replies.changes_arrow(found) if question.as_arrow else replies.changes_json(found)
+    def _changes(self, client_request: ClientRequest) -> Asking[bytes]:
+        request = parse_changes(client_request.body, client_request.content_type)
+        found = changes_of(self._catalogue, request, self._limits, client_request.max_values, client_request.options)
+        return replies.changes_arrow(found) if client_request.as_arrow else replies.changes_json(found)
         yield  # It needs no other node.
 
 

@@ -238,7 +238,7 @@ class Coordinator:
             raise _aborted(self._name)
 
 
-def end_load(backend: Backend, schema_name: str) -> int | None:
+def abort_load(backend: Backend, schema_name: str) -> int | None:
     """Abort the open load of a schema, whoever coordinates it; its id, or None if there is none to abort. One whose
     commit is decided is finished.
     """

@@ -93,7 +93,7 @@ class Parted:
         """
         return max(forgotten_in(self.current_view()))
 
-    def part(self: OpenSegment, partition: int) -> Part:
+    def part(self: OpenSegment, partition: int) -> HeldPartition:
         """One partition of those that are held.
 
         :raises NotHeldError: for another partition.
@@ -101,11 +101,11 @@ class Parted:
         view = self.current_view()
         if partition not in view.partitioning.held:
             raise NotHeldError(view.schema.__name__, partition)
-        return Part(self, self._writer, partition)
+        return HeldPartition(self, self._writer, partition)
 
-    def parts(self: OpenSegment) -> Iterator[Part]:
+    def parts(self: OpenSegment) -> Iterator[HeldPartition]:
         """The partitions that are held, in order."""
-        return (Part(self, self._writer, partition) for partition in sorted(self.partitioning.held))
+        return (HeldPartition(self, self._writer, partition) for partition in sorted(self.partitioning.held))
 
     def applied(self: OpenSegment) -> Token:
         """What is applied, as a token: a position of each held partition's log, but of those that nothing is applied
@@ -169,7 +169,7 @@ def check_one_partition(view: SegmentView, tried: str) -> None:
         )
 
 
-class Part:
+class HeldPartition:
     """One partition of an open segment, in its current generation."""
 
     __slots__ = ("_segment", "_writer", "partition")
@@ -180,7 +180,7 @@ class Part:
         self.partition = partition
 
     def __repr__(self) -> str:
-        return f"<Part {self.partition} of {self._segment!r} at {self.position}>"
+        return f"<HeldPartition {self.partition} of {self._segment!r} at {self.position}>"
 
     @property
     def position(self) -> int:

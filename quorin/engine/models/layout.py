@@ -25,7 +25,7 @@ _CODED = {field_types.string, field_types.int64, field_types.int32, field_types.
 _DTYPES = {np.dtype(np.float32): "float32", np.dtype(np.float64): "float64"}
 
 
-class Part(NamedTuple):
+class MatrixPart(NamedTuple):
     """Rows that columns are taken from: what they are called, and their fields by the names that the caller uses."""
 
     name: str
@@ -61,7 +61,7 @@ class _Bound(NamedTuple):
 class MatrixLayout:
     """The columns of a model in their order, and their dtype: float32 or float64. Threads may share it."""
 
-    def __init__(self, parts: Sequence[Part], columns: Sequence[ModelColumn], kind: Any) -> None:
+    def __init__(self, parts: Sequence[MatrixPart], columns: Sequence[ModelColumn], kind: Any) -> None:
         self.dtype = _float_dtype(kind)
         self.parts = tuple(parts)
         self.columns = tuple(columns)
@@ -158,7 +158,7 @@ class MatrixLayout:
 
 
 def matrix_layout(
-    parts: Sequence[Part],
+    parts: Sequence[MatrixPart],
     columns: Sequence[str] | Mapping[str, str] | None,
     dtype: Any,
     categories: Mapping[str, Any] | None,
@@ -200,11 +200,11 @@ def matrix_layout(
     return MatrixLayout(parts, made, dtype)
 
 
-def _all_names(parts: Sequence[Part], categories: Mapping[str, Any]) -> list[str]:
+def _all_names(parts: Sequence[MatrixPart], categories: Mapping[str, Any]) -> list[str]:
     return [name for part in parts for name, field in part.fields.items() if field.element_count or name in categories]
 
 
-def _find(parts: Sequence[Part], source: str) -> tuple[int, FeatureField]:
+def _find(parts: Sequence[MatrixPart], source: str) -> tuple[int, FeatureField]:
     """The part and the field of a name, or of ``part.name``."""
     owner, _, short = source.rpartition(".")
     found = [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quorin.engine.models.layout import Part, matrix_layout
+from quorin.engine.models.layout import MatrixPart, matrix_layout
 from quorin.engine.models.stored import layout_from_json, layout_to_json
 from quorin.engine.reads.readers import ColumnReader
 from quorin.engine.rows.intake import id_array
@@ -116,7 +116,7 @@ def model_reader(
     return ModelReader(segments, matrix_layout(made, columns, dtype, categories, unknown, missing))
 
 
-def _bound(parts: Parts) -> tuple[list[Segment], list[Part]]:
+def _bound(parts: Parts) -> tuple[list[Segment], list[MatrixPart]]:
     """The segments, and their fields to choose from.
 
     :raises InvalidRowError: for a field that a schema does not have, two segments of one schema, or none.
@@ -129,7 +129,7 @@ def _bound(parts: Parts) -> tuple[list[Segment], list[Part]]:
         wrong = [name for name in names or () if name not in by_name]
         if wrong:
             raise InvalidRowError(f"{segment.schema.__name__} has no fields {wrong}; it has {list(by_name)}")
-        made.append(Part(segment.schema.__name__, {name: by_name[name] for name in names or by_name}))
+        made.append(MatrixPart(segment.schema.__name__, {name: by_name[name] for name in names or by_name}))
     owners = [part.name for part in made]
     if not made or len({*owners}) < len(owners):
         raise InvalidRowError(f"expected segments of different schemas, at least one, got {owners}")

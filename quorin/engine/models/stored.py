@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from quorin.engine.models.categories import ERROR, Categories
-from quorin.engine.models.layout import MatrixLayout, ModelColumn, Part
+from quorin.engine.models.layout import MatrixLayout, MatrixPart, ModelColumn
 from quorin.errors import InvalidRowError, QuorinError, SchemaMismatchError
 from quorin.schema import FeatureField, dtype, fingerprint
 
@@ -41,7 +41,7 @@ def layout_to_json(layout: MatrixLayout, schemas: Sequence[Schema]) -> str:
 
 
 def layout_from_json(
-    text: str, parts: Sequence[Part], schemas: Sequence[Schema], *, any_version: bool = False
+    text: str, parts: Sequence[MatrixPart], schemas: Sequence[Schema], *, any_version: bool = False
 ) -> MatrixLayout:
     """The layout that :func:`layout_to_json` wrote, for parts in the same order, checked against their schemas.
 
@@ -99,7 +99,7 @@ def _saved_column(layout: MatrixLayout, column: ModelColumn) -> dict[str, Any]:
     return saved
 
 
-def _loaded_column(saved: dict[str, Any], parts: Sequence[Part]) -> ModelColumn:
+def _loaded_column(saved: dict[str, Any], parts: Sequence[MatrixPart]) -> ModelColumn:
     part, name = parts[saved["part"]], saved["name"]
     field = part.fields.get(saved["field"])
     expected = FeatureField("field", dtype[saved["dtype"]], tuple(saved["shape"]))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from quorin.engine.backend import Bounds
 from quorin.engine.backend import logs as logs_of
 from quorin.engine.backend.keys import DEFAULT_STREAM_KEY
-from quorin.engine.consumer.progress import progress_of
+from quorin.engine.consumer.log_position import log_position_of
 from quorin.engine.memory.kept import NOTHING_KEPT, Kept, kept_sizes
 from quorin.engine.memory.lineage import attach_newest
 from quorin.engine.memory.node import Node
@@ -333,7 +333,7 @@ def _lags(logs: Sequence[Log], bounds: Sequence[Bounds], segments: Mapping[str, 
         positions = {}
         for name, segment in segments.items():
             if number in segment.partitioning.held:
-                at = progress_of(segment, partition)
+                at = log_position_of(segment, partition)
                 positions[name] = at.position if at.log_identity == identity else 0
         found = unread(log, ends, positions.items(), max_entries=_MAX_ENTRIES, max_bytes=_MAX_BYTES)
         for name, position in positions.items():

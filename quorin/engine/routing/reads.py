@@ -10,7 +10,7 @@ import pyarrow as pa
 from quorin.engine.reads.joined import LEADING, JoinedColumns
 from quorin.engine.reads.readers import ColumnReader
 from quorin.engine.routing.asking import finish
-from quorin.engine.routing.router import HereOnly, Question, Waiting
+from quorin.engine.routing.router import HereOnly, RowsRequest, Waiting
 from quorin.engine.rows.intake import id_array
 from quorin.engine.rows.partitions import partitions_of
 
@@ -108,10 +108,12 @@ class RoutedReader:
         name = own.view.schema.__name__
         is_of_here = at_most is not None or self._segment.is_pinned
         router = HereOnly(self._router) if is_of_here else self._router
-        question = Question(READ_PATH, about, name, waiting, lambda batch: _unlike(batch, names), away.partition_count)
-        fetched = yield from router.fetch(question, away.ids, away.partitions)
+        request = RowsRequest(
+            READ_PATH, about, name, waiting, lambda batch: _unlike(batch, names), away.partition_count
+        )
+        fetched = yield from router.fetch(request, away.ids, away.partitions)
         if fetched.lacking and self._missing_partitions == "error":
-            router.raise_lacking(question, fetched.lacking)
+            router.raise_lacking(request, fetched.lacking)
         parts = [(away.rows[rows], batch) for rows, batch in fetched.parts]
         joined = JoinedColumns(own, entity_ids, parts)
         if fetched.lacking:

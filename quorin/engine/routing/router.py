@@ -59,7 +59,7 @@ class Waiting(NamedTuple):
         return {"Quorin-At-Least": self.token, "Quorin-Timeout-Ms": str(math.ceil(self.timeout_ms))}
 
 
-class Question(NamedTuple):
+class RowsRequest(NamedTuple):
     """What to ask for some ids: the path, the JSON of the request, a schema's name for errors, and what to wait for.
     ``problem`` says what is wrong with an answer, None if nothing. ``partition_count`` is the number of which
     the partitions are.
@@ -85,10 +85,10 @@ class Fetched(NamedTuple):
 class Fetching(Protocol):
     """What of a :class:`Router` reads use."""
 
-    def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> Asking[Fetched]:
+    def fetch(self, request: RowsRequest, ids: pa.Array, partitions: Bytes) -> Asking[Fetched]:
         """As :meth:`Router.fetch`."""
 
-    def raise_lacking(self, question: Question, lacking: Mapping[int, list[str]]) -> NoReturn:
+    def raise_lacking(self, request: RowsRequest, lacking: Mapping[int, list[str]]) -> NoReturn:
         """As :meth:`Router.raise_lacking`."""
 
 
@@ -100,14 +100,14 @@ class HereOnly:
     def __init__(self, router: Fetching) -> None:
         self._router = router
 
-    def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> Asking[Fetched]:  # noqa: ARG002
+    def fetch(self, request: RowsRequest, ids: pa.Array, partitions: Bytes) -> Asking[Fetched]:  # noqa: ARG002
         """Nothing: no partition is answered for."""
         return Fetched([], {partition: [] for partition in set(partitions.tolist())})
         yield
 
-    def raise_lacking(self, question: Question, lacking: Mapping[int, list[str]]) -> NoReturn:
+    def raise_lacking(self, request: RowsRequest, lacking: Mapping[int, list[str]]) -> NoReturn:
         """:raises NotHeldError: always."""
-        self._router.raise_lacking(question, lacking)
+        self._router.raise_lacking(request, lacking)
 
 
 class Router:
@@ -137,23 +137,23 @@ class Router:
         self._look_again = 0.0
         self._random = random.Random()  # noqa: S311 - it spreads requests
 
-    def fetch(self, question: Question, ids: pa.Array, partitions: Bytes) -> Asking[Fetched]:
+    def fetch(self, request: RowsRequest, ids: pa.Array, partitions: Bytes) -> Asking[Fetched]:
         """Ask for ids, whose partitions are in ``partitions``: each server once for all that it is asked for, all at
         the same time. What a server does not answer is asked once more, of another if there is one.
 
-        :raises NotYetAppliedError, TokenError: if another node does not show the token of the question.
+        :raises NotYetAppliedError, TokenError: if another node does not show the token of the request.
         """
         reasons: dict[int, list[str]] = {partition: [] for partition in set(partitions.tolist())}
         parts: list[tuple[Int64s, pa.RecordBatch]] = []
         avoided = self._recently_failed()
         for is_last in (False, True):
-            assigned = self._assigned(reasons, question.partition_count, avoided)
+            assigned = self._assigned(reasons, request.partition_count, avoided)
             if not assigned:
                 break
             rows = {target: _rows_of(partitions, own) for target, own in assigned.items()}
-            answers = yield self._exchange(question, ids, rows)
+            answers = yield self._exchange(request, ids, rows)
             for target, answered in zip(rows, answers, strict=True):
-                answer = _checked(_batch(answered), len(rows[target]), question)
+                answer = _checked(_batch(answered), len(rows[target]), request)
                 if isinstance(answer, pa.RecordBatch):
                     parts.append((rows[target], answer))
                     for partition in assigned[target]:
@@ -169,19 +169,19 @@ class Router:
                 break
         return Fetched(parts, reasons)
 
-    def raise_lacking(self, question: Question, lacking: Mapping[int, list[str]]) -> NoReturn:
+    def raise_lacking(self, request: RowsRequest, lacking: Mapping[int, list[str]]) -> NoReturn:
         """Raise the error for partitions that no server has answered for.
 
         :raises NotHeldError: naming the first, and who holds it. :raises HoldersUnavailableError: if those who hold it
             were asked, with their reasons.
         """
         partition = min(lacking)
-        known, own = self._known(question.partition_count)
+        known, own = self._known(request.partition_count)
         others = [one for one in known.get(partition, ()) if one.node != own]
         names = tuple(f"{one.node} ({', '.join(one.urls) or 'which serves at no address'})" for one in others)
         if lacking[partition]:
-            raise HoldersUnavailableError(question.schema_name, partition, names, tuple(lacking[partition]))
-        raise NotHeldError(question.schema_name, partition, names)
+            raise HoldersUnavailableError(request.schema_name, partition, names, tuple(lacking[partition]))
+        raise NotHeldError(request.schema_name, partition, names)
 
     def _recently_failed(self) -> set[str]:
         """The servers that did not answer a moment ago. Others are forgotten: nobody asks those that are gone."""
@@ -217,18 +217,18 @@ class Router:
                 self._best = known, found
         return found
 
-    def _exchange(self, question: Question, ids: pa.Array, rows: Mapping[Target, Int64s]) -> Exchange:
+    def _exchange(self, request: RowsRequest, ids: pa.Array, rows: Mapping[Target, Int64s]) -> Exchange:
         """What asks servers for the ids at some indexes."""
         from quorin.engine.routing.connections import Connections, Outgoing
 
         if self._connections is None:
             self._connections = Connections(tls_ca=self._tls_ca)
-        headers = {**self._headers, **question.waiting.headers}
-        head = _head(ids.type, json.dumps(question.about))
+        headers = {**self._headers, **request.waiting.headers}
+        head = _head(ids.type, json.dumps(request.about))
         outgoing = [
-            Outgoing(target.url, question.path, head.stream([_some(ids, own)]), headers) for target, own in rows.items()
+            Outgoing(target.url, request.path, head.stream([_some(ids, own)]), headers) for target, own in rows.items()
         ]
-        return Exchange(self._connections, outgoing, self._timeout_seconds + question.waiting.timeout_ms / 1000)
+        return Exchange(self._connections, outgoing, self._timeout_seconds + request.waiting.timeout_ms / 1000)
 
 
 def _rows_of(partitions: Bytes, wanted: list[int]) -> Int64s:
@@ -248,12 +248,12 @@ def _some(ids: pa.Array, rows: Int64s) -> pa.Array:
 
 
 def _checked(
-    batch: pa.RecordBatch | str | TokenError, count: int, question: Question
+    batch: pa.RecordBatch | str | TokenError, count: int, request: RowsRequest
 ) -> pa.RecordBatch | str | TokenError:
     """The batch, or why it is no answer."""
     if not isinstance(batch, pa.RecordBatch):
         return batch
-    return f"{len(batch)} rows for {count} ids" if len(batch) != count else question.problem(batch) or batch
+    return f"{len(batch)} rows for {count} ids" if len(batch) != count else request.problem(batch) or batch
 
 
 def _batch(answer: Answered | UnansweredError) -> pa.RecordBatch | str | TokenError:

@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quorin.engine.backend import Bounds
-from quorin.engine.consumer.plan import Agenda, Anchor, Cursors, Fit, FlushLimits, Pace, Step, anchor, next_step
+from quorin.engine.consumer.plan import (
+    Agenda,
+    Anchor,
+    EntryRate,
+    Fit,
+    FlushLimits,
+    SchemaPositions,
+    Step,
+    anchor,
+    next_step,
+)
 
 LIMITS = FlushLimits(seconds=5.0, rows=100, size=1000)
 
@@ -175,7 +185,7 @@ def test_nothing_that_may_be_missing_is_ever_skipped(position: int, known: int, 
 
 
 def test_the_least_advanced_schema_decides_where_to_read() -> None:
-    cursors = Cursors({"A": 5, "B": 9})
+    cursors = SchemaPositions({"A": 5, "B": 9})
     assert cursors.lowest == 5
     assert cursors.wants("A", 6)
     assert not cursors.wants("A", 5)
@@ -183,11 +193,11 @@ def test_the_least_advanced_schema_decides_where_to_read() -> None:
     assert not cursors.wants("C", 100)
     cursors.advance(7)
     assert cursors.after == {"A": 7, "B": 9}
-    assert Cursors().lowest == 0
+    assert SchemaPositions().lowest == 0
 
 
 def test_the_pace_is_that_of_the_last_hundredth_of_a_second() -> None:
-    pace = Pace(since=5.0)
+    pace = EntryRate(since=5.0)
     assert not pace.is_fast(1000, 5.001)
     assert pace.is_fast(0, 5.011)
     assert pace.is_fast(1, 5.012)
@@ -195,6 +205,6 @@ def test_the_pace_is_that_of_the_last_hundredth_of_a_second() -> None:
 
 
 def test_writers_who_wait_for_each_write_are_not_fast() -> None:
-    pace = Pace()
+    pace = EntryRate()
     assert not any(pace.is_fast(1, 10 + number * 0.0002) for number in range(1000))
     assert pace.is_fast(1, 10.0) or any(pace.is_fast(1, 11 + number * 0.0001) for number in range(1000))

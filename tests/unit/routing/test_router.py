@@ -16,11 +16,11 @@ from quorin.engine.memory.node import Node
 from quorin.engine.ops.holders import holders_path
 from quorin.engine.routing.asking import finish
 from quorin.engine.routing.connections import Answered, Outgoing
-from quorin.engine.routing.router import Question, Router, Waiting
+from quorin.engine.routing.router import Router, RowsRequest, Waiting
 from quorin.errors import NotYetAppliedError, TokenError
 
 Answers = Callable[[str], Answered]
-QUESTION = Question("/v1/read", {}, "S", Waiting("token"), lambda _: None, 2)
+QUESTION = RowsRequest("/v1/read", {}, "S", Waiting("token"), lambda _: None, 2)
 LATE = {"detail": "late", "error": "NotYetAppliedError"}
 
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from quorin.shm import Segment
 
 
-class Progress(Protocol):
+class LogPosition(Protocol):
     """A position in one log, in a segment's header."""
 
     @property
@@ -35,6 +35,6 @@ class Progress(Protocol):
         """Record that at a time (ns since the epoch) the log had nothing that this segment lacks."""
 
 
-def progress_of(segment: Segment, partition: int | None) -> Progress:
+def log_position_of(segment: Segment, partition: int | None) -> LogPosition:
     """The progress of a segment in the log of a partition; None is the only log of a deployment with one partition."""
     return segment if partition is None else segment.part(partition)

@@ -28,7 +28,7 @@ DEFAULT_TIMEOUT_MS = 100.0
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ReadOptions:
     """What a read asks for.
 
     ``at_least``: rows as new as a token; the read waits for them, at most ``timeout_ms``. ``limits``: the ages up to
@@ -45,22 +45,22 @@ class Asked:
     pins: Pins | None = None
 
 
-_NOTHING = Asked()
-_AT_ONCE = Asked(may_wait=False)
-_ASKED: ContextVar[Asked] = ContextVar("feast_quorin_asked", default=_NOTHING)
+_NOTHING = ReadOptions()
+_AT_ONCE = ReadOptions(may_wait=False)
+_OPTIONS: ContextVar[ReadOptions] = ContextVar("feast_quorin_read_options", default=_NOTHING)
 
-current = _ASKED.get
+current = _OPTIONS.get
 """What reads of this context ask for."""
 
 
 @contextmanager
-def asking(**changes: Any) -> Iterator[None]:
+def reading_with(**changes: Any) -> Iterator[None]:
     """Change fields of :class:`Asked` for the reads in a ``with`` block; the others stay as they are outside."""
-    before = _ASKED.set(replace(_ASKED.get(), **changes))
+    before = _OPTIONS.set(replace(_OPTIONS.get(), **changes))
     try:
         yield
     finally:
-        _ASKED.reset(before)
+        _OPTIONS.reset(before)
 
 
 class AtOnce:
@@ -73,11 +73,11 @@ class AtOnce:
     __slots__ = ("_before",)
 
     def __enter__(self) -> None:
-        asked = _ASKED.get()
-        self._before = _ASKED.set(_AT_ONCE if asked is _NOTHING else replace(asked, may_wait=False))
+        options = _OPTIONS.get()
+        self._before = _OPTIONS.set(_AT_ONCE if options is _NOTHING else replace(options, may_wait=False))
 
     def __exit__(self, *_: object) -> None:
-        _ASKED.reset(self._before)
+        _OPTIONS.reset(self._before)
 
 
 def finish(asking: assembly.Asking[Result]) -> Result:
@@ -85,7 +85,7 @@ def finish(asking: assembly.Asking[Result]) -> Result:
 
     :raises UnfinishedError: inside :class:`AtOnce`, if they have to be.
     """
-    return assembly.finish(asking) if _ASKED.get().may_wait else assembly.at_once(asking)
+    return assembly.finish(asking) if _OPTIONS.get().may_wait else assembly.at_once(asking)
 
 
 @contextmanager
@@ -97,16 +97,16 @@ def at_least(token: Token | str, *, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> I
     :raises TokenError: for a text that is no token; and, at the read, for a token of another log than the view's.
     :raises NotYetAppliedError: at the read, after ``timeout_ms``.
     """
-    with asking(at_least=Token.of(token), timeout_ms=timeout_ms):
+    with reading_with(at_least=Token.of(token), timeout_ms=timeout_ms):
         yield
 
 
 def wait_for(segment: Segment, *, apply: Callable[[], object], helps_at_once: bool) -> None:
     """Wait until a segment shows what reads of this context ask for; as :func:`quorin.assembly.wait_for`."""
-    asked = _ASKED.get()
-    if asked.at_least is not None:
-        timeout_ms = asked.timeout_ms
-        assembly.wait_for(segment, asked.at_least, timeout_ms=timeout_ms, apply=apply, helps_at_once=helps_at_once)
+    options = _OPTIONS.get()
+    if options.at_least is not None:
+        timeout_ms = options.timeout_ms
+        assembly.wait_for(segment, options.at_least, timeout_ms=timeout_ms, apply=apply, helps_at_once=helps_at_once)
 
 
 @contextmanager
@@ -119,7 +119,7 @@ def max_age(limit: Any) -> Iterator[None]:
 
     :raises InvalidMaxAgeError: for another limit; and, at the read, for a feature that its view does not have.
     """
-    with asking(limits=limits_of(limit)):
+    with reading_with(limits=limits_of(limit)):
         yield
 
 
@@ -130,7 +130,7 @@ def consistent(*, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> Iterator[None]:
     :raises InconsistentReadError: at the read, if that was not possible within ``timeout_ms``. :raises ValueError: for
         a time-out that is not above 0.
     """
-    with asking(consistent_ms=positive_ms("timeout_ms", timeout_ms)):
+    with reading_with(consistent_ms=positive_ms("timeout_ms", timeout_ms)):
         yield
 
 
@@ -146,7 +146,7 @@ def at_generation(pins: Mapping[str, int | str]) -> Iterator[None]:
     :raises GenerationNotFoundError: at the read, if this machine does not have the generation any more.
     :raises PinLimitError: at the read, if as many other generations of the view are pinned as may be.
     """
-    with asking(pins=pins_of(pins)):
+    with reading_with(pins=pins_of(pins)):
         yield
 
 

@@ -30,7 +30,7 @@ class InvalidHeaderError(ValueError):
     """A header whose value is wrong; the text names it, and what was expected."""
 
 
-class Asked(NamedTuple):
+class RequestOptions(NamedTuple):
     """What a request asks for beside its body."""
 
     at_least: Token | None = None
@@ -52,10 +52,10 @@ class Asked(NamedTuple):
             wait_for(segment, self.at_least, timeout_ms=self.timeout_ms)
 
 
-_NOTHING = Asked()
+_NOTHING = RequestOptions()
 
 
-def asked_by(headers: Headers) -> Asked:
+def options_of(headers: Headers) -> RequestOptions:
     """What the headers ask for.
 
     :raises InvalidHeaderError: for a value that is no token, time or flag.
@@ -76,7 +76,7 @@ def asked_by(headers: Headers) -> Asked:
     flag = own.get(POSITIONS, b"false").lower()
     if flag not in (b"true", b"false"):
         raise InvalidHeaderError(f"Quorin-Positions: expected true or false, got {flag[:100].decode('latin-1')!r}")
-    return Asked(token, int(timeout_ms), flag == b"true", FORWARDED in own)
+    return RequestOptions(token, int(timeout_ms), flag == b"true", FORWARDED in own)
 
 
 def may_wait(headers: Headers) -> bool:
