@@ -138,7 +138,7 @@ def main() -> None:
         _print_error("aborted; nothing was changed")
         code = 1
     except QuorinError as error:
-        text = error.strerror if isinstance(error, OSError) and error.strerror else error
+        text = error.strerror if isinstance(error, OSError) and isinstance(error.strerror, str) else error
         _print_error("\n".join([str(text), *getattr(error, "__notes__", [])]))
         code = 3 if isinstance(error, CheckFailedError) or isinstance(error.__cause__, CheckFailedError) else 1
     except OSError as error:

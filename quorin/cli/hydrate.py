@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -64,6 +64,7 @@ def hydrate(
     from quorin.shm import SegmentRegistry
 
     until = None if as_of is None else int(as_of.replace(tzinfo=UTC).timestamp()) * 10**9
+    options: dict[str, Any] = {"capacity_factor": capacity_factor, "as_of_time_ns": until, "stream_key": stream_key}
     store = existing_history(offline)
     segments: list[dict[str, object]] = []
     with Opened(connection, namespace, raw=raw) as backend:
@@ -75,22 +76,14 @@ def hydrate(
             typer.echo(f"nothing to do: every schema at {backend.address} has a segment on this machine")
         for schema in [known_schema(backend, name) for name in names]:
             try:
-                with progress_bar(shown.schema(schema.__name__), hidden=as_json) as progress:
-                    built = hydration.hydrate(
-                        schema,
-                        store,
-                        registry,
-                        capacity_factor=capacity_factor,
-                        as_of_time_ns=until,
-                        progress=progress,
-                        stream_key=stream_key,
-                    )
+                name = shown.schema(schema.__name__)
+                with progress_bar(name, hidden=as_json) as progress:
+                    built = hydration.hydrate(schema, store, registry, progress=progress, **options)
             except EmptyDatasetError as error:
                 if schemas:
                     raise
                 typer.echo(f"{shown.text(str(error))}; skipped", err=True)
                 continue
-            name = shown.schema(schema.__name__)
             segments.append({"schema": name, **worded(built)})
             if not as_json:
                 typer.echo(

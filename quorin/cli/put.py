@@ -88,10 +88,7 @@ def put(
 
 
 def _check_id(registry: SegmentRegistry, schema_name: str, entity_id: str) -> None:
-    """Refuse an id that would become a dead letter here.
-
-    :raises EntityIdTooLongError: if it does not fit the segment.
-    """
+    """:raises EntityIdTooLongError: for an id that would become a dead letter here."""
     from quorin.engine.rows.value import check_entity_id
 
     if registry.current_name(schema_name) is not None:

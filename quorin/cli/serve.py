@@ -177,11 +177,9 @@ def serve(
     namespace: Namespace = DEFAULT_NAMESPACE,
     shm_dir: ShmDir = None,
 ) -> None:
-    """Serve features over HTTP: those of a Feast repository (`--repo`), or the segments of a connection without Feast
-    (`--connection`).
+    """Serve features over HTTP: of a Feast repository (`--repo`), or segments without Feast (`--connection`).
 
-    `--repo` takes the place of `feast serve`: the same paths, the same answers. `POST /get-online-features` is answered
-    from shared memory without protobuf.
+    `--repo` takes the place of `feast serve`: the same paths and answers, without protobuf for online features.
 
     `--connection` serves `POST /v1/read` (rows of one schema), `POST /v1/assemble` (vectors of several), `/v1/last`,
     `/v1/changes` and `GET /v1/schemas`, which `GET /openapi.json` describes, from what this machine's consumers apply.

@@ -129,7 +129,7 @@ def test_a_mistyped_directory_is_told_and_not_made(words: list[str], tmp_path: P
         (["get", "a", "-c", "{store}", "--last", "0"], "error: --last: "),
         (["deadletter", "show", "x", "-c", "{store}"], "error: position: "),
         (["changes", "Trip", "-c", "{store}", "--since", "-5"], "error: --since: expected a position from 0 on, or a"),
-        (["inspect", "-c", "{store}/none"], "error: there is no store at "),
+        (["inspect", "-c", "{store}/none"], "error: --connection: there is no store at "),
     ],
     ids=["connection", "last", "position", "since", "store"],
 )
