@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
@@ -200,6 +201,8 @@ def serve(
     """
     if (tls_key is None) != (tls_cert is None):
         raise typer.BadParameter("expected both --tls-key and --tls-cert, or neither")
+    if tls_key is not None and tls_cert is not None:
+        _check_tls(tls_key, tls_cert)
     from quorin.assembly import Elsewhere
     from quorin.http import Address, Limits, SegmentServer, run
 
@@ -216,6 +219,16 @@ def serve(
         create = _of_repository(repo, feature_store_yaml, of_feast, workers)
     address = Address(host, port, workers, tls_key, tls_cert, drain_seconds, access_log, limits, log_json, advertise)
     run(create, address)
+
+
+def _check_tls(key: Path, cert: Path) -> None:
+    """:raises typer.BadParameter: unless these are a private key, not encrypted, and its certificate."""
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key, password="")
+    except OSError as error:  # ssl.SSLError is one.
+        reason = getattr(error, "reason", None) or error.strerror
+        found = f"--tls-cert {cert}, --tls-key {key}: expected a certificate and its private key in PEM: {reason}"
+        raise typer.BadParameter(found) from error
 
 
 def _serves_segments(context: typer.Context) -> bool:

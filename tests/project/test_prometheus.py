@@ -55,8 +55,13 @@ SERIES = {
         },
     ),
     "QuorinWriterSilent": (
-        {"quorin_writer_heartbeat_age_seconds": "31x60"},
-        {"quorin_writer_heartbeat_age_seconds": "1x60"},
+        {'quorin_writer_heartbeat_age_seconds{instance="a"}': "31x60", 'quorin_control_plane_up{instance="a"}': "1x60"},
+        {
+            'quorin_writer_heartbeat_age_seconds{instance="a"}': "1x60",
+            'quorin_control_plane_up{instance="a"}': "1x60",
+            'quorin_writer_heartbeat_age_seconds{instance="cut off"}': "0+15x60",
+            'quorin_control_plane_up{instance="cut off"}': "0x60",
+        },
     ),
     "QuorinDeadLetters": ({"quorin_log_dead_letters": "1x60"}, {"quorin_log_dead_letters": "0x60"}),
     "QuorinDeadLettersLost": (

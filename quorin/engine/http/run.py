@@ -57,7 +57,7 @@ def run(create: Any, address: Address) -> None:
 
     :raises OSError: if the port cannot be bound.
     """
-    config = _config(create, address, _openable(address.limits.connections))
+    config = _config(create, address, within_open_files(address.limits.connections))
     socket = config.bind_socket()
     registered = None
     try:
@@ -101,7 +101,7 @@ def _stop_after(parent: Any) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _openable(connections: int) -> int:
+def within_open_files(connections: int) -> int:
     """As many connections as wanted, or as this process and its workers can have open, which are allowed as many files
     as that takes, if the machine lets them: beyond that limit, connections are dropped without an answer or a count.
     """

@@ -50,6 +50,7 @@ class SegmentCollector:
         # Each scrape runs in its own thread, but an observer is for one thread.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="quorin-metrics")
         self._scanning = self._thread.submit(self._scan)
+        self._is_reachable = True
         self.schema_names: tuple[str, ...] = ()
         """The schemas of the last observation."""
 
@@ -65,7 +66,9 @@ class SegmentCollector:
         try:
             seen = self._thread.submit(self._observer.observe, readers=False, events=False).result()
         except QuorinError as error:
-            _log.warning("control_plane_unreachable", error=str(error))
+            if self._is_reachable:  # Said once, not at every scrape.
+                _log.warning("control_plane_unreachable", error=str(error))
+            self._is_reachable = False
             up.add_metric([], 0)
             yield up
             yield from self._here()
@@ -73,6 +76,9 @@ class SegmentCollector:
         finally:
             if self._scanning.done():
                 self._scanning = self._thread.submit(self._scan)
+        if not self._is_reachable:
+            _log.warning("control_plane_reachable")
+        self._is_reachable = True
         self.schema_names = tuple(state.schema_name for state in seen.segments)
         up.add_metric([], 1)
         yield up

@@ -34,7 +34,12 @@ _MIN_FREE_SHARE = 0.1
 _MAX_CLOCK_SECONDS = 1.0
 _MAX_LAG_SECONDS = 10.0
 _MAX_FUTURE_SECONDS = 60.0
-_MAX_SILENT_SECONDS = 30.0
+_MAX_SILENT_SECONDS = 10.0
+_BUSY_ADVICE = (
+    "the consumer does not keep up: give it its own CPU core; or it cannot write its history: `history_unavailable` in "
+    "its log"
+)
+_NODE_ADVICE = "see whether it reaches Redis, can write its history, and keeps up: `quorin nodes --schemas`"
 _MIN_REDIS = (6, 2)
 OLDEST_FEAST, NEWEST_FEAST = (0, 64), (0, 67)
 _PTH, _HOOK = "quorin_feast.pth", "feast_quorin"
@@ -142,7 +147,7 @@ def _nodes(seen: Deployment, backend: Backend) -> Iterator[Check]:
             yield Check(name, WARNING, f"silent for {duration(node.silent_seconds)}", advice)
         elif lag is None or lag > _MAX_LAG_SECONDS:
             since = "it was never known to be up to date" if lag is None else f"last up to date {duration(lag)} ago"
-            yield Check(name, WARNING, since, "see whether it reaches Redis, and keeps up: `quorin nodes --schemas`")
+            yield Check(name, WARNING, since, _NODE_ADVICE)
         else:
             yield Check(name, OK, f"{counted(len(node.replicas), 'schema')}, up to date {duration(lag)} ago")
 
@@ -367,7 +372,7 @@ def _lag(state: SegmentState, name: str) -> Check:
         silent = f"{stats['writer_heartbeat_age_seconds']:,.0f} s"
         found += f"; the writer, process {stats['writer_pid']}, has been silent for {silent}"
         return Check(name, PROBLEM, found, "check that process; a second `quorin consumer` overtakes a frozen one")
-    return Check(name, WARNING, found, "the consumer does not keep up: give it its own CPU core")
+    return Check(name, WARNING, found, _BUSY_ADVICE)
 
 
 def _log(seen: Deployment) -> Iterator[Check]:

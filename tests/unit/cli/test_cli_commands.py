@@ -390,6 +390,15 @@ def test_a_consumer_serves_metrics_of_the_whole_machine(place: Place) -> None:
     assert series["quorin_oldest_event_age_seconds"][name] > 3600
 
 
+def test_a_consumers_metrics_are_of_the_directory_that_it_applies_in(place: Place, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    with serving(place, "consumer", "--metrics-port", "0", "--shm-dir", str(other)) as port:
+        node = SegmentRegistry(place.backend, shm_dir=other).node.id
+        assert scraped(port)["quorin_node_info"] == {node: 1}
+        until(lambda: scraped(port)["quorin_segment_rows"] == {TRIP.__name__: 2})
+
+
 def test_metrics_can_be_served_by_a_process_of_their_own(place: Place) -> None:
     place.producer.write(TRIP, "late", {"score": 1, "tags": []})
     with serving(place, "metrics", "--port", "0") as port:

@@ -64,6 +64,7 @@ def test_a_history_that_cannot_be_written_is_named_and_tried_again(
         running.join()
         consumer.close()
     assert said.count("history_unavailable") == 1, said
+    assert capsys.readouterr().err.count("available_again") == 1
     assert f"the history at {obstacle}" in said
     assert "log_unreachable" not in said
     assert failures.value > before

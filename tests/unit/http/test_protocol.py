@@ -8,6 +8,8 @@ import select
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -356,6 +358,20 @@ def test_a_worker_that_dies_while_it_is_asked_whether_it_lives_is_replaced_at_on
         while f"Child process [{worker}] died" not in (tmp_path / "log").read_text():
             assert time.monotonic() < end
             time.sleep(0.1)
+
+
+@pytest.mark.parametrize(("hard", "expected"), [(5_000, (3_000, 4_024)), (2_000, (1_000, 2_000)), (700, (350, 700))])
+def test_a_server_may_open_as_many_files_as_it_has_connections(hard: int, expected: tuple[int, int]) -> None:
+    """Or has fewer connections: one that can't be accepted would be dropped without an answer and a count."""
+    script = f"""
+from resource import RLIMIT_NOFILE as files, getrlimit, setrlimit
+setrlimit(files, (256, {hard}))
+from quorin.engine.http.run import within_open_files
+print((within_open_files(3_000), getrlimit(files)[0]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == f"{expected}\n"
+    assert ("connections_limited" in done.stderr) == (expected[0] < 3_000)
 
 
 def test_workers_end_with_the_process_that_replaces_them(tmp_path: Path) -> None:

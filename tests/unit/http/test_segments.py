@@ -372,11 +372,16 @@ def test_named_schemas_and_the_token_are_all_that_is_served(site: Site, tmp_path
         (["--repo", ".", "--schema", "City"], "--schema: expected --connection with it"),
         (["--connection", "STORE", "--shm-dir", "SHM", "--schema", "Cty"], "got 'Cty'; there are: City, Driver"),
         (["--connection", "nowhere"], "there is no store at nowhere"),
+        (
+            ["--connection", "STORE", "--tls-key", "no.pem", "--tls-cert", "no.pem"],
+            "--tls-cert no.pem, --tls-key no.pem: expected a certificate and its private key in PEM",
+        ),
     ],
     ids=str,
 )  # fmt: skip
 def test_what_cannot_be_served_is_refused(site: Site, words: list[str], reason: str, tmp_path: Path) -> None:
     words = [{"STORE": str(site.store), "SHM": str(site.shm_dir)}.get(word, word) for word in words]
+    (tmp_path / "no.pem").write_text("no key")
     refused = run_quorin(["serve", *words], {"COLUMNS": "400"}, directory=tmp_path)
     assert refused.returncode == 2
     assert reason in refused.stderr

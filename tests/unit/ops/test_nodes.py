@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from quorin.engine.ops.presence import Process, Report
 from quorin.engine.ops.readiness import readiness
 from quorin.errors import NotYetAppliedError
 from quorin.wal_consumer import WALConsumer
+from tests.support.redis_server import REDIS_EXECUTABLES, RedisServer
 from tests.support.world import TRIP, World, row, until, world  # noqa: F401 - world is a fixture
 
 
@@ -119,6 +121,40 @@ def test_a_running_consumer_reports_its_node_is_ready_and_shows_in_metrics(world
     assert warnings_of_this_node(world) == (unapplied if world.backend.is_remote else [])
     world.producer.write(TRIP, "b", row(2))
     assert warnings_of_this_node(world) == unapplied
+
+
+def test_a_node_without_the_control_plane_says_what_it_serves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = RedisServer(version=next(iter(REDIS_EXECUTABLES)))
+    try:
+        away = World(server.url, tmp_path)
+        away.producer.write(TRIP, "a", row(1))
+        away.drain()
+        with Observer(away.backend, shm_dir=tmp_path) as observer:
+            collector = SegmentCollector(observer)
+
+            def gauges() -> dict[str, float]:
+                return {sample.name: sample.value for family in collector.collect() for sample in family.samples}
+
+            assert gauges()["quorin_control_plane_up"] == 1
+            server.kill()
+            without = [gauges() for _ in range(3)][-1]
+            checks = {check.name: check for check in check_deployment(server.url, shm_dir=tmp_path)}
+            server.start()
+            until(lambda: gauges()["quorin_control_plane_up"] == 1)
+            collector.close()
+        away.backend.close()
+    finally:
+        server.stop()
+    assert [without[f"quorin_{name}"] for name in ("control_plane_up", "segment_up", "segment_rows")] == [0, 1, 1]
+    assert without["quorin_node_lag_seconds"] > 0
+    assert without["quorin_shm_free_bytes"] > 0
+    assert "quorin_lag_seconds" not in without, "what the log has is unknown"
+    assert checks["control plane"].status == "problem"
+    assert checks["segment of Trip"].found.startswith("1 row, last up to date")
+    said = capsys.readouterr().err
+    assert [said.count(event) for event in ("control_plane_unreachable", "control_plane_reachable")] == [1, 1]
 
 
 def warnings_of_this_node(world: World) -> list[str]:  # noqa: F811
