@@ -26,6 +26,11 @@ _ID_TYPES = frozenset({pa.string(), pa.large_string(), pa.binary(), pa.large_bin
 _MAX_DIGITS = len(str(-(2**63)))
 _NUMBERS = {float, int}
 _BYTES_OR_BOOL = (bytes, bytearray, memoryview, bool, np.bool_)
+_CODES: dict[str, np.dtype[Any]] = {"U": np.dtype(np.uint32), "S": np.dtype(np.uint8)}
+_TEXT_TYPES = {"U": pa.string(), "S": pa.binary()}
+_MAX_ASCII = 0x7F
+_MIN_COPIED_ROWS = 100  # One by one is quicker with fewer.
+_MAX_COPIED_BYTES = 2**31 - 1  # The offsets of these types have 32 bits.
 
 
 class NoArrowTypeError(Exception):
@@ -197,12 +202,12 @@ def _imported(column: Any, name: str, *, nan_is_null: bool) -> pa.Array | pa.Chu
     return _of_values(column if isinstance(column, Sequence) else list(column))
 
 
-def _of_numpy(array: AnyArray) -> pa.Array:
+def _of_numpy(array: AnyArray) -> pa.Array | pa.ChunkedArray:
     if array.dtype.kind == "O":
         return _of_values(array.tolist())
     try:
         if array.ndim == 1:
-            return pa.array(array, from_pandas=False)
+            return _of_texts(array) if array.dtype.kind in "SU" else pa.array(array, from_pandas=False)
         if np.ma.isMaskedArray(array) or not array.size:
             return _of_values(_masked_rows(array))
         nested = pa.array(array.reshape(-1), from_pandas=False)
@@ -211,6 +216,37 @@ def _of_numpy(array: AnyArray) -> pa.Array:
         return nested
     except pa.ArrowException:  # Of another byte order, or of a type that Arrow does not have.
         return _of_values(array.tolist())
+
+
+def _of_texts(array: AnyArray) -> pa.Array | pa.ChunkedArray:
+    """An array of str or bytes. Arrow itself would end each text at its first zero."""
+    copied = _copied_texts(array) if len(array) >= _MIN_COPIED_ROWS else None
+    if copied is not None:
+        return copied
+    texts = array.tolist()
+    try:
+        return pa.array(texts, _TEXT_TYPES[array.dtype.kind])
+    except UnicodeEncodeError:
+        raise NoArrowTypeError(texts) from None
+
+
+def _copied_texts(array: AnyArray) -> pa.Array | None:
+    """Bytes, or str of ASCII only, copied as a whole, several times as quick as one by one; None for other texts."""
+    code = _CODES[array.dtype.kind]
+    width = array.dtype.itemsize // code.itemsize
+    if type(array) is not np.ndarray or not array.dtype.isnative or not 0 < array.size * width <= _MAX_COPIED_BYTES:
+        return None
+    codes = np.ascontiguousarray(array).view(code)
+    if array.dtype.kind == "U" and codes.max() > _MAX_ASCII:
+        return None
+    ends = np.zeros(len(array) + 1, np.int32)
+    np.cumsum(np.strings.str_len(array), out=ends[1:])
+    text = codes.astype(np.uint8)
+    text = text[text != 0]  # NumPy fills up each text with zeros.
+    if len(text) != ends[-1]:  # A text has a zero of its own.
+        return None
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(text)]
+    return pa.Array.from_buffers(_TEXT_TYPES[array.dtype.kind], len(array), buffers, 0)
 
 
 def _masked_rows(array: AnyArray) -> list[Any]:

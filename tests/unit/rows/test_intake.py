@@ -14,9 +14,12 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from quorin import assembly, layout, serving, vector
 from quorin.engine.rows.batch import to_batch
+from quorin.engine.rows.intake import arrow_column, id_array
 from quorin.errors import EntityIdError, InvalidRowError
 from quorin.schema import FeatureField, dtype, make_schema
 from quorin.shm import Segment, SegmentRegistry
@@ -313,6 +316,36 @@ def test_python_values_are_what_they_are_one_by_one() -> None:
         for column in (values, np.array(values, object), pd.Series(values, dtype=object)):
             with pytest.raises(InvalidRowError, match="column 'v'"):
                 to_batch(schema, {"entity_id": ["a", "b"], "v": column})
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.text(st.sampled_from("az09~\x00é"), max_size=5), min_size=90, max_size=110),
+    st.sampled_from(["=U5", ">U5", "S10"]),
+    st.sampled_from([1, 2, -1]),
+    st.booleans(),
+)
+def test_numpy_texts_are_the_texts_that_numpy_shows(texts: list[str], kind: str, step: int, is_plain: bool) -> None:
+    texts = [text.replace("é", "").replace("\x00", "") for text in texts] if is_plain else texts
+    array = np.array([text.encode() for text in texts] if kind[0] == "S" else texts, kind)[::step]
+    column = arrow_column(array, "s")
+    column.validate(full=True)
+    assert column.to_pylist() == array.tolist()
+    assert column.type == (pa.binary() if kind[0] == "S" else pa.string())
+
+
+@pytest.mark.parametrize("kind", ["U5", "S5"])
+@pytest.mark.parametrize("rows", [2, 120])
+def test_masked_empty_and_no_texts_of_numpy(kind: str, rows: int) -> None:
+    texts = np.ma.masked_array(np.array(["a", ""] * (rows // 2), kind), [True, False] * (rows // 2))
+    assert arrow_column(texts, "s").to_pylist() == [None, np.array([""], kind).tolist()[0]] * (rows // 2)
+    assert arrow_column(np.array([""] * rows, kind), "s").to_pylist() == np.array([""] * rows, kind).tolist()
+    assert arrow_column(np.array([], kind), "s").type in {pa.string(), pa.binary()}
+
+
+def test_a_surrogate_among_ids_of_numpy_is_refused_with_its_row() -> None:
+    with pytest.raises(EntityIdError, match="row 1"):
+        id_array(np.array(["a", "b\udc80"]))
 
 
 def test_big_endian_arrays_and_arrays_of_lists_keep_their_values() -> None:
