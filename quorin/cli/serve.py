@@ -199,10 +199,7 @@ def serve(
 
     Exit codes: 0 stopped by a signal, 1 could not start (with the reason on stderr), 2 wrong usage.
     """
-    if (tls_key is None) != (tls_cert is None):
-        raise typer.BadParameter("expected both --tls-key and --tls-cert, or neither")
-    if tls_key is not None and tls_cert is not None:
-        _check_tls(tls_key, tls_cert)
+    _check_tls(tls_key, tls_cert)
     from quorin.assembly import Elsewhere
     from quorin.http import Address, Limits, SegmentServer, run
 
@@ -221,8 +218,12 @@ def serve(
     run(create, address)
 
 
-def _check_tls(key: Path, cert: Path) -> None:
-    """:raises typer.BadParameter: unless these are a private key, not encrypted, and its certificate."""
+def _check_tls(key: Path | None, cert: Path | None) -> None:
+    """:raises typer.BadParameter: unless these are a private key, not encrypted, and its certificate, or None."""
+    if (key is None) != (cert is None):
+        raise typer.BadParameter("expected both --tls-key and --tls-cert, or neither")
+    if key is None or cert is None:
+        return
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key, password="")
     except OSError as error:  # ssl.SSLError is one.
