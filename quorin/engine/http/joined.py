@@ -66,9 +66,7 @@ def join(
         _beside([part.found for part in read]),
         [(part.segment.schema, part.fields) for part in parts],
         positions=_beside(own) if own else None,
-        fresh=_beside([part.fresh for part in read])
-        if any(part.max_age is not None for part in request.parts)
-        else None,
+        fresh=_beside([part.fresh for part in read]) if has_limits else None,
         position=position,
         not_held=not_held,
     )

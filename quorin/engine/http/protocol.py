@@ -291,13 +291,17 @@ class DirectProtocol(HttpToolsProtocol):
         self._observed.refused(status, method, self.url, self._body_size)
 
     def _write(self, reply: Reply, *, is_kept: bool) -> None:
-        parts = [STATUS_LINE[reply.status]]
-        for name, value in (*self.server_state.default_headers, *reply.headers):
-            parts += name, b": ", value, b"\r\n"
-        parts += b"content-type: ", reply.content_type, b"\r\ncontent-length: %d\r\n" % len(reply.body)
-        if not is_kept:
-            parts.append(b"connection: close\r\n")
-        parts += b"\r\n", reply.body
-        self.transport.write(b"".join(parts))
+        self.transport.write(_message(reply, self.server_state.default_headers, is_kept=is_kept))
         if not is_kept:
             self.transport.close()
+
+
+def _message(reply: Reply, default_headers: list[tuple[bytes, bytes]], *, is_kept: bool) -> bytes:
+    parts = [STATUS_LINE[reply.status]]
+    for name, value in (*default_headers, *reply.headers):
+        parts += name, b": ", value, b"\r\n"
+    parts += b"content-type: ", reply.content_type, b"\r\ncontent-length: %d\r\n" % len(reply.body)
+    if not is_kept:
+        parts.append(b"connection: close\r\n")
+    parts += b"\r\n", reply.body
+    return b"".join(parts)
