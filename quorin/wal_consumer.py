@@ -84,8 +84,7 @@ class WALConsumer:
     history. :meth:`run` writes snapshots every ``snapshot_every_seconds``, in a thread. ``show`` shows progress.
 
     While another process is the writer, this consumer waits until it dies, or gives no heartbeat (consumers: one each
-    second) for ``frozen_after_seconds``. With a ``turn``, as a :class:`quorin.follower.Follower` has, :meth:`run` ends
-    when the turn is another's, or a consumer of all schemas without a turn begins.
+    second) for ``frozen_after_seconds``. With a ``turn`` :meth:`run` ends when that is lost, or one without it begins.
 
     :raises SchemaError: for anything other than schemas and segments.
     """
