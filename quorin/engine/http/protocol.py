@@ -208,9 +208,7 @@ class DirectProtocol(HttpToolsProtocol):
         self.on_response_complete()
 
     def on_response_complete(self) -> None:
-        """Begin the next request that waits, in the context of the connection: what the one before has set in its own
-        must not be seen by another.
-        """
+        """Begin the next request in the connection's context: what the one before has set in its own is not for it."""
         if self._refusal is not None and not self.pipeline and not self.transport.is_closing():
             self._write(self._refusal, is_kept=False)
         self._context.run(super().on_response_complete)
