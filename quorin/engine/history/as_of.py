@@ -246,7 +246,7 @@ class States:
         names, keys = [field.name for field in schema.fields], self.keys
         lost = {name: loaded.lost_through(name, as_of) for name in names if loaded.lacks(name)}
         some = np.flatnonzero(chosen >= 0)
-        if not len(some) or not lost and not (keys.kind[chosen[some]] == Kind.partial).any():
+        if not len(some) or (not lost and not (keys.kind[chosen[some]] == Kind.partial).any()):
             return {}
         sets = np.array([[*(name in chosen_set for chosen_set in keys.field_sets), False] for name in names])
         sources = np.full((len(names), len(chosen)), -1, np.int64)
