@@ -110,9 +110,9 @@ def test_a_setting_asks_for_all_requests(online_store: dict[str, Any], data: Pat
 
 
 @pytest.mark.parametrize("by_setting", [False, True], ids=["by request", "by setting"])
-def test_a_read_that_begins_again_leaves_an_event_loop_to_others(
-    online_store: dict[str, Any], data: Path, tmp_path: Path, by_setting: bool
-) -> None:
+def test_a_read_that_begins_again_leaves_an_event_loop_to_others(data: Path, tmp_path: Path, by_setting: bool) -> None:
+    (tmp_path / "segments").mkdir()
+    online_store = {"type": "feast_quorin.QuorinOnlineStore", "shm_dir": str(tmp_path / "segments")}
     settings = {**online_store, "consumer": "external", "wait": "logged"}
     store = make_store(tmp_path / "repo", settings | ({"consistent_timeout_ms": 200} if by_setting else {}), data=data)
     store.apply(objects(data))
@@ -138,7 +138,9 @@ def test_a_read_that_begins_again_leaves_an_event_loop_to_others(
     asyncio.run(read())
     assert len(turns) > 10
     plain = [(b"content-type", b"application/json")]
-    body = json.dumps({"features": REQUEST["features"], "entities": REQUEST["entity_rows"]}).encode()
+    body = json.dumps(
+        {"features": REQUEST["features"], "entities": REQUEST["entity_rows"], "full_feature_names": True}
+    ).encode()
     is_direct = OnlineFeatures(store, Limits()).direct(body, plain) is not None
     assert is_direct is not by_setting, "a server reads in a thread what may have to wait"
     store.teardown()

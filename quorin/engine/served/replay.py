@@ -210,9 +210,16 @@ def _data(first: pa.Table) -> dict[str, Any]:
     tables = []
     for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
         content = data[start].as_buffer()
-        table = pa.table({"": pa.nulls(count)}) if content is None else pa.ipc.open_stream(content).read_all()
+        table = pa.table({"": pa.nulls(count)}) if content is None else _stream(content)
         if len(table) != count:
             raise CorruptHistoryError(f"served log: data of {len(table)} rows in a request of {count}")
         tables.append(table)
     found = pa.concat_tables(tables, promote_options="permissive")
     return {name.partition(":")[2]: found.column(name) for name in found.schema.names if name}
+
+
+def _stream(content: pa.Buffer) -> pa.Table:
+    try:
+        return pa.ipc.open_stream(content).read_all()
+    except pa.ArrowException as error:
+        raise CorruptHistoryError(f"served log: {content.size} bytes are no data of a request: {error}") from error

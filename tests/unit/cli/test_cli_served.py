@@ -22,13 +22,13 @@ from tests.unit.cli.test_cli import command
 
 
 class Place:
-    """A node that has served requests 0 to 5, the history of its rows, and commands that run there."""
+    """A node that has served requests 0 to 2, the history of its rows, and commands that run there."""
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.history = directory, directory / "history"
         self.node = Node(directory)
         self.node.fill()
-        self.node.serve(0, 6)
+        self.node.serve(0, 3)
         self.node.log.close()
         rows = [(one, number, number, f"text {number}") for number, one in enumerate(IDS)]
         with ParquetDatasetStore(self.history) as store:
@@ -56,14 +56,14 @@ def place(tmp_path: Path) -> Place:
 
 def test_what_processes_have_left_is_collected_and_replayed(place: Place) -> None:
     collected = json.loads(place.run("collect", "--once", "--json").stdout)
-    assert place.node.requests() == list(range(6))
+    assert place.node.requests() == list(range(3))
     assert "0 rows" in place.run("collect", "--once").stdout
     served = read_served(place.directory / "served", place.history)
-    assert collected["rows"] == len(served) == 13
-    assert served["known"].to_pylist() == [True] * 13
+    assert collected["rows"] == len(served) == 5
+    assert served["known"].to_pylist() == [True] * 5
     for suffix in ("parquet", "arrow", "json"):
         file = place.directory / f"out.{suffix}"
-        assert "13 rows, 0 not known" in place.replay(file).stdout
+        assert "5 rows, 0 not known" in place.replay(file).stdout
         assert file.stat().st_mode & 0o777 == 0o600
     assert pq.read_table(place.directory / "out.parquet").equals(served)
     with pa.ipc.open_file(place.directory / "out.arrow") as arrow:
@@ -74,10 +74,10 @@ def test_what_processes_have_left_is_collected_and_replayed(place: Place) -> Non
     assert [(row["request_id"], row["text"]) for row in shown["requests"]] == [("1", "text 1"), ("2", "text 2")]
     later = datetime.now(UTC) + timedelta(minutes=1)
     assert json.loads(place.replay("--json", "--since", later.isoformat()).stdout)["rows"] == 0
-    (place.directory / "clicks.csv").write_text("request_id,clicked\n4,7\n")
+    (place.directory / "clicks.csv").write_text("request_id,clicked\n2,7\n")
     place.replay(place.directory / "labelled.parquet", "--labels", place.directory / "clicks.csv")
     [labelled] = pq.read_table(place.directory / "labelled.parquet").to_pylist()
-    assert (labelled["request_id"], labelled["number"], labelled["clicked"]) == ("4", 4, 7)
+    assert (labelled["request_id"], labelled["number"], labelled["clicked"]) == ("2", 2, 7)
 
 
 def test_rows_that_are_not_known_are_said_by_the_exit_code(place: Place) -> None:
@@ -87,14 +87,14 @@ def test_rows_that_are_not_known_are_said_by_the_exit_code(place: Place) -> None
         other.append(SERVED, row, pa.array([9], pa.int64()))
     file = place.directory / "out.parquet"
     done = place.run("replay", file, "--offline", place.directory / "other", code=1)
-    assert "13 rows, 9 not known" in done.stdout, "that there was no row is known of four"
-    assert pq.read_table(file)["known"].to_pylist().count(False) == 9
+    assert "5 rows, 3 not known" in done.stdout, "that there was no row is known of two"
+    assert pq.read_table(file)["known"].to_pylist().count(False) == 3
 
 
 def test_a_collector_goes_on_until_it_is_stopped(place: Place) -> None:
     words, environment = place.words("collect", "--every", "10ms")
     process = start_quorin(words, environment)
-    until(lambda: place.node.requests() == list(range(6)))
+    until(lambda: place.node.requests() == list(range(3)))
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 0, said
@@ -112,3 +112,11 @@ def test_a_collector_goes_on_until_it_is_stopped(place: Place) -> None:
 )
 def test_wrong_usage_is_said(place: Place, arguments: list[str], message: str) -> None:
     assert message in place.replay(*arguments, code=2).stderr
+
+
+def test_damaged_data_is_one_line(place: Place) -> None:
+    place.node.serve(3, 1)  # Its data is no stream of Arrow's.
+    place.node.log.collect()
+    said = place.replay("--json", code=1).stderr
+    assert "served log: 3 bytes are no data of a request" in said
+    assert "Traceback" not in said

@@ -207,8 +207,8 @@ def test_a_log_that_takes_the_place_of_another_during_a_look_is_not_mixed_with_i
                 assembly.wait_for(segment, token, timeout_ms=0)
             assert loads
 
-        look(Token((2, 50)))
-        # With partitions, one that nothing was applied of may come to follow the log of the token.
+        if partitions == 1:  # Of several, a log that is not known yet is not looked at.
+            look(Token((2, 50)))
         with pytest.raises((TokenError, NotYetAppliedError)):
             look(Token((1, 50)))
         registry.discard(segment)

@@ -145,7 +145,7 @@ def new(request: pytest.FixtureRequest, redis_url: str, tmp_path: Path) -> Itera
 
 @settings(
     deadline=None,
-    max_examples=6,
+    max_examples=3,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
