@@ -221,7 +221,7 @@ class WALConsumer:
                 self._flusher.advance(self._agenda)
             elif step is Step.read:
                 self._read(block_ms=_BLOCK_MS)
-            self._agenda.succeeded(step)
+            _note_available(self._agenda, step)
         except ConnectionFailedError as error:
             _note_unavailable(error, self._backend.address, self._agenda, step)
         except WriterFencedError as error:
@@ -349,6 +349,13 @@ def _note_unavailable(error: ConnectionFailedError, address: str, agenda: Agenda
     event = "snapshots_unavailable" if isinstance(error, SnapshotUnavailableError) else event
     if is_first:
         _log.warning(event, address=address, error=str(error), next_try_seconds=delay)
+
+
+def _note_available(agenda: Agenda, step: Step) -> None:
+    """A step succeeded; if it had failed, that is said."""
+    if agenda.failing is step:
+        _log.warning("available_again", failures=agenda.failures)
+    agenda.succeeded(step)
 
 
 @contextmanager
