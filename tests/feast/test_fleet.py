@@ -16,7 +16,6 @@ from feast.types import Int64, String
 from structlog.testing import capture_logs
 
 from feast_quorin import session
-from quorin.engine.ops.nodes import observed_nodes
 from quorin.errors import StaleReplicaError
 from quorin.metrics import stale_reads
 from quorin.shm import SegmentRegistry
@@ -100,10 +99,10 @@ def test_every_machine_serves_what_any_of_them_materializes_and_pushes(machines:
 def test_a_push_that_waits_for_the_fleet_is_on_every_machine_when_it_returns(machines: Machines) -> None:
     a, b, c = machines.stores
     push(a, 0.5)
-    for store in (b, c):
+    for store in (a, b, c):  # A node follows the log from its first read on.
         until(lambda store=store: score(store) == 0.5)
     backend = SegmentRegistry(machines.server.url).backend
-    until(lambda: len(observed_nodes(backend, [backend.log()])) == 3)
+    until(lambda: len({node for node, _ in backend.control.replicas()}) == 3)
     waiting = machines.store("A", wait="fleet", timeout_ms=60_000)
     for number in (1, 2, 3):
         push(waiting, number)
