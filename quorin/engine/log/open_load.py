@@ -8,7 +8,7 @@ which say the same: no entry that ends a load is written before it is decided he
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 SILENT_SECONDS = 30.0
 """A coordinator that gave no sign of life for so long counts as dead: another process may end its load."""
+_STORED = {"ends": "commits", "earlier_ends": "earlier_commits"}
+"""Fields whose names in the control plane are those that the first release gave them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,17 @@ class OpenLoad:
     @classmethod
     def parse(cls, text: str) -> OpenLoad:
         """From the JSON in the control plane."""
-        found: dict[str, Any] = json.loads(text)
-        return cls(**found | {name: tuple(found[name]) for name in ("logs", "rows", "ends", "earlier_ends")})
+        stored: dict[str, Any] = json.loads(text)
+        found: dict[str, Any] = {}
+        for field in fields(cls):
+            value = stored[_STORED.get(field.name, field.name)]
+            found[field.name] = tuple(value) if isinstance(value, list) else value
+        return cls(**found)
 
     def to_json(self) -> str:
         """The record's text, which compare-and-set compares."""
-        return json.dumps(asdict(self), sort_keys=True)
+        stored = {_STORED.get(name, name): value for name, value in asdict(self).items()}
+        return json.dumps(stored, sort_keys=True)
 
     @property
     def held(self) -> int:
