@@ -5,9 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,13 +14,13 @@ import structlog
 
 from quorin.shm import SHM_DIR, SHM_DIR_VARIABLE, SegmentRegistry
 from tests.support.compiled import compile_beside, wait_for_kernels
+from tests.support.followers import end_followers
 from tests.support.installed import wheel  # noqa: F401 - a fixture, found here by every test
 from tests.support.machines import machine  # noqa: F401 - a fixture, found here by every test
 from tests.support.network import has_networks
 from tests.support.partition_nodes import connection  # noqa: F401 - a fixture, found here by every test
 from tests.support.redis_cluster import clusters, redis_cluster, watched  # noqa: F401 - fixtures, found here by every test
 from tests.support.redis_server import redis_server, redis_servers, redis_url  # noqa: F401 - fixtures, found here by every test
-from tests.support.world import until
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -94,13 +92,8 @@ def no_segment_left_at_the_end(request: pytest.FixtureRequest) -> Iterator[None]
 
 @pytest.fixture(scope="module", autouse=True)
 def no_followers_of_earlier_modules() -> None:
-    """A follower ends with its store, which the collector has to find; else it applies what later tests write."""
-    if _followers():
-        # The frames of a test that failed hold its store.
-        for name in ("last_exc", "last_type", "last_value", "last_traceback"):
-            sys.__dict__.pop(name, None)
-        gc.collect()
-        until(lambda: not _followers())
+    """Else they apply what later tests write."""
+    end_followers()
 
 
 @pytest.fixture(autouse=True)
@@ -115,10 +108,6 @@ def logging_is_unconfigured() -> Iterator[None]:
     """A command that runs in this process configures structlog, with the test's own standard error."""
     yield
     structlog.reset_defaults()
-
-
-def _followers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "quorin-follower"]
 
 
 _OWN_SHM_DIR = pytest.StashKey[Path]()

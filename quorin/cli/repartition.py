@@ -11,7 +11,7 @@ import typer
 from quorin.cli.options import Connection, Namespace, Opened
 from quorin.cli.output import Json, add_row, console, print_json, progress_bar, table
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
-from quorin.engine.words import count, duration
+from quorin.engine.words import count, counted, duration
 
 if TYPE_CHECKING:
     from quorin.evolution import RepartitionResult
@@ -82,9 +82,9 @@ def _print_aborted(kept: int | None, present: int, *, as_json: bool) -> None:
     if as_json:
         print_json({"aborted": kept is not None, "partitions": present})
     elif kept is None:
-        typer.echo(f"no growth is under way; the deployment has {present} partitions")
+        typer.echo(f"no growth is under way; the deployment has {counted(present, 'partition')}")
     else:
-        typer.echo(f"the growth was undone; the deployment keeps {kept} partitions")
+        typer.echo(f"the growth was undone; the deployment keeps {counted(kept, 'partition')}")
 
 
 def _print(result: RepartitionResult, *, as_json: bool) -> None:

@@ -30,6 +30,7 @@ from quorin.errors import (
 from quorin.schema import schema_to_json
 from quorin.wal_consumer import WALConsumer
 from tests.feast.repos import DAYS, DRIVERS, END, START, definitions, make_store
+from tests.support.followers import end_followers
 
 NOON = dt.datetime(2024, 5, 1, 12, tzinfo=dt.UTC)
 MICROSECOND = dt.timedelta(microseconds=1)
@@ -356,6 +357,7 @@ def test_logged_but_not_applied_rows_are_seen_by_the_next_process(
 
 
 def test_without_a_consumer_a_write_says_so(store: FeatureStore, online_store: dict[str, Any], data: Path) -> None:
+    end_followers()  # Those of earlier tests would apply it.
     settings = {**online_store, "consumer": "external", "timeout_ms": 50}
     external = make_store(store.repo_path, settings, data=data)
     with pytest.raises(WriteSyncTimeoutError, match="50 ms"):

@@ -24,7 +24,8 @@ from quorin.engine.bootstrap.pace import Pace
 from quorin.engine.memory.lineage import attach_newest
 from quorin.errors import QuorinError, SegmentNotFoundError
 
-_NICE = 19
+_NICE = 10
+"""It gives way, but gets on where no processor is ever idle: with ``SCHED_IDLE`` it would get next to nothing there."""
 
 
 class Job(NamedTuple):
@@ -42,7 +43,7 @@ class Job(NamedTuple):
 
 def main() -> None:
     """Copy, and write the copy. A process that dies leaves nothing, unless it is killed while it copies."""
-    _give_way()
+    os.nice(_NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # From a terminal the server gets it too.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     threading.Thread(target=_end_with_input, daemon=True).start()
@@ -70,15 +71,6 @@ def _send(job: Job, output: int) -> None:
     _say(output, name=image.name_of(copy, beginning=beginning), bytes=copy.layout.file_bytes + image.TRAILER_BYTES)
     for block in image.blocks(copy, pace=Pace(job.bytes_per_second)):
         _write(output, block)
-
-
-def _give_way() -> None:
-    """Run only when nothing else wants the processor. A nice process is not enough: until its time slice ends, it keeps
-    a processor from a thread that wakes up, for some milliseconds.
-    """
-    with suppress(OSError):
-        os.nice(_NICE)
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _end_with_input() -> None:

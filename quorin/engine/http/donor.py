@@ -1,8 +1,8 @@
 """Sending a node's rows to a new node: ``GET /v1/snapshot?schema=…`` streams a snapshot of the current segment.
 
 The bytes are those of :mod:`quorin.snapshot`: the rows, then the position and the checksum, so a stream that was cut is
-no snapshot. What must not wait, the requests for rows, goes first: another process copies and hashes the rows, when
-nothing else wants the processor (:mod:`quorin.engine.bootstrap.sender`), and what it writes is sent in small parts.
+no snapshot. What must not wait, the requests for rows, goes first: another process copies and hashes the rows, at low
+priority (:mod:`quorin.engine.bootstrap.sender`), and what it writes is sent in small parts.
 """
 
 from __future__ import annotations

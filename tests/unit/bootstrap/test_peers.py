@@ -260,7 +260,7 @@ def test_a_transfer_that_is_cut_leaves_nothing(
 def test_a_peer_that_falls_silent_is_given_up(donor: Donor, receiver: SegmentRegistry, wire: Wire) -> None:
     wire.stalls = 20_000
     with pytest.raises(PeerUnavailableError, match="broke off: no answer in time"):
-        donor.peers(wire.url, timeout_seconds=5).segment(Pair, receiver, donor.wanted(), progress=silent)
+        donor.peers(wire.url, timeout_seconds=15).segment(Pair, receiver, donor.wanted(), progress=silent)
     assert files(receiver) == []
 
 

@@ -23,12 +23,12 @@ def test_a_deployment_is_grown_and_a_growth_undone(world: World, tmp_path: Path)
     world.producer.write(TRIP, "a", row(1))
     refused = quorin(world, "3")
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert "the deployment has 1 partitions" in refused.stderr
+    assert "the deployment has 1 partition," in refused.stderr
     assert "expected 2, got 3" in refused.stderr
     for wrong in ((), ("2", "--abort")):
         assert quorin(world, *wrong).returncode == 2
     nothing = quorin(world, "--abort")
-    assert (nothing.returncode, nothing.stdout) == (0, "no growth is under way; the deployment has 1 partitions\n")
+    assert (nothing.returncode, nothing.stdout) == (0, "no growth is under way; the deployment has 1 partition\n")
     run.begin(world.backend, 2, ["quorin:wal"])
     undone = quorin(world, "--abort", "--json")
     assert json.loads(undone.stdout) == {"aborted": True, "partitions": 1}
