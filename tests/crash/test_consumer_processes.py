@@ -24,6 +24,7 @@ from quorin.shm import Segment, SegmentRegistry
 from quorin.wal import WALProducer
 from quorin.wal_consumer import WALConsumer
 from tests.support.consumers import IDS, ROW, FileHistory, consume, kill, last_acknowledged, produce, start, table
+from tests.support.freezing import freeze
 from tests.support.redis_server import RedisServer
 
 torture = pytest.mark.torture
@@ -122,7 +123,7 @@ def test_a_frozen_consumer_is_overtaken_and_fenced_when_it_wakes(place: Place) -
     assert place.writer() == first.pid
     for number in (10, 20):
         frozen, awake = (first, second) if place.writer() == first.pid else (second, first)
-        os.kill(frozen.pid, signal.SIGSTOP)
+        freeze(frozen.pid)
         until(lambda frozen=frozen: Path(f"/proc/{frozen.pid}/stat").read_text().rpartition(") ")[2][0] == "T")
         place.write(number)
         assert place.writer() == awake.pid

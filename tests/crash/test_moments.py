@@ -20,6 +20,7 @@ from quorin.wal_consumer import WALConsumer
 from tests.support import moments
 from tests.support.consumers import kill, start
 from tests.support.fleet import until
+from tests.support.freezing import freeze
 
 torture = pytest.mark.torture
 READERS = WRITERS = CONSUMERS = 2
@@ -58,7 +59,7 @@ def test_no_answer_mixes_moments_whoever_is_killed(
                 consumers = [*consumers[1:], start(moments.apply, connection, str(shm_dir), next(seeds))]
             else:
                 frozen = consumers[0] if kind == "frozen consumer" else rng.choice(readers)
-                os.kill(frozen.pid, signal.SIGSTOP)
+                freeze(frozen.pid)
                 if frozen in consumers:
                     _wait_for_newer_answers(notes)
                 os.kill(frozen.pid, signal.SIGCONT)

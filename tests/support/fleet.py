@@ -17,6 +17,7 @@ from quorin.follower import Follower
 from quorin.layout import iterate_occupied
 from quorin.shm import Segment, SegmentRegistry
 from tests.support.forking import context
+from tests.support.freezing import freeze
 
 
 def serve(
@@ -122,7 +123,11 @@ class Server:
         return self.ask("rows", name)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        os.kill(int(self.process.pid or 0), number)
+        pid = int(self.process.pid or 0)
+        if number == signal.SIGSTOP:
+            freeze(pid)
+        else:
+            os.kill(pid, number)
 
     def stop(self) -> None:
         """Also a stopped process is ended."""

@@ -22,6 +22,7 @@ from typing import IO, Any
 
 import pytest
 
+from tests.support.freezing import freeze
 from tests.support.preloaded import PRELOADED
 
 _preloaded: list[str] = []
@@ -111,7 +112,10 @@ class Forked:
 
     def send_signal(self, number: int) -> None:
         if self.returncode is None:
-            os.kill(self.pid, number)
+            if number == signal.SIGSTOP:
+                freeze(self.pid)
+            else:
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)

@@ -25,6 +25,7 @@ from quorin.metrics import registry as series
 from quorin.shm import SegmentRegistry
 from quorin.watchdog import TickResult, WatchdogState, run_forever
 from tests.support.consumers import kill, start
+from tests.support.freezing import freeze
 from tests.support.schemas import Scalars
 
 fork = multiprocessing.get_context("fork")
@@ -104,7 +105,7 @@ def test_what_a_killed_creator_left_goes_within_two_ticks(place: Place, tmp_path
     before = place.files()
     assert len(before) == 2
     assert [(tick.reclaimed, tick.dead_processes) for tick in place.ticks(3)] == [((), ())] * 3
-    os.kill(process.pid, signal.SIGSTOP)
+    freeze(process.pid)
     assert [(tick.reclaimed, tick.dead_processes) for tick in place.ticks(3)] == [((), ())] * 3
     assert place.files() == before
     kill(process)

@@ -20,6 +20,7 @@ from quorin.shm import SegmentRegistry
 from quorin.snapshot import Peers
 from tests.support.donor import children, senders, serve
 from tests.support.fleet import until
+from tests.support.freezing import freeze
 from tests.support.http import Running
 from tests.support.machines import Machine
 
@@ -148,7 +149,7 @@ def test_a_copy_that_takes_longer_than_the_other_node_waits_is_waited_for(
     def hold() -> None:
         until(lambda: senders(donor.server))
         (sender,) = senders(donor.server)
-        os.kill(sender, signal.SIGSTOP)
+        freeze(sender)
         time.sleep(9)
         os.kill(sender, signal.SIGCONT)
 

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 
 from quorin.engine.format.partition import partition_of
 from quorin.engine.ops.holders import publish_holders
+from tests.support.freezing import freeze
 from tests.support.http import Running, make_certificate
 from tests.support.partial_nodes import PARTITIONS, PartialNodes
 from tests.support.schemas import Everything
@@ -188,7 +189,7 @@ def test_a_masking_server_says_which_rows_are_not_held(site: Site) -> None:
 
 
 def test_a_server_that_hangs_is_not_waited_for(site: Site) -> None:
-    os.kill(site.high.process.pid, signal.SIGSTOP)
+    freeze(site.high.process.pid)
     try:
         answer = post(site.masking, "/v1/read", {"schema": "Driver", "entity_ids": IDS}).json()
         assert answer["not_held"] == [one in away(site) for one in IDS]

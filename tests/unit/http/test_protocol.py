@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.echo_server import BEARER, HELD, LIMITS
+from tests.support.freezing import freeze
 from tests.support.http import Running, serving
 from tests.support.world import until
 
@@ -351,7 +352,7 @@ def test_a_worker_that_dies_while_it_is_asked_whether_it_lives_is_replaced_at_on
     with serving([*ECHO, "2"], tmp_path / "log") as server:
         with requests.Session() as session:
             worker = int(session.post(server.url + "/direct", data=b"pid", timeout=5).text)
-        os.kill(worker, signal.SIGSTOP)
+        freeze(worker)
         time.sleep(1.5)  # It is asked twice a second, and the question waits up to a minute for the answer.
         os.kill(worker, signal.SIGKILL)
         end = time.monotonic() + 45

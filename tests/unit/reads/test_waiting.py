@@ -24,6 +24,7 @@ from quorin.shm import SegmentRegistry
 from quorin.wal import Token, WALProducer
 from quorin.wal_consumer import WALConsumer
 from tests.support.consumers import ROW, consume, kill, start
+from tests.support.freezing import freeze
 
 STOP = make_schema("Stop", [FeatureField("count", dtype.float32)])
 OTHER = make_schema("Other", [FeatureField("count", dtype.float32)])
@@ -251,7 +252,7 @@ def test_tokens_hold_across_processes_and_a_stopped_consumer_is_late(redis_url: 
                 token = producer.write(ROW, "x", {"number": number, "text": "t"})
                 shown = assembly.read(segment, ["x"], at_least=token.text, timeout_ms=LONG_MS)
                 assert shown["number"].to_pylist() == [number]
-            os.kill(process.pid, signal.SIGSTOP)
+            freeze(process.pid)
             token = producer.write(ROW, "x", {"number": 10, "text": "t"})
             with pytest.raises(NotYetAppliedError) as caught:
                 assembly.read(segment, ["x"], at_least=token, timeout_ms=50)
