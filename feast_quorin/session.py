@@ -200,7 +200,7 @@ class Session:
         if self.follower is not None:
             self.follower.start()
             if not self.follower.wait_until_fresh(segment):
-                _log.warning("read_not_caught_up", view=view.name, error="the log cannot be reached")
+                _log.warning("read_not_caught_up", view=view.name, error="the log is not reached, or applied too late")
                 return
         if self.settings.consumer == "external":
             lag = segment.confirmed_age_seconds()

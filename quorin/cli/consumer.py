@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quorin.cli.certificates import check_trusted
 from quorin.cli.durations import seconds
 from quorin.cli.options import (
     Level,
@@ -246,6 +247,7 @@ def _peers(urls: list[str], token_file: Path | None, tls_ca: Path | None) -> Pee
 
     if not urls and (token_file or tls_ca):
         raise typer.BadParameter("expected --bootstrap-from with --token-file and --tls-ca")
+    check_trusted("--tls-ca", tls_ca)
     try:
         return Peers(urls, token_file=token_file, tls_ca=tls_ca) if urls else None
     except ValueError as error:

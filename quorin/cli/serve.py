@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from quorin.cli.certificates import check_certificate, check_trusted
 from quorin.cli.durations import seconds
 from quorin.cli.options import LogJson, Namespace, Opened, ServedConnection, ShmDir, resolve_name
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
@@ -199,7 +199,8 @@ def serve(
 
     Exit codes: 0 stopped by a signal, 1 could not start (with the reason on stderr), 2 wrong usage.
     """
-    _check_tls(tls_key, tls_cert)
+    check_certificate(tls_key, tls_cert)
+    check_trusted("--peer-ca", peer_ca)
     from quorin.assembly import Elsewhere
     from quorin.http import Address, Limits, SegmentServer, run
 
@@ -216,20 +217,6 @@ def serve(
         create = _of_repository(repo, feature_store_yaml, of_feast, workers)
     address = Address(host, port, workers, tls_key, tls_cert, drain_seconds, access_log, limits, log_json, advertise)
     run(create, address)
-
-
-def _check_tls(key: Path | None, cert: Path | None) -> None:
-    """:raises typer.BadParameter: unless these are a private key, not encrypted, and its certificate, or None."""
-    if (key is None) != (cert is None):
-        raise typer.BadParameter("expected both --tls-key and --tls-cert, or neither")
-    if key is None or cert is None:
-        return
-    try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key, password="")
-    except OSError as error:  # ssl.SSLError is one.
-        reason = getattr(error, "reason", None) or error.strerror
-        found = f"--tls-cert {cert}, --tls-key {key}: expected a certificate and its private key in PEM: {reason}"
-        raise typer.BadParameter(found) from error
 
 
 def _serves_segments(context: typer.Context) -> bool:

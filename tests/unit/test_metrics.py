@@ -401,11 +401,12 @@ def test_a_page_without_the_control_plane_says_so_and_keeps_counting(
         shown = Page(seen)
         assert f'quorin_reads_total{{schema="{schema.__name__}"}} 0.0' in shown.text().decode()
         database = tmp_path / "control" / "quorin.db"
-        database.rename(tmp_path / "away.db")
-        database.mkdir()
+        away, no_database = tmp_path / "away.db", tmp_path / "no_database"
+        away.hardlink_to(database)
+        no_database.symlink_to(tmp_path)
+        no_database.replace(database)  # In one step: a thread that finds no file makes one.
         text = shown.text().decode()
-        database.rmdir()
-        (tmp_path / "away.db").rename(database)
+        away.replace(database)
         shown.close()
         assert "quorin_control_plane_up 0.0" in text
         assert f'quorin_reads_total{{schema="{schema.__name__}"}} 0.0' in text

@@ -376,6 +376,7 @@ def test_named_schemas_and_the_token_are_all_that_is_served(site: Site, tmp_path
             ["--connection", "STORE", "--tls-key", "no.pem", "--tls-cert", "no.pem"],
             "--tls-cert no.pem, --tls-key no.pem: expected a certificate and its private key in PEM",
         ),
+        (["--connection", "STORE", "--peer-ca", "no.pem"], "--peer-ca no.pem: expected certificates in PEM"),
     ],
     ids=str,
 )  # fmt: skip
