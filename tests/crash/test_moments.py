@@ -7,13 +7,16 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from quorin.engine.backend import connect
+from quorin.engine.memory.lock import is_locked
 from quorin.shm import SegmentRegistry
 from quorin.wal import WALProducer
 from quorin.wal_consumer import WALConsumer
@@ -60,6 +63,10 @@ def test_no_answer_mixes_moments_whoever_is_killed(
             else:
                 frozen = consumers[0] if kind == "frozen consumer" else rng.choice(readers)
                 freeze(frozen.pid)
+                while _holds_up_others(tmp_path):
+                    os.kill(frozen.pid, signal.SIGCONT)
+                    time.sleep(rng.uniform(0, 0.1))
+                    freeze(frozen.pid)
                 if frozen in consumers:
                     _wait_for_newer_answers(notes)
                 os.kill(frozen.pid, signal.SIGCONT)
@@ -80,6 +87,20 @@ def _wait_for_newer_answers(notes: list[Path]) -> None:
     """Until each reader has an answer of a later moment than any has now."""
     now = max(map(moments.newest, notes))
     until(lambda: min(map(moments.newest, notes)) > now)
+
+
+def _holds_up_others(folder: Path) -> bool:
+    """Whether a frozen process may be changing the state of the node or the store: nobody else can until it wakes."""
+    if any(is_locked(path) for path in (folder / "shm").glob("quorin-node-*.lock")):
+        return True
+    for database in (folder / "store").glob("*.db"):
+        with closing(sqlite3.connect(database, timeout=10, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return True
+            connection.execute("ROLLBACK")
+    return False
 
 
 def _mixed(found: list[Any]) -> Any:
