@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -95,6 +96,9 @@ def no_segment_left_at_the_end(request: pytest.FixtureRequest) -> Iterator[None]
 def no_followers_of_earlier_modules() -> None:
     """A follower ends with its store, which the collector has to find; else it applies what later tests write."""
     if _followers():
+        # The frames of a test that failed hold its store.
+        for name in ("last_exc", "last_type", "last_value", "last_traceback"):
+            sys.__dict__.pop(name, None)
         gc.collect()
         until(lambda: not _followers())
 

@@ -51,7 +51,7 @@ def test_bench_runs_one_installation_wherever_it_is_started(tmp_path):
 def test_bench_leaves_no_process_and_no_directory_when_it_is_stopped(tmp_path, number):
     environment = {**os.environ, "TMPDIR": str(tmp_path), "QUORIN_SHM_DIR": str(tmp_path)}
     command = subprocess.Popen(
-        [*BENCH, "--seconds", "2"], cwd=tmp_path, env=environment, start_new_session=True,
+        [*BENCH, "--seconds", "5"], cwd=tmp_path, env=environment, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     wait_for(lambda: len(processes_of(session=command.pid)) > 1)
@@ -60,7 +60,8 @@ def test_bench_leaves_no_process_and_no_directory_when_it_is_stopped(tmp_path, n
     else:
         os.killpg(command.pid, number)  # As a terminal and a service manager do.
     printed, _ = command.communicate(timeout=60)
-    assert "Traceback" not in printed
+    # Python itself reports that the parent of a process was killed while that started.
+    assert number == signal.SIGKILL or "Traceback" not in printed
     wait_for(lambda: not processes_of(session=command.pid))
     if number != signal.SIGKILL:
         assert command.returncode in (1, 128 + number)
