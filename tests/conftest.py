@@ -21,6 +21,7 @@ from tests.support.network import has_networks
 from tests.support.partition_nodes import connection  # noqa: F401 - a fixture, found here by every test
 from tests.support.redis_cluster import clusters, redis_cluster, watched  # noqa: F401 - fixtures, found here by every test
 from tests.support.redis_server import redis_server, redis_servers, redis_url  # noqa: F401 - fixtures, found here by every test
+from tests.support.walks import durable_redis  # noqa: F401 - a fixture, found here by every test
 
 
 def pytest_configure(config: pytest.Config) -> None:

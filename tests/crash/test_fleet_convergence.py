@@ -8,7 +8,6 @@ import random
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from quorin.schema import FeatureField, Schema, dtype, make_schema
 from quorin.wal import WALProducer
 from tests.support.fleet import Node, until
 from tests.support.redis_server import RedisServer
+from tests.support.walks import take_walk
 
 IDS = 30
 SECOND = 10**9
@@ -165,25 +165,11 @@ class Walk:
         self.registry.backend.close()
 
 
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    server = RedisServer("--appendonly", "yes", "--appendfsync", "always")
-    yield server
-    server.stop()
-
-
 @pytest.mark.parametrize(("seed", "steps"), [(1, 60), (2, 60), pytest.param(None, 3_000, marks=pytest.mark.torture)])
-def test_nodes_converge(server: RedisServer, tmp_path: Path, seed: int | None, steps: int) -> None:
-    seed = random.randrange(10**6) if seed is None else seed
-    walk = Walk(server, tmp_path, seed)
-    try:
-        for number in range(steps):
-            walk.step()
-            if number % 30 == 29:
-                walk.converge()
-        walk.converge()
-    except BaseException as error:
-        error.add_note(f"seed {seed}, after {walk.number} rows")
-        raise
-    finally:
-        walk.close()
+def test_nodes_converge(
+    durable_redis: RedisServer,
+    tmp_path: Path,
+    seed: int | None,
+    steps: int,
+) -> None:
+    take_walk(lambda seed: Walk(durable_redis, tmp_path, seed), seed, steps, between=30)

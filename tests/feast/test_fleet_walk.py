@@ -9,7 +9,6 @@ import multiprocessing
 import random
 import shutil
 import time
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from feast.types import Float64, Int64
 from tests.feast.repos import END, START, make_store
 from tests.feast.spawned import spawned
 from tests.support.redis_server import RedisServer
+from tests.support.walks import take_walk
 from tests.support.world import until
 
 CUSTOMERS = [f"c{number}" for number in range(8)]
@@ -228,24 +228,11 @@ class Walk:
             machine.kill()
 
 
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    server = RedisServer("--appendonly", "yes", "--appendfsync", "always")
-    yield server
-    server.stop()
-
-
 @pytest.mark.parametrize(("seed", "steps"), [(1, 60), pytest.param(None, 2_000, marks=pytest.mark.torture)])
-def test_machines_converge(server: RedisServer, tmp_path: Path, seed: int | None, steps: int) -> None:
-    seed = random.randrange(10**6) if seed is None else seed
-    walk = Walk(server, tmp_path, seed)
-    try:
-        for number in range(steps):
-            walk.step()
-            if number % 20 == 19:
-                walk.converge()
-    except BaseException as error:
-        error.add_note(f"seed {seed}, after {walk.clock} rows")
-        raise
-    finally:
-        walk.close()
+def test_machines_converge(
+    durable_redis: RedisServer,
+    tmp_path: Path,
+    seed: int | None,
+    steps: int,
+) -> None:
+    take_walk(lambda seed: Walk(durable_redis, tmp_path, seed), seed, steps, between=20)

@@ -17,7 +17,7 @@ from quorin.follower import Follower
 from quorin.layout import iterate_occupied
 from quorin.shm import Segment, SegmentRegistry
 from tests.support.forking import context
-from tests.support.freezing import freeze
+from tests.support.freezing import send_signal
 
 
 def serve(
@@ -123,11 +123,7 @@ class Server:
         return self.ask("rows", name)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        pid = int(self.process.pid or 0)
-        if number == signal.SIGSTOP:
-            freeze(pid)
-        else:
-            os.kill(pid, number)
+        send_signal(int(self.process.pid or 0), number)
 
     def stop(self) -> None:
         """Also a stopped process is ended."""

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import pytest
 
-from tests.support.freezing import freeze
+from tests.support.freezing import send_signal
 from tests.support.preloaded import PRELOADED
 
 _preloaded: list[str] = []
@@ -112,10 +112,7 @@ class Forked:
 
     def send_signal(self, number: int) -> None:
         if self.returncode is None:
-            if number == signal.SIGSTOP:
-                freeze(self.pid)
-            else:
-                os.kill(self.pid, number)
+            send_signal(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Freezing processes."""
+"""Signals to processes, of which one freezes all threads before a test goes on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import os
 import signal
 import time
 from pathlib import Path
+
+
+def send_signal(pid: int, number: int) -> None:
+    """Send a signal; SIGSTOP has stopped the process when this returns."""
+    if number == signal.SIGSTOP:
+        freeze(pid)
+    else:
+        os.kill(pid, number)
 
 
 def freeze(pid: int, seconds: float = 60) -> None:

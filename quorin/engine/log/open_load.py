@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SILENT_SECONDS = 30.0
 """A coordinator that gave no sign of life for so long counts as dead: another process may end its load."""
 _STORED = {"ends": "commits", "earlier_ends": "earlier_commits"}
-"""Fields whose names in the control plane are those that the first release gave them."""
+"""Fields whose names in the control plane are those of earlier versions."""
 
 
 @dataclass(frozen=True, slots=True)
