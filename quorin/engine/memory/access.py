@@ -89,10 +89,8 @@ def grant(path: Path, gid: int) -> None:
         os.close(descriptor)
 
 
-def replace_text(path: Path, text: str, access: Access, *, durable: bool = False) -> None:
+def replace_text(path: Path, text: str, access: Access) -> None:
     """Write a file aside and rename it into place: readers see the old text or the new one, whole.
-
-    With ``durable`` the new text is on the disk before it gets its name.
 
     :raises SharedMemoryError: if the system refuses; the old file stays.
     """
@@ -101,9 +99,6 @@ def replace_text(path: Path, text: str, access: Access, *, durable: bool = False
         with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
             access.apply(file.fileno(), path)
             file.write(text)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
         aside.rename(path)
     except OSError as error:
         aside.unlink(missing_ok=True)

@@ -3,8 +3,8 @@
 A *node* is the processes that share one ``shm_dir``: a machine, or a pod. Each node has a copy of the rows, so which
 segment is current is a fact of the node and is in a file of its ``shm_dir``, where no other node can change it and
 every process finds it while the control plane is away. The file is ``quorin-node-<identity of the deployment>``, JSON.
-Those who may read the node's segments may read it, and only its owner writes it. It is written aside and renamed into
-place, under the lock of a second file, so a reader sees a whole state.
+Those who may read the node's segments may read it, and only its owner writes it. It is replaced whole, by one process
+after another, as :mod:`quorin.engine.memory.turns` does it.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ import errno
 import json
 import os
 import secrets
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from quorin.engine.backend.protocols import Beginning, in_order
 from quorin.engine.format.name import SegmentName
-from quorin.engine.memory.access import Access, grant, replace_text, why_not
-from quorin.engine.memory.lock import FileLock
+from quorin.engine.memory.access import Access, grant, why_not
+from quorin.engine.memory.turns import make_empty, replace_in_turn
 from quorin.errors import CorruptSegmentError, SegmentNotFoundError, SharedMemoryError
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ T = TypeVar("T")
 
 FORMAT = 1
 _PREFIX = "quorin-node-"
-_LOCK_RETRY_SECONDS = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,8 @@ class NodeState:
     """The content of a node's file.
 
     ``node`` is a random name: a machine that was rebooted, or a new pod, is a new node, as it has no rows. ``former``
-    are identities that the deployment had before its control plane was wiped; ``addresses`` are where it was reached.
+    are identities that the deployment had before its control plane was wiped; ``addresses`` are where it was reached,
+    none if only its successor is.
     ``beginnings`` has the log identity and position behind which the rows of a current segment begin, with several
     partitions those of each: it tells a segment of a schema from one of an earlier, dropped schema of that name.
     ``growth`` is what the control plane had of growths to more partitions, if there were any.
@@ -150,42 +149,47 @@ class Node:
         """Make a segment current, whose rows begin at ``beginning``, if ``expected`` (None: none) is current now; False
         if it is not.
 
-        ``before`` is called after the comparison, while no other process can change what is current on the node. If it
-        raises, nothing has changed.
+        ``before`` is called after the comparison, while no other process changes what is current on the node: if one
+        does because this process was frozen, the comparison is repeated. If it raises, nothing has changed.
         """
-        with self._changing() as state:
+
+        def published(state: NodeState) -> NodeState | None:
             if state.currents.get(schema_name) != expected:
-                return False
+                return None
             before()
             beginnings = _without(state.beginnings, schema_name)
             if beginning is not None:
                 each = tuple(astuple(one) for one in in_order(beginning))
                 beginnings[schema_name] = each[0] if isinstance(beginning, Beginning) else each
-            self._write(replace(state, currents={**state.currents, schema_name: segment_name}, beginnings=beginnings))
-            return True
+            return replace(state, currents={**state.currents, schema_name: segment_name}, beginnings=beginnings)
+
+        return self._change(published)
 
     def swap(self, schema_name: str, segment_name: str, *, expected: str) -> bool:
         """Replace the name of a current segment by that of a later generation; False if it is not ``expected``."""
-        with self._changing() as state:
+
+        def swapped(state: NodeState) -> NodeState | None:
             if state.currents.get(schema_name) != expected:
-                return False
-            self._write(replace(state, currents={**state.currents, schema_name: segment_name}))
-            return True
+                return None
+            return replace(state, currents={**state.currents, schema_name: segment_name})
+
+        return self._change(swapped)
 
     def clear(self, schema_name: str, *, expected: str) -> bool:
         """Let no segment be current for a schema if ``expected`` is now; False if it is not."""
-        with self._changing() as state:
+
+        def cleared(state: NodeState) -> NodeState | None:
             if state.currents.get(schema_name) != expected:
-                return False
+                return None
             currents, beginnings = _without(state.currents, schema_name), _without(state.beginnings, schema_name)
-            self._write(replace(state, currents=currents, beginnings=beginnings))
-            return True
+            return replace(state, currents=currents, beginnings=beginnings)
+
+        return self._change(cleared)
 
     def remember_growth(self, text: str) -> None:
         """Keep what the control plane has of growths, to give it back if it is wiped."""
         if self.state().growth != text:
-            with self._changing() as state:
-                self._write(replace(state, growth=text))
+            self._change(lambda state: replace(state, growth=text))
 
     def confirm(self) -> None:
         """Compare the identity with the control plane's, which gets it back if it was wiped.
@@ -214,7 +218,7 @@ class Node:
         :raises SharedMemoryError: if the node is another user's, whose processes could not use a lock of this one's.
         """
         _check_own(self._file(self.identity))
-        return _make_empty(self.beside(purpose))
+        return make_empty(self.beside(purpose))
 
     def beside(self, purpose: str) -> Path:
         """The path of the node's file for a purpose, whether or not there is one; of its own file for ``""``."""
@@ -226,7 +230,7 @@ class Node:
             self._path = self._located()
         while True:
             state = self._read(self._path)
-            if state is not None:
+            if state is not None and state.addresses:
                 return state
             self._path = self._located()
 
@@ -269,49 +273,62 @@ class Node:
 
     def _make(self, path: Path, identity: int) -> None:
         """Make the file, with the segments that an earlier release recorded."""
+        namespace, addresses = self._backend.namespace, (self._backend.address,)
         legacy = _legacy_currents(self._directory, self._backend)
-        with _locked(path):
-            if self._read(path) is None:
-                namespace, addresses = self._backend.namespace, (self._backend.address,)
-                self._write(NodeState(identity, secrets.token_hex(8), namespace, addresses, currents=legacy), path)
+        new = NodeState(identity, secrets.token_hex(8), namespace, addresses, currents=legacy)
+        self._replace(path, lambda state: new if state is None else None)
 
     def _add_address(self, path: Path) -> None:
-        with _locked(path):
-            state = self._read(path)
-            if state is not None and self._backend.address not in state.addresses:
-                self._write(replace(state, addresses=(*state.addresses, self._backend.address)), path)
+        address = self._backend.address
+
+        def with_it(state: NodeState | None) -> NodeState | None:
+            if state is None or address in state.addresses:
+                return None
+            return replace(state, addresses=(*state.addresses, address))
+
+        self._replace(path, with_it)
 
     def _adopt(self, identity: int) -> None:
         """Carry the state over to another identity of the same deployment."""
-        path = self._file(identity)
-        with self._changing() as state:
-            if state.identity != identity:  # Else another process of the node was first.
-                with _locked(path):
-                    if self._read(path) is None:
-                        self._write(replace(state, identity=identity, former=(*state.former, state.identity)), path)
-                self._leave_address(state)
+        path, old_path = self._file(identity), self._file(self.identity)
+
+        def left(state: NodeState) -> NodeState | None:
+            """The old state without this address, when its successor has a file."""
+            if state.identity == identity:  # Another process of the node was first.
+                return None
+            adopted = replace(state, identity=identity, former=(*state.former, state.identity))
+            self._replace(path, lambda present: adopted if present is None else None)
+            return replace(state, addresses=tuple(one for one in state.addresses if one != self._backend.address))
+
+        if self._change(left):
+            old = self._read(old_path)
+            if old is not None and not old.addresses:
+                old_path.unlink(missing_ok=True)
         self._add_address(path)
         self._path = path
 
-    def _leave_address(self, state: NodeState) -> None:
-        """The deployment of ``state`` is no longer at this address; it may still be reached by others."""
-        left = tuple(address for address in state.addresses if address != self._backend.address)
-        if left:
-            self._write(replace(state, addresses=left))
-        else:
-            self._file(state.identity).unlink(missing_ok=True)
-
-    @contextmanager
-    def _changing(self) -> Iterator[NodeState]:
-        """The state, which no other process changes inside the block."""
+    def _change(self, change: Callable[[NodeState], NodeState | None]) -> bool:
+        """Let the state become what ``change`` makes of it; False if that is None. It may be called more than once."""
         while True:
-            seen = self.state()
-            path = self._file(seen.identity)
-            with _locked(path):
-                state = self._read(path)
-                if state is not None:  # Else it was removed, or carried over to another identity, this moment.
-                    yield state
-                    return
+            is_gone = False
+
+            def changed(state: NodeState | None) -> NodeState | None:
+                nonlocal is_gone
+                is_gone = state is None or not state.addresses  # It was carried over to another identity this moment.
+                return None if state is None or is_gone else change(state)
+
+            is_changed = self._replace(self._file(self.identity), changed)
+            if not is_gone:
+                return is_changed
+
+    def _replace(self, path: Path, change: Callable[[NodeState | None], NodeState | None]) -> bool:
+        """Likewise of the state in a file, which is None if there is no file."""
+
+        def text_and_access() -> tuple[str, Access] | None:
+            state = change(self._read(path))
+            return None if state is None else (state.to_json(), _access(self._group, path, self._path))
+
+        return replace_in_turn(path, text_and_access)
 
     def _file(self, identity: int) -> Path:
         return self._directory / f"{_PREFIX}{identity:016x}"
@@ -331,25 +348,6 @@ class Node:
             raise SharedMemoryError(error.errno, f"cannot read {path}: {reason}") from error
         self._cached = signature, state
         return state
-
-    def _write(self, state: NodeState, path: Path | None = None) -> None:
-        path = self._file(state.identity) if path is None else path
-        replace_text(path, state.to_json(), _access(self._group, path, self._path), durable=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    lock_path = path.with_suffix(".lock")
-    while True:
-        _make_empty(lock_path)
-        lock = FileLock.try_acquire(lock_path)
-        if lock is not None:
-            break
-        time.sleep(_LOCK_RETRY_SECONDS)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _legacy_currents(directory: Path, backend: Backend) -> dict[str, str]:
@@ -384,16 +382,6 @@ def _check_own(file: Path) -> None:
     if not os.access(file, os.W_OK):
         reason = f"{os.strerror(errno.EACCES)}{why_not(file, writing=True)}"
         raise SharedMemoryError(errno.EACCES, f"cannot apply the log on the node of {file}: {reason}")
-
-
-def _make_empty(path: Path) -> Path:
-    """Make an empty file, mode 0600, unless it is there. :raises SharedMemoryError: if the system refuses."""
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-    except OSError as error:
-        reason = f"{error.strerror}{why_not(path, writing=True)}"
-        raise SharedMemoryError(error.errno, f"cannot make {path}: {reason}") from error
-    return path
 
 
 def _files(directory: Path) -> list[Path]:

@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from quorin.engine.backend import Backend, Beginning, connect
+from quorin.engine.memory import turns
 from quorin.engine.memory.node import FORMAT, Node, NodeState
 from quorin.errors import ConnectionFailedError, CorruptSegmentError, SharedMemoryError
 from quorin.schema import FeatureField, dtype, make_schema
@@ -23,7 +24,7 @@ from tests.support.forking import context, preload
 from tests.support.redis_server import RedisServer, emptied
 
 STOP = make_schema("Stop", [FeatureField("count", dtype.int64)])
-FIRST, SECOND = "quorin_Stop_0123456789ab00000001", "quorin_Stop_0123456789ab00000002"
+FIRST, SECOND, THIRD = (f"quorin_Stop_0123456789ab0000000{number}" for number in (1, 2, 3))
 
 preload(__name__)
 
@@ -183,6 +184,54 @@ def test_a_process_that_dies_before_the_rename_changes_nothing(shm: Path, backen
     assert os.waitpid(pid, 0)[1] == signal.SIGKILL
     assert Node(shm, backend).current("Stop") == FIRST
     assert node.swap("Stop", SECOND, expected=FIRST), "the lock went with the process"
+
+
+def test_a_process_frozen_in_a_flip_holds_up_no_other_and_its_flip_fails(
+    shm: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its comparison was true before it was frozen; when it wakes another segment is current."""
+    monkeypatch.setattr(turns, "FROZEN_AFTER_SECONDS", 0.2)
+    node = Node(shm, backend)
+    assert publish(node, FIRST)
+    pid = os.fork()
+    if not pid:
+        stops = lambda: os.kill(os.getpid(), signal.SIGSTOP)  # noqa: E731
+        os._exit(node.publish("Stop", SECOND, expected=FIRST, beginning=None, before=stops))
+    os.waitpid(pid, os.WUNTRACED)
+    assert node.swap("Stop", THIRD, expected=FIRST)
+    os.kill(pid, signal.SIGCONT)
+    assert os.WEXITSTATUS(os.waitpid(pid, 0)[1]) == 0
+    assert Node(shm, backend).currents() == {"Stop": THIRD}
+
+
+def test_a_state_that_was_carried_over_is_changed_no_more(shm: Path, redis_server: RedisServer) -> None:
+    """A process dies between leaving the old identity's file and removing it; another had read the old state."""
+    backend = connect(emptied(redis_server))
+    node, second = Node(shm, backend), Node(shm, backend)
+    assert publish(node, FIRST)
+    old = second.state()
+    emptied(redis_server)
+    new = backend.control.identity()
+    pid = os.fork()
+    if not pid:
+        Path.unlink = _dies_of_the_state_file(Path.unlink)  # type: ignore[method-assign]
+        node.confirm()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    assert (shm / f"quorin-node-{old.identity:016x}").exists()
+    assert second.swap("Stop", SECOND, expected=FIRST)
+    assert (second.identity, second.currents()) == (new, {"Stop": SECOND})
+    assert Node(shm, backend).currents() == {"Stop": SECOND}
+    backend.close()
+
+
+def _dies_of_the_state_file(unlink: Any) -> Any:
+    def dying(path: Path, missing_ok: bool = False) -> None:
+        if not path.suffix:
+            os.kill(os.getpid(), signal.SIGKILL)
+        unlink(path, missing_ok=missing_ok)
+
+    return dying
 
 
 def test_segments_of_an_earlier_release_are_taken_over(shm: Path, redis_url: str) -> None:
