@@ -64,6 +64,19 @@ class NodeState:
             return None if at is None else Beginning(*at)
         return tuple(Beginning(*one) for one in at)
 
+    def with_current(self, schema_name: str, segment_name: str, beginning: Beginnings) -> NodeState:
+        """The state in which a segment is current, whose rows begin at ``beginning``."""
+        beginnings = _without(self.beginnings, schema_name)
+        if beginning is not None:
+            each = tuple(astuple(one) for one in in_order(beginning))
+            beginnings[schema_name] = each[0] if isinstance(beginning, Beginning) else each
+        return replace(self, currents={**self.currents, schema_name: segment_name}, beginnings=beginnings)
+
+    def without_current(self, schema_name: str) -> NodeState:
+        """The state in which no segment of a schema is current."""
+        currents, beginnings = _without(self.currents, schema_name), _without(self.beginnings, schema_name)
+        return replace(self, currents=currents, beginnings=beginnings)
+
     def to_json(self) -> str:
         """The text of the file."""
         values = {"format": FORMAT, **asdict(self)}
@@ -153,38 +166,23 @@ class Node:
         does because this process was frozen, the comparison is repeated. If it raises, nothing has changed.
         """
 
-        def published(state: NodeState) -> NodeState | None:
-            if state.currents.get(schema_name) != expected:
-                return None
+        def published(state: NodeState) -> NodeState:
             before()
-            beginnings = _without(state.beginnings, schema_name)
-            if beginning is not None:
-                each = tuple(astuple(one) for one in in_order(beginning))
-                beginnings[schema_name] = each[0] if isinstance(beginning, Beginning) else each
-            return replace(state, currents={**state.currents, schema_name: segment_name}, beginnings=beginnings)
+            return state.with_current(schema_name, segment_name, beginning)
 
-        return self._change(published)
+        return self._change_if(schema_name, expected, published)
 
     def swap(self, schema_name: str, segment_name: str, *, expected: str) -> bool:
         """Replace the name of a current segment by that of a later generation; False if it is not ``expected``."""
 
-        def swapped(state: NodeState) -> NodeState | None:
-            if state.currents.get(schema_name) != expected:
-                return None
+        def swapped(state: NodeState) -> NodeState:
             return replace(state, currents={**state.currents, schema_name: segment_name})
 
-        return self._change(swapped)
+        return self._change_if(schema_name, expected, swapped)
 
     def clear(self, schema_name: str, *, expected: str) -> bool:
         """Let no segment be current for a schema if ``expected`` is now; False if it is not."""
-
-        def cleared(state: NodeState) -> NodeState | None:
-            if state.currents.get(schema_name) != expected:
-                return None
-            currents, beginnings = _without(state.currents, schema_name), _without(state.beginnings, schema_name)
-            return replace(state, currents=currents, beginnings=beginnings)
-
-        return self._change(cleared)
+        return self._change_if(schema_name, expected, lambda state: state.without_current(schema_name))
 
     def remember_growth(self, text: str) -> None:
         """Keep what the control plane has of growths, to give it back if it is wiped."""
@@ -306,6 +304,10 @@ class Node:
                 old_path.unlink(missing_ok=True)
         self._add_address(path)
         self._path = path
+
+    def _change_if(self, schema_name: str, expected: str | None, change: Callable[[NodeState], NodeState]) -> bool:
+        """Change the state if ``expected`` is the current segment of a schema; False if it is not."""
+        return self._change(lambda state: change(state) if state.currents.get(schema_name) == expected else None)
 
     def _change(self, change: Callable[[NodeState], NodeState | None]) -> bool:
         """Let the state become what ``change`` makes of it; False if that is None. It may be called more than once."""
