@@ -8,6 +8,8 @@ from quorin.engine.log.record import Kind
 from quorin.errors import PartitionedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import pyarrow as pa
 
     from quorin.schema import Schema
@@ -46,6 +48,14 @@ class ConcurrentWriter(OfflineWriter, Protocol):
     """
 
     flushes_concurrently: bool
+
+
+@runtime_checkable
+class CompleteWriter(OfflineWriter, Protocol):
+    """A history that records how far it is complete. Of others nobody knows it when the log is trimmed."""
+
+    def record_complete(self, schemas: Iterable[Schema], position: int) -> None:
+        """Make durable that all rows of these schemas up to a position are durable."""
 
 
 @runtime_checkable

@@ -173,8 +173,9 @@ class Lane:
 
     def covered(self) -> Covered:
         """What a flush that begins now covers."""
+        owned = [target.schema for target in self._ownership.owned() if self.cursor.has(target)]
         return Covered(
-            self.cursor.identity, self.cursor.lowest, self.historian.fence, appended=dict(self.applier.appended)
+            self.cursor.identity, self.cursor.lowest, self.historian.fence, dict(self.applier.appended), owned
         )
 
     def apply_tail(self, tail: Tail) -> int | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from quorin import metrics
 from quorin.engine.consumer.held import held_by_loads
+from quorin.engine.consumer.history import CompleteWriter
 from quorin.engine.format.growth import Growth
 from quorin.engine.ops.presence import FORGET_SECONDS, replica_name
 from quorin.errors import WriterFencedError
@@ -32,8 +33,15 @@ class Covered:
     fence: Fence | None
     appended: dict[Schema, int]
     """The last position that went into the history, for each schema with rows that may not be durable."""
+    owned: list[Schema]
+    """The schemas of which all rows up to ``applied`` went into the history."""
     behind: dict[Schema, int] = field(default_factory=dict)
     """After the flush: how far the history is durable, for each of these that has rows behind that."""
+
+    @property
+    def through(self) -> int:
+        """After the flush: the position up to which all of the log is applied and durable."""
+        return min([self.applied, *self.behind.values()])
 
     @property
     def durable(self) -> dict[Schema, int]:
@@ -69,7 +77,7 @@ class Trimming:
         self._ownership = ownership
 
     def flush(self, covered: Covered) -> None:
-        """Make the history durable, and note how far the log is applied and durable then. Any thread may call it.
+        """Make the history durable, and record how far the log is applied and durable then. Any thread may call it.
 
         :raises HistoryUnavailableError: if the history cannot be written.
         """
@@ -78,6 +86,9 @@ class Trimming:
         self._history.flush()
         if self._node_timeout_seconds is not None:
             covered.behind = _flushed_behind(self._history, covered.appended)
+            # Before it is trimmed: then nothing else says that no rows are missing. Only on a lease all rows are here.
+            if covered.fence is not None and isinstance(self._history, CompleteWriter):
+                self._history.record_complete(covered.owned, covered.through)
 
     def trim(self, covered: Covered, now: Covered) -> None:
         """Trim the log up to what a flush covered and made durable, if all is as it was: ``now`` is what one would
@@ -88,8 +99,7 @@ class Trimming:
         if self._history is None or self._node_timeout_seconds is None:
             return
         if (covered.identity, covered.fence) == (now.identity, now.fence):
-            through = min([covered.applied, now.applied, *covered.behind.values()])
-            self._trim(through, covered.fence, self._node_timeout_seconds)
+            self._trim(min(covered.through, now.applied), covered.fence, self._node_timeout_seconds)
 
     def _trim(self, through: int, begun_on: Fence | None, node_timeout_seconds: float) -> None:
         # In this order: this process may freeze anywhere in between. A process that overtakes it ends its lease first,

@@ -7,7 +7,7 @@ position on. A partial row takes over what it does not set from the row that was
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -64,6 +64,13 @@ class AsOf:
             raise InvalidRowError(f"{name}: expected a whole number from 0 to 2**63 - 1, got {given!r}")
         return int(given) if self.time_ns is None else position_after(int(given)) - 1
 
+    def last_if_known(self, sources: Sources, partition: int) -> int | None:
+        """:meth:`last_in`, or None for a token that does not say it of this partition."""
+        try:
+            return self.last_in(sources, partition)
+        except TokenError:
+            return None
+
     def last_in(self, sources: Sources, partition: int) -> int:
         """The last position that counts in one of several partitions.
 
@@ -118,8 +125,9 @@ def read_at(sources: Sources, ids: Any, asked: AsOf) -> pa.Table:
 
     def read(partition: int, places: pa.Array) -> pa.Table:
         position = asked.last_in(sources, partition) if len(places) else 0
-        loaded = sources.load(partition, through=position)
-        return rows_at(schema, _complete(loaded, position, sources), entities.take(places), position)
+        loaded = _complete(sources.load(partition, through=position), position, sources)
+        loaded = _without_half_a_load(sources, loaded, partition, position, asked)
+        return rows_at(schema, loaded, entities.take(places), position)
 
     if whole is None:
         return by_partition(entities, sources.count, read)
@@ -138,6 +146,38 @@ def _complete(loaded: Loaded, position: int, sources: Sources) -> Loaded:
     if gaps := missing(loaded, position):
         raise incomplete(sources.schema, gaps, has_connection=sources.has_log)
     return loaded
+
+
+def _without_half_a_load(sources: Sources, loaded: Loaded, partition: int, position: int, asked: AsOf) -> Loaded:
+    """A partition's rows, without a load that another partition's log had not committed: nodes served what was before.
+
+    No load begins before the logs have the commit of the one before, so it is the last one, or none.
+    """
+    commits = loaded.counted.as_of(position).commits
+    others = (other for other in range(sources.count) if other != partition)
+    if not commits or all(_has_committed(sources, commits[-1].begin, other, asked) for other in others):
+        return loaded
+    return loaded.counting(replace(loaded.counted, commits=commits[:-1]))
+
+
+def _has_committed(sources: Sources, load: int, partition: int, asked: AsOf) -> bool:
+    """Whether a partition's log had the commit of a load. A token that says nothing of it is of a later write.
+
+    :raises IncompleteHistoryError: if neither the history nor the log says it.
+    """
+    position = asked.last_if_known(sources, partition)
+    if position is None:
+        return True
+    found = _commit_in(sources.stored(partition, sources.count), load)
+    if found is None:
+        loaded = sources.load(partition, through=position, ids=pa.array([], pa.string()))
+        found = _commit_in(_complete(loaded, position, sources), load)
+    return found is not None and found <= position
+
+
+def _commit_in(loaded: Loaded, load: int) -> int | None:
+    """The position of a load's commit in a partition's log, None if there is none."""
+    return next((commit.position for commit in loaded.counted.commits if commit.begin == load), None)
 
 
 def rows_at(schema: Schema, loaded: Loaded, ids: pa.Array, position: int) -> pa.Table:
@@ -159,7 +199,8 @@ class States:
     ``rows`` are indices in ``keys``, by entity and in the order of the log; those of entity ``e`` begin at
     ``starts[e]``, and are ``counts[e]``. ``in_force[i]`` is the index in ``keys`` of the row that was in force once
     ``rows[i]`` was applied, and ``places`` are the indices in ``rows`` of the keys. ``loads`` numbers for each key the
-    committed loads that began before it: what was in force before a load is not in force after it.
+    committed loads that began before it: what was in force before a load is not in force after it. ``is_loaded`` marks
+    the keys of rows of loads.
     """
 
     keys: Keys
@@ -169,6 +210,7 @@ class States:
     in_force: Int64s
     places: Int64s
     loads: Int64s
+    is_loaded: Mask
 
     @classmethod
     def of(cls, schema: Schema, loaded: Loaded, ids: pa.Array, position: int, *, replaced: bool = False) -> States:
@@ -181,15 +223,16 @@ class States:
         count = len(keys.time)
         if not count:
             nothing = np.zeros(0, np.int64)
-            return cls(keys, nothing, starts, counts, nothing, nothing, nothing)
-        loads = np.searchsorted([commit.begin for commit in loaded.counted.commits], keys.position, side="right")
+            return cls(keys, nothing, starts, counts, nothing, nothing, nothing, np.zeros(0, np.bool_))
+        begins = np.array([commit.begin for commit in loaded.counted.commits], np.int64)
+        loads = np.searchsorted(begins, keys.position, side="right")
         rows = by_entity(keys, np.arange(count))
         ranked = by_entity(keys, np.lexsort((keys.tie, keys.time, loads))) if loads.any() else by_entity_and_time(keys)
         ranks, places = np.empty(count, np.int64), np.empty(count, np.int64)
         ranks[ranked] = places[rows] = np.arange(count)
         # Ranks grow from one entity to the next, so the greatest one so far is always of the same entity.
         in_force = ranked[np.maximum.accumulate(ranks[rows])]
-        return cls(keys, rows, starts, counts, in_force, places, loads)
+        return cls(keys, rows, starts, counts, in_force, places, loads, np.isin(keys.position, begins))
 
     def in_force_at(self, entity: AnyArray, positions: Int64s) -> Int64s:
         """For each query the index in ``keys`` of the row in force at a position, -1 if there was none."""
@@ -224,6 +267,22 @@ class States:
         earlier = self.in_force[places - 1]
         is_first = (places == self.starts[self.keys.entity[rows]]) | (self.loads[earlier] != self.loads[rows])
         return np.where(is_first, -1, earlier)
+
+    def reach_load(self, rows: Int64s) -> Mask:
+        """Whether each of the partial rows, by index in ``keys``, takes over values from a row of a load, or would from
+        one that a load has replaced.
+        """
+        keys, reached = self.keys, np.zeros(len(rows), np.bool_)
+        some = np.arange(len(rows))
+        while len(some):
+            places = self.places[rows]
+            has_earlier = places > self.starts[keys.entity[rows]]
+            earlier = self.in_force[places - 1]
+            is_other = (self.loads[earlier] != self.loads[rows]) | self.is_loaded[earlier]
+            reached[some[has_earlier & is_other]] = True
+            goes_on = has_earlier & ~is_other & (keys.kind[earlier] == Kind.partial)
+            some, rows = some[goes_on], earlier[goes_on]
+        return reached
 
     def table(self, schema: Schema, loaded: Loaded, ids: pa.Array, chosen: Int64s, as_of: Int64s) -> pa.Table:
         """The rows with these indices in ``keys``, -1 for none, as they were read when the log was at the positions
@@ -290,12 +349,12 @@ def incomplete(schema: Schema, gaps: list[tuple[int, int]], *, has_connection: b
 
 
 def missing(loaded: Loaded, position: int) -> list[tuple[int, int]]:
-    """The positions up to ``position`` that no file of the history covers: pairs (after, through)."""
+    """The positions up to ``position`` that the history does not cover: pairs (after, through)."""
     gaps, covered = [], 0
     for part in loaded.parts:
         file = part.piece.file
         if file.after > covered and covered < position:
             gaps.append((covered, min(file.after, position)))
         covered = max(covered, file.through)
-    covered = max([covered, *(commit.position for commit in loaded.counted.commits)])
+    covered = max([covered, loaded.complete, *(commit.position for commit in loaded.counted.commits)])
     return [*gaps, (covered, position)] if covered < position else gaps

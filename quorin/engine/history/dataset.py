@@ -187,16 +187,22 @@ class HistoryFile:
 
 class Loaded:
     """One schema's history: ``parts`` in log order, each position in exactly one of them; ``counted`` says which rows
-    count.
+    count. Up to the position ``complete`` there are none behind the files, as far as the history has recorded it.
     """
 
     def __init__(
-        self, storage: Storage, parts: list[HistoryFile], damaged: list[DataFile], counted: Counted | None = None
+        self,
+        storage: Storage,
+        parts: list[HistoryFile],
+        damaged: list[DataFile],
+        counted: Counted | None = None,
+        complete: int = 0,
     ) -> None:
         self._storage = storage
         self.parts = parts
         self.damaged = damaged
         self.counted = Counted() if counted is None else counted
+        self.complete = complete
 
     @classmethod
     def union(cls, storage: Storage, partitions: Sequence[Loaded]) -> Loaded:
@@ -217,7 +223,11 @@ class Loaded:
 
     def counting(self, counted: Counted) -> Loaded:
         """This history, with ``counted`` to say which of its rows count."""
-        return Loaded(self._storage, self.parts, self.damaged, counted)
+        return Loaded(self._storage, self.parts, self.damaged, counted, self.complete)
+
+    def completed(self, position: int) -> Loaded:
+        """This history, of which it is known that no rows are missing up to a position."""
+        return Loaded(self._storage, self.parts, self.damaged, self.counted, position)
 
     @property
     def counts_all(self) -> bool:
@@ -260,7 +270,8 @@ class Loaded:
         """This history with one more file behind the others, which is only in memory."""
         metadata = pq.read_metadata(pa.BufferReader(content))
         part = HistoryFile(Piece(file, file.after), metadata, metadata.schema.to_arrow_schema(), False, 0)
-        return Loaded(self._storage.with_file(file.path, content), [*self.parts, part], self.damaged, self.counted)
+        storage, parts = self._storage.with_file(file.path, content), [*self.parts, part]
+        return Loaded(storage, parts, self.damaged, self.counted, self.complete)
 
     def entity_ids(self) -> pa.Array:
         """Every id once, in order of first appearance."""

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from quorin.engine.history import parquet as columns
 from quorin.engine.history.compaction import compact
+from quorin.engine.history.completeness import Completeness
 from quorin.engine.history.counted import Counted, common
 from quorin.engine.history.dataset import Dataset, Loaded
 from quorin.engine.history.files import file_name
@@ -55,6 +56,10 @@ class Datasets:
         counted = Counted(tuple(sorted(chain(*(common([one.counted.commits for one in group]) for group in groups)))))
         return [one.counting(counted) for one in chain(*groups)]
 
+    def last_position(self, schema_name: str) -> int:
+        """The last log position of :meth:`only`; 0 without files."""
+        return self.only(schema_name).listing().through
+
     @property
     def partition_count(self) -> int:
         """The highest number of partitions that the history has folders of; 1 for the history of one of them."""
@@ -64,10 +69,13 @@ class Datasets:
         """The files in force of one partition of ``count``, those from before the deployment grew included, if there
         were more than ``above`` partitions then.
         """
+        folders = self._folders.along(partition, count, above=above)
+        # Before the files: those that are written meanwhile only go further. A folder says nothing of another one.
+        recorded = Completeness.read(folders[0]) if len(folders) == 1 else Completeness()
         loaded = Loaded(self._folders.base, [], [])
-        for folder in self._folders.along(partition, count, above=above):
+        for folder in folders:
             loaded = loaded.followed_by(self._in(folder, schema_name).load())
-        return loaded
+        return loaded.completed(recorded.of(schema_name, loaded.file_through))
 
     def load(self, schema_name: str) -> Loaded:
         """The files in force of all partitions as one."""

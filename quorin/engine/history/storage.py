@@ -45,6 +45,11 @@ class Listing:
         self.foreign: list[str] = []
         self.leftovers: list[str] = []
 
+    @property
+    def through(self) -> int:
+        """The last position of the data files; 0 without any."""
+        return max((file.through for file in self.files), default=0)
+
 
 class Storage:
     """A filesystem below a base, with atomic writes. Paths are the filesystem's own.

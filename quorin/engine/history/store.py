@@ -12,6 +12,7 @@ import pyarrow as pa
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
 from quorin.engine.history import parquet as columns
 from quorin.engine.history.as_of import AsOf, read_at
+from quorin.engine.history.completeness import Recorder
 from quorin.engine.history.counted import Commit
 from quorin.engine.history.datasets import Datasets, write_rows
 from quorin.engine.history.folders import Folders
@@ -24,12 +25,12 @@ from quorin.schema import Schema, fingerprint
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from datetime import timedelta
 
     from quorin.engine.history.dataset import Loaded
 
-_OF_THE_PROCESS = ("_buffers", "_lock", "_writing")
+_OF_THE_PROCESS = ("_buffers", "_lock", "_recorder", "_writing")
 
 
 class ParquetDatasetStore:
@@ -46,9 +47,8 @@ class ParquetDatasetStore:
 
     One process at a time writes a schema, the one that holds its segment's writer lease; any number may read. Threads
     may share a store. Pickling stores its base and filesystem, access keys included, in plain text, but no unflushed
-    rows.
-    The history of a deployment with several partitions is written through :meth:`of_partition`, for each apart; reads
-    take all of them. ``partitions`` says how many there are, by default what the history has.
+    rows. The history of several partitions is written through :meth:`of_partition`, for each apart; reads take all of
+    them. ``partitions`` says how many there are, by default what the history has.
 
     ``compression`` is Parquet's (``zstd``, ``lz4``, ``snappy``, ``gzip``, ``brotli`` or ``none``). Float columns that
     it hardly shrinks, such as embeddings, stay uncompressed.
@@ -75,6 +75,7 @@ class ParquetDatasetStore:
         self._buffers: dict[str, _Buffer] = {}
         # Of the files and of the buffers, to be taken in this order: rows are appended while earlier ones are written.
         self._writing, self._lock = threading.RLock(), threading.RLock()
+        self._recorder = Recorder(self._folders.to_write, self._datasets.last_position)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in _OF_THE_PROCESS}
@@ -141,11 +142,16 @@ class ParquetDatasetStore:
             self._flush(self._buffer(schema))
             self._datasets.only(schema.__name__).commit(Commit(load, position))
 
-    def prepare(self) -> None:
-        """Create the directory of a local history now, rather than with the first flush.
-
-        :raises HistoryUnavailableError: if it is not writable.
+    def record_complete(self, schemas: Iterable[Schema], position: int) -> None:
+        """Record durably that of these schemas all rows up to a log position are durable here: reads of the past then
+        know that there are none behind a schema's last file, although the log is trimmed.
         """
+        with self._writing:
+            starts = {buffer.schema.__name__: buffer.start for buffer in list(self._buffers.values())}
+            self._recorder.record(position, {schema.__name__: starts.get(schema.__name__) for schema in schemas})
+
+    def prepare(self) -> None:
+        """Create the directory of a local history now. :raises HistoryUnavailableError: if it is not writable."""
         self._folders.base.prepare()
 
     def flush(self) -> None:
@@ -162,8 +168,7 @@ class ParquetDatasetStore:
 
     def flushed_position(self, schema: Schema) -> int:
         """The log position up to which a schema's rows are durable, from any writer; 0 if there are none."""
-        files = self._datasets.only(schema.__name__).listing().files
-        durable = max((file.through for file in files), default=0)
+        durable = self._datasets.last_position(schema.__name__)
         buffer = self._buffers.get(schema.__name__)
         if buffer is not None and durable > buffer.last:
             with self._writing, self._lock:
@@ -210,12 +215,10 @@ class ParquetDatasetStore:
         return self._datasets.reading(name, lambda: answer(schema, self._datasets.load(name), asked))
 
     def latest_features(self, schema: Schema, *, as_of_time_ns: int | None = None) -> pa.Table:
-        """The newest row of every entity that is not deleted, optionally at or before a time.
+        """The newest row of every entity that is not deleted: ``entity_id``, ``event_time_ns``, the fields.
 
         Without a time it is the present state: nothing from before the last load that replaced the schema's rows. With
         one, rows count by event time, as in :meth:`read_point_in_time`, whatever has replaced them later.
-
-        Columns: ``entity_id``, ``event_time_ns``, the fields.
         """
         from quorin.engine.history.point_in_time import latest
 
@@ -255,10 +258,7 @@ class ParquetDatasetStore:
             yield from loaded.batches(schema, newest_first=not loaded.has_partial_rows)
 
     def load(self, schema: Schema) -> Loaded:
-        """A schema's files in force, with their footers read.
-
-        :raises PartitionedError: if the history is of several partitions, whose files have no common order.
-        """
+        """A schema's files in force, with their footers read. :raises PartitionedError: if there are several folders."""
         return self._datasets.only(schema.__name__).load()
 
     def compact(self, schema: Schema) -> int:

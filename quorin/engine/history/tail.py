@@ -151,7 +151,7 @@ def _with_log(
     through: int | None,
     ids: pa.Array | None,
 ) -> Loaded:
-    log, before = of.log, -1
+    log, before = of.log, (-1, -1)
     while True:
         loaded = Loaded(Storage(".", None), [], []) if history is None else history()
         last = log.bounds().last if through is None else through
@@ -159,9 +159,11 @@ def _with_log(
         # What was trimmed since the history was read is in a newer history.
         trimmed = log.bounds().trimmed
         after = max(loaded.through, trimmed if trimmed > of.begins else 0)
-        if after == loaded.through or loaded.through == before or history is None:
+        if after <= loaded.complete:
+            after = loaded.through
+        if after == loaded.through or (loaded.through, loaded.complete) == before or history is None:
             break
-        before = loaded.through
+        before = loaded.through, loaded.complete
     if after >= last:
         return loaded
     commits = _commits(log, schema, [commit for _, _, commit in tables if commit is not None], last)
@@ -171,8 +173,9 @@ def _with_log(
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="none")
     # Entries behind the last one may still be appended, and get positions up to `last`, within its millisecond.
-    path = f"the log {log.stream_key} at {backend.address}: {file_name(after, last)}"
-    return loaded.with_part(DataFile(after, last, path), sink.getvalue()).counting(counted)
+    begins = loaded.file_through if after == loaded.through else after
+    path = f"the log {log.stream_key} at {backend.address}: {file_name(begins, last)}"
+    return loaded.with_part(DataFile(begins, last, path), sink.getvalue()).counting(counted)
 
 
 def commits_in(log: Log, name: str, after: int, through: int) -> list[Commit]:

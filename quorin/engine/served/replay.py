@@ -139,11 +139,12 @@ def _values(
     with history.sources(view.fields, connection, namespace) as sources:
         whole = whole_of(sources, _last(seen))
         if whole is not None:
-            return _values_in(view, seen, whole)
+            return _values_in(view, seen, whole, partitioned=False)
 
         def read(partition: int, places: pa.Array) -> pa.Table:
             own = seen.take(places)
-            values, statuses, known = _values_in(view, own, sources.load(partition, through=_last(own)))
+            loaded = sources.load(partition, through=_last(own))
+            values, statuses, known = _values_in(view, own, loaded, partitioned=True)
             return pa.table([*values.values(), *statuses.values(), known], [str(i) for i in range(2 * len(values) + 1)])
 
         *columns, known = by_partition(seen.column("entity_id").combine_chunks(), sources.count, read).columns
@@ -157,8 +158,10 @@ def _last(seen: pa.Table) -> int:
     return pc.max(seen.column("position")).as_py() or 0
 
 
-def _values_in(view: ServedView, seen: pa.Table, loaded: Loaded) -> tuple[dict[str, Any], dict[str, Any], Mask]:
-    """:func:`_values` of entities whose rows are in ``loaded``."""
+def _values_in(
+    view: ServedView, seen: pa.Table, loaded: Loaded, *, partitioned: bool
+) -> tuple[dict[str, Any], dict[str, Any], Mask]:
+    """:func:`_values` of entities whose rows are in ``loaded``, which has all partitions or one of several."""
     positions, event_times, states, times = (
         seen.column(name).combine_chunks().to_numpy(zero_copy_only=False)
         for name in ("position", "event_time", "state", "time")
@@ -175,6 +178,9 @@ def _values_in(view: ServedView, seen: pa.Table, loaded: Loaded) -> tuple[dict[s
         is_partial = (rows >= 0) & (keys.keys.kind[rows] == Kind.partial)
         for commit in loaded.counted.commits:
             known &= ~(is_partial & (positions > commit.begin) & (positions <= commit.position))
+        if partitioned:  # And until the node that served it had the commit from all of its logs, whenever that was.
+            some = np.flatnonzero(is_partial)
+            known[some[keys.reach_load(rows[some])]] = False
     gaps = missing(loaded, last)
     if gaps and len(keys.keys.kind):
         # What a partial row did not set may be in entries that are missing.
