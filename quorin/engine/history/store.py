@@ -258,7 +258,7 @@ class ParquetDatasetStore:
             yield from loaded.batches(schema, newest_first=not loaded.has_partial_rows)
 
     def load(self, schema: Schema) -> Loaded:
-        """A schema's files in force, with their footers read. :raises PartitionedError: if there are several folders."""
+        """A schema's files in force, with footers read. :raises PartitionedError: if there are several folders."""
         return self._datasets.only(schema.__name__).load()
 
     def compact(self, schema: Schema) -> int:
