@@ -299,7 +299,7 @@ def _assemble_many(
             buffers.mask_out("fresh_mask", fresh_mask, len(ids))
         values = out.reshape(-1).view(np.uint8)
         if read_many(view, plan, ids, values, found_mask, missing, first, now_ns, at_most, fresh_mask):
-            if view.is_partial or options is not _NO_OPTIONS:
+            if view.is_partial or not_held_mask is not None or missing_partitions != "error":
                 note_not_held(segment, view, ids, found_mask, missing_partitions, not_held_mask)
             return out, found_mask
 
@@ -326,5 +326,5 @@ def _positioned(plan: _Plan, positions: Int64s, rows: int) -> _Plan:
     """A plan that also fills ``positions``, which the caller keeps alive."""
     buffers.check_positions(positions, rows)
     plan = plan.copy()
-    plan[P_POSITIONS] = positions.__array_interface__["data"][0]
+    plan[P_POSITIONS] = pa.py_buffer(positions).address  # NumPy makes several objects to say it.
     return plan
