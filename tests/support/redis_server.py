@@ -137,8 +137,8 @@ def redis_server(redis_servers: Callable[[str], RedisServer]) -> RedisServer:
 
 @pytest.fixture
 def redis_url(redis_server: RedisServer) -> str:
-    """The URL of a server that holds nothing. An earlier test's follower would give it back the schemas that it lost."""
-    end_followers()
+    """The URL of a server that holds nothing."""
+    end_followers()  # One of an earlier test would give back the schemas that the server lost.
     return emptied(redis_server)
 
 
