@@ -6,7 +6,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+from weakref import ref
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -53,7 +54,8 @@ class IdleCache(Generic[Key, Value]):
             dropped = self._entries.popitem(last=False) if len(self._entries) > self._max_entries else None
             if not self._is_dropping:
                 self._is_dropping = True
-                threading.Thread(target=self._keep_dropping, name="quorin-idle", daemon=True).start()
+                # The thread must not refer to this object, so that it and its values end with whoever has them.
+                threading.Thread(target=_keep_dropping, args=(ref(self),), name="quorin-idle", daemon=True).start()
         del dropped, found  # Outside the lock: what ends with a value may take its time.
         return value
 
@@ -76,10 +78,22 @@ class IdleCache(Generic[Key, Value]):
                 del self._entries[key]
         return None
 
-    def _keep_dropping(self) -> None:
-        while True:
-            time.sleep(self.drop_idle(self._idle_seconds) or 0)
+    def drop_next(self) -> float | None:
+        """Drop what is idle now; returns the seconds until there may be more. None if nothing is left: then the thread
+        ends.
+        """
+        while (seconds := self.drop_idle(self._idle_seconds)) is None:
             with self._lock:
                 if not self._entries:
                     self._is_dropping = False
-                    return
+                    return None
+        return seconds
+
+
+def _keep_dropping(reference: ref[IdleCache[Any, Any]]) -> None:
+    while (cache := reference()) is not None:
+        seconds = cache.drop_next()
+        del cache
+        if seconds is None:
+            return
+        time.sleep(seconds)

@@ -57,3 +57,11 @@ def test_the_one_that_was_used_last_stays_in_a_full_idle_cache():
     assert things["a"]() is not None
     cache.drop_idle(0)
     assert things["a"]() is None
+
+
+def test_what_a_cache_that_nobody_has_kept_goes_with_it():
+    cache: IdleCache[str, Thing] = IdleCache(2, idle_seconds=3600)
+    thing = weakref.ref(cache.get("a", lambda _: True, lambda _: Thing()))
+    assert thing() is not None
+    del cache
+    until(lambda: thing() is None)  # Its thread may be looking.
