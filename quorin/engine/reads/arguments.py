@@ -27,7 +27,7 @@ def vector_out(out: Any, length: int) -> Float32s:
     :raises InvalidBufferError: unless it is a writeable, contiguous float32 array of shape ``(length,)``.
     """
     if out is None:
-        return np.empty(length, np.float32)
+        return np.empty(length, _FLOAT32)
     _check_buffer("out", out, _FLOAT32, (length,))
     floats: Float32s = out
     return floats
@@ -39,11 +39,11 @@ def batch_out(out: Any, found_mask: Any, rows: int, length: int) -> tuple[Float3
     :raises InvalidBufferError: if a buffer has another shape or dtype, or is not writeable.
     """
     if out is None:
-        out = np.empty((rows, length), np.float32)
+        out = np.empty((rows, length), _FLOAT32)
     else:
         _check_buffer("out", out, _FLOAT32, (rows, length))
     if found_mask is None:
-        found_mask = np.empty(rows, np.bool_)
+        found_mask = np.empty(rows, _BOOL)
     else:
         _check_buffer("found_mask", found_mask, _BOOL, (rows,))
     return out, found_mask

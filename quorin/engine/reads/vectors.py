@@ -285,9 +285,10 @@ def _assemble_many(
             first = _assemble_few(plan, entity_ids, out)
         else:
             first = _assemble_few_at_positions(plan, entity_ids, out, positions)
-        found_mask[:first] = True
         if first == len(entity_ids):
+            found_mask.fill(True)
             return out, found_mask
+        found_mask[:first] = True
     ids = id_array(entity_ids)
     while True:
         view = segment.current_view()
@@ -306,7 +307,8 @@ def _assemble_many(
 
 def _assemble_few(plan: _Plan, entity_ids: list[Any], out: Float32s) -> int:
     """Fill rows one by one, until one needs :func:`_assemble_slowly`; return how many are filled."""
-    for number, (entity_id, row) in enumerate(zip(entity_ids, out, strict=True)):
+    # The ids are exhausted first: the end of an array is an error of NumPy's, which takes longer than to read a row.
+    for number, (entity_id, row) in enumerate(zip(entity_ids, out, strict=False)):
         if type(entity_id) is not str or _assemble_one(plan, entity_id, row) != FOUND:
             return number
     return len(out)
@@ -315,7 +317,7 @@ def _assemble_few(plan: _Plan, entity_ids: list[Any], out: Float32s) -> int:
 def _assemble_few_at_positions(plan: _Plan, entity_ids: list[Any], out: Float32s, positions: Int64s) -> int:
     """:func:`_assemble_few` that fills ``positions`` too, with the log positions of the rows."""
     plan = _positioned(plan, positions, len(entity_ids))
-    for number, (entity_id, row) in enumerate(zip(entity_ids, out, strict=True)):
+    for number, (entity_id, row) in enumerate(zip(entity_ids, out, strict=False)):
         if type(entity_id) is not str or _assemble_one(plan, entity_id, row) != FOUND:
             return number
         plan[P_POSITIONS] += 8
