@@ -1,7 +1,8 @@
 """Quorin as a Feast online store.
 
 ``online_store: {type: quorin}`` in ``feature_store.yaml``, or the full class path ``feast_quorin.QuorinOnlineStore``;
-``batch_engine: {type: feast_quorin.QuorinComputeEngine}`` and ``provider: feast_quorin.QuorinProvider`` write faster.
+``batch_engine: {type: feast_quorin.QuorinComputeEngine}`` and ``provider: feast_quorin.QuorinProvider`` write faster,
+``registry_store_type: feast_quorin.QuorinRegistryStore`` keeps a registry's views from being built at every push.
 Feast is imported at the first access to one of the names, not when this package is. Every start of Python runs this
 file (see ``feast_quorin.hook``), so it imports nothing, not even ``typing``.
 """
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from feast_quorin.read.options import consistent as consistent
     from feast_quorin.read.options import max_age as max_age
     from feast_quorin.read.request_id import request_id as request_id
+    from feast_quorin.registry_store import QuorinRegistryStore as QuorinRegistryStore
     from feast_quorin.skew_sides import skew as skew
     from feast_quorin.write.tokens import last_token as last_token
 
@@ -33,6 +35,7 @@ _MODULES = {
     "QuorinOnlineStore": "online_store",
     "QuorinOnlineStoreConfig": "online_store",
     "QuorinProvider": "provider",
+    "QuorinRegistryStore": "registry_store",
     "at_generation": "read.options",
     "at_least": "read.options",
     "consistent": "read.options",
