@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -47,6 +48,7 @@ ERRORS: dict[str, type[errors.QuorinError]] = {kind.__name__: kind for kind in _
 
 MAX_AGE_HEADER, CONSISTENT_HEADER, PIN_HEADER = "quorin-max-age", "quorin-consistent", "quorin-pin"
 _PIN = PIN_HEADER.encode()
+_NAME = itemgetter(0)
 _ASKING = frozenset((MAX_AGE_HEADER.encode(), CONSISTENT_HEADER.encode(), _PIN))
 
 
@@ -122,7 +124,7 @@ def asking_headers(options: ReadOptions) -> dict[str, str]:
 
 def is_asking(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether headers ask for anything beyond the features."""
-    return any(name in _ASKING for name, _ in headers)
+    return not _ASKING.isdisjoint(map(_NAME, headers))
 
 
 def pins_alone(headers: Iterable[tuple[bytes, bytes]]) -> Pins | None:

@@ -31,8 +31,9 @@ def body(response: RowResponse) -> bytes | None:
         template = resolved.row_templates[names] = _template(resolved, read.keys)
     times = [time_text(time).encode() for time in read.event_times_ns]
     texts = [orjson.dumps(key.json(values)) for key, values in zip(read.keys, read.key_values, strict=True)]
-    for value, feature in zip(read.values, resolved.features, strict=True):
-        texts += orjson.dumps(value), times[feature.view]
+    numbers = orjson.dumps(read.values)[1:-1].split(b",")
+    for number, feature in zip(numbers, resolved.features, strict=True):
+        texts += number, times[feature.view]
     return template % tuple(texts)
 
 

@@ -52,7 +52,8 @@ Rest = Coroutine[Any, Any, Any]
 """The response of a request that has begun, None if only Feast can answer it; see :class:`UnfinishedError`."""
 _Begun = Reply | Pending | None
 
-_FLAGS = "full_feature_names", "include_feature_view_version_metadata"
+_FULL_NAMES, _VERSIONS = "full_feature_names", "include_feature_view_version_metadata"
+_FLAGS = frozenset((_FULL_NAMES, _VERSIONS))
 _KNOWN = frozenset(("entities", "feature_service", "features", *_FLAGS))
 _LEAST_BIG = 2.0**64
 
@@ -63,13 +64,10 @@ class Request(NamedTuple):
     entities: dict[str, list[Any]]
     feature_service: str | None
     features: list[str]
-    full_names: bool
-    with_versions: bool
-
-    @property
-    def row_count(self) -> int:
-        """The length of the longest column."""
-        return max(map(len, self.entities.values()), default=0)
+    row_count: int
+    """The length of the longest column."""
+    full_names: bool = False
+    with_versions: bool = False
 
     @property
     def choice(self) -> Choice:
@@ -92,12 +90,15 @@ def parsed(body: bytes) -> Request | None:
     entities, service, features = fields.get("entities"), fields.get("feature_service"), fields.get("features", [])
     if type(entities) is not dict or type(features) is not list or type(service) not in (str, type(None)):
         return None
-    flags = [fields.get(name, False) for name in _FLAGS]
-    if {*map(type, flags)} != {bool} or not {*map(type, features)} <= {str}:
+    flags = () if _FLAGS.isdisjoint(fields) else (fields.get(_FULL_NAMES, False), fields.get(_VERSIONS, False))
+    if not {*map(type, flags)} <= {bool} or not {*map(type, features)} <= {str}:
         return None
-    if not all(_is_plain(values) for values in entities.values()):
-        return None
-    return Request(entities, service or None, features, *flags)
+    row_count = 0
+    for values in entities.values():
+        if not _is_plain(values):
+            return None
+        row_count = max(row_count, len(values))
+    return Request(entities, service or None, features, row_count, *flags)
 
 
 def excess(body: bytes, limits: Limits) -> str | None:

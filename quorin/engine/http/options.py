@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from quorin.engine.http.reply import Reply
+from quorin.engine.http.reply import Reply, has_none_of
 from quorin.engine.reads.waiting import wait_for
 from quorin.engine.routing.router import FORWARDED as FORWARDED_HEADER
 from quorin.engine.routing.router import Waiting
@@ -22,7 +22,8 @@ TOKEN, AT_LEAST, TIMEOUT_MS, POSITIONS = b"quorin-token", b"quorin-at-least", b"
 FORWARDED = FORWARDED_HEADER.encode()
 """Of a request from another node: it is answered from memory only, so that no request goes from node to node."""
 DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS = 100, 10_000
-_OWN = AT_LEAST, TIMEOUT_MS, POSITIONS, FORWARDED
+_OWN = frozenset((AT_LEAST, TIMEOUT_MS, POSITIONS, FORWARDED))
+_WAITING = frozenset((AT_LEAST,))
 _NUMBER = re.compile(rb"[0-9]{1,5}")
 
 
@@ -60,9 +61,9 @@ def options_of(headers: Headers) -> RequestOptions:
 
     :raises InvalidHeaderError: for a value that is no token, time or flag.
     """
-    own = {name: value for name, value in headers if name in _OWN}
-    if not own:
+    if has_none_of(headers, _OWN):
         return _NOTHING
+    own = {name: value for name, value in headers if name in _OWN}
     try:
         token = Token.parse(own[AT_LEAST].decode("latin-1")) if AT_LEAST in own else None
     except TokenError as error:
@@ -81,7 +82,7 @@ def options_of(headers: Headers) -> RequestOptions:
 
 def may_wait(headers: Headers) -> bool:
     """Whether a request asks for a token: its answer may take as long as its time-out."""
-    return any(name == AT_LEAST for name, _ in headers)
+    return not has_none_of(headers, _WAITING)
 
 
 def too_old(error: NotYetAppliedError | TokenError) -> Reply:

@@ -65,6 +65,8 @@ class DirectProtocol(HttpToolsProtocol):
         self._requests = 0
         self._in_head = False
         self._head_size = 0
+        self._at_most_head = 0
+        """The bytes that were received since before a head began, which a head without an end is among."""
         self._is_receiving = False
         self._patience: asyncio.TimerHandle | None = None
 
@@ -82,10 +84,12 @@ class DirectProtocol(HttpToolsProtocol):
             return
         request = self._requests
         was_in_head = self._in_head
+        self._at_most_head += len(data)
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
             self._measure_head(len(data) if was_in_head and request == self._requests else 0)
+            self._at_most_head = self._at_most_head if self._in_head else 0
         except httptools.HttpParserCallbackError as error:
             if not isinstance(error.__context__, RefusedRequestError):
                 raise
@@ -118,9 +122,10 @@ class DirectProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Choose the way of the request."""
         self._in_head = False
-        headers = sum(len(name) + len(value) + _AROUND_HEADER for name, value in self.headers)
-        if headers + len(self.url) > self._limits.head_bytes:
-            raise RefusedRequestError(431, f"expected at most {self._limits.head_bytes} bytes of headers")
+        if self._at_most_head > self._limits.head_bytes:
+            headers = sum(len(name) + len(value) + _AROUND_HEADER for name, value in self.headers)
+            if headers + len(self.url) > self._limits.head_bytes:
+                raise RefusedRequestError(431, f"expected at most {self._limits.head_bytes} bytes of headers")
         if self._token is not None:
             _check_token(self._token, self.url, self.headers)
         function = self._direct.get(self.url)

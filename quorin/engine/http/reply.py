@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Set
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import orjson
@@ -29,6 +30,14 @@ Direct = Callable[[bytes, Headers], Reply | Pending | None]
 """Answers the body and the headers of a request; None if the application must."""
 SHOW_LIFE = "quorin.show_life"
 """In the scope of a request: a function that tells the client, before the head of the answer, that one will come."""
+
+
+_NAME = itemgetter(0)
+
+
+def has_none_of(headers: Iterable[tuple[bytes, bytes]], names: Set[bytes]) -> bool:
+    """Whether no header has one of these names."""
+    return names.isdisjoint(map(_NAME, headers))
 
 
 def forms(headers: Headers) -> tuple[bytes, bytes]:

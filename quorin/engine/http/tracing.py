@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+from quorin.engine.http.reply import has_none_of
 from quorin.logging import bind
 
 if TYPE_CHECKING:
     from quorin.engine.http.reply import Headers
-
-_NAME = itemgetter(0)
 
 
 class TraceContext:
@@ -25,7 +23,7 @@ class TraceContext:
         """Make a request's trace the current one, and bind ``trace_id`` into what is logged, until the stack is closed.
         None if the headers name no trace.
         """
-        if self._fields.isdisjoint(map(_NAME, headers)):
+        if has_none_of(headers, self._fields):
             return None
         carrier: dict[str, list[str]] = {}
         for name, value in headers:

@@ -253,6 +253,19 @@ def test_what_is_wrong_or_too_much_is_refused(server: Running, sent: bytes, stat
     assert requests.post(server.url + "/direct", data=b"a", timeout=5).content == b"direct:a"
 
 
+@pytest.mark.parametrize("before", [b"", post(b"/direct", b"a")], ids=["first", "behind-another"])
+def test_a_head_in_parts_is_measured_whole(server: Running, before: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        connection.sendall(before + b"POST /direct HTTP/1.1\r\ncontent-length: 1\r\n" + b"x: y\r\n" * 450)
+        time.sleep(0.1)
+        connection.sendall(b"x: y\r\n" * 450 + b"\r\na")
+        received = b""
+        while b" 431 " not in received:
+            part = connection.recv(10_000)
+            assert part, received
+            received += part
+
+
 def test_a_head_without_an_end_is_refused(server: Running) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nx: ")
