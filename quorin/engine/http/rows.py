@@ -17,7 +17,6 @@ from quorin.engine.http.options import FORWARDED, InvalidHeaderError, RequestOpt
 from quorin.engine.http.reply import Reply, error_reply, forms
 from quorin.engine.http.requests import (
     ARROW,
-    CONSISTENT,
     JSON,
     InvalidRequestError,
     check_values,
@@ -26,7 +25,7 @@ from quorin.engine.http.requests import (
     parse_last,
     parse_read,
 )
-from quorin.engine.routing.asking import Asking, UnfinishedError, at_once, finish
+from quorin.engine.routing.asking import Asking, UnfinishedError, WouldWaitError, at_once, finish
 from quorin.engine.routing.reads import ASSEMBLE_PATH, READ_PATH, RoutedReader
 from quorin.errors import (
     ChangesForgottenError,
@@ -55,8 +54,6 @@ _DIRECT_VALUES, _DIRECT_VALUES_COMPRESSED = 50_000, 5_000
 _TOO_LARGE = 413
 _CHANGES = "/v1/changes"
 """Always answered in a thread, as all rows are looked at."""
-_MAY_WAIT = CONSISTENT.encode()
-"""What a request has that may have to wait."""
 
 _NOTHING = NothingElsewhere()
 _REFUSED = QuorinError, InvalidRequestError, InvalidHeaderError
@@ -66,7 +63,7 @@ _log = get_logger(__name__)
 
 class ClientRequest(NamedTuple):
     """Body and content type of a request, what its headers ask for, whether the reply is to be Arrow, the most values
-    in it, and who is asked for rows that this node does not hold.
+    in it, whether the thread that answers may wait, and who is asked for rows that this node does not hold.
     """
 
     body: bytes
@@ -74,6 +71,7 @@ class ClientRequest(NamedTuple):
     options: RequestOptions
     as_arrow: bool
     max_values: int
+    may_wait: bool
     elsewhere: Fetching
 
 
@@ -110,27 +108,32 @@ class SegmentRows:
 
     def reply(self, path: str, body: bytes, headers: Headers) -> Reply:
         """The answer to a request of any size. It may take seconds."""
-        return finish(self._answer(self._answers[path], body, headers, self._limits.values))
+        return finish(self._answer(self._answers[path], body, headers, self._limits.values, may_wait=True))
 
     def _direct(self, answer: Answer, body: bytes, headers: Headers) -> Reply | Pending | None:
-        if len(body) > _DIRECT_BYTES or _MAY_WAIT in body or may_wait(headers):
+        if len(body) > _DIRECT_BYTES or may_wait(headers):
             return None
         limit = _DIRECT_VALUES if accepted_encoding(headers) is None else _DIRECT_VALUES_COMPRESSED
-        asking = self._answer(answer, body, headers, min(limit, self._limits.values))
+        asking = self._answer(answer, body, headers, min(limit, self._limits.values), may_wait=False)
         try:
             reply = at_once(asking)
         except UnfinishedError as unfinished:
             return unfinished.rest()
+        except WouldWaitError:
+            return None
         return None if reply.status == _TOO_LARGE else reply
 
-    def _answer(self, answer: Answer, body: bytes, headers: Headers, max_values: int) -> Asking[Reply]:
+    def _answer(
+        self, answer: Answer, body: bytes, headers: Headers, max_values: int, *, may_wait: bool
+    ) -> Asking[Reply]:
+        """:raises WouldWaitError: for a request that has to wait, unless this thread ``may_wait``."""
         content_type, accept = forms(headers)
         as_arrow = ARROW in accept
 
         try:
             options = options_of(headers)
             asks = _NOTHING if options.is_forwarded else self._elsewhere
-            client_request = ClientRequest(body, content_type, options, as_arrow, max_values, asks)
+            client_request = ClientRequest(body, content_type, options, as_arrow, max_values, may_wait, asks)
             reply = Reply(200, ARROW if as_arrow else JSON, (yield from answer(client_request)))
         except _REFUSED as error:
             reply = _refusal(error)
@@ -158,6 +161,8 @@ class SegmentRows:
 
     def _assemble(self, client_request: ClientRequest) -> Asking[bytes]:
         request = parse_assemble(client_request.body, client_request.content_type, self._limits.rows)
+        if request.consistent_timeout_ms is not None and not client_request.may_wait:
+            raise WouldWaitError
         others = client_request.elsewhere, self._missing_partitions
         vectors = yield from join(self._catalogue, request, client_request.max_values, client_request.options, *others)
         return replies.vectors_arrow(vectors) if client_request.as_arrow else replies.vectors_json(vectors)

@@ -9,7 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import requests
 
+from quorin.http import Catalogue, Limits, Reply, SegmentRows
 from quorin.shm import SegmentRegistry
 from quorin.wal import WALProducer
 from quorin.wal_consumer import WALConsumer
@@ -95,6 +97,20 @@ def test_rows_at_one_position(server: Running, site: tuple[Site, int]) -> None:
     assert "fresh" not in answer
     batch = batch_of(post(server, "/v1/assemble", as_arrow(entities, **request), Accept=ARROW))
     assert batch.schema.metadata[b"position"] == str(site[1]).encode()
+
+
+@pytest.mark.parametrize("name", ["consistent_timeout_ms", "consistent\\u005ftimeout_ms"], ids=["plain", "escaped"])
+def test_what_may_wait_for_one_position_is_left_to_a_thread(server: Running, site: tuple[Site, int], name: str) -> None:
+    parts = [{"schema": "Driver", "entity": "driver", "fields": ["trips"]}, {"schema": "City", "entity": "city"}]
+    body = json.dumps({"schemas": parts, "entities": {"driver": ["1"], "city": ["Oslo"]}}).encode()
+    waiting = body[:-1] + f', "{name}": 5000}}'.encode()
+    direct = SegmentRows(Catalogue(site[0].registry), Limits()).direct[b"/v1/assemble"]
+    assert isinstance(direct(body, []), Reply)
+    assert direct(waiting, []) is None
+    answer = requests.post(
+        server.url + "/v1/assemble", waiting, headers={"Content-Type": "application/json"}, timeout=60
+    )
+    assert answer.json()["position"] == site[1]
 
 
 def test_segments_that_are_not_at_one_position_are_named(server: Running, site: tuple[Site, int]) -> None:
