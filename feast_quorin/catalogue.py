@@ -151,6 +151,28 @@ class Catalogue:
                 self._drop(name, stored)
                 self._discard(segment, stored, deadline)
 
+    def discard_left(self, name: str, vacancy: Vacancy) -> None:
+        """Remove the segment that was current here in ``vacancy``, of a schema that was dropped, as on another machine.
+
+        :raises SegmentConflictError: if another one is current by now; that one stays.
+        :raises WriterLeaseHeldError: if another process keeps the writer lease for ``timeout_ms``, though a consumer
+            releases a segment whose schema was dropped.
+        """
+        deadline = time.monotonic() + self._settings.timeout_ms / 1000
+        left = vacancy.replacing
+        if left is None:
+            return
+        try:
+            segment = self._registry.open_stored(name, read_only=False)
+        except SegmentNotFoundError:
+            self._registry.node.clear(name, expected=left)
+            return
+        with segment:
+            # In this order: what is open is what was current before, or of its line.
+            if self._registry.node.current(name) != left:
+                raise SegmentConflictError(f"another process replaced the segment {left!r} at the same time")
+            self._discard(segment, None, deadline)
+
     def _drop(self, name: str, stored: str | None) -> None:
         if stored is not None:
             self._control.drop_schema(name, expected=stored)

@@ -43,6 +43,7 @@ from quorin.wal import WALProducer
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from feast_quorin.catalogue import Vacancy
     from feast_quorin.config import StoreSettings
     from feast_quorin.views import StoredView
     from quorin.schema import Schema
@@ -289,12 +290,23 @@ class Session:
 
         :raises WriterLeaseHeldError: if another process keeps the writer lease for ``timeout_ms``.
         """
+        self._close_and(name, self.catalogue.discard)
+
+    def discard_left(self, name: str, vacancy: Vacancy) -> None:
+        """Remove the segment of a schema that was dropped elsewhere, as :meth:`Catalogue.discard_left` does, and close
+        what is open of it here.
+
+        :raises WriterLeaseHeldError: if another process keeps the writer lease for ``timeout_ms``.
+        """
+        self._close_and(name, lambda name: self.catalogue.discard_left(name, vacancy))
+
+    def _close_and(self, name: str, discard: Callable[[str], None]) -> None:
         consumer = self._consumers.pop(name, None)
         if consumer is None:
-            self.catalogue.discard(name)
+            discard(name)
         else:
             with consumer.paused():
-                self.catalogue.discard(name)
+                discard(name)
         self._readers.pop(name, None)
         self.opened = object()
         self.accepted.pop(name, None)

@@ -16,7 +16,7 @@ from feast.types import Int64, String
 from structlog.testing import capture_logs
 
 from feast_quorin import session
-from quorin.errors import StaleReplicaError
+from quorin.errors import StaleReplicaError, WriterLeaseHeldError
 from quorin.metrics import stale_reads
 from quorin.shm import SegmentRegistry
 from quorin.snapshot import SnapshotStore
@@ -49,6 +49,9 @@ class Machines:
             **settings,
         }
         return make_store(self._folder / "repo", online_store, data=self._data)
+
+    def folder(self, name: str) -> Path:
+        return self._folder / name
 
     def segments(self, name: str) -> list[str]:
         return sorted(path.name for path in (self._folder / name).glob("quorin_*"))
@@ -129,6 +132,36 @@ def test_a_view_that_changes_or_goes_does_so_on_every_machine(machines: Machines
     users = [*a.list_feature_services(), *a.list_on_demand_feature_views()]
     a.apply([], objects_to_delete=[*users, view], partial=False)
     until(lambda: not any("customer_stats" in name for name in machines.segments("B")))
+
+
+def test_a_machine_applies_anew_what_another_tore_down_a_moment_ago(machines: Machines, data: Path) -> None:
+    a, b, _ = machines.stores
+    for _ in range(3):
+        push(b, 1)
+        assert score(b) == 1
+        a.teardown()
+        b.apply(definitions(data))  # Here the follower may still have the segment of the dropped view.
+        assert score(b) is None
+        a.apply(definitions(data))
+
+
+def test_a_view_is_not_made_anew_beside_a_writer_of_the_one_that_was_dropped(machines: Machines, data: Path) -> None:
+    a, b, _ = machines.stores
+    a.teardown()
+    name = "shop__customer_stats"
+    patient = machines.store("B", timeout_ms=300, consumer="external")
+    patient.apply(definitions(data))
+    machines.store("A", consumer="external").teardown()
+    writer = SegmentRegistry(machines.server.url, shm_dir=machines.folder("B"))
+    with writer.open_stored(name, read_only=False) as segment:
+        segment.acquire_writer_lease()
+        with pytest.raises(WriterLeaseHeldError, match="has a writer already"):
+            patient.apply(definitions(data))
+        assert name not in writer.backend.control.schemas()
+    patient.apply(definitions(data))
+    assert name in writer.backend.control.schemas()
+    assert score(b) is None
+    writer.backend.close()
 
 
 def test_stale_reads_are_refused_or_counted(machines: Machines) -> None:
