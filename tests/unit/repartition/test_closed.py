@@ -55,10 +55,13 @@ class Replica:
     def lacks_closing(self, partition: int = 0, of: int = 1, *, entries: int = 0) -> None:
         """As if the log had not been closed, and without its last entries."""
         keys = log_keys(log_tag("quorin", of, partition), DEFAULT_STREAM_KEY)
-        for entry, _ in self._client.xrevrange(keys.stream, count=entries) if entries else []:
-            self._client.xdel(keys.stream, entry)
-        left = self._client.xrevrange(keys.stream, count=1)
-        self._client.execute_command("XSETID", keys.stream, left[0][0] if left else b"0-1")
+        all_entries = self._client.xrange(keys.stream)
+        # Written anew, not deleted from: Redis 8 lets no stream end before an entry that it knows as deleted.
+        self._client.delete(keys.stream)
+        self._client.xadd(keys.stream, {"none": ""}, id="0-1")
+        self._client.xdel(keys.stream, "0-1")
+        for entry, values in all_entries[: len(all_entries) - entries]:
+            self._client.xadd(keys.stream, values, id=entry)
         self._client.delete(keys.closed)
 
     def lacks_exchange(self, growth: Growth) -> None:
