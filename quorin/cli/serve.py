@@ -178,9 +178,10 @@ def serve(
     namespace: Namespace = DEFAULT_NAMESPACE,
     shm_dir: ShmDir = None,
 ) -> None:
-    """Serve features over HTTP: of a Feast repository (`--repo`), or segments without Feast (`--connection`).
+    """Serve features over HTTP.
 
-    `--repo` takes the place of `feast serve`: the same paths and answers, without protobuf for online features.
+    Serves a Feast repository (`--repo`), or segments without Feast (`--connection`). `--repo` takes the place of
+    `feast serve`: the same paths and answers, without protobuf for online features.
 
     `--connection` serves `POST /v1/read` (rows of one schema), `POST /v1/assemble` (vectors of several), `/v1/last`,
     `/v1/changes` and `GET /v1/schemas`, which `GET /openapi.json` describes, from what this machine's consumers apply.
