@@ -36,7 +36,7 @@ FIND_WIDE = """async pages => {
             for (const width of [1440, 400]) {
                 frame.width = width;
                 const shown = frame.contentDocument.scrollingElement;
-                if (shown.clientWidth > width || shown.scrollWidth > shown.clientWidth) found.push(`${page} at ${width}`);
+                if (shown.scrollWidth > Math.min(width, shown.clientWidth)) found.push(`${page} at ${width}`);
             }
             frame.remove();
             resolve();
