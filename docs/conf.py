@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from notfound.utils import replace_uris
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from typer.core import TyperGroup
@@ -71,6 +72,7 @@ myst_substitutions = {
 def setup(app: Sphinx) -> None:
     """What Sphinx calls."""
     app.connect("autodoc-skip-member", leave_out)
+    app.connect("doctree-resolved", lead_back)
     app.add_directive("quorin-commands", Commands)
 
 
@@ -99,6 +101,12 @@ def helps(command: Any, name: str, parent: Any = None) -> Iterator[tuple[str, st
         for word, inner in sorted(command.commands.items()):
             if not inner.hidden:
                 yield from helps(inner, word, context)
+
+
+def lead_back(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """The page that stands for missing ones is shown at any path, so its links are absolute."""
+    if docname == app.config.notfound_pagename:
+        replace_uris(app, doctree, nodes.reference, "refuri")
 
 
 def leave_out(app: Sphinx, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:

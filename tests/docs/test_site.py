@@ -25,7 +25,7 @@ SEARCHED = {
     "snapshot": "history.html",
     "prewarm": "commands.html",
     "generation": "generations.html",
-    "rollback": "replace.html",
+    "kubernetes": "kubernetes.html",
     "assemble_batch": "api/assembly.html",
 }
 FIND_WIDE = """async pages => {
