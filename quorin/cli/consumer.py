@@ -149,8 +149,7 @@ def consumer(
 ) -> None:
     """Apply the log to shared memory.
 
-    Applies it for all schemas of the control plane, also future ones. Run one or more per machine: one writes, the
-    others take over when it dies. SIGTERM and Ctrl-C stop it cleanly.
+    Run one or more per machine, for all schemas: one writes, the others take over when it dies. SIGTERM stops it.
 
     Examples:
         quorin consumer --connection redis://localhost:6379                   # with Redis, forever

@@ -187,9 +187,8 @@ def rollback(
 ) -> None:
     """Roll a schema or feature view back to a past state.
 
-    All rows are replaced by those of that state, on all nodes, each in one flip. The past state is that at a position
-    of the log or at a time, from the log and the history, or a generation that this node keeps. The log keeps what
-    came later: `--reapply` applies it again, `--without` leaves a range out.
+    All nodes replace all rows, each in one flip. The state is that at a position of the log or at a time, from the log
+    and the history, or a generation that this node keeps. The log keeps what came later: `--reapply` applies it again.
 
     Examples:
         quorin rollback driver_stats --to time:2026-05-01T12:00:00Z --wait-for nodes

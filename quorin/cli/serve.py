@@ -180,11 +180,10 @@ def serve(
 ) -> None:
     """Serve features over HTTP.
 
-    Serves a Feast repository (`--repo`), or segments without Feast (`--connection`). `--repo` takes the place of
-    `feast serve`: the same paths and answers, without protobuf for online features.
+    `--repo` serves a Feast repository in place of `feast serve`: the same paths and answers, without protobuf.
 
-    `--connection` serves `POST /v1/read` (rows of one schema), `POST /v1/assemble` (vectors of several), `/v1/last`,
-    `/v1/changes` and `GET /v1/schemas`, which `GET /openapi.json` describes, from what this machine's consumers apply.
+    `--connection` serves what this machine's consumers apply, without Feast: `POST /v1/read` (rows of one schema),
+    `POST /v1/assemble` (vectors of several), `/v1/last`, `/v1/changes`, `GET /v1/schemas`; see `GET /openapi.json`.
 
     On a machine that holds some partitions of a deployment, both ask the machines that hold the others for their rows,
     with the token of `--token-file`: those whose servers `--advertise` a URL.
