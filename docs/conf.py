@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from notfound.utils import replace_uris
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from typer.core import TyperGroup
 from typer.main import get_command
-from typer.testing import CliRunner
 
 import quorin
 from quorin.cli import app as commands
@@ -26,16 +26,27 @@ extensions = ["myst_parser", "notfound.extension", "sphinx.ext.autodoc", "sphinx
 html_theme = "furo"
 html_title = f"Quorin {version}"
 html_copy_source = False
+html_domain_indices = False  # the reference lists the modules
 html_favicon = "drawings/favicon.svg"
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
+html_search_scorer = str(Path(__file__).parent / "scorer.js")
+pygments_dark_style = "github-dark"  # Furo's own underlines names, as if they were links
 
-notfound_urls_prefix = ""  # wherever the site is put
+notfound_urls_prefix = "/"  # the site is at the root of its host; else -D notfound_urls_prefix=/there/
 
 myst_enable_extensions = ["substitution"]
 myst_heading_anchors = 4  # as GitHub gives headings their anchors
 suppress_warnings = [
     "myst.xref_missing",  # links to files of the repository; tests/docs/test_docs.py checks each of them
+]
+
+nitpicky = True  # a reference that leads nowhere is an error
+nitpick_ignore_regex = [
+    ("py:class", ".*"),  # annotations name types of other libraries and of internal modules
+    ("py:attr", ".*"),  # attributes stand in the text of their class
+    ("py:exc", "ConfigError|InvalidRequestError|HydrationConflictError"),  # two internal ones and an alias
+    ("py:.*", r"(quorin\.engine|feast_quorin)\..*"),  # internal modules have no page
 ]
 
 autodoc_member_order = "bysource"
@@ -60,7 +71,8 @@ myst_substitutions = {
 
 def setup(app: Sphinx) -> None:
     """What Sphinx calls."""
-    app.connect("autodoc-skip-member", errors_stand_once)
+    app.connect("autodoc-skip-member", leave_out)
+    app.connect("doctree-resolved", lead_back)
     app.add_directive("quorin-commands", Commands)
 
 
@@ -69,30 +81,38 @@ class Commands(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """What Sphinx calls."""
-        return [self.section(path) for path in command_paths(get_command(commands))]
-
-    def section(self, path: tuple[str, ...]) -> nodes.section:
-        """The section of one command."""
-        environment = {"TERMINAL_WIDTH": "100", "NO_COLOR": "1", "TERM": "dumb"}
-        printed = CliRunner().invoke(commands, [*path, "--help"], prog_name="quorin", env=environment).output
-        title = " ".join(("quorin", *path))
-        section = nodes.section(ids=[nodes.make_id(title)], names=[title])
-        section += nodes.title("", "", nodes.literal(title, title))
-        lines = (line.rstrip() for line in printed.strip("\n").splitlines())
-        section += nodes.literal_block("", "\n".join(lines), language="text")
-        return section
+        return [section_of(title, printed) for title, printed in helps(get_command(commands), "quorin")]
 
 
-def command_paths(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The words after ``quorin`` of every command, its own first, then those of its subcommands by name."""
-    yield path
+def section_of(title: str, printed: str) -> nodes.section:
+    """The section of one command."""
+    section = nodes.section(ids=[nodes.make_id(title)], names=[title])
+    section += nodes.title("", "", nodes.literal(title, title))
+    lines = (line.rstrip() for line in printed.strip("\n").splitlines())
+    section += nodes.literal_block("", "\n".join(lines), language="text")
+    return section
+
+
+def helps(command: Any, name: str, parent: Any = None) -> Iterator[tuple[str, str]]:
+    """Name and help of a command, then those of its subcommands by name."""
+    context = command.make_context(name, [], parent=parent, resilient_parsing=True, max_content_width=80)
+    yield context.command_path, command.get_help(context)
     if isinstance(command, TyperGroup):
-        for name, inner in sorted(command.commands.items()):
+        for word, inner in sorted(command.commands.items()):
             if not inner.hidden:
-                yield from command_paths(inner, (*path, name))
+                yield from helps(inner, word, context)
 
 
-def errors_stand_once(app: Sphinx, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
-    """Errors are described in ``quorin.errors``, and not again in the modules that offer them too."""
+def lead_back(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """The page that stands for missing ones is shown at any path, so its links are absolute."""
+    if docname == app.config.notfound_pagename:
+        replace_uris(app, doctree, nodes.reference, "refuri")
+
+
+def leave_out(app: Sphinx, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
+    """Errors are described in ``quorin.errors``, and not again in the modules that offer them too; fields of named
+    tuples are among the parameters.
+    """
     elsewhere = app.env.temp_data.get("autodoc:module") != "quorin.errors"
-    return True if elsewhere and getattr(member, "__module__", "") == "quorin.errors" else None
+    is_error = elsewhere and getattr(member, "__module__", "") == "quorin.errors"
+    return True if is_error or (getattr(member, "__doc__", "") or "").startswith("Alias for field number") else None

@@ -69,7 +69,7 @@ class _View(NamedTuple):
 class FeastModelReader:
     """Bound to a store, a choice of features and the columns of a model; :func:`model_reader` makes one.
 
-    When the registry changes, the next request notices it as :meth:`FeatureStore.get_online_features` does. Threads may
+    When the registry changes, the next request notices it as ``FeatureStore.get_online_features`` does. Threads may
     share it. Names of features are resolved without versions in the answer.
     """
 
@@ -129,7 +129,7 @@ class FeastModelReader:
     def batch(self, entity_rows: Any, *, out: _Matrix | None = None) -> tuple[_Matrix, _Mask]:
         """The matrix of entity rows, shape ``(N, width)``, and which have a row in any view, bool of shape ``(N,)``.
 
-        ``entity_rows`` are dicts, or a dict of lists, as :meth:`FeatureStore.get_online_features` takes them, or a
+        ``entity_rows`` are dicts, or a dict of lists, as ``FeatureStore.get_online_features`` takes them, or a
         frame of pandas. Rows past their TTL are missing, where the store enforces it.
 
         :raises InvalidRowError: for rows without the join keys, or with values that cannot be keys.

@@ -1,6 +1,6 @@
 """Prometheus metrics, in a separate registry.
 
-Counting needs no library. Showing needs prometheus_client, which the extra ``metrics`` brings: :data:`registry` is made
+Counting needs no library. Showing needs prometheus_client, which the extra ``metrics`` brings: ``registry`` is made
 at its first use.
 
 Counters cover all processes of this machine and user, dead ones included (:mod:`quorin.engine.counting.counters`), so
@@ -279,7 +279,7 @@ _DELAY_NS, _DELAY_BUCKETS = counters.word("apply_delay_ns"), counters.word("appl
 
 
 def start_metrics_server(port: int = 9100, *, address: str = "127.0.0.1") -> tuple[WSGIServer, threading.Thread]:
-    """Serve :data:`registry` over HTTP at ``/metrics``, from a daemon thread; return the server and its thread.
+    """Serve ``registry`` over HTTP at ``/metrics``, from a daemon thread; return the server and its thread.
 
     The counters cover all processes of this machine and user, and all their deployments. By default only this machine
     can connect; ``address`` ``0.0.0.0`` lets other machines connect.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -45,8 +46,9 @@ def pytest_report_header() -> list[str]:
     users = [] if os.geteuid() == 0 else ["tests of other users are left out: only root can start their processes"]
     browser = [] if shutil.which("chromium") else ["tests in a browser are left out: there is no chromium on PATH"]
     prometheus = [] if _has_prometheus() else ["tests in Prometheus are left out: it is not on PATH with promtool"]
+    site = [] if _has_sphinx() else ["tests of the site are left out: the extra docs is not installed"]
     systemd = [] if shutil.which("systemd-analyze") else ["the test of systemd's units is left out: it is not on PATH"]
-    return users + networks + browser + prometheus + systemd
+    return users + networks + browser + prometheus + site + systemd
 
 
 def pytest_collection_finish() -> None:
@@ -58,19 +60,24 @@ def pytest_collection_finish() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out tests that need what is not here: processes of other users or networks, which only root can make,
-    Chromium, Prometheus, or systemd.
+    Chromium, Prometheus, Sphinx, or systemd.
     """
     unable = {
         "other_users": os.geteuid() != 0,
         "networks": not has_networks(),
         "browser": shutil.which("chromium") is None,
         "prometheus": not _has_prometheus(),
+        "site": not _has_sphinx(),
         "systemd": shutil.which("systemd-analyze") is None,
     }
     left_out = [item for item in items if any(unable[name] and item.get_closest_marker(name) for name in unable)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+def _has_sphinx() -> bool:
+    return importlib.util.find_spec("furo") is not None
 
 
 def _has_prometheus() -> bool:

@@ -34,10 +34,11 @@ def bench(
     shm_dir: ShmDir = None,
     as_json: Json = False,
 ) -> None:
-    """Measure reads and writes on this machine: single-row reads, batches, and writes until they are served.
+    """Measure reads and writes on this machine.
 
-    Creates its own embedded store and segment, and removes them. Single-row reads are timed in groups of twenty, since
-    reading the clock costs about as much as a read, so percentiles are percentiles of means of twenty.
+    Measures single-row reads, batches, and writes until they are served. Creates its own embedded store and segment,
+    and removes them. Single-row reads are timed in groups of twenty, since reading the clock costs about as much as a
+    read, so percentiles are percentiles of means of twenty.
 
     Examples:
         quorin bench  # about five seconds

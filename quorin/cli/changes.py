@@ -44,11 +44,11 @@ def changes(
     raw: Raw = False,
     as_json: Json = False,
 ) -> None:
-    """Show the rows and deletions of a segment whose log position is greater than one, in no particular order.
+    """Show what changed in a segment since a position.
 
-    The answer says up to which position it has all changes: ask for the changes since that one next time. Growth
-    forgets deletions after a week of event time; changes since a position before that are refused. A deployment with
-    several partitions has a token in place of a position.
+    Shows rows and deletions with a greater log position, in no particular order, and up to which position these are
+    all: ask for the changes since that one next time. Growth forgets deletions after a week of event time; changes
+    since a position before that are refused. With several partitions a token takes the place of a position.
 
     Examples:
         quorin changes driver_stats --since 1873942786347008000

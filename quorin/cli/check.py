@@ -62,11 +62,11 @@ def check(
     raw: Raw = False,
     as_json: Json = False,
 ) -> None:
-    """Check rows: those that are served on this machine, or those of a file beside them. Nothing is served or changed.
+    """Check the rows that are served, or those of a file.
 
-    A file has the columns `entity_id`, optionally `event_time_ns`, and the fields. Its rows are loaded as a new
-    generation would be, so of several rows of an entity the newest counts, and memory for a second generation is
-    needed.
+    Checks what is served on this machine, or a file beside it. Nothing is served or changed. A file has the columns
+    `entity_id`, optionally `event_time_ns`, and the fields. Its rows are loaded as a new generation would be, so of
+    several rows of an entity the newest counts, and memory for a second generation is needed.
 
     Examples:
         quorin check driver_stats                                 # what is served, by the view's own checks

@@ -21,7 +21,9 @@ def compact(
     raw: Raw = False,
     as_json: Json = False,
 ) -> None:
-    """Merge the small files of the history while consumers and reads continue. Run it once an hour or a day.
+    """Merge the small files of the history.
+
+    Consumers and reads continue. Run it once an hour or a day.
 
     Examples:
         quorin compact  # every schema's history

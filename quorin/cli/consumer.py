@@ -147,9 +147,9 @@ def consumer(
     log_level: LogLevel = Level.INFO,
     log_json: LogJson = None,
 ) -> None:
-    """Apply the log to shared memory, for all schemas of the control plane, present and future.
+    """Apply the log to shared memory.
 
-    Run one or more per machine: one writes, the others take over when it dies. SIGTERM and Ctrl-C stop it cleanly.
+    Run one or more per machine, for all schemas: one writes, the others take over when it dies. SIGTERM stops it.
 
     Examples:
         quorin consumer --connection redis://localhost:6379                   # with Redis, forever

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="deadletter",
-    help="Dead letters: log entries that could not be applied, kept with the reason while the others are applied.",
+    help="List, show and replay log entries that could not be applied.",
     no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 
@@ -63,7 +64,9 @@ def show_dead_letter(
     raw: Raw = False,
     as_json: Json = False,
 ) -> None:
-    """Show one dead letter: its reason, and its rows if they can be decoded, else its first bytes.
+    """Show one dead letter with its reason.
+
+    Shows its rows if they can be decoded, else its first bytes.
 
     Examples:
         quorin deadletter show 1873942786347008000

@@ -38,7 +38,9 @@ def delete(
     raw: Raw = False,
     as_json: Json = False,
 ) -> None:
-    """Delete the rows of entities through the log, on every machine. A row with a later event time stays.
+    """Delete rows of entities through the log, on every machine.
+
+    A row with a later event time stays.
 
     Examples:
         quorin delete UserFeatures user_001

@@ -22,11 +22,11 @@ def discard(
     raw: Raw = False,
     as_json: Json = False,
 ) -> None:
-    """Remove the segment of a schema from this machine, rows and memory, for example before `quorin restore`.
+    """Remove the segment of a schema from this machine.
 
-    Kept and pinned generations go too; a process that pins one reads on from memory. The schema, the log, the history,
-    snapshots and other machines keep what they have. Stop the consumer first: it holds the segment, and would build a
-    new one.
+    Its rows and its memory are freed, for example before `quorin restore`. Kept and pinned generations go too; a
+    process that pins one reads on from memory. The schema, the log, the history, snapshots and other machines keep
+    what they have. Stop the consumer first: it holds the segment, and would build a new one.
 
     Examples:
         quorin discard UserFeatures --yes

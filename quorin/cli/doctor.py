@@ -27,11 +27,12 @@ def doctor(
     raw: Raw = False,
     as_json: Json = False,
 ) -> None:
-    """Check this machine, the control plane, every segment and the log; say what is wrong and how to fix it.
+    """Find problems of this machine, its segments and the log.
 
-    Checks shared memory (space, limits, huge pages, whether logind removes it), compiled kernels, Feast and its hook,
-    the clock, Redis (version, persistence, memory), each segment's checksum, bookkeeping and event times, lag,
-    trimming and dead letters; with `--offline` also whether the footer of each file of the history is whole.
+    Says what is wrong and how to fix it. Checks shared memory (space, limits, huge pages, whether logind removes it),
+    compiled kernels, Feast and its hook, the clock, Redis (version, persistence, memory), each segment's checksum,
+    bookkeeping and event times, lag, trimming and dead letters; with `--offline` also whether the footer of each file
+    of the history is whole.
 
     Examples:
         quorin doctor                                # this machine, and in a Feast repository its store

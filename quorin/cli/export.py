@@ -33,9 +33,10 @@ def export(
     raw: Raw = False,
     as_json: Json = False,
 ) -> None:
-    """Write the rows of a segment to a file: the columns `entity_id`, `event_time_ns` and the fields.
+    """Write the rows of a segment to a file.
 
-    The file gets its name when it is whole, and only its owner may read it. Writers and readers continue.
+    The columns are `entity_id`, `event_time_ns` and the fields. The file gets its name when it is whole, and only its
+    owner may read it. Writers and readers continue.
 
     Examples:
         quorin export driver_stats driver_stats.parquet

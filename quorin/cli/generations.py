@@ -30,8 +30,10 @@ def generations(
     raw: Raw = False,
     as_json: Json = False,
 ) -> None:
-    """Show the generations that this machine has of each segment: the current one, those that are kept after a
-    replacement or an upgrade, and those that a process pins. Other machines have their own.
+    """Show the generations that this machine has of each segment.
+
+    Shows the current one, those that are kept after a replacement or an upgrade, and those that a process pins. Other
+    machines have their own.
 
     Examples:
         quorin generations                        # of every segment

@@ -57,7 +57,7 @@ def get(
     raw: Raw = False,
     as_json: Json = False,
 ) -> None:
-    """Show the values of entities with their types, event time and age.
+    """Show entities with values, types, event time and age.
 
     With `--last` the rows come from the history and from the log behind it, of one schema. Without a history they are
     those that the log still has.

@@ -46,9 +46,10 @@ def hydrate(
     raw: Raw = False,
     as_json: Json = False,
 ) -> None:
-    """Build segments from the history, with the newest row of every entity. A consumer then continues with the log.
+    """Build segments from the history.
 
-    A consumer with `--offline` hydrates by itself; use this command before starting one.
+    Each gets the newest row of every entity. A consumer then continues with the log. A consumer with `--offline`
+    hydrates by itself; use this command before starting one.
 
     Examples:
         quorin hydrate driver_stats --as-of 2026-05-01T00:00:00  # one schema, as of then

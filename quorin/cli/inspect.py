@@ -29,7 +29,9 @@ def inspect(
     raw: Raw = False,
     as_json: Json = False,
 ) -> None:
-    """Show segments: rows, bytes, load, generation, lag, writer and readers.
+    """Show segments with their rows, memory, lag and readers.
+
+    Shows load, generation and writer, too.
 
     Examples:
         quorin inspect               # every segment, and the running processes

@@ -19,7 +19,9 @@ from quorin.engine.words import moment
 if TYPE_CHECKING:
     from quorin.engine.backend import Log
 
-app = typer.Typer(name="log", help="The log: entries that producers append and consumers apply.", no_args_is_help=True)
+app = typer.Typer(
+    name="log", help="Show the entries that producers append.", no_args_is_help=True, rich_markup_mode=None
+)
 
 _FIRST_WINDOW_MS = 1000
 _WAIT_MS = 500
@@ -41,9 +43,10 @@ def tail(
     raw: Raw = False,
     as_json: Json = False,
 ) -> None:
-    """Show the last entries of the log: position, time, kind, schema, rows and bytes.
+    """Show the last entries of the log.
 
-    Entries that were trimmed are gone; the history has their rows.
+    Shows position, time, kind, schema, rows and bytes of each. Entries that were trimmed are gone; the history has
+    their rows.
 
     Examples:
         quorin log tail                             # the last ten

@@ -30,10 +30,10 @@ def metrics(
     log_level: LogLevel = Level.INFO,
     log_json: LogJson = None,
 ) -> None:
-    """Serve `/metrics`: what all processes of this machine and user count for this deployment's schemas, and the state
-    of segments and log.
+    """Serve metrics for Prometheus at `/metrics`.
 
-    `quorin consumer --metrics-port` does the same in the consumer's process. Stops on SIGTERM and Ctrl-C.
+    Serves what all processes of this machine and user count for this deployment's schemas, and the state of segments
+    and log. `quorin consumer --metrics-port` does the same in the consumer's process. Stops on SIGTERM and Ctrl-C.
 
     Examples:
         quorin metrics  # then `curl localhost:9100/metrics`

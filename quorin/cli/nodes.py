@@ -33,10 +33,11 @@ def nodes(
     raw: Raw = False,
     as_json: Json = False,
 ) -> None:
-    """Show the nodes of a deployment: the machines or pods that serve it, each with its own copy of the rows.
+    """Show the nodes of a deployment.
 
-    "Lag" is how long ago a node was last known to have all rows of the log. "Behind" counts what the log has and the
-    node does not. A node shows when a consumer, or a serving process that follows the log, has applied on it.
+    Nodes are the machines or pods that serve it, each with its own copy of the rows. "Lag" is how long ago a node was
+    last known to have all rows of the log. "Behind" counts what the log has and the node does not. A node shows when a
+    consumer, or a serving process that follows the log, has applied on it.
 
     Examples:
         quorin nodes

@@ -14,10 +14,11 @@ class KernelsNotKeptError(QuorinError, OSError):
 
 
 def prewarm(as_json: Json = False) -> None:
-    """Compile all kernels for this machine's processor and keep them, so that no later process has to.
+    """Compile all kernels for this machine's processor.
 
-    For images and init containers. They are kept in `NUMBA_CACHE_DIR`, else `XDG_CACHE_HOME`, else `~/.cache`; other
-    processes need the same setting, the same versions of Python and Numba, and a processor of the same type.
+    Keeps them, so that no later process has to compile. For images and init containers. They are kept in
+    `NUMBA_CACHE_DIR`, else `XDG_CACHE_HOME`, else `~/.cache`; other processes need the same setting, the same versions
+    of Python and Numba, and a processor of the same type.
 
     Examples:
         quorin prewarm

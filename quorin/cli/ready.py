@@ -29,11 +29,12 @@ def ready(
     shm_dir: ShmDir = None,
     as_json: Json = False,
 ) -> None:
-    """Whether this machine may serve: it has a segment of every schema, and each is fresh.
+    """Tell whether this machine may serve.
 
-    Made for readiness probes: it reads shared memory, and asks the control plane only for the names of the schemas,
-    which may be away. A consumer, or a serving process that follows the log, confirms several times a second that the
-    log has nothing more; if it cannot reach the log, the lag grows.
+    It may when it has a segment of every schema, and each is fresh. Made for readiness probes: it reads shared memory,
+    and asks the control plane only for the names of the schemas, which may be away. A consumer, or a serving process
+    that follows the log, confirms several times a second that the log has nothing more; if it cannot reach the log,
+    the lag grows.
 
     Examples:
         quorin ready                      # every schema has a segment

@@ -105,10 +105,11 @@ def replace(
     raw: Raw = False,
     as_json: Json = False,
 ) -> None:
-    """Replace all rows of a schema or feature view, on all nodes, each in one flip. Reads and pushes continue.
+    """Replace all rows of a schema or feature view on all nodes.
 
-    The columns are `entity_id`, optionally `event_time_ns`, and the fields. Entities that the new rows do not have are
-    gone; what is pushed meanwhile stays. Until the flip the old rows are served.
+    Each node replaces them in one flip. Reads and pushes continue. The columns are `entity_id`, optionally
+    `event_time_ns`, and the fields. Entities that the new rows do not have are gone; what is pushed meanwhile stays.
+    Until the flip the old rows are served.
 
     Examples:
         quorin replace driver_stats --from stats.parquet --dry-run
@@ -184,10 +185,10 @@ def rollback(
     raw: Raw = False,
     as_json: Json = False,
 ) -> None:
-    """Replace all rows of a schema or feature view by those of a past state, on all nodes, each in one flip.
+    """Roll a schema or feature view back to a past state.
 
-    The past state is that at a position of the log or at a time, from the log and the history, or a generation that
-    this node keeps. The log keeps what came later: `--reapply` applies it again, `--without` leaves a range out.
+    All nodes replace all rows, each in one flip. The state is that at a position of the log or at a time, from the log
+    and the history, or a generation that this node keeps. The log keeps what came later: `--reapply` applies it again.
 
     Examples:
         quorin rollback driver_stats --to time:2026-05-01T12:00:00Z --wait-for nodes

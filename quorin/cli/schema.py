@@ -23,9 +23,10 @@ def schema(
     raw: Raw = False,
     as_json: Json = False,
 ) -> None:
-    """Show the fields of a schema or feature view with their types, or list all schemas.
+    """Show the fields of a schema or feature view.
 
-    With a name, `--json` prints the schema itself: the form that `quorin upgrade` reads.
+    Shows their types. Without a name it lists all schemas. With a name, `--json` prints the schema itself: the form
+    that `quorin upgrade` reads.
 
     Examples:
         quorin schema                                 # all schemas

@@ -178,12 +178,12 @@ def serve(
     namespace: Namespace = DEFAULT_NAMESPACE,
     shm_dir: ShmDir = None,
 ) -> None:
-    """Serve features over HTTP: of a Feast repository (`--repo`), or segments without Feast (`--connection`).
+    """Serve features over HTTP.
 
-    `--repo` takes the place of `feast serve`: the same paths and answers, without protobuf for online features.
+    `--repo` serves a Feast repository in place of `feast serve`: the same paths and answers, without protobuf.
 
-    `--connection` serves `POST /v1/read` (rows of one schema), `POST /v1/assemble` (vectors of several), `/v1/last`,
-    `/v1/changes` and `GET /v1/schemas`, which `GET /openapi.json` describes, from what this machine's consumers apply.
+    `--connection` serves what this machine's consumers apply, without Feast: `POST /v1/read` (rows of one schema),
+    `POST /v1/assemble` (vectors of several), `/v1/last`, `/v1/changes`, `GET /v1/schemas`; see `GET /openapi.json`.
 
     On a machine that holds some partitions of a deployment, both ask the machines that hold the others for their rows,
     with the token of `--token-file`: those whose servers `--advertise` a URL.

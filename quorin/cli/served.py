@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 app = typer.Typer(
-    name="served", help="The served log: what requests were answered with.", no_args_is_help=True, rich_markup_mode=None
+    name="served",
+    help="Collect and replay what requests were answered with.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 _FORMATS = (".parquet", ".arrow", ".json")
@@ -65,9 +68,10 @@ def replay(
     namespace: Namespace = DEFAULT_NAMESPACE,
     as_json: Json = False,
 ) -> None:
-    """Give back what was served, value for value, from the served log's positions and the history.
+    """Give back what was served, value for value.
 
-    One row for each row of a request. Where `known` is false, history and log no longer have a row that was served.
+    The values come from the served log's positions and the history. One row for each row of a request. Where `known`
+    is false, history and log no longer have a row that was served.
 
     Examples:
         quorin served replay served.parquet

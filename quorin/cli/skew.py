@@ -72,11 +72,11 @@ def skew(
     raw: Raw = False,
     as_json: Json = False,
 ) -> None:
-    """Compare what is served with what the offline source has: missing, extra, stale and different values by feature.
+    """Compare served values with those of the offline source.
 
-    In a Feast repository the offline source is Feast's offline store, read point-in-time as training data is, TTL
-    included. With `--offline` it is the history of the log. Rows that are written meanwhile, or that the offline source
-    cannot have yet, are set apart and are no skew.
+    Counts missing, extra, stale and different values by feature. In a Feast repository the offline source is Feast's
+    offline store, read point-in-time as training data is, TTL included. With `--offline` it is the history of the log.
+    Rows that are written meanwhile, or that the offline source cannot have yet, are set apart and are no skew.
 
     Examples:
         quorin skew                                           # all views of the Feast repository here

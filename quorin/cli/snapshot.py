@@ -24,7 +24,9 @@ def snapshot(
     raw: Raw = False,
     as_json: Json = False,
 ) -> None:
-    """Save a segment and its log position to one checksummed file, while readers and the writer continue.
+    """Save a segment and its log position to a checksummed file.
+
+    Readers and the writer continue.
 
     Examples:
         quorin snapshot driver_stats driver_stats.snapshot

@@ -25,11 +25,12 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Observe for one interval, print it and stop.")] = False,
     raw: Raw = False,
 ) -> None:
-    """Watch segments live: lag, freshness, readers, dead letters, reads and their latency, writes, growth.
+    """Watch segments live in the terminal.
 
-    Counts the reads and writes of all processes of this machine and user. Keys: `s` sorts by the next column, `r`
-    reverses the order, `/` filters, left and right scroll, `enter` shows a segment in detail, `p` pauses, `?` helps,
-    `q` quits. Needs the extra `top`, except with --once.
+    Shows lag, freshness, readers, dead letters, reads and their latency, writes and growth. Counts the reads and
+    writes of all processes of this machine and user. Keys: `s` sorts by the next column, `r` reverses the order, `/`
+    filters, left and right scroll, `enter` shows a segment in detail, `p` pauses, `?` helps, `q` quits. Needs the
+    extra `top`, except with --once.
 
     Examples:
         quorin top

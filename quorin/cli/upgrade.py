@@ -48,10 +48,10 @@ def upgrade(
     raw: Raw = False,
     as_json: Json = False,
 ) -> None:
-    """Upgrade the current segment to the next version of its schema while readers and writers continue.
+    """Upgrade a segment to the next version of its schema.
 
-    Fields may be added, widened and dropped. A change that would lose values is refused with the fields' names.
-    Upgrade first, then start the producers that write the new version.
+    Readers and writers continue. Fields may be added, widened and dropped. A change that would lose values is refused
+    with the fields' names. Upgrade first, then start the producers that write the new version.
 
     Examples:
         quorin upgrade user_v2.json --dry-run                       # what would change, with rows and bytes

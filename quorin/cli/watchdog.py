@@ -33,11 +33,12 @@ def watchdog(
     log_level: LogLevel = Level.INFO,
     log_json: LogJson = None,
 ) -> None:
-    """Remove segment files that no process holds and no read can reach, the entries of dead processes, and the counters
-    of schemas that are gone.
+    """Remove what dead processes left in shared memory.
 
-    Files and entries are those of this namespace only. Serving works without it, but it frees memory. Run it with the
-    same host, user and process-id namespace as the processes that it watches. Stops on SIGTERM and Ctrl-C.
+    Removes segment files that no process holds and no read can reach, the entries of dead processes, and the counters
+    of schemas that are gone. Files and entries are those of this namespace only. Serving works without it, but it
+    frees memory. Run it with the same host, user and process-id namespace as the processes that it watches. Stops on
+    SIGTERM and Ctrl-C.
 
     Examples:
         quorin watchdog                   # beside the consumer, forever

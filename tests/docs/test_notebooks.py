@@ -13,9 +13,15 @@ from quorin.engine.memory.file import SHM_DIR_VARIABLE
 
 NOTEBOOKS = Path(__file__).parents[2] / "docs" / "notebooks"
 SHOWN = {
-    "engine": ["<table", "array([31.,  5.], dtype=float32)", "array([ True, False])", "per loop"],
+    "engine": [
+        "<caption>User version 1</caption>",
+        "<caption>User version 1: 3 entities, ",
+        "array([31.,  5.], dtype=float32)",
+        "array([ True, False])",
+        "per loop",
+    ],
     "feast": ["<table", "'conv_rate': [0.875]", "per loop"],
-    "history": ["240", "[12, None, 23]", "10"],
+    "history": ["240", "[12, None, 23]", "hydrating: 100%", "restoring: 100%", "replacing: 1.00it", "(10, 10, 1)"],
 }
 
 
@@ -29,6 +35,7 @@ def test_a_notebook_runs_and_leaves_no_segment(name: str, tmp_path: Path, monkey
     NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(tmp_path / "work")}}).execute()
     shown = "\n".join(text for cell in notebook.cells for output in cell.get("outputs", []) for text in texts(output))
     assert [text for text in SHOWN[name] if text not in shown] == [], shown
+    assert "Warning" not in shown
     assert list((tmp_path / "segments").glob("quorin_*")) == []
 
 

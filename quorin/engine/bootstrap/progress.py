@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,11 @@ def progress_bar(what: str) -> Iterator[Callable[..., None]]:
     installed, progress is logged every few seconds.
     """
     try:
-        from tqdm.auto import tqdm
+        from tqdm import TqdmWarning
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TqdmWarning)  # without ipywidgets a notebook shows the bar as text
+            from tqdm.auto import tqdm
     except ModuleNotFoundError:
         with logged_progress(what) as progress:
             yield progress

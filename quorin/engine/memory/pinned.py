@@ -121,7 +121,7 @@ def pin_generation(
 
 
 def check_pin(wanted: object) -> int | str:
-    """A valid ``wanted`` of :func:`pin_generation`. :raises InvalidPinError: for any other."""
+    """A valid ``wanted`` of ``pin_generation``. :raises InvalidPinError: for any other."""
     if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted > 0:
         return wanted
     if isinstance(wanted, str):

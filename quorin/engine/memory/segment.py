@@ -182,7 +182,7 @@ class Segment(Pinnable, Parted, Shown):
                 _log.warning("writer_overtaken", segment=view.name, successor=self._view.name, overtaken_pid=overtaken)
 
     def heartbeat(self) -> None:
-        """Say that this writer is alive; :meth:`commit_position` says so as well."""
+        """Say that this writer is alive; ``commit_position`` says so as well."""
         self._writer.heartbeat()
 
     def replace(self, successor: SegmentView, *, keeping: Reason | None = None) -> None:

@@ -43,7 +43,7 @@ def layout_to_json(layout: MatrixLayout, schemas: Sequence[Schema]) -> str:
 def layout_from_json(
     text: str, parts: Sequence[MatrixPart], schemas: Sequence[Schema], *, any_version: bool = False
 ) -> MatrixLayout:
-    """The layout that :func:`layout_to_json` wrote, for parts in the same order, checked against their schemas.
+    """The layout that ``layout_to_json`` wrote, for parts in the same order, checked against their schemas.
 
     :raises SchemaMismatchError: for other parts, for other schemas unless ``any_version``, and for a field that is gone
         or has another type. :raises InvalidRowError: for other text.
@@ -69,7 +69,7 @@ def layout_from_json(
 
 
 def _loaded(text: str) -> dict[str, Any]:
-    """What :func:`layout_to_json` wrote, or will write in a later version."""
+    """What ``layout_to_json`` wrote, or will write in a later version."""
     try:
         saved: dict[str, Any] = json.loads(text)
         kind = saved["format"], saved["version"]

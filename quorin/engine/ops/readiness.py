@@ -32,7 +32,7 @@ class Readiness:
 def readiness(
     registry: SegmentRegistry, *, max_lag_seconds: float | None, names: Collection[str] = ()
 ) -> list[Readiness]:
-    """The readiness of each of the schemas ``names``, if any, else of the deployment's (see :func:`schema_names`).
+    """The readiness of each of the schemas ``names``, if any, else of the deployment's (see ``schema_names``).
 
     Without ``max_lag_seconds`` a segment need not be fresh.
 

@@ -86,10 +86,10 @@ class Fetching(Protocol):
     """What of a :class:`Router` reads use."""
 
     def fetch(self, request: RowsRequest, ids: pa.Array, partitions: Bytes) -> Asking[Fetched]:
-        """As :meth:`Router.fetch`."""
+        """As ``Router.fetch``."""
 
     def raise_lacking(self, request: RowsRequest, lacking: Mapping[int, list[str]]) -> NoReturn:
-        """As :meth:`Router.raise_lacking`."""
+        """As ``Router.raise_lacking``."""
 
 
 class HereOnly:

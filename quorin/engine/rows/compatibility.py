@@ -27,7 +27,7 @@ def can_upgrade(old: Schema, new: Schema) -> tuple[bool, list[str]]:
     """Whether rows of ``old`` can become rows of ``new`` without loss, and, if not, every reason, naming the fields.
 
     Fields match by name, whatever their order. New ones read as null, which in a vector is their default; types may
-    widen (:data:`WIDENINGS`, also inside shapes and lists); fields may be dropped; defaults may change. A history may
+    widen (``WIDENINGS``, also inside shapes and lists); fields may be dropped; defaults may change. A history may
     be added, and then begins empty, grow, and be removed, but not shrink. The version must grow. ``entity`` must stay
     the same once it is set.
     """

@@ -133,7 +133,7 @@ class ServedLog:
     ) -> None:
         """Log a request of many entities: the ids of each group, the group of each view, and what was read of it, with
         positions. Ages of values count from the time of the reads. ``data`` is an Arrow IPC stream of what else belongs
-        to the request, see :mod:`.files`.
+        to the request, see ``engine/served/files.py``.
         """
         ring = self._ring if self._ring is not None else self._open()
         if ring is None:
