@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from feast_quorin.checks import view_checks
 from feast_quorin.names import is_field_name, project_prefix, schema_names
 from feast_quorin.views import stored_view
-from quorin.errors import SchemaError, SegmentConflictError, SegmentNotFoundError
+from quorin.errors import SchemaError, SegmentConflictError, SegmentNotFoundError, UpgradeConflictError
 from quorin.schema import is_other_entity, make_schema, schema_to_json
 
 if TYPE_CHECKING:
@@ -55,11 +55,11 @@ def apply_view(session: Session, view: StoredView, *, drops: bool) -> None:
 
     :raises UpgradeAbortedError, WriterLeaseHeldError: if another process that is not a consumer keeps the writer lease
         for ``timeout_ms``.
-    :raises SegmentConflictError: if other processes keep replacing the view's segment.
+    :raises SegmentConflictError, UpgradeConflictError: if other processes keep changing the view's segment.
     :raises SchemaError: if the schema of this name is not a feature view's.
     """
     for _ in range(_ATTEMPTS):
-        with suppress(SegmentConflictError):  # Another process was first: continue with its segment.
+        with suppress(SegmentConflictError, UpgradeConflictError):  # Another process was first: continue from there.
             _apply_once(session, view, drops=drops)
             return
     _apply_once(session, view, drops=drops)

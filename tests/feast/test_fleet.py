@@ -164,6 +164,33 @@ def test_a_view_is_not_made_anew_beside_a_writer_of_the_one_that_was_dropped(mac
     writer.backend.close()
 
 
+def test_a_change_goes_on_from_one_that_another_process_makes_at_the_same_time(
+    machines: Machines, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = machines.stores[0], machines.store("A")
+    upgrade_schema = session.upgrade_schema
+
+    def after_another(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(session, "upgrade_schema", upgrade_schema)
+        second.apply(with_feature(data, Field(name="mood", dtype=String)))
+        return upgrade_schema(*arguments, **options)
+
+    monkeypatch.setattr(session, "upgrade_schema", after_another)
+    first.apply(with_feature(data, Field(name="visits", dtype=Int64)))
+    registry = SegmentRegistry(machines.server.url, shm_dir=machines.folder("A"))
+    with registry.open_stored("shop__customer_stats") as segment:
+        assert "visits__int64" in [field.name for field in segment.stored_schema.fields]
+    registry.backend.close()
+
+
+def with_feature(data: Path, field: Field) -> list[Any]:
+    """The definitions, with one more feature of the view that is pushed to."""
+    changed = definitions(data)
+    (view,) = [one for one in changed if getattr(one, "name", "") == "customer_stats"]
+    view.features = [*view.features, field]
+    return changed
+
+
 def test_stale_reads_are_refused_or_counted(machines: Machines) -> None:
     push(machines.stores[0], 1)
     strict = machines.store("B", max_lag_seconds=2)
