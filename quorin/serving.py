@@ -185,12 +185,12 @@ def changed_since(
     columns = Columns(plan, view, range(len(rows)), NUMPY_GATHER)
     columns.found[:] = True
     columns.buffer[:] = 0
-    for i, (_, deleted, row) in enumerate(rows):
-        for source, first, size in plan.spans()[: 2 if deleted else None]:
+    for i, (_, gone, row) in enumerate(rows):
+        for source, first, size in plan.spans()[: 2 if gone else None]:
             target = first * len(rows) + i * size
             columns.buffer[target : target + size] = row[source : source + size]
     schema = arrow_schema(plan)
-    deleted = np.array([is_deleted for _, is_deleted, _ in rows], np.bool_)
+    deleted = np.array([gone for _, gone, _ in rows], np.bool_)
     batch = arrow_batch(columns, pa.array([key for key, _, _ in rows], pa.string()), deleted, schema)
     return Changes(pa.RecordBatchReader.from_batches(schema, [batch]), through)
 
