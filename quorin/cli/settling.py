@@ -45,6 +45,9 @@ class SettledLog:
         try:
             consumer.settle(Token.covering(*writes.values()))
         except (WriteSyncTimeoutError, SegmentNotFoundError) as error:
+            if isinstance(error, SegmentNotFoundError):
+                written = max(writes.values())
+                error.add_note(f"the write is in the log at position {written}: it shows once the segment is rebuilt")
             if not any(report.role == "consumer" for report in reports(backend.control)):
                 error.add_note(self._how_to_apply(backend.address))
             raise

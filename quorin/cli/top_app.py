@@ -13,7 +13,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, Static
 
 from quorin.cli.inspect import detail
-from quorin.cli.top_model import COLUMNS, History, Line, Look, lines, look, summary
+from quorin.cli.top_model import COLUMNS, History, Line, Look, lines, look, names_of, summary
 from quorin.cli.top_table import SegmentTable
 from quorin.errors import QuorinError
 
@@ -161,7 +161,10 @@ class Top(App[None]):
         selected = self._shown()
         if selected and self._before is not None:
             line = selected[table.cursor_row]
-            self.push_screen(Facts(detail(line.state, self._before.seen) | {"schema": line.name}))
+            facts = detail(line.state, self._before.seen) | {"schema": line.name}
+            if "problem" in facts:
+                facts["problem"] = names_of(self._before, raw=self._raw).text(facts["problem"])
+            self.push_screen(Facts(facts))
 
     def on_data_table_row_selected(self) -> None:
         """Show the row's segment when enter is pressed."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from quorin.cli.inspect import lag_rows, lag_time, newest
+from quorin.cli.inspect import NOT_READABLE, lag_rows, lag_time, newest
 from quorin.cli.repository import Names
 from quorin.engine.arrays import UInt64s
 from quorin.engine.counting import counters
@@ -108,8 +108,13 @@ def look(observer: Observer) -> Look:
 
 def lines(before: Look, now: Look, *, raw: bool = False) -> list[Line]:
     """One line per segment, with the rates between the two observations."""
-    names = Names({state.schema_name: state.schema for state in now.seen.segments if state.schema}, raw=raw)
+    names = names_of(now, raw=raw)
     return [_line(state, names.schema(state.schema_name), before, now) for state in now.seen.segments]
+
+
+def names_of(now: Look, *, raw: bool = False) -> Names:
+    """What the schemas of an observation are called."""
+    return Names({state.schema_name: state.schema for state in now.seen.segments if state.schema}, raw=raw)
 
 
 def summary(before: Look, now: Look) -> str:
@@ -149,7 +154,7 @@ def percentile(times: list[int], share: float) -> float | None:
 def _line(state: SegmentState, shown: str, before: Look, now: Look) -> Line:
     name, seconds = state.schema_name, max(now.at - before.at, 1e-9)
     if state.stats is None:
-        cells = (shown, state.problem or "") + ("",) * (len(COLUMNS) - 2)
+        cells = (shown, NOT_READABLE) + ("",) * (len(COLUMNS) - 2)
         return Line(shown, state, cells, (shown,) + (-1.0,) * (len(COLUMNS) - 1))
     stats = state.stats
     read = _grown(before, now, name, W_READS, W_BATCH_ROWS) / seconds

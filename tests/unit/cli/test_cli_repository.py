@@ -52,7 +52,10 @@ online_store:
     offline_path: data/history
 """
 EVENT_NS = 1_700_000_000_000_000_000
-OTHER_WORDS = {"schema_name", "segment_name", "entity_count", "row_count", "byte_count"}
+OTHER_WORDS = {
+    "schema_name", "segment_name", "entity_count", "row_count", "byte_count", "schema_version", "path", "file_name",
+    "event_time", "ids", "age", "elapsed", "lag_rows", "log_position",
+}  # fmt: skip
 
 
 def keys_of(value: Any) -> Iterator[str]:
@@ -108,6 +111,33 @@ class FeastRepository:
 @pytest.fixture
 def repo(tmp_path: Path) -> FeastRepository:
     return FeastRepository(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("get", "1001"), ("get", "1001", "-s", "driver_stats"), ("ready",), ("ready", "--json"),
+        ("ready", "--max-lag", "1s"), ("inspect",), ("inspect", "--json"), ("inspect", "driver_stats"), ("doctor",),
+        ("top", "--once"),
+        ("scan", "driver_stats"), ("export", "driver_stats", "x.parquet"), ("snapshot", "driver_stats", "x.snapshot"),
+        ("changes", "driver_stats", "--since", "0"), ("discard", "driver_stats", "--yes"), ("generations",),
+        ("put", "driver_stats", "1001", "conv_rate=1", "--partial", "--sync"),
+        ("delete", "driver_stats", "1", "--sync"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_missing_segment_is_told_in_the_names_of_feasts_users(repo: FeastRepository, words: tuple[str, ...]) -> None:
+    for path in repo.directory.glob("shm/quorin_shop__driver_stats_*"):
+        path.unlink()
+    done = repo.run(*words, code=None)
+    assert done.returncode == (0 if words[0] in ("top", "generations") else 1)
+    shown = re.sub(r"quorin_shop__driver_stats_[0-9a-f]{20}", "", done.stdout + done.stderr)  # a file's name
+    assert "shop__" not in shown
+    assert "__float" not in shown
+    if words[0] in ("put", "delete"):
+        assert "the write is in the log at position" in shown
+    elif words[0] != "generations":
+        assert "driver_stats" in shown or "no such file" in shown
 
 
 def test_names_are_those_of_feasts_users_and_the_engines_with_raw(repo: FeastRepository) -> None:

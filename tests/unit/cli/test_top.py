@@ -199,7 +199,8 @@ def test_rates_are_those_since_the_last_look(observer: Observer, segments: list[
             assert cell(app, "TopLarge", "p50").endswith(("ns", "µs"))
             assert cell(app, "TopSmall", "reads/s") == "0"
             assert cell(app, "TopLarge", "batch p99").endswith(("ns", "µs", "ms"))
-            assert "rows read/s" in str(app.query_one("#summary", Static).render())
+            assert "rows read/s" in text(app, "#summary")
+            assert "lag" not in text(app, "#summary") + text(app, "#history"), "a word for rows that wait in the log"
 
     asyncio.run(use())
 
