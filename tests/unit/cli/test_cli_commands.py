@@ -298,11 +298,15 @@ def test_a_row_from_the_future_is_told_and_can_be_written_over(place: Place) -> 
     assert "in 1,130 d" in place.run("inspect").stdout
     checks = {check["name"]: check for check in place.json("doctor")["checks"]}
     check = checks["event times of shop__trip"]
-    found = "the newest event is 1,130 d in the future: writes with older times are ignored"
+    found = "the newest event is 1,130 d in the future: writes to 'a' with older times are ignored"
     assert (check["status"], check["found"]) == ("warning", found)
+    assert f"overwrites the row of 'a' from {future} on" in check["advice"]
     place.run("put", "trip", "a", "score=5", "tags=[]", "--event-time", str(future))
+    for number in range(1, 6):
+        place.producer.write(TRIP, f"later{number}", {"score": 1, "tags": []}, future + number)
     place.drain()
     assert place.json("get", "a")["rows"][0]["values"]["score"] == 5
+    assert "writes to 'later5', 'later4', 'later3' and 3 more with older times" in place.run("doctor").stdout
 
 
 def test_doctor_without_a_deployment_looks_at_the_machine(tmp_path: Path) -> None:
