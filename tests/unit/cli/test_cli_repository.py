@@ -54,7 +54,7 @@ online_store:
 EVENT_NS = 1_700_000_000_000_000_000
 OTHER_WORDS = {
     "schema_name", "segment_name", "entity_count", "row_count", "byte_count", "schema_version", "path", "file_name",
-    "event_time", "ids", "age", "elapsed", "lag_rows", "log_position",
+    "event_time", "age", "elapsed", "lag_rows", "log_position",
 }  # fmt: skip
 
 
@@ -111,6 +111,26 @@ class FeastRepository:
 @pytest.fixture
 def repo(tmp_path: Path) -> FeastRepository:
     return FeastRepository(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("generations",), ("inspect",), ("log", "tail"), ("changes", "driver_stats", "--since", "0")],
+    ids=" ".join,
+)
+def test_a_terminal_of_80_columns_cuts_nothing_that_is_copied_elsewhere(
+    repo: FeastRepository, words: tuple[str, ...]
+) -> None:
+    repo.run("put", "Items", "i7", "tags=[]", "price=1")  # the history has all that was in the log
+    shown = repo.run(*words, COLUMNS="80").stdout
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    if words != ("inspect",):
+        told = json.dumps(repo.json(*words))
+        positions = set(re.findall(r'"position": ([0-9]+)', told))
+        assert positions
+        assert positions <= set(shown.split())
+    assert words[0] not in ("inspect", "generations") or "driver_stats" in shown.split()
 
 
 @pytest.mark.parametrize(
