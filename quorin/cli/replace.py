@@ -31,7 +31,7 @@ from quorin.engine.backend import logs
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.engine.log.token import Token
 from quorin.engine.words import count, counted, duration
-from quorin.errors import TokenError
+from quorin.errors import PastUnavailableError, TokenError
 
 if TYPE_CHECKING:
     from quorin.evolution import ReplaceResult
@@ -221,6 +221,10 @@ def rollback(
                     stream_key=stream_key,
                     **state,
                 )
+            except PastUnavailableError as error:
+                if offline is None:
+                    error.add_note("give --offline, or set QUORIN_OFFLINE, if the consumer writes a history")
+                raise
             except ValueError as error:
                 raise typer.BadParameter(str(error)) from error
     _print(dataclasses.replace(result, schema_name=name), wait_for, as_json=as_json)

@@ -78,7 +78,6 @@ class Top(App[None]):
         Binding("r", "reverse", "reverse"),
         Binding("slash", "filter", "filter", key_display="/"),
         Binding("p", "pause", "pause"),
-        Binding("enter", "detail", "detail"),
         Binding("question_mark", "help", "help", key_display="?"),
     ]
 

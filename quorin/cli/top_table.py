@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import ClassVar
 
+from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import DataTable
 
 
 class SegmentTable(DataTable[str]):
     """Segments, one a row; the first column stays where it is, and the others scroll behind it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "select_cursor", "detail")]
 
     class Scrolled(Message):
         """Other columns are in view."""

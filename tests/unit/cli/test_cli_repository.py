@@ -253,6 +253,39 @@ def test_every_command_speaks_of_views_by_feasts_names(repo: FeastRepository, ra
     assert bool(engines) == bool(raw), said
 
 
+def test_a_repository_without_a_store_is_told_what_makes_it(repo: FeastRepository) -> None:
+    for words in (("doctor",), ("inspect",)):
+        refused = repo.run(*words, code=2, STORE_DIRECTORY="data/new").stderr
+        assert re.search(r"there is no store at \S+data/new; `feast apply` makes it", refused)
+    refused = repo.run("inspect", "-c", "data/new", code=2).stderr
+    assert "there is no store at data/new\n" in refused
+
+
+def test_errors_say_what_to_do_next(repo: FeastRepository) -> None:
+    """Also where the error is told in the names of Feast's users."""
+    repo.run("snapshot", "driver_stats", "drivers.snapshot")
+    assert (
+        "stop the consumer, `quorin discard` the schema, and restore"
+        in repo.run("restore", "drivers.snapshot", code=1).stderr
+    )
+    backend = connect(str(repo.store))
+    registry = SegmentRegistry(backend, shm_dir=repo.directory / "shm")
+    with registry.open_current(DRIVERS, read_only=False) as segment:
+        segment.acquire_writer_lease()
+        assert "if it is a consumer, stop it first" in repo.run("discard", "driver_stats", "--yes", code=1).stderr
+        late = repo.run(
+            "put", "driver_stats", "1001", "conv_rate=1", "--partial", "--sync", "--timeout-ms", "50", code=1
+        ).stderr
+        assert "the write to 'driver_stats' is in the log at position" in late
+        assert "no consumer is running: run `quorin consumer" in late
+    last = backend.log().bounds().last
+    backend.log().trim(last)
+    assert repo.run("log", "tail").stdout == f"no entries; trimmed to {last}\n"
+    backend.close()
+    lost = repo.run("rollback", "UserFeatures", "--to", "position:5", "-c", str(repo.store), "--shm-dir", "shm", code=1)
+    assert "give --offline, or set QUORIN_OFFLINE" in lost.stderr
+
+
 def test_only_names_change_in_a_text() -> None:
     names = Names({DRIVERS.__name__: DRIVERS, USERS.__name__: USERS})
     text = "shop__driver_stats: 'conv_rate__float' at /data/shop__driver_stats/quorin_shop__driver_stats_0a.kept, age."

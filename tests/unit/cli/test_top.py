@@ -227,6 +227,7 @@ def test_through_a_real_terminal(registry: SegmentRegistry, tmp_path: Path, segm
     os.close(slave)
     try:
         wait_for(master, "TopLarge")
+        wait_for(master, "detail")  # the keys are in the last line
         os.write(master, b"q")
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
