@@ -20,11 +20,16 @@ _APPLY = "`feast apply`"
 """What makes the store of a Feast repository."""
 
 
-def existing(connection: str | None, maker: str = "") -> str | None:
+def existing(connection: str | None) -> str | None:
     """Refuse a directory without a store, so that a mistyped one is not created; return any other connection.
 
-    :raises typer.BadParameter: naming the directory, and a directory below it that has a store, or a store's ``maker``.
+    :raises typer.BadParameter: naming the directory, and a directory below it that has a store.
     """
+    return _existing(connection)
+
+
+def _existing(connection: str | None, maker: str = "") -> str | None:
+    """:func:`existing`; the error names what makes the store, unless there is one below."""
     from quorin.engine.backend import embedded_directory
     from quorin.engine.backend.sqlite_file import has_store
     from quorin.errors import ConnectionFailedError
@@ -45,7 +50,7 @@ def connection_of(context: typer.Context, connection: str) -> str:
 
     :raises typer.BadParameter: if there is none, or a directory has no store.
     """
-    return str(existing(new_connection_of(context, connection), "" if connection else _APPLY))
+    return str(_existing(new_connection_of(context, connection), "" if connection else _APPLY))
 
 
 def new_connection_of(context: typer.Context, connection: str) -> str:
@@ -65,7 +70,7 @@ def new_connection_of(context: typer.Context, connection: str) -> str:
 
 def _optional_connection_of(context: typer.Context, connection: str | None) -> str | None:
     here = None if connection or context.resilient_parsing else repository()
-    return existing(connection) if here is None else existing(str(here.connection), _APPLY)
+    return existing(connection) if here is None else _existing(str(here.connection), _APPLY)
 
 
 def of_repository(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
