@@ -71,7 +71,7 @@ def _apply_once(session: Session, view: StoredView, *, drops: bool) -> None:
     stored = session.catalogue.current_schema(name)
     if stored is None:
         if vacancy.replacing is not None:  # Another machine dropped the view, and this one still has its rows.
-            session.discard_left(name, vacancy)
+            session.discard(name, vacancy)
             vacancy = session.catalogue.vacancy(name)
         session.catalogue.create(view.schema, vacancy)
         return

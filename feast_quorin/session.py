@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -285,28 +285,18 @@ class Session:
         upgrade_schema(old, new, self.registry, timeout_seconds=self.settings.timeout_ms / 1000)
         self.accepted.pop(old.__name__, None)
 
-    def discard(self, name: str) -> None:
-        """Remove a schema and its segment, as :meth:`Catalogue.discard` does, and close what is open of it here.
+    def discard(self, name: str, left: Vacancy | None = None) -> None:
+        """Remove a schema and its segment, as :meth:`Catalogue.discard` does, or only the segment that is ``left`` of a
+        schema that was dropped, as :meth:`Catalogue.discard_left`. What is open of it here is closed.
 
         :raises WriterLeaseHeldError: if another process keeps the writer lease for ``timeout_ms``.
         """
-        self._close_and(name, self.catalogue.discard)
-
-    def discard_left(self, name: str, vacancy: Vacancy) -> None:
-        """Remove the segment of a schema that was dropped elsewhere, as :meth:`Catalogue.discard_left` does, and close
-        what is open of it here.
-
-        :raises WriterLeaseHeldError: if another process keeps the writer lease for ``timeout_ms``.
-        """
-        self._close_and(name, lambda name: self.catalogue.discard_left(name, vacancy))
-
-    def _close_and(self, name: str, discard: Callable[[str], None]) -> None:
         consumer = self._consumers.pop(name, None)
-        if consumer is None:
-            discard(name)
-        else:
-            with consumer.paused():
-                discard(name)
+        with nullcontext() if consumer is None else consumer.paused():
+            if left is None:
+                self.catalogue.discard(name)
+            else:
+                self.catalogue.discard_left(name, left)
         self._readers.pop(name, None)
         self.opened = object()
         self.accepted.pop(name, None)

@@ -25,12 +25,13 @@ from quorin.engine.reads.columns import NUMPY_GATHER, Columns
 from quorin.engine.reads.last import LastPlan, LastValues, last_batch_of, last_plan, last_values_of
 from quorin.engine.reads.not_held import check_held, check_one_held, not_held_of, note_not_held
 from quorin.engine.reads.scan import Changes, arrow_batch, arrow_schema, least_positions
+from quorin.engine.reads.stored import copy_stored, header_of, is_deleted
 from quorin.engine.reads.waiting import DEFAULT_TIMEOUT_MS, wait_for
 from quorin.engine.rows.compatibility import fits
 from quorin.engine.rows.intake import id_array
 from quorin.engine.rows.value import check_entity_id
 from quorin.errors import EntityNotFoundError
-from quorin.layout import find_row, iterate_keys, iterate_occupied
+from quorin.layout import iterate_keys, iterate_occupied
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,7 +99,7 @@ def assemble_batch(
         row = _copy_row(view, key)
         found_mask[i] = row is not None
         if positions is not None:
-            positions[i] = 0 if row is None else _header(row)["position"]
+            positions[i] = 0 if row is None else header_of(row)["position"]
         outdated = () if row is None else _outdated(row, limits, now)
         if row is None:
             out[i] = missing
@@ -173,23 +174,23 @@ def changed_since(
     leasts = least_positions(view, position)
     through = through_of(view)
     plan = column_plan(view, fields, positions=True)
-    stored = [(key.decode(), _copy_stored(view, key)) for key, _ in iterate_keys(view)]
+    stored = [(key.decode(), copy_stored(view, key)) for key, _ in iterate_keys(view)]
     rows = [
-        (entity_id, _is_deleted(row), row)
+        (entity_id, is_deleted(row), row)
         for entity_id, row in stored
         if row is not None
         and entity_id.startswith(prefix or "")
-        and int(_header(row)["position"]) >= leasts[partition_of(entity_id, len(leasts))]
+        and int(header_of(row)["position"]) >= leasts[partition_of(entity_id, len(leasts))]
     ][:limit]
     columns = Columns(plan, view, range(len(rows)), NUMPY_GATHER)
     columns.found[:] = True
     columns.buffer[:] = 0
-    for i, (_, is_deleted, row) in enumerate(rows):
-        for source, first, size in plan.spans()[: 2 if is_deleted else None]:
+    for i, (_, gone, row) in enumerate(rows):
+        for source, first, size in plan.spans()[: 2 if gone else None]:
             target = first * len(rows) + i * size
             columns.buffer[target : target + size] = row[source : source + size]
     schema = arrow_schema(plan)
-    deleted = np.array([is_deleted for _, is_deleted, _ in rows], np.bool_)
+    deleted = np.array([gone for _, gone, _ in rows], np.bool_)
     batch = arrow_batch(columns, pa.array([key for key, _, _ in rows], pa.string()), deleted, schema)
     return Changes(pa.RecordBatchReader.from_batches(schema, [batch]), through)
 
@@ -239,34 +240,8 @@ def _keys(entity_ids: Any) -> list[bytes]:
 
 def _copy_row(view: SegmentView, key: bytes) -> Bytes | None:
     """A whole version of a key's row; None if it has none, or is deleted."""
-    row = _copy_stored(view, key)
-    return None if row is None or _is_deleted(row) else row
-
-
-def _header(row: Bytes) -> Any:
-    return row[: fmt.KEY_OFFSET].view(fmt.ROW_HEADER_DTYPE)[0]
-
-
-def _is_deleted(row: Bytes) -> bool:
-    return bool(int(_header(row)["flags"]) & fmt.FLAG_DELETED)
-
-
-def _copy_stored(view: SegmentView, key: bytes) -> Bytes | None:
-    """A whole version of a key's row, also of a deleted entity; None if the key was never written."""
-    memory, stride = view.mapping.memory, view.layout.row_stride
-    while True:
-        found = find_row(view, key)
-        if found is None:
-            return None
-        slot, start = found
-        word = memory[slot : slot + 8].view(np.uint64)[0]
-        stamp = memory[start : start + 8].view(np.uint64)[0]
-        row = memory[start : start + stride].copy()
-        unchanged = (
-            stamp == memory[start : start + 8].view(np.uint64)[0] and word == memory[slot : slot + 8].view(np.uint64)[0]
-        )
-        if unchanged and int(stamp) % 2 == 0 and find_row(view, key) == found:
-            return row
+    row = copy_stored(view, key)
+    return None if row is None or is_deleted(row) else row
 
 
 def _vector_limits(view: SegmentView, max_age: MaxAge | None) -> Sequence[int] | None:

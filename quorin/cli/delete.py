@@ -8,8 +8,9 @@ import typer
 
 from quorin.cli.options import Connection, Namespace, Opened, Raw, ShmDir, StreamKey, known_schema
 from quorin.cli.output import Json, print_json
-from quorin.cli.put import settle, time_ns
+from quorin.cli.put import time_ns
 from quorin.cli.repository import Names
+from quorin.cli.settling import SettledLog, outcome_json, report_overruled
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.engine.log.token import Token
 from quorin.engine.words import counted
@@ -47,7 +48,7 @@ def delete(
         quorin delete driver_stats 1001 1002 --event-time 2026-05-01T12:00:00Z
 
     Exit codes: 0 the deletions are in the log (with `--sync`: are applied), 1 they were refused, or are in the log but
-    were not applied in time, 2 wrong usage.
+    were not applied in time, or took no effect as a write with a newer event time came before them, 2 wrong usage.
     """
     from quorin.shm import SegmentRegistry
     from quorin.wal import WALProducer
@@ -58,11 +59,13 @@ def delete(
         name = Names.of(backend, raw=raw).schema(target.__name__)
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
         with WALProducer(backend, stream_key=stream_key, registry=registry) as producer:
-            position = Token.covering(*(producer.delete(target, entity_id, at_ns) for entity_id in ids))
-            if sync:
-                settle(registry, target.__name__, position, namespace, stream_key, timeout_ms)
+            writes = {entity_id: producer.delete(target, entity_id, at_ns) for entity_id in ids}
+            log = SettledLog(registry, namespace, stream_key, timeout_ms)
+            newer = log.settle(target.__name__, writes) if sync else {}
+    position, applied = Token.covering(*writes.values()), len(writes) - len(newer)
     if as_json:
         deleted = {"schema": name, "entity_ids": ids, "position": position, "token": position.text}
-        print_json({**deleted, "is_served": sync or None})
-    else:
-        typer.echo(f"{counted(len(ids), 'deletion')} {'applied' if sync else 'in the log'} at position {position}")
+        print_json({**deleted, **outcome_json(newer, sync=sync)})
+    elif applied:
+        typer.echo(f"{counted(applied, 'deletion')} {'applied' if sync else 'in the log'} at position {position}")
+    report_overruled(newer, "a deletion is in the log at position {position}, and took no effect", writes)

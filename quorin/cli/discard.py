@@ -34,6 +34,7 @@ def discard(
 
     Exit codes: 0 removed, 1 there is none, a process writes to it, or the answer was no, 2 wrong usage.
     """
+    from quorin.errors import WriterLeaseHeldError
     from quorin.shm import SegmentRegistry
 
     with Opened(connection, namespace, raw=raw) as backend:
@@ -44,7 +45,11 @@ def discard(
             what = f"{names.schema(name)}: {counted(stats['rows'], 'row')}, {size(stats['bytes'])}"
             if not yes:
                 typer.confirm(f"remove {what}?", abort=True, err=True)
-            registry.discard(segment)
+            try:
+                registry.discard(segment)
+            except WriterLeaseHeldError as error:
+                error.add_note("if it is a consumer, stop it first: it holds the segment, and would build a new one")
+                raise
     if as_json:
         removed = {"segment": stats["name"], "rows": stats["rows"], "bytes": stats["bytes"]}
         print_json({"schema": names.schema(name), **removed})

@@ -100,7 +100,7 @@ def _as_dict(one: Generation, names: Names, holders: list[Process]) -> dict[str,
         "kept_after": one.reason,
         "pinned": one.is_pinned,
         "pinned_by": [str(process) for process in holders],
-        "file": one.path.name,
+        "file": str(one.path),
     }
 
 

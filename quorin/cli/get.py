@@ -87,7 +87,7 @@ def get(
             except QuorinError as error:
                 if schema:
                     raise
-                typer.echo(f"{name}: {error}", err=True)
+                typer.echo(f"{shown.schema(name)}: {shown.text(str(error))}", err=True)
                 continue
             rows += _rows(segment, ids, [resolve_field(segment.schema, one) for one in field or []] or None, shown)
     for name in map(shown.schema, names) if schema else [""]:

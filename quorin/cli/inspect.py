@@ -14,8 +14,15 @@ from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.engine.words import ago, count, counted, duration, moment, size
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from quorin.engine.ops.observe import Deployment, SegmentState
     from quorin.schema import FeatureField
+
+NOT_READABLE = "not readable"
+"""In tables, the cell of a segment that is missing or damaged; the reason does not fit there."""
+_WORDS = {"name": "segment", "path": "file", "schema_version": "version"}
+"""What other commands call these in JSON."""
 
 
 def inspect(
@@ -61,7 +68,8 @@ def inspect(
 
 
 def _as_dict(state: SegmentState, names: Names) -> dict[str, Any]:
-    shown = state.as_dict() | {"schema": names.schema(state.schema_name)}
+    shown = {_WORDS.get(key, key): value for key, value in state.as_dict().items()}
+    shown |= {"schema": names.schema(state.schema_name), "problem": state.problem and names.text(state.problem)}
     if state.schema:
         for field, called, name in zip(
             shown["fields"], names.fields(state.schema).values(), state.schema.fields, strict=True
@@ -78,7 +86,7 @@ def _print_all(seen: Deployment, names: Names) -> None:
     for state in seen.segments:
         stats = state.stats
         if stats is None:
-            add_row(segments, names.schema(state.schema_name), "", state.problem)
+            add_row(segments, names.schema(state.schema_name), "", NOT_READABLE)
             continue
         add_row(
             segments,
@@ -96,6 +104,7 @@ def _print_all(seen: Deployment, names: Names) -> None:
         )
     if seen.segments:
         out.print(segments)
+        print_problems(seen.segments, names)
     else:
         out.print("no schemas yet: create one with `SegmentRegistry.create` or `feast apply`")
     out.print(
@@ -110,12 +119,20 @@ def _print_all(seen: Deployment, names: Names) -> None:
         )
 
 
+def print_problems(states: Iterable[SegmentState], names: Names) -> None:
+    """Say of each segment that cannot be read why, below a table."""
+    for state in states:
+        if state.problem:
+            problem = f"{names.schema(state.schema_name)}: {names.text(state.problem)}"
+            console().print(problem, markup=False, style="red", soft_wrap=True)
+
+
 def _print_one(state: SegmentState, seen: Deployment, names: Names) -> None:
     out = console()
     facts = table("", "")
     facts.show_header = False
     for name, value in (detail(state, seen) | {"schema": names.schema(state.schema_name)}).items():
-        add_row(facts, name, value)
+        add_row(facts, name, names.text(value) if name == "problem" else value)
     out.print(facts)
     if state.stats and "positions" in state.stats:
         out.print()

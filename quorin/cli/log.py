@@ -70,6 +70,9 @@ def tail(
         if as_json:
             print_json({"entries": shown, "last": max(lasts.values())})
             return
+        trimmed = max(log.bounds().trimmed for log in logs)
+        if not shown:
+            typer.echo(f"no entries; trimmed to {trimmed}" if trimmed else "no entries")
         _print(shown, rows=rows)
         while follow:
             _follow(lasts, name, lambda *one: _entry(*one, names=names, rows=rows), is_parted=is_parted, rows=rows)
@@ -139,8 +142,6 @@ def _entry(position: int, payload: bytes, partition: int | None, *, names: Names
 
 def _print(entries: list[dict[str, Any]], *, rows: bool, header: bool = True) -> None:
     if not entries:
-        if header:
-            typer.echo("no entries")
         return
     columns = ["position", "written", "kind", "schema", "rows", "bytes"]
     columns += ["partition"] if "partition" in entries[0] else []

@@ -11,7 +11,7 @@ from quorin.cli.options import Connection, Namespace, Opened, Raw, StreamKey
 from quorin.cli.output import Json, add_row, console, print_json, table
 from quorin.cli.repository import Names
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
-from quorin.engine.words import ago, count, duration, size
+from quorin.engine.words import ago, count, size
 
 if TYPE_CHECKING:
     from quorin.engine.ops.nodes import Behind, NodeReport
@@ -35,7 +35,7 @@ def nodes(
 ) -> None:
     """Show the nodes of a deployment.
 
-    Nodes are the machines or pods that serve it, each with its own copy of the rows. "Lag" is how long ago a node was
+    Nodes are the machines or pods that serve it, each with its own copy of the rows. "Up to date" says when a node was
     last known to have all rows of the log. "Behind" counts what the log has and the node does not. A node shows when a
     consumer, or a serving process that follows the log, has applied on it.
 
@@ -66,7 +66,7 @@ def nodes(
 
 
 def _by_node(found: list[NodeReport]) -> object:
-    names = ["node", "host", "applied by", "seen", "state", "schemas", "lag", "rows behind", "bytes behind"]
+    names = ["node", "host", "applied by", "seen", "state", "schemas", "up to date", "rows behind", "bytes behind"]
     has_partitions = any(node.partitions.count > 1 for node in found)
     shown = table(*names, *(["partitions"] if has_partitions else []))
     for node in found:
@@ -79,7 +79,7 @@ def _by_node(found: list[NodeReport]) -> object:
             ago(node.silent_seconds),
             "alive" if node.is_alive else "silent",
             len(node.replicas),
-            duration(node.lag_seconds),
+            _since(node.lag_seconds),
             *rows_and_bytes,
             *([str(node.partitions)] if has_partitions else []),
         )
@@ -87,24 +87,32 @@ def _by_node(found: list[NodeReport]) -> object:
 
 
 def _by_schema(found: list[NodeReport], names: Names) -> object:
-    shown = table("node", "schema", "version", "position", "lag", "entries behind", "rows behind", "bytes behind")
+    shown = table(
+        "node", "schema", "version", "position", "up to date", "entries behind", "rows behind", "bytes behind"
+    )
     for node in found:
         for replica in node.replicas:
             of_schema = node.node or "?", names.schema(replica.schema_name), replica.version
-            add_row(shown, *of_schema, replica.position, duration(replica.lag_seconds), *_behind(replica.behind))
+            add_row(shown, *of_schema, replica.position, _since(replica.lag_seconds), *_behind(replica.behind))
     return shown
 
 
 def _by_partition(found: list[NodeReport], names: Names) -> object:
     from quorin.engine.ops.nodes import PartReplica
 
-    shown = table("node", "schema", "partition", "position", "lag", "entries behind", "rows behind", "bytes behind")
+    shown = table(
+        "node", "schema", "partition", "position", "up to date", "entries behind", "rows behind", "bytes behind"
+    )
     for node in found:
         for replica in node.replicas:
             for part in replica.parts or (PartReplica(0, replica.position, replica.lag_seconds, replica.behind),):
                 of_part = node.node or "?", names.schema(replica.schema_name), part.partition
-                add_row(shown, *of_part, part.position, duration(part.lag_seconds), *_behind(part.behind))
+                add_row(shown, *of_part, part.position, _since(part.lag_seconds), *_behind(part.behind))
     return shown
+
+
+def _since(seconds: float | None) -> str:
+    return "never" if seconds is None else ago(seconds)
 
 
 def _behind(behind: Behind) -> tuple[str, str, str]:

@@ -16,11 +16,20 @@ if TYPE_CHECKING:
     from quorin.schema import Schema
 
 
+_APPLY = "`feast apply`"
+"""What makes the store of a Feast repository."""
+
+
 def existing(connection: str | None) -> str | None:
     """Refuse a directory without a store, so that a mistyped one is not created; return any other connection.
 
     :raises typer.BadParameter: naming the directory, and a directory below it that has a store.
     """
+    return _existing(connection)
+
+
+def _existing(connection: str | None, maker: str = "") -> str | None:
+    """:func:`existing`; the error names what makes the store, unless there is one below."""
     from quorin.engine.backend import embedded_directory
     from quorin.engine.backend.sqlite_file import has_store
     from quorin.errors import ConnectionFailedError
@@ -32,7 +41,8 @@ def existing(connection: str | None) -> str | None:
     if directory is None or has_store(directory):
         return connection
     below = [path for path in (directory / "quorin", directory / "data" / "quorin") if has_store(path)]
-    raise typer.BadParameter(f"there is no store at {connection}" + (f"; did you mean {below[0]}?" if below else ""))
+    hint = f"; did you mean {below[0]}?" if below else f"; {maker} makes it" if maker else ""
+    raise typer.BadParameter(f"there is no store at {connection}{hint}")
 
 
 def connection_of(context: typer.Context, connection: str) -> str:
@@ -40,7 +50,7 @@ def connection_of(context: typer.Context, connection: str) -> str:
 
     :raises typer.BadParameter: if there is none, or a directory has no store.
     """
-    return str(existing(new_connection_of(context, connection)))
+    return str(_existing(new_connection_of(context, connection), "" if connection else _APPLY))
 
 
 def new_connection_of(context: typer.Context, connection: str) -> str:
@@ -60,7 +70,7 @@ def new_connection_of(context: typer.Context, connection: str) -> str:
 
 def _optional_connection_of(context: typer.Context, connection: str | None) -> str | None:
     here = None if connection or context.resilient_parsing else repository()
-    return existing(connection if here is None else str(here.connection))
+    return existing(connection) if here is None else _existing(str(here.connection), _APPLY)
 
 
 def of_repository(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
 from quorin.cli.options import escaped
@@ -21,6 +21,8 @@ from quorin.cli.options import escaped
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 _WIDTH_WITHOUT_TERMINAL = 200
+_UNLIMITED = 10_000
+_KEPT_WHOLE = frozenset({"schema", "position", "gen"})
 _WORDS = {
     "schema_name": "schema", "segment_name": "segment", "old_segment_name": "old_segment",
     "new_segment_name": "new_segment", "row_count": "rows", "entity_count": "rows", "byte_count": "bytes",
@@ -36,11 +38,24 @@ def console(*, stderr: bool = False) -> Console:
     return made
 
 
+class Listing(Table):
+    """A table that moves its columns together where they do not fit, before it wraps what is in them."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """As rendered by Rich."""
+        if self.__rich_measure__(console, options.update(max_width=_UNLIMITED)).maximum > options.max_width:
+            self.padding = (0, 1, 0, 0)
+        yield from super().__rich_console__(console, options)
+
+
 def table(*columns: str) -> Table:
-    """A table without borders. Its first column names the row, and is the last to be cut in a narrow terminal."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    """A table without borders. In a narrow terminal cells are wrapped, not cut; the first column, which names the row,
+    and what is copied into other commands are the last to be.
+    """
+    made = Listing(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column, no_wrap=not made.columns)
+        is_kept = not made.columns or column in _KEPT_WHOLE
+        made.add_column(column, no_wrap=is_kept, overflow="ellipsis" if is_kept else "fold")
     return made
 
 

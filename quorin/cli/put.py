@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +12,10 @@ import typer
 from quorin.cli.options import Connection, Namespace, Opened, Raw, ShmDir, StreamKey, known_schema, resolve_field
 from quorin.cli.output import Json, print_json
 from quorin.cli.repository import Names
+from quorin.cli.settling import SettledLog, outcome_json, report_overruled
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 
 if TYPE_CHECKING:
-    from quorin.engine.log.token import Token
     from quorin.schema import FeatureField
     from quorin.shm import SegmentRegistry
 
@@ -52,7 +51,7 @@ def put(
         quorin put Items i7 'tags=["new", "red"]' --null price
 
     Exit codes: 0 the row is in the log (with `--sync`: is served), 1 it was refused, or is in the log but was not
-    applied in time, 2 wrong usage.
+    applied in time, or is not served as a write with a newer event time came before it, 2 wrong usage.
     """
     from quorin.shm import SegmentRegistry
     from quorin.wal import WALProducer
@@ -78,13 +77,14 @@ def put(
             if sync:
                 _check_id(registry, target.__name__, entity_id)
             position = producer.write(target, entity_id, row, at_ns, partial=partial)
-            if sync:
-                settle(registry, target.__name__, position, namespace, stream_key, timeout_ms)
+            log = SettledLog(registry, namespace, stream_key, timeout_ms)
+            newer = log.settle(target.__name__, {entity_id: position}) if sync else {}
     if as_json:
         written = {"schema": shown, "entity_id": entity_id, "position": position, "token": position.text}
-        print_json({**written, "is_served": sync or None})
-    else:
+        print_json({**written, **outcome_json(newer, sync=sync)})
+    elif not newer:
         typer.echo(f"{'served' if sync else 'in the log'} at position {position}")
+    report_overruled(newer, "the row is in the log at position {position}, and is not served", {entity_id: position})
 
 
 def _check_id(registry: SegmentRegistry, schema_name: str, entity_id: str) -> None:
@@ -94,32 +94,6 @@ def _check_id(registry: SegmentRegistry, schema_name: str, entity_id: str) -> No
     if registry.current_name(schema_name) is not None:
         with registry.open_stored(schema_name) as segment:
             check_entity_id(entity_id, segment.current_view().layout.max_id_bytes)
-
-
-def settle(
-    registry: SegmentRegistry, schema_name: str, position: Token, namespace: str, stream_key: str, timeout_ms: float
-) -> None:
-    """Apply the log up to a position, or wait for the process that does.
-
-    :raises WriteSyncTimeoutError, SegmentNotFoundError: with a note on what to do, if no consumer is running.
-    """
-    from quorin.engine.ops.presence import reports
-    from quorin.errors import SegmentNotFoundError, WriteSyncTimeoutError
-    from quorin.inline_consumer import InlineConsumer
-
-    try:
-        InlineConsumer(registry, schema_name, stream_key=stream_key, timeout_ms=timeout_ms).settle(position)
-    except (WriteSyncTimeoutError, SegmentNotFoundError) as error:
-        if not any(report.role == "consumer" for report in reports(registry.backend.control)):
-            error.add_note(_how_to_apply(registry.backend.address, namespace, stream_key))
-        raise
-
-
-def _how_to_apply(address: str, namespace: str, stream_key: str) -> str:
-    words = ["quorin", "consumer", "--connection", address]
-    words += ["--namespace", namespace] if namespace != DEFAULT_NAMESPACE else []
-    words += ["--stream-key", stream_key] if stream_key != DEFAULT_STREAM_KEY else []
-    return f"no consumer is running: run `{shlex.join(words)}`"
 
 
 def _parsed(field: FeatureField, text: str) -> Any:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quorin.cli.durations import seconds
-from quorin.cli.options import Connection, Namespace, ShmDir
+from quorin.cli.options import Connection, Namespace, Raw, ShmDir
 from quorin.cli.output import Json, print_json
+from quorin.cli.repository import Names
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE
+from quorin.errors import ConnectionFailedError, QuorinError
+
+if TYPE_CHECKING:
+    from quorin.shm import SegmentRegistry
 
 MaxLag = Annotated[
     str | None,
@@ -27,6 +33,7 @@ def ready(
     max_lag: MaxLag = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
     shm_dir: ShmDir = None,
+    raw: Raw = False,
     as_json: Json = False,
 ) -> None:
     """Tell whether this machine may serve.
@@ -48,16 +55,29 @@ def ready(
     limit = None if max_lag is None else seconds(max_lag)
     registry = SegmentRegistry(connection, shm_dir=shm_dir, namespace=namespace)
     found = readiness(registry, max_lag_seconds=limit)
+    names = _names(registry, raw=raw)
     registry.backend.close()
     problems = [one for one in found if one.problem]
     is_ready = bool(found) and not problems
     if as_json:
-        print_json({"ready": is_ready, "schemas": [one.as_dict() for one in found]})
+        print_json({"ready": is_ready, "schemas": [names.json(one.as_dict()) for one in found]})
     else:
         for one in problems:
-            typer.echo(f"{one.schema_name}: {one.problem}", err=True)
+            typer.echo(f"{names.schema(one.schema_name)}: {names.text(one.problem)}", err=True)
         if not found:
             typer.echo("the deployment has no schemas yet", err=True)
         typer.echo("ready" if is_ready else "not ready")
     if not is_ready:
         raise typer.Exit(1)
+
+
+def _names(registry: SegmentRegistry, *, raw: bool) -> Names:
+    """What schemas are called; while the control plane is away, by the segments of this machine."""
+    try:
+        return Names.of(registry.backend, raw=raw)
+    except ConnectionFailedError:
+        schemas = {}
+        for name in registry.node.currents():
+            with suppress(QuorinError), registry.open_stored(name) as segment:
+                schemas[name] = segment.schema
+        return Names(schemas, raw=raw)

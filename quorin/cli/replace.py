@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,7 +32,7 @@ from quorin.engine.backend import logs
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY
 from quorin.engine.log.token import Token
 from quorin.engine.words import count, counted, duration
-from quorin.errors import TokenError
+from quorin.errors import PastUnavailableError, TokenError
 
 if TYPE_CHECKING:
     from quorin.evolution import ReplaceResult
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 _RANGE = re.compile(r"(.+?)\.\.(.+)\Z")
 _HISTORY = "history"
+_NO_HISTORY = "give --offline, or set QUORIN_OFFLINE, if the consumer writes a history"
 
 
 class WaitFor(StrEnum):
@@ -207,24 +209,25 @@ def rollback(
         target = known_schema(backend, schema)
         name = Names.of(backend, raw=raw).schema(target.__name__)
         registry = SegmentRegistry(backend, shm_dir=shm_dir, namespace=namespace)
-        with progress_bar(name, hidden=as_json) as progress:
-            try:
-                result = evolution.rollback(
-                    target,
-                    registry,
-                    history=_history(offline),
-                    reapply=reapply,
-                    without=ranges,
-                    allow_empty=allow_empty,
-                    wait_for=wait_for.value,
-                    timeout_seconds=timeout,
-                    progress=_alone(progress),
-                    stream_key=stream_key,
-                    **state,
-                )
-            except ValueError as error:
-                raise typer.BadParameter(str(error)) from error
+        options: dict[str, Any] = {"reapply": reapply, "without": ranges, "allow_empty": allow_empty, **state}
+        options |= {"wait_for": wait_for.value, "timeout_seconds": timeout, "stream_key": stream_key}
+        with progress_bar(name, hidden=as_json) as progress, _clear_errors(offline):
+            past = _history(offline)
+            result = evolution.rollback(target, registry, history=past, progress=_alone(progress), **options)
     _print(dataclasses.replace(result, schema_name=name), wait_for, as_json=as_json)
+
+
+@contextmanager
+def _clear_errors(offline: str | None) -> Iterator[None]:
+    """Say how the past is found where no history was passed, and of a wrong state that it is wrong usage."""
+    try:
+        yield
+    except PastUnavailableError as error:
+        if offline is None:
+            error.add_note(_NO_HISTORY)
+        raise
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _reference(given: str | None, target: Schema) -> Any:

@@ -88,7 +88,10 @@ def shown_in_names(error: BaseException, backend: Backend) -> None:
     if isinstance(error, typer.BadParameter):
         error.message = names.text(error.message)
     elif isinstance(error, QuorinError) and (shown := names.text(str(error))) != str(error):
-        raise ShownError(shown) from error
+        told = ShownError(shown)
+        for note in getattr(error, "__notes__", []):
+            told.add_note(names.text(note))
+        raise told from error
 
 
 class Names:

@@ -41,13 +41,18 @@ def restore(
     Exit codes: 0 restored, 1 refused (with the reason on stderr), 2 wrong usage.
     """
     from quorin import snapshot as snapshots
+    from quorin.errors import SegmentConflictError
     from quorin.shm import SegmentRegistry
 
     with Opened(connection, namespace, raw=raw) as backend:
         held = held_partitions(backend, partitions, ordinal, of)
         registry = SegmentRegistry(backend, shm_dir=shm_dir, shm_group=shm_group, namespace=namespace, held=held)
         with progress_bar(str(file), hidden=as_json) as progress:
-            restored = snapshots.restore(file, registry, progress=progress)
+            try:
+                restored = snapshots.restore(file, registry, progress=progress)
+            except SegmentConflictError as error:
+                error.add_note("to replace it, stop the consumer, `quorin discard` the schema, and restore again")
+                raise
         name = Names.of(backend, raw=raw).schema(SegmentName.parse(restored.segment_name).schema)
     if as_json:
         print_json({"schema": name, **worded(restored), "position": json_of(restored.position)})

@@ -56,7 +56,8 @@ def top(
 
 def _print(looking: Observer, interval: float, *, raw: bool) -> None:
     """Print what two observations, an interval apart, say."""
-    from quorin.cli.top_model import COLUMNS, lines, look, summary
+    from quorin.cli.inspect import print_problems
+    from quorin.cli.top_model import COLUMNS, lines, look, names_of, summary
 
     before = look(looking)
     time.sleep(interval)
@@ -66,3 +67,4 @@ def _print(looking: Observer, interval: float, *, raw: bool) -> None:
         add_row(shown, *line.cells)
     console().print(summary(before, now), markup=False)
     console().print(shown)
+    print_problems(now.seen.segments, names_of(now, raw=raw))

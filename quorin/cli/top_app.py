@@ -10,10 +10,11 @@ from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
-from textual.widgets import DataTable, Footer, Input, Static
+from textual.widgets import Footer, Input, Static
 
 from quorin.cli.inspect import detail
-from quorin.cli.top_model import COLUMNS, History, Line, Look, lines, look, summary
+from quorin.cli.top_model import COLUMNS, History, Line, Look, lines, look, names_of, summary
+from quorin.cli.top_table import SegmentTable
 from quorin.errors import QuorinError
 
 if TYPE_CHECKING:
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 class Facts(ModalScreen[None]):
     """Names and texts, one per line."""
 
+    KEYS = "escape: back   ?: help"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,enter,q,question_mark", "dismiss", "back"),
+        Binding("escape,enter,q", "dismiss", "back"),
+        Binding("question_mark", "help", "help", key_display="?"),
     ]
     DEFAULT_CSS = "Facts { align: center middle; } Facts VerticalScroll { width: 90%; height: 80%; border: round; }"
 
@@ -38,7 +41,29 @@ class Facts(ModalScreen[None]):
         """The names in a column, the texts behind them."""
         width = max(map(len, self._facts), default=0)
         text = "\n".join(f"{name:<{width}}  {value}" for name, value in self._facts.items())
-        yield VerticalScroll(Static(text, markup=False, id="facts"))
+        box = VerticalScroll(Static(text, markup=False, id="facts"))
+        box.border_subtitle = self.KEYS
+        yield box
+
+    def action_help(self) -> None:
+        """Show the keys and what the columns mean, over these facts."""
+        self.app.push_screen(Help())
+
+
+class Help(Facts):
+    """The keys and what the columns mean."""
+
+    KEYS = "escape: back"
+
+    def __init__(self) -> None:
+        keys = {"q": "quit", "s, r": "sort by the next column, reverse", "/": "filter by name", "p": "pause or resume",
+                "← →": "the columns that do not fit", "↑ ↓": "select a segment", "enter": "it in detail",
+                "?": "this help", "escape": "back from a detail, from help, from the filter"}  # fmt: skip
+        super().__init__({**keys, "": "", **COLUMNS})
+
+    def action_help(self) -> None:
+        """Close it again."""
+        self.dismiss()
 
 
 class Top(App[None]):
@@ -53,7 +78,6 @@ class Top(App[None]):
         Binding("r", "reverse", "reverse"),
         Binding("slash", "filter", "filter", key_display="/"),
         Binding("p", "pause", "pause"),
-        Binding("enter", "detail", "detail"),
         Binding("question_mark", "help", "help", key_display="?"),
     ]
 
@@ -73,13 +97,13 @@ class Top(App[None]):
         yield Static("loading …", id="summary", markup=False)
         yield Static("", id="history", markup=False)
         yield Static("", id="status", markup=False)
-        yield DataTable[str](id="segments", cursor_type="row", zebra_stripes=True, fixed_columns=1)
+        yield SegmentTable(id="segments", cursor_type="row", zebra_stripes=True, fixed_columns=1)
         yield Input(placeholder="a part of the schema's name; escape shows all", id="filter")
         yield Footer()
 
     async def on_mount(self) -> None:
         """Start refreshing."""
-        self.query_one("#segments", DataTable).focus()
+        self.query_one("#segments", SegmentTable).focus()
         await self.look_again()
         self.set_interval(self._interval, self.look_again)
 
@@ -128,21 +152,26 @@ class Top(App[None]):
 
     def action_help(self) -> None:
         """Show the keys and what the columns mean."""
-        keys = {"q": "quit", "s, r": "sort by the next column, reverse", "/": "filter by name", "p": "pause or resume",
-                "← →": "scroll the columns", "enter": "a segment in detail", "?": "this help"}  # fmt: skip
-        self.push_screen(Facts({**keys, "": "", **COLUMNS}))
+        self.push_screen(Help())
 
     def action_detail(self) -> None:
         """Show the selected segment in detail."""
-        table = self.query_one("#segments", DataTable)
+        table = self.query_one("#segments", SegmentTable)
         selected = self._shown()
         if selected and self._before is not None:
             line = selected[table.cursor_row]
-            self.push_screen(Facts(detail(line.state, self._before.seen) | {"schema": line.name}))
+            facts = detail(line.state, self._before.seen) | {"schema": line.name}
+            if "problem" in facts:
+                facts["problem"] = names_of(self._before, raw=self._raw).text(facts["problem"])
+            self.push_screen(Facts(facts))
 
     def on_data_table_row_selected(self) -> None:
         """Show the row's segment when enter is pressed."""
         self.action_detail()
+
+    def on_segment_table_scrolled(self) -> None:
+        """Say which columns are in view."""
+        self._tell()
 
     def on_input_changed(self) -> None:
         """Show the schemas whose names have the text."""
@@ -150,14 +179,14 @@ class Top(App[None]):
 
     def on_input_submitted(self) -> None:
         """Go back to the table, which stays filtered."""
-        self.query_one("#segments", DataTable).focus()
+        self.query_one("#segments", SegmentTable).focus()
 
     def on_key(self, event: Key) -> None:
         """Escape shows all schemas again."""
         asked = self.query_one("#filter", Input)
         if event.key == "escape" and asked.display:
             asked.value, asked.display = "", False
-            self.query_one("#segments", DataTable).focus()
+            self.query_one("#segments", SegmentTable).focus()
 
     def _shown(self) -> list[Line]:
         part = self.query_one("#filter", Input).value.lower()
@@ -167,7 +196,7 @@ class Top(App[None]):
         # Names break ties, ascending in either direction of the column.
         self._lines.sort(key=lambda line: line.name)
         self._lines.sort(key=lambda line: line.keys[self._sort_by], reverse=self._reversed)
-        table, shown = self.query_one("#segments", DataTable), self._shown()
+        table, shown = self.query_one("#segments", SegmentTable), self._shown()
         row, scrolled = table.cursor_row, table.scroll_x
         table.clear(columns=True)
         sorted_by, mark = list(COLUMNS)[self._sort_by], "▼" if self._reversed else "▲"
@@ -177,10 +206,15 @@ class Top(App[None]):
         if shown:
             table.move_cursor(row=min(row, len(shown) - 1))
         table.scroll_to(x=scrolled, animate=False)
-        self.query_one("#status", Static).update(self._status(sorted_by, len(shown)))
+        self.call_after_refresh(self._tell)
 
-    def _status(self, sorted_by: str, shown: int) -> str:
-        part = self.query_one("#filter", Input).value
-        order = f"by {sorted_by}, {'descending' if self._reversed else 'ascending'}"
-        rest = [f"{shown} of {len(self._lines)} schemas have {part!r}"] if part else []
-        return "  |  ".join([order, *rest, *(["PAUSED"] if self._paused else [])])
+    def _tell(self) -> None:
+        """Say what the table shows: its order, the columns in view, the filter."""
+        table, part = self.query_one("#segments", SegmentTable), self.query_one("#filter", Input).value
+        parts = [f"by {list(COLUMNS)[self._sort_by]}, {'descending' if self._reversed else 'ascending'}"]
+        if table.hides_columns():
+            first, last = table.in_view()
+            parts.append(f"columns {first} to {last} of {len(COLUMNS)}, ← → shows others")
+        parts += [f"{len(self._shown())} of {len(self._lines)} schemas have {part!r}"] if part else []
+        parts += ["PAUSED"] if self._paused else []
+        self.query_one("#status", Static).update("  |  ".join(parts))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from quorin.cli.inspect import lag_rows, lag_time, newest
+from quorin.cli.inspect import NOT_READABLE, lag_rows, lag_time, newest
 from quorin.cli.repository import Names
 from quorin.engine.arrays import UInt64s
 from quorin.engine.counting import counters
@@ -21,7 +21,7 @@ from quorin.engine.format.abi import (
     W_READ_TIMES,
     W_READS,
 )
-from quorin.engine.words import count, counted, duration, size
+from quorin.engine.words import ago, count, counted, duration, size
 
 if TYPE_CHECKING:
     from quorin.engine.ops.observe import Deployment, Observer, SegmentState
@@ -73,23 +73,23 @@ _KEPT_LOOKS = 120
 
 @dataclass(slots=True)
 class History:
-    """The last rates of a whole deployment, and its lag, newest last."""
+    """The last rates of a whole deployment, and how long ago its nodes were up to date, newest last."""
 
     reads: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT_LOOKS))
     writes: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT_LOOKS))
-    lags: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT_LOOKS))
+    ages: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT_LOOKS))
 
     def add(self, before: Look, now: Look) -> None:
         """Add what two observations say."""
-        reads, writes, lag = _rates(before, now)
+        reads, writes, age = _rates(before, now)
         self.reads.append(reads)
         self.writes.append(writes)
-        self.lags.append(lag or 0.0)
+        self.ages.append(age or 0.0)
 
     def text(self, width: int) -> str:
         """All three as one line of at most ``width`` columns."""
-        bars = max(4, min(_KEPT_LOOKS, (width - 60) // 3))
-        parts = (("reads/s", self.reads, count), ("writes/s", self.writes, count), ("lag", self.lags, duration))
+        bars = max(4, min(_KEPT_LOOKS, (width - 68) // 3))
+        parts = (("reads/s", self.reads, count), ("writes/s", self.writes, count), ("up to date", self.ages, ago))
         return "   ".join(
             f"{name} {sparkline(list(values)[-bars:])} {shown(values[-1])}" for name, values, shown in parts if values
         )
@@ -108,30 +108,37 @@ def look(observer: Observer) -> Look:
 
 def lines(before: Look, now: Look, *, raw: bool = False) -> list[Line]:
     """One line per segment, with the rates between the two observations."""
-    names = Names({state.schema_name: state.schema for state in now.seen.segments if state.schema}, raw=raw)
+    names = names_of(now, raw=raw)
     return [_line(state, names.schema(state.schema_name), before, now) for state in now.seen.segments]
+
+
+def names_of(now: Look, *, raw: bool = False) -> Names:
+    """What the schemas of an observation are called."""
+    return Names({state.schema_name: state.schema for state in now.seen.segments if state.schema}, raw=raw)
 
 
 def summary(before: Look, now: Look) -> str:
     """The whole deployment in one line."""
-    read, written, lag = _rates(before, now)
+    read, written, age = _rates(before, now)
     alive = counted(sum(node.is_alive for node in now.seen.nodes), "node")
     roles = ", ".join(sorted({f"{report.role} {report.process.pid}" for report in now.seen.processes})) or "no consumer"
     return (
         f"{now.seen.address}  |  {count(read)} rows read/s  |  {count(written)} rows written/s  |  "
-        f"{alive}{'' if lag is None else f', lag {duration(lag)}'}  |  "
+        f"{alive}{'' if age is None else f', up to date {ago(age)}'}  |  "
         f"{counted(now.seen.log_entries, 'log entry')}  |  {counted(now.seen.dead_letters, 'dead letter')}  |  {roles}"
     )
 
 
 def _rates(before: Look, now: Look) -> tuple[float, float, float | None]:
-    """Rows read and written per second, and the largest lag of a node in seconds; None if no node has reported one."""
+    """Rows read and written per second, and how long ago (s) all live nodes were known to be up to date, None if no
+    node has reported it.
+    """
     seconds = max(now.at - before.at, 1e-9)
     names = [state.schema_name for state in now.seen.segments]
     read = sum(_grown(before, now, name, W_READS, W_BATCH_ROWS) for name in names) / seconds
     written = sum(_grown(before, now, name, counters.word("rows_applied")) for name in names) / seconds
-    lags = [node.lag_seconds for node in now.seen.nodes if node.is_alive and node.lag_seconds is not None]
-    return read, written, max(lags, default=None)
+    ages = [node.lag_seconds for node in now.seen.nodes if node.is_alive and node.lag_seconds is not None]
+    return read, written, max(ages, default=None)
 
 
 def percentile(times: list[int], share: float) -> float | None:
@@ -147,7 +154,7 @@ def percentile(times: list[int], share: float) -> float | None:
 def _line(state: SegmentState, shown: str, before: Look, now: Look) -> Line:
     name, seconds = state.schema_name, max(now.at - before.at, 1e-9)
     if state.stats is None:
-        cells = (shown, state.problem or "") + ("",) * (len(COLUMNS) - 2)
+        cells = (shown, NOT_READABLE) + ("",) * (len(COLUMNS) - 2)
         return Line(shown, state, cells, (shown,) + (-1.0,) * (len(COLUMNS) - 1))
     stats = state.stats
     read = _grown(before, now, name, W_READS, W_BATCH_ROWS) / seconds

@@ -26,7 +26,7 @@ from tests.support.installed import link_packages
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 DIRECTORY_LINE = 'registry = SegmentRegistry("store")'
-REDIS_LINE = 'registry = SegmentRegistry("redis://127.0.0.1:6379")'
+REDIS_LINE = 'shared_registry = SegmentRegistry("redis://127.0.0.1:6379")'
 INSTALLED_FROM = "QUORIN=$PWD "
 
 
@@ -66,7 +66,9 @@ def test_a_reader_follows_the_readme_in_order(wheel, tmp_path):
     reader = Reader(tmp_path)
     reader.install(wheel)
     quickstart, _, read_back = blocks("python")[:3]
-    reader.python(f"{quickstart}\n{read_back}\nregistry.discard(registry.open_current(UserFeatures, read_only=False))")
+    discard = re.search(r"`(registry\.discard\(.*?\))`", README)
+    assert discard
+    reader.python(f"{quickstart}\n{read_back}\n{discard[1]}")
     for name, language in [("feature_store.yaml", "yaml"), ("features.py", "python")]:
         (reader.directory / name).write_text(marked(f"file: {name}", language))
     reader.bash(marked("run", "bash"))
@@ -101,6 +103,16 @@ def test_example_command_names_what_is_there():
     assert "usage" in run([sys.executable, str(script), "--help"], ROOT, **QUICK_IMPORT)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(re.findall(r"'\.\[(\w+)\]'", README)) <= set(extras)
+
+
+def test_a_name_means_one_thing_on_the_whole_page():
+    """Blocks that are pasted into one shell, in any order after the first, find what the earlier ones left."""
+    seen: set[str] = set()
+    for block in blocks("python"):
+        tree = ast.parse(block)
+        bound = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        assert not (bound & seen), f"{sorted(bound & seen)} would be bound again by\n{block}"
+        seen |= bound
 
 
 def test_every_python_block_is_run():

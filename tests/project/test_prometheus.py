@@ -118,6 +118,10 @@ SERIES = {
         {"quorin_newest_event_age_seconds": "86401x120"},
         {"quorin_newest_event_age_seconds": "86399x120"},
     ),
+    "QuorinEventsAhead": (
+        {"quorin_newest_event_age_seconds": "-61x60"},
+        {"quorin_newest_event_age_seconds": "-59x60"},  # clocks that differ a little, and times rounded to minutes
+    ),
     "QuorinHistoryNotFlushed": (
         {"quorin_flush_failures_total": "0x20 0+1x40"},
         {"quorin_flush_failures_total": "5x60"},

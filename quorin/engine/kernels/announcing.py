@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _PATIENCE_SECONDS = 1.0
 _TEXT = "quorin: compiling kernels for this processor, up to half a minute; `quorin prewarm` does it beforehand"
 _was_announced = False
+_waited_seconds = 0.0
+"""How long this process has compiled, of the time after which it says so: many short kernels are a long wait too."""
 
 
 @contextmanager
 def announced() -> Iterator[Callable[[], None]]:
     """Tell that the block compiles: it calls the function that it is given when it begins to.
 
-    If standard error is a terminal or a notebook's, and the block takes longer, one line is written there, at most once
-    in a process.
+    If standard error is a terminal or a notebook's, and such blocks take longer together, one line is written there, at
+    most once in a process.
     """
-    timer = threading.Timer(_PATIENCE_SECONDS, _announce)
+    global _waited_seconds
+    began = 0.0
+    timer = threading.Timer(max(0.0, _PATIENCE_SECONDS - _waited_seconds), _announce)
     timer.daemon = True
+
+    def start() -> None:
+        nonlocal began
+        began = time.monotonic()
+        timer.start()
+
     try:
-        yield timer.start if _is_read() and not _was_announced else _keep_quiet
+        yield start if _is_read() and not _was_announced else _keep_quiet
     finally:
         timer.cancel()
+        if began:
+            _waited_seconds += time.monotonic() - began
 
 
 def _keep_quiet() -> None:

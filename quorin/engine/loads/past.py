@@ -131,7 +131,7 @@ class Past:
             if trimmed > begin and history is None and one.at > begin:
                 raise PastUnavailableError(
                     f"the rows of {self._name!r} at position {one.at} are not known: the log begins behind {trimmed}, "
-                    "and there is no history"
+                    "and no history was passed"
                 )
             stage = Stage(staged, begin, one.log, self._control)
             if trimmed > begin and history is not None:
@@ -146,7 +146,7 @@ class Past:
         for trimmed in self._until_still(one):
             if trimmed > after and history is None:
                 raise PastUnavailableError(
-                    f"the log begins behind {trimmed}, and there is no history: expected {after} or less"
+                    f"the log begins behind {trimmed}, and no history was passed: expected {after} or less"
                 )
             for low, high in zip(edges[::2], edges[1::2], strict=True):
                 low, high = max(low, after), min(high, load)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from heapq import nlargest
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,3 +67,22 @@ def event_times(segment: Segment, slot_count: int | None = None) -> Events:
         kernels.event_times(view.descriptor, first, last, result)
     oldest, newest = int(result[0]), int(result[1])
     return Events(None, None) if oldest > newest else Events(oldest, newest)
+
+
+def entities_after(segment: Segment, event_time_ns: int, limit: int) -> tuple[list[tuple[int, str]], int]:
+    """Rows with a later event time, and how many there are: of the newest ``limit`` the event time and the entity.
+
+    Reads the ids of all rows, which takes a second for some millions.
+    """
+    import pyarrow.compute as pc
+
+    from quorin.assembly import scan
+
+    found: list[tuple[int, str]] = []
+    count = 0
+    for batch in scan(segment, fields=[]):
+        late = batch.filter(pc.greater(batch.column("event_time_ns"), event_time_ns))
+        count += len(late)
+        pairs = zip(late.column("event_time_ns").to_pylist(), late.column("entity_id").to_pylist(), strict=True)
+        found = nlargest(limit, [*found, *pairs])
+    return found, count

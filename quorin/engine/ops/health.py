@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from quorin.engine.backend import connect
 from quorin.engine.backend.keys import DEFAULT_NAMESPACE, DEFAULT_STREAM_KEY, SEQUENCE_BITS
 from quorin.engine.log.open_load import SILENT_SECONDS, open_loads
+from quorin.engine.ops.event_times import entities_after
 from quorin.engine.ops.observe import Observer
 from quorin.engine.words import ago, count, counted, duration, size
 from quorin.errors import QuorinError, install_command
@@ -34,6 +35,7 @@ _MIN_FREE_SHARE = 0.1
 _MAX_CLOCK_SECONDS = 1.0
 _MAX_LAG_SECONDS = 10.0
 _MAX_FUTURE_SECONDS = 60.0
+_MAX_NAMED = 3
 _MAX_SILENT_SECONDS = 10.0
 _BUSY_ADVICE = (
     "the consumer does not keep up: give it its own CPU core; or it cannot write its history: `history_unavailable` in "
@@ -338,11 +340,11 @@ def _segment(state: SegmentState, observer: Observer, backend: Backend) -> Itera
     else:
         found = f"{counted(stats['rows'], 'row')} in {size(stats['bytes'])}, checksum valid, {stats['load']:.0%} full"
         yield Check(name, OK, found)
-    yield _event_times(state)
+    yield _event_times(state, observer)
     yield _lag(state, name)
 
 
-def _event_times(state: SegmentState) -> Check:
+def _event_times(state: SegmentState, observer: Observer) -> Check:
     """A row from the future blocks writes: no present event is newer."""
     name = f"event times of {state.schema_name}"
     newest_ns = state.events.newest_ns if state.events else None
@@ -351,8 +353,15 @@ def _event_times(state: SegmentState) -> Check:
     age = (time.time_ns() - newest_ns) / 1e9
     if age >= -_MAX_FUTURE_SECONDS:
         return Check(name, OK, f"the newest event was {ago(max(0.0, age))}")
-    found = f"the newest event is {duration(-age)} in the future: writes with older times are ignored"
+    limit_ns = time.time_ns() + int(_MAX_FUTURE_SECONDS * 1e9)
+    ahead, rows = entities_after(observer.segment(state.schema_name), limit_ns, _MAX_NAMED)
+    entities = ", ".join(repr(entity_id) for _, entity_id in ahead) + (
+        f" and {rows - len(ahead):,} more" * (rows > len(ahead))
+    )
+    found = f"the newest event is {duration(-age)} in the future: writes to {entities} with older times are ignored"
     advice = "fix the source of such times (clock, time zone or unit); `quorin put --event-time` overwrites the row"
+    if ahead:
+        advice += f" of {ahead[0][1]!r} from {ahead[0][0]} on"
     return Check(name, WARNING, found, advice)
 
 

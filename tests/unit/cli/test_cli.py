@@ -159,7 +159,7 @@ def test_what_is_no_text_and_no_file_is_told_in_one_line(tmp_path: Path) -> None
         (["inspect"], 0, ""),
     ):
         environment = {**os.environ, "QUORIN_CONNECTION": str(store), "QUORIN_SHM_DIR": str(tmp_path)}
-        done = run_quorin(words, environment, directory=tmp_path)
+        done = run_quorin(words, environment | {"COLUMNS": "400"}, directory=tmp_path)
         assert (done.returncode, text in done.stderr, "Traceback" in done.stderr) == (code, True, False), done.stderr
     shown = " ".join(done.stdout.split())  # a long path wraps
     assert "0 entries" in shown  # An id that does not fit the segment is refused before it is logged.

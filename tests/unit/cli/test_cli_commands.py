@@ -208,6 +208,32 @@ def test_put_applies_its_row_unless_another_process_applies_the_log(place: Place
     assert how in place.run(*words, code=1).stderr
 
 
+def test_sync_says_which_write_a_newer_one_overruled(place: Place) -> None:
+    """`a` is of EVENT_NS: what is older is in the log and takes no effect, and what is as old or newer does."""
+    (before,) = place.json("get", "a")["rows"]
+    older, newer = ("--event-time", str(EVENT_NS - 1)), ("--event-time", str(EVENT_NS + 2))
+    row = "put", "trip", "a", "score=9", "tags=[]", "--sync"
+    said = place.run(*row, *older, code=1)
+    assert "served" not in said.stdout
+    assert "is not served: the row of 'a' at position" in said.stderr
+    assert f"is newer, with the event time 2023-11-14 22:13:20.000+00:00 ({EVENT_NS})" in said.stderr
+    told = place.json(*row, *older, code=1)
+    (one,) = told["overruled_by"]
+    assert (told["is_served"], one["entity_id"], one["event_time_ns"], one["deleted"]) == (False, "a", EVENT_NS, False)
+    assert 0 < one["position"] < told["position"]
+    assert place.json("get", "a")["rows"][0]["values"] == before["values"]
+    stays = place.run("delete", "trip", "a", "b", "--sync", *newer, code=1)  # b's row is a second newer than a's
+    assert "1 deletion applied" in stays.stdout
+    assert "took no effect: the row of 'b'" in stays.stderr
+    told = place.json(*row, *older, code=1)
+    assert (told["overruled_by"][0]["deleted"], told["overruled_by"][0]["event_time_ns"]) == (True, EVENT_NS + 2)
+    assert "the deletion of 'a'" in place.run(*row, *older, code=1).stderr
+    told = place.json(*row, *newer)
+    assert (told["is_served"], told["overruled_by"]) == (True, [])
+    told = place.json(*row[:-1], *older)
+    assert (told["is_served"], told["overruled_by"]) == (None, None)
+
+
 def test_features_go_by_their_names_in_feast(place: Place) -> None:
     rides = make_schema("shop__rides", [FeatureField(name, dtype.float32) for name in ("rate__float", "a__x", "a__y")])
     place.backend.control.put_schema(rides.__name__, schema_to_json(rides))
@@ -272,11 +298,15 @@ def test_a_row_from_the_future_is_told_and_can_be_written_over(place: Place) -> 
     assert "in 1,130 d" in place.run("inspect").stdout
     checks = {check["name"]: check for check in place.json("doctor")["checks"]}
     check = checks["event times of shop__trip"]
-    found = "the newest event is 1,130 d in the future: writes with older times are ignored"
+    found = "the newest event is 1,130 d in the future: writes to 'a' with older times are ignored"
     assert (check["status"], check["found"]) == ("warning", found)
+    assert f"overwrites the row of 'a' from {future} on" in check["advice"]
     place.run("put", "trip", "a", "score=5", "tags=[]", "--event-time", str(future))
+    for number in range(1, 6):
+        place.producer.write(TRIP, f"later{number}", {"score": 1, "tags": []}, future + number)
     place.drain()
     assert place.json("get", "a")["rows"][0]["values"]["score"] == 5
+    assert "writes to 'later5', 'later4', 'later3' and 3 more with older times" in place.run("doctor").stdout
 
 
 def test_doctor_without_a_deployment_looks_at_the_machine(tmp_path: Path) -> None:

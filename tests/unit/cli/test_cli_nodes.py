@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import Any
 
 import pytest
@@ -61,6 +62,9 @@ def test_nodes_are_listed_with_what_they_lack(world: World) -> None:
         table = run(world, "nodes").stdout
         assert world.registry.node.id in table
         assert "alive" in table
+        assert re.search(r"up to date\b.*\n.* (ns|µs|ms|s) ago", table)
+        for shown in (table, run(world, "nodes", "--schemas").stdout, run(world, "nodes", "--partitions").stdout):
+            assert "lag" not in shown, "a word for rows that wait in the log"
         by_schema = run(world, "nodes", "--schemas").stdout
         assert "Trip" in by_schema
         assert str(node["replicas"][0]["position"]) in by_schema

@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 import typer
 
-from quorin.cli import app, main
+from quorin.cli import app
 from quorin.cli.repository import Names, repository
 from quorin.engine.backend import connect
 from quorin.engine.log.record import Kind, encode
@@ -52,7 +52,10 @@ online_store:
     offline_path: data/history
 """
 EVENT_NS = 1_700_000_000_000_000_000
-OTHER_WORDS = {"schema_name", "segment_name", "entity_count", "row_count", "byte_count"}
+OTHER_WORDS = {
+    "schema_name", "segment_name", "entity_count", "row_count", "byte_count", "schema_version", "path", "file_name",
+    "event_time", "age", "elapsed", "lag_rows", "log_position",
+}  # fmt: skip
 
 
 def keys_of(value: Any) -> Iterator[str]:
@@ -108,6 +111,53 @@ class FeastRepository:
 @pytest.fixture
 def repo(tmp_path: Path) -> FeastRepository:
     return FeastRepository(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("generations",), ("inspect",), ("log", "tail"), ("changes", "driver_stats", "--since", "0")],
+    ids=" ".join,
+)
+def test_a_terminal_of_80_columns_cuts_nothing_that_is_copied_elsewhere(
+    repo: FeastRepository, words: tuple[str, ...]
+) -> None:
+    repo.run("put", "Items", "i7", "tags=[]", "price=1")  # the history has all that was in the log
+    shown = repo.run(*words, COLUMNS="80").stdout
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    if words != ("inspect",):
+        told = json.dumps(repo.json(*words))
+        positions = set(re.findall(r'"position": ([0-9]+)', told))
+        assert positions
+        assert positions <= set(shown.split())
+    assert words[0] not in ("inspect", "generations") or "driver_stats" in shown.split()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("get", "1001"), ("get", "1001", "-s", "driver_stats"), ("ready",), ("ready", "--json"),
+        ("ready", "--max-lag", "1s"), ("inspect",), ("inspect", "--json"), ("inspect", "driver_stats"), ("doctor",),
+        ("top", "--once"),
+        ("scan", "driver_stats"), ("export", "driver_stats", "x.parquet"), ("snapshot", "driver_stats", "x.snapshot"),
+        ("changes", "driver_stats", "--since", "0"), ("discard", "driver_stats", "--yes"), ("generations",),
+        ("put", "driver_stats", "1001", "conv_rate=1", "--partial", "--sync"),
+        ("delete", "driver_stats", "1", "--sync"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_missing_segment_is_told_in_the_names_of_feasts_users(repo: FeastRepository, words: tuple[str, ...]) -> None:
+    for path in repo.directory.glob("shm/quorin_shop__driver_stats_*"):
+        path.unlink()
+    done = repo.run(*words, code=None)
+    assert done.returncode == (0 if words[0] in ("top", "generations") else 1)
+    shown = re.sub(r"quorin_shop__driver_stats_[0-9a-f]{20}", "", done.stdout + done.stderr)  # a file's name
+    assert "shop__" not in shown
+    assert "__float" not in shown
+    if words[0] in ("put", "delete"):
+        assert "the write is in the log at position" in shown
+    elif words[0] != "generations":
+        assert "driver_stats" in shown or "no such file" in shown
 
 
 def test_names_are_those_of_feasts_users_and_the_engines_with_raw(repo: FeastRepository) -> None:
@@ -201,6 +251,39 @@ def test_every_command_speaks_of_views_by_feasts_names(repo: FeastRepository, ra
         assert "--json" not in words or not OTHER_WORDS & set(keys_of(json.loads(done.stdout)))
     engines = re.findall(r"(?<!quorin_)shop__driver_stats\b(?!/)|conv_rate__float", said)
     assert bool(engines) == bool(raw), said
+
+
+def test_a_repository_without_a_store_is_told_what_makes_it(repo: FeastRepository) -> None:
+    for words in (("doctor",), ("inspect",)):
+        refused = repo.run(*words, code=2, STORE_DIRECTORY="data/new").stderr
+        assert re.search(r"there is no store at \S+data/new; `feast apply` makes it", refused)
+    refused = repo.run("inspect", "-c", "data/new", code=2).stderr
+    assert "there is no store at data/new\n" in refused
+
+
+def test_errors_say_what_to_do_next(repo: FeastRepository) -> None:
+    """Also where the error is told in the names of Feast's users."""
+    repo.run("snapshot", "driver_stats", "drivers.snapshot")
+    assert (
+        "stop the consumer, `quorin discard` the schema, and restore"
+        in repo.run("restore", "drivers.snapshot", code=1).stderr
+    )
+    backend = connect(str(repo.store))
+    registry = SegmentRegistry(backend, shm_dir=repo.directory / "shm")
+    with registry.open_current(DRIVERS, read_only=False) as segment:
+        segment.acquire_writer_lease()
+        assert "if it is a consumer, stop it first" in repo.run("discard", "driver_stats", "--yes", code=1).stderr
+        late = repo.run(
+            "put", "driver_stats", "1001", "conv_rate=1", "--partial", "--sync", "--timeout-ms", "50", code=1
+        ).stderr
+        assert "the write to 'driver_stats' is in the log at position" in late
+        assert "no consumer is running: run `quorin consumer" in late
+    last = backend.log().bounds().last
+    backend.log().trim(last)
+    assert repo.run("log", "tail").stdout == f"no entries; trimmed to {last}\n"
+    backend.close()
+    lost = repo.run("rollback", "UserFeatures", "--to", "position:5", "-c", str(repo.store), "--shm-dir", "shm", code=1)
+    assert "give --offline, or set QUORIN_OFFLINE" in lost.stderr
 
 
 def test_only_names_change_in_a_text() -> None:
@@ -384,25 +467,7 @@ def test_examples_run_as_printed(name: tuple[str, ...], repo: FeastRepository, m
             run_quorin(words, {**os.environ, "STORE_DIRECTORY": "data/store"}, directory=directory)
         else:
             answer = repo.run(*words)
-            assert "--json" not in words or isinstance(json.loads(answer.stdout), dict)
+            if "--json" in words:
+                assert isinstance(told := json.loads(answer.stdout), dict)
+                assert not OTHER_WORDS & set(keys_of(told))
     repository.cache_clear()
-
-
-@pytest.mark.parametrize("name", LEAVES, ids="-".join)
-def test_wrong_usage_is_one_line_and_exit_code_2(
-    name: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("QUORIN_CONNECTION", raising=False)
-    repository.cache_clear()
-    unknown, absent = (*name, "--no-such-option"), (*name, "--namespace")
-    for words in (unknown, absent) if name != ("bench",) else (unknown,):
-        monkeypatch.setattr("sys.argv", ["quorin", *words])
-        with pytest.raises(SystemExit) as end:
-            main()
-        said = capsys.readouterr()
-        assert (end.value.code, said.out) == (2, ""), words
-        first, *hint = said.err.strip().splitlines()
-        assert first.startswith("error: ")
-        assert len(hint) < 2
-        assert all(line.endswith(f"quorin {' '.join(name)} --help`") for line in hint)

@@ -17,11 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from textual.containers import VerticalScroll
 from textual.widgets import DataTable, Static
 
 from quorin.assembly import assemble, assemble_batch
-from quorin.cli.top_app import Facts, Top
+from quorin.cli.top_app import Facts, Help, Top
 from quorin.cli.top_model import COLUMNS, percentile, sparkline
+from quorin.cli.top_table import SegmentTable
 from quorin.engine.ops.observe import Observer
 from quorin.layout import insert, pack_row
 from quorin.schema import FeatureField, dtype, make_schema
@@ -114,10 +116,6 @@ def test_a_small_terminal_shows_what_matters_and_scrolls(observer: Observer) -> 
             await app.look_again()
             assert text(app, "#history").startswith("reads/s ▁")
             assert len(text(app, "#history")) <= 80
-            assert table.scroll_x == 0
-            await pilot.press("right", "right")
-            await pilot.pause()
-            assert table.scroll_x > 0
             await pilot.press("slash", *"small", "enter")
             assert names(app) == ["TopSmall"]
             assert "1 of 2 schemas have 'small'" in text(app, "#status")
@@ -125,8 +123,64 @@ def test_a_small_terminal_shows_what_matters_and_scrolls(observer: Observer) -> 
             assert names(app) == ["TopLarge", "TopSmall"]
             await pilot.press("question_mark")
             await pilot.pause()
-            assert "scroll the columns" in str(app.screen.query_one("#facts", Static).render())
+            assert "the columns that do not fit" in str(app.screen.query_one("#facts", Static).render())
             await pilot.press("escape")
+
+    asyncio.run(use())
+
+
+def test_columns_that_do_not_fit_are_told_and_come_one_by_one(observer: Observer) -> None:
+    async def use() -> None:
+        app = Top(observer, interval=60)
+        async with app.run_test(size=(80, 24)) as pilot:
+            table = app.query_one("#segments", SegmentTable)
+            await pilot.pause()
+            assert (table.scroll_x, table.in_view()[0]) == (0, 2)
+            assert f"columns 2 to {table.in_view()[1]} of {len(COLUMNS)}, ← → shows others" in text(app, "#status")
+            for first in (3, 4):  # whole columns, each next to the schema
+                await pilot.press("right")
+                await pilot.pause()
+                assert table.in_view()[0] == first
+                assert f"columns {first} to " in text(app, "#status")
+            await app.look_again()  # a refresh leaves them where they are
+            await pilot.pause()
+            assert table.in_view()[0] == 4
+            await pilot.press("left")
+            await pilot.pause()
+            assert table.in_view()[0] == 3
+            await pilot.press(*["right"] * len(COLUMNS))
+            await pilot.pause()
+            assert table.in_view()[1] == len(COLUMNS)
+            await pilot.press(*["left"] * len(COLUMNS))
+            await pilot.pause()
+            assert table.scroll_x == 0
+            await pilot.resize_terminal(300, 24)
+            await pilot.pause()
+            assert "columns" not in text(app, "#status")
+
+    asyncio.run(use())
+
+
+def test_the_question_mark_helps_in_a_detail_too(observer: Observer) -> None:
+    async def use() -> None:
+        app = Top(observer, interval=60)
+        async with app.run_test(size=(80, 24)) as pilot:
+            await pilot.press("enter")
+            await pilot.pause()
+            assert "before it grows" in str(app.screen.query_one("#facts", Static).render())
+            assert "?: help" in str(app.screen.query_one(VerticalScroll).border_subtitle)
+            await pilot.press("question_mark")
+            await pilot.pause()
+            assert isinstance(app.screen, Help)
+            for key in ("escape", "question_mark"):
+                await pilot.press(key)
+                await pilot.pause()
+                is_help = isinstance(app.screen, Help)
+                assert isinstance(app.screen, Facts), "the detail is still there"
+                assert is_help == (key == "question_mark")
+            await pilot.press("question_mark", "q", "q")
+            await pilot.pause()
+            assert not isinstance(app.screen, Facts)
 
     asyncio.run(use())
 
@@ -145,7 +199,8 @@ def test_rates_are_those_since_the_last_look(observer: Observer, segments: list[
             assert cell(app, "TopLarge", "p50").endswith(("ns", "µs"))
             assert cell(app, "TopSmall", "reads/s") == "0"
             assert cell(app, "TopLarge", "batch p99").endswith(("ns", "µs", "ms"))
-            assert "rows read/s" in str(app.query_one("#summary", Static).render())
+            assert "rows read/s" in text(app, "#summary")
+            assert "lag" not in text(app, "#summary") + text(app, "#history"), "a word for rows that wait in the log"
 
     asyncio.run(use())
 
@@ -172,6 +227,7 @@ def test_through_a_real_terminal(registry: SegmentRegistry, tmp_path: Path, segm
     os.close(slave)
     try:
         wait_for(master, "TopLarge")
+        wait_for(master, "detail")  # the keys are in the last line
         os.write(master, b"q")
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:

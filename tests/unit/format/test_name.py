@@ -22,6 +22,11 @@ def test_a_name_is_parsed_as_it_was_written() -> None:
     assert SegmentName.first("A").lineage != first.lineage
 
 
+def test_the_documents_say_what_a_file_is_called() -> None:
+    documents = Path(__file__).parents[3] / "docs"
+    assert f"`quorin_<schema>_<{len(LINE)} digits><8 digits>`" in (documents / "troubleshooting.md").read_text()
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -22,6 +22,14 @@ def test_a_terminal_is_told_once_that_kernels_compile(tmp_path: Path) -> None:
     assert seen_in_terminal(environment) == ""  # They are loaded.
 
 
+def test_kernels_that_compile_shortly_are_told_of_together() -> None:
+    """Each block compiles for less than the patience of a second, and together they take three times as long."""
+    short = "import time; from quorin.engine.kernels import announcing\n"
+    short += "for _ in range(6):\n with announcing.announced() as compiling: compiling(); time.sleep(0.5)\n"
+    assert seen_in_terminal(dict(os.environ), short).count("quorin: compiling kernels") == 1
+    assert seen_in_terminal(dict(os.environ), short.replace("compiling();", "")) == ""
+
+
 def test_a_notebook_is_told_that_kernels_compile(tmp_path: Path) -> None:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SLOW)])
     NotebookClient(notebook, timeout=180).execute(env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)})
@@ -29,11 +37,11 @@ def test_a_notebook_is_told_that_kernels_compile(tmp_path: Path) -> None:
     assert told.count("quorin: compiling kernels") == 1
 
 
-def seen_in_terminal(environment: dict[str, str]) -> str:
-    """What a process that uses two kernels writes to standard error, a terminal."""
+def seen_in_terminal(environment: dict[str, str], program: str = SLOW) -> str:
+    """What a process, by default one that uses two kernels, writes to standard error, a terminal."""
     ours, theirs = pty.openpty()
     with os.fdopen(ours, "rb", buffering=0) as screen:
-        done = subprocess.run([sys.executable, "-c", SLOW], env=environment, stderr=theirs, timeout=180)
+        done = subprocess.run([sys.executable, "-c", program], env=environment, stderr=theirs, timeout=180)
         os.write(theirs, b".")  # So that there is something to read.
         os.close(theirs)
         assert done.returncode == 0
