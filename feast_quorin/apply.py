@@ -69,10 +69,10 @@ def _apply_once(session: Session, view: StoredView, *, drops: bool) -> None:
     name = view.schema.__name__
     vacancy = session.catalogue.vacancy(name)
     stored = session.catalogue.current_schema(name)
+    if vacancy.replacing is not None and (stored is None or session.catalogue.is_left(name)):
+        session.discard(name, vacancy)  # Another machine dropped the view, and this one still has its rows.
+        vacancy = session.catalogue.vacancy(name)
     if stored is None:
-        if vacancy.replacing is not None:  # Another machine dropped the view, and this one still has its rows.
-            session.discard(name, vacancy)
-            vacancy = session.catalogue.vacancy(name)
         session.catalogue.create(view.schema, vacancy)
         return
     _check_is_a_views(session, view, stored)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from feast_quorin.convert.entity_ids import MAX_ID_BYTES
 from quorin.errors import SegmentConflictError, SegmentNotFoundError, WriterLeaseHeldError
-from quorin.hydration import at_the_first_count, begin, beginnings_of, ends_of, rebuild_segment
+from quorin.hydration import at_the_first_count, begin, beginnings_of, ends_of, is_of_dropped, rebuild_segment
 from quorin.schema import Check, Schema, checks_to_json, schema_from_json, schema_to_json
 
 if TYPE_CHECKING:
@@ -150,6 +150,10 @@ class Catalogue:
             with segment:
                 self._drop(name, stored)
                 self._discard(segment, stored, deadline)
+
+    def is_left(self, name: str) -> bool:
+        """Whether the segment here is of a view that was dropped, and is stored again since."""
+        return is_of_dropped(self._registry, name)
 
     def discard_left(self, name: str, vacancy: Vacancy) -> None:
         """Remove the segment that was current here in ``vacancy``, of a schema that was dropped, as on another machine.

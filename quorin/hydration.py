@@ -19,6 +19,7 @@ from quorin.engine.bootstrap.filling import MIN_ID_BYTES, HydrationResult, begin
 from quorin.engine.bootstrap.names import Wanted, WantedPart, one_beginning
 from quorin.engine.bootstrap.progress import logged_progress, progress_bar
 from quorin.engine.bootstrap.restore import restore_newest, restore_parts
+from quorin.engine.consumer.dropped_schemas import DroppedSchemas
 from quorin.engine.consumer.log_position import log_position_of
 from quorin.engine.ops.presence import replica_name
 from quorin.engine.repartition.first import at_the_first_count
@@ -52,6 +53,7 @@ __all__ = [
     "beginnings_of",
     "ends_of",
     "hydrate",
+    "is_of_dropped",
     "progress_bar",
     "rebuild_segment",
 ]
@@ -102,6 +104,11 @@ def hydrate(
         registry.publish(segment, replacing=lost, beginning=beginning)
     segment.close()
     return result
+
+
+def is_of_dropped(registry: SegmentRegistry, schema_name: str) -> bool:
+    """Whether this node's segment is of a schema that was dropped and is stored again since: a consumer replaces it."""
+    return DroppedSchemas(registry).begins_elsewhere(schema_name)
 
 
 def ends_of(registry: SegmentRegistry, *, stream_key: str = DEFAULT_STREAM_KEY) -> Beginnings:

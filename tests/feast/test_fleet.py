@@ -164,6 +164,23 @@ def test_a_view_is_not_made_anew_beside_a_writer_of_the_one_that_was_dropped(mac
     writer.backend.close()
 
 
+def test_rows_of_a_view_that_was_dropped_are_not_carried_into_the_one_that_is_made_anew(
+    machines: Machines, data: Path
+) -> None:
+    a, b, _ = machines.stores
+    quiet = machines.store("B", consumer="external", wait="logged")
+    push(b, 7)
+    b._get_provider().online_store.release()  # Nobody applies on B from here on, so its segment stays as it is.
+    changed = with_feature(data, Field(name="visits", dtype=Int64))
+    a.teardown()
+    a.apply(definitions(data))
+    push(a, 1)
+    quiet.apply(changed)
+    assert score(machines.store("B")) == 1
+    with SegmentRegistry(machines.server.url, shm_dir=machines.folder("B")).open_stored("shop__customer_stats") as own:
+        assert len(own) == 1
+
+
 def test_a_change_goes_on_from_one_that_another_process_makes_at_the_same_time(
     machines: Machines, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

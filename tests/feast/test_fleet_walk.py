@@ -201,6 +201,7 @@ class Walk:
         self.any_machine.ask("apply", self.fields)
         self.expected.clear()
         for machine in self.machines:
+            until(lambda machine=machine: machine.ask("read") == [None] * len(CUSTOMERS))
             machine.newest.clear()
 
     def kill(self) -> None:

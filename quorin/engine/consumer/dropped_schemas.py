@@ -11,6 +11,7 @@ from quorin.logging import get_logger
 from quorin.schema import schema_to_json
 
 if TYPE_CHECKING:
+    from quorin.engine.backend.protocols import Beginning, Beginnings
     from quorin.shm import SegmentRegistry
 
 _log = get_logger(__name__)
@@ -40,20 +41,25 @@ class DroppedSchemas:
         # In this order: a schema that is dropped after the first step is not missing, and one that is stored again
         # after it is seen to begin elsewhere at the next look.
         schemas, dropped = self._control.schemas(), self._control.dropped_schemas()
-        partitioning = self._registry.partitioning
-        beginnings = {p: self._control.beginnings(p) for p in partitioning.held}
+        beginnings = self._beginnings()
         found = []
         for name in state.currents:
-            own = state.beginning_of(name)
             if name in schemas:
-                # A partition with the same beginning had no row of the dropped schema.
-                if any(name in now and now[name] != beginning_in(own, p) for p, now in beginnings.items()):
+                if _begins_elsewhere(name, state.beginning_of(name), beginnings):
                     found.append(name)
             elif name in dropped:
                 found.append(name)
             else:
                 self.restore(name)
         return found
+
+    def begins_elsewhere(self, name: str) -> bool:
+        """Whether this node has a segment of a schema that was dropped, and is stored again."""
+        state = self._registry.node.state()
+        return name in state.currents and _begins_elsewhere(name, state.beginning_of(name), self._beginnings())
+
+    def _beginnings(self) -> dict[int, dict[str, Beginning]]:
+        return {p: self._control.beginnings(p) for p in self._registry.partitioning.held}
 
     def restore(self, name: str) -> None:
         """Store the schema of this node's segment again, unless it is stored, or was dropped."""
@@ -62,3 +68,10 @@ class DroppedSchemas:
             text = schema_to_json(segment.stored_schema)
             if self._control.restore_schema(name, text, beginning=beginning):
                 _log.warning("schema_restored", schema=name, why="the control plane had lost it")
+
+
+def _begins_elsewhere(name: str, own: Beginnings, now: dict[int, dict[str, Beginning]]) -> bool:
+    """Whether a schema begins elsewhere than the segment of it. A partition with the same beginning had no row of the
+    dropped schema.
+    """
+    return any(name in of_one and of_one[name] != beginning_in(own, p) for p, of_one in now.items())
